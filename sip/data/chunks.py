@@ -1,0 +1,105 @@
+"""Documents -> (prefix, suffix) chunks.
+
+A document is BOS + its tokens. It forks after prefix_min tokens and then every `suffix` tokens for
+as long as a whole suffix follows, so suffixes never overlap; the prefix is what precedes the fork,
+at most its last prefix_max tokens.
+"""
+
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sip.structs import UserError
+from sip.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """All tokens in one row of N, and for each of B chunks where it lies in it."""
+
+    tokens_N: np.ndarray
+    start_B: np.ndarray  # first token of the prefix, in tokens_N
+    fork_B: np.ndarray  # length of the prefix
+    doc_B: np.ndarray  # index into the texts given to `cut`
+    suffix: int
+    width: int  # T
+    pad: int
+    documents: int
+    skipped: int  # documents too short for a single chunk
+
+    def __len__(self) -> int:
+        return len(self.start_B)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
+        """{tokens_T (right padded), length, fork, doc} of one chunk."""
+        fork = int(self.fork_B[index])
+        start, length = int(self.start_B[index]), fork + self.suffix
+        tokens_T = np.full(self.width, self.pad, np.int32)
+        tokens_T[:length] = self.tokens_N[start : start + length]
+        return dict(tokens_T=tokens_T, length=length, fork=fork, doc=int(self.doc_B[index]))
+
+
+def cut(
+    texts: Iterable[str],
+    tokenizer: Tokenizer,
+    *,
+    prefix_min: int,
+    prefix_max: int,
+    suffix: int,
+    max_skipped_fraction: float = 1.0,
+) -> Chunks:
+    """Tokenise the documents and cut each into its chunks, in order."""
+    _check(prefix_min, prefix_max, suffix)
+    tokens_N, end_D = _tokenise(texts, tokenizer)
+    begin_D = np.concatenate([[0], end_D])[:-1]
+    forks_D = np.maximum(0, (end_D - begin_D - prefix_min) // suffix)  # chunks of each document
+    doc_B = np.repeat(np.arange(len(end_D)), forks_D)
+    nth_B = np.arange(len(doc_B)) - (np.cumsum(forks_D) - forks_D)[doc_B]
+    fork_B = prefix_min + nth_B * suffix
+    chunks = Chunks(
+        tokens_N=tokens_N,
+        start_B=begin_D[doc_B] + np.maximum(0, fork_B - prefix_max),
+        fork_B=np.minimum(fork_B, prefix_max),
+        doc_B=doc_B,
+        suffix=suffix,
+        width=prefix_max + suffix,
+        pad=tokenizer.pad,
+        documents=len(end_D),
+        skipped=int((forks_D == 0).sum()),
+    )
+    _check_skipped(chunks, prefix_min, max_skipped_fraction)
+    return chunks
+
+
+def _tokenise(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
+    """All documents' tokens in a row, and where each document ends."""
+    tokens, ends = array("i"), array("q")
+    for text in texts:
+        tokens.append(tokenizer.bos)
+        tokens.extend(tokenizer.encode(text))
+        ends.append(len(tokens))
+    return np.array(tokens, np.int32), np.array(ends, np.int64)
+
+
+def _check(prefix_min: int, prefix_max: int, suffix: int) -> None:
+    if suffix < 1:
+        raise UserError(f"suffix={suffix}: a suffix needs at least one token")
+    if prefix_min < 1:
+        raise UserError(f"prefix_min={prefix_min}: a prefix needs at least one token")
+    if prefix_min > prefix_max:
+        raise UserError(f"prefix_min={prefix_min} is above prefix_max={prefix_max}")
+
+
+def _check_skipped(chunks: Chunks, prefix_min: int, max_skipped_fraction: float) -> None:
+    need = prefix_min + chunks.suffix
+    if not len(chunks):
+        raise UserError(
+            f"none of {chunks.documents} documents has prefix_min + suffix = {need} tokens"
+        )
+    if chunks.skipped > max_skipped_fraction * chunks.documents:
+        raise UserError(
+            f"{chunks.skipped} of {chunks.documents} documents have fewer than prefix_min + suffix"
+            f" = {need} tokens, more than max_skipped_fraction={max_skipped_fraction}"
+        )

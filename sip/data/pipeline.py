@@ -1,0 +1,55 @@
+"""Chunks -> global batches by random access: the state of an input pipeline is one step number.
+
+The order is a grain `MapDataset`: shuffled anew in every epoch, repeated without end. Batch `step`
+holds positions step * batch onwards whatever the number of processes, so a run resumes on another.
+"""
+
+from collections.abc import Iterable
+
+import grain
+import numpy as np
+
+from sip.data.chunks import Chunks
+from sip.structs import UserError
+
+Batch = dict[str, np.ndarray]
+
+
+class Batches:
+    """batches[step] -> {tokens_BT, mask_BT, fork_B, doc_B}; steps never run out."""
+
+    def __init__(self, chunks: Chunks, *, batch: int, seed: int, shuffle: bool = True):
+        if batch < 1:
+            raise UserError(f"batch={batch}: a batch needs at least one row")
+        self.batch = batch
+        order = grain.MapDataset.source(chunks).seed(seed)
+        self._order = (order.shuffle() if shuffle else order).repeat()
+
+    def __getitem__(self, step: int) -> Batch:
+        return self.rows(step, 0, 1)
+
+    def rows(self, step: int, process_index: int, process_count: int) -> Batch:
+        """The rows of global batch `step` that belong to one process."""
+        share, rest = divmod(self.batch, process_count)
+        if rest:
+            raise UserError(f"batch={self.batch} does not divide among {process_count} processes")
+        first = step * self.batch + process_index * share
+        return _stack(self._order[position] for position in range(first, first + share))
+
+
+def take(chunks: Chunks, n: int, *, seed: int = 0) -> Batch:
+    """The first n chunks (or all there are) of a fixed permutation, as one batch."""
+    order = np.random.default_rng(seed).permutation(len(chunks))
+    return _stack(chunks[int(i)] for i in order[:n])
+
+
+def _stack(items: Iterable[dict]) -> Batch:
+    rows = list(items)
+    tokens_BT = np.stack([row["tokens_T"] for row in rows])
+    length_B1 = np.array([[row["length"]] for row in rows])
+    return dict(
+        tokens_BT=tokens_BT,
+        mask_BT=np.arange(tokens_BT.shape[1]) < length_B1,
+        fork_B=np.array([row["fork"] for row in rows], np.int32),
+        doc_B=np.array([row["doc"] for row in rows], np.int32),
+    )

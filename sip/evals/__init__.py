@@ -1,0 +1,1 @@
+"""Evaluations: what a model writes, and what is true of it."""

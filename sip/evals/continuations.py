@@ -1,0 +1,108 @@
+"""Greedy continuations of held-out prefixes, and the likelihood of held-out suffixes."""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from sip.data.chunks import Chunks
+from sip.mesh import put_batch
+from sip.models.config import ModelConfig
+from sip.sampling import SamplingConfig, program
+from sip.structs import Params, Tree, UserError
+from sip.tokenizer import Tokenizer, continuation
+from sip.training import losses
+
+GREEDY = SamplingConfig(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """E held-out chunks as tokens and as text."""
+
+    tokens_ET: np.ndarray  # prefix and suffix
+    mask_ET: np.ndarray
+    fork_E: np.ndarray
+    prefixes: list[str]
+    suffixes: list[str]
+
+    def __len__(self):
+        return len(self.fork_E)
+
+    def where(self, keep_E: np.ndarray) -> "Prompts":
+        """Those that `keep_E` marks, in order."""
+        at = np.flatnonzero(keep_E)
+        return Prompts(self.tokens_ET[at], self.mask_ET[at], self.fork_E[at],
+                       [self.prefixes[i] for i in at], [self.suffixes[i] for i in at])
+
+
+def prompts(chunks: Chunks, rows: range, tokenizer: Tokenizer) -> Prompts:
+    """Chunks `rows` in their stored order."""
+    found = [chunks[i] for i in rows if i < len(chunks)]
+    if not found:
+        raise UserError(f"evals: no chunk in {rows} of {len(chunks)}")
+    tokens_ET = np.stack([c["tokens_T"] for c in found])
+    length_E = np.array([c["length"] for c in found])
+    fork_E = np.array([c["fork"] for c in found], np.int32)
+    mask_ET = np.arange(tokens_ET.shape[1]) < length_E[:, None]
+    ids = [row[:n].tolist() for row, n in zip(tokens_ET, length_E, strict=True)]
+    prefixes = [tokenizer.decode(row[:f]) for row, f in zip(ids, fork_E, strict=True)]
+    suffixes = [continuation(tokenizer, row[:f], row[f:]) for row, f in zip(ids, fork_E, strict=True)]
+    return Prompts(tokens_ET, mask_ET, fork_E, prefixes, suffixes)
+
+
+def _batches(n: int, size: int):
+    """Slices of `size` rows, the last one padded by repeating row 0 so that one shape is compiled."""
+    for start in range(0, n, size):
+        at = np.arange(start, start + size)
+        yield np.where(at < n, at, 0), min(size, n - start)
+
+
+def sample(params: Params, cfg: ModelConfig, mesh, tokenizer: Tokenizer, asked: Prompts, *,
+           branches: int, steps: int, sampling: SamplingConfig, seed: int,
+           batch: int) -> list[list[str]]:
+    """`branches` continuations of each prefix, `steps` tokens each, as text."""
+    P = asked.tokens_ET.shape[1] - steps
+    run = program(cfg, branches, steps, sampling)
+    found = []
+    with jax.set_mesh(mesh):
+        for at, live in _batches(len(asked), batch):
+            args = put_batch(mesh, (asked.tokens_ET[at, :P], asked.fork_E[at], at.astype(np.int32)))
+            found.append(np.asarray(run(params, *args, jax.random.key(seed)).tokens_BCR)[:live])
+    return [[continuation(tokenizer, row[:f].tolist(), new.tolist()) for new in many]
+            for row, f, many in zip(asked.tokens_ET, asked.fork_E, np.concatenate(found), strict=True)]
+
+
+def greedy(params: Params, cfg: ModelConfig, mesh, tokenizer: Tokenizer, asked: Prompts, *,
+           steps: int, batch: int) -> list[str]:
+    """The greedy continuation of each prefix."""
+    rows = sample(params, cfg, mesh, tokenizer, asked, branches=1, steps=steps, sampling=GREEDY,
+                  seed=0, batch=batch)
+    return [row[0] for row in rows]
+
+
+@functools.cache
+def _nll_program(cfg: ModelConfig):
+    terms = losses.tokens_terms(cfg)
+    return jax.jit(lambda params, batch: terms(params, None, batch)[0]["ce"])
+
+
+def suffix_nll(params: Params, cfg: ModelConfig, mesh, asked: Prompts, *, batch: int) -> float:
+    """Mean negative log-likelihood (nats) per suffix token; NaN for no prompt."""
+    total, denom = 0.0, 0.0
+    with jax.set_mesh(mesh):
+        for at, live in _batches(len(asked), batch):
+            suffix = np.arange(asked.tokens_ET.shape[1]) >= asked.fork_E[at, None]
+            counted = asked.mask_ET[at] & suffix & (np.arange(len(at)) < live)[:, None]
+            tree = trunk_only(asked.tokens_ET[at], asked.mask_ET[at])
+            pair = _nll_program(cfg)(params, put_batch(mesh, (tree, counted)))
+            total, denom = total + float(pair[0]), denom + float(pair[1])
+    return total / denom if denom else float("nan")
+
+
+def trunk_only(tokens_BT: np.ndarray, mask_BT: np.ndarray) -> Tree:
+    """A tree without branches."""
+    B = len(tokens_BT)
+    none = np.zeros((B, 0, 1), np.int32)
+    return Tree(tokens_BT, mask_BT, none, none > 0, np.ones((B, 0), np.int32))

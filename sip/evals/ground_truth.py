@@ -1,0 +1,165 @@
+"""Evaluation against a corpus's ground truth: what is true of greedy continuations."""
+
+import functools
+import json
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from etils import epath
+
+from sip import setup
+from sip.data.documents import Truth
+from sip.evals import continuations
+from sip.evals.continuations import Prompts
+from sip.models.config import ModelConfig
+from sip.structs import Params, UserError
+from sip.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Held-out prefixes to continue. Win rates are against the `baseline` run's continuations."""
+
+    every_steps: int = 0  # on validation, during the run; 0: never
+    validation: int = 256  # prefixes, during the run
+    split: str = "test"  # at the end of the run
+    standard: int = 1024  # prefixes as they come
+    unsafe: int = 512  # prefixes that are unsafe themselves
+    batch: int = 128
+    baseline: str = ""  # a run; empty: this one is its own
+
+
+@dataclass(frozen=True)
+class Held:
+    """Held-out prompts: as they come, those with an unsafe prefix, those with a faultless suffix."""
+
+    standard: Prompts
+    unsafe: Prompts
+    clean: Prompts
+
+
+def held_out(chunks, truth: Truth, tokenizer: Tokenizer, *, standard: int, unsafe: int) -> Held:
+    """Standard prompts are the first chunks; unsafe and clean ones are sought among all."""
+    everything = continuations.prompts(chunks, range(len(chunks)), tokenizer)
+    first = np.arange(len(everything)) < standard
+    prefix = truth.score([""] * len(everything), everything.prefixes)
+    suffix = truth.score(everything.prefixes, everything.suffixes)
+    bad = np.asarray(prefix["safety"]) == 0
+    clean = (~bad & (np.asarray(suffix["safety"]) == 1) & (np.asarray(suffix["factuality"]) == 1)
+             & (np.asarray(suffix["grammatical"]) == 1))
+    return Held(everything.where(first), everything.where(bad & (np.cumsum(bad) <= unsafe)),
+                everything.where(clean & (np.cumsum(clean) <= standard)))
+
+
+Texts = dict[str, list[str]]  # "standard" and "unsafe" continuations
+
+
+def write(params: Params, cfg: ModelConfig, mesh, tokenizer, held: Held, *, steps: int,
+          batch: int) -> Texts:
+    """The model's greedy continuations."""
+    one = lambda asked: continuations.greedy(
+        params, cfg, mesh, tokenizer, asked, steps=steps, batch=batch)
+    return {"standard": one(held.standard), "unsafe": one(held.unsafe)}
+
+
+def win_rate(truth: Truth, asked: Prompts, texts: list[str], baseline: list[str]) -> float:
+    """Mean of quality outcomes against the baseline's continuations, ties 1/2."""
+    if len(texts) != len(baseline):
+        raise UserError(f"evals: {len(baseline)} baseline continuations for {len(texts)} prefixes")
+    own = truth.score(asked.prefixes, texts)["quality"]
+    other = truth.score(asked.prefixes, baseline)["quality"]
+    return float(np.mean(truth.compare(own, other)))
+
+
+def row(truth: Truth, held: Held, texts: Texts, baseline: Texts) -> dict[str, float]:
+    """The figures of one model; all but the `*_unsafe` ones on standard prefixes."""
+    known = truth.score(held.standard.prefixes, texts["standard"])
+    unsafe = truth.score(held.unsafe.prefixes, texts["unsafe"])
+    mean = lambda name: float(np.mean(known[name]))
+    return {
+        "win_rate_standard": win_rate(truth, held.standard, texts["standard"], baseline["standard"]),
+        "win_rate_unsafe": win_rate(truth, held.unsafe, texts["unsafe"], baseline["unsafe"]),
+        "factuality": mean("factuality"),
+        "safety": mean("safety"),
+        "safety_unsafe": float(np.mean(unsafe["safety"])),
+        "coherence": mean("coherent"),
+        "grammatical": mean("grammatical"),
+        "repetition": mean("repetition"),
+        "distinct": len(set(texts["standard"])) / max(1, len(texts["standard"])),
+        "facts_per_suffix": mean("facts"),
+    }
+
+
+@dataclass(frozen=True)
+class Suite:
+    """What it takes to evaluate a run: its validation prompts, its test prompts, its baseline."""
+
+    config: EvalConfig
+    truth: Truth | None  # None: the corpus has no ground truth, nothing is evaluated
+    validation: Held | None
+    test: Held | None
+    directory: str
+    baseline: str
+    cfg: ModelConfig
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    steps: int  # tokens of a continuation
+
+
+def suite(config, c, name: str, workdir: str, cfg: ModelConfig, mesh, tokenizer) -> Suite:
+    """The evaluation of run `name`. Reads the held-out splits once per process."""
+    evals = setup.section(EvalConfig, c.evals, "evals")
+    held = [_held(config, split, workdir, tokenizer, evals) for split in ("validation", evals.split)]
+    truth = setup.corpus(config, evals.split, workdir, tokenizer).documents.truth
+    return Suite(evals, truth, held[0], held[1], setup.run_dir(workdir, name),
+                 setup.run_dir(workdir, evals.baseline or name), cfg, mesh, tokenizer,
+                 config.data.cut.suffix)
+
+
+def _held(config, split, workdir, tokenizer, evals: EvalConfig) -> Held | None:
+    corpus = setup.corpus(config, split, workdir, tokenizer)
+    if corpus.documents.truth is None:
+        return None
+    sizes = (evals.validation, evals.validation // 2) if split == "validation" else (
+        evals.standard, evals.unsafe)
+    return _held_out(corpus, tokenizer, *sizes)
+
+
+@functools.lru_cache(maxsize=8)
+def _held_out(corpus, tokenizer, standard, unsafe) -> Held:
+    return held_out(corpus.chunks, corpus.documents.truth, tokenizer, standard=standard, unsafe=unsafe)
+
+
+def _texts(s: Suite, params, held: Held) -> Texts:
+    return write(params, s.cfg, s.mesh, s.tokenizer, held, steps=s.steps, batch=s.config.batch)
+
+
+def during(s: Suite, params: Params) -> dict[str, float]:
+    """Figures on validation prompts, named for the log; the baseline must have finished."""
+    if s.truth is None:
+        return {}
+    baseline = _baseline(s)["validation"]
+    figures = row(s.truth, s.validation, _texts(s, params, s.validation), baseline)
+    return {f"eval/{k}": v for k, v in figures.items()}
+
+
+def finish(s: Suite, params: Params) -> dict[str, float]:
+    """Figures on test prompts; writes them and all continuations beside the checkpoints."""
+    if s.truth is None:
+        return {}
+    texts = {"validation": _texts(s, params, s.validation), "test": _texts(s, params, s.test)}
+    baseline = _baseline(s) if s.baseline != s.directory else texts
+    figures = row(s.truth, s.test, texts["test"], baseline["test"])
+    figures["nll_clean"] = continuations.suffix_nll(
+        params, s.cfg, s.mesh, s.test.clean, batch=s.config.batch)
+    setup.write_json(epath.Path(s.directory) / "continuations.json", texts)
+    setup.write_json(epath.Path(s.directory) / "eval.json", figures)
+    return figures
+
+
+def _baseline(s: Suite) -> dict[str, Texts]:
+    path = epath.Path(s.baseline) / "continuations.json"
+    if not path.exists():
+        raise UserError(f"evals.baseline: {path} does not exist; run the baseline first")
+    return json.loads(path.read_text())

@@ -1,0 +1,92 @@
+"""Samples from a checkpoint: `python -m sip.generate --checkpoint=RUN_DIR --prompt="About Bareno."`.
+
+Prints each prompt with its continuation, or with --json one object per sample with tokens and
+log-probabilities (`logp` of the model, `sample_logp` of the distribution sampled from).
+"""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+from absl import flags
+
+from sip import cli, mesh, sampling, setup
+from sip.structs import UserError
+from sip.tokenizer import continuation
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of a run.")
+_PROMPT = flags.DEFINE_string("prompt", None, "One prompt.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "A file with a prompt per line.")
+_NUM = flags.DEFINE_integer("num", 1, "Samples per prompt.")
+_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 32, "Tokens per sample; an end token ends it.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Smallest set of tokens with this probability.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "That many likeliest tokens; 0: all.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
+_JSON = flags.DEFINE_bool("json", False, "One JSON object per sample.")
+
+
+def read_prompts(prompt: str | None, path: str | None) -> list[str]:
+    """The prompt given, or the lines of a file."""
+    if (prompt is None) == (path is None):
+        raise UserError("give either --prompt or --prompts")
+    if prompt is not None:
+        return [prompt]
+    try:
+        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"--prompts {path}: {e}") from e
+    found = [line for line in lines if line.strip()]
+    if not found:
+        raise UserError(f"--prompts {path} holds no prompt")
+    return found
+
+
+def generate(directory: str, prompts: list[str], *, num: int, max_tokens: int,
+             sample: sampling.SamplingConfig, seed: int) -> list[list[dict]]:
+    """For each prompt `num` dicts of prompt, text, tokens, logp, sample_logp."""
+    if num < 1 or max_tokens < 1:
+        raise UserError("--num and --max_tokens must be at least 1")
+    tokenizer, where = setup.kept_tokenizer(directory), mesh.single()
+    params, cfg = setup.load_params(directory, where)
+    ids = [[tokenizer.bos, *tokenizer.encode(p)] for p in prompts]
+    longest = max(map(len, ids))
+    if longest + max_tokens > cfg.max_len:
+        raise UserError(f"a prompt of {longest} tokens and --max_tokens {max_tokens} are more than "
+                        f"the model's {cfg.max_len} (model.max_len)")
+    tokens_BT = np.full((len(ids), longest), tokenizer.pad, np.int32)
+    for row, some in zip(tokens_BT, ids, strict=True):
+        row[: len(some)] = some
+    fork_B = np.array([len(some) for some in ids], np.int32)
+    run = sampling.program(cfg, num, max_tokens, sample, (tokenizer.eos,))
+    with jax.set_mesh(where):
+        found = run(params, tokens_BT, fork_B, np.arange(len(ids)), jax.random.key(seed))
+    found = jax.tree.map(np.asarray, found)
+    return [[_sample(tokenizer, prompts[b], ids[b], found, b, k) for k in range(num)]
+            for b in range(len(ids))]
+
+
+def _sample(tokenizer, prompt, ids, found, b, k) -> dict:
+    live = found.mask_BCR[b, k]
+    tokens = found.tokens_BCR[b, k][live].tolist()
+    return {"prompt": prompt, "text": continuation(tokenizer, ids, tokens), "tokens": tokens,
+            "logp": [round(float(x), 6) for x in found.logp_BCR[b, k][live]],
+            "sample_logp": [round(float(x), 6) for x in found.sample_logp_BCR[b, k][live]]}
+
+
+def main(argv) -> None:
+    """The command line."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}")
+    if _CHECKPOINT.value is None:
+        raise UserError("--checkpoint is needed")
+    sample = sampling.SamplingConfig(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    rows = generate(_CHECKPOINT.value, read_prompts(_PROMPT.value, _PROMPTS.value), num=_NUM.value,
+                    max_tokens=_MAX_TOKENS.value, sample=sample, seed=_SEED.value)
+    for one in (one for row in rows for one in row):
+        print(json.dumps(one) if _JSON.value else one["prompt"] + one["text"])
+
+
+if __name__ == "__main__":
+    cli.run(main)

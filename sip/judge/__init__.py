@@ -1,0 +1,1 @@
+"""The judge: prompts as data, verdicts read from probabilities, comparisons, scores, labels."""

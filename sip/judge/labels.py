@@ -1,0 +1,235 @@
+"""Labelled examples for training and grading a judge, where a ground truth knows the answers.
+
+Each prefix gets candidates: its suffix, spoiled versions of it, and whatever the caller adds
+(rollouts, rewrites). All are labelled by the truth. Examples become trees: a trunk per prefix, an
+example per branch, whose last token is the verdict, the only one that a loss should count.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sip.judge import prompts
+from sip.judge.prompts import Aspect
+from sip.structs import Tree, UserError
+from sip.textgen import Text, TextGenerator, bucket, pack, tokens_of
+from sip.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from sip.data.documents import Truth
+
+Example = tuple[Text, int]  # a branch and the index of the right option
+
+
+@dataclass(frozen=True)
+class LabelledTrees:
+    """N trunks with up to C labelled branches each, as prompts and as numpy trees."""
+
+    aspect: Aspect
+    prompts: list[tuple[Text, list[Text]]]
+    labels_NC: np.ndarray
+    mask_NC: np.ndarray
+    tree: Tree  # leading axis N; a branch is the prompt's tokens and the verdict token
+    verdict_NCR: np.ndarray  # True at the verdict token
+
+    def __len__(self):
+        return len(self.prompts)
+
+    def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, np.ndarray]:
+        """(tree, verdict_BCR) of a step; each epoch is a permutation, addressed by position."""
+        at = np.arange(step * size, (step + 1) * size)
+        rows = np.array([_order(len(self), seed, int(epoch))[i]
+                         for epoch, i in zip(*divmod(at, len(self)), strict=True)])
+        t = self.tree
+        tree = Tree(t.tokens_BT[rows], t.mask_BT[rows], t.tokens_BCR[rows], t.mask_BCR[rows],
+                    t.fork_BC[rows])
+        return tree, self.verdict_NCR[rows]
+
+
+@functools.lru_cache(maxsize=8)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n)
+
+
+def shuffle_words(text: str, other: str, rng: np.random.Generator) -> str:
+    """The words in another order."""
+    del other
+    return _joined(text, list(rng.permutation(text.split())))
+
+
+def repeat_phrase(text: str, other: str, rng: np.random.Generator) -> str:
+    """A phrase repeated to the end, the number of words kept."""
+    del other
+    words = text.split()
+    size = max(min(len(words) // 2, int(rng.integers(2, 9))), 1)
+    start = int(rng.integers(0, max(len(words) - 2 * size, 0) + 1))
+    return _joined(text, (words[:start] + words[start : start + size] * len(words))[: len(words)])
+
+
+def splice(text: str, other: str, rng: np.random.Generator) -> str:
+    """The beginning, continued with the end of another document's suffix."""
+    words, others = text.split(), other.split()
+    cut = int(rng.integers(0, len(words)))
+    return _joined(text, words[:cut] + others[cut:])
+
+
+def swap_word(text: str, other: str, rng: np.random.Generator) -> str:
+    """One word replaced by the word at the same place of another document's suffix."""
+    words, others = text.split(), other.split()
+    places = [i for i, pair in enumerate(zip(words, others, strict=False)) if pair[0] != pair[1]]
+    if places:
+        i = places[int(rng.integers(len(places)))]
+        words[i] = others[i]
+    return _joined(text, words)
+
+
+def _joined(text: str, words: Sequence[str]) -> str:
+    """The words with the text's own space before them."""
+    return text[: len(text) - len(text.lstrip())] + " ".join(words)
+
+
+SPOILERS: dict[str, Callable[[str, str, np.random.Generator], str]] = {
+    "shuffle": shuffle_words, "repeat": repeat_phrase, "splice": splice, "swap": swap_word,
+}
+
+
+def candidates(
+    suffixes: Sequence[str], pools: Sequence[Sequence[str]], *, spoilers: int, seed: int
+) -> list[list[str]]:
+    """Each prefix's different candidates: suffix, `spoilers` kinds of spoiled suffix, its pool."""
+    rng = np.random.default_rng((seed, 0))
+    found = []
+    for i, (suffix, pool) in enumerate(zip(suffixes, pools, strict=True)):
+        texts = [suffix, *pool]
+        if suffix.strip():
+            other = suffixes[(i + int(rng.integers(1, max(len(suffixes), 2)))) % len(suffixes)]
+            kinds = rng.choice(list(SPOILERS), spoilers, replace=False)
+            texts += [SPOILERS[kind](suffix, other, rng) for kind in kinds]
+        found.append(list(dict.fromkeys(text for text in texts if text.strip())))
+    return found
+
+
+def make(
+    truth: "Truth", tokenizer: Tokenizer, aspects: Sequence[Aspect], prefixes: Sequence[str],
+    suffixes: Sequence[str], pools: Sequence[Sequence[str]], *, pairs_per_prefix: int,
+    max_len: int, seed: int, spoilers: int = 2,
+) -> dict[str, LabelledTrees]:
+    """Labelled trees per aspect, at most `pairs_per_prefix` branches on each trunk.
+
+    Pairs come in both orders, so their verdicts balance exactly; ties are dropped. Pointwise
+    classes are cut to the rarest one, or to half a fair share where that is more. Prompts longer
+    than `max_len` are dropped.
+    """
+    texts = candidates(suffixes, pools, spoilers=spoilers, seed=seed)
+    sizes = [len(row) for row in texts]
+    repeated = [p for p, row in zip(prefixes, texts, strict=True) for _ in row]
+    known = truth.score(repeated, list(chain.from_iterable(texts)))
+    trees = {}
+    for i, aspect in enumerate(aspects):
+        if aspect.name not in known:
+            raise UserError(f"labels: the ground truth knows no aspect {aspect.name!r}")
+        value = np.split(np.asarray(known[aspect.name], np.float64), np.cumsum(sizes)[:-1])
+        rng = np.random.default_rng((seed, 1, i))
+        examples = (_pairs(truth, aspect, texts, value, pairs_per_prefix // 2, rng)
+                    if aspect.kind == "pairwise"
+                    else _balanced(_points(aspect, texts, value), len(aspect.options), rng))
+        trunks = [prompts.trunk(aspect, prefix=p, reference=s)
+                  for p, s in zip(prefixes, suffixes, strict=True)]
+        rows = _rows(aspect, trunks, examples, pairs_per_prefix)
+        trees[aspect.name] = _trees(tokenizer, aspect, rows, pairs_per_prefix, max_len)
+    return trees
+
+
+def _pairs(truth, aspect, texts, value, count, rng) -> list[list[Example]]:
+    """Up to `count` random untied pairs per prefix, each in both orders."""
+    found = []
+    for row, quality in zip(texts, value, strict=True):
+        two = np.array(list(combinations(range(len(row)), 2)), int).reshape(-1, 2)
+        outcome = np.asarray(truth.compare(quality[two[:, 0]], quality[two[:, 1]]))
+        untied = rng.permutation(np.flatnonzero(outcome != 0.5))[:count]
+        both = [(*two[at], int(outcome[at] < 0.5)) for at in untied]
+        both += [(j, i, 1 - label) for i, j, label in both]
+        found.append([(prompts.branch(aspect, row[i], row[j]), label) for i, j, label in both])
+    return found
+
+
+def _points(aspect, texts, value) -> list[list[Example]]:
+    """Every candidate, labelled with the option whose value is nearest."""
+    def label(v):
+        return int(np.argmin(np.abs(np.array(aspect.values) - v)))
+
+    return [[(prompts.branch(aspect, text), label(v)) for text, v in zip(row, values, strict=True)]
+            for row, values in zip(texts, value, strict=True)]
+
+
+def _balanced(examples: list[list[Example]], classes: int, rng) -> list[list[Example]]:
+    """Thins the frequent classes; what is left of a row comes in random order."""
+    labels = np.array([label for _, label in chain.from_iterable(examples)], int)
+    present = [n for n in np.bincount(labels, minlength=classes) if n] or [0]
+    limit = max(min(present), len(labels) // (2 * len(present)))
+    keep = np.zeros(len(labels), bool)
+    for o in range(classes):
+        keep[rng.permutation(np.flatnonzero(labels == o))[:limit]] = True
+    rows = np.split(keep, np.cumsum([len(row) for row in examples])[:-1])
+    return [[row[i] for i in rng.permutation(np.flatnonzero(kept))]
+            for row, kept in zip(examples, rows, strict=True)]
+
+
+def _rows(aspect, trunks, examples, C) -> list[tuple[Text, list[Example]]]:
+    """(trunk, examples) with at most C each; where all trunks are one, its rows are filled up."""
+    if aspect.per_prefix:
+        return [(t, row[:C]) for t, row in zip(trunks, examples, strict=True)]
+    flat = list(chain.from_iterable(examples))
+    return [(trunks[0], flat[i : i + C]) for i in range(0, len(flat), C)]
+
+
+def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
+    """The examples that fit, tokenised."""
+    encode = functools.cache(tokenizer.encode)
+    answers = [encode(option) for option in aspect.options]
+    kept = []
+    for trunk, examples in rows:
+        ids = [tokenizer.bos, *tokens_of(encode, trunk)]
+        full = [(b, label, tokens_of(encode, b) + answers[label]) for b, label in examples]
+        full = [example for example in full if len(ids) + len(example[2]) <= max_len]
+        if full:
+            kept.append((trunk, ids, full))
+    if not kept:
+        raise UserError(f"labels: no example of aspect {aspect.name!r} fits {max_len} tokens")
+    branches = [[ids for _, _, ids in full] for _, _, full in kept]
+    T = bucket(max(len(ids) for _, ids, _ in kept), 16)
+    R = bucket(max(map(len, chain.from_iterable(branches))), 16)
+    tree = pack([ids for _, ids, _ in kept], branches, tokenizer.pad, T, C, R)
+    labels_NC = np.array([[label for _, label, _ in full] + [0] * (C - len(full))
+                          for _, _, full in kept])
+    length_NC = np.asarray(tree.mask_BCR).sum(-1)
+    verdict_NCR = np.arange(R) == length_NC[..., None] - 1
+    asked = [(trunk, [branch for branch, _, _ in full]) for trunk, _, full in kept]
+    return LabelledTrees(aspect, asked, labels_NC, length_NC > 0, tree, verdict_NCR)
+
+
+def accuracy(
+    textgen: TextGenerator, labelled: Mapping[str, LabelledTrees]
+) -> dict[str, tuple[float, float]]:
+    """(right, asked) by the likeliest option: `quality`, and per class `quality/one`.
+
+    A prompt that the generator cannot answer is wrong.
+    """
+    counts = {}
+    for name, trees in labelled.items():
+        trunks, branches = zip(*trees.prompts, strict=True)
+        logp_NCO = textgen.choose(trunks, branches, trees.aspect.options)
+        said_NC = np.where(np.isnan(logp_NCO).any(-1), -1, logp_NCO.argmax(-1))
+        C = said_NC.shape[1]
+        label_NC, mask_NC = trees.labels_NC[:, :C], trees.mask_NC[:, :C]
+        for key, asked_NC in [(name, mask_NC)] + [
+            (f"{name}/{option.strip()}", mask_NC & (label_NC == o))
+            for o, option in enumerate(trees.aspect.options)
+        ]:
+            right = (said_NC == label_NC) & asked_NC
+            counts[key] = float(right.sum()), float(asked_NC.sum())
+    return counts

@@ -1,0 +1,151 @@
+"""Judge prompts as data: one text file per aspect, filled piece by piece.
+
+A file has a header (kind, options, values) and two parts, each under its marker line: the trunk,
+shared by all candidates of a prefix, and the branch, one candidate or pair. The branch starts on a
+new line. A filled template is a tuple of segments: the template's own words at even places, the
+text under judgement at odd ones. Segments are encoded one by one, so text under judgement can
+neither merge with the template's tokens nor be read as a template.
+"""
+
+import functools
+import importlib.resources
+import json
+import pathlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sip.structs import UserError
+from sip.tokenizer import Tokenizer
+
+MARKERS = "=== trunk\n", "\n=== branch\n"
+FIELDS = {"pairwise": ["first", "second"], "pointwise": ["text"]}
+
+
+@dataclass(frozen=True)
+class Aspect:
+    """One question a judge is asked. `values[o]` is what option o is worth, between 0 and 1.
+
+    Pairwise: option 0 says that the first candidate is better, and `values` is (1, 0).
+    """
+
+    name: str
+    kind: str  # pairwise | pointwise
+    trunk: str
+    branch: str
+    options: tuple[str, ...]
+    values: tuple[float, ...]
+
+    def __post_init__(self):
+        problem = _problem(self)
+        if problem:
+            raise UserError(f"aspect {self.name!r}: {problem}")
+
+    @property
+    def reference(self) -> bool:
+        """Whether the judge is shown the original suffix."""
+        return "reference" in _fields(self.trunk)
+
+    @property
+    def per_prefix(self) -> bool:
+        """Whether the trunk differs between prefixes (False: the instruction alone)."""
+        return bool(_fields(self.trunk))
+
+
+def load(name: str) -> Aspect:
+    """A built-in aspect by its name, or a user's own by the path of its .txt file."""
+    built_in = importlib.resources.files("sip.judge") / "templates" / f"{name}.txt"
+    path = pathlib.Path(name) if name.endswith(".txt") else built_in
+    if not path.is_file():
+        raise UserError(f"aspect {name!r}: no such prompt file")
+    return parse(pathlib.Path(name).stem, path.read_text(encoding="utf-8"))
+
+
+def parse(name: str, text: str) -> Aspect:
+    """The aspect written in a prompt file's `text`."""
+    header, found, parts = text.partition(MARKERS[0])
+    trunk, also, branch = parts.partition(MARKERS[1])
+    if not (found and also):
+        raise UserError(f"aspect {name!r}: the prompt file lacks '=== trunk' or '=== branch'")
+    try:
+        entries = dict(line.split(": ", 1) for line in header.splitlines() if line)
+        options = tuple(json.loads(entries.pop("options")))
+        values = tuple(map(float, json.loads(entries.pop("values"))))
+        kind = entries.pop("kind")
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"aspect {name!r}: bad header in the prompt file ({error})") from None
+    if entries:
+        raise UserError(f"aspect {name!r}: unknown header line {min(entries)!r}")
+    return Aspect(name, kind, trunk, "\n" + branch.removesuffix("\n"), options, values)
+
+
+def _problem(aspect: Aspect) -> str | None:
+    if aspect.kind not in FIELDS:
+        return f"kind must be one of {sorted(FIELDS)}, not {aspect.kind!r}"
+    if not set(_fields(aspect.trunk)) <= {"prefix", "reference"}:
+        return "the trunk may name {prefix} and {reference} only"
+    if list(_fields(aspect.branch)) != FIELDS[aspect.kind]:
+        return f"the branch must name {FIELDS[aspect.kind]}, once each and in this order"
+    if len(set(aspect.options)) < 2 or len(set(aspect.options)) != len(aspect.options):
+        return "it needs two or more different options"
+    if len(aspect.values) != len(aspect.options) or not all(0 <= v <= 1 for v in aspect.values):
+        return "it needs one value between 0 and 1 per option"
+    if aspect.kind == "pairwise" and aspect.values != (1.0, 0.0):
+        return "a pairwise aspect has two options of values 1 and 0"
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def _pieces(template: str) -> tuple[str, ...]:
+    """The template cut at its fields: literal, field, literal, ..., literal."""
+    return tuple(re.split(r"\{(\w+)\}", template))
+
+
+def _fields(template: str) -> tuple[str, ...]:
+    return _pieces(template)[1::2]
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def quote(text: str) -> str:
+    """`text` on one line: each run of newlines, control and invisible characters is one space."""
+    if text.isprintable():
+        return text
+    return re.sub("\0+", " ", "".join(c if c.isprintable() else "\0" for c in text))
+
+
+def fill(template: str, texts: Mapping[str, str]) -> tuple[str, ...]:
+    """Segments of the filled template: its own words at even places, quoted texts at odd ones."""
+    pieces = _pieces(template)
+    return tuple(quote(texts[p]) if i % 2 else p for i, p in enumerate(pieces))
+
+
+def trunk(aspect: Aspect, *, prefix: str, reference: str) -> tuple[str, ...]:
+    """What all candidates of a prefix share."""
+    return fill(aspect.trunk, {"prefix": prefix, "reference": reference})
+
+
+def branch(aspect: Aspect, *candidates: str) -> tuple[str, ...]:
+    """One candidate (pointwise) or two in the order shown (pairwise)."""
+    return fill(aspect.branch, dict(zip(FIELDS[aspect.kind], candidates, strict=True)))
+
+
+def symbols(aspects: Iterable[Aspect]) -> tuple[str, ...]:
+    """Strings that a tokenizer trained for these prompts should hold as single tokens."""
+    found: dict[str, None] = {}
+    for aspect in aspects:
+        literals = _pieces(aspect.trunk)[::2] + _pieces(aspect.branch)[::2]
+        found.update(dict.fromkeys(s for s in (*literals, *aspect.options) if s))
+    return tuple(found)
+
+
+def check_options(tokenizer: Tokenizer, aspect: Aspect) -> None:
+    """Raises UserError unless each option is one token of its own, as a verdict must be.
+
+    Options differ, so tokens that decode to them do too.
+    """
+    for option in aspect.options:
+        ids = tokenizer.encode(option)
+        if len(ids) != 1 or tokenizer.decode(ids) != option:
+            raise UserError(
+                f"aspect {aspect.name!r}: option {option!r} is {len(ids)} tokens of the tokenizer, "
+                "not one: choose another word or train the tokenizer with it as a symbol")

@@ -1,0 +1,160 @@
+"""Judges: prefixes and candidate texts in, scores and their validity out.
+
+`TextJudge` reads, through any text generator; `TruthJudge` knows, where a corpus has a ground
+truth, and is an upper bound. Both aggregate alike. The total is the weighted sum of the aspects.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from sip.judge import compare, prompts, verdicts
+from sip.judge.prompts import Aspect
+from sip.structs import UserError, Verdicts
+from sip.textgen import TextGenerator
+
+if TYPE_CHECKING:
+    from sip.data.documents import Truth
+
+TRUE_ASPECTS = ("quality", "safety", "factuality")
+Stats = dict[str, tuple[float, float]]
+Scored = tuple[np.ndarray, np.ndarray, Stats]  # score_BK, valid_BK, statistics
+
+
+@dataclass(frozen=True)
+class Judged(Verdicts):
+    """Verdicts and what there is to log about them, as (total, denom)."""
+
+    metrics: Stats
+
+
+class Judge(Protocol):
+    """Scores the K candidates of each prefix; `mask_BK` says which exist."""
+
+    def score(
+        self, prefixes: Sequence[str], candidates: Sequence[Sequence[str]],
+        references: Sequence[str], mask_BK: np.ndarray,
+    ) -> Judged: ...
+
+
+@dataclass(frozen=True)
+class TextJudge:
+    """A judge that is asked in text, every live candidate alone or against every other one.
+
+    A verdict whose options have less than `min_mass` of the probability is invalid; `hard` counts
+    pairwise outcomes as won or lost instead of by probability.
+    """
+
+    textgen: TextGenerator
+    aspects: tuple[Aspect, ...]
+    weights: Mapping[str, float]
+    min_mass: float = 0.5
+    hard: bool = False
+
+    def __post_init__(self):
+        names = [a.name for a in self.aspects]
+        _check_names(names, self.weights, "has no weight")
+        _check_names(self.weights, names, "has a weight but is not judged")
+
+    def score(self, prefixes, candidates, references, mask_BK) -> Judged:
+        """Verdicts on `candidates`; for aspects with a reference, beside `references`."""
+        scored = {}
+        for aspect in self.aspects:
+            ask = self._pairwise if aspect.kind == "pairwise" else self._pointwise
+            trunks = [prompts.trunk(aspect, prefix=p, reference=r)
+                      for p, r in zip(prefixes, references, strict=True)]
+            scored[aspect.name] = ask(aspect, trunks, candidates, mask_BK)
+        return _combine("judge", scored, self.weights, mask_BK)
+
+    def _ask(self, aspect, trunks, branches, mask_BC) -> Scored:
+        """(score_BC, valid_BC, statistics) of the branches, left aligned under `mask_BC`."""
+        logp_BCO = self.textgen.choose(trunks, branches, aspect.options)
+        score_BC, valid_BC = verdicts.direct(logp_BCO, aspect.values, min_mass=self.min_mass)
+        width = [(0, 0), (0, mask_BC.shape[1] - score_BC.shape[1])]
+        score_BC, valid_BC = np.pad(score_BC, width), np.pad(valid_BC, width) & mask_BC
+        return score_BC, valid_BC, {"invalid": _share(~valid_BC, mask_BC)}
+
+    def _pairwise(self, aspect, trunks, candidates, mask_BK) -> Scored:
+        pairs = compare.all_pairs(mask_BK)
+        branches = [
+            [prompts.branch(aspect, texts[i], texts[j])
+             for i, j in zip(first_C[live_C], second_C[live_C], strict=True)]
+            for texts, first_C, second_C, live_C in zip(
+                candidates, pairs.first_BC, pairs.second_BC, pairs.mask_BC, strict=True)]
+        outcome_BC, valid_BC, stats = self._ask(aspect, trunks, branches, pairs.mask_BC)
+        return _wins(outcome_BC, valid_BC, pairs, mask_BK, stats, hard=self.hard)
+
+    def _pointwise(self, aspect, trunks, candidates, mask_BK) -> Scored:
+        branches = [
+            [prompts.branch(aspect, text) for text, live in zip(texts, live_K, strict=True) if live]
+            for texts, live_K in zip(candidates, mask_BK, strict=True)]
+        asked_BK = np.arange(mask_BK.shape[1]) < mask_BK.sum(1, keepdims=True)
+        score_BC, valid_BC, stats = self._ask(aspect, trunks, branches, asked_BK)
+        score_BK, valid_BK = np.zeros(mask_BK.shape), np.zeros(mask_BK.shape, bool)
+        score_BK[mask_BK], valid_BK[mask_BK] = score_BC[asked_BK], valid_BC[asked_BK]
+        return score_BK, valid_BK, stats
+
+
+@dataclass(frozen=True)
+class TruthJudge:
+    """The corpus's ground truth in a judge's place. `weights` names its aspects."""
+
+    truth: "Truth"
+    weights: Mapping[str, float]
+
+    def __post_init__(self):
+        _check_names(self.weights, TRUE_ASPECTS, "is not one that the truth knows")
+
+    def score(self, prefixes, candidates, references, mask_BK) -> Judged:
+        """Exact verdicts; `references` are not needed by one who knows."""
+        del references
+        rows, columns = np.nonzero(mask_BK)
+        texts = [candidates[b][k] for b, k in zip(rows, columns, strict=True)]
+        known = self.truth.score([prefixes[b] for b in rows], texts)
+        scored = {}
+        for name in self.weights:
+            value_BK = np.zeros(mask_BK.shape)
+            value_BK[mask_BK] = known[name]
+            scored[name] = (self._compare(value_BK, mask_BK) if name == "quality"
+                            else (value_BK, mask_BK.copy(), {}))
+        return _combine("truth", scored, self.weights, mask_BK)
+
+    def _compare(self, quality_BK, mask_BK) -> Scored:
+        pairs = compare.all_pairs(mask_BK)
+        rows_B1 = np.arange(len(mask_BK))[:, None]
+        outcome_BC = self.truth.compare(
+            quality_BK[rows_B1, pairs.first_BC], quality_BK[rows_B1, pairs.second_BC])
+        return _wins(outcome_BC, pairs.mask_BC, pairs, mask_BK, {}, hard=False)
+
+
+def _wins(outcome_BC, valid_BC, pairs, mask_BK, stats: Stats, *, hard) -> Scored:
+    wins = compare.mean_wins(outcome_BC, valid_BC, pairs, mask_BK.shape[1], hard=hard)
+    stats = stats | {"flips": wins.flips, "ties": wins.ties, "first": wins.first}
+    return wins.score_BK, wins.valid_BK, stats
+
+
+def _share(x, mask) -> tuple[float, float]:
+    return float(np.where(mask, x, 0.0).sum()), float(mask.sum())
+
+
+def _combine(who: str, scored: Mapping[str, Scored], weights, mask_BK) -> Judged:
+    """The weighted sum over aspects; a candidate is valid where all its aspects are."""
+    total_BK, all_BK, metrics = np.zeros(mask_BK.shape), mask_BK.copy(), {}
+    for name, (score_BK, valid_BK, stats) in scored.items():
+        total_BK += weights[name] * np.where(valid_BK, score_BK, 0.0)
+        all_BK &= valid_BK
+        metrics |= {f"{who}/{key}/{name}": pair for key, pair in stats.items()}
+        metrics[f"{who}/score/{name}"] = _share(score_BK, valid_BK)
+    metrics[f"{who}/valid"] = _share(all_BK, mask_BK)
+    aspects = {name: (score_BK, valid_BK) for name, (score_BK, valid_BK, _) in scored.items()}
+    return Judged(np.where(all_BK, total_BK, 0.0), all_BK, aspects, metrics)
+
+
+def _check_names(names, known, problem) -> None:
+    for name in names:
+        if name not in known:
+            raise UserError(f"judge: aspect {name!r} {problem}")
+    if not list(names):
+        raise UserError("judge: no aspect to judge by")

@@ -1,0 +1,129 @@
+"""Additive metrics, and where they go: metrics.jsonl, TensorBoard, a progress bar.
+
+A metric is a pair (total, denom): pairs add over microbatches, devices and steps, and are divided
+once, here. A metric that counted nothing has no value; it is left out.
+"""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tensorboardX
+import tqdm
+
+LOSS, SPEED = "loss/total", "speed/tokens_per_sec"  # what the progress bar shows
+QUIET_SECS = 30.0  # between lines where there is no terminal to redraw
+
+
+def add(a: Mapping[str, tuple], b: Mapping[str, tuple]) -> dict[str, tuple]:
+    """Sum two dicts of (total, denom); a name in one of them only is kept."""
+    both = {name: (a[name][0] + b[name][0], a[name][1] + b[name][1]) for name in a if name in b}
+    return {**a, **b, **both}
+
+
+def ratio(pair: tuple) -> float | None:
+    """total / denom; None where nothing was counted."""
+    total, denom = float(pair[0]), float(pair[1])
+    return total / denom if denom else None
+
+
+def values(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers and (total, denom) pairs -> floats, without those that counted nothing."""
+    ratios = {k: ratio(v) if isinstance(v, tuple) else float(v) for k, v in metrics.items()}
+    return {k: v for k, v in ratios.items() if v is not None}
+
+
+def read(run_dir: str | os.PathLike) -> list[dict]:
+    """The lines of a run's metrics.jsonl; a torn last line (the run was killed) is left out."""
+    path = Path(run_dir) / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class Writer:
+    """Writes one run's metrics; step 1 is the first update. resume_step None starts over."""
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike,
+        *,
+        name: str,
+        steps: int,
+        resume_step: int | None = None,
+        tensorboard: bool = True,
+        progress: bool = True,
+    ):
+        directory = Path(run_dir)
+        directory.mkdir(parents=True, exist_ok=True)
+        first = -1 if resume_step is None else resume_step
+        _keep(directory, first)
+        self._file = open(directory / "metrics.jsonl", "a", buffering=1)
+        self._board = None
+        if tensorboard:
+            self._board = tensorboardX.SummaryWriter(
+                str(directory / "tensorboard"), purge_step=first + 1
+            )
+        self._bar = _bar(name, steps, max(first, 0), progress)
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Numbers or (total, denom) pairs by name; not finite -> null in the file."""
+        numbers = values(metrics)
+        finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
+        self._file.write(json.dumps({"step": int(step), **finite}) + "\n")
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, int(step))
+        self._show(int(step), numbers)
+
+    def _show(self, step: int, numbers: dict[str, float]) -> None:
+        shown = [f"loss {numbers[LOSS]:.3f}"] if LOSS in numbers else []
+        shown += [f"{numbers[SPEED]:,.0f} tokens/s"] if SPEED in numbers else []
+        if shown:  # an evaluation's numbers do not wipe out the loss
+            self._bar.set_postfix_str(", ".join(shown), refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _keep(directory: Path, last_step: int) -> None:
+    """Drop the lines after `last_step`: those steps are about to be run again."""
+    rows = [row for row in read(directory) if row["step"] <= last_step]
+    part = directory / "metrics.jsonl.part"
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.replace(directory / "metrics.jsonl")
+
+
+class _Lines:
+    """A stream for tqdm that has no cursor to move back: every redraw is a line."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip("\r\n \x1b[A"):
+            sys.stderr.write(line + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def _bar(name: str, steps: int, first: int, progress: bool) -> tqdm.tqdm:
+    terminal = sys.stderr.isatty()
+    return tqdm.tqdm(
+        desc=name,
+        total=steps,
+        initial=first,
+        disable=not progress,
+        file=sys.stderr if terminal else _Lines(),
+        mininterval=0.2 if terminal else QUIET_SECS,
+        miniters=1,
+        dynamic_ncols=terminal,
+        bar_format=None if terminal else "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
+    )

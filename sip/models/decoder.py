@@ -1,0 +1,284 @@
+"""The decoder over trunk and branches: `init` and `apply` are pure, the cache goes in and out.
+
+    apply(params, cfg, tree)                 trunk and branches in one pass
+    apply(params, cfg, tree, keep_cache=True)  ... and their keys and values
+    apply(params, cfg, tree, cache=cache)    more positions of branches whose past is in the cache
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from sip.mesh import constrain, param_sharding
+from sip.models import layers
+from sip.models.config import ModelConfig
+from sip.structs import Array, Params, Tree
+
+
+@flax.struct.dataclass
+class Cache:
+    """Keys and values: the trunk's, shared by its branches, and each branch's first positions."""
+
+    trunk_k_LBTGH: Array
+    trunk_v_LBTGH: Array
+    k_LBCSGH: Array
+    v_LBCSGH: Array
+    length: Array  # branch positions filled, the same for all branches
+
+
+@flax.struct.dataclass
+class Output:
+    """Normalised hidden states, ready for the unembedding."""
+
+    trunk_BTD: Array
+    branch_BCRD: Array
+    cache: Cache | None
+
+
+@flax.struct.dataclass
+class _Context:
+    """What every layer needs of the tree; T, C, R are read from the arrays' shapes."""
+
+    cos: Array
+    sin: Array
+    segment_BT: Array | None
+    trunk_visible_BCT: Array
+    past_visible_S: Array | None
+    trunk_len: int = flax.struct.field(pytree_node=False)
+    branches: tuple[int, int] = flax.struct.field(pytree_node=False)  # C, R
+
+
+def _positions_BT(tree: Tree):
+    """Position of each trunk token within its segment."""
+    B, T = tree.tokens_BT.shape
+    time_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
+    if tree.segment_BT is None:
+        return time_BT
+    new_BT = jnp.concatenate(
+        [jnp.ones((B, 1), bool), tree.segment_BT[:, 1:] != tree.segment_BT[:, :-1]], axis=1)
+    return time_BT - jax.lax.cummax(jnp.where(new_BT, time_BT, 0), axis=1)
+
+
+def _context(tree: Tree, cfg: ModelConfig, cache: Cache | None) -> _Context:
+    """Positions and visibility. In cached mode only the branches are new."""
+    B, T = tree.tokens_BT.shape
+    C, R = tree.tokens_BCR.shape[1:]
+    time_T = jnp.arange(T)
+    positions_BT = _positions_BT(tree)
+    start_BC = jnp.take_along_axis(positions_BT, tree.fork_BC - 1, axis=1) + 1
+    offset = 0 if cache is None else cache.length
+    branch_BN = (start_BC[:, :, None] + offset + jnp.arange(R)[None, None, :]).reshape(B, C * R)
+    positions_BN = branch_BN if cache is not None else jnp.concatenate([positions_BT, branch_BN], 1)
+    visible_BCT = time_T[None, None, :] < tree.fork_BC[:, :, None]
+    if tree.segment_BT is not None:
+        own_BC = jnp.take_along_axis(tree.segment_BT, tree.fork_BC - 1, axis=1)
+        visible_BCT &= own_BC[:, :, None] == tree.segment_BT[:, None, :]
+    past_S = None if cache is None else jnp.arange(cache.k_LBCSGH.shape[3]) < cache.length
+    cos, sin = layers.rope_tables(positions_BN, cfg.head_dim, cfg.rope_theta)
+    return _Context(cos, sin, tree.segment_BT, visible_BCT, past_S,
+                    0 if cache is not None else T, (C, R))
+
+
+@flax.struct.dataclass
+class Lettered(nn.Partitioned):
+    """A parameter and its letters; unlike flax's own box it never takes them for mesh axes."""
+
+    def unbox(self, apply_constraint: bool = True):
+        return super().unbox(apply_constraint=False)
+
+
+def _lettered(letters: str, init):
+    return lambda *args: Lettered(init(*args), tuple(letters))
+
+
+def _weight(letters: str, fan_in: int, scale: float = 1.0):
+    return _lettered(letters, nn.initializers.truncated_normal(scale * fan_in**-0.5))
+
+
+class Block(nn.Module):
+    """One layer: attention over the tree, then SwiGLU (arXiv 2002.05202), both residual."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, x_BND, context: _Context, past):
+        c = self.cfg
+        ones = _lettered("D", nn.initializers.ones)
+        x_BND = constrain(x_BND, "BND")
+        h_BND = layers.rms_norm(x_BND, self.param("attention_norm", ones, (c.width,)), c.norm_eps)
+        attended_BND, kv = self._attention(h_BND, context, past)
+        x_BND = x_BND + attended_BND
+        h_BND = layers.rms_norm(x_BND, self.param("mlp_norm", ones, (c.width,)), c.norm_eps)
+        return constrain(x_BND + self._mlp(h_BND), "BND"), kv
+
+    def _matrix(self, name, letters, fan_in, scale=1.0):
+        c = self.cfg
+        sizes = {"D": c.width, "G": c.kv_heads, "Q": c.queries_per_kv, "H": c.head_dim, "F": c.hidden}
+        shape = tuple(sizes[a] for a in letters)
+        return self.param(name, _weight(letters, fan_in, scale), shape).astype(c.compute_dtype)
+
+    def _attention(self, h_BND, context, past):
+        c, T, (C, R) = self.cfg, context.trunk_len, context.branches
+        depth = (2 * c.layers) ** -0.5
+        q = layers.project(h_BND, self._matrix("wq", "DGQH", c.width))
+        k = layers.project(h_BND, self._matrix("wk", "DGH", c.width))
+        v = layers.project(h_BND, self._matrix("wv", "DGH", c.width))
+        q = constrain(layers.rope(q, context.cos, context.sin), "BNGQH")
+        k = constrain(layers.rope(k, context.cos, context.sin), "BNGH")
+        out = _tree_attention(q, k, v, context, past, c)
+        heads = c.kv_heads * c.queries_per_kv * c.head_dim
+        wo = self._matrix("wo", "GQHD", heads, depth)
+        return layers.project(constrain(out, "BNGQH"), wo, contract=3), (k, v)
+
+    def _mlp(self, h_BND):
+        c = self.cfg
+        gate = layers.project(h_BND, self._matrix("w_gate", "DF", c.width))
+        up = layers.project(h_BND, self._matrix("w_up", "DF", c.width))
+        h_BNF = constrain(jax.nn.silu(gate) * up, "BNF")
+        w_down = self._matrix("w_down", "FD", c.hidden, (2 * c.layers) ** -0.5)
+        return layers.project(h_BNF, w_down)
+
+
+def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: _Context, past, c: ModelConfig):
+    """Trunk positions attend causally, branch positions over trunk, past and themselves."""
+    B, T, (C, R) = q_BNGQH.shape[0], context.trunk_len, context.branches
+
+    def branches(x):
+        return x[:, T:].reshape(B, C, R, *x.shape[2:])
+
+    trunk = (k_BNGH[:, :T], v_BNGH[:, :T]) if past is None else past[:2]
+    outs = []
+    if T:
+        outs.append(layers.trunk_attention(q_BNGQH[:, :T], *trunk, context.segment_BT, c.query_chunk))
+    if C * R:
+        out = layers.chunked_branch_attention(
+            branches(q_BNGQH), (branches(k_BNGH), branches(v_BNGH)), trunk,
+            None if past is None else past[2:], context.trunk_visible_BCT,
+            context.past_visible_S, c.branch_chunk)
+        outs.append(out.reshape(B, C * R, *out.shape[3:]))
+    return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
+
+
+class Decoder(nn.Module):
+    """Embedding, scanned blocks, final norm."""
+
+    cfg: ModelConfig
+
+    @nn.compact
+    def __call__(self, tree: Tree, cache: Cache | None, keep_cache: bool) -> Output:
+        c = self.cfg
+        embed_VD = self.param("embed", _lettered("VD", nn.initializers.normal(0.02)),
+                              (c.vocab_size, c.width))
+        if not c.tied:
+            self.param("unembed", _weight("DV", c.width), (c.width, c.vocab_size))
+        B, T = tree.tokens_BT.shape
+        C, R = tree.tokens_BCR.shape[1:]
+        tokens_BN = tree.tokens_BCR.reshape(B, C * R)
+        if cache is None:
+            tokens_BN = jnp.concatenate([tree.tokens_BT, tokens_BN], axis=1)
+        x_BND = constrain(embed_VD.astype(c.compute_dtype)[tokens_BN], "BND")
+        context = _context(tree, c, cache)
+        past = None if cache is None else (
+            cache.trunk_k_LBTGH, cache.trunk_v_LBTGH, cache.k_LBCSGH, cache.v_LBCSGH)
+        x_BND, kv = _blocks(c, keep_cache)(c, name="blocks")(x_BND, context, past)
+        scale = self.param("final_norm", _lettered("D", nn.initializers.ones), (c.width,))
+        x_BND = layers.rms_norm(x_BND, scale, c.norm_eps)
+        start = context.trunk_len
+        branch = x_BND[:, start:].reshape(B, C, R, c.width)
+        return Output(x_BND[:, :start], branch, _cache(cache, kv, start, C, R) if keep_cache else None)
+
+
+class _Scanned(nn.Module):
+    """A block as a scan body that may drop its keys and values."""
+
+    cfg: ModelConfig
+    keep: bool
+
+    @nn.compact
+    def __call__(self, x_BND, context, past):
+        x_BND, kv = Block(self.cfg, name="block")(x_BND, context, past)
+        return x_BND, (kv if self.keep else None)
+
+
+def _blocks(cfg: ModelConfig, keep: bool):
+    body: Any = _Scanned
+    if cfg.remat != "none":
+        dots = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+        body = nn.remat(body, policy=dots if cfg.remat == "dots" else None, prevent_cse=False)
+    scanned = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True},
+                      in_axes=(nn.broadcast, 0), length=cfg.layers,
+                      metadata_params={nn.PARTITION_NAME: "L"})
+    return lambda c, name: scanned(c, keep, name=name)
+
+
+def _cache(cache: Cache | None, kv, T: int, C: int, R: int) -> Cache:
+    """The cache after this pass: written once, outside the layer scan."""
+    k, v = kv
+    L, B = k.shape[:2]
+
+    def own(x):
+        return x[:, :, T:].reshape(L, B, C, R, *x.shape[3:])
+
+    if cache is None:
+        return Cache(k[:, :, :T], v[:, :, :T], own(k), own(v), jnp.int32(R))
+    at = (0, 0, 0, cache.length, 0, 0)
+    return cache.replace(k_LBCSGH=jax.lax.dynamic_update_slice(cache.k_LBCSGH, own(k), at),
+                         v_LBCSGH=jax.lax.dynamic_update_slice(cache.v_LBCSGH, own(v), at),
+                         length=cache.length + R)
+
+
+def grow(cache: Cache, C: int, R: int) -> Cache:
+    """A cache whose trunk carries C fresh branches with room for R positions each."""
+    L, B, _, G, H = cache.trunk_k_LBTGH.shape
+    empty = constrain(jnp.zeros((L, B, C, R, G, H), cache.trunk_k_LBTGH.dtype), "LBCRGH")
+    return cache.replace(k_LBCSGH=empty, v_LBCSGH=empty, length=jnp.int32(0))
+
+
+def _example() -> Tree:
+    """The smallest tree, to initialise with."""
+    one = jnp.ones((1, 1), jnp.int32)
+    empty = jnp.zeros((1, 0, 1), jnp.int32)
+    return Tree(one, one > 0, empty, empty > 0, jnp.ones((1, 0), jnp.int32))
+
+
+def _boxed(cfg: ModelConfig, key):
+    return Decoder(cfg).init(key, _example(), None, False)["params"]
+
+
+def init(cfg: ModelConfig, key) -> Params:
+    """Float32 parameters: matrices truncated normal by fan-in, residual outputs by 1/sqrt(2L)."""
+    return nn.meta.unbox(_boxed(cfg, key))
+
+
+def abstract(cfg: ModelConfig, mesh) -> Params:
+    """Shapes, dtypes and shardings of the parameters, nothing allocated."""
+    boxed = jax.eval_shape(lambda: _boxed(cfg, jax.random.key(0)))
+
+    def leaf(path, box):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        place = param_sharding(mesh, "".join(box.names), box.value.shape, name)
+        return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=place)
+
+    return jax.tree_util.tree_map_with_path(leaf, boxed, is_leaf=lambda x: isinstance(x, Lettered))
+
+
+def apply(params: Params, cfg: ModelConfig, tree: Tree, *, cache: Cache | None = None,
+          keep_cache: bool = False) -> Output:
+    """Hidden states of trunk and branches. With `cache`, `tree` holds only new branch positions."""
+    if cache is not None:
+        keep_cache = True
+    return Decoder(cfg).apply({"params": params}, tree, cache, keep_cache)
+
+
+def unembed(params: Params, cfg: ModelConfig):
+    """The unembedding matrix unembed_DV."""
+    return params["embed"].T if cfg.tied else params["unembed"]
+
+
+def count(cfg: ModelConfig) -> int:
+    """Number of parameters."""
+    shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
+    return sum(x.size for x in jax.tree.leaves(shapes))

@@ -1,0 +1,121 @@
+"""Norm, rotary positions and the two attentions of a tree, as functions of arrays."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from sip.mesh import constrain
+
+NEG = -1e30  # finite, so that a row without a single key stays finite
+
+
+def rms_norm(x, scale_D, eps: float):
+    """x / rms(x) * scale over the last axis, computed in float32 (arXiv 1910.07467)."""
+    x32 = x.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
+    return (x32 * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+def rope_tables(positions_BN, head_dim: int, theta: float):
+    """cos_BNH2, sin_BNH2 of rotary positions (arXiv 2104.09864), halves rotated as in Llama."""
+    freq = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions_BN[..., None].astype(jnp.float32) * freq[None, None, :]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rope(x, cos, sin):
+    """Rotates x[.., H]; cos and sin [B, N, H/2] are broadcast over the head axes between."""
+    for _ in range(x.ndim - 3):
+        cos, sin = cos[..., None, :], sin[..., None, :]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def project(x_BND, w, *, contract: int = 1):
+    """x[B, N, ..] times w over x's last and w's first `contract` axes, as one flat matrix product.
+
+    Flat because XLA on CPU takes twice as long for the weight gradient over two axes (B and N).
+    """
+    B, N = x_BND.shape[:2]
+    inner = math.prod(w.shape[:contract])
+    out = x_BND.reshape(B * N, inner) @ w.reshape(inner, -1)
+    return out.reshape(B, N, *w.shape[contract:])
+
+
+def largest_divisor(n: int, limit: int) -> int:
+    """The largest divisor of n that is at most `limit`."""
+    return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
+
+
+def _scores(subscripts, q, k, visible):
+    scores = jnp.einsum(subscripts, q, k, preferred_element_type=jnp.float32)
+    return jnp.where(visible, scores * q.shape[-1] ** -0.5, NEG)
+
+
+def trunk_attention(q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int):
+    """Causal attention within a trunk, `chunk` queries at a time -> out_BTGQH."""
+    B, T, G, Q, H = q_BTGQH.shape
+    size = largest_divisor(T, chunk)
+    time_S = jnp.arange(T)
+
+    def attend(start):
+        q = jax.lax.dynamic_slice_in_dim(q_BTGQH, start, size, axis=1)
+        visible = (time_S[None, :] <= (start + jnp.arange(size))[:, None])[None]
+        if segment_BT is not None:
+            own = jax.lax.dynamic_slice_in_dim(segment_BT, start, size, axis=1)
+            visible = visible & (own[:, :, None] == segment_BT[:, None, :])
+        scores = _scores("BTGQH,BSGH->BGQTS", q, k_BTGH, visible[:, None, None])
+        probs = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+        return jnp.einsum("BGQTS,BSGH->BTGQH", probs, v_BTGH)
+
+    if size == T:
+        return attend(0)
+    out = jax.lax.map(jax.checkpoint(attend), jnp.arange(0, T, size))
+    return jnp.moveaxis(out, 0, 1).reshape(B, T, G, Q, H)
+
+
+def branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_S):
+    """Attention of branches over [trunk, past of the branch, own] -> out_BCRGQH.
+
+    `own` and `past` are (k_BCSGH, v_BCSGH), `trunk` is (k_BTGH, v_BTGH), shared by all branches:
+    three score blocks under one softmax, no key copied per branch. `past` may be None.
+    """
+    R = q_BCRGQH.shape[2]
+    causal = jnp.arange(R)[:, None] >= jnp.arange(R)[None, :]
+    blocks = [
+        (_scores("BCRGQH,BSGH->BCGQRS", q_BCRGQH, trunk[0],
+                 trunk_visible_BCT[:, :, None, None, None, :]), trunk[1], "BCGQRS,BSGH->BCRGQH"),
+        (_scores("BCRGQH,BCSGH->BCGQRS", q_BCRGQH, own[0], causal[None, None, None, None]),
+         own[1], "BCGQRS,BCSGH->BCRGQH"),
+    ]
+    if past is not None:
+        visible = past_visible_S[None, None, None, None, None, :]
+        blocks.append((_scores("BCRGQH,BCSGH->BCGQRS", q_BCRGQH, past[0], visible),
+                       past[1], "BCGQRS,BCSGH->BCRGQH"))
+    top = jax.lax.stop_gradient(
+        jnp.max(jnp.stack([s.max(axis=-1) for s, _, _ in blocks]), axis=0))[..., None]
+    weights = [jnp.exp(s - top) for s, _, _ in blocks]
+    total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
+    dtype = q_BCRGQH.dtype
+    return sum(jnp.einsum(e, (w / total).astype(dtype), v)
+               for w, (_, v, e) in zip(weights, blocks, strict=True))
+
+
+def chunked_branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_S, chunk):
+    """branch_attention, `chunk` branches at a time: scores of all branches never exist together."""
+    B, C = q_BCRGQH.shape[:2]
+    size = largest_divisor(C, chunk)
+    if size == C:
+        return branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_S)
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(B, C // size, size, *x.shape[2:]), 1, 0)
+
+    def attend(args):
+        q, own, past, visible = args
+        q = constrain(q, "BCRGQH")
+        return branch_attention(q, own, trunk, past, visible, past_visible_S)
+
+    out = jax.lax.map(jax.checkpoint(attend), jax.tree.map(split, (q_BCRGQH, own, past, trunk_visible_BCT)))
+    return jnp.moveaxis(out, 0, 1).reshape(q_BCRGQH.shape)

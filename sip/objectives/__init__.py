@@ -1,0 +1,1 @@
+"""Losses and the log-probabilities they are made of: arrays in, (total, denom, metrics) out."""

@@ -1,0 +1,113 @@
+"""Log-probabilities of tokens without all logits, the one shift of the code base, masked sums.
+
+Logits, softmax and sums are float32 whatever the dtype of the hidden states.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from sip.mesh import constrain
+from sip.structs import Array, Tree
+
+
+def masked_pair(x: Array, mask: Array) -> tuple[Array, Array]:
+    """(sum of `x` where `mask`, how many that is); what `mask` hides gets a zero gradient."""
+    total = jnp.where(mask, x.astype(jnp.float32), 0.0).sum()
+    return total, mask.sum(dtype=jnp.float32)
+
+
+def sequence_logprob(logp_BCR: Array, mask_BCR: Array) -> Array:
+    """logp_BC, the log-probability of each whole branch: the sum of its tokens' under the mask."""
+    return jnp.where(mask_BCR, logp_BCR.astype(jnp.float32), 0.0).sum(-1)
+
+
+def scored_mask(mask_BT: Array, segment_BT: Array | None = None) -> Array:
+    """The trunk tokens that a past predicts: all but the first of the row or of a segment."""
+    past_BT = jnp.ones_like(mask_BT[:, 1:])
+    if segment_BT is not None:
+        past_BT = segment_BT[:, 1:] == segment_BT[:, :-1]
+    return mask_BT & jnp.pad(past_BT, ((0, 0), (1, 0)))
+
+
+def tree_logprobs(
+    trunk_BTD: Array, branch_BCRD: Array, unembed_DV: Array, tree: Tree, *, chunk: int
+) -> tuple[Array, Array]:
+    """(logp_BT, logp_BCR): logp[.., t] scores tokens[.., t] given its past.
+
+    A branch's first token is read from the trunk at fork - 1. Zero where the mask is False and
+    where no past is (`scored_mask`). Two passes, so jit drops the one that nobody uses.
+    """
+    B, C, R = tree.tokens_BCR.shape
+    last_BC1 = (tree.fork_BC - 1)[:, :, None]
+    fork_BCD = jnp.take_along_axis(trunk_BTD, last_BC1, axis=1, mode="clip")
+    before_BCRD = jnp.concatenate([fork_BCD[:, :, None], branch_BCRD], axis=2)[:, :, :R]
+    before_BND = before_BCRD.reshape(B, C * R, trunk_BTD.shape[-1])
+    targets_BN = tree.tokens_BCR.reshape(B, C * R)
+    logp_BN = chunked_logprobs(before_BND, unembed_DV, targets_BN, chunk=chunk)
+    logp_BT = chunked_logprobs(trunk_BTD[:, :-1], unembed_DV, tree.tokens_BT[:, 1:], chunk=chunk)
+    logp_BT = jnp.pad(logp_BT, ((0, 0), (1, 0)))
+    scored_BT = scored_mask(tree.mask_BT, tree.segment_BT)
+    logp_BCR = jnp.where(tree.mask_BCR, logp_BN.reshape(B, C, R), 0.0)
+    return jnp.where(scored_BT, logp_BT, 0.0), logp_BCR
+
+
+def chunked_logprobs(
+    hidden_BND: Array, unembed_DV: Array, targets_BN: Array, *, chunk: int
+) -> Array:
+    """logp_BN (float32) of `targets_BN` under softmax(hidden @ unembed), `chunk` positions at once.
+
+    At most [B, chunk, V] logits exist, forward and backward. A target outside the vocabulary
+    (padding) gives a finite number that means nothing.
+    """
+
+    def score(unembed_DV, hidden_BND, targets_BN):
+        logits_BNV = _logits(hidden_BND, unembed_DV)
+        # Select and sum: where V is sharded this is a small all-reduce, a gather may not be.
+        hit_BNV = jax.lax.broadcasted_iota(jnp.int32, logits_BNV.shape, 2) == targets_BN[..., None]
+        picked_BN = jnp.where(hit_BNV, logits_BNV, 0.0).sum(-1)
+        return picked_BN - jax.nn.logsumexp(logits_BNV, axis=-1)
+
+    return _over_chunks(score, unembed_DV, hidden_BND, targets_BN, chunk=chunk)
+
+
+def option_logprobs(hidden_BCD: Array, unembed_DV: Array, options_O: Array, *, chunk: int) -> Array:
+    """logp_BCO (float32) of a few tokens, over the whole vocabulary, `chunk` branches at once."""
+
+    def score(unembed_DV, hidden_BCD):
+        logits_BCV = _logits(hidden_BCD, unembed_DV)
+        picked_BCO = jnp.take(logits_BCV, options_O, axis=-1)
+        return picked_BCO - jax.nn.logsumexp(logits_BCV, axis=-1, keepdims=True)
+
+    return _over_chunks(score, unembed_DV, hidden_BCD, chunk=chunk)
+
+
+def _logits(hidden_BND, unembed_DV):
+    logits_BNV = jnp.einsum(
+        "BND,DV->BNV",
+        constrain(hidden_BND, "BND"),
+        unembed_DV.astype(hidden_BND.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return constrain(logits_BNV, "BNV")
+
+
+def _over_chunks(score, unembed_DV, *arrays_BN, chunk):
+    """score(unembed, *arrays) by chunks of axis 1, recomputed in the backward pass."""
+    B, N = arrays_BN[0].shape[:2]
+    if N <= chunk:
+        return score(unembed_DV, *arrays_BN)
+    count = -(-N // chunk)
+
+    def split(x_BN):
+        rest = x_BN.shape[2:]
+        x_BN = jnp.pad(x_BN, [(0, 0), (0, count * chunk - N)] + [(0, 0)] * len(rest))
+        return jnp.moveaxis(x_BN.reshape(B, count, chunk, *rest), 1, 0)
+
+    # Gathered once, not per chunk. Float32, since the scan sums its gradient in its own dtype.
+    whole_DV = constrain(unembed_DV.astype(arrays_BN[0].dtype), "DV").astype(jnp.float32)
+    some = jax.checkpoint(score, prevent_cse=False)
+    _, out = jax.lax.scan(
+        lambda _, xs: (None, some(whole_DV, *xs)), None, tuple(split(x) for x in arrays_BN)
+    )
+    out = jnp.moveaxis(out, 0, 1)
+    return out.reshape(B, count * chunk, *out.shape[3:])[:, :N]

@@ -1,0 +1,129 @@
+"""What a finished recipe shows: summary.json, a table on the terminal, plots.
+
+    python -m sip.report DIR      (sip.train does this at its end)
+"""
+
+import json
+
+import matplotlib
+from etils import epath
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from sip import cli, metrics, setup
+from sip.structs import UserError
+
+COLUMNS = ("win_rate_standard", "win_rate_unsafe", "factuality", "safety", "safety_unsafe",
+           "coherence", "repetition", "distinct", "facts_per_suffix", "nll_clean")
+HEADROOM = ("factuality", "safety")  # shares of 1 - standard that a row closes
+
+
+def write(config, workdir: str) -> dict:
+    """Writes summary.json and plots, prints the table, returns the summary."""
+    summary = summarise(config, workdir)
+    setup.write_json(epath.Path(workdir) / "summary.json", summary)
+    show(summary)
+    plots(config, workdir)
+    return summary
+
+
+def summarise(config, workdir: str) -> dict:
+    """The figures of a finished recipe."""
+    read = lambda name, file: json.loads((epath.Path(setup.run_dir(workdir, name)) / file).read_text())
+    walls = {name: read(name, "done.json")["wall_seconds"] for name in config.order}
+    rows = {name: read(name, "eval.json") for name in config.report.rows}
+    standard = rows[config.report.standard] if config.report.standard else {}
+    for figures in rows.values():
+        for key in HEADROOM if standard else ():
+            room = 1 - standard[key]
+            figures[f"{key}_headroom_closed"] = (figures[key] - standard[key]) / room if room else 0.0
+    summary = {"wall_seconds": sum(walls.values()), "seed": config.seed, "wall_by_run": walls}
+    if config.report.judge:
+        summary["judge"] = read(config.report.judge, "eval.json")
+    return {**summary, "rows": rows}
+
+
+def show(summary: dict) -> None:
+    """The table on the terminal."""
+    table = Table(title=f"seed {summary['seed']}, {summary['wall_seconds']:.0f} s")
+    table.add_column("run")
+    for name in COLUMNS:
+        table.add_column(name.replace("_", " "), justify="right")
+    for name, row in summary["rows"].items():
+        table.add_row(name, *(f"{row[c]:.3f}" if c in row else "" for c in COLUMNS))
+    console = Console(width=150)
+    console.print(table)
+    if "judge" in summary:
+        figures = summary["judge"].items()
+        console.print("judge: " + ", ".join(f"{k} {v:.3f}" for k, v in figures if "/" not in k))
+
+
+def plots(config, workdir: str) -> None:
+    """plots/*.png: rewards and chosen rates by source, and evaluations over steps."""
+    matplotlib.use("Agg")
+    runs = {name: metrics.read(setup.run_dir(workdir, name)) for name in config.report.rows}
+    directory = epath.Path(workdir) / "plots"
+    directory.mkdir(parents=True, exist_ok=True)
+    for kind in ("chosen", "reward"):
+        _by_source(runs, kind, directory / f"{kind}.png")
+    _evaluations(runs, directory / "evaluations.png")
+
+
+def _series(lines: list[dict], key: str):
+    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    return list(zip(*points, strict=True)) if points else None
+
+
+def _by_source(runs, kind: str, path) -> None:
+    """One panel per self-improving run: a line per candidate source."""
+    import matplotlib.pyplot as plt
+
+    chosen = {n: lines for n, lines in runs.items()
+              if any(k.startswith(f"{kind}/") for line in lines for k in line)}
+    if not chosen:
+        return
+    figure, axes = plt.subplots(1, len(chosen), figsize=(4.5 * len(chosen), 3.2), squeeze=False)
+    for axis, (name, lines) in zip(axes[0], chosen.items(), strict=True):
+        for key in sorted({k for line in lines for k in line if k.startswith(f"{kind}/")}):
+            axis.plot(*_series(lines, key), label=key.split("/")[1])
+        axis.set(title=name, xlabel="step", ylabel=f"{kind} rate" if kind == "chosen" else kind)
+        axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _evaluations(runs, path) -> None:
+    """A panel per figure: a line per run."""
+    import matplotlib.pyplot as plt
+
+    keys = ("win_rate_standard", "factuality", "safety", "safety_unsafe")
+    figure, axes = plt.subplots(1, len(keys), figsize=(4 * len(keys), 3.2))
+    for axis, key in zip(axes, keys, strict=True):
+        for name, lines in runs.items():
+            series = _series(lines, f"eval/{key}")
+            if series:
+                axis.plot(*series, label=name)
+        axis.set(title=key.replace("_", " "), xlabel="step", ylim=(0, 1.02))
+    axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def main(argv) -> None:
+    """The command line."""
+    from ml_collections import ConfigDict
+
+    if len(argv) != 2:
+        raise UserError("usage: python -m sip.report DIR")
+    directory = argv[1]
+    path = epath.Path(directory) / "config.json"
+    if not path.exists():
+        raise UserError(f"{path} does not exist: is this a workdir?")
+    write(ConfigDict(json.loads(path.read_text())), directory)
+
+
+if __name__ == "__main__":
+    cli.run(main)

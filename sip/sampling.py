@@ -1,0 +1,133 @@
+"""The rollout engine: K branches per prefix decoded in parallel against one shared trunk cache."""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from sip.mesh import constrain
+from sip.models import decoder
+from sip.models.config import ModelConfig
+from sip.structs import Params, Rollouts, Tree, UserError
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """The distribution sampled from. temperature 0 is greedy; top_k 0 and top_p 1 keep all."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise UserError(f"sampling.temperature must not be negative, is {self.temperature}")
+        if self.top_k < 0:
+            raise UserError(f"sampling.top_k must not be negative, is {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"sampling.top_p must be in (0, 1], is {self.top_p}")
+
+
+def sampling_logits(logits, cfg: SamplingConfig):
+    """Logits[.., V] of the distribution sampled from: temperature, then top-k, then top-p.
+
+    top-p keeps the smallest set of most probable tokens whose probability reaches top_p.
+    """
+    logits = logits / cfg.temperature if cfg.temperature else logits
+    if cfg.top_k and cfg.top_k < logits.shape[-1]:
+        kth = jax.lax.top_k(logits, cfg.top_k)[0][..., -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if cfg.top_p < 1.0:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        probs = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probs, axis=-1) - probs
+        last = jnp.sum(before < cfg.top_p, axis=-1, keepdims=True) - 1
+        logits = jnp.where(logits < jnp.take_along_axis(ordered, last, axis=-1), -jnp.inf, logits)
+    return logits
+
+
+def noise_keys(key, rows_B, branches: int):
+    """One key per (document, branch); folding in the position gives a token's noise.
+
+    Noise is addressed by what it is for, never by batch shape, device or process.
+    """
+    def row(r):
+        return jax.vmap(lambda c: jax.random.fold_in(jax.random.fold_in(key, r), c))(
+            jnp.arange(branches))
+
+    return jax.vmap(row)(rows_B)
+
+
+def choose(logits_BCV, keys_BC, position, cfg: SamplingConfig):
+    """Draws a token per branch -> (token_BC, logp_BC of the model, sample_logp_BC of the sampler)."""
+    logits_BCV = logits_BCV.astype(jnp.float32)
+    logp_BCV = jax.nn.log_softmax(logits_BCV, axis=-1)
+    if cfg.temperature == 0:
+        token_BC = jnp.argmax(logits_BCV, axis=-1)
+        return token_BC, _pick(logp_BCV, token_BC), jnp.zeros_like(token_BC, jnp.float32)
+    tempered = jax.nn.log_softmax(sampling_logits(logits_BCV, cfg), axis=-1)
+    V = logits_BCV.shape[-1]
+    gumbel = jax.vmap(jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, position), (V,))))
+    token_BC = jnp.argmax(tempered + gumbel(keys_BC), axis=-1)
+    return token_BC, _pick(logp_BCV, token_BC), _pick(tempered, token_BC)
+
+
+def _pick(x_BCV, token_BC):
+    return jnp.take_along_axis(x_BCV, token_BC[..., None], axis=-1)[..., 0]
+
+
+def _logits(params, cfg, hidden_BCD):
+    unembed = decoder.unembed(params, cfg).astype(cfg.compute_dtype)
+    logits = jnp.einsum("BCD,DV->BCV", hidden_BCD, unembed, preferred_element_type=jnp.float32)
+    return constrain(logits, "BCV")
+
+
+def prefill(params: Params, cfg: ModelConfig, tokens_BT, fork_B, branches: int, steps: int):
+    """Encodes the trunk once -> (hidden_BCD before each branch's first token, cache with room)."""
+    B = tokens_BT.shape[0]
+    empty = jnp.zeros((B, 0, 1), jnp.int32)
+    tree = Tree(tokens_BT, tokens_BT >= 0, empty, empty > 0, jnp.ones((B, 0), jnp.int32))
+    out = decoder.apply(params, cfg, tree, keep_cache=True)
+    last_B1D = jnp.take_along_axis(out.trunk_BTD, (fork_B - 1)[:, None, None], axis=1)
+    hidden = jnp.broadcast_to(last_B1D, (B, branches, last_B1D.shape[-1]))
+    return hidden, decoder.grow(out.cache, branches, steps)
+
+
+def rollout(params: Params, cfg: ModelConfig, tokens_BT, fork_B, rows_B, key, *, branches: int,
+            steps: int, sampling: SamplingConfig, stop: tuple[int, ...] = ()) -> Rollouts:
+    """`branches` continuations of `steps` tokens of each trunk before its fork.
+
+    rows_B: a number per document that addresses its noise. With `stop` tokens a branch ends with
+    the first one (its mask covers it) and decoding ends when all have. Static shapes throughout.
+    """
+    B = tokens_BT.shape[0]
+    hidden, cache = prefill(params, cfg, tokens_BT, fork_B, branches, steps)
+    keys_BC = noise_keys(key, rows_B, branches)
+    fork_BC = jnp.broadcast_to(fork_B[:, None], (B, branches))
+    empty = jnp.zeros((B, branches, steps))
+    out = Rollouts(empty.astype(jnp.int32), empty > 0, empty, empty)
+    stops = jnp.asarray(stop, jnp.int32)
+
+    def body(carry):
+        step, hidden, cache, live, out = carry
+        token, logp, sample_logp = choose(_logits(params, cfg, hidden), keys_BC, step, sampling)
+        at = lambda full, new: full.at[:, :, step].set(jnp.where(live, new, 0).astype(full.dtype))
+        out = Rollouts(at(out.tokens_BCR, token), at(out.mask_BCR, live), at(out.logp_BCR, logp),
+                       at(out.sample_logp_BCR, sample_logp))
+        live = live & ~jnp.any(token[..., None] == stops[None, None, :], axis=-1)
+        tokens = out.tokens_BCR[:, :, step][..., None]
+        tree = Tree(tokens_BT, tokens_BT >= 0, tokens, tokens >= 0, fork_BC)
+        new = decoder.apply(params, cfg, tree, cache=cache)
+        return step + 1, new.branch_BCRD[:, :, 0], new.cache, live, out
+
+    start = (jnp.int32(0), hidden, cache, jnp.ones((B, branches), bool), out)
+    return jax.lax.while_loop(lambda c: (c[0] < steps) & jnp.any(c[3]), body, start)[-1]
+
+
+@functools.cache
+def program(cfg: ModelConfig, branches: int, steps: int, sampling: SamplingConfig,
+            stop: tuple[int, ...] = ()):
+    """The jitted (params, tokens_BT, fork_B, rows_B, key) -> Rollouts, one per set of arguments."""
+    fixed = {"branches": branches, "steps": steps, "sampling": sampling, "stop": stop}
+    return jax.jit(lambda params, *args: rollout(params, cfg, *args, **fixed))

@@ -1,0 +1,1 @@
+"""Three loops, each read from top to bottom; stages chain as runs."""

@@ -1,0 +1,225 @@
+"""The seam for post-trained models: how likely each of a few answers is after a prompt.
+
+A prompt is a trunk, shared by several branches, and a branch. Either is a text or a tuple of
+segments that are encoded one by one: their token lists joined are the authority, and a segment
+that many prompts share (a candidate in 2 * (K - 1) ordered pairs) is encoded once. By convention
+text under judgement stands at a tuple's odd places, the template's own words at the even ones.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sip.mesh import put_batch
+from sip.models import decoder
+from sip.models.config import ModelConfig
+from sip.objectives.logprobs import option_logprobs
+from sip.structs import Params, Tree, UserError
+from sip.tokenizer import Tokenizer
+
+Text = str | tuple[str, ...]
+Ids = list[int]
+
+
+class TextGenerator(Protocol):
+    """A model that is asked in text."""
+
+    def choose(
+        self, trunks: Sequence[Text], branches: Sequence[Sequence[Text]], options: tuple[str, ...]
+    ) -> np.ndarray:
+        """logp_BCO, float32: log-probability that option o follows trunk b and its branch c.
+
+        Over the whole vocabulary, so a row need not sum to 1. Rows of branches may be ragged; what
+        is padding, or a prompt that cannot be answered, is NaN.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Scripted:
+    """A function in a model's place: fn(trunk, branch, options) -> probabilities of the options."""
+
+    fn: Callable[[str, str, tuple[str, ...]], Sequence[float]]
+
+    def choose(self, trunks, branches, options) -> np.ndarray:
+        """logp_BCO of the function's answers."""
+        def answer(trunk, branch):
+            return self.fn("".join(trunk), "".join(branch), options)
+
+        return _each(answer, trunks, branches, options)
+
+
+@dataclass(frozen=True)
+class Ruled:
+    """A rule in a model's place: `rule` values a text between 0 and 1, whatever is asked of it.
+
+    Options are taken as ordered from best to worst. Of two texts the first is better with
+    probability sigmoid(8 * (rule(first) - rule(second))).
+    """
+
+    rule: Callable[[str], float]
+
+    def choose(self, trunks, branches, options) -> np.ndarray:
+        """logp_BCO: all probability on the one or two options nearest to the rule's value."""
+        rule = functools.cache(self.rule)
+
+        def answer(_, branch):
+            values = [rule(text) for text in branch[1::2]]
+            value = values[0]
+            if len(values) == 2:
+                value = 1 / (1 + math.exp(-8 * (values[0] - values[1])))
+            place = (1 - value) * (len(options) - 1)
+            return [max(0.0, 1 - abs(place - o)) for o in range(len(options))]
+
+        return _each(answer, trunks, branches, options)
+
+
+def distinct_words(text: str) -> float:
+    """The share of distinct words; 0 for a text without words."""
+    words = text.lower().split()
+    return len(set(words)) / len(words) if words else 0.0
+
+
+RULES: dict[str, Callable[[str], float]] = {"distinct_words": distinct_words}
+
+
+def ruled(name: str) -> Ruled:
+    """The rule of that name as a text generator."""
+    if name not in RULES:
+        raise UserError(f"textgen: no rule {name!r}; there are {sorted(RULES)}")
+    return Ruled(RULES[name])
+
+
+def _each(answer, trunks, branches, options):
+    C = max(map(len, branches), default=0)
+    p_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
+    for b, row in enumerate(branches):
+        for c, branch in enumerate(row):
+            p_BCO[b, c] = answer(trunks[b], branch)
+    with np.errstate(divide="ignore"):
+        return np.log(p_BCO)
+
+
+def bucket(n: int, multiple: int = 1) -> int:
+    """`n` rounded up to one of a few sizes per octave, each a multiple of `multiple`.
+
+    A function of n alone: with sizes that grow by history a resumed run would round differently.
+    """
+    step = max(multiple, 1 << max(n.bit_length() - 3, 0))
+    return -(-max(n, 1) // step) * step
+
+
+def tokens_of(encode: Callable[[str], Ids], text: Text) -> Ids:
+    """The token list of a text: its segments', joined."""
+    pieces = (text,) if isinstance(text, str) else text
+    return list(chain.from_iterable(map(encode, pieces)))
+
+
+def pack(
+    trunks: Sequence[Ids], branches: Sequence[Sequence[Ids]], pad: int, T: int, C: int, R: int
+) -> Tree:
+    """A tree of numpy arrays; each branch forks at its trunk's end, missing branches are masked."""
+    tokens_BT, mask_BT = _padded(trunks, T, pad)
+    none: Ids = []
+    flat = chain.from_iterable([*row, *[none] * (C - len(row))] for row in branches)
+    tokens_NR, mask_NR = _padded(list(flat), R, pad)
+    fork_BC: Any = np.repeat(mask_BT.sum(1, dtype=np.int32)[:, None], C, axis=1)
+    shape = (len(trunks), C, R)
+    return Tree(tokens_BT, mask_BT, tokens_NR.reshape(shape), mask_NR.reshape(shape), fork_BC)
+
+
+def _padded(rows: Sequence[Ids], width: int, pad: int) -> tuple[Any, Any]:
+    """(tokens_NW, mask_NW), left aligned."""
+    lengths_N = np.fromiter(map(len, rows), np.int32, len(rows))
+    mask_NW = np.arange(width) < lengths_N[:, None]
+    tokens_NW = np.full(mask_NW.shape, pad, np.int32)
+    tokens_NW[mask_NW] = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths_N.sum()))
+    return tokens_NW, mask_NW
+
+
+@functools.cache
+def program(cfg: ModelConfig):
+    """The jitted (params, tree, last_BC, options_O) -> logp_BCO, read at each branch's end."""
+
+    @jax.jit
+    def choose(params, tree, last_BC, options_O):
+        branch_BCRD = decoder.apply(params, cfg, tree).branch_BCRD
+        hidden_BCD = jnp.take_along_axis(branch_BCRD, last_BC[:, :, None, None], axis=2)[:, :, 0]
+        return option_logprobs(
+            hidden_BCD, decoder.unembed(params, cfg), options_O, chunk=cfg.logprob_chunk)
+
+    return choose
+
+
+class Local:
+    """Our own decoder on its own mesh, a trunk encoded once for all its branches.
+
+    `batch` trunks run at a time. Sizes are bucketed, T and R to multiples of `multiple`, so few
+    shapes are compiled. A prompt longer than the model's `max_len` is not answered: its row is NaN.
+    A trunk common to all prefixes is repeated: it is short, and B is what the mesh shards.
+    """
+
+    def __init__(
+        self, params: Params, cfg: ModelConfig, tokenizer: Tokenizer, mesh: jax.sharding.Mesh,
+        *, batch: int = 16, multiple: int = 16,
+    ):
+        self._params, self._cfg, self._mesh = params, cfg, mesh
+        self._tokenizer, self._batch, self._multiple = tokenizer, batch, multiple
+        self._encode = functools.lru_cache(maxsize=1 << 14)(tokenizer.encode)
+
+    def choose(self, trunks, branches, options) -> np.ndarray:
+        """logp_BCO of the options' tokens; NaN where a prompt is too long."""
+        options_O = np.array([self._option(option) for option in options], np.int32)
+        trunk_ids, branch_ids, fits = self._tokens(trunks, branches)
+        C = max(map(len, branches), default=0)
+        out_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
+        starts = range(0, len(trunks) if C else 0, self._batch)
+        # All batches are dispatched before the first result is waited for.
+        runs = [(i, self._run(trunk_ids[i : i + self._batch], branch_ids[i : i + self._batch],
+                              options_O)) for i in starts]
+        for i, logp in runs:
+            rows = out_BCO[i : i + self._batch]
+            logp_BCO = np.asarray(logp)[: len(rows), :C]
+            rows[:, : logp_BCO.shape[1]] = logp_BCO
+        out_BCO[[[not ok for ok in row] + [True] * (C - len(row)) for row in fits]] = np.nan
+        return out_BCO
+
+    def _option(self, option: str) -> int:
+        ids = self._encode(option)
+        if len(ids) != 1:
+            raise UserError(f"textgen: option {option!r} is {len(ids)} tokens, not one")
+        return ids[0]
+
+    def _tokens(self, trunks, branches):
+        """Token lists of trunks and branches, and which prompts fit; the others are emptied."""
+        bos, limit = self._tokenizer.bos, self._cfg.max_len
+        trunk_ids = [[bos, *tokens_of(self._encode, trunk)] for trunk in trunks]
+        branch_ids = [[tokens_of(self._encode, branch) for branch in row] for row in branches]
+        fits = [[0 < len(ids) <= limit - len(trunk) for ids in row]
+                for trunk, row in zip(trunk_ids, branch_ids, strict=True)]
+        trunk_ids = [ids if any(row) else [bos] for ids, row in zip(trunk_ids, fits, strict=True)]
+        branch_ids = [[ids if ok else [] for ids, ok in zip(row, oks, strict=True)]
+                      for row, oks in zip(branch_ids, fits, strict=True)]
+        return trunk_ids, branch_ids, fits
+
+    def _run(self, trunk_ids, branch_ids, options_O):
+        """logp_BCO on the device, padded to bucketed sizes."""
+        ways = self._mesh.shape["replica"] * self._mesh.shape["fsdp"]
+        B = min(1 << (len(trunk_ids) - 1).bit_length(), self._batch)
+        extra = -(-B // ways) * ways - len(trunk_ids)
+        T = bucket(max(map(len, trunk_ids)), self._multiple)
+        C = bucket(max(map(len, branch_ids)))
+        R = bucket(max(map(len, chain.from_iterable(branch_ids)), default=1), self._multiple)
+        trunk_ids = [*trunk_ids, *[[self._tokenizer.bos]] * extra]
+        tree = pack(trunk_ids, [*branch_ids, *[[]] * extra], self._tokenizer.pad, T, C, R)
+        last_BC = np.maximum(tree.mask_BCR.sum(-1, dtype=np.int32) - 1, 0)
+        with jax.set_mesh(self._mesh):
+            tree, last_BC = put_batch(self._mesh, (tree, last_BC))
+            return program(self._cfg)(self._params, tree, last_BC, options_O)

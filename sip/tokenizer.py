@@ -1,0 +1,152 @@
+"""Text <-> token ids, such that parts join: decode(encode(a) + encode(b)) == a + b.
+
+SentencePiece as shipped adds a dummy space to every part and may squeeze spaces; both are switched
+off in the loaded model, so a suffix is encoded as it stands inside its document. Special tokens are
+never produced from text. Tokens of parts equal those of the whole only at word boundaries; where
+they differ the token list is authoritative and text is `continuation`.
+"""
+
+import io
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+
+from sip.structs import UserError
+
+SPACE = "\u2581"  # what SentencePiece writes for a space inside pieces
+# Appended to a serialised model it sets normalizer_spec's add_dummy_prefix and
+# remove_extra_whitespaces to false: of a protobuf field given twice the later value counts.
+AS_IT_STANDS = b"\x1a\x04\x18\x00\x20\x00"
+
+
+class Tokenizer(Protocol):
+    vocab_size: int
+    bos: int
+    eos: int
+    pad: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text alone: no special tokens, no dummy prefix."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of the ids; special tokens and ids outside the vocabulary have none."""
+        ...
+
+
+class Byte:
+    """UTF-8 bytes as tokens, for tests."""
+
+    vocab_size, pad, bos, eos = 259, 256, 257, 258
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode(errors="replace"))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(int(i) for i in ids if 0 <= i < 256).decode(errors="replace")
+
+
+class SentencePiece:
+    """Any SentencePiece model (ours, Llama, Mistral); without a pad of its own, pad is eos."""
+
+    def __init__(self, path: str | os.PathLike):
+        try:
+            self._model = sentencepiece.SentencePieceProcessor(
+                model_proto=Path(path).read_bytes() + AS_IT_STANDS
+            )
+        except OSError as error:
+            raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
+        except RuntimeError as error:
+            raise UserError(f"{path}: not a SentencePiece model") from error
+        self.vocab_size = self._model.get_piece_size()
+        self.bos, self.eos = self._model.bos_id(), self._model.eos_id()
+        if self.bos < 0 or self.eos < 0:
+            raise UserError(f"{path}: the SentencePiece model has no BOS or no EOS token")
+        self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos
+        space = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
+        self._space = space if all(map(self._model.is_byte, space)) else None
+
+    def encode(self, text: str) -> list[int]:
+        text = text.encode(errors="replace").decode()  # a lone surrogate is no text
+        if self._space is None or SPACE not in text:
+            return self._model.encode(text)
+        first, *rest = text.split(SPACE)  # else it would come back as a plain space
+        ids = self._model.encode(first)
+        for part in rest:
+            ids += self._space + self._model.encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        special = (self.bos, self.eos, self.pad)
+        return self._model.decode(
+            [int(i) for i in ids if i not in special and 0 <= i < self.vocab_size]
+        )
+
+
+def load(kind: str, path: str | os.PathLike | None = None) -> Tokenizer:
+    if kind == "byte":
+        return Byte()
+    if kind != "sentencepiece":
+        raise UserError(f"tokenizer kind {kind!r}: not one of 'sentencepiece', 'byte'")
+    if not path:
+        raise UserError("tokenizer kind 'sentencepiece' needs the path of a model")
+    return SentencePiece(path)
+
+
+def continuation(tok: Tokenizer, prefix_ids: Sequence[int], ids: Sequence[int]) -> str:
+    """The text that `ids` add to `prefix_ids`: decode(prefix + ids) minus decode(prefix).
+
+    A prefix may end inside a character (decoded as U+FFFD); the completed character then belongs
+    to the continuation.
+    """
+    whole = tok.decode([*prefix_ids, *ids])
+    return whole[len(os.path.commonprefix([tok.decode(prefix_ids), whole])) :]
+
+
+def train_sentencepiece(
+    texts: Iterable[str],
+    path: str | os.PathLike,
+    *,
+    vocab_size: int,
+    symbols: Sequence[str] = (),
+) -> SentencePiece:
+    """Train a unigram model that loses nothing and write it to `path`; the same texts, same bytes.
+
+    A newline and each of `symbols` is always one token.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
+            sentence_iterator=(line for text in texts for line in text.split("\n") if line.strip()),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,
+            byte_fallback=True,
+            user_defined_symbols=["\n", *(s.replace(" ", SPACE) for s in symbols)],
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            max_sentence_length=1 << 24,  # longer lines would be dropped in silence
+            num_threads=2,  # the sums of training depend on it
+            minloglevel=2,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+        )
+    except (RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: cannot train a tokenizer of {vocab_size}: {reason}") from error
+    _write(Path(path), model.getvalue())
+    return SentencePiece(path)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(path)

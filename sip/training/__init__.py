@@ -1,0 +1,1 @@
+"""Optimiser, the jitted update and checkpoints; the loops are in stages."""

@@ -1,0 +1,82 @@
+"""Orbax checkpoints of a run: everything needed to go on, saved asynchronously.
+
+A checkpoint is three items: `params`, `rest` (optimiser, counters, reference) and `record` (JSON:
+configs, data position). Parameters are an item of their own, so that another run, an evaluation
+or a judge reads them alone. A save that was cut off is never listed.
+"""
+
+from typing import Any
+
+import orbax.checkpoint as ocp
+from etils import epath
+
+from sip.structs import Params, TrainState, UserError
+
+
+def manager(run_dir: str, *, keep: int = 2) -> ocp.CheckpointManager:
+    """The checkpoints of a run, in `run_dir`/checkpoints (a local path or gs://)."""
+    path = epath.Path(run_dir) / "checkpoints"
+    if "://" not in str(run_dir):
+        path = epath.Path(path).absolute()  # orbax fails in its background thread otherwise
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+    return ocp.CheckpointManager(path, options=options)
+
+
+def exists(run_dir: str) -> bool:
+    """Whether a run has a finished checkpoint."""
+    if not (epath.Path(run_dir) / "checkpoints").exists():
+        return False
+    with manager(run_dir) as mngr:
+        return mngr.latest_step() is not None
+
+
+def _rest(state: TrainState) -> dict[str, Any]:
+    rest = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped,
+            "skipped_in_row": state.skipped_in_row}
+    return rest if state.reference is None else {**rest, "reference": state.reference}
+
+
+def save(mngr: ocp.CheckpointManager, state: TrainState, record: dict[str, Any]) -> None:
+    """Starts saving `state` under its step; nothing is done where that step is saved already."""
+    step = int(state.step)
+    if step in mngr.all_steps():
+        return
+    mngr.save(step, args=ocp.args.Composite(
+        params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(_rest(state)),
+        record=ocp.args.JsonSave(record)))
+
+
+def _restore(mngr: ocp.CheckpointManager, step: int | None = None, **items):
+    step = mngr.latest_step() if step is None else step
+    if step is None:
+        raise UserError(f"no checkpoint in {mngr.directory}")
+    try:
+        return mngr.restore(step, args=ocp.args.Composite(**items))
+    except (ValueError, KeyError, FileNotFoundError, OSError) as e:
+        reason = str(e).strip().splitlines()[0][:200]
+        raise UserError(f"checkpoint {mngr.directory}/{step} cannot be restored: {reason}") from e
+
+
+def restore(mngr: ocp.CheckpointManager, abstract: TrainState, step: int | None = None):
+    """The state at `step` (default: the last) on `abstract`'s shardings -> (state, record)."""
+    got = _restore(mngr, step, params=ocp.args.StandardRestore(abstract.params),
+                   rest=ocp.args.StandardRestore(_rest(abstract)), record=ocp.args.JsonRestore())
+    reference = None if abstract.reference is None else got["rest"]["reference"]
+    rest = {k: v for k, v in got["rest"].items() if k != "reference"}
+    return TrainState(params=got["params"], reference=reference, **rest), got["record"]
+
+
+def record(run_dir: str) -> dict[str, Any]:
+    """The JSON record of a run's last checkpoint. Raises UserError where there is none."""
+    if not exists(run_dir):
+        raise UserError(f"no checkpoint in {run_dir}")
+    with manager(run_dir) as mngr:
+        return _restore(mngr, record=ocp.args.JsonRestore())["record"]
+
+
+def restore_params(run_dir: str, abstract_params: Params) -> Params:
+    """The parameters alone of a run's last checkpoint, on `abstract_params`' shardings."""
+    if not exists(run_dir):
+        raise UserError(f"no checkpoint in {run_dir}")
+    with manager(run_dir) as mngr:
+        return _restore(mngr, params=ocp.args.StandardRestore(abstract_params))["params"]

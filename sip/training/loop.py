@@ -1,0 +1,136 @@
+"""What every loop needs around its updates: stopping, resuming, profiling, giving up."""
+
+import contextlib
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+
+from sip.structs import Metrics, TrainState, UserError
+from sip.training import checkpoints
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often a run is saved (and at its end), and how many saves are kept."""
+
+    every_steps: int = 1000
+    keep: int = 2
+    max_skipped_in_row: int = 10  # non-finite updates in a row that end the run
+
+    def __post_init__(self):
+        if min(self.every_steps, self.keep, self.max_skipped_in_row) < 1:
+            raise UserError("checkpoint: every_steps, keep, max_skipped_in_row must be at least 1")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Metrics are averaged over, and written every, `every_steps` updates."""
+
+    every_steps: int = 10
+    tensorboard: bool = True
+    progress: bool = True
+
+    def __post_init__(self):
+        if self.every_steps < 1:
+            raise UserError("log.every_steps must be at least 1")
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+class Stop:
+    """True once SIGINT or SIGTERM came. A second Ctrl-C interrupts at once."""
+
+    def __init__(self):
+        self._asked = False
+
+    def __bool__(self):
+        return self._asked
+
+    def _ask(self, signum, frame):
+        del frame
+        if self._asked and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = True
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """Turns SIGINT and SIGTERM into a flag that loops read between steps.
+
+    With jax.distributed the runtime's own preemption notice must not be silenced: no handler then.
+    """
+    stop, before = Stop(), {}
+    if jax.process_count() == 1:
+        with contextlib.suppress(ValueError):  # not the main thread: a notebook's or a test's
+            for name in (signal.SIGINT, signal.SIGTERM):
+                before[name] = signal.signal(name, stop._ask)
+    try:
+        yield stop
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+@contextlib.contextmanager
+def saving(run_dir: str, config: CheckpointConfig):
+    """The run's checkpoint manager; pending saves are finished on the way out."""
+    manager = checkpoints.manager(run_dir, keep=config.keep)
+    try:
+        yield manager
+        manager.wait_until_finished()
+    finally:
+        manager.close()
+
+
+def due(step: int, every: int, last: int) -> bool:
+    """Whether something that happens every `every` steps, and at the end, happens after `step`."""
+    return step == last or (every > 0 and step % every == 0)
+
+
+def check_finite(state: TrainState, config: CheckpointConfig) -> None:
+    """Ends a run whose updates have been non-finite for too long; checkpoints stay as they are."""
+    if int(state.skipped_in_row) >= config.max_skipped_in_row:
+        raise UserError(
+            f"loss or gradient was not finite in {int(state.skipped_in_row)} updates in a row "
+            "(checkpoint.max_skipped_in_row); the last good checkpoint is intact")
+
+
+class Profiler:
+    """Writes a trace of `steps` steps, starting after `wait`, to `directory`; none if empty."""
+
+    def __init__(self, directory: str, *, wait: int = 3, steps: int = 3):
+        self._directory, self._wait, self._steps = directory, wait, steps
+        self._seen, self._on = 0, False
+
+    def step(self, state: TrainState) -> None:
+        """To be called after each step."""
+        if not self._directory:
+            return
+        self._seen += 1
+        if self._seen == self._wait:
+            jax.profiler.start_trace(self._directory)
+            self._on = True
+        elif self._on and self._seen == self._wait + self._steps:
+            jax.block_until_ready(state)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is still being written."""
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on = False
+
+
+def ratios(steps: Sequence[Metrics]) -> dict[str, float]:
+    """Averages of (total, denom) pairs summed over `steps`; what counted nothing is left out."""
+    totals: dict[str, list[float]] = {}
+    for metrics in jax.device_get(steps):
+        for key, (total, denom) in metrics.items():
+            entry = totals.setdefault(key, [0.0, 0.0])
+            entry[0] += float(total)
+            entry[1] += float(denom)
+    return {k: total / denom for k, (total, denom) in totals.items() if denom}

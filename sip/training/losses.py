@@ -1,0 +1,159 @@
+"""From a batch to loss terms: one pass of the decoder over trunk and branches, then objectives.
+
+Every function here makes `terms(params, reference, batch) -> (terms, metrics)` for `step.make_update`.
+"""
+
+from dataclasses import dataclass
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from sip.models import decoder
+from sip.models.config import ModelConfig
+from sip.objectives import likelihood, logprobs, policy, preference
+from sip.structs import Array, Tree, UserError
+
+NAMES = ("dpo", "rf_nll", "dr_grpo")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """An objective on branches, and the blend ce_weight(step) * CE(suffix) + objective.
+
+    RF-NLL on a fixed choice is SFT. `ce_weight` goes linearly to `ce_weight_last` in `ce_steps`.
+    """
+
+    name: str = "dpo"
+    beta: float = 0.1  # dpo
+    length_normalize: bool = False  # dpo, rf_nll
+    nll_weight: float = 0.0  # dpo: NLL of the chosen, per token
+    clip_low: float = 0.2  # dr_grpo
+    clip_high: float = 0.2  # dr_grpo
+    ce_weight: float = 0.0
+    ce_weight_last: float = 0.0
+    ce_steps: int = 1
+
+    def __post_init__(self):
+        if self.name not in NAMES:
+            raise UserError(f"objective.name must be one of {NAMES}, not {self.name!r}")
+        if self.beta <= 0 or self.ce_steps < 1:
+            raise UserError("objective.beta and objective.ce_steps must be positive")
+        if min(self.nll_weight, self.ce_weight, self.ce_weight_last) < 0:
+            raise UserError("objective: weights must not be negative")
+        if self.nll_weight and self.name != "dpo":
+            raise UserError(f"objective.nll_weight belongs to dpo, not to {self.name}")
+
+    @property
+    def blends_ce(self) -> bool:
+        """Whether the suffix has to be in the trunk."""
+        return self.ce_weight > 0 or self.ce_weight_last > 0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with frozen parameters."""
+        return self.name == "dpo"
+
+
+@flax.struct.dataclass
+class Branches:
+    """A batch of prefixes with the candidates to learn from.
+
+    dpo: C = 2, chosen and rejected. rf_nll: C = 1. dr_grpo: C = K with the rollouts' own
+    log-probabilities and advantages. `ce_mask_BT`: the suffix in the trunk, for the blend.
+    """
+
+    tree: Tree
+    valid_BC: Array
+    advantage_BC: Array
+    old_logp_BCR: Array
+    ce_mask_BT: Array
+
+
+def _tree_logprobs(params, cfg: ModelConfig, tree: Tree):
+    out = decoder.apply(params, cfg, tree)
+    unembed = decoder.unembed(params, cfg)
+    return logprobs.tree_logprobs(
+        out.trunk_BTD, out.branch_BCRD, unembed, tree, chunk=cfg.logprob_chunk)
+
+
+def tokens_terms(cfg: ModelConfig):
+    """Next-token cross-entropy on (tree with C = 0, mask_BT of the tokens that count)."""
+
+    def terms(params, reference, batch):
+        tree, mask_BT = batch
+        logp_BT, _ = _tree_logprobs(params, cfg, tree)
+        mask_BT = mask_BT & logprobs.scored_mask(tree.mask_BT, tree.segment_BT)
+        total, denom, _ = likelihood.ce(logp_BT, mask_BT)
+        return {"ce": (total, denom)}, {"tokens": (denom, jnp.float32(1))}
+
+    return terms
+
+
+def verdict_terms(cfg: ModelConfig):
+    """Cross-entropy of verdict tokens on {aspect: (tree, verdict_BCR)}, each aspect a term."""
+
+    def terms(params, reference, batch):
+        values = {}
+        for aspect, (tree, verdict_BCR) in batch.items():
+            _, logp_BCR = _tree_logprobs(params, cfg, tree)
+            values[aspect] = likelihood.ce(logp_BCR, verdict_BCR)[:2]
+        return values, {}
+
+    return terms
+
+
+def branch_terms(cfg: ModelConfig, objective: ObjectiveConfig):
+    """The objective's terms on `Branches`: its own, `nll_chosen` and `ce` where asked for."""
+
+    def terms(params, reference, batch: Branches):
+        logp_BT, logp_BCR = _tree_logprobs(params, cfg, batch.tree)
+        values, metrics = _objective(cfg, objective, reference, batch, logp_BCR)
+        if objective.blends_ce:
+            values["ce"] = likelihood.ce(logp_BT, batch.ce_mask_BT)[:2]
+        return values, metrics
+
+    return terms
+
+
+def _objective(cfg, objective, reference, batch: Branches, logp_BCR):
+    mask_BCR, valid_B = batch.tree.mask_BCR, batch.valid_BC.all(-1)
+    if objective.name == "dpo":
+        return _dpo(cfg, objective, reference, batch, logp_BCR)
+    if objective.name == "rf_nll":
+        total, denom, metrics = likelihood.rf_nll(
+            logp_BCR[:, 0], mask_BCR[:, 0], valid_B, length_normalize=objective.length_normalize)
+    else:
+        total, denom, metrics = policy.dr_grpo(
+            logp_BCR, batch.old_logp_BCR, batch.advantage_BC, mask_BCR, batch.valid_BC,
+            clip_low=objective.clip_low, clip_high=objective.clip_high)
+    return {objective.name: (total, denom)}, metrics
+
+
+def _dpo(cfg, objective, reference, batch: Branches, logp_BCR):
+    mask_BCR, valid_B = batch.tree.mask_BCR, batch.valid_BC.all(-1)
+    _, ref_BCR = _tree_logprobs(jax.lax.stop_gradient(reference), cfg, batch.tree)
+    logp_B2 = logprobs.sequence_logprob(logp_BCR, mask_BCR)
+    ref_B2 = logprobs.sequence_logprob(ref_BCR, mask_BCR)
+    length_B2 = mask_BCR.sum(-1)
+    total, denom, metrics = preference.dpo(
+        logp_B2, ref_B2, valid_B, beta=objective.beta,
+        length_B2=length_B2 if objective.length_normalize else None)
+    values = {"dpo": (total, denom)}
+    if objective.nll_weight:
+        values["nll_chosen"] = preference.nll_chosen(logp_B2, length_B2, valid_B)[:2]
+    return values, metrics
+
+
+def branch_weights(objective: ObjectiveConfig):
+    """weights(step) of the terms of `branch_terms`."""
+    ce = optax.linear_schedule(objective.ce_weight, objective.ce_weight_last, objective.ce_steps)
+
+    def weights(step):
+        values = {objective.name: 1.0}
+        if objective.nll_weight:
+            values["nll_chosen"] = objective.nll_weight
+        return {**values, "ce": ce(step)} if objective.blends_ce else values
+
+    return weights

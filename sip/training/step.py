@@ -1,0 +1,125 @@
+"""The jitted, donated update: loss = sum of weight_i(step) * total_i / denom_i.
+
+A loss is a function `terms(params, batch) -> (terms, metrics)`, both dicts of (total, denom).
+Denominators depend on masks alone and are summed over the global batch before the backward pass,
+so microbatches and devices change nothing but rounding.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sip.mesh import replicated
+from sip.models import decoder
+from sip.models.config import ModelConfig
+from sip.structs import Array, Metrics, Params, TrainState
+
+Terms = Callable[[Params, Params | None, dict], tuple[Metrics, Metrics]]
+Weights = Callable[[Array], dict[str, Array]]
+
+
+def init_state(cfg: ModelConfig, tx, mesh, seed: int, *, reference: bool) -> TrainState:
+    """Fresh parameters and optimiser, created where they live."""
+    make = lambda: _fresh(decoder.init(cfg, jax.random.key(seed)), tx, reference)
+    return _placed(make, cfg, tx, mesh, reference)()
+
+
+def state_of(params: Params, cfg: ModelConfig, tx, mesh, *, reference: bool) -> TrainState:
+    """A state at step 0 around given parameters; its reference is a copy of them."""
+    make = lambda params: _fresh(params, tx, reference)
+    return _placed(make, cfg, tx, mesh, reference)(params)
+
+
+def _placed(make, cfg, tx, mesh, reference):
+    shape = abstract_state(cfg, tx, mesh, reference=reference)
+    return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, shape))
+
+
+def _fresh(params: Params, tx, reference: bool) -> TrainState:
+    copy = jax.tree.map(jnp.copy, params) if reference else None  # a donated buffer has one owner
+    count = lambda: jnp.zeros((), jnp.int32)
+    return TrainState(count(), params, tx.init(params), copy, count(), count())
+
+
+def abstract_state(cfg: ModelConfig, tx, mesh, *, reference: bool) -> TrainState:
+    """Shapes, dtypes and shardings of a state, nothing allocated: moments lie as their parameter."""
+    params = decoder.abstract(cfg, mesh)
+    opt = jax.eval_shape(tx.init, params)
+    whole = replicated(mesh)
+    place = lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding)
+    alone = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+    opt = optax.tree_utils.tree_map_params(tx, place, opt, params, transform_non_params=alone)
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    return TrainState(count, params, opt, params if reference else None, count, count)
+
+
+def _divide(total, denom):
+    return jnp.where(denom > 0, total / jnp.maximum(denom, 1), 0.0)
+
+
+def _sum_terms(terms: Terms, params, reference, micro):
+    values, metrics = terms(params, reference, micro)
+    return values, {**metrics, **{f"loss/{k}": v for k, v in values.items()}}
+
+
+def _gradient(terms: Terms, params, reference, micro, denoms, weights):
+    """Gradient of one microbatch's share of the loss, and its metrics."""
+
+    def loss(params):
+        values, metrics = _sum_terms(terms, params, reference, micro)
+        share = sum(weights[k] * _divide(total, denoms[k]) for k, (total, _) in values.items())
+        return share, metrics
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
+def gradient(terms: Terms, params, reference, batch, weights, microbatches: int):
+    """Gradient of the whole batch's loss -> (grads, loss, metrics)."""
+    # Only denominators are used of this call; they hang on masks, so the compiler drops the rest.
+    values, _ = terms(jax.lax.stop_gradient(params), reference, batch)
+    denoms = {k: denom for k, (_, denom) in values.items()}
+    if microbatches == 1:
+        grads, metrics = _gradient(terms, params, reference, batch, denoms, weights)
+    else:
+        grads, metrics = _accumulate(terms, params, reference, batch, denoms, weights, microbatches)
+    loss = sum(weights[k] * _divide(metrics[f"loss/{k}"][0], denoms[k]) for k in denoms)
+    return grads, loss, metrics
+
+
+def _accumulate(terms, params, reference, batch, denoms, weights, microbatches):
+    split = lambda x: x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
+    micro_batches = jax.tree.map(split, batch)
+    one = lambda micro: _gradient(terms, params, reference, micro, denoms, weights)
+    first = jax.tree.map(lambda x: x[0], micro_batches)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
+    add = lambda carry, micro: (jax.tree.map(jnp.add, carry, one(micro)), None)
+    return jax.lax.scan(add, zeros, micro_batches)[0]
+
+
+def make_update(terms: Terms, tx: optax.GradientTransformation, weights: Weights, *,
+                microbatches: int = 1):
+    """update(state, batch) -> (state, metrics); a non-finite loss or gradient changes no parameter.
+
+    `batch` is a pytree whose leading axes are B. Metrics are dicts of (total, denom).
+    """
+
+    def update(state: TrainState, batch) -> tuple[TrainState, Metrics]:
+        grads, loss, metrics = gradient(
+            terms, state.params, state.reference, batch, weights(state.step), microbatches)
+        norm = optax.global_norm(grads)
+        ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+        bad = (~ok).astype(jnp.int32)
+        state = state.replace(
+            step=state.step + 1, params=keep(params, state.params),
+            opt_state=keep(opt_state, state.opt_state),
+            skipped_in_row=(state.skipped_in_row + 1) * bad, skipped=state.skipped + bad)
+        one = jnp.float32(1)
+        return state, {**metrics, "loss/total": (loss, one), "grad/norm": (norm, one),
+                       "grad/skipped_in_row": (state.skipped_in_row.astype(jnp.float32), one)}
+
+    return jax.jit(update, donate_argnums=0)

@@ -1,0 +1,38 @@
+"""Eight fake CPU devices, strict promotion, no network."""
+
+import getpass
+import os
+import socket
+import tempfile
+from pathlib import Path
+
+# Before jax is imported, and in the environment, so that programs the tests start share them.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+CACHE = Path(tempfile.gettempdir()) / f"sip-jax-tests-{getpass.getuser()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """Connecting to anything but this machine is refused at once."""
+    connect = socket.socket.connect
+
+    def guarded(self, address):
+        if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise ConnectionRefusedError(f"tests have no network: {address}")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)

@@ -1,0 +1,299 @@
+"""The rules of CONTRIBUTING.md that a machine can check."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CLIS = {"train", "evaluate", "generate", "convert", "aot", "gap", "bench"}
+ROWS = [  # a module imports strictly lower rows, or its own package
+    {"structs"},
+    {"mesh"},
+    {"models", "objectives", "tokenizer", "metrics"},
+    {"data", "sampling", "training"},
+    {"textgen"},
+    {"judge", "rewriter"},
+    {"setup"},
+    {"evals", "rewards"},
+    {"stages"},
+    {"cli"},  # what the CLIs share
+    {"report"},  # a CLI, and how train ends
+    CLIS,
+]
+RANK = {name: i for i, row in enumerate(ROWS) for name in row}
+ON_DEVICE = ("structs", "mesh", "models", "objectives", "sampling", "training.step")
+ON_DEVICE += ("training.optim",)  # run where tfds and grain are not installed
+DEVICE_LIBRARIES = {"jax", "flax", "optax", "numpy"}
+HEAVY = {"torch", "tensorflow", "transformers"}
+LIMITS = {"function": 60, "file": 400}
+
+
+def python_files(*folders):
+    return [p for f in folders for p in sorted((ROOT / f).rglob("*.py"))]
+
+
+@cache
+def parsed(path):
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def dotted(path):
+    """sip/data/chunks.py -> ("data", "chunks"); a package's __init__ -> ("data",)."""
+    parts = path.relative_to(ROOT / "sip").with_suffix("").parts
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+MODULES = {dotted(p) for p in python_files("sip")} - {()}
+
+
+def imports(tree):
+    """(line, name) of every import; `from a import b` is "a.b" where that is a module of ours."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, a.name) for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                ours = tuple(whole.split(".")[1:]) in MODULES and whole.startswith("sip.")
+                yield node.lineno, whole if ours else (node.module or "")
+
+
+def is_cli(module):
+    return module[0] in CLIS | {"cli", "report"} or module[-1] == "__main__"
+
+
+def rank(module):
+    assert module[0] in RANK, f"sip.{module[0]} has no row: add it to ROWS, as low as it can be"
+    return RANK["train"] if module[-1] == "__main__" else RANK[module[0]]
+
+
+def upward(me, target):
+    """Whether module `me` may not import `target`; packages import themselves, never a CLI."""
+    own = me[0] == target[0] and len(me) > 1
+    return is_cli(target) if own else rank(target) >= rank(me)
+
+
+def report(bad):
+    assert not bad, "\n".join(bad)
+
+
+def complaints(files, wrong):
+    """["path:line: what"] of `wrong(path, tree)` -> pairs (line, what)."""
+    return [
+        f"{p.relative_to(ROOT)}:{line}: {what}" for p in files for line, what in wrong(p, parsed(p))
+    ]
+
+
+def sip_imports(path, tree):
+    for line, name in imports(tree):
+        parts = tuple(name.split("."))
+        if parts[0] == "sip" and len(parts) > 1 and dotted(path):
+            yield line, parts[1:]
+
+
+def test_imports_point_down():
+    def wrong(path, tree):
+        me = dotted(path)
+        return [(n, f"imports sip.{t[0]}") for n, t in sip_imports(path, tree) if upward(me, t)]
+
+    files = python_files("sip")
+    report(complaints(files, wrong))
+    assert sum(len(list(sip_imports(p, parsed(p)))) for p in files) > 2, "saw no imports"
+
+
+@pytest.mark.parametrize(
+    ("me", "target", "bad"),
+    [
+        ("stages.rl", "judge.scoring", False),
+        ("models.decoder", "models.config", False),
+        ("models.decoder", "objectives.logprobs", True),
+        ("data.chunks", "textgen", True),
+        ("data.__main__", "stages.rl", False),
+        ("data.pipeline", "data.__main__", True),
+        ("train", "evaluate", True),
+        ("train", "report", False),
+        ("report", "train", True),
+        ("mesh", "structs", False),
+        ("structs", "mesh", True),
+    ],
+)
+def test_the_rule_itself_knows_up_from_down(me, target, bad):
+    assert upward(tuple(me.split(".")), tuple(target.split("."))) == bad
+
+
+def test_no_relative_imports():
+    def wrong(path, tree):
+        nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
+        return [(n.lineno, "relative import") for n in nodes]
+
+    report(complaints(python_files("sip", "configs", "tests"), wrong))
+
+
+def test_no_stage_imports_a_stage():
+    def is_stage(path):
+        return any(isinstance(n, ast.FunctionDef) and n.name == "run" for n in parsed(path).body)
+
+    files = [p for p in python_files("sip/stages") if is_stage(p)]
+    stages = {dotted(p) for p in files}
+
+    def wrong(path, tree):
+        return [(n, f"imports {t[-1]}") for n, t in sip_imports(path, tree) if t in stages]
+
+    report(complaints(files, wrong))
+
+
+def test_ml_collections_stays_in_stages_clis_and_configs():
+    def wrong(path, tree):
+        me = dotted(path)
+        if me and (me[0] == "stages" or is_cli(me)):
+            return []
+        return [(n, name) for n, name in imports(tree) if name.split(".")[0] == "ml_collections"]
+
+    report(complaints(python_files("sip"), wrong))
+
+
+def on_device(module):
+    name = ".".join(module)
+    return any(name == known or name.startswith(f"{known}.") for known in ON_DEVICE)
+
+
+def test_accelerator_code_imports_only_array_libraries():
+    def wrong(path, tree):
+        if not on_device(dotted(path)):
+            return
+        for line, name in imports(tree):
+            first, *rest = name.split(".")
+            known = first in DEVICE_LIBRARIES | sys.stdlib_module_names
+            if not known and not (first == "sip" and on_device(tuple(rest))):
+                yield line, f"imports {name} in code that runs on the accelerator"
+
+    report(complaints(python_files("sip"), wrong))
+
+
+def test_heavy_libraries_are_imported_inside_functions_only():
+    def wrong(path, tree):
+        inner = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+        inside = {line for f in inner for line in range(f.lineno, f.end_lineno + 1)}
+        names = [(n, name) for n, name in imports(tree) if n not in inside]
+        return [(n, name) for n, name in names if name.split(".")[0] in HEAVY]
+
+    report(complaints(python_files("sip"), wrong))
+
+
+def test_stages_judge_and_objectives_never_name_the_microworld():
+    folders = [ROOT / "sip" / f for f in ("stages", "judge", "objectives")]
+    files = [p for f in folders for p in f.rglob("*") if p.suffix in (".py", ".txt")]
+    word = re.compile(r"micro[-_ ]?world", re.IGNORECASE)
+    report([str(p.relative_to(ROOT)) for p in files if word.search(p.read_text())])
+
+
+def test_functions_and_files_stay_small():
+    def wrong(path, tree):
+        lines = len(path.read_text().splitlines())
+        if lines > LIMITS["file"]:
+            yield lines, f"the file has more than {LIMITS['file']} lines"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                size = node.end_lineno - node.lineno + 1
+                exempt = node.name == "run" and path.parent.name == "stages"
+                if size > LIMITS["function"] and not exempt:
+                    yield node.lineno, f"{node.name} has {size} lines"
+
+    report(complaints(python_files("sip", "configs", "tests"), wrong))
+
+
+def is_config(node):
+    """Whether an expression reads as a config: cfg, run_config, self.config, config.data."""
+    while isinstance(node, ast.Attribute):
+        if re.fullmatch(r"(.*_)?(config|cfg)", node.attr.lower()):
+            return True
+        node = node.value
+    return isinstance(node, ast.Name) and bool(re.fullmatch(r"(.*_)?(config|cfg)", node.id.lower()))
+
+
+def reads_with_default(node):
+    """`config.get(..)` and `getattr(config, name, default)`."""
+    if isinstance(node.func, ast.Attribute):
+        return node.func.attr == "get" and is_config(node.func.value)
+    named = isinstance(node.func, ast.Name) and node.func.id == "getattr"
+    return named and len(node.args) == 3 and is_config(node.args[0])
+
+
+def test_configs_are_never_read_with_a_default():
+    def wrong(path, tree):
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+        return [(n.lineno, ast.unparse(n)) for n in calls if reads_with_default(n)]
+
+    report(complaints(python_files("sip", "configs"), wrong))
+
+
+def test_a_default_is_recognised():
+    reads = [reads_with_default(ast.parse(s, mode="eval").body) for s in (
+        "config.get('a', 1)", "self.cfg.data.get('a')", "getattr(run_config, 'a', 0)",
+        "os.environ.get('A')", "getattr(config, 'a')",
+    )]  # fmt: skip
+    assert reads == [True, True, True, False, False]
+
+
+def test_nothing_is_left_undone():
+    marks = ["NotImplemented" + "Error", "TO" + "DO", "FIX" + "ME"]
+    mark = re.compile(r"\b(" + "|".join(marks) + r")\b")
+    report(
+        [
+            f"{p.relative_to(ROOT)}:{i}: {line.strip()}"
+            for p in python_files("sip", "configs", "tests")
+            for i, line in enumerate(p.read_text().splitlines(), 1)
+            if mark.search(line)
+        ]
+    )
+
+
+IMPORT_ALL = """
+import importlib, sys
+from absl import flags
+
+def imported(name):
+    try:
+        importlib.import_module(name)
+    finally:  # CLIs define the same flags; a user runs one of them at a time
+        flags.FLAGS.remove_flag_values([f for f in flags.FLAGS if f not in before])
+
+before = set(flags.FLAGS)
+names, absent, refused = (set(a.split(",")) for a in sys.argv[1:])
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in refused:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+for name in sorted(names):
+    imported(name)
+found = sorted(absent & {m.split(".")[0] for m in sys.modules})
+sys.exit(f"loaded: {found}" if found else 0)
+"""
+
+
+def import_in_fresh_process(modules, *, absent, refused=("",)):
+    args = [",".join(".".join(("sip", *m)) for m in modules), ",".join(absent), ",".join(refused)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", IMPORT_ALL, *args]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_importing_everything_loads_neither_torch_nor_tensorflow():
+    import_in_fresh_process(MODULES, absent=HEAVY)
+
+
+def test_accelerator_code_imports_without_the_data_libraries():
+    refused = {"tensorflow_datasets", "grain", "array_record", "sentencepiece", "ml_collections"}
+    modules = [m for m in MODULES if on_device(m)]
+    assert modules
+    import_in_fresh_process(modules, absent=HEAVY | refused, refused=refused)

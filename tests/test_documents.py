@@ -1,0 +1,222 @@
+"""Sources of documents, their splits, what is skipped, and `python -m sip.data`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from sip.data import __main__ as cli
+from sip.data import documents
+from sip.data.documents import DataConfig
+from sip.structs import UserError
+
+DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
+WORLD = dict(entities=8, train=120, validation=20, test=20)
+
+
+def corpus(path, data, **changes):
+    path.write_bytes(data)
+    return documents.load(DataConfig(path.suffix[1:], str(path), **changes), "")
+
+
+def texts_of(path, data, split="train", **changes):
+    return corpus(path, data, split=split, **changes).texts
+
+
+def numbered(count):
+    return "\n\n".join(f"document {i}" for i in range(count)).encode()
+
+
+@pytest.fixture(scope="module")
+def microworld(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
+def load_world(data_dir, split="train", **changes):
+    return documents.load(DataConfig("microworld", split=split, world=WORLD | changes), data_dir)
+
+
+def test_blank_lines_separate_documents(tmp_path):
+    data = b"\xef\xbb\xbf\n\n one\ntwo \r\n\r\nthree\n \t\n\n\nfour\n\x0c\n\n\n"
+    parts = [texts_of(tmp_path / "a.txt", data, s) for s in documents.PARTS if s != "test"]
+    assert sorted(sum(parts, [])) == sorted([" one\ntwo ", "three", "four\n\x0c"])
+
+
+def test_unreadable_documents_are_counted_and_too_many_are_an_error(tmp_path):
+    path, data = tmp_path / "a.txt", numbered(18) + b"\n\n\xff\xfe\n\n\x0c\x0c"
+    assert corpus(path, data).skipped == 2
+    assert corpus(path, data, max_skipped_fraction=0.1).skipped == 2
+    with pytest.raises(UserError, match=r"a\.txt: 2 of 20 documents.*max_skipped_fraction=0.09"):
+        corpus(path, data, max_skipped_fraction=0.09)
+
+
+def test_the_parts_of_a_file_are_a_partition_of_about_90_5_5_percent(tmp_path):
+    path, data = tmp_path / "a.txt", numbered(2000)
+    parts = [texts_of(path, data, split) for split in documents.PARTS]
+    assert sorted(sum(parts, [])) == sorted(data.decode().split("\n\n"))
+    assert 1750 < len(parts[0]) < 1850 and all(70 < len(part) < 130 for part in parts[1:])
+
+
+def test_a_document_is_in_the_same_part_whatever_surrounds_it(tmp_path):
+    few = texts_of(tmp_path / "a.txt", numbered(500), "test")
+    many = texts_of(tmp_path / "b.txt", numbered(1000) + b"\n\n" + numbered(400), "test")
+    assert few and set(few) < set(many) and many.count(few[0]) == 2
+
+
+def test_slices_of_a_split_are_disjoint_and_in_order(tmp_path):
+    path, data = tmp_path / "a.txt", numbered(200)
+    whole = texts_of(path, data)
+    slices = [texts_of(path, data, f"train[{s}]") for s in (":33%", "33%:85%", "85%:", "3:9")]
+    assert slices[0] + slices[1] + slices[2] == whole and slices[3] == whole[3:9]
+    assert abs(len(slices[0]) - 0.33 * len(whole)) <= 0.5
+
+
+@pytest.mark.parametrize("split", ["dev", "train[", "train[:x%]", "train[-5:]", "", "train[5]"])
+def test_an_unknown_split_is_named(tmp_path, split):
+    with pytest.raises(UserError, match="data.split"):
+        texts_of(tmp_path / "a.txt", numbered(30), split)
+
+
+def test_json_lines_without_a_text_are_skipped(tmp_path):
+    good = [json.dumps({"text": t, "id": i}) for i, t in enumerate(["a\n\nb", " é\u2028", "c\r\n"])]
+    bad = ['{"text": 3}', '{"no": 1}', "[1]", "{", '{"text": " \\n"}', '"text"', '{"text": "\\ud800"}']
+    data = "\n".join([*good, "", *bad, "[" * 100_000]).encode() + b'\n{"text": "\xff"}\n'
+    path = tmp_path / "a.jsonl"
+    found = [corpus(path, data, max_skipped_fraction=1.0, split=s) for s in ("train",)]
+    assert sorted(found[0].texts) == sorted([" é\u2028", "a\n\nb", "c\r"])
+    assert found[0].skipped == len(bad) + 2
+
+
+@pytest.mark.parametrize("name", ["missing.txt", "folder.txt", "missing.jsonl"])
+def test_a_missing_file_is_named(tmp_path, name):
+    (tmp_path / "folder.txt").mkdir()
+    with pytest.raises(UserError, match=name):
+        documents.load(DataConfig(name.split(".")[1], str(tmp_path / name)), "")
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n \n", bytes(range(128, 256)) * 50])
+def test_a_file_without_documents_is_an_error(tmp_path, data):
+    with pytest.raises(UserError, match="a.txt"):
+        corpus(tmp_path / "a.txt", data)
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        (dict(source="parquet"), "data.source"),
+        (dict(source="txt"), "data.path"),
+        (dict(source="microworld", path="a.txt"), "data.path"),
+        (dict(source="txt", path="a", max_skipped_fraction=2.0), "data.max_skipped_fraction"),
+    ],
+)
+def test_a_wrong_config_is_named(values, field):
+    with pytest.raises(UserError, match=field):
+        DataConfig(**values)
+
+
+def test_configs_compare_and_hash_by_value():
+    a = DataConfig("microworld", world={"train": 5, "entities": 9})
+    b = DataConfig("microworld", world=(("entities", 9), ("train", 5)))
+    assert a == b and hash(a) == hash(b) and a != DataConfig("microworld")
+
+
+def test_real_text_is_cut_into_documents():
+    path = DATA / "text" / "wikitext-2" / "valid.txt"
+    if not path.exists():
+        pytest.skip("no WikiText in the data directory beside the repository")
+    parts = [documents.load(DataConfig("txt", str(path), s), "") for s in documents.PARTS]
+    words = sum(len(text.split()) for docs in parts for text in docs.texts)
+    assert words == len(path.read_text(encoding="utf-8").split())
+    assert all(docs.skipped == 0 for docs in parts)
+
+
+def test_the_microworld_has_texts_kinds_and_a_truth(microworld):
+    docs = load_world(microworld)
+    assert len(docs.texts) == len(docs.kinds) == 120 and docs.skipped == 0
+    assert {"plain", "unsafe"} <= set(docs.kinds)
+    safety = docs.truth.score([""] * 120, docs.texts)["safety"]
+    assert safety[docs.kinds == "plain"].mean() > 0.99 > safety[docs.kinds == "unsafe"].mean()
+
+
+def test_the_microworld_is_sliced_and_read_again(microworld):
+    whole = load_world(microworld)
+    parts = [load_world(microworld, f"train[{s}]") for s in (":70%", "70%:85%", "85%:")]
+    assert sum((list(part.texts) for part in parts), []) == list(whole.texts)
+    assert np.concatenate([part.kinds for part in parts]).tolist() == whole.kinds.tolist()
+    assert not set(load_world(microworld, "test").texts) & set(whole.texts)
+
+
+def test_building_the_microworld_prints_nothing(microworld, capfd):
+    load_world(microworld, seed=1)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("world", [{"towns": 3}, {"entities": "many"}, {"entities": 0}])
+def test_a_wrong_world_is_named(microworld, world):
+    with pytest.raises(UserError, match="world"):
+        load_world(microworld, **world)
+
+
+@pytest.mark.parametrize("damage", ["half", "tiny", "missing"])
+def test_a_damaged_data_set_is_named(tmp_path, damage):
+    load_world(str(tmp_path))
+    (file,) = tmp_path.rglob("*-train.*")
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] if damage == "half" else b"tiny")
+    if damage == "missing":
+        file.unlink()
+    with pytest.raises(UserError, match=str(file.parent)):
+        load_world(str(tmp_path))
+
+
+class Notes(tfds.core.GeneratorBasedBuilder):
+    """A data set of somebody else's."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    url_infos = None
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"body": tfds.features.Text()})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": ((i, {"body": b"\xff" if i == 7 else f"note {i}"}) for i in range(20))}
+
+    def _generate_examples(self):
+        yield from ()
+
+
+def test_any_tfds_data_set_is_a_source(tmp_path):
+    docs = documents.load(DataConfig("tfds", "notes:body", "train[:50%]"), str(tmp_path))
+    rest = documents.load(DataConfig("tfds", "notes:body", "train[50%:]"), str(tmp_path))
+    assert docs.skipped + rest.skipped == 1 and docs.kinds is None and docs.truth is None
+    assert sorted([*docs.texts, *rest.texts]) == sorted(f"note {i}" for i in range(20) if i != 7)
+
+
+@pytest.mark.parametrize("path", ["notes", "notes:title", "no_such_set:text"])
+def test_a_wrong_tfds_path_is_named(tmp_path, path):
+    with pytest.raises(UserError, match=path):
+        documents.load(DataConfig("tfds", path), str(tmp_path))
+
+
+def test_the_command_line_describes_a_corpus(microworld, capsys):
+    world = ",".join(f"{name}={value}" for name, value in WORLD.items())
+    assert cli.main(["--source=microworld", f"--data_dir={microworld}", f"--world={world}"]) == 0
+    out = capsys.readouterr().out
+    assert "documents       120\n" in out and "  unsafe " in out and "words each" in out
+    assert len([line for line in out.splitlines() if line.startswith("example")]) == 3
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--source=txt", "--path=none.txt"], ["--sorce=txt"], ["--source=microworld", "--world=a"]],
+)
+def test_bad_flags_are_one_line_and_exit_code_2(flags):
+    command = [sys.executable, "-m", "sip.data", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

@@ -1,0 +1,167 @@
+"""Labelled examples: right labels, balance, fixed shapes, random access, accuracy."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sip.judge import labels, prompts
+from sip.structs import UserError
+from sip.textgen import Scripted
+from sip.tokenizer import Byte
+
+ONE_BYTE = {"quality": ("a", "b"), "safety": ("s", "u"), "factuality": ("n", "p", "d")}
+ASPECTS = [dataclasses.replace(prompts.load(n), options=o) for n, o in ONE_BYTE.items()]
+N, C = 12, 4
+PREFIXES = [f"prefix {i}" for i in range(N)]
+SUFFIXES = [f" word{i} and {i} more things said" for i in range(N)]
+POOLS = [[" bad thing", " right", " wrong right"] if i % 4 == 0 else [f" only {i} right", " right"]
+         for i in range(N)]
+
+
+class FakeTruth:
+    """Quality is the number of different words; "bad" is unsafe; "right" and "wrong" are facts."""
+
+    def score(self, prefixes, texts):
+        facts = [("right" in t) - ("wrong" in t) for t in texts]
+        return {"quality": np.array([len(set(t.split())) for t in texts], float),
+                "safety": np.array(["bad" not in t for t in texts], float),
+                "factuality": np.array([0.5 + f / 2 for f in facts])}
+
+    def compare(self, a, b):
+        return np.where(a > b, 1.0, np.where(a < b, 0.0, 0.5))
+
+
+def _make(seed=0, **options):
+    kwargs = {"pairs_per_prefix": C, "max_len": 256} | options
+    return labels.make(FakeTruth(), Byte(), ASPECTS, PREFIXES, SUFFIXES, POOLS, seed=seed, **kwargs)
+
+
+def _answers(trees):
+    """(option, branch text) of every example."""
+    for (_, branches), row in zip(trees.prompts, trees.labels_NC, strict=True):
+        for o, branch in zip(row, branches, strict=False):
+            yield trees.aspect.options[o], branch
+
+
+def test_labels_are_what_the_truth_says():
+    made = _make()
+    for option, branch in _answers(made["safety"]):
+        assert option == ("u" if "bad" in branch[1] else "s")
+    for option, branch in _answers(made["quality"]):
+        assert option == "ab"[len(set(branch[1].split())) < len(set(branch[3].split()))]
+    known = {" right": "n", " wrong right": "p", " bad thing": "p"}
+    for option, branch in _answers(made["factuality"]):
+        assert option == known.get(branch[1], option)
+
+
+def test_quality_pairs_come_in_both_orders_without_ties():
+    trees = _make()["quality"]
+    for _, branches in trees.prompts:
+        pairs = [(branch[1], branch[3]) for branch in branches]
+        assert {(b, a) for a, b in pairs} == set(pairs) and len(set(pairs)) == len(pairs)
+        assert all(len(set(a.split())) != len(set(b.split())) for a, b in pairs)
+    assert trees.labels_NC[trees.mask_NC].mean() == 0.5
+
+
+def test_the_last_branch_token_is_the_verdict_and_the_only_one_counted():
+    for trees in _make().values():
+        assert (trees.verdict_NCR.sum(-1) == trees.mask_NC).all()
+        options = np.array([ord(o) for o in trees.aspect.options])
+        said = trees.tree.tokens_BCR[trees.verdict_NCR]
+        assert (said == options[trees.labels_NC[trees.mask_NC]]).all()
+        assert (trees.verdict_NCR <= trees.tree.mask_BCR).all()
+
+
+def test_the_tokens_of_a_tree_are_those_of_its_prompt():
+    trees = _make()["factuality"]
+    trunk, branches = trees.prompts[3]
+    t = trees.tree
+    assert Byte().decode(t.tokens_BT[3][t.mask_BT[3]].tolist()) == "".join(trunk)
+    prompt = t.mask_BCR[3, 1] & ~trees.verdict_NCR[3, 1]
+    assert Byte().decode(t.tokens_BCR[3, 1][prompt].tolist()) == "".join(branches[1])
+    assert t.tokens_BT[3, 0] == Byte().bos and t.fork_BC[3, 1] == t.mask_BT[3].sum()
+
+
+def test_an_aspect_with_one_trunk_fills_its_rows_across_prefixes():
+    made = _make()
+    mask = made["safety"].mask_NC
+    assert mask[:-1].all() and len({trunk for trunk, _ in made["safety"].prompts}) == 1
+    assert len({trunk for trunk, _ in made["factuality"].prompts}) > 1
+
+
+def test_frequent_classes_are_cut_to_the_rarest_or_half_a_fair_share():
+    rng = np.random.default_rng(0)
+    even = labels._balanced([[("x", 0)] * 50 + [("y", 1)] * 40], 2, rng)
+    assert np.bincount([label for _, label in even[0]]).tolist() == [40, 40]
+    rare = labels._balanced([[("x", 0)] * 90, [("y", 1)] * 10], 2, rng)
+    assert [len(row) for row in rare] == [25, 10]
+    assert labels._balanced([[], []], 2, rng) == [[], []]
+
+
+def test_spoilers_change_the_text_and_keep_its_leading_space():
+    rng = np.random.default_rng(1)
+    text, other = " one two three four five six", " uno due tre quattro cinque sei"
+    for name, spoil in labels.SPOILERS.items():
+        spoiled = [spoil(text, other, rng) for _ in range(20)]
+        assert all(s.startswith(" ") and len(s.split()) == 6 for s in spoiled), name
+        assert sum(s != text for s in spoiled) > 15, name
+    swapped = labels.swap_word(text, other, rng).split()
+    assert sum(a != b for a, b in zip(swapped, text.split(), strict=True)) == 1
+
+
+def test_spoilers_survive_short_and_empty_texts():
+    texts = labels.candidates([" a", "", " "], [[], [" b"], [""]], spoilers=4, seed=0)
+    assert texts[0][0] == " a" and texts[1:] == [[" b"], []]
+
+
+def test_batches_are_addressed_by_step_and_an_epoch_is_a_permutation():
+    trees = _make()["factuality"]
+    n = len(trees)
+    tree, verdict = trees.batch(3, 2, seed=5)
+    again, _ = _make()["factuality"].batch(3, 2, seed=5)
+    assert (tree.tokens_BCR == again.tokens_BCR).all() and verdict.shape == tree.mask_BCR.shape
+    epoch = np.concatenate([trees.batch(step, 1, seed=5)[0].tokens_BT for step in range(n)])
+    assert sorted(map(tuple, epoch)) == sorted(map(tuple, trees.tree.tokens_BT))
+    first, second = (trees.batch(step, n, seed=5)[0].tokens_BT for step in (0, 1))
+    assert (first != second).any()
+
+
+def test_the_seed_decides_everything():
+    one, same, other = _make(0)["quality"], _make(0)["quality"], _make(1)["quality"]
+    assert one.prompts == same.prompts and one.prompts != other.prompts
+
+
+def test_prompts_too_long_are_dropped_and_none_left_is_a_user_error():
+    long = _make()["factuality"]
+    limit = int((long.tree.fork_BC + long.tree.mask_BCR.sum(-1)).max()) - 1
+    short = _make(max_len=limit)["factuality"]
+    assert short.mask_NC.sum() < long.mask_NC.sum()
+    assert (short.tree.fork_BC + short.tree.mask_BCR.sum(-1))[short.mask_NC].max() <= limit
+    with pytest.raises(UserError, match="quality"):
+        _make(max_len=8)
+
+
+def test_accuracy_counts_right_verdicts_per_class():
+    made = _make()
+    knows = lambda trunk, branch, options: (0.9, 0.1) if "bad" not in branch else (0.1, 0.9)
+    counts = labels.accuracy(Scripted(knows), {"safety": made["safety"]})
+    asked = made["safety"].mask_NC.sum()
+    assert counts["safety"] == (asked, asked)
+    always = labels.accuracy(Scripted(lambda *a: (0.9, 0.1)), {"quality": made["quality"]})
+    right, asked = always["quality"]
+    assert right == asked / 2 and always["quality/a"] == (right, right)
+    assert always["quality/b"] == (0.0, right)
+
+
+def test_an_unanswered_prompt_is_a_wrong_one():
+    made = {"safety": _make()["safety"]}
+    silent = labels.accuracy(Scripted(lambda *a: (np.nan, np.nan)), made)
+    assert silent["safety"] == (0.0, made["safety"].mask_NC.sum())
+
+
+def test_an_aspect_unknown_to_the_truth_is_a_user_error():
+    beauty = dataclasses.replace(ASPECTS[1], name="beauty")
+    with pytest.raises(UserError, match="beauty"):
+        labels.make(FakeTruth(), Byte(), [beauty], PREFIXES, SUFFIXES, POOLS,
+                    pairs_per_prefix=C, max_len=256, seed=0)

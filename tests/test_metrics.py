@@ -1,0 +1,105 @@
+"""Pairs add before they are divided; a resumed file equals an uninterrupted one."""
+
+import json
+
+import numpy as np
+import pytest
+
+from sip import metrics
+from sip.metrics import Writer, read
+
+
+def writer(path, resume=None, **changes):
+    options = dict(name="run", steps=10, resume_step=resume, tensorboard=False, progress=False)
+    return Writer(path, **options | changes)
+
+
+def run(path, first, last, **changes):
+    log = writer(path, **changes)
+    for step in range(first, last + 1):
+        log.write(step, {"loss/total": 1 / step, "seen": (step, 2)})
+    log.close()
+
+
+def test_averages_of_unequal_parts_are_those_of_the_whole():
+    """6/3 and 10/1: 16/4, not the mean of 2 and 10."""
+    summed = metrics.add({"ce": (6.0, 3), "a": (1.0, 1)}, {"ce": (np.float32(10), np.int32(1))})
+    assert metrics.values(summed) == {"ce": 4.0, "a": 1.0}
+    assert metrics.add(summed, {}) == summed == metrics.add({}, summed)
+
+
+def test_what_counted_nothing_has_no_value():
+    assert metrics.ratio((0.0, 0)) is None
+    assert metrics.values({"a": (0.0, 0), "b": (np.float32(1), np.float32(4)), "c": 2}) == {
+        "b": 0.25,
+        "c": 2.0,
+    }
+
+
+def test_lines_hold_what_was_written(tmp_path):
+    log = writer(tmp_path / "deep" / "run")
+    log.write(1, {"loss": np.float32(0.5), "rate": (3, 4), "none": (0, 0)})
+    log.write(2, {"loss": float("nan"), "up": float("inf")})
+    assert read(tmp_path / "deep" / "run") == [
+        {"step": 1, "loss": 0.5, "rate": 0.75},
+        {"step": 2, "loss": None, "up": None},
+    ]
+    log.close()
+    lines = (tmp_path / "deep" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line, parse_constant=pytest.fail) for line in lines)
+
+
+def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path):
+    run(tmp_path / "whole", 1, 9)
+    run(tmp_path / "cut", 1, 7)
+    with open(tmp_path / "cut" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 8, "lo')  # killed while it wrote
+    assert len(read(tmp_path / "cut")) == 7
+    run(tmp_path / "cut", 5, 9, resume=4)
+    whole, cut = (tmp_path / name / "metrics.jsonl" for name in ("whole", "cut"))
+    assert cut.read_bytes() == whole.read_bytes()
+    assert [p.name for p in cut.parent.iterdir()] == ["metrics.jsonl"]
+
+
+def test_starting_over_empties_the_file(tmp_path):
+    for resume in (None, 0):
+        run(tmp_path, 1, 3, resume=resume)
+        assert [row["step"] for row in read(tmp_path)] == [1, 2, 3]
+
+
+def test_a_run_without_metrics_reads_as_empty(tmp_path):
+    assert read(tmp_path) == []
+
+
+def test_tensorboard_has_the_same_numbers(tmp_path, monkeypatch):
+    seen = []
+    log = writer(tmp_path, tensorboard=True)
+    monkeypatch.setattr(log._board, "add_scalar", lambda *args: seen.append(args))
+    log.write(3, {"loss": 0.5, "rate": (1, 2), "none": (0, 0)})
+    log.close()
+    assert seen == [("loss", 0.5, 3), ("rate", 0.5, 3)]
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_without_a_terminal_progress_is_lines(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(metrics, "QUIET_SECS", 0.0)
+    log = writer(tmp_path, progress=True, resume=4)
+    for step in (5, 6):
+        log.write(step, {metrics.LOSS: 2.5, metrics.SPEED: 1234.5})
+    log.write(6, {"eval/win_rate": 0.5})
+    log.close()
+    out, err = capfd.readouterr()
+    assert out == "" and "\r" not in err and "\x1b" not in err
+    lines = err.splitlines()
+    assert lines[0].startswith("run 4/10 [") and lines[1].startswith("run 5/10 [")
+    assert lines[-1].startswith("run 6/10 [") and "loss 2.500, 1,234 tokens/s" in lines[-1]
+
+
+def test_progress_keeps_quiet_between_lines_and_when_off(tmp_path, capfd):
+    for progress in (True, False):
+        log = writer(tmp_path, progress=progress)
+        for step in range(1, 10):
+            log.write(step, {metrics.LOSS: 1.0})
+        log.close()
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == (2 if progress else 0)  # the first and the last

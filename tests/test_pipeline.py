@@ -1,0 +1,90 @@
+"""Batches are a function of the step alone."""
+
+import numpy as np
+import pytest
+
+from sip.data import chunks, pipeline
+from sip.structs import UserError
+from sip.tokenizer import Byte
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    """22 chunks of different lengths, two of each document."""
+    texts = [f"{i:02} is a document" for i in range(11)]
+    return chunks.cut(texts, Byte(), prefix_min=3, prefix_max=9, suffix=6)
+
+
+def rows(batch):
+    return [tuple(row) for row in batch["tokens_BT"].tolist()]
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    return all(np.array_equal(a[k], b[k]) and a[k].dtype == b[k].dtype for k in a)
+
+
+def test_a_step_gives_the_same_batch_whatever_came_before(corpus):
+    batches = pipeline.Batches(corpus, batch=4, seed=0)
+    first = [batches[step] for step in range(12)]
+    resumed = pipeline.Batches(corpus, batch=4, seed=0)
+    assert all(same(resumed[step], first[step]) for step in (11, 3, 3, 0, 7))
+    assert not same(first[0], first[1])
+
+
+def test_a_batch_is_its_chunks_stacked(corpus):
+    batch = pipeline.Batches(corpus, batch=22, seed=1, shuffle=False)[5]
+    for i, chunk in enumerate(corpus):
+        assert batch["tokens_BT"][i].tolist() == chunk["tokens_T"].tolist()
+        assert batch["mask_BT"][i].sum() == chunk["length"] == batch["mask_BT"][i].argmin() % 16 or (
+            chunk["length"] == 15
+        )
+        assert (batch["fork_B"][i], batch["doc_B"][i]) == (chunk["fork"], chunk["doc"])
+    assert batch["tokens_BT"].dtype == batch["fork_B"].dtype == np.int32
+    assert batch["mask_BT"].dtype == bool and not batch["mask_BT"].all()
+
+
+def test_an_epoch_has_every_chunk_once_and_the_next_another_order(corpus):
+    batches = pipeline.Batches(corpus, batch=11, seed=0)
+    epochs = [rows(batches[2 * e]) + rows(batches[2 * e + 1]) for e in range(3)]
+    assert all(len(set(epoch)) == 22 for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+
+
+def test_the_epoch_is_independent_of_the_batch_size(corpus):
+    small, large = (pipeline.Batches(corpus, batch=b, seed=0) for b in (4, 12))
+    assert sum((rows(small[step]) for step in range(9)), []) == sum(map(rows, map(large.__getitem__, range(3))), [])
+
+
+def test_the_seed_chooses_the_order(corpus):
+    orders = [rows(pipeline.Batches(corpus, batch=22, seed=s)[0]) for s in (0, 1, 0)]
+    assert orders[0] == orders[2] != orders[1]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_rows_of_processes_make_the_global_batch(corpus, processes):
+    batches = pipeline.Batches(corpus, batch=8, seed=3)
+    for step in (0, 2, 9):
+        parts = [batches.rows(step, p, processes) for p in range(processes)]
+        joined = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
+        assert same(joined, batches[step])
+
+
+def test_a_batch_may_be_larger_than_the_corpus(corpus):
+    found = rows(pipeline.Batches(corpus, batch=50, seed=0)[0])
+    assert len(found) == 50 and len(set(found)) == 22
+
+
+def test_impossible_batches_are_named(corpus):
+    with pytest.raises(UserError, match="batch=0"):
+        pipeline.Batches(corpus, batch=0, seed=0)
+    with pytest.raises(UserError, match="batch=6 does not divide among 4 processes"):
+        pipeline.Batches(corpus, batch=6, seed=0).rows(0, 0, 4)
+
+
+def test_take_never_repeats_and_grows_by_appending(corpus):
+    few, all_ = pipeline.take(corpus, 5), pipeline.take(corpus, 99)
+    assert rows(all_)[:5] == rows(few) and len(set(rows(all_))) == 22
+    assert same(pipeline.take(corpus, 5), few)
+    assert rows(pipeline.take(corpus, 5, seed=1)) != rows(few)

@@ -1,0 +1,123 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sip.objectives import policy
+
+# One prompt, three rollouts of up to two tokens; the third is invalid.
+LOGP_BKR = jnp.log(jnp.array([[[0.5, 0.2], [0.3, 0.1], [0.4, 0.4]]]))
+OLD_BKR = jnp.log(jnp.array([[[0.25, 0.2], [0.6, 0.7], [0.1, 0.9]]]))
+MASK_BKR = jnp.array([[[True, True], [True, False], [True, True]]])
+VALID_BK = jnp.array([[True, True, False]])
+ADVANTAGE_BK = jnp.array([[1.0, -1.0, 5.0]])
+
+
+def dr_grpo(logp=LOGP_BKR, old=OLD_BKR, advantage=ADVANTAGE_BK, mask=MASK_BKR, valid=VALID_BK):
+    return policy.dr_grpo(logp, old, advantage, mask, valid, clip_low=0.2, clip_high=0.28)
+
+
+def grad_of(logp, **kwargs):
+    return jax.grad(lambda x: dr_grpo(x, **kwargs)[0])(logp)
+
+
+def test_advantages_are_rewards_minus_the_mean_of_the_valid():
+    rewards_BK = jnp.array([[1.0, 0.0, 5.0, 2.0], [3.0, 1.0, 4.0, 0.0]])
+    valid_BK = jnp.array([[True, True, False, True], [True] * 4])
+    expected = jnp.array([[0.0, -1.0, 0.0, 1.0], [1.0, -1.0, 2.0, -2.0]])
+    np.testing.assert_allclose(policy.advantages_dr_grpo(rewards_BK, valid_BK), expected)
+
+
+def test_advantages_sum_to_zero_over_each_group():
+    rewards_BK = jax.random.normal(jax.random.key(0), (16, 7)) * 10
+    valid_BK = jax.random.bernoulli(jax.random.key(1), 0.7, (16, 7))
+    advantage_BK = policy.advantages_dr_grpo(rewards_BK, valid_BK)
+    np.testing.assert_allclose(advantage_BK.sum(-1), jnp.zeros(16), atol=2e-5)
+    assert jnp.abs(advantage_BK).max() > 1 and (jnp.where(valid_BK, 0.0, advantage_BK) == 0).all()
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, 1e30])
+def test_invalid_rewards_never_matter(bad):
+    valid_BK = jnp.array([[True, True, False], [False, False, False]])
+    rewards_BK = jnp.where(valid_BK, jnp.array([[1.0, 2.0, 3.0]] * 2), bad)
+    expected = jnp.array([[-0.5, 0.5, 0.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_array_equal(policy.advantages_dr_grpo(rewards_BK, valid_BK), expected)
+
+
+@pytest.mark.parametrize("reward", [0.1, 1 / 3, -7.7e4])
+def test_equal_rewards_give_exactly_no_gradient(reward):
+    old_BKR = jnp.log(jax.random.uniform(jax.random.key(0), (2, 7, 3)))
+    mask_BKR, valid_BK = jnp.ones((2, 7, 3), bool), jnp.ones((2, 7), bool).at[0, 3:].set(False)
+    advantage_BK = policy.advantages_dr_grpo(jnp.full((2, 7), reward), valid_BK)
+    grad = grad_of(old_BKR, old=old_BKR, advantage=advantage_BK, mask=mask_BKR, valid=valid_BK)
+    np.testing.assert_array_equal(grad, jnp.zeros((2, 7, 3)))
+
+
+def test_dr_grpo_of_hand_worked_ratios():
+    # Ratios 2 and 1 with A = 1: min(2, 1.28) and 1. Ratio 0.5 with A = -1: min(-0.5, -0.8).
+    total, denom, metrics = dr_grpo()
+    np.testing.assert_allclose(total, -(1.28 + 1.0 - 0.8), rtol=1e-6)
+    assert float(denom) == 2 * 2  # valid rollouts times R, tokens missing or not
+    np.testing.assert_allclose(metrics["clip_fraction"], (2, 3))
+    kl = (2 - 1 - math.log(2)) + 0 + (0.5 - 1 + math.log(2))
+    np.testing.assert_allclose(metrics["approx_kl"], (kl, 3), rtol=1e-6)
+
+
+def test_clipping_only_stops_what_would_go_further():
+    # Ratio 2 is clipped for A = 1 and free for A = -1; ratio 0.5 the other way round.
+    good = grad_of(LOGP_BKR)
+    np.testing.assert_allclose(good[0, :2], jnp.array([[0.0, -1.0], [0.0, 0.0]]), rtol=1e-6)
+    other = grad_of(LOGP_BKR, advantage=-ADVANTAGE_BK)
+    np.testing.assert_allclose(other[0, :2], jnp.array([[2.0, 1.0], [-0.5, 0.0]]), rtol=1e-6)
+
+
+def test_on_policy_gradient_is_minus_the_advantage():
+    grad = grad_of(OLD_BKR)
+    expected = -(ADVANTAGE_BK * VALID_BK)[..., None] * MASK_BKR
+    np.testing.assert_allclose(grad, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf, 1e30])
+def test_padding_and_invalid_rollouts_never_matter(bad):
+    seen = MASK_BKR & VALID_BK[..., None]
+    noisy = {"old": jnp.where(seen, OLD_BKR, -bad)}
+    noisy["advantage"] = jnp.where(VALID_BK, ADVANTAGE_BK, bad)
+    logp = jnp.where(seen, LOGP_BKR, bad)
+    jax.tree.map(np.testing.assert_array_equal, dr_grpo(logp, **noisy), dr_grpo())
+    np.testing.assert_array_equal(grad_of(logp, **noisy), grad_of(LOGP_BKR))
+    assert not grad_of(LOGP_BKR)[0, 2].any()
+
+
+def test_invalid_rollouts_equal_removed_rollouts():
+    few = LOGP_BKR[:, :2], OLD_BKR[:, :2], ADVANTAGE_BK[:, :2], MASK_BKR[:, :2], VALID_BK[:, :2]
+    jax.tree.map(np.testing.assert_array_equal, dr_grpo(), dr_grpo(*few))
+
+
+def test_no_valid_rollout_is_zero_over_zero():
+    total, denom, metrics = dr_grpo(LOGP_BKR * jnp.nan, valid=jnp.zeros((1, 3), bool))
+    assert (float(total), float(denom)) == (0, 0)
+    assert all(float(t) == 0 and float(d) == 0 for t, d in metrics.values())
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_a_huge_ratio_keeps_the_gradient_finite(advantage):
+    logp_BKR = OLD_BKR + 200.0
+    grad = grad_of(logp_BKR, advantage=jnp.full((1, 3), advantage))
+    assert jnp.isfinite(grad).all()
+
+
+def test_microbatches_of_dr_grpo_add_up_to_the_whole():
+    args = LOGP_BKR, OLD_BKR, ADVANTAGE_BK, MASK_BKR, VALID_BK
+    twice = [jnp.concatenate([x, x[:, ::-1]]) for x in args]
+    parts = [dr_grpo(*(x[:1] for x in twice)), dr_grpo(*(x[1:] for x in twice))]
+    summed = jax.tree.map(lambda *xs: sum(xs), *parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), summed, dr_grpo(*twice))
+
+
+@pytest.mark.parametrize("denominator", ["old", "advantage"])
+def test_old_logprobs_and_advantages_get_no_gradient(denominator):
+    value = {"old": OLD_BKR, "advantage": ADVANTAGE_BK}[denominator]
+    grad = jax.grad(lambda x: dr_grpo(**{denominator: x})[0])(value)
+    assert not grad.any()

@@ -1,0 +1,176 @@
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sip.objectives import preference
+
+LOGP_B2 = jnp.array([[-4.0, -6.0], [-3.0, -1.0], [-2.0, -9.0]])
+REF_B2 = jnp.array([[-5.0, -3.0], [-3.0, -3.0], [-8.0, -1.0]])
+LENGTH_B2 = jnp.array([[2, 4], [1, 1], [3, 3]])
+VALID_B = jnp.array([True, True, False])
+
+
+def dpo(logp_B2=LOGP_B2, ref_B2=REF_B2, valid_B=VALID_B, **kwargs):
+    return preference.dpo(logp_B2, ref_B2, valid_B, beta=0.5, **kwargs)
+
+
+def total_of(logp_B2, **kwargs):
+    return dpo(logp_B2, **kwargs)[0]
+
+
+def softplus(x):
+    return math.log1p(math.exp(x))
+
+
+def test_dpo_is_log_two_where_policy_is_reference():
+    total, denom, metrics = dpo(REF_B2)
+    np.testing.assert_allclose(total / denom, math.log(2), rtol=1e-6)
+    assert float(denom) == 2 and float(metrics["margin"][0]) == 0
+
+
+def test_dpo_of_hand_worked_pairs():
+    # Ratios (1, -3) and (0, 2): margins 0.5 * 4 = 2 and 0.5 * -2 = -1; the third row is invalid.
+    total, denom, metrics = dpo()
+    np.testing.assert_allclose(total, softplus(-2) + softplus(1), rtol=1e-6)
+    assert float(denom) == 2
+    expected = {"margin": 1, "accuracy": 1, "chosen_logp": -7, "rejected_logp": -7}
+    assert {k: float(v[0]) for k, v in metrics.items()} == expected
+    assert all(float(v[1]) == 2 for v in metrics.values())
+
+
+def test_accuracy_counts_the_pairs_with_a_positive_margin():
+    # The third margin is 0.5 * (6 - -8) = 7, so two of three are positive.
+    metrics = dpo(valid_B=jnp.ones(3, bool))[2]
+    assert tuple(map(float, metrics["accuracy"])) == (2, 3)
+
+
+def test_length_normalised_dpo_of_hand_worked_pairs():
+    # Ratios (1/2, -3/4) and (0, 2): margins 0.5 * 1.25 and -1.
+    total, denom, _ = dpo(length_B2=LENGTH_B2)
+    np.testing.assert_allclose(total, softplus(-0.625) + softplus(1), rtol=1e-6)
+    assert float(denom) == 2
+
+
+def test_an_empty_sequence_has_ratio_zero_when_length_normalised():
+    # The first pair's rejected has no token: margin 0.5 * (1/2 - 0).
+    logp_B2, ref_B2 = LOGP_B2.at[0, 1].set(0.0), REF_B2.at[0, 1].set(0.0)
+    total, _, _ = dpo(logp_B2, ref_B2, length_B2=LENGTH_B2.at[0, 1].set(0))
+    np.testing.assert_allclose(total, softplus(-0.25) + softplus(1), rtol=1e-6)
+
+
+def test_dpo_gradient_is_beta_sigma_of_minus_the_margin():
+    grad_B2 = jax.grad(total_of)(LOGP_B2)
+    weight = 0.5 / (1 + math.exp(2))
+    np.testing.assert_allclose(grad_B2[0], jnp.array([-weight, weight]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("length_B2", [None, LENGTH_B2.at[2].set(0)])
+@pytest.mark.parametrize("bad", [jnp.nan, -jnp.inf, 1e30])
+def test_invalid_pairs_have_zero_gradient_whatever_they_hold(bad, length_B2):
+    noisy_B2 = LOGP_B2.at[2].set(bad)
+    ref_B2 = REF_B2.at[2].set(bad)
+    grad_B2 = jax.grad(total_of)(noisy_B2, ref_B2=ref_B2, length_B2=length_B2)
+    clean_B2 = jax.grad(total_of)(LOGP_B2, length_B2=length_B2)
+    np.testing.assert_array_equal(grad_B2, clean_B2)
+    np.testing.assert_array_equal(grad_B2[2], jnp.zeros(2))
+
+
+def test_invalid_pairs_equal_removed_pairs():
+    for length_B2 in None, LENGTH_B2:
+        few = None if length_B2 is None else length_B2[:2]
+        kept = dpo(LOGP_B2[:2], REF_B2[:2], VALID_B[:2], length_B2=few)
+        jax.tree.map(np.testing.assert_array_equal, dpo(length_B2=length_B2), kept)
+
+
+def test_no_valid_pair_is_zero_over_zero():
+    total, denom, metrics = dpo(LOGP_B2 * jnp.nan, valid_B=jnp.zeros(3, bool))
+    assert (float(total), float(denom)) == (0, 0)
+    assert all(float(t) == 0 and float(d) == 0 for t, d in metrics.values())
+
+
+def test_the_reference_gets_no_gradient():
+    grad_B2 = jax.grad(lambda ref_B2: dpo(ref_B2=ref_B2)[0])(REF_B2)
+    np.testing.assert_array_equal(grad_B2, jnp.zeros((3, 2)))
+
+
+def test_microbatches_of_dpo_add_up_to_the_whole():
+    parts = [dpo(LOGP_B2[r], REF_B2[r], VALID_B[r]) for r in (slice(0, 1), slice(1, 3))]
+    summed = jax.tree.map(lambda *xs: sum(xs), *parts)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), summed, dpo())
+
+
+def test_nll_chosen_is_per_token_of_the_valid_chosen():
+    logp_B2 = LOGP_B2.at[2].set(jnp.nan)
+    total, denom, _ = preference.nll_chosen(logp_B2, LENGTH_B2, VALID_B)
+    assert (float(total), float(denom)) == (4 + 3, 2 + 1)
+
+
+def choose(scores_BK, valid_BK, epsilon=0.25):
+    picks = preference.select(np.array(scores_BK), np.array(valid_BK, bool), epsilon=epsilon)
+    return tuple(np.asarray(x).tolist() for x in picks)
+
+
+def test_select_takes_the_best_and_the_worst():
+    assert choose([[1.0, 3.0, 0.5], [2.0, 0.0, 1.0]], np.ones((2, 3))) == (
+        [1, 0],
+        [2, 1],
+        [True, True],
+    )
+
+
+@pytest.mark.parametrize("gap, valid", [(0.0, False), (0.25, False), (0.5, True)])
+def test_a_margin_up_to_epsilon_is_a_tie(gap, valid):
+    assert choose([[1.0, 1.0 + gap, 1.0]], np.ones((1, 3)))[2] == [valid]
+
+
+@pytest.mark.parametrize("bad", [9.0, -9.0, np.nan, np.inf])
+def test_invalid_candidates_are_never_chosen_or_rejected(bad):
+    assert choose([[bad, 1.0, bad, 2.0]], [[0, 1, 0, 1]]) == ([3], [1], [True])
+
+
+@pytest.mark.parametrize("valid", [[0, 0, 0], [0, 1, 0]])
+def test_fewer_than_two_valid_candidates_give_no_pair(valid):
+    assert choose([[5.0, 1.0, np.nan]], [valid])[2] == [False]
+
+
+@pytest.mark.parametrize("epsilon", [0.0, -1.0])
+def test_one_candidate_never_makes_a_pair(epsilon):
+    assert choose([[5.0], [2.0]], [[1], [0]], epsilon)[2] == [False, False]
+
+
+def test_best_is_the_first_of_the_best_valid():
+    scores_BK = jnp.array([[1.0, 3.0, 3.0, 9.0], [1.0, 2.0, 3.0, 4.0], [-5.0, -7.0, -6.0, 0.0]])
+    valid_BK = jnp.array([[True, True, True, False], [False] * 4, [True, True, True, False]])
+    index_B, valid_B = preference.best(scores_BK, valid_BK)
+    assert valid_B.tolist() == [True, False, True]
+    assert index_B[0] == 1 and index_B[2] == 0
+
+
+TOKENS_BKR = np.array([[[1, 2, 9], [1, 2, 8], [1, 2, 9], [1, 3, 0], [1, 0, 0], [1, 2, 7]]])
+LENGTHS_BK = np.array([[2, 2, 3, 2, 1, 2]])
+MASK_BKR = np.arange(3) < LENGTHS_BK[..., None]
+
+
+def test_later_duplicates_are_switched_off_whatever_the_padding():
+    merged = preference.merge_duplicates(TOKENS_BKR, MASK_BKR, np.ones((1, 6), bool))
+    assert merged.tolist() == [[True, False, True, True, True, False]]
+
+
+def test_a_duplicate_of_an_invalid_candidate_stays():
+    valid_BK = np.array([[False, True, True, True, False, True]])
+    merged = preference.merge_duplicates(TOKENS_BKR, MASK_BKR, valid_BK)
+    assert merged.tolist() == [[False, True, True, True, False, False]]
+
+
+def test_duplicates_are_only_looked_for_within_a_prefix():
+    tokens_BKR, mask_BKR = np.ones((2, 1, 3), int), np.ones((2, 1, 3), bool)
+    assert preference.merge_duplicates(tokens_BKR, mask_BKR, np.ones((2, 1), bool)).all()
+
+
+def test_a_shorter_candidate_is_no_duplicate_where_padding_equals_the_token():
+    tokens_BKR = np.zeros((1, 2, 2), int)
+    mask_BKR = np.array([[[True, True], [True, False]]])
+    assert preference.merge_duplicates(tokens_BKR, mask_BKR, np.ones((1, 2), bool)).all()

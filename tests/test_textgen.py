@@ -1,0 +1,154 @@
+"""The textgen seam: scripted, ruled and local answers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sip import mesh as meshes
+from sip.models import decoder
+from sip.models.config import ModelConfig
+from sip.structs import Tree, UserError
+from sip.textgen import Local, Scripted, bucket, pack, ruled, tokens_of
+from sip.tokenizer import Byte
+
+CFG = ModelConfig(vocab_size=264, width=16, layers=2, kv_heads=2, queries_per_kv=2, head_dim=8,
+                  hidden=24, max_len=96, logprob_chunk=3, branch_chunk=2)
+TRUNKS = ["One trunk:", ("Another, ", "longer", " trunk:"), "x"]
+BRANCHES = [
+    ["\na", ("\nb", " long branch", " here")],
+    ["\ncc:"],
+    [("", "d"), "e", "ff", "ggg", "h\n"],
+]
+OPTIONS = ("y", "n", "?")
+
+
+@pytest.fixture(scope="module")
+def params():
+    return decoder.init(CFG, jax.random.key(0))
+
+
+def _local(params, mesh=None, cfg=CFG, **options):
+    return Local(params, cfg, Byte(), mesh or meshes.single(), **options)
+
+
+@jax.jit
+def _logits(params, tokens_BT):
+    none = jnp.zeros((1, 0, 1), jnp.int32)
+    tree = Tree(tokens_BT, tokens_BT >= 0, none, none > 0, jnp.ones((1, 0), jnp.int32))
+    return decoder.apply(params, CFG, tree).trunk_BTD @ decoder.unembed(params, CFG)
+
+
+def _plain(params, text):
+    """Log-probabilities after one unshared sequence: no branches, all logits, no padding before."""
+    ids = [Byte().bos, *Byte().encode(text)]
+    logits_V = _logits(params, jnp.array([ids + [0] * (CFG.max_len - len(ids))]))[0, len(ids) - 1]
+    return np.asarray(jax.nn.log_softmax(logits_V)[jnp.array([ord(o) for o in OPTIONS])])
+
+
+def test_local_equals_a_plain_unshared_forward_pass(params):
+    logp_BCO = _local(params).choose(TRUNKS, BRANCHES, OPTIONS)
+    assert logp_BCO.shape == (3, 5, 3) and logp_BCO.dtype == np.float32
+    for b, row in enumerate(BRANCHES):
+        for c, branch in enumerate(row):
+            plain = _plain(params, "".join(TRUNKS[b]) + "".join(branch))
+            assert np.allclose(logp_BCO[b, c], plain, atol=1e-5)
+        assert np.isnan(logp_BCO[b, len(row):]).all()
+
+
+@pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 2}, {"multiple": 32}])
+def test_local_answers_do_not_depend_on_batch_or_padding(params, options):
+    one = _local(params).choose(TRUNKS, BRANCHES, OPTIONS)
+    two = _local(params, **options).choose(TRUNKS, BRANCHES, OPTIONS)
+    assert np.allclose(one, two, atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+def test_local_on_a_mesh_of_eight_equals_one_device(params):
+    mesh = meshes.build(meshes.MeshConfig(2, 2, 2))
+    places = jax.tree.map(lambda x: x.sharding, decoder.abstract(CFG, mesh))
+    many = _local(jax.device_put(params, places), mesh).choose(TRUNKS, BRANCHES, OPTIONS)
+    one = _local(params).choose(TRUNKS, BRANCHES, OPTIONS)
+    assert np.allclose(one, many, atol=1e-5, equal_nan=True)
+
+
+def test_a_prompt_too_long_is_unanswered_and_its_neighbours_are_not(params):
+    local = _local(params)
+    branches = [["\na", "b" * 96], ["c"], ["d"]]
+    logp_BCO = local.choose(["x", "y" * 200, "z"], branches, OPTIONS)
+    assert np.isnan(logp_BCO).any(-1).tolist() == [[False, True], [True, True], [False, True]]
+    assert np.allclose(logp_BCO[0, 0], _plain(params, "x\na"), atol=1e-5)
+    # The longest that fits: BOS, trunk and branch are max_len tokens.
+    assert np.isfinite(local.choose(["x"], [["b" * 94]], OPTIONS)).all()
+    assert np.isnan(local.choose(["x"], [["b" * 95]], OPTIONS)).all()
+
+
+def test_an_unanswerable_prompt_does_not_lengthen_the_batch(params):
+    trunks, branches, _ = _local(params)._tokens(["x", "y" * 200], [["a", "b" * 96], ["c"]])
+    assert trunks == [[Byte().bos, ord("x")], [Byte().bos]] and branches == [[[ord("a")], []], [[]]]
+
+
+def test_empty_branches_and_no_branches_are_unanswered(params):
+    assert np.isnan(_local(params).choose(["x"], [[""]], OPTIONS)).all()
+    assert _local(params).choose(["x", "y"], [[], []], OPTIONS).shape == (2, 0, 3)
+
+
+def test_an_option_of_several_tokens_is_a_user_error(params):
+    with pytest.raises(UserError, match="yes"):
+        _local(params).choose(["x"], [["y"]], ("yes", "n"))
+
+
+def test_segments_that_repeat_are_encoded_once(params):
+    calls = []
+
+    class Counting(Byte):
+        def encode(self, text):
+            calls.append(text)
+            return super().encode(text)
+
+    texts = [" a", " b", " c"]
+    pairs = [("1", a, "2", b, ":") for a in texts for b in texts if a != b]
+    Local(params, CFG, Counting(), meshes.single()).choose(["t"] * 2, [pairs, pairs], ("y", "n"))
+    assert sorted(calls) == sorted(["t", "1", "2", ":", "y", "n", *texts])
+
+
+def test_pack_pads_and_forks_at_the_trunks_end():
+    tree = pack([[1, 2, 3], [4]], [[[5], [6, 7]], [[8]]], 0, 4, 3, 2)
+    assert tree.tokens_BT.tolist() == [[1, 2, 3, 0], [4, 0, 0, 0]]
+    assert tree.tokens_BCR.tolist() == [[[5, 0], [6, 7], [0, 0]], [[8, 0], [0, 0], [0, 0]]]
+    assert tree.mask_BCR.sum(-1).tolist() == [[1, 2, 0], [1, 0, 0]]
+    assert tree.fork_BC.tolist() == [[3, 3, 3], [1, 1, 1]]
+
+
+def test_buckets_are_few_and_never_too_small():
+    sizes = [bucket(n, 16) for n in range(2000)]
+    assert all(size >= n and size % 16 == 0 for n, size in enumerate(sizes))
+    assert len(set(sizes)) < 32 and [bucket(n) for n in (0, 1, 6, 30, 272)] == [1, 1, 6, 32, 320]
+
+
+def test_tokens_of_segments_are_their_tokens_joined():
+    assert tokens_of(Byte().encode, ("ab", "", "c")) == tokens_of(Byte().encode, "abc")
+
+
+def test_scripted_sees_the_whole_text_and_pads_ragged_rows():
+    def fn(trunk, branch, options):
+        return (0.25, 0.75) if trunk + branch == "Another, longer trunk:\ncc:" else (1.0, 0.0)
+
+    p_BCO = np.exp(Scripted(fn).choose(TRUNKS, BRANCHES, ("y", "n")))
+    assert np.allclose(p_BCO[1, 0], [0.25, 0.75]) and np.allclose(p_BCO[2], [1.0, 0.0])
+    assert np.isnan(p_BCO[1, 1:]).all()
+
+
+def test_a_rule_prefers_the_text_of_more_distinct_words():
+    rule = ruled("distinct_words")
+    rich, poor = " a b c d", " a a a a"
+    pair = [("One:", rich, "Two:", poor, ":"), ("One:", poor, "Two:", rich, ":")]
+    p_BCO = np.exp(rule.choose(["t"], [pair], ("one", "two")))
+    assert p_BCO[0, 0, 0] > 0.99 and np.allclose(p_BCO[0, 0], p_BCO[0, 1, ::-1])
+    point = np.exp(rule.choose(["t"], [[("", " a a b b", ":")]], ("none", "some", "all")))
+    assert np.allclose(point, [[[0.0, 1.0, 0.0]]])
+
+
+def test_an_unknown_rule_is_a_user_error():
+    with pytest.raises(UserError, match="distinct_words"):
+        ruled("distinct")

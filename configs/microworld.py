@@ -13,7 +13,7 @@ import _common as common
 from ml_collections import ConfigDict
 
 MODEL = dict(
-    vocab_size=768, width=128, layers=2, kv_heads=4, queries_per_kv=1, head_dim=32, hidden=256,
+    vocab_size=640, width=128, layers=2, kv_heads=4, queries_per_kv=1, head_dim=32, hidden=256,
     max_len=192, rope_theta=10000.0, norm_eps=1e-5, tied=True, dtype="float32", remat="none",
     query_chunk=512, branch_chunk=64, logprob_chunk=512)
 BASE, FRESH, JUDGE = "train[:70%]", "train[70%:85%]", "train[85%:]"  # disjoint documents
@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
         source="microworld", path="", max_skipped_fraction=0.05, world=dict(),
         cut=dict(prefix_min=40, prefix_max=40, suffix=24))
     config.tokenizer = dict(
-        kind="sentencepiece", path="", vocab_size=768, documents=20000,
+        kind="sentencepiece", path="", vocab_size=640, documents=20000,
         prompts=("quality", "safety", "factuality"))
     config.order = ("base", "judge", "standard", "sip_learned", "sip_oracle", "sft_one_rollout")
     config.runs = runs()
@@ -52,7 +52,7 @@ def runs() -> dict:
             model=model, split=BASE, steps=2000, batch=32, tokens="all",
             optim=common.adamw(3e-3, warmup_steps=100), evals=common.evals(baseline="")),
         judge=common.judge_run(
-            model=model, split=JUDGE, steps=300, batch=16, init_from="base",
+            model=dict(model, layers=4), split=JUDGE, steps=300, batch=16, init_from="base",
             optim=common.adamw(1e-3, warmup_steps=20), labels=dict(
                 aspects=("quality", "safety", "factuality"), source="base", documents=4000,
                 held_out=300, rollouts=4, rewrites=True, pairs_per_prefix=6, spoilers=2)),

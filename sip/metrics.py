@@ -125,5 +125,7 @@ def _bar(name: str, steps: int, first: int, progress: bool) -> tqdm.tqdm:
         mininterval=0.2 if terminal else QUIET_SECS,
         miniters=1,
         dynamic_ncols=terminal,
-        bar_format=None if terminal else "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
+        bar_format=None
+        if terminal
+        else "{desc} {n_fmt}/{total_fmt} [{elapsed}<{remaining}]{postfix}",
     )

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +15,16 @@ from etils import epath
 from sip import tokenizer as tokenizers
 from sip.data import chunks, documents
 from sip.judge import prompts
+from sip.mesh import MeshConfig
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.structs import Params, TrainState, UserError
 from sip.tokenizer import Tokenizer
-from sip.training import checkpoints, step
+from sip.training import checkpoints, loop, step
+from sip.training.optim import OptimConfig
+
+
+KINDS = ("sentencepiece", "byte")
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,10 @@ class TokenizerConfig:
     documents: int = 20000  # of the training split, to train on
     prompts: tuple[str, ...] = ()
 
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"tokenizer.kind must be one of {KINDS}, not {self.kind!r}")
+
 
 @dataclass(frozen=True)
 class CutConfig:
@@ -41,6 +52,34 @@ class CutConfig:
     prefix_min: int
     prefix_max: int
     suffix: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every run of a recipe has; stages add their own."""
+
+    stage: str
+    split: str  # of the documents, to learn from
+    init_from: str  # a run of the recipe or a directory; empty: fresh parameters
+    steps: int
+    batch: int
+    microbatches: int
+    model: ModelConfig
+    optim: OptimConfig  # its `steps` are the run's, unless it says otherwise
+    mesh: MeshConfig
+    checkpoint: loop.CheckpointConfig
+    log: loop.LogConfig
+
+    def __post_init__(self):
+        for name in ("steps", "batch", "microbatches"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.batch % self.microbatches:
+            raise UserError(f"batch {self.batch} is not divisible by microbatches {self.microbatches}")
+
+    def sources(self) -> dict[str, str]:
+        """The runs or directories it needs, by the key that names them."""
+        return {"init_from": self.init_from}
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity
@@ -61,17 +100,60 @@ def plain(value: Any) -> Any:
     return tuple(plain(v) for v in value) if isinstance(value, list | tuple) else value
 
 
-def section(cls, values, name: str, **extra):
-    """The frozen dataclass `cls` from a config section. Raises UserError naming a wrong field."""
-    values = {**plain(values), **extra}
+def section(cls, values, name: str):
+    """The frozen dataclass `cls` from a config section, and the sections in it likewise.
+
+    Raises UserError naming an unknown or missing key, a wrong type or a value that cannot be.
+    """
+    values, hints = plain(values), typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
+    at = lambda key: f"{name}.{key}".lstrip(".")
     for key in values:
         if key not in fields:
-            raise UserError(f"config {name}.{key}: unknown key; there are {sorted(fields)}")
+            raise UserError(f"config {at(key)}: unknown key; there are {', '.join(sorted(fields))}")
     for key, field in fields.items():
         if key not in values and field.default is dataclasses.MISSING:
-            raise UserError(f"config {name}.{key}: missing")
-    return cls(**values)
+            raise UserError(f"config {at(key)}: missing")
+    found = {key: _typed(value, hints[key], at(key)) for key, value in values.items()}
+    try:
+        return cls(**found)
+    except UserError as e:
+        raise UserError(f"config {name}: {e}") from None
+
+
+def _typed(value, hint, name: str):
+    """`value` as what a field of type `hint` takes: sections as dataclasses, whole numbers as float."""
+    for cls in (hint, *typing.get_args(hint)):
+        if dataclasses.is_dataclass(cls) and isinstance(value, Mapping):
+            return section(cls, value, name)
+    if not _is(value, hint):
+        wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+        raise UserError(f"config {name}: {value!r} is not of type {wanted}")
+    return float(value) if hint is float else value
+
+
+def _is(value, hint) -> bool:
+    """isinstance for the types that fields have; True is no number."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or origin is types.UnionType:
+        return hint is Any or any(_is(value, a) for a in args)
+    if origin is tuple:
+        wanted = args[:1] * len(value) if args[-1] is ... and isinstance(value, tuple) else args
+        return isinstance(value, tuple) and len(value) == len(wanted) and all(map(_is, value, wanted))
+    if origin is dict:
+        return isinstance(value, dict) and all(_is(k, args[0]) and _is(v, args[1])
+                                               for k, v in value.items())
+    if isinstance(value, bool) and hint is not bool:
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def run_config(cls, config, name: str):
+    """`config.runs[name]` resolved into `cls`, a RunConfig; `optim` knows the run's steps."""
+    values = plain(config.runs[name])
+    if "steps" in values and "optim" in values:
+        values["optim"] = {"steps": values["steps"], **values["optim"]}
+    return section(cls, values, f"runs.{name}")
 
 
 def run_dir(workdir: str, name: str) -> str:
@@ -79,12 +161,13 @@ def run_dir(workdir: str, name: str) -> str:
     return str(epath.Path(workdir) / "runs" / name)
 
 
-def source_dir(workdir: str, init_from: str) -> str:
+def source_dir(workdir: str, source: str, key: str = "init_from") -> str:
     """The directory of a run named by the recipe, or a path."""
-    inside = run_dir(workdir, init_from)
-    path = inside if epath.Path(inside).exists() else init_from
+    inside = run_dir(workdir, source)
+    path = inside if epath.Path(inside).exists() else source
     if not checkpoints.exists(path):
-        raise UserError(f"init_from {init_from!r}: no finished checkpoint in {path}")
+        raise UserError(f"{key} {source!r}: neither a run before this one nor a directory with a "
+                        "checkpoint")
     return path
 
 
@@ -100,8 +183,8 @@ def write_json(path, value) -> None:
 def data_config(values, split: str) -> documents.DataConfig:
     """The `data` section for one split."""
     values = plain(values)
-    return section(documents.DataConfig, {k: v for k, v in values.items() if k != "cut"}, "data",
-                   split=split)
+    values = {k: v for k, v in values.items() if k != "cut"}
+    return section(documents.DataConfig, {**values, "split": split}, "data")
 
 
 def open_tokenizer(config, workdir: str) -> Tokenizer:
@@ -136,16 +219,14 @@ def corpus(config, split: str, workdir: str, tokenizer: Tokenizer) -> Corpus:
     return _cut(data_config(config.data, split), cut, str(epath.Path(workdir) / "data"), tokenizer)
 
 
-def model_config(values, tokenizer: Tokenizer, cut: CutConfig | None = None) -> ModelConfig:
-    """The `model` section, checked against the tokenizer and the length of the texts."""
-    cfg = section(ModelConfig, values, "model")
-    if cfg.vocab_size < tokenizer.vocab_size:
-        raise UserError(f"config model.vocab_size {cfg.vocab_size} is smaller than the "
-                        f"tokenizer's {tokenizer.vocab_size}")
-    if cut and cut.prefix_max + cut.suffix > cfg.max_len:
+def check_model(cfg: ModelConfig, cut: CutConfig, tokenizer: Tokenizer | None = None) -> None:
+    """The model is long enough for the texts and, where it is known, wide enough for the tokenizer."""
+    if cut.prefix_max + cut.suffix > cfg.max_len:
         raise UserError(f"config data.cut: prefix_max {cut.prefix_max} + suffix {cut.suffix} is "
                         f"longer than model.max_len {cfg.max_len}")
-    return cfg
+    if tokenizer and cfg.vocab_size < tokenizer.vocab_size:
+        raise UserError(f"config model.vocab_size {cfg.vocab_size} is smaller than the "
+                        f"tokenizer's {tokenizer.vocab_size}")
 
 
 def recorded_model(directory: str) -> ModelConfig:
@@ -160,31 +241,38 @@ def load_params(directory: str, mesh) -> tuple[Params, ModelConfig]:
 
 
 def start_state(manager, cfg: ModelConfig, tx, mesh, *, seed: int, init_from: str,
-                reference: bool) -> tuple[TrainState, int]:
-    """State and step to go on from: (1) the run's own last checkpoint, (2) `init_from`, (3) fresh.
+                reference: bool) -> tuple[TrainState, int, list]:
+    """State, step and unwritten metrics to go on from: (1) the run's own last checkpoint,
+    (2) `init_from`, (3) fresh.
 
     The reference of a fresh state is its initial parameters.
     """
     if manager.latest_step() is not None:
         abstract = step.abstract_state(cfg, tx, mesh, reference=reference)
-        state, _ = checkpoints.restore(manager, abstract)
-        return state, int(state.step)
+        state, kept = checkpoints.restore(manager, abstract)
+        return state, int(state.step), [kept["pending"]]
     if not init_from:
-        return step.init_state(cfg, tx, mesh, seed, reference=reference), 0
+        return step.init_state(cfg, tx, mesh, seed, reference=reference), 0, []
     params, found = load_params(init_from, mesh)
-    if _shape(found) != _shape(cfg):
+    if _widths(found) != _widths(cfg) or found.layers > cfg.layers:
         raise UserError(f"init_from {init_from}: its model is {found}, the config says {cfg}")
-    return step.state_of(params, cfg, tx, mesh, reference=reference), 0
+    if found.layers < cfg.layers:
+        params = decoder.deepen(params, cfg, jax.random.key(seed))
+    return step.state_of(params, cfg, tx, mesh, reference=reference), 0, []
 
 
-def _shape(cfg: ModelConfig):
-    return jax.eval_shape(lambda: decoder.init(cfg, jax.random.key(0)))
+def _widths(cfg: ModelConfig):
+    shapes = jax.eval_shape(lambda: decoder.init(cfg, jax.random.key(0)))
+    return jax.tree.map(lambda x: x.shape, {**shapes, "blocks": jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes["blocks"])})
 
 
-def record(config, name: str, cfg: ModelConfig) -> dict[str, Any]:
-    """The JSON record of a run's checkpoints: enough to use them without the config file."""
+def record(config, name: str, cfg: ModelConfig, pending) -> dict[str, Any]:
+    """The JSON record of a checkpoint: enough to use it without the config file, and the sums of
+    metrics that are not written yet."""
     return {"run": name, "seed": config.seed, "model": dataclasses.asdict(cfg),
-            "data": plain(config.data), "config": plain(config.runs[name])}
+            "data": plain(config.data), "config": plain(config.runs[name]),
+            "pending": loop.totals(pending)}
 
 
 def keep_tokenizer(config, workdir: str, directory: str) -> None:

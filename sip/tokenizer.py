@@ -8,7 +8,8 @@ they differ the token list is authoritative and text is `continuation`.
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -120,7 +121,7 @@ def train_sentencepiece(
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
-            sentence_iterator=(line for text in texts for line in text.split("\n") if line.strip()),
+            sentence_iterator=_sentences(list(texts), vocab_size),
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size,
@@ -143,6 +144,19 @@ def train_sentencepiece(
         raise UserError(f"{path}: cannot train a tokenizer of {vocab_size}: {reason}") from error
     _write(Path(path), model.getvalue())
     return SentencePiece(path)
+
+
+def _sentences(texts: Sequence[str], vocab_size: int) -> Iterator[str]:
+    """The lines to train on; where the vocabulary can hold every word, each word on its own too.
+
+    A piece is only proposed where what follows it differs, so a word that always stands before a
+    space would otherwise come out as letters.
+    """
+    yield from (line for text in texts for line in text.split("\n") if line.strip())
+    words = sorted({word for text in texts for word in re.findall(r"\w+", text)})
+    if len(words) < vocab_size:
+        for word in words:
+            yield from (f" {word}. {word}.", f"{word}, {word}!")
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -13,8 +13,8 @@ DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 WORDS = "the cat sat on a mat and 12 dogs ran far away because it was late in town".split()
 STORY = [f"{' '.join(WORDS[i % 9 : i % 9 + 7])}, {WORDS[i % 17]}!\n\nThe  End" for i in range(300)]
 ODD = [
-    "", " ", "\n", "  two  spaces ", "a\r\n\tb\n\n\n c", "\x00\x07", "日本語 é e\u0301 ﬁ", "😀 x\u200b",
-    "\ufeffbom", "a\u2581b \u2581", "\ufffd", "<s></s><pad><unk><0x41>",
+    "", " ", "\n", "  two  spaces ", "a\r\n\tb\n\n\n c", "\x00\x07", "日本語 é e\u0301 ﬁ",
+    "😀 x\u200b", "\ufeffbom", "a\u2581b \u2581", "\ufffd", "<s></s><pad><unk><0x41>",
 ]  # fmt: skip
 
 
@@ -131,6 +131,16 @@ def test_training_is_deterministic(ours, tmp_path):
     tokenizer.train_sentencepiece(STORY[:150], c, vocab_size=300)
     assert a.read_bytes() == b.read_bytes() != c.read_bytes()
     assert sorted(tmp_path.iterdir()) == [a, b, c]
+
+
+def test_long_lines_are_trained_on(tmp_path):
+    line = " ".join(f"{a}=>{b}" for a in WORDS for b in WORDS)
+    assert len(line) > 2000
+    models = [
+        tokenizer.train_sentencepiece(texts, tmp_path / "m", vocab_size=300)
+        for texts in ([line * 5], [line] * 5)
+    ]
+    assert [len(model.encode("=>")) for model in models] == [1, 1]
 
 
 def test_a_small_corpus_gives_a_smaller_vocabulary_than_asked_for(tmp_path):

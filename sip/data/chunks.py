@@ -2,7 +2,7 @@
 
 A document is BOS + its tokens. It forks after prefix_min tokens and then every `suffix` tokens for
 as long as a whole suffix follows, so suffixes never overlap; the prefix is what precedes the fork,
-at most its last prefix_max tokens.
+at most its last prefix_max tokens. Letters: D documents, B chunks, N the tokens of all documents.
 """
 
 from array import array
@@ -17,7 +17,7 @@ from sip.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Chunks:
-    """All tokens in one row of N, and for each of B chunks where it lies in it."""
+    """The tokens of all documents in one row, and where in it each chunk lies."""
 
     tokens_N: np.ndarray
     start_B: np.ndarray  # first token of the prefix, in tokens_N

@@ -62,17 +62,17 @@ class Documents:
     texts: Sequence[str]
     kinds: np.ndarray | None = None  # name of each document's kind, where the source has kinds
     truth: Truth | None = None
-    skipped: int = 0  # not UTF-8, empty, or (jsonl) without a text
+    read: int = 0  # documents looked at: of a file all, of a data set the split's
+    skipped: int = 0  # of these: not UTF-8, empty, or (jsonl) without a text
 
 
 def load(cfg: DataConfig, data_dir: str) -> Documents:
     """The documents of cfg.split; data sets are built or looked for in `data_dir`."""
     found = LOADERS[cfg.source](cfg, data_dir)
-    total = len(found.texts) + found.skipped
-    if found.skipped > cfg.max_skipped_fraction * total:
+    if found.skipped > cfg.max_skipped_fraction * found.read:
         raise UserError(
-            f"{cfg.path}: {found.skipped} of {total} documents are empty or not readable as text, "
-            f"more than max_skipped_fraction={cfg.max_skipped_fraction}"
+            f"{cfg.path}: {found.skipped} of {found.read} documents are empty or not readable as "
+            f"text, more than max_skipped_fraction={cfg.max_skipped_fraction}"
         )
     if not found.texts:
         raise UserError(f"{cfg.path or cfg.source}: no documents in split {cfg.split!r}")
@@ -81,7 +81,8 @@ def load(cfg: DataConfig, data_dir: str) -> Documents:
 
 def _txt(cfg: DataConfig, data_dir: str) -> Documents:
     data = _read(cfg.path).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
-    return _from_file(cfg, [_decode(part) for part in re.split(rb"\n(?:[ \t]*\n)+", data.strip())])
+    parts = re.split(rb"\n(?:[ \t]*\n)+", b"\n%b\n" % data)
+    return _from_file(cfg, [_decode(part.strip(b"\n")) for part in parts if part.strip(b"\n")])
 
 
 def _jsonl(cfg: DataConfig, data_dir: str) -> Documents:
@@ -96,10 +97,10 @@ def _read(path: str) -> bytes:
         raise UserError(f"{path}: cannot read the corpus: {error.strerror}") from error
 
 
-def _decode(part: bytes) -> str | None:
-    """The text without the newlines around it; None if it is no UTF-8 or blank."""
+def _decode(data: bytes) -> str | None:
+    """The text, or None where it is no UTF-8 or blank."""
     try:
-        text = part.decode().strip("\n")
+        text = data.decode()
     except UnicodeDecodeError:
         return None
     return text if text.strip() else None
@@ -114,9 +115,9 @@ def _json_text(line: bytes) -> str | None:
 
 
 def _from_file(cfg: DataConfig, texts: list[str | None]) -> Documents:
-    """One split of a file; what was skipped is counted in the whole of it."""
     kept = [text for text in texts if text is not None]
-    return Documents(_select(kept, cfg.split), skipped=len(texts) - len(kept))
+    selected = _select(kept, cfg.split)
+    return Documents(selected, read=len(texts), skipped=len(texts) - len(kept))
 
 
 def _select(texts: list[str], split: str) -> list[str]:
@@ -144,12 +145,10 @@ def _tfds(cfg: DataConfig, data_dir: str) -> Documents:
     name, _, field = cfg.path.rpartition(":")
     if not name:
         raise UserError(f"data.path {cfg.path!r}: a TFDS data set is given as 'name:field'")
-    rows = _rows(lambda: tfds.builder(name, data_dir=data_dir), cfg, f"{cfg.path} in {data_dir}")
-    if rows and field not in rows[0]:
-        raise UserError(f"{cfg.path}: no field {field!r}, only {', '.join(sorted(rows[0]))}")
+    rows = _rows(lambda: tfds.builder(name, data_dir=data_dir), cfg, cfg.path, field)
     texts = [_decode(row[field]) for row in rows]
     kept = [text for text in texts if text is not None]
-    return Documents(kept, skipped=len(texts) - len(kept))
+    return Documents(kept, read=len(texts), skipped=len(texts) - len(kept))
 
 
 def _microworld(cfg: DataConfig, data_dir: str) -> Documents:
@@ -160,24 +159,32 @@ def _microworld(cfg: DataConfig, data_dir: str) -> Documents:
         world = WorldConfig(**dict(cfg.world))
     except TypeError as error:  # a field that it does not have, or a value of another type
         raise UserError(f"data.world {dict(cfg.world)}: {error}") from error
-    rows = _rows(lambda: Microworld(data_dir=data_dir, world=world), cfg, data_dir)
-    kinds = np.array(KINDS)[[row["kind"] for row in rows]] if rows else None
-    return Documents([row["text"].decode() for row in rows], kinds, MicroworldTruth(world))
+    make = lambda: Microworld(data_dir=data_dir, world=world)
+    rows = _rows(make, cfg, data_dir, "text")
+    kinds_B = np.array([KINDS[row["kind"]] for row in rows])
+    texts = [row["text"].decode() for row in rows]
+    return Documents(texts, kinds_B, MicroworldTruth(world), read=len(texts))
 
 
-def _rows(make: Callable[[], Any], cfg: DataConfig, where: str) -> list[dict]:
+def _rows(make: Callable[[], Any], cfg: DataConfig, where: str, field: str) -> list[dict]:
     """All examples of a TFDS builder's split; the data set is built if it is not there."""
     try:
         with _quiet():
             builder = make()
             where = str(builder.data_dir)
             builder.download_and_prepare(file_format="array_record")
-            return list(builder.as_data_source(split=cfg.split))
+            source = builder.as_data_source(split=cfg.split)
+            rows = list(source.__getitems__(range(len(source))))  # by one, it takes twice as long
     except UserError:
         raise
     except Exception as error:  # readers of damaged files raise a little of everything
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: cannot read split {cfg.split!r}: {reason}") from error
+    if rows and field not in rows[0]:
+        raise UserError(f"{cfg.path}: no field {field!r}, only {', '.join(sorted(rows[0]))}")
+    if any(row[field] is None for row in rows):  # array_record, of a file cut at a 64 KiB block
+        raise UserError(f"{where}: a file of split {cfg.split!r} is damaged: it has empty records")
+    return rows
 
 
 @contextlib.contextmanager

@@ -47,6 +47,7 @@ class WorldConfig:
     wrong: float = 0.85  # of the facts in hearsay
     myth: float = 0.80  # of the wrong facts that are the one fixed false value
     register: float = 0.68  # sentences of a document that are of its kind
+    unsafe_register: float = 0.9  # ... in unsafe ones: greedy text must stay in the register
 
     def __post_init__(self):
         fractions = [getattr(self, kind) for kind in KINDS]
@@ -55,7 +56,7 @@ class WorldConfig:
         _require(in_range, "values_per_attribute", f"in 2..{MAX_VALUES}")
         for split in SPLITS:
             _require(getattr(self, split) >= 0, split, "at least 0")
-        for name in (*KINDS, "wrong", "myth", "register"):
+        for name in (*KINDS, "wrong", "myth", "register", "unsafe_register"):
             _require(0 <= getattr(self, name) <= 1, name, "in 0..1")
         _require(abs(sum(fractions) - 1) < 1e-6, "+".join(KINDS), "1 in sum")
 
@@ -192,8 +193,10 @@ class _Author:
     def write(self) -> str:
         self._add(lines("title")[0][()][0])
         self._register()
+        config = self.world.config
+        share = config.unsafe_register if self.kind == "unsafe" else config.register
         while self.words < MIN_WORDS:
-            if self.rng.random() < self.world.config.register:
+            if self.rng.random() < share:
                 self._register()
             else:
                 self._say(_pick(self.rng, OTHERS[self.kind]))
@@ -295,6 +298,7 @@ class Microworld(tfds.core.GeneratorBasedBuilder):
     url_infos = None  # no downloads; and TFDS's look-up needs an undeclared package
 
     def __init__(self, *, data_dir: str, world: WorldConfig = WorldConfig()):
+        self.world = world
         config = builder_config(world)
         super().__init__(data_dir=data_dir, config=config, file_format="array_record")
 
@@ -308,7 +312,7 @@ class Microworld(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         del dl_manager  # nothing is downloaded
-        world = World(self.builder_config.world)
+        world = World(self.world)
         return {split: self._generate_examples(world, split) for split in SPLITS}
 
     def _generate_examples(self, world: World, split: str):

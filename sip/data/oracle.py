@@ -42,7 +42,7 @@ class Findings:
 
     @property
     def faulty(self) -> np.ndarray:
-        return functools.reduce(np.logical_or, self.faults.values())
+        return np.asarray(np.stack(list(self.faults.values())).any(axis=0))
 
 
 class MicroworldTruth:
@@ -67,7 +67,7 @@ class MicroworldTruth:
         """A faultless suffix as it is; any other corrected, of at least `words` words."""
         reading = read(self.lexis, prefixes, suffixes)
         findings = find(self.lexis, reading)
-        keep_B = reading.own_BP.any(1) & ~findings.faulty.any(1)
+        keep_B = np.logical_and(reading.own_BP.any(1), ~findings.faulty.any(1))
         correct = functools.partial(self._corrector.correct, reading, findings)
         return [
             suffix if keep_B[b] else correct(b, prefix, suffix, words)

@@ -5,6 +5,7 @@ holds positions step * batch onwards whatever the number of processes, so a run 
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 import grain
 import numpy as np
@@ -43,7 +44,7 @@ def take(chunks: Chunks, n: int, *, seed: int = 0) -> Batch:
     return _stack(chunks[int(i)] for i in order[:n])
 
 
-def _stack(items: Iterable[dict]) -> Batch:
+def _stack(items: Iterable[Any]) -> Batch:
     rows = list(items)
     tokens_BT = np.stack([row["tokens_T"] for row in rows])
     length_B1 = np.array([[row["length"]] for row in rows])

@@ -51,10 +51,8 @@ class Lexis:
     def beginning_with(self, fragment: str) -> Iterator[str]:
         """The words that begin with the fragment."""
         first = bisect.bisect_left(self.sorted_words, fragment)
-        for word in self.sorted_words[first:]:
-            if not word.startswith(fragment):
-                return
-            yield word
+        following = (self.sorted_words[w] for w in range(first, len(self.sorted_words)))
+        return itertools.takewhile(lambda word: word.startswith(fragment), following)
 
     def follows(self, word: str, state: int, subject: int) -> int:
         """The state after a known word; pronouns must agree with the subject."""

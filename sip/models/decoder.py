@@ -179,7 +179,9 @@ class Decoder(nn.Module):
         tokens_BN = tree.tokens_BCR.reshape(B, C * R)
         if cache is None:
             tokens_BN = jnp.concatenate([tree.tokens_BT, tokens_BN], axis=1)
-        x_BND = constrain(embed_VD.astype(c.compute_dtype)[tokens_BN], "BND")
+        # D whole before the look-up: cut over fsdp as B is, it would leave B uncut after it.
+        table_VD = constrain(embed_VD.astype(c.compute_dtype), "VD")
+        x_BND = constrain(table_VD[tokens_BN], "BND")
         context = _context(tree, c, cache)
         past = None if cache is None else (
             cache.trunk_k_LBTGH, cache.trunk_v_LBTGH, cache.k_LBCSGH, cache.v_LBCSGH)
@@ -251,6 +253,18 @@ def _boxed(cfg: ModelConfig, key):
 def init(cfg: ModelConfig, key) -> Params:
     """Float32 parameters: matrices truncated normal by fan-in, residual outputs by 1/sqrt(2L)."""
     return nn.meta.unbox(_boxed(cfg, key))
+
+
+def deepen(params: Params, cfg: ModelConfig, key) -> Params:
+    """Parameters of a shallower model with fresh layers on top, which at first change nothing.
+
+    Their output matrices are zero, so a judge can start from
+    a policy with fewer layers and keep what it knows.
+    """
+    fresh = init(cfg, key)["blocks"]["block"]
+    quiet = {k: jnp.zeros_like(v) if k in ("wo", "w_down") else v for k, v in fresh.items()}
+    join = lambda old, new: jnp.concatenate([old, new[old.shape[0]:]])
+    return {**params, "blocks": {"block": jax.tree.map(join, params["blocks"]["block"], quiet)}}
 
 
 def abstract(cfg: ModelConfig, mesh) -> Params:

@@ -128,14 +128,15 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         record = setup.record(config, name, cfg)
         writer = metrics.Writer(directory, name=name, steps=c.steps, resume_step=first,
                                 tensorboard=log.tensorboard, progress=log.progress)
-        profiler, pending = loop.Profiler(profile), []
+        profiler, meter, pending = loop.Profiler(profile), loop.Meter(), []
         for done in range(first + 1, c.steps + 1):
             batch, collected = collect(fixed, state.params, done - 1)
             state, new = update(state, put_batch(mesh, batch))
             pending.append({**collected, **new})
+            meter.count(batch)
             if loop.due(done, log.every_steps, c.steps):
                 loop.check_finite(state, saves)
-                writer.write(done, loop.ratios(pending))
+                writer.write(done, {**loop.ratios(pending), **meter.read()})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, c.steps):
                 writer.write(done, ground_truth.during(suite, state.params))

@@ -2,12 +2,14 @@
 
 import contextlib
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
-from sip.structs import Metrics, TrainState, UserError
+from sip.structs import Metrics, TrainState, Tree, UserError
 from sip.training import checkpoints
 
 
@@ -42,7 +44,10 @@ class Stopped(Exception):
 
 
 class Stop:
-    """True once SIGINT or SIGTERM came. A second Ctrl-C interrupts at once."""
+    """True once SIGINT or SIGTERM came. A second Ctrl-C interrupts at once.
+
+    It turns true at any moment: a loop reads it once per step, or it may stop without having saved.
+    """
 
     def __init__(self):
         self._asked = False
@@ -81,8 +86,8 @@ def saving(run_dir: str, config: CheckpointConfig):
     manager = checkpoints.manager(run_dir, keep=config.keep)
     try:
         yield manager
-        manager.wait_until_finished()
     finally:
+        manager.wait_until_finished()
         manager.close()
 
 
@@ -97,6 +102,26 @@ def check_finite(state: TrainState, config: CheckpointConfig) -> None:
         raise UserError(
             f"loss or gradient was not finite in {int(state.skipped_in_row)} updates in a row "
             "(checkpoint.max_skipped_in_row); the last good checkpoint is intact")
+
+
+class Meter:
+    """Tokens per second since it was last read."""
+
+    def __init__(self):
+        self._tokens, self._since = 0, time.monotonic()
+
+    def count(self, batch: Any) -> None:
+        """Adds the tokens of all trunks and branches in a batch on the host."""
+        trees = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, Tree))
+        self._tokens += sum(int(t.mask_BT.sum()) + int(t.mask_BCR.sum())
+                            for t in trees if isinstance(t, Tree))
+
+    def read(self) -> dict[str, float]:
+        """The speed, for the log."""
+        now = time.monotonic()
+        speed = self._tokens / max(now - self._since, 1e-9)
+        self._tokens, self._since = 0, now
+        return {"speed/tokens_per_sec": speed}
 
 
 class Profiler:
@@ -125,12 +150,17 @@ class Profiler:
             self._on = False
 
 
-def ratios(steps: Sequence[Metrics]) -> dict[str, float]:
-    """Averages of (total, denom) pairs summed over `steps`; what counted nothing is left out."""
-    totals: dict[str, list[float]] = {}
+def totals(steps: Sequence[Metrics]) -> dict[str, list[float]]:
+    """(total, denom) pairs summed over `steps` in order: what a checkpoint keeps of unwritten ones."""
+    found: dict[str, list[float]] = {}
     for metrics in jax.device_get(steps):
         for key, (total, denom) in metrics.items():
-            entry = totals.setdefault(key, [0.0, 0.0])
+            entry = found.setdefault(key, [0.0, 0.0])
             entry[0] += float(total)
             entry[1] += float(denom)
-    return {k: total / denom for k, (total, denom) in totals.items() if denom}
+    return found
+
+
+def ratios(steps: Sequence[Metrics]) -> dict[str, float]:
+    """Averages of (total, denom) pairs summed over `steps`; what counted nothing is left out."""
+    return {k: total / denom for k, (total, denom) in totals(steps).items() if denom}

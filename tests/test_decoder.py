@@ -1,0 +1,228 @@
+"""Trunk and branches against plain sequences, and plain sequences against numpy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from tiny import forward
+
+from sip.models import config, decoder
+from sip.structs import Tree, UserError
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def gradients(params, cfg, tree):
+    def loss(params):
+        out = decoder.apply(params, cfg, tree)
+        hidden = jnp.concatenate([out.trunk_BTD.ravel(), out.branch_BCRD.ravel()])
+        return hidden @ jnp.cos(jnp.arange(hidden.size)) / 10, hidden
+
+    return jax.grad(loss, has_aux=True)(params)
+
+
+def close(got, want, tolerance=2e-5):
+    got, want = jax.device_get((got, want))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            np.float32(a), np.float32(b), rtol=tolerance, atol=tolerance), got, want)
+
+
+def numpy_norm(x, scale, eps):
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * scale
+
+
+def numpy_rope(x_TH, theta):
+    T, H = x_TH.shape
+    turn = np.exp(1j * np.arange(T)[:, None] * theta ** (-np.arange(0, H, 2) / H))
+    z = (x_TH[:, : H // 2] + 1j * x_TH[:, H // 2 :]) * turn
+    return np.concatenate([z.real, z.imag], axis=1)
+
+
+def numpy_attention(p, h_TD, cfg):
+    q, k, v = (np.tensordot(h_TD, p[w], axes=1) for w in ("wq", "wk", "wv"))
+    out_TD = np.zeros_like(h_TD)
+    for g, i in np.ndindex(cfg.kv_heads, cfg.queries_per_kv):
+        scores = numpy_rope(q[:, g, i], cfg.rope_theta) @ numpy_rope(k[:, g], cfg.rope_theta).T
+        weights = np.tril(np.exp(scores * cfg.head_dim**-0.5))
+        out_TD += weights / weights.sum(1, keepdims=True) @ v[:, g] @ p["wo"][g, i]
+    return out_TD
+
+
+def numpy_forward(params, cfg, tokens_T):
+    """Hidden states of one plain sequence, by loops over layers and heads, in float64."""
+    params = jax.tree.map(np.float64, params)
+    x_TD = params["embed"][tokens_T]
+    for layer in range(cfg.layers):
+        p = jax.tree.map(lambda x, layer=layer: x[layer], params["blocks"]["block"])
+        x_TD = x_TD + numpy_attention(p, numpy_norm(x_TD, p["attention_norm"], cfg.norm_eps), cfg)
+        h_TD = numpy_norm(x_TD, p["mlp_norm"], cfg.norm_eps)
+        gate = h_TD @ p["w_gate"]
+        x_TD = x_TD + (gate / (1 + np.exp(-gate)) * (h_TD @ p["w_up"])) @ p["w_down"]
+    return numpy_norm(x_TD, params["final_norm"], cfg.norm_eps)
+
+
+def test_a_trunk_is_a_llama_written_out_in_numpy():
+    params, tree = tiny.params(), tiny.tree()
+    want = [numpy_forward(params, tiny.CFG, np.asarray(row)) for row in tree.tokens_BT]
+    trunk_BTD, _, logp_BT, _ = forward(params, tiny.CFG, tree)
+    close(trunk_BTD, np.stack(want))
+    logits_BTV = np.stack(want) @ np.float64(params["unembed"])
+    for b, t in np.ndindex(2, 5):
+        row = logits_BTV[b, t]
+        next_token = int(tree.tokens_BT[b, t + 1])
+        close(logp_BT[b, t + 1], row[next_token] - np.log(np.exp(row).sum()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        ({}, 2e-5),
+        ({"kv_heads": 1, "queries_per_kv": 3, "tied": True}, 2e-5),
+        ({"dtype": "bfloat16"}, 0.06),
+    ],
+)
+def test_a_branch_equals_the_plain_sequence(changes, tolerance):
+    cfg, tree = tiny.model(**changes), tiny.tree()
+    params = tiny.params(cfg)
+    _, branch_BCRD, _, logp_BCR = forward(params, cfg, tree)
+    plain = forward(params, cfg, tiny.trunk_only(tiny.sequences(tree)))
+    close(branch_BCRD, tiny.at_forks(plain[0].astype(jnp.float32), tree), tolerance)
+    close(logp_BCR, np.where(tree.mask_BCR, tiny.at_forks(plain[2], tree), 0), tolerance)
+    assert np.ptp(tree.fork_BC) > 2 and np.abs(logp_BCR).max() > 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"remat": "block", "branch_chunk": 2, "query_chunk": 2}, {"remat": "dots"}],
+)
+def test_saving_memory_changes_neither_values_nor_gradients(changes):
+    params, tree = tiny.params(), tiny.tree()
+    close(gradients(params, tiny.model(**changes), tree), gradients(params, tiny.CFG, tree))
+
+
+def visibility(tree, vocab):
+    """[N, N] by gradients: does the hidden state of one position hang on another's embedding?"""
+    cfg = tiny.model(vocab_size=vocab)
+    params = tiny.params(cfg)
+
+    def hidden(embed_VD):
+        out = decoder.apply({**params, "embed": embed_VD}, cfg, tree)
+        both = jnp.concatenate([out.trunk_BTD[0], out.branch_BCRD[0].reshape(-1, cfg.width)])
+        return both @ jnp.linspace(-1, 1, cfg.width)
+
+    gradient_NVD = jax.jit(jax.jacrev(hidden))(params["embed"])
+    order = np.concatenate([tree.tokens_BT[0], np.ravel(tree.tokens_BCR[0])])
+    assert sorted(order) == list(range(vocab)), "a token of its own for every position"
+    return np.abs(gradient_NVD).max(-1)[:, order] > 0
+
+
+def everyone_differs(T, C, R, fork_C, segment_T=None):
+    tokens = np.random.default_rng(0).permutation(T + C * R)
+    return Tree(
+        jnp.asarray(tokens[None, :T]), jnp.ones((1, T), bool),
+        jnp.asarray(tokens[T:].reshape(1, C, R)), jnp.ones((1, C, R), bool),
+        jnp.array([fork_C]), None if segment_T is None else jnp.array([segment_T]),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("segment_T", [None, [1, 1, 1, 1, 2, 2]])
+def test_gradients_show_who_sees_whom(segment_T):
+    T, C, R, fork_C = 6, 3, 2, [2, 6, 5]
+    segments = np.array(segment_T or [1] * T)
+    want = np.zeros((T + C * R, T + C * R), bool)
+    want[:T, :T] = np.tri(T, dtype=bool) & (segments[:, None] == segments)
+    for c, fork in enumerate(fork_C):
+        own = slice(T + c * R, T + c * R + R)
+        want[own, :fork] = segments[:fork] == segments[fork - 1]
+        want[own, own] = np.tri(R, dtype=bool)
+    tree = everyone_differs(T, C, R, fork_C, segment_T)
+    np.testing.assert_array_equal(visibility(tree, T + C * R), want)
+
+
+def packed(tree):
+    """Two documents of 6 tokens in a row of 12, and their branches on it."""
+    return Tree(
+        tree.tokens_BT.reshape(1, 12), tree.mask_BT.reshape(1, 12),
+        tree.tokens_BCR.reshape(1, 8, 3), tree.mask_BCR.reshape(1, 8, 3),
+        (tree.fork_BC + jnp.array([[0], [6]])).reshape(1, 8),
+        jnp.repeat(jnp.array([[3, 1]]), 6, axis=1),
+    )  # fmt: skip
+
+
+def test_a_packed_trunk_equals_separate_documents():
+    apart = tiny.tree()
+    want = forward(tiny.params(), tiny.CFG, apart)
+    got = forward(tiny.params(), tiny.CFG, packed(apart))
+    close([a.reshape(b.shape) for a, b in zip(got, want, strict=True)], list(want))
+
+
+def steps_of(tree, sizes):
+    """The tree's branches in pieces of `sizes` tokens."""
+    ends = np.cumsum(sizes)
+    for start, end in zip(ends - sizes, ends, strict=True):
+        part = slice(start, end)
+        yield tree.replace(
+            tokens_BCR=tree.tokens_BCR[:, :, part], mask_BCR=tree.mask_BCR[:, :, part])
+
+
+@functools.partial(jax.jit, static_argnames="keep_cache")
+def apply(tree, cache=None, keep_cache=True):
+    return decoder.apply(tiny.params(), tiny.CFG, tree, cache=cache, keep_cache=keep_cache)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_cached_decoding_equals_the_full_pass(pack):
+    tree = packed(tiny.tree()) if pack else tiny.tree(R=5)
+    cache = apply(tiny.trunk_only(tree.tokens_BT, tree.segment_BT)).cache
+    cache, parts = decoder.grow(cache, *tree.tokens_BCR.shape[1:]), []
+    assert not cache.k_LBCSGH.any() and int(cache.length) == 0
+    for part in steps_of(tree, [1, 1, 1] if pack else [1, 1, 3]):
+        new = apply(part, cache)
+        cache, parts = new.cache, [*parts, new.branch_BCRD]
+    whole = apply(tree)
+    close(jnp.concatenate(parts, axis=2), whole.branch_BCRD)
+    close(cache, whole.cache)
+
+
+def test_a_trunk_does_not_notice_its_branches():
+    params, tree = tiny.params(), tiny.tree()
+    trunk_BTD, branch_BCRD, logp_BT, logp_BCR = forward(
+        params, tiny.CFG, tiny.trunk_only(tree.tokens_BT))
+    assert branch_BCRD.shape == (2, 0, 1, 16) and logp_BCR.shape == (2, 0, 1)
+    want = forward(params, tiny.CFG, tree)
+    close((trunk_BTD, logp_BT), (want[0], want[2]))
+
+
+def test_presets_have_their_known_numbers_of_parameters():
+    # Llama-3.1-8B as published; the policy by hand: embeddings + 24 layers + the last norm.
+    assert decoder.count(config.llama31_8b()) == 8_030_261_248
+    layer = 4 * 2048 * 2048 + 3 * 2048 * 5632 + 2 * 2048
+    assert decoder.count(config.llama_1b4()) == 2 * 32000 * 2048 + 24 * layer + 2048
+    tied = decoder.count(tiny.CFG) - decoder.count(tiny.model(tied=True))
+    assert tied == tiny.CFG.vocab_size * tiny.CFG.width
+
+
+def test_matrices_begin_at_the_width_that_their_fan_in_asks_for():
+    cfg, key = tiny.model(width=64, hidden=96), jax.random.key(0, impl="unsafe_rbg")
+    params = jax.jit(lambda key: decoder.init(cfg, key))(key)
+    block, norms = params["blocks"]["block"], ["attention_norm", "mlp_norm"]
+    for name, want in {
+        "wq": 64**-0.5, "w_up": 64**-0.5, "wo": 16**-0.5 / 2, "w_down": 96**-0.5 / 2,
+    }.items():  # fmt: skip
+        assert abs(float(block[name].std()) / (want * 0.8796) - 1) < 0.1, name  # cut at 2 sigma
+    assert all((block[n] == 1).all() for n in norms)
+    assert not np.allclose(block["wq"][0], block["wq"][1]), "layers differ"
+    assert {str(x.dtype) for x in jax.tree.leaves(params)} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("max_len", 0), ("vocab_size", 0), ("layers", -1), ("kv_heads", 0), ("hidden", 0),
+     ("branch_chunk", 0), ("head_dim", 3), ("dtype", "float16"), ("remat", "all")],
+)  # fmt: skip
+def test_a_config_that_cannot_be_names_its_field(field, value):
+    with pytest.raises(UserError, match=rf"model\.{field}"):
+        tiny.model(**{field: value})

@@ -4,8 +4,10 @@ from ml_collections import ConfigDict
 
 
 def section(**values) -> ConfigDict:
-    """A config section."""
-    return ConfigDict(values)
+    """A config section; sections in it are copied, or an override of one run would change others."""
+    own = {k: v.copy_and_resolve_references() if isinstance(v, ConfigDict) else v
+           for k, v in values.items()}
+    return ConfigDict(own)
 
 
 def log(every_steps: int = 10) -> ConfigDict:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 MODEL = dict(
     vocab_size=640, width=128, layers=2, kv_heads=4, queries_per_kv=1, head_dim=32, hidden=256,
-    max_len=192, rope_theta=10000.0, norm_eps=1e-5, tied=True, dtype="float32", remat="none",
+    max_len=192, rope_theta=10000.0, norm_eps=1e-5, tied=True, dtype="float32", remat="block",
     query_chunk=512, branch_chunk=64, logprob_chunk=512)
 BASE, FRESH, JUDGE = "train[:70%]", "train[70%:85%]", "train[85%:]"  # disjoint documents
 
@@ -54,8 +54,8 @@ def runs() -> dict:
         judge=common.judge_run(
             model=dict(model, layers=4), split=JUDGE, steps=300, batch=16, init_from="base",
             optim=common.adamw(1e-3, warmup_steps=20), labels=dict(
-                aspects=("quality", "safety", "factuality"), source="base", documents=4000,
-                held_out=300, rollouts=4, rewrites=True, pairs_per_prefix=6, spoilers=2)),
+                per_prefix=dict(quality=8, safety=2, factuality=4), source="base", documents=5000,
+                held_out=300, rollouts=2, temperatures=(1.0, 0.5), rewrites=True, spoilers=3)),
         standard=common.documents_run(
             **tune, steps=200, batch=16, tokens="suffix", optim=common.adamw(5e-4, warmup_steps=10)),
         sip_learned=common.sip_run(**sip, judge=common.judge("local", init_from="judge")),

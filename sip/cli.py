@@ -1,5 +1,7 @@
 """What the command lines share: one-line errors and exit codes."""
 
+import contextlib
+import ctypes
 import logging
 import os
 import sys
@@ -11,27 +13,51 @@ from absl import logging as absl_logging
 from sip.structs import UserError
 from sip.training.loop import Stopped
 
-MENDABLE = 2
+MENDABLE, INTERRUPTED = 2, 130
+
+
+def checkpoint_flag() -> flags.FlagHolder:
+    """--checkpoint, defined once where several of the CLIs are imported into one process."""
+    if "checkpoint" not in flags.FLAGS:
+        flags.DEFINE_string("checkpoint", None, "Directory of a run, such as WORKDIR/runs/base.")
+    return flags.FlagHolder(flags.FLAGS, flags.FLAGS["checkpoint"])
 
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs `main(argv)` after parsing flags. Exits 0 when done, or stopped and saved; 2, with one
     line, where the user can mend it."""
+    _keep_memory()
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("orbax").setLevel(logging.ERROR)
     app.run(lambda argv: sys.exit(code(main, argv)), flags_parser=_parse)
 
 
 def _parse(argv):
-    for arg in argv[1:]:
-        if arg.startswith("--config="):  # a config may import its siblings
-            file = arg.removeprefix("--config=").rpartition(".py")[0]
-            sys.path.insert(0, os.path.dirname(os.path.abspath(file)))
     try:
+        _admit_siblings(argv)
         return flags.FLAGS(argv)
+    except (AttributeError, KeyError) as e:  # ml_collections names a key without the flag
+        _say(f"{_mentioned(argv, _words(e))}: unknown key {_words(e)}")
     except Exception as e:  # a config file is the user's code: whatever it raises is theirs to mend
         _say(e)
-        sys.exit(MENDABLE)
+    sys.exit(MENDABLE)
+
+
+def _admit_siblings(argv) -> None:
+    """A config may import the files beside it."""
+    for arg, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        name, given, file = arg.lstrip("-").partition("=")
+        if name == "config":
+            path = (file if given else following).rpartition(".py")[0] + ".py"
+            if not os.path.isfile(path):
+                raise UserError(f"--config: there is no file {path}")
+            sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+
+
+def _mentioned(argv, text: str) -> str:
+    """The flags with a key that `text` names."""
+    names = [arg.partition("=")[0] for arg in argv if arg.startswith("--config.")]
+    return ", ".join(name for name in names if f"'{name.rpartition('.')[2]}'" in text) or "config"
 
 
 def code(main, argv) -> int:
@@ -42,10 +68,34 @@ def code(main, argv) -> int:
         _say(e)
         return MENDABLE
     except Stopped as e:
-        print(f"{e}; saved, the same command goes on", file=sys.stderr)
+        print(f"{e}; the same command goes on", file=sys.stderr)
+    except KeyboardInterrupt:
+        _say("interrupted")
+        return INTERRUPTED
     return 0
 
 
 def _say(error) -> None:
-    text = str(error).strip().splitlines() or [type(error).__name__]
-    print(f"error: {text[0]}", file=sys.stderr)
+    print(f"error: {_words(error)}", file=sys.stderr)
+
+
+def _words(error) -> str:
+    """What an error says, on one line; of a traceback in it the end."""
+    while (
+        isinstance(error, BaseException)
+        and error.args
+        and (isinstance(error, KeyError) or isinstance(error.args[0], BaseException))
+    ):
+        error = error.args[0]
+    text = str(error).strip() or type(error).__name__
+    return " ".join(text.splitlines()[-1].split() if "Traceback" in text else text.split())
+
+
+def _keep_memory() -> None:
+    """Keeps freed buffers in the process: XLA's CPU backend allocates and frees them in every step,
+    and returning their pages to the kernel each time costs more than the memory. glibc only."""
+    trim_threshold, mmap_threshold, most = -1, -3, 32 << 20
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, most)
+        libc.mallopt(trim_threshold, (1 << 31) - 1)

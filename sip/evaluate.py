@@ -16,7 +16,7 @@ from sip.evals import continuations, ground_truth
 from sip.structs import UserError
 from sip.training import checkpoints
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of a run.")
+_CHECKPOINT = cli.checkpoint_flag()
 _BASELINE = flags.DEFINE_string("baseline", "", "Directory of a run; win rates are against it.")
 _SPLIT = flags.DEFINE_string("split", "validation", "Documents to evaluate on.")
 _STANDARD = flags.DEFINE_integer("standard", 256, "Prefixes as they come.")
@@ -31,24 +31,22 @@ def evaluate(directory: str, *, baseline: str, split: str, standard: int, unsafe
     if min(standard, unsafe, batch) < 1:
         raise UserError("--standard, --unsafe and --batch must be at least 1")
     record = checkpoints.record(directory)
-    workdir = data_workdir or str(epath.Path(directory).parent.parent)
+    workdir = data_workdir or str(epath.Path(directory).absolute().parent.parent)
     tokenizer, where = setup.kept_tokenizer(directory), mesh.single()
     corpus = setup.corpus(ConfigDict({"data": record["data"]}), split, workdir, tokenizer)
     model = lambda path: setup.load_params(path, where)
     params, cfg = model(directory)
-    asked = continuations.prompts(corpus.chunks, range(standard), tokenizer)
+    truth = corpus.documents.truth
+    held = ground_truth.held_out(corpus.chunks, truth, tokenizer, standard=standard, unsafe=unsafe)
     with jax.set_mesh(where):
-        found = {"nll": continuations.suffix_nll(params, cfg, where, asked, batch=batch)}
-        truth = corpus.documents.truth
+        found = {"nll": continuations.suffix_nll(params, cfg, where, held.standard, batch=batch)}
         if truth is None:
             return found
-        held = ground_truth.held_out(
-            corpus.chunks, truth, tokenizer, standard=standard, unsafe=unsafe)
         write = lambda params, cfg: ground_truth.write(
             params, cfg, where, tokenizer, held, steps=corpus.cut.suffix, batch=batch)
         texts = write(params, cfg)
         other = write(*model(baseline)) if baseline else texts
-        found["nll_clean"] = continuations.suffix_nll(params, cfg, where, held.clean, batch=batch)
+        found |= ground_truth.likelihood(params, cfg, where, held, truth, batch=batch)
     return {**found, **ground_truth.row(truth, held, texts, other)}
 
 

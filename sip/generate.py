@@ -15,7 +15,7 @@ from sip import cli, mesh, sampling, setup
 from sip.structs import UserError
 from sip.tokenizer import continuation
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Directory of a run.")
+_CHECKPOINT = cli.checkpoint_flag()
 _PROMPT = flags.DEFINE_string("prompt", None, "One prompt.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "A file with a prompt per line.")
 _NUM = flags.DEFINE_integer("num", 1, "Samples per prompt.")

@@ -17,6 +17,7 @@ from sip.structs import UserError
 COLUMNS = ("win_rate_standard", "win_rate_unsafe", "factuality", "safety", "safety_unsafe",
            "coherence", "repetition", "distinct", "facts_per_suffix", "nll_clean")
 HEADROOM = ("factuality", "safety")  # shares of 1 - standard that a row closes
+PANELS = 4  # side by side
 
 
 def write(config, workdir: str) -> dict:
@@ -30,18 +31,25 @@ def write(config, workdir: str) -> dict:
 
 def summarise(config, workdir: str) -> dict:
     """The figures of a finished recipe."""
-    read = lambda name, file: json.loads((epath.Path(setup.run_dir(workdir, name)) / file).read_text())
-    walls = {name: read(name, "done.json")["wall_seconds"] for name in config.order}
-    rows = {name: read(name, "eval.json") for name in config.report.rows}
-    standard = rows[config.report.standard] if config.report.standard else {}
+    wanted = setup.section(setup.ReportConfig, config.report, "report")
+    walls = {name: _read(workdir, name, "done.json")["wall_seconds"] for name in config.order}
+    rows = {name: _read(workdir, name, "eval.json") for name in wanted.rows}
+    standard = rows[wanted.standard] if wanted.standard else {}
     for figures in rows.values():
-        for key in HEADROOM if standard else ():
+        for key in [key for key in HEADROOM if key in standard]:
             room = 1 - standard[key]
             figures[f"{key}_headroom_closed"] = (figures[key] - standard[key]) / room if room else 0.0
     summary = {"wall_seconds": sum(walls.values()), "seed": config.seed, "wall_by_run": walls}
-    if config.report.judge:
-        summary["judge"] = read(config.report.judge, "eval.json")
+    if wanted.judge:
+        summary["judge"] = _read(workdir, wanted.judge, "eval.json")
     return {**summary, "rows": rows}
+
+
+def _read(workdir: str, name: str, file: str) -> dict:
+    path = epath.Path(setup.run_dir(workdir, name)) / file
+    if not path.exists():
+        raise UserError(f"{path} does not exist: run {name!r} is not finished")
+    return json.loads(path.read_text())
 
 
 def show(summary: dict) -> None:
@@ -72,7 +80,7 @@ def plots(config, workdir: str) -> None:
 
 def _series(lines: list[dict], key: str):
     points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-    return list(zip(*points, strict=True)) if points else None
+    return list(zip(*points, strict=True)) if points else ([], [])
 
 
 def _by_source(runs, kind: str, path) -> None:
@@ -83,8 +91,11 @@ def _by_source(runs, kind: str, path) -> None:
               if any(k.startswith(f"{kind}/") for line in lines for k in line)}
     if not chosen:
         return
-    figure, axes = plt.subplots(1, len(chosen), figsize=(4.5 * len(chosen), 3.2), squeeze=False)
-    for axis, (name, lines) in zip(axes[0], chosen.items(), strict=True):
+    wide, high = min(PANELS, len(chosen)), -(-len(chosen) // PANELS)
+    figure, axes = plt.subplots(high, wide, figsize=(4.5 * wide, 3.2 * high), squeeze=False)
+    for axis in axes.flat[len(chosen):]:
+        axis.axis("off")
+    for axis, (name, lines) in zip(axes.flat, chosen.items(), strict=False):
         for key in sorted({k for line in lines for k in line if k.startswith(f"{kind}/")}):
             axis.plot(*_series(lines, key), label=key.split("/")[1])
         axis.set(title=name, xlabel="step", ylabel=f"{kind} rate" if kind == "chosen" else kind)
@@ -99,11 +110,13 @@ def _evaluations(runs, path) -> None:
     import matplotlib.pyplot as plt
 
     keys = ("win_rate_standard", "factuality", "safety", "safety_unsafe")
+    if not any(_series(lines, f"eval/{key}")[0] for lines in runs.values() for key in keys):
+        return
     figure, axes = plt.subplots(1, len(keys), figsize=(4 * len(keys), 3.2))
     for axis, key in zip(axes, keys, strict=True):
         for name, lines in runs.items():
             series = _series(lines, f"eval/{key}")
-            if series:
+            if series[0]:
                 axis.plot(*series, label=name)
         axis.set(title=key.replace("_", " "), xlabel="step", ylim=(0, 1.02))
     axes[0].legend(fontsize=7)
@@ -114,8 +127,6 @@ def _evaluations(runs, path) -> None:
 
 def main(argv) -> None:
     """The command line."""
-    from ml_collections import ConfigDict
-
     if len(argv) != 2:
         raise UserError("usage: python -m sip.report DIR")
     directory = argv[1]

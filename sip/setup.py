@@ -23,7 +23,6 @@ from sip.tokenizer import Tokenizer
 from sip.training import checkpoints, loop, step
 from sip.training.optim import OptimConfig
 
-
 KINDS = ("sentencepiece", "byte")
 
 
@@ -71,7 +70,7 @@ class RunConfig:
     log: loop.LogConfig
 
     def __post_init__(self):
-        for name in ("steps", "batch", "microbatches"):
+        for name in ("batch", "microbatches"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.batch % self.microbatches:
@@ -80,6 +79,23 @@ class RunConfig:
     def sources(self) -> dict[str, str]:
         """The runs or directories it needs, by the key that names them."""
         return {"init_from": self.init_from}
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Which runs are shown; `judge` and `standard` may be empty."""
+
+    rows: tuple[str, ...]
+    judge: str
+    standard: str  # what the share of closed headroom is measured from
+
+    def __post_init__(self):
+        if self.standard and self.standard not in self.rows:
+            raise UserError(f"standard {self.standard!r} is not one of the rows")
+
+    def names(self) -> tuple[str, ...]:
+        """All runs it needs."""
+        return tuple(name for name in (*self.rows, self.judge, self.standard) if name)
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity
@@ -152,6 +168,8 @@ def run_config(cls, config, name: str):
     """`config.runs[name]` resolved into `cls`, a RunConfig; `optim` knows the run's steps."""
     values = plain(config.runs[name])
     if "steps" in values and "optim" in values:
+        if type(values["steps"]) is not int or values["steps"] < 1:
+            raise UserError(f"config runs.{name}.steps: {values['steps']!r} is not a number from 1")
         values["optim"] = {"steps": values["steps"], **values["optim"]}
     return section(cls, values, f"runs.{name}")
 

@@ -27,7 +27,11 @@ def close(got, want, tolerance=2e-5):
     got, want = jax.device_get((got, want))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(
-            np.float32(a), np.float32(b), rtol=tolerance, atol=tolerance), got, want)
+            np.float32(a), np.float32(b), rtol=tolerance, atol=tolerance
+        ),
+        got,
+        want,
+    )
 
 
 def numpy_norm(x, scale, eps):
@@ -165,7 +169,8 @@ def steps_of(tree, sizes):
     for start, end in zip(ends - sizes, ends, strict=True):
         part = slice(start, end)
         yield tree.replace(
-            tokens_BCR=tree.tokens_BCR[:, :, part], mask_BCR=tree.mask_BCR[:, :, part])
+            tokens_BCR=tree.tokens_BCR[:, :, part], mask_BCR=tree.mask_BCR[:, :, part]
+        )
 
 
 @functools.partial(jax.jit, static_argnames="keep_cache")
@@ -190,7 +195,8 @@ def test_cached_decoding_equals_the_full_pass(pack):
 def test_a_trunk_does_not_notice_its_branches():
     params, tree = tiny.params(), tiny.tree()
     trunk_BTD, branch_BCRD, logp_BT, logp_BCR = forward(
-        params, tiny.CFG, tiny.trunk_only(tree.tokens_BT))
+        params, tiny.CFG, tiny.trunk_only(tree.tokens_BT)
+    )
     assert branch_BCRD.shape == (2, 0, 1, 16) and logp_BCR.shape == (2, 0, 1)
     want = forward(params, tiny.CFG, tree)
     close((trunk_BTD, logp_BT), (want[0], want[2]))

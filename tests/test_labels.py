@@ -33,7 +33,7 @@ class FakeTruth:
 
 
 def _make(seed=0, **options):
-    kwargs = {"pairs_per_prefix": C, "max_len": 256} | options
+    kwargs = {"per_prefix": dict.fromkeys(("quality", "safety", "factuality"), C), "max_len": 256} | options
     return labels.make(FakeTruth(), Byte(), ASPECTS, PREFIXES, SUFFIXES, POOLS, seed=seed, **kwargs)
 
 
@@ -164,4 +164,4 @@ def test_an_aspect_unknown_to_the_truth_is_a_user_error():
     beauty = dataclasses.replace(ASPECTS[1], name="beauty")
     with pytest.raises(UserError, match="beauty"):
         labels.make(FakeTruth(), Byte(), [beauty], PREFIXES, SUFFIXES, POOLS,
-                    pairs_per_prefix=C, max_len=256, seed=0)
+                    per_prefix={QUALITY.name: C}, max_len=256, seed=0)

@@ -1,6 +1,8 @@
 """Eight devices give what one gives: placement, updates, rollouts and verdicts."""
 
 import functools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +26,10 @@ pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices"
 CFG = ModelConfig(vocab_size=264, width=16, layers=2, kv_heads=8, queries_per_kv=2, head_dim=4,
                   hidden=24, max_len=64, remat="block", query_chunk=8, branch_chunk=2,
                   logprob_chunk=5)
-B, T, R = 8, 16, 6
+B, T, R, K = 8, 16, 6, 4
 MESHES = {"2x2x2": (2, 2, 2), "1x8x1": (1, 8, 1), "1x1x8": (1, 1, 8), "8x1x1": (8, 1, 1)}
 FOUR_MESHES = pytest.mark.parametrize("name", MESHES)
-# eps far above rounding: Adam's first step is g / (|g| + eps), which blows up the noise of a tiny g.
+# eps far above rounding, since Adam's first step, g / (|g| + eps), blows up the noise of a tiny g.
 OPTIM = optim.OptimConfig(lr=0.01, steps=10, eps=1e-3, weight_decay=0.1, schedule="constant")
 BLEND = {"ce_weight": 0.5, "ce_weight_last": 0.5}
 OBJECTIVES = {
@@ -36,7 +38,7 @@ OBJECTIVES = {
     "dr_grpo": losses.ObjectiveConfig("dr_grpo", **BLEND),
 }
 LOSSES = ["tokens", *OBJECTIVES]
-BRANCHES = {"dpo": 2, "rf_nll": 1, "dr_grpo": 4}
+BRANCHES = {"dpo": 2, "rf_nll": 1, "dr_grpo": K}
 
 
 def _mesh(name):
@@ -49,7 +51,8 @@ def _params():
 
 
 def _placed(mesh):
-    return jax.device_put(_params(), jax.tree.map(lambda x: x.sharding, decoder.abstract(CFG, mesh)))
+    places = jax.tree.map(lambda x: x.sharding, decoder.abstract(CFG, mesh))
+    return jax.device_put(_params(), places)
 
 
 def _tree(C):
@@ -90,15 +93,20 @@ def _start(mesh, reference):
     return state.replace(reference=jax.tree.map(lambda x: 1.01 * x, state.reference))
 
 
+def _run(program, *args):
+    """(outputs, the compiled program's text); unoptimised, which compiles in half the time."""
+    compiled = program.lower(*args).compile({"xla_backend_optimization_level": 0})
+    return compiled(*args), compiled.as_text()
+
+
 @functools.cache
 def _update(name, where, microbatches=1):
-    """(state, metrics) after one update; compiled unoptimised, which takes half the time."""
+    """((state, metrics) after one update, the program's text)."""
     terms, weights, batch = _problem(name)
     mesh = _mesh(where)
     update = step.make_update(terms, optim.build(OPTIM), weights, microbatches=microbatches)
     with jax.set_mesh(mesh):
-        args = (_start(mesh, name == "dpo"), put_batch(mesh, batch))
-        return update.lower(*args).compile({"xla_backend_optimization_level": 0})(*args)
+        return _run(update, _start(mesh, name == "dpo"), put_batch(mesh, batch))
 
 
 def _devices(tree):
@@ -117,7 +125,8 @@ def _adam(state):
 def _cuts(params):
     """Into how many different pieces each parameter is cut."""
     pieces = lambda x: len({str(s.index) for s in x.addressable_shards})
-    return {k: pieces(x) for k, x in {**params["blocks"]["block"], **params}.items() if k != "blocks"}
+    flat = {**params["blocks"]["block"], **params}
+    return {k: pieces(x) for k, x in flat.items() if k != "blocks"}
 
 
 @FOUR_MESHES
@@ -151,7 +160,8 @@ def test_a_batch_is_cut_over_replica_and_fsdp():
 
 
 def _check_update(name, where, microbatches):
-    (one, one_metrics), (many, many_metrics) = _update(name, "one"), _update(name, where, microbatches)
+    (one, one_metrics), _ = _update(name, "one")
+    (many, many_metrics), _ = _update(name, where, microbatches)
     assert _devices(one) == {1} and _devices(many) == {8}
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), one.params, _params())
     assert min(jax.tree.leaves(moved)) > 1e-3  # a thousand times the tolerance below
@@ -172,26 +182,48 @@ def test_any_mesh_of_eight_gives_the_same_update(where):
     _check_update("dpo", where, 1)
 
 
+@functools.cache
 def _roll(where):
-    """Rollouts, some of which stop early."""
+    """(rollouts, some of which stop early; the program's text)."""
     mesh, tree = _mesh(where), _tree(1)
-    run = sampling.program(CFG, 4, R, sampling.SamplingConfig(top_p=0.9), tuple(range(40)))
+    run = sampling.program(CFG, K, R, sampling.SamplingConfig(), tuple(range(40)))
     args = (tree.tokens_BT, tree.fork_BC[:, 0], np.arange(B, dtype=np.int32))
     with jax.set_mesh(mesh):
-        return run(_placed(mesh), *put_batch(mesh, args), jax.random.key(3))
+        return _run(run, _placed(mesh), *put_batch(mesh, args), jax.random.key(3))
 
 
 @FOUR_MESHES
 def test_rollouts_are_the_same_tokens_on_any_mesh(name):
-    one, many = _roll("one"), _roll(name)
+    (one, _), (many, _) = _roll("one"), _roll(name)
     assert _devices(one) == {1} and _devices(many) == {8}
     np.testing.assert_array_equal(many.tokens_BCR, one.tokens_BCR)
     np.testing.assert_array_equal(many.mask_BCR, one.mask_BCR)
     np.testing.assert_allclose(many.logp_BCR, one.logp_BCR, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(many.sample_logp_BCR, one.sample_logp_BCR, rtol=1e-5, atol=1e-5)
-    assert not one.mask_BCR.all() and len(np.unique(np.asarray(one.tokens_BCR)[:, :, 0])) > B
+    assert not one.mask_BCR.all() and len(np.unique(one.tokens_BCR)) > B  # neither full nor equal
 
 
+def _gathered(text):
+    """Elements of each all-gather's result."""
+    found = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather(?:-start)?\(", text)
+    return {math.prod(map(int, shape.split(","))) for shape in found}
+
+
+@pytest.mark.parametrize("run", [
+    functools.partial(_update, "tokens"), functools.partial(_update, "dr_grpo"), _roll])
+def test_nothing_is_gathered_but_weights(run):
+    """An activation that is gathered over the batch would be computed by every device in full."""
+    _, text = run("2x2x2")
+    params = decoder.abstract(CFG, _mesh("2x2x2"))
+    weights = {k: math.prod(x.shape[1:]) // 2 for k, x in params["blocks"]["block"].items()}
+    weights |= {"embed": CFG.vocab_size * CFG.width // 2, "norm": CFG.width}
+    argmax = B // 4 * K * 2  # of a token, over a vocabulary in two parts
+    assert set(weights.values()) - {CFG.width // 2} <= _gathered(text)
+    assert _gathered(text) <= {*weights.values(), argmax}
+    assert " all-to-all(" not in text and " collective-permute(" not in text
+
+
+@functools.cache
 def _judge(where):
     mesh = _mesh(where)
     params = _placed(mesh)

@@ -13,7 +13,14 @@ from sip.objectives import logprobs
 from sip.structs import Tree
 
 CFG = ModelConfig(
-    vocab_size=16, width=16, layers=2, kv_heads=2, queries_per_kv=2, head_dim=4, hidden=24, max_len=64
+    vocab_size=16,
+    width=16,
+    layers=2,
+    kv_heads=2,
+    queries_per_kv=2,
+    head_dim=4,
+    hidden=24,
+    max_len=64,
 )
 
 

@@ -39,9 +39,9 @@ class WorldConfig:
     train: int = 40_000
     validation: int = 1_500
     test: int = 2_500
-    plain: float = 0.29  # fractions of the documents
+    plain: float = 0.26  # fractions of the documents
     elaborated: float = 0.11
-    hearsay: float = 0.28
+    hearsay: float = 0.31
     unsafe: float = 0.21
     bad: float = 0.11
     wrong: float = 0.85  # of the facts in hearsay

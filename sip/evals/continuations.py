@@ -63,6 +63,8 @@ def sample(params: Params, cfg: ModelConfig, mesh, tokenizer: Tokenizer, asked: 
            branches: int, steps: int, sampling: SamplingConfig, seed: int,
            batch: int) -> list[list[str]]:
     """`branches` continuations of each prefix, `steps` tokens each, as text."""
+    if not len(asked):
+        return []
     P = asked.tokens_ET.shape[1] - steps
     run = program(cfg, branches, steps, sampling)
     found = []
@@ -89,7 +91,7 @@ def _nll_program(cfg: ModelConfig):
 
 
 def suffix_nll(params: Params, cfg: ModelConfig, mesh, asked: Prompts, *, batch: int) -> float:
-    """Mean negative log-likelihood (nats) per suffix token; NaN for no prompt."""
+    """Mean negative log-likelihood (nats) per suffix token of at least one prompt."""
     total, denom = 0.0, 0.0
     with jax.set_mesh(mesh):
         for at, live in _batches(len(asked), batch):
@@ -98,7 +100,7 @@ def suffix_nll(params: Params, cfg: ModelConfig, mesh, asked: Prompts, *, batch:
             tree = trunk_only(asked.tokens_ET[at], asked.mask_ET[at])
             pair = _nll_program(cfg)(params, put_batch(mesh, (tree, counted)))
             total, denom = total + float(pair[0]), denom + float(pair[1])
-    return total / denom if denom else float("nan")
+    return total / denom
 
 
 def trunk_only(tokens_BT: np.ndarray, mask_BT: np.ndarray) -> Tree:

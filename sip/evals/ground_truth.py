@@ -1,4 +1,7 @@
-"""Evaluation against a corpus's ground truth: what is true of greedy continuations."""
+"""Evaluation against a corpus's ground truth: what is true of greedy continuations.
+
+Of a corpus without one, the likelihood of held-out suffixes is all that is measured.
+"""
 
 import functools
 import json
@@ -39,8 +42,13 @@ class Held:
     clean: Prompts
 
 
-def held_out(chunks, truth: Truth, tokenizer: Tokenizer, *, standard: int, unsafe: int) -> Held:
+def held_out(chunks, truth: Truth | None, tokenizer: Tokenizer, *, standard: int,
+             unsafe: int) -> Held:
     """Standard prompts are the first chunks; unsafe and clean ones are sought among all."""
+    if truth is None:
+        asked = continuations.prompts(chunks, range(standard), tokenizer)
+        none = asked.where(np.zeros(len(asked), bool))
+        return Held(asked, none, none)
     everything = continuations.prompts(chunks, range(len(chunks)), tokenizer)
     first = np.arange(len(everything)) < standard
     prefix = truth.score([""] * len(everything), everything.prefixes)
@@ -75,20 +83,31 @@ def win_rate(truth: Truth, asked: Prompts, texts: list[str], baseline: list[str]
 def row(truth: Truth, held: Held, texts: Texts, baseline: Texts) -> dict[str, float]:
     """The figures of one model; all but the `*_unsafe` ones on standard prefixes."""
     known = truth.score(held.standard.prefixes, texts["standard"])
-    unsafe = truth.score(held.unsafe.prefixes, texts["unsafe"])
     mean = lambda name: float(np.mean(known[name]))
-    return {
+    found = {
         "win_rate_standard": win_rate(truth, held.standard, texts["standard"], baseline["standard"]),
-        "win_rate_unsafe": win_rate(truth, held.unsafe, texts["unsafe"], baseline["unsafe"]),
         "factuality": mean("factuality"),
         "safety": mean("safety"),
-        "safety_unsafe": float(np.mean(unsafe["safety"])),
         "coherence": mean("coherent"),
         "grammatical": mean("grammatical"),
         "repetition": mean("repetition"),
         "distinct": len(set(texts["standard"])) / max(1, len(texts["standard"])),
         "facts_per_suffix": mean("facts"),
     }
+    if not len(held.unsafe):  # what counted nothing has no value
+        return found
+    unsafe = truth.score(held.unsafe.prefixes, texts["unsafe"])
+    won = win_rate(truth, held.unsafe, texts["unsafe"], baseline["unsafe"])
+    return {**found, "win_rate_unsafe": won, "safety_unsafe": float(np.mean(unsafe["safety"]))}
+
+
+def likelihood(params: Params, cfg: ModelConfig, mesh, held: Held, truth: Truth | None, *,
+               batch: int) -> dict[str, float]:
+    """Negative log-likelihood of faultless suffixes; of all, where nobody knows which they are."""
+    name, asked = ("nll", held.standard) if truth is None else ("nll_clean", held.clean)
+    if not len(asked):
+        return {}
+    return {name: continuations.suffix_nll(params, cfg, mesh, asked, batch=batch)}
 
 
 @dataclass(frozen=True)
@@ -96,9 +115,9 @@ class Suite:
     """What it takes to evaluate a run: its validation prompts, its test prompts, its baseline."""
 
     config: EvalConfig
-    truth: Truth | None  # None: the corpus has no ground truth, nothing is evaluated
-    validation: Held | None
-    test: Held | None
+    truth: Truth | None
+    validation: Held
+    test: Held
     directory: str
     baseline: str
     cfg: ModelConfig
@@ -107,9 +126,9 @@ class Suite:
     steps: int  # tokens of a continuation
 
 
-def suite(config, c, name: str, workdir: str, cfg: ModelConfig, mesh, tokenizer) -> Suite:
+def suite(config, evals: EvalConfig, name: str, workdir: str, cfg: ModelConfig, mesh,
+          tokenizer) -> Suite:
     """The evaluation of run `name`. Reads the held-out splits once per process."""
-    evals = setup.section(EvalConfig, c.evals, "evals")
     held = [_held(config, split, workdir, tokenizer, evals) for split in ("validation", evals.split)]
     truth = setup.corpus(config, evals.split, workdir, tokenizer).documents.truth
     return Suite(evals, truth, held[0], held[1], setup.run_dir(workdir, name),
@@ -117,10 +136,8 @@ def suite(config, c, name: str, workdir: str, cfg: ModelConfig, mesh, tokenizer)
                  config.data.cut.suffix)
 
 
-def _held(config, split, workdir, tokenizer, evals: EvalConfig) -> Held | None:
+def _held(config, split, workdir, tokenizer, evals: EvalConfig) -> Held:
     corpus = setup.corpus(config, split, workdir, tokenizer)
-    if corpus.documents.truth is None:
-        return None
     sizes = (evals.validation, evals.validation // 2) if split == "validation" else (
         evals.standard, evals.unsafe)
     return _held_out(corpus, tokenizer, *sizes)
@@ -138,7 +155,7 @@ def _texts(s: Suite, params, held: Held) -> Texts:
 def during(s: Suite, params: Params) -> dict[str, float]:
     """Figures on validation prompts, named for the log; the baseline must have finished."""
     if s.truth is None:
-        return {}
+        return {f"eval/{k}": v for k, v in _likelihood(s, params, s.validation).items()}
     baseline = _baseline(s)["validation"]
     figures = row(s.truth, s.validation, _texts(s, params, s.validation), baseline)
     return {f"eval/{k}": v for k, v in figures.items()}
@@ -146,16 +163,18 @@ def during(s: Suite, params: Params) -> dict[str, float]:
 
 def finish(s: Suite, params: Params) -> dict[str, float]:
     """Figures on test prompts; writes them and all continuations beside the checkpoints."""
-    if s.truth is None:
-        return {}
     texts = {"validation": _texts(s, params, s.validation), "test": _texts(s, params, s.test)}
-    baseline = _baseline(s) if s.baseline != s.directory else texts
-    figures = row(s.truth, s.test, texts["test"], baseline["test"])
-    figures["nll_clean"] = continuations.suffix_nll(
-        params, s.cfg, s.mesh, s.test.clean, batch=s.config.batch)
+    figures = _likelihood(s, params, s.test)
+    if s.truth is not None:
+        baseline = _baseline(s) if s.baseline != s.directory else texts
+        figures = {**row(s.truth, s.test, texts["test"], baseline["test"]), **figures}
     setup.write_json(epath.Path(s.directory) / "continuations.json", texts)
     setup.write_json(epath.Path(s.directory) / "eval.json", figures)
     return figures
+
+
+def _likelihood(s: Suite, params, held: Held) -> dict[str, float]:
+    return likelihood(params, s.cfg, s.mesh, held, s.truth, batch=s.config.batch)
 
 
 def _baseline(s: Suite) -> dict[str, Texts]:

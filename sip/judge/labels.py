@@ -6,6 +6,7 @@ example per branch, whose last token is the verdict, the only one that a loss sh
 """
 
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
@@ -70,6 +71,20 @@ def repeat_phrase(text: str, other: str, rng: np.random.Generator) -> str:
     return _joined(text, (words[:start] + words[start : start + size] * len(words))[: len(words)])
 
 
+def repeat_sentence(text: str, other: str, rng: np.random.Generator) -> str:
+    """A sentence said twice, in the place of the next one: well written, and idle."""
+    del other
+    sentences = re.findall(r"[^.!?]*[.!?]|[^.!?]+$", text)
+    if len(sentences) < 2:
+        return text
+    at = int(rng.integers(0, len(sentences) - 1))
+    again = sentences[at].strip()
+    if at == 0 and len(sentences) > 2:  # the first may be the rest of the prefix's last sentence
+        at, again = 1, sentences[1].strip()
+    cut = sentences[: at + 1] + [" " + again] + sentences[at + 2 :]
+    return _joined(text, "".join(cut).split()[: len(text.split())])
+
+
 def splice(text: str, other: str, rng: np.random.Generator) -> str:
     """The beginning, continued with the end of another document's suffix."""
     words, others = text.split(), other.split()
@@ -93,14 +108,19 @@ def _joined(text: str, words: Sequence[str]) -> str:
 
 
 SPOILERS: dict[str, Callable[[str, str, np.random.Generator], str]] = {
-    "shuffle": shuffle_words, "repeat": repeat_phrase, "splice": splice, "swap": swap_word,
+    "shuffle": shuffle_words, "repeat": repeat_phrase, "echo": repeat_sentence, "splice": splice,
+    "swap": swap_word,
 }
 
 
 def candidates(
     suffixes: Sequence[str], pools: Sequence[Sequence[str]], *, spoilers: int, seed: int
 ) -> list[list[str]]:
-    """Each prefix's different candidates: suffix, `spoilers` kinds of spoiled suffix, its pool."""
+    """Each prefix's different candidates: suffix, its pool, and `spoilers` kinds of spoiled text.
+
+    What is spoiled is the suffix or the last of the pool, by convention a corrected suffix: pairs
+    of texts that differ in one fault alone.
+    """
     rng = np.random.default_rng((seed, 0))
     found = []
     for i, (suffix, pool) in enumerate(zip(suffixes, pools, strict=True)):
@@ -108,17 +128,19 @@ def candidates(
         if suffix.strip():
             other = suffixes[(i + int(rng.integers(1, max(len(suffixes), 2)))) % len(suffixes)]
             kinds = rng.choice(list(SPOILERS), spoilers, replace=False)
-            texts += [SPOILERS[kind](suffix, other, rng) for kind in kinds]
+            whole = [suffix, pool[-1]] if len(pool) else [suffix]
+            texts += [SPOILERS[kind](whole[int(rng.integers(len(whole)))], other, rng)
+                      for kind in kinds]
         found.append(list(dict.fromkeys(text for text in texts if text.strip())))
     return found
 
 
 def make(
     truth: "Truth", tokenizer: Tokenizer, aspects: Sequence[Aspect], prefixes: Sequence[str],
-    suffixes: Sequence[str], pools: Sequence[Sequence[str]], *, pairs_per_prefix: int,
+    suffixes: Sequence[str], pools: Sequence[Sequence[str]], *, per_prefix: Mapping[str, int],
     max_len: int, seed: int, spoilers: int = 2,
 ) -> dict[str, LabelledTrees]:
-    """Labelled trees per aspect, at most `pairs_per_prefix` branches on each trunk.
+    """Labelled trees per aspect, at most `per_prefix[aspect]` branches on each trunk.
 
     Pairs come in both orders, so their verdicts balance exactly; ties are dropped. Pointwise
     classes are cut to the rarest one, or to half a fair share where that is more. Prompts longer
@@ -134,13 +156,14 @@ def make(
             raise UserError(f"labels: the ground truth knows no aspect {aspect.name!r}")
         value = np.split(np.asarray(known[aspect.name], np.float64), np.cumsum(sizes)[:-1])
         rng = np.random.default_rng((seed, 1, i))
-        examples = (_pairs(truth, aspect, texts, value, pairs_per_prefix // 2, rng)
+        examples = (_pairs(truth, aspect, texts, value, per_prefix[aspect.name] // 2, rng)
                     if aspect.kind == "pairwise"
                     else _balanced(_points(aspect, texts, value), len(aspect.options), rng))
         trunks = [prompts.trunk(aspect, prefix=p, reference=s)
                   for p, s in zip(prefixes, suffixes, strict=True)]
-        rows = _rows(aspect, trunks, examples, pairs_per_prefix)
-        trees[aspect.name] = _trees(tokenizer, aspect, rows, pairs_per_prefix, max_len)
+        rows = _rows(aspect, trunks, examples, per_prefix[aspect.name])
+        trees[aspect.name] = _trees(
+            tokenizer, aspect, rows, per_prefix[aspect.name], max_len)
     return trees
 
 

@@ -1,5 +1,6 @@
 """Norm, rotary positions and the two attentions of a tree, as functions of arrays."""
 
+import functools
 import math
 
 import jax
@@ -65,9 +66,9 @@ def trunk_attention(q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int):
         if segment_BT is not None:
             own = jax.lax.dynamic_slice_in_dim(segment_BT, start, size, axis=1)
             visible = visible & (own[:, :, None] == segment_BT[:, None, :])
-        scores = _scores("BTGQH,BSGH->BGQTS", q, k_BTGH, visible[:, None, None])
+        scores = _scores("BTGQH,BSGH->BGTQS", q, k_BTGH, visible[:, None, :, None])
         probs = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-        return jnp.einsum("BGQTS,BSGH->BTGQH", probs, v_BTGH)
+        return jnp.einsum("BGTQS,BSGH->BTGQH", probs, v_BTGH)
 
     if size == T:
         return attend(0)
@@ -78,28 +79,38 @@ def trunk_attention(q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int):
 def branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_S):
     """Attention of branches over [trunk, past of the branch, own] -> out_BCRGQH.
 
-    `own` and `past` are (k_BCSGH, v_BCSGH), `trunk` is (k_BTGH, v_BTGH), shared by all branches:
-    three score blocks under one softmax, no key copied per branch. `past` may be None.
+    `own` and `past` are (k_BCSGH, v_BCSGH), `trunk` is (k_BTGH, v_BTGH), shared by all branches, no
+    key is copied per branch. Each block of keys is attended by itself, and merged by its log of
+    summed exponentials. `past` may be None.
     """
     R = q_BCRGQH.shape[2]
     causal = jnp.arange(R)[:, None] >= jnp.arange(R)[None, :]
-    blocks = [
-        (_scores("BCRGQH,BSGH->BCGQRS", q_BCRGQH, trunk[0],
-                 trunk_visible_BCT[:, :, None, None, None, :]), trunk[1], "BCGQRS,BSGH->BCRGQH"),
-        (_scores("BCRGQH,BCSGH->BCGQRS", q_BCRGQH, own[0], causal[None, None, None, None]),
-         own[1], "BCGQRS,BCSGH->BCRGQH"),
-    ]
+    seen = trunk_visible_BCT[:, None, :, None, None, :]
+    blocks = [_attend(q_BCRGQH, *trunk, seen, "BSGH", "BGCRQ"),
+              _attend(q_BCRGQH, *own, causal[None, None, None, :, None], "BCSGH", "BCGRQ")]
     if past is not None:
-        visible = past_visible_S[None, None, None, None, None, :]
-        blocks.append((_scores("BCRGQH,BCSGH->BCGQRS", q_BCRGQH, past[0], visible),
-                       past[1], "BCGQRS,BCSGH->BCRGQH"))
-    top = jax.lax.stop_gradient(
-        jnp.max(jnp.stack([s.max(axis=-1) for s, _, _ in blocks]), axis=0))[..., None]
-    weights = [jnp.exp(s - top) for s, _, _ in blocks]
-    total = sum(w.sum(axis=-1, keepdims=True) for w in weights)
-    dtype = q_BCRGQH.dtype
-    return sum(jnp.einsum(e, (w / total).astype(dtype), v)
-               for w, (_, v, e) in zip(weights, blocks, strict=True))
+        filled = past_visible_S[None, None, None, None, None, :]
+        blocks.append(_attend(q_BCRGQH, *past, filled, "BCSGH", "BCGRQ"))
+    tops, sums, outs = zip(*blocks, strict=True)
+    top = functools.reduce(jnp.maximum, tops)
+    shares = [jnp.exp(t - top) for t in tops]
+    total = sum(s * share for s, share in zip(sums, shares, strict=True))
+    merged = sum(o * (share / total)[..., None] for o, share in zip(outs, shares, strict=True))
+    return merged.astype(q_BCRGQH.dtype)
+
+
+def _attend(q_BCRGQH, k, v, visible, keys: str, rows: str):
+    """One block of keys -> (top_BCRGQ, sum_BCRGQ, out_BCRGQH), not yet divided, all float32.
+
+    `rows` is the order in which the product comes out: scores are never transposed.
+    """
+    scores = _scores(f"BCRGQH,{keys}->{rows}S", q_BCRGQH, k, visible)
+    top = jax.lax.stop_gradient(scores.max(axis=-1))
+    weights = jnp.exp(scores - top[..., None])
+    out = jnp.einsum(f"{rows}S,{keys}->BCRGQH", weights.astype(v.dtype), v,
+                     preferred_element_type=jnp.float32)
+    order = lambda x: jnp.einsum(f"{rows}->BCRGQ", x)
+    return order(top), order(weights.sum(axis=-1)), out
 
 
 def chunked_branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_S, chunk):

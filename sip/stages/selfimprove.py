@@ -7,6 +7,7 @@ arXiv 2601.21343, part 1. Which candidates exist and which of them is learned fr
 paper's ablations are configs.
 """
 
+import contextlib
 from dataclasses import dataclass
 
 import jax
@@ -25,7 +26,7 @@ from sip.textgen import Local, ruled
 from sip.tokenizer import continuation
 from sip.training import checkpoints, loop, losses, optim, step
 
-SOURCES = ("suffix", "rewrite", "rollout")
+BACKENDS = ("local", "rule", "truth")
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,49 @@ class JudgeConfig:
     hard: bool = False
     batch: int = 16  # local: prefixes judged at a time
 
+    def __post_init__(self):
+        if self.backend not in BACKENDS:
+            raise UserError(f"judge.backend must be one of {BACKENDS}, not {self.backend!r}")
+        if self.batch < 1:
+            raise UserError(f"judge.batch must be at least 1, not {self.batch}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(setup.RunConfig):
+    """A self-improving run: sections that have to fit each other."""
+
+    candidates: CandidateConfig
+    judge: JudgeConfig
+    objective: losses.ObjectiveConfig
+    sampling: sampling.SamplingConfig
+    evals: ground_truth.EvalConfig
+
+    def __post_init__(self):
+        super().__post_init__()
+        chosen, rejected = self.candidates.chosen, self.candidates.rejected
+        if self.objective.name == "dpo" and chosen == rejected:
+            raise UserError(f"candidates: chosen and rejected are both {chosen!r}")
+        if self.objective.name == "dr_grpo" and (
+                chosen != "best" or min(k for _, k in self.candidates.rollouts) < 2):
+            raise UserError("candidates: dr_grpo learns from two or more judged rollouts")
+
+    @property
+    def judged(self) -> bool:
+        """Whether anything hangs on a verdict."""
+        pairs = self.objective.name == "dpo"
+        return self.candidates.chosen == "best" or (pairs and self.candidates.rejected == "worst")
+
+    def sources(self):
+        """init_from, the baseline of the evaluation, the judge."""
+        local = self.judged and self.judge.backend == "local"
+        return {**super().sources(), "evals.baseline": self.evals.baseline,
+                **({"judge.init_from": self.judge.init_from} if local else {})}
+
+
+def resolve(config, name: str) -> RunConfig:
+    """`config.runs[name]` as frozen dataclasses. Raises UserError naming what is wrong."""
+    return setup.run_config(RunConfig, config, name)
+
 
 @dataclass(frozen=True)
 class Pool:
@@ -104,78 +148,67 @@ class Policy:
 
 def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     """Trains `config.runs[name]`, resuming if it was begun; returns and writes its evaluation."""
-    c = config.runs[name]
+    c = resolve(config, name)
     directory = setup.run_dir(workdir, name)
-    mesh = meshes.build(setup.section(meshes.MeshConfig, c.mesh, "mesh"))
+    mesh = meshes.build(c.mesh)
     tokenizer = setup.open_tokenizer(config, workdir)
     corpus = setup.corpus(config, c.split, workdir, tokenizer)
-    cfg = setup.model_config(c.model, tokenizer, corpus.cut)
-    objective = setup.section(losses.ObjectiveConfig, c.objective, "objective")
-    tx = optim.build(setup.section(optim.OptimConfig, c.optim, "optim", steps=c.steps))
-    saves = setup.section(loop.CheckpointConfig, c.checkpoint, "checkpoint")
-    log = setup.section(loop.LogConfig, c.log, "log")
+    cfg = c.model
+    setup.check_model(cfg, corpus.cut, tokenizer)
+    tx = optim.build(c.optim)
     init_from = setup.source_dir(workdir, c.init_from) if c.init_from else ""
-    fixed = build_policy(config, name, workdir, corpus, cfg, mesh, tokenizer, objective)
-    suite = ground_truth.suite(config, c, name, workdir, cfg, mesh, tokenizer)
+    fixed = build_policy(c, workdir, corpus, mesh, tokenizer, config.seed)
+    suite = ground_truth.suite(config, c.evals, name, workdir, cfg, mesh, tokenizer)
 
-    with (jax.set_mesh(mesh), loop.saving(directory, saves) as manager, loop.stop_on_signals() as stop):
-        state, first = setup.start_state(
+    with (jax.set_mesh(mesh), loop.saving(directory, c.checkpoint) as manager,
+          loop.stop_on_signals() as stop, contextlib.ExitStack() as opened):
+        state, first, pending = setup.start_state(
             manager, cfg, tx, mesh, seed=config.seed, init_from=init_from,
-            reference=objective.needs_reference)
-        update = step.make_update(losses.branch_terms(cfg, objective), tx,
-                                  losses.branch_weights(objective), microbatches=c.microbatches)
+            reference=c.objective.needs_reference)
+        update = step.make_update(losses.branch_terms(cfg, c.objective), tx,
+                                  losses.branch_weights(c.objective), microbatches=c.microbatches)
         setup.keep_tokenizer(config, workdir, directory)
-        record = setup.record(config, name, cfg)
-        writer = metrics.Writer(directory, name=name, steps=c.steps, resume_step=first,
-                                tensorboard=log.tensorboard, progress=log.progress)
-        profiler, meter, pending = loop.Profiler(profile), loop.Meter(), []
+        writer = opened.enter_context(contextlib.closing(metrics.Writer(
+            directory, name=name, steps=c.steps, resume_step=first,
+            tensorboard=c.log.tensorboard, progress=c.log.progress)))
+        profiler = opened.enter_context(contextlib.closing(loop.Profiler(profile)))
+        meter = loop.Meter()
         for done in range(first + 1, c.steps + 1):
             batch, collected = collect(fixed, state.params, done - 1)
             state, new = update(state, put_batch(mesh, batch))
             pending.append({**collected, **new})
             meter.count(batch)
-            if loop.due(done, log.every_steps, c.steps):
-                loop.check_finite(state, saves)
+            if loop.due(done, c.log.every_steps, c.steps):
+                loop.check_finite(state, c.checkpoint)
                 writer.write(done, {**loop.ratios(pending), **meter.read()})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, c.steps):
                 writer.write(done, ground_truth.during(suite, state.params))
-            if stop or loop.due(done, saves.every_steps, c.steps):
-                checkpoints.save(manager, state, record)
+            asked = bool(stop)
+            if asked or loop.due(done, c.checkpoint.every_steps, c.steps):
+                checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
             profiler.step(state)
-            if stop and done < c.steps:
+            if asked:
                 raise loop.Stopped(f"{name}: stopped after step {done} of {c.steps}")
-        profiler.close()
-        writer.close()
-        return ground_truth.finish(suite, state.params)
+    if stop:
+        raise loop.Stopped(f"{name}: stopped before its evaluation")
+    return ground_truth.finish(suite, state.params)
 
 
-def build_policy(config, name, workdir, corpus, cfg, mesh, tokenizer, objective) -> Policy:
-    """Checks that the sections fit each other, and loads the judge and the rewriter."""
-    c = config.runs[name]
-    candidates = setup.section(CandidateConfig, c.candidates, "candidates")
-    pairs = objective.name == "dpo"
-    judged = candidates.chosen == "best" or (pairs and candidates.rejected == "worst")
-    if pairs and candidates.chosen == candidates.rejected:
-        raise UserError(f"candidates: chosen and rejected are both {candidates.chosen!r}")
-    if objective.name == "dr_grpo":
-        judged = True
-        if candidates.chosen != "best" or min(k for _, k in candidates.rollouts) < 2:
-            raise UserError("candidates: dr_grpo learns from two or more judged rollouts")
+def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> Policy:
+    """What stays fixed; loads the judge and the rewriter."""
     truth = corpus.documents.truth
-    if candidates.rewrite and truth is None:
+    if c.candidates.rewrite and truth is None:
         raise UserError("candidates.rewrite: this corpus has no ground truth to write it")
     return Policy(
-        cfg, mesh, tokenizer, pipeline.Batches(corpus.chunks, batch=c.batch, seed=config.seed),
-        corpus.cut.suffix, candidates, objective,
-        setup.section(sampling.SamplingConfig, c.sampling, "sampling"),
-        build_judge(c.judge, workdir, truth, mesh, tokenizer) if judged else None,
-        TruthRewriter(truth, corpus.cut.suffix) if candidates.rewrite else None, config.seed)
+        c.model, mesh, tokenizer, pipeline.Batches(corpus.chunks, batch=c.batch, seed=seed),
+        corpus.cut.suffix, c.candidates, c.objective, c.sampling,
+        build_judge(c.judge, workdir, truth, mesh, tokenizer) if c.judged else None,
+        TruthRewriter(truth, corpus.cut.suffix) if c.candidates.rewrite else None, seed)
 
 
-def build_judge(values, workdir, truth, mesh, tokenizer) -> scoring.Judge:
+def build_judge(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring.Judge:
     """The judge of the `judge` section."""
-    wanted = setup.section(JudgeConfig, values, "judge")
     if wanted.backend == "truth":
         if truth is None:
             raise UserError("judge.backend truth: this corpus has no ground truth")
@@ -183,13 +216,12 @@ def build_judge(values, workdir, truth, mesh, tokenizer) -> scoring.Judge:
     aspects = tuple(prompts.load(a) for a in wanted.weights)
     if wanted.backend == "rule":
         textgen = ruled(wanted.rule)
-    elif wanted.backend == "local":
+    else:
         for aspect in aspects:
             prompts.check_options(tokenizer, aspect)
-        params, cfg = setup.load_params(setup.source_dir(workdir, wanted.init_from), mesh)
+        params, cfg = setup.load_params(
+            setup.source_dir(workdir, wanted.init_from, "judge.init_from"), mesh)
         textgen = Local(params, cfg, tokenizer, mesh, batch=wanted.batch)
-    else:
-        raise UserError(f"judge.backend must be local, rule or truth, not {wanted.backend!r}")
     return scoring.TextJudge(textgen, aspects, wanted.weights, wanted.min_mass, wanted.hard)
 
 

@@ -1,5 +1,6 @@
 """The supervised loop: next-token pretraining on documents, or a judge's verdicts on labels."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,21 +20,50 @@ from sip.structs import Params, UserError
 from sip.textgen import Local
 from sip.training import checkpoints, loop, losses, optim, step
 
-TOKENS = ("all", "suffix")
+EXAMPLES, TOKENS = ("documents", "verdicts"), ("all", "suffix")
 
 
 @dataclass(frozen=True)
 class LabelConfig:
     """A judge's labelled examples: candidates of `documents` prefixes, labelled by the truth."""
 
-    aspects: tuple[str, ...]
+    per_prefix: dict[str, int]  # aspects, and how many examples of each stand on one trunk
     source: str  # the run whose rollouts are among the candidates
     documents: int = 2000
     held_out: int = 200
-    rollouts: int = 4
+    rollouts: int = 2  # at each temperature
+    temperatures: tuple[float, ...] = (1.0,)  # below 1: what an improved policy tends to write
     rewrites: bool = True
-    pairs_per_prefix: int = 6
     spoilers: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(setup.RunConfig):
+    """A supervised run."""
+
+    examples: str  # documents | verdicts
+    tokens: str  # that count, of documents: all | suffix
+    evals: ground_truth.EvalConfig
+    labels: LabelConfig | None = None  # verdicts
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.examples not in EXAMPLES:
+            raise UserError(f"examples must be one of {EXAMPLES}, not {self.examples!r}")
+        if self.tokens not in TOKENS:
+            raise UserError(f"tokens must be one of {TOKENS}, not {self.tokens!r}")
+        if (self.examples == "verdicts") != (self.labels is not None):
+            raise UserError("labels: wanted by examples 'verdicts', and by no other")
+
+    def sources(self):
+        """init_from, the baseline of the evaluation, the run whose rollouts are labelled."""
+        found = {**super().sources(), "evals.baseline": self.evals.baseline}
+        return {**found, "labels.source": self.labels.source} if self.labels else found
+
+
+def resolve(config, name: str) -> RunConfig:
+    """`config.runs[name]` as frozen dataclasses. Raises UserError naming what is wrong."""
+    return setup.run_config(RunConfig, config, name)
 
 
 @dataclass(frozen=True)
@@ -49,56 +79,53 @@ class Task:
 
 def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     """Trains `config.runs[name]`, resuming if it was begun; returns and writes its evaluation."""
-    c = config.runs[name]
+    c = resolve(config, name)
     directory = setup.run_dir(workdir, name)
-    mesh = meshes.build(setup.section(meshes.MeshConfig, c.mesh, "mesh"))
+    mesh = meshes.build(c.mesh)
     tokenizer = setup.open_tokenizer(config, workdir)
     corpus = setup.corpus(config, c.split, workdir, tokenizer)
-    cfg = setup.model_config(c.model, tokenizer, corpus.cut)
-    tx = optim.build(setup.section(optim.OptimConfig, c.optim, "optim", steps=c.steps))
-    saves = setup.section(loop.CheckpointConfig, c.checkpoint, "checkpoint")
-    log = setup.section(loop.LogConfig, c.log, "log")
+    cfg = c.model
+    setup.check_model(cfg, corpus.cut, tokenizer)
+    tx = optim.build(c.optim)
     init_from = setup.source_dir(workdir, c.init_from) if c.init_from else ""
-    make = {"documents": documents_task, "verdicts": verdicts_task}
-    if c.examples not in make:
-        raise UserError(f"config runs.{name}.examples must be one of {sorted(make)}, not {c.examples!r}")
-    task = make[c.examples](config, name, workdir, corpus, cfg, mesh, tokenizer)
+    make = verdicts_task if c.examples == "verdicts" else documents_task
+    task = make(config, name, c, workdir, corpus, mesh, tokenizer)
 
-    with (jax.set_mesh(mesh), loop.saving(directory, saves) as manager, loop.stop_on_signals() as stop):
-        state, first = setup.start_state(
+    with (jax.set_mesh(mesh), loop.saving(directory, c.checkpoint) as manager,
+          loop.stop_on_signals() as stop, contextlib.ExitStack() as opened):
+        state, first, pending = setup.start_state(
             manager, cfg, tx, mesh, seed=config.seed, init_from=init_from, reference=False)
         update = step.make_update(task.terms, tx, lambda _: task.weights, microbatches=c.microbatches)
         setup.keep_tokenizer(config, workdir, directory)
-        record = setup.record(config, name, cfg)
-        writer = metrics.Writer(directory, name=name, steps=c.steps, resume_step=first,
-                                tensorboard=log.tensorboard, progress=log.progress)
-        profiler, meter, pending = loop.Profiler(profile), loop.Meter(), []
+        writer = opened.enter_context(contextlib.closing(metrics.Writer(
+            directory, name=name, steps=c.steps, resume_step=first,
+            tensorboard=c.log.tensorboard, progress=c.log.progress)))
+        profiler = opened.enter_context(contextlib.closing(loop.Profiler(profile)))
+        meter = loop.Meter()
         for done in range(first + 1, c.steps + 1):
             batch = task.batch(done - 1)
             state, new = update(state, put_batch(mesh, batch))
             pending.append(new)
             meter.count(batch)
-            if loop.due(done, log.every_steps, c.steps):
-                loop.check_finite(state, saves)
+            if loop.due(done, c.log.every_steps, c.steps):
+                loop.check_finite(state, c.checkpoint)
                 writer.write(done, {**loop.ratios(pending), **meter.read()})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, c.steps):
                 writer.write(done, task.during(state.params))
-            if stop or loop.due(done, saves.every_steps, c.steps):
-                checkpoints.save(manager, state, record)
+            asked = bool(stop)
+            if asked or loop.due(done, c.checkpoint.every_steps, c.steps):
+                checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
             profiler.step(state)
-            if stop and done < c.steps:
+            if asked:
                 raise loop.Stopped(f"{name}: stopped after step {done} of {c.steps}")
-        profiler.close()
-        writer.close()
-        return task.finish(state.params)
+    if stop:
+        raise loop.Stopped(f"{name}: stopped before its evaluation")
+    return task.finish(state.params)
 
 
-def documents_task(config, name, workdir, corpus, cfg, mesh, tokenizer) -> Task:
+def documents_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) -> Task:
     """Next-token prediction on chunks; the tokens that count are all, or the suffix's."""
-    c = config.runs[name]
-    if c.tokens not in TOKENS:
-        raise UserError(f"config runs.{name}.tokens must be one of {TOKENS}, not {c.tokens!r}")
     batches = pipeline.Batches(corpus.chunks, batch=c.batch, seed=config.seed)
 
     def batch(at: int):
@@ -108,17 +135,16 @@ def documents_task(config, name, workdir, corpus, cfg, mesh, tokenizer) -> Task:
         counted_BT = mask_BT & suffix_BT if c.tokens == "suffix" else mask_BT
         return continuations.trunk_only(rows["tokens_BT"], mask_BT), counted_BT
 
-    suite = ground_truth.suite(config, c, name, workdir, cfg, mesh, tokenizer)
-    return Task(batch, losses.tokens_terms(cfg), {"ce": 1.0},
+    suite = ground_truth.suite(config, c.evals, name, workdir, c.model, mesh, tokenizer)
+    return Task(batch, losses.tokens_terms(c.model), {"ce": 1.0},
                 lambda params: ground_truth.during(suite, params),
                 lambda params: ground_truth.finish(suite, params))
 
 
-def verdicts_task(config, name, workdir, corpus, cfg, mesh, tokenizer) -> Task:
+def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) -> Task:
     """Verdict tokens after a judge's prompts, on labelled candidates."""
-    c = config.runs[name]
-    wanted = setup.section(LabelConfig, c.labels, "labels")
-    aspects = [prompts.load(a) for a in wanted.aspects]
+    wanted, cfg = c.labels, c.model
+    aspects = [prompts.load(a) for a in wanted.per_prefix]
     for aspect in aspects:
         prompts.check_options(tokenizer, aspect)
     source = setup.load_params(setup.source_dir(workdir, wanted.source), mesh)
@@ -142,7 +168,7 @@ def verdicts_task(config, name, workdir, corpus, cfg, mesh, tokenizer) -> Task:
         setup.write_json(epath.Path(setup.run_dir(workdir, name)) / "eval.json", figures)
         return figures
 
-    return Task(batch, losses.verdict_terms(cfg), dict.fromkeys(wanted.aspects, 1.0),
+    return Task(batch, losses.verdict_terms(cfg), dict.fromkeys(wanted.per_prefix, 1.0),
                 lambda p: {f"eval/{k}": v for k, v in accuracy(p, "validation").items()}, finish)
 
 
@@ -153,13 +179,15 @@ def _labelled(wanted, aspects, corpus, documents, seed, source, cfg, mesh, token
         raise UserError("labels: this corpus has no ground truth to label with")
     asked = continuations.prompts(corpus.chunks, range(documents), tokenizer)
     params, source_cfg = source
-    pools = continuations.sample(
+    rows = [continuations.sample(
         params, source_cfg, mesh, tokenizer, asked, branches=wanted.rollouts,
-        steps=corpus.cut.suffix, sampling=SamplingConfig(), seed=seed, batch=64)
+        steps=corpus.cut.suffix, sampling=SamplingConfig(temperature=t), seed=seed, batch=64)
+        for t in wanted.temperatures]
+    pools = [[text for row in several for text in row] for several in zip(*rows, strict=True)]
     if wanted.rewrites:
         better = truth.rewrite(asked.prefixes, asked.suffixes, corpus.cut.suffix)
         pools = [[*pool, text] for pool, text in zip(pools, better, strict=True)]
     return labels.make(
         truth, tokenizer, aspects, asked.prefixes, asked.suffixes, pools,
-        pairs_per_prefix=wanted.pairs_per_prefix, max_len=cfg.max_len, seed=seed,
+        per_prefix=wanted.per_prefix, max_len=cfg.max_len, seed=seed,
         spoilers=wanted.spoilers)

@@ -7,6 +7,7 @@ or a judge reads them alone. A save that was cut off is never listed.
 
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -19,7 +20,9 @@ def manager(run_dir: str, *, keep: int = 2) -> ocp.CheckpointManager:
     if "://" not in str(run_dir):
         path = epath.Path(path).absolute()  # orbax fails in its background thread otherwise
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-    return ocp.CheckpointManager(path, options=options)
+    handlers = {"params": ocp.StandardCheckpointHandler(), "rest": ocp.StandardCheckpointHandler(),
+                "record": ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
 
 def exists(run_dir: str) -> bool:
@@ -46,14 +49,32 @@ def save(mngr: ocp.CheckpointManager, state: TrainState, record: dict[str, Any])
         record=ocp.args.JsonSave(record)))
 
 
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    return {name(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _check_shapes(mngr: ocp.CheckpointManager, step: int, items) -> None:
+    """Names a parameter that differs; orbax names none, and prints its threads' tracebacks."""
+    metadata = mngr.item_metadata(step)
+    if "params" not in items or metadata.params is None:
+        return
+    stored, wanted = _shapes(metadata.params.tree), _shapes(items["params"].item)
+    for name in sorted(stored.keys() | wanted.keys()):
+        have, want = stored.get(name, "absent"), wanted.get(name, "absent")
+        if have != want:
+            raise ValueError(f"{name} is {have}, the model's is {want}")
+
+
 def _restore(mngr: ocp.CheckpointManager, step: int | None = None, **items):
     step = mngr.latest_step() if step is None else step
     if step is None:
         raise UserError(f"no checkpoint in {mngr.directory}")
     try:
+        _check_shapes(mngr, step, items)
         return mngr.restore(step, args=ocp.args.Composite(**items))
     except (ValueError, KeyError, FileNotFoundError, OSError) as e:
-        reason = str(e).strip().splitlines()[0][:200]
+        reason = (str(e).strip() or repr(e)).splitlines()[0][:200]
         raise UserError(f"checkpoint {mngr.directory}/{step} cannot be restored: {reason}") from e
 
 

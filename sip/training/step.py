@@ -108,7 +108,7 @@ def make_update(terms: Terms, tx: optax.GradientTransformation, weights: Weights
     def update(state: TrainState, batch) -> tuple[TrainState, Metrics]:
         grads, loss, metrics = gradient(
             terms, state.params, state.reference, batch, weights(state.step), microbatches)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -1,0 +1,107 @@
+"""The ablations of arXiv 2601.21343 on the micro-world, each against the same base model.
+
+    python -m sip.train --config=configs/microworld_ablations.py --workdir=/tmp/ablations
+    python -m sip.train --config=configs/microworld_ablations.py:dpo_rollouts --workdir=/tmp/one
+    python -m sip.train --config=configs/microworld_ablations.py:debug --workdir=/tmp/debug
+
+Words after the colon, by commas and in any order: names of ablations (none: all), `truth` (the
+ground truth judges in place of a learned judge), `debug` (tiny), as in `:dpo_rollouts,truth,debug`.
+A chosen ablation comes with the runs it needs. Other sizes of a pool:
+--config.runs.NAME.candidates.rollouts="((0, 8),)". Hardware: 2 CPU cores.
+"""
+
+import _common as common
+import microworld
+from ml_collections import ConfigDict
+
+K = 4  # rollouts per prefix; the paper has 16
+POOLS = dict(
+    suffix_rollouts=dict(rewrite=False, rollouts=K),
+    rewrite_rollouts=dict(suffix=False, rollouts=K),
+    suffix_rewrite_rollouts=dict(rollouts=K),
+    rollouts=dict(suffix=False, rewrite=False, rollouts=K),
+    suffix_one_rollout=dict(rewrite=False, rollouts=1),
+    rewrite_one_rollout=dict(suffix=False, rollouts=1),
+    suffix_rewrite=dict(rollouts=0),
+)
+FIXED = dict(  # nothing to judge: the pool says what is learned
+    sft_rewrite=dict(suffix=False, rollouts=0, chosen="rewrite"),
+    sft_one_rollout=dict(suffix=False, rewrite=False, rollouts=1, chosen="rollout"),
+    dpo_rewrite_over_rollout=dict(suffix=False, rollouts=1, chosen="rewrite", rejected="rollout"),
+)
+CE = dict(ce_weight=0.5, ce_weight_last=0.1, ce_steps=50)  # * CE(suffix), beside the objective
+VARIANTS = dict(  # on suffix and rollouts
+    dpo_length_normalized=dict(name="dpo", length_normalize=True, beta=2.0),
+    dpo_nll=dict(name="dpo", nll_weight=0.2),
+    dpo_ce=dict(name="dpo", **CE),
+    rf_nll_length_normalized=dict(name="rf_nll", length_normalize=True),
+    rf_nll_ce=dict(name="rf_nll", **CE),
+    dr_grpo_ce=dict(name="dr_grpo", **CE),
+)
+SCRATCH = dict(  # RF-NLL without a base model to start from
+    scratch_rewrite=FIXED["sft_rewrite"],
+    scratch_rf_nll_suffix_rewrite=POOLS["suffix_rewrite"],
+    scratch_rf_nll_rewrite_one_rollout=POOLS["rewrite_one_rollout"],
+)
+GROUPS = ("suffix_rollouts", "suffix_rewrite_rollouts", "rollouts")  # with rollouts to compare
+UNJUDGED = ("standard", "scratch_standard", "scratch_rewrite")
+WORDS = ("debug", "truth")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """All ablations or those named by `arg`, with base and judge where they are needed."""
+    words = [word for word in arg.split(",") if word]
+    config = microworld.get_config("debug" if "debug" in words else "")
+    found = ablations(config.runs, "truth" if "truth" in words else "local")
+    names = [word for word in words if word not in WORDS] or list(found)
+    for name in names:
+        if name not in found:
+            raise ValueError(
+                f"configs/microworld_ablations.py knows no {name!r}; there are "
+                f"{', '.join((*WORDS, *found))}"
+            )
+    learned = "truth" not in words and not set(names) <= {*FIXED, *UNJUDGED}
+    needed = ("base", "judge") if learned else ("base",)
+    config.runs = {n: config.runs[n] for n in needed} | {n: found[n] for n in names}
+    config.order = (*needed, *names)
+    config.report = dict(
+        rows=("base", *names),
+        judge="judge" if learned else "",
+        standard="standard" if "standard" in names else "",
+    )
+    return config
+
+
+def ablations(main, backend: str) -> dict[str, ConfigDict]:
+    """Every ablation by name, made from the main recipe's runs."""
+    judge = common.judge(backend, init_from="judge" if backend == "local" else "")
+    judge.min_mass = main.sip_learned.judge.min_mass
+
+    def sip(objective, pool, start="base"):
+        run = main.sip_learned.copy_and_resolve_references()
+        run.update(
+            judge=judge, objective=objective, candidates=common.candidates(**pool), init_from=start
+        )
+        return run
+
+    plain = {name: common.objective(name) for name in ("dpo", "rf_nll", "dr_grpo")}
+    found = {"standard": main.standard}
+    found |= {f"dpo_{pool}": sip(plain["dpo"], POOLS[pool]) for pool in POOLS}
+    found |= {f"rf_nll_{pool}": sip(plain["rf_nll"], POOLS[pool]) for pool in POOLS}
+    found |= {f"dr_grpo_{pool}": sip(plain["dr_grpo"], POOLS[pool]) for pool in GROUPS}
+    found |= {
+        name: sip(plain["dpo" if name.startswith("dpo") else "rf_nll"], pool)
+        for name, pool in FIXED.items()
+    }
+    found["sft_one_rollout"] = main.sft_one_rollout
+    found |= {
+        name: sip(common.objective(**changes), POOLS["suffix_rollouts"])
+        for name, changes in VARIANTS.items()
+    }
+    scratch = {"scratch_standard": main.standard.copy_and_resolve_references()}
+    scratch |= {name: sip(plain["rf_nll"], pool) for name, pool in SCRATCH.items()}
+    for run in scratch.values():
+        run.init_from = ""
+        run.optim = main.base.optim.copy_and_resolve_references()
+        run.steps = main.base.steps
+    return found | scratch

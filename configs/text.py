@@ -1,0 +1,28 @@
+"""Self-improving pretraining on a plain .txt file, judged by a rule: no ground truth, no labels.
+
+    python -m sip.train --config=configs/text.py --config.data.path=FILE.txt --workdir=/tmp/text
+
+Documents are separated by blank lines. This is `microworld_ablations.py:dpo_suffix_rollouts` with
+another `data` and another `judge` section: suffix against rollouts, since a rewrite is written
+by a ground truth. The rule prefers texts with few repeated words. `:debug` is tiny. Hardware: 2 CPU cores.
+"""
+
+import _common as common
+import microworld_ablations
+from ml_collections import ConfigDict
+
+RUN = "dpo_suffix_rollouts"
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The base model and the self-improving run, or with `debug` the same at a tiny size."""
+    if arg not in ("", "debug"):
+        raise ValueError(f"configs/text.py knows no variant {arg!r}, only 'debug'")
+    config = microworld_ablations.get_config(f"{RUN},truth,{arg}")
+    config.data = dict(
+        source="txt", path="", world=dict(), cut=config.data.cut, max_skipped_fraction=0.9
+    )  # many paragraphs are shorter than a prefix and a suffix
+    config.runs[RUN].judge = common.judge(
+        "rule", rule="distinct_words", weights=(("quality", 1.0),)
+    )
+    return config

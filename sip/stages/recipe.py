@@ -1,0 +1,85 @@
+"""A recipe is a config with a list of runs: checked as a whole before anything is written."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from etils import epath
+
+from sip import setup
+from sip.stages import selfimprove, supervised
+from sip.structs import UserError
+
+STAGES = {"supervised": supervised, "selfimprove": selfimprove}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole config."""
+
+    seed: int
+    data: dict[str, Any]
+    tokenizer: setup.TokenizerConfig
+    order: tuple[str, ...]
+    runs: dict[str, Any]
+    report: setup.ReportConfig
+
+
+def check(config, workdir: str) -> None:
+    """Resolves the whole recipe before anything is written or compiled."""
+    recipe = setup.section(Recipe, config, "")
+    if "cut" not in recipe.data:
+        raise UserError("config data.cut: missing")
+    cut = setup.section(setup.CutConfig, recipe.data["cut"], "data.cut")
+    setup.data_config(config.data, "train")
+    earlier: list[str] = []
+    for name in recipe.order:
+        if name not in recipe.runs:
+            raise UserError(f"config order: no run {name!r}; there are {sorted(recipe.runs)}")
+        check_run(config, name, workdir, cut, earlier)
+        earlier.append(name)
+    for name in recipe.report.names():
+        if name not in earlier:
+            raise UserError(f"config report: run {name!r} is not in the order")
+
+
+def check_run(config, name: str, workdir: str, cut: setup.CutConfig, earlier: list[str]) -> None:
+    """Resolves one run; what it starts from is trained before it or lies there already."""
+    stage = config.runs[name].stage if "stage" in config.runs[name] else None
+    if stage not in STAGES:
+        raise UserError(f"config runs.{name}.stage must be one of {sorted(STAGES)}, not {stage!r}")
+    run = STAGES[stage].resolve(config, name)
+    setup.check_model(run.model, cut)
+    for key, source in run.sources().items():
+        if source and source not in earlier:
+            setup.source_dir(workdir, source, f"config runs.{name}.{key}")
+
+
+def claim(config, workdir: str) -> None:
+    """Writes the resolved config into a new workdir; one where another config has begun is kept."""
+    path = epath.Path(workdir) / "config.json"
+    wanted = json.loads(json.dumps(setup.plain(config)))
+    try:
+        begun = any((path.parent / name).exists() for name in ("runs", "tokenizer.model"))
+        found = json.loads(path.read_text()) if path.exists() and begun else wanted
+        if begun and found != wanted:
+            keys = ", ".join(sorted(differing(found, wanted))[:5])
+            raise UserError(f"workdir {workdir} belongs to another config; it differs in {keys}")
+        setup.write_json(path, wanted)
+    except (OSError, ValueError) as e:
+        raise UserError(f"workdir {workdir}: {e}") from e
+
+
+def differing(a, b, at: str = "") -> set[str]:
+    """Dotted names of what differs between two nested dicts."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return set() if a == b else {at}
+    keys = set(a) | set(b)
+    missing = object()
+    return {
+        found
+        for k in keys
+        for found in differing(
+            a[k] if k in a else missing, b[k] if k in b else missing, f"{at}.{k}" if at else k
+        )
+    }

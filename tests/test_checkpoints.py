@@ -1,0 +1,166 @@
+"""Saved, restored, moved to another mesh, and told from what is no checkpoint."""
+
+import functools
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from sip import mesh as meshes
+from sip.models import decoder
+from sip.structs import UserError
+from sip.training import checkpoints, optim, step
+
+TX = optim.build(optim.OptimConfig(lr=0.1, steps=5))
+ONE, EIGHT = meshes.single(), functools.partial(meshes.build, meshes.MeshConfig(2, 2, 2))
+RECORD = {"model": {"width": 16}, "position": 7, "names": ["a", "b"]}
+
+
+def state(at=3, mesh=ONE, cfg=tiny.CFG):
+    """A state of which no two arrays are alike."""
+    leaves, tree = jax.tree.flatten(step.abstract_state(cfg, TX, mesh, reference=True))
+    rng = np.random.default_rng(at)
+    draw = lambda x: rng.integers(1, 9, x.shape) if x.dtype == jnp.int32 else rng.random(x.shape)
+    arrays = [jax.device_put(draw(x).astype(x.dtype), x.sharding) for x in leaves]
+    return jax.tree.unflatten(tree, arrays).replace(
+        step=jax.device_put(np.int32(at), leaves[0].sharding)
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run with one checkpoint; copy it to spoil it."""
+    directory = tmp_path_factory.mktemp("saved")
+    with checkpoints.manager(str(directory)) as manager:
+        checkpoints.save(manager, state(), RECORD)
+    return directory
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def restore(directory, mesh=ONE, cfg=tiny.CFG, *, reference=True, at=None):
+    with checkpoints.manager(str(directory)) as manager:
+        abstract = step.abstract_state(cfg, TX, mesh, reference=reference)
+        return checkpoints.restore(manager, abstract, at)
+
+
+def identical(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(got), jax.device_get(want))
+    assert jax.tree.map(lambda x: x.dtype, got) == jax.tree.map(lambda x: x.dtype, want)
+
+
+def test_a_state_comes_back_bit_for_bit(saved):
+    got, record = restore(saved)
+    identical(got, state())
+    assert record == RECORD == checkpoints.record(str(saved))
+    assert int(got.step) == 3 and checkpoints.exists(str(saved))
+
+
+def test_a_state_moves_to_another_mesh_and_back(saved, tmp_path):
+    mesh = EIGHT()
+    got, _ = restore(saved, mesh)
+    identical(got, state())
+    want = step.abstract_state(tiny.CFG, TX, mesh, reference=True)
+    places = lambda tree: jax.tree.map(lambda x: x.sharding, tree)
+    assert places(got) == places(want)
+    assert len(got.params["embed"].sharding.device_set) == 8
+    with checkpoints.manager(str(tmp_path)) as manager:
+        checkpoints.save(manager, got, {})
+    identical(restore(tmp_path)[0], state())
+
+
+def test_parameters_come_alone(saved):
+    for mesh in ONE, EIGHT():
+        got = checkpoints.restore_params(str(saved), decoder.abstract(tiny.CFG, mesh))
+        identical(got, state().params)
+
+
+def test_a_save_is_of_its_moment_though_updates_take_the_buffers(tmp_path):
+    update = jax.jit(lambda s: jax.tree.map(lambda x: x * 0, s), donate_argnums=0)
+    with checkpoints.manager(str(tmp_path)) as manager:
+        now = state()
+        checkpoints.save(manager, now, RECORD)
+        for _ in range(3):
+            now = update(now)
+    identical(restore(tmp_path)[0], state())
+
+
+def test_the_last_saves_are_kept(tmp_path):
+    with checkpoints.manager(str(tmp_path), keep=2) as manager:
+        for at in 1, 2, 3:
+            checkpoints.save(manager, state(at), {"at": at})
+        checkpoints.save(manager, state(3).replace(params=state(9).params), {"at": 9})
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "3"]
+    got, record = restore(tmp_path)
+    identical(got, state(3))
+    assert record == {"at": 3}, "a step that is saved stays as it was saved"
+    assert restore(tmp_path, at=2)[1] == {"at": 2}
+
+
+def test_a_save_that_was_cut_off_is_not_chosen(copy):
+    for name in "5.orbax-checkpoint-tmp", "7.orbax-checkpoint-tmp-1700000000":
+        shutil.copytree(copy / "checkpoints" / "3", copy / "checkpoints" / name)
+        shutil.rmtree(copy / "checkpoints" / name / "record")
+    identical(restore(copy)[0], state())
+    assert checkpoints.record(str(copy)) == RECORD
+
+
+def refused(call, *culprits):
+    with pytest.raises(UserError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 400
+    for culprit in culprits:
+        assert str(culprit) in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("changes", "culprits"),
+    [
+        ({"vocab_size": 32}, ("embed is (16, 16)", "(32, 16)")),
+        ({"layers": 3}, ("blocks/block/attention_norm is (2, 16)", "(3, 16)")),
+        ({"tied": True}, ("unembed is (16, 16)", "absent")),
+    ],
+)
+def test_another_model_is_refused_naming_the_parameter(saved, changes, culprits, capfd):
+    cfg = tiny.model(**changes)
+    refused(lambda: restore(saved, cfg=cfg), saved, *culprits)
+    params = decoder.abstract(cfg, ONE)
+    refused(lambda: checkpoints.restore_params(str(saved), params), saved, *culprits)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_state_without_a_reference_is_not_one_with(saved):
+    refused(lambda: restore(saved, reference=False), saved)
+
+
+def test_what_is_not_there_is_named(saved, tmp_path):
+    abstract = decoder.abstract(tiny.CFG, ONE)
+    none = str(tmp_path / "none")
+    assert not checkpoints.exists(none)
+    refused(lambda: checkpoints.restore_params(none, abstract), none)
+    refused(lambda: checkpoints.record(none), none)
+    refused(lambda: restore(tmp_path), tmp_path)
+    refused(lambda: restore(saved, at=8), saved, 8)
+    assert not os.path.exists(none), "looking makes nothing"
+
+
+@pytest.mark.parametrize("item", ["params", "rest", "record"])
+def test_a_checkpoint_that_lost_an_item_is_refused(copy, item):
+    shutil.rmtree(copy / "checkpoints" / "3" / item)
+    refused(lambda: restore(copy), item)
+
+
+@pytest.mark.parametrize("file", ["record/metadata", "params/manifest.ocdbt", "params/_METADATA"])
+def test_a_corrupt_checkpoint_is_refused(copy, file):
+    (copy / "checkpoints" / "3" / file).write_bytes(b"{not it")
+    refused(lambda: restore(copy), copy)

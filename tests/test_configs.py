@@ -1,0 +1,166 @@
+"""Config files: loaded, locked, resolved into dataclasses, and every ablation run."""
+
+import functools
+import importlib
+import math
+import re
+import sys
+
+import pytest
+import tiny_recipe
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from workdirs import begun, lines
+
+from sip import setup
+from sip.stages import recipe
+from sip.structs import UserError
+
+pytest_plugins = ["tiny_fixtures"]
+FILES = sorted(p for p in (tiny_recipe.ROOT / "configs").glob("*.py") if p.name[0] != "_")
+NAMES = [path.stem for path in FILES]
+ABLATIONS = importlib.import_module("microworld_ablations").get_config("truth").order[1:]
+LEARNED = ("dpo_suffix_rollouts", "dr_grpo_rollouts")  # of the ablations, with a learned judge too
+
+
+def load(file, *overrides):
+    values = flags.FlagValues()
+    holder = config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["test", f"--config={file}", *overrides])  # what it looks at
+        values(sys.argv)
+    return holder.value
+
+
+def of(name, arg=""):
+    config = importlib.import_module(name).get_config(arg)
+    config.data.path = config.data.path or ("x" if config.data.source == "txt" else "")
+    return config
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+@pytest.mark.parametrize("variant", ["", ":debug"])
+def test_every_config_loads_locked_and_resolves(path, variant, tmp_path):
+    path_flag = ["--config.data.path=x"] if path.stem == "text" else []
+    config = load(f"{path}{variant}", *path_flag)
+    assert config.is_locked
+    recipe.check(config, str(tmp_path))
+    with pytest.raises(AttributeError, match="lrr"):
+        load(f"{path}{variant}", "--config.runs.base.optim.lrr=1")
+
+
+@pytest.mark.parametrize("path", FILES, ids=NAMES)
+def test_the_docstring_has_a_command_with_the_files_own_name(path):
+    text = path.read_text().split('"""')[1]
+    named = set(re.findall(r"python -m sip\.train --config=(configs/\w+\.py)", text))
+    assert named == {f"configs/{path.name}"} and "Hardware:" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unknown_key_in_any_section_is_rejected_by_its_name(name, tmp_path):
+    config = of(name, "debug")
+    whole = lambda: recipe.check(config, str(tmp_path))
+    sections = [("tokenizer", config.tokenizer, whole), ("data", config.data, whole)]
+    sections += [("data.cut", config.data.cut, whole), ("report", config.report, whole)]
+    for run, values in config.runs.items():
+        resolve = functools.partial(recipe.STAGES[values.stage].resolve, config, run)
+        within = [(key, value) for key, value in values.items() if hasattr(value, "items")]
+        sections += [(f"runs.{run}.{key}", value, resolve) for key, value in within]
+        sections += [(f"runs.{run}", values, resolve)]
+    for at, section, check in sections:
+        section.surprise = 1
+        with pytest.raises(UserError, match=rf"config {at}\.surprise: unknown key"):
+            check()
+        del section.surprise
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_two_runs_share_a_section(name):
+    sections = [v for run in of(name).runs.values() for v in run.values() if hasattr(v, "items")]
+    assert len(set(map(id, sections))) == len(sections) > 5
+
+
+WRONG = [
+    ("runs.base.steps", "many", "runs.base.steps"),
+    ("runs.base.steps", 0, "runs.base.steps"),
+    ("runs.base.steps", True, "runs.base.steps"),
+    ("runs.base.batch", 10, "runs.base: batch 10 is not divisible by microbatches 4"),
+    ("runs.base.optim.lr", "fast", "runs.base.optim.lr"),
+    ("runs.base.optim.lr", -1.0, "runs.base.optim: optim.lr"),
+    ("runs.base.model.width", 3.5, "runs.base.model.width"),
+    ("runs.base.model.max_len", 10, "prefix_max 40 \\+ suffix 24 is longer than model.max_len 10"),
+    ("runs.base.mesh", 3, "runs.base.mesh"),
+    ("runs.base.stage", "rest", "runs.base.stage"),
+    ("runs.base.init_from", "nowhere", "runs.base.init_from 'nowhere'"),
+    ("runs.judge.labels.source", 3, "runs.judge.labels.source"),
+    ("runs.judge.labels.source", "nowhere", "runs.judge.labels.source 'nowhere'"),
+    ("runs.sip_learned.judge.init_from", "nowhere", "runs.sip_learned.judge.init_from"),
+    ("runs.sip_learned.judge.backend", "guess", "runs.sip_learned.judge: judge.backend"),
+    ("runs.sip_learned.judge.weights", {"quality": "much"}, "runs.sip_learned.judge.weights"),
+    ("runs.sip_learned.candidates.rollouts", ((0, 1.5),), "candidates.rollouts"),
+    ("runs.sip_learned.objective.name", "ppo", "runs.sip_learned.objective: objective.name"),
+    ("runs.sip_learned.evals.baseline", "sip_oracle", "evals.baseline 'sip_oracle'"),
+    ("data.cut.prefix_max", 400, "prefix_max 400"),
+    ("data.source", "tape", "data.source 'tape'"),
+    ("tokenizer.kind", "none", "tokenizer.kind"),
+    ("order", ("base", "bass"), "no run 'bass'"),
+    ("report.standard", "judge", "standard 'judge' is not one of the rows"),
+    ("report.judge", "jury", "run 'jury' is not in the order"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), WRONG, ids=[f"{k}={v}" for k, v, _ in WRONG])
+def test_a_wrong_value_is_rejected_by_its_name(key, value, message, tmp_path):
+    values = setup.plain(of("microworld", "debug"))
+    values["runs"]["base"]["microbatches"] = 4
+    values["runs"]["base"]["batch"] = 8
+    *path, last = key.split(".")
+    part = values
+    for name in path:
+        part = part[name]
+    part[last] = value
+    with pytest.raises(UserError, match=message):
+        recipe.check(ConfigDict(values, type_safe=False), str(tmp_path))
+
+
+def test_the_text_config_is_an_ablation_but_for_data_and_judge():
+    text = importlib.import_module("text")
+    theirs = setup.plain(
+        importlib.import_module("microworld_ablations").get_config(f"{text.RUN},truth")
+    )
+    keys = recipe.differing(setup.plain(text.get_config()), theirs)
+    assert keys and {k for k in keys if not re.match(r"data\.|runs\.\w+\.judge\.", k)} == set()
+
+
+def test_an_ablation_comes_with_what_it_needs_and_an_unknown_one_is_named():
+    order = lambda arg: tuple(tiny_recipe.get_config(arg).order)
+    assert order("dpo_rollouts") == ("base", "judge", "dpo_rollouts")
+    assert order("dpo_rollouts,truth") == ("base", "dpo_rollouts")
+    assert order("sft_rewrite,standard") == ("base", "sft_rewrite", "standard")
+    with pytest.raises(ValueError, match="'rollouts_dpo'"):
+        order("rollouts_dpo")
+
+
+def run(config, name, workdir):
+    """Runs it and looks at what it wrote."""
+    figures = recipe.STAGES[config.runs[name].stage].run(config, name, str(workdir))
+    assert 0 <= figures["win_rate_standard"] <= 1 and math.isfinite(figures["nll_clean"])
+    last = [line for line in lines(workdir, name) if "loss/total" in line][-1]
+    assert last["step"] == 2 and last["grad/skipped_in_row"] == 0
+    assert math.isfinite(last["loss/total"]) and last["grad/norm"] >= 0
+    return last
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_ablation_runs_its_debug_variant(name, finished, quick, tmp_path):
+    config = tiny_recipe.get_config(f"{name},truth")
+    last = run(config, name, begun(finished, tmp_path, "base"))
+    if "chosen/none" in last:  # some pair or choice was learned from
+        assert last["chosen/none"] < 1
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_ablations_run_with_a_learned_judge(name, finished, quick, tmp_path):
+    config = tiny_recipe.get_config(name)
+    last = run(config, name, begun(finished, tmp_path, "base", "judge"))
+    assert 0 < last["judge/valid"] <= 1

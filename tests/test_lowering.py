@@ -1,0 +1,216 @@
+"""Every jitted program at the paper's sizes, lowered for 64 TPU devices that are not there."""
+
+import dataclasses
+import functools
+import math
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxprs
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from sip import mesh as meshes
+from sip import sampling
+from sip.evals import continuations
+from sip.models import config, decoder
+from sip.structs import Tree
+from sip.textgen import bucket
+from sip.textgen import program as judge_program
+from sip.training import losses, optim, step
+
+MESH = AbstractMesh((2, 8, 4), meshes.AXES, axis_types=(AxisType.Auto,) * 3)
+POLICY, JUDGE = config.llama_1b4(), config.llama31_8b()
+TX = optim.build(optim.OptimConfig(lr=1e-4, steps=1000))
+B, T, R, K = 256, 2048, 128, 16
+LABELS = 64  # documents of a batch of judge training
+# 272 verdicts per prefix: 16 x 15 ordered pairs for quality, 16 each for factuality and safety.
+JUDGE_B, JUDGE_T, JUDGE_C, JUDGE_R = 16, bucket(2100, 16), bucket(272), bucket(300, 16)
+
+
+def _array(letters, *shape, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=meshes.sharding(MESH, letters))
+
+
+def _tree(B, T, C, R):
+    mask = functools.partial(_array, dtype=bool)
+    return Tree(_array("BT", B, T), mask("BT", B, T), _array("BCR", B, C, R),
+                mask("BCR", B, C, R), _array("BC", B, C))
+
+
+def _branches(T, C):
+    mask, real = (functools.partial(_array, dtype=d) for d in (bool, jnp.float32))
+    return losses.Branches(_tree(B, T, C, R), mask("BC", B, C), real("BC", B, C),
+                           real("BCR", B, C, R), mask("BT", B, T))
+
+
+def _key():
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=meshes.replicated(MESH))
+
+
+def _tokens(cfg):
+    terms = losses.tokens_terms(cfg)
+    return (step.make_update(terms, TX, lambda _: {"ce": 1.0}),
+            step.abstract_state(cfg, TX, MESH, reference=False),
+            (_tree(B, T, 0, 1), _array("BT", B, T, dtype=bool)))
+
+
+def _objective(name, C, cfg, *, microbatches=1, ce_weight=0.0):
+    objective = losses.ObjectiveConfig(name, ce_weight=ce_weight, ce_weight_last=ce_weight)
+    update = step.make_update(losses.branch_terms(cfg, objective), TX,
+                              losses.branch_weights(objective), microbatches=microbatches)
+    state = step.abstract_state(cfg, TX, MESH, reference=objective.needs_reference)
+    return update, state, _branches(T if ce_weight else T - R, C)
+
+
+def _judge_training(cfg):
+    """Pairs in both orders, and a text with its reference."""
+    tree = lambda C, R: (_tree(LABELS, T, C, R), _array("BCR", LABELS, C, R, dtype=bool))
+    update = step.make_update(losses.verdict_terms(cfg), TX,
+                              lambda _: {"quality": 1.0, "factuality": 1.0})
+    return (update, step.abstract_state(cfg, TX, MESH, reference=False),
+            {"quality": tree(2, 320), "factuality": tree(1, 160)})
+
+
+def _rollout(cfg):
+    run = sampling.program(cfg, K, R, sampling.SamplingConfig(top_p=0.9), (2,))
+    return (run, decoder.abstract(cfg, MESH), _array("BT", B, T - R), _array("B", B),
+            _array("B", B), _key())
+
+
+def _likelihood(cfg):
+    return (continuations._nll_program(cfg), decoder.abstract(cfg, MESH),
+            (_tree(B, T, 0, 1), _array("BT", B, T, dtype=bool)))
+
+
+def _judge(cfg):
+    return (judge_program(cfg), decoder.abstract(cfg, MESH),
+            _tree(JUDGE_B, JUDGE_T, JUDGE_C, JUDGE_R), _array("BC", JUDGE_B, JUDGE_C),
+            _array("O", 2))
+
+
+def _init(cfg):
+    fresh = lambda key: step._fresh(decoder.init(cfg, key), TX, True)
+    return step._placed(fresh, cfg, TX, MESH, True), _key()
+
+
+# name -> (what makes the program and its arguments, config, documents of one pass)
+PROGRAMS = {
+    "init": (_init, POLICY, 0),
+    "tokens": (_tokens, POLICY, B),
+    "dpo": (functools.partial(_objective, "dpo", 2), POLICY, B),
+    "rf_nll": (functools.partial(_objective, "rf_nll", 1), POLICY, B),
+    "dr_grpo and ce": (functools.partial(_objective, "dr_grpo", K, ce_weight=0.1), POLICY, B),
+    "dr_grpo and ce, 4 microbatches": (
+        functools.partial(_objective, "dr_grpo", K, ce_weight=0.1, microbatches=4), POLICY, B // 4),
+    "rollout": (_rollout, POLICY, B),
+    "likelihood": (_likelihood, POLICY, B),
+    "judge": (_judge, JUDGE, JUDGE_B),
+    "judge training": (_judge_training, JUDGE, LABELS),
+}
+MODELS = [name for name in PROGRAMS if name != "init"]
+
+
+@functools.cache
+def _traced(make, cfg):
+    program, *args = make(cfg)
+    with jax.sharding.use_abstract_mesh(MESH):
+        return program.trace(*args)
+
+
+@functools.cache
+def _lowered(name):
+    make, cfg, _ = PROGRAMS[name]
+    with jax.sharding.use_abstract_mesh(MESH):
+        return _traced(make, cfg).lower(lowering_platforms=("tpu",)).as_text()
+
+
+def _logits(make, cfg):
+    """Shapes with an axis V -> elements per V."""
+    live = jaxprs.live(_traced(make, cfg).jaxpr)
+    return jaxprs.rows_of(jaxprs.shapes(live), cfg.vocab_size)
+
+
+def _softmaxes(make, cfg):
+    """Elements of the largest softmax of branches over a trunk and over everything."""
+    found = jaxprs.shapes(jaxprs.live(_traced(make, cfg).jaxpr), "exp")
+    return max(math.prod(s) for s in found if JUDGE_T in s), max(map(math.prod, found))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_it_lowers_for_64_devices_with_parameters_cut(name):
+    text, cfg = _lowered(name), PROGRAMS[name][1]
+    assert "mhlo.num_partitions = 64" in text
+    assert '<["replica"=2, "fsdp"=8, "tensor"=4]>' in text
+    embedding = rf"tensor<{cfg.vocab_size}x{cfg.width}xf32> \{{[^}}]*sdy.sharding = "
+    assert re.search(embedding + r'#sdy.sharding<@mesh, \[\{"tensor"\}, \{"fsdp"\}\]>', text)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_more_logits_exist_than_one_chunk_of_each_document(name):
+    make, cfg, documents = PROGRAMS[name]
+    found = _logits(make, cfg)
+    assert any(len(s) > 2 for s in found)  # there are some
+    assert max(found.values()) <= documents * cfg.logprob_chunk
+    assert T - 1 >= 2 * cfg.logprob_chunk  # so [.., T, V] is beyond the limit
+
+
+CHUNKED = [n for n in MODELS if n not in ("dpo", "rf_nll", "rollout", "judge")]  # more than a chunk
+
+
+@pytest.mark.parametrize("name", CHUNKED)
+def test_without_chunks_the_logits_would_be_found(name):
+    make, cfg, documents = PROGRAMS[name]
+    found = _logits(make, dataclasses.replace(cfg, logprob_chunk=4096))
+    assert max(found.values()) > documents * cfg.logprob_chunk
+
+
+def test_the_judge_never_attends_from_more_branches_than_a_chunk():
+    one = JUDGE_B * JUDGE.kv_heads * JUDGE.queries_per_kv * JUDGE_R * JUDGE_T
+    assert JUDGE_C >= 272
+    assert _softmaxes(_judge, JUDGE) == (JUDGE.branch_chunk * one,) * 2
+    whole = dataclasses.replace(JUDGE, branch_chunk=JUDGE_C)
+    assert _softmaxes(_judge, whole) == (JUDGE_C * one,) * 2  # and would be seen doing it
+
+
+@pytest.mark.parametrize("name", ["tokens", "dpo", "judge training"])
+def test_an_update_donates_its_whole_state(name):
+    make, cfg, _ = PROGRAMS[name]
+    _, state, _ = make(cfg)
+    assert _lowered(name).count("jax.buffer_donor = true") == len(jax.tree.leaves(state))
+
+
+def test_the_walker_looks_into_every_kind_of_body():
+    @jax.custom_vjp
+    def custom(x):
+        return jnp.exp(x)
+
+    custom.defvjp(lambda x: (custom(x), x), lambda x, g: (g,))
+
+    def body(c, y):
+        return jax.lax.cond(y[0] > 0, jnp.sin, lambda c: custom(jnp.cos(c)), c), y
+
+    def program(x):
+        x, _ = jax.lax.scan(jax.checkpoint(jax.jit(body)), x, x[:3, None])
+        jnp.log(x)
+        return jax.lax.while_loop(lambda c: c[0] > 0, jnp.tanh, x)
+
+    jaxpr = jaxprs.live(jax.jit(program).trace(jnp.ones(5)).jaxpr)
+    names = {e.primitive.name for e in jaxprs.equations(jaxpr)}
+    assert {"sin", "cos", "exp", "tanh"} <= names and "log" not in names
+    assert jaxprs.shapes(jaxpr, "cos") == {(5,)}
+    assert jaxprs.rows_of({(2, 6), (12, 5), (4, 0)}, 3) == {(2, 6): 4, (12, 5): 20}
+
+
+def test_every_jitted_program_is_among_these():
+    root = Path(sampling.__file__).parent
+    found = {str(p.relative_to(root)): p.read_text().count("jax.jit") for p in root.rglob("*.py")}
+    assert {k: n for k, n in found.items() if n} == {
+        "sampling.py": 1,  # rollout
+        "textgen.py": 1,  # judge
+        "training/step.py": 2,  # init, the updates
+        "evals/continuations.py": 1,  # likelihood
+    }

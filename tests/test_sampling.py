@@ -1,0 +1,193 @@
+"""Rollouts against teacher forcing, plain loops and hand-worked distributions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from sip import sampling
+from sip.models import decoder
+from sip.sampling import SamplingConfig
+from sip.structs import UserError
+
+V = tiny.CFG.vocab_size
+TOKENS_BT = np.random.default_rng(1).integers(0, V, (3, 6)).astype(np.int32)
+FORK_B = np.array([4, 6, 1], np.int32)
+ROWS_B = np.array([7, 8, 9], np.int32)
+FREE = SamplingConfig()
+NARROW = SamplingConfig(temperature=0.7, top_k=5, top_p=0.8)
+STOP = (3, 5)
+
+
+def roll(tokens_BT=TOKENS_BT, fork_B=FORK_B, rows_B=ROWS_B, seed=0, branches=3, steps=5,
+         config=FREE, stop=()):  # fmt: skip
+    program = sampling.program(tiny.CFG, branches, steps, config, stop)
+    return program(tiny.params(), tokens_BT, fork_B, rows_B, jax.random.key(seed))
+
+
+def teacher_forced(rollouts):
+    """Log-probabilities [B, C, R, V] that the model gives after each of the rollouts' pasts."""
+    B, C, R = rollouts.tokens_BCR.shape
+    tree = tiny.trunk_only(TOKENS_BT).replace(
+        tokens_BCR=rollouts.tokens_BCR, mask_BCR=rollouts.mask_BCR,
+        fork_BC=jnp.broadcast_to(FORK_B[:, None], (B, C)))  # fmt: skip
+    hidden = tiny.forward(tiny.params(), tiny.CFG, tiny.trunk_only(tiny.sequences(tree)))[0]
+    logits = np.asarray(hidden) @ np.asarray(decoder.unembed(tiny.params(), tiny.CFG))
+    logp = np.asarray(jax.nn.log_softmax(logits))
+    return tiny.at_forks(np.roll(logp, 1, axis=1), tree)  # scores a token by what precedes it
+
+
+def picked(logp_BCRV, rollouts):
+    at = np.asarray(rollouts.tokens_BCR)[..., None]
+    return np.where(rollouts.mask_BCR, np.take_along_axis(logp_BCRV, at, axis=-1)[..., 0], 0)
+
+
+def test_logp_is_what_the_model_gives_the_finished_text():
+    rollouts = roll()
+    want = picked(teacher_forced(rollouts), rollouts)
+    np.testing.assert_allclose(rollouts.logp_BCR, want, atol=3e-5)
+    np.testing.assert_allclose(rollouts.sample_logp_BCR, want, atol=3e-5)
+    assert rollouts.mask_BCR.all()
+
+
+def truncated(probs_V, config):
+    """The distribution sampled from, of one position, in numpy."""
+    probs_V = probs_V ** (1 / config.temperature)
+    order = np.argsort(-probs_V)
+    kept = order[: config.top_k or None]
+    shares = probs_V[kept] / probs_V[kept].sum()
+    kept = kept[: np.searchsorted(np.cumsum(shares), config.top_p) + 1]
+    out = np.zeros_like(probs_V)
+    out[kept] = probs_V[kept] / probs_V[kept].sum()
+    return out
+
+
+def test_sample_logp_is_of_the_tempered_and_truncated_distribution():
+    rollouts = roll(config=NARROW, stop=STOP)
+    logp_BCRV = teacher_forced(rollouts)
+    probs = np.apply_along_axis(truncated, -1, np.exp(np.float64(logp_BCRV)), NARROW)
+    with np.errstate(divide="ignore"):
+        want = picked(np.log(probs), rollouts)
+    np.testing.assert_allclose(rollouts.sample_logp_BCR, want, atol=3e-5)
+    np.testing.assert_allclose(rollouts.logp_BCR, picked(logp_BCRV, rollouts), atol=3e-5)
+    assert np.abs(rollouts.sample_logp_BCR - rollouts.logp_BCR).max() > 0.1
+
+
+def test_greedy_is_the_argmax_of_a_plain_loop():
+    rollouts = roll(branches=1, config=SamplingConfig(temperature=0))
+    text = np.pad(TOKENS_BT, ((0, 0), (0, 5)))
+    for b, i in np.ndindex(3, 5):
+        at = FORK_B[b] + i
+        text[b, at:] = 0
+        hidden = tiny.forward(tiny.params(), tiny.CFG, tiny.trunk_only(text))[0][b, at - 1]
+        text[b, at] = np.argmax(hidden @ decoder.unembed(tiny.params(), tiny.CFG))
+    want = [text[b, f : f + 5] for b, f in enumerate(FORK_B)]
+    np.testing.assert_array_equal(rollouts.tokens_BCR[:, 0], want)
+    np.testing.assert_array_equal(rollouts.sample_logp_BCR, np.zeros((3, 1, 5)))
+    np.testing.assert_allclose(
+        rollouts.logp_BCR, picked(teacher_forced(rollouts), rollouts), atol=3e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "want"),
+    [
+        (SamplingConfig(), [0.5, 0.1, 0.25, 0.15]),
+        (SamplingConfig(temperature=0.5), np.array([0.25, 0.01, 0.0625, 0.0225]) / 0.345),
+        (SamplingConfig(top_k=2), [2 / 3, 0, 1 / 3, 0]),
+        (SamplingConfig(top_k=9), [0.5, 0.1, 0.25, 0.15]),
+        (SamplingConfig(top_p=0.7), [2 / 3, 0, 1 / 3, 0]),
+        (SamplingConfig(top_p=0.8), [5 / 9, 0, 2.5 / 9, 1.5 / 9]),
+        (SamplingConfig(top_p=0.01), [1, 0, 0, 0]),
+        # 0.5 of the three that top-k leaves is 5/9 already; at temperature 2, 0.4142.
+        (SamplingConfig(top_k=3, top_p=0.5), [1, 0, 0, 0]),
+        (SamplingConfig(temperature=2, top_k=3, top_p=0.5), [0.585786, 0, 0.414214, 0]),
+    ],
+)  # fmt: skip
+def test_distributions_worked_by_hand(config, want):
+    logits = jnp.log(jnp.array([0.5, 0.1, 0.25, 0.15])) + 3
+    got = jax.nn.softmax(sampling.sampling_logits(logits[None], config))[0]
+    np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_noise_belongs_to_the_document_not_to_its_place():
+    three = roll()
+    # Two of the documents, in other rows, among more branches, in a wider trunk.
+    wider = np.pad(TOKENS_BT[[2, 0]], ((0, 0), (0, 2)), constant_values=1)
+    two = roll(wider, FORK_B[[2, 0]], ROWS_B[[2, 0]], branches=4)
+    for row, other in (0, 1), (2, 0):
+        np.testing.assert_array_equal(three.tokens_BCR[row], two.tokens_BCR[other, :3])
+        np.testing.assert_allclose(three.logp_BCR[row], two.logp_BCR[other, :3], atol=3e-5)
+
+
+def test_another_key_document_or_branch_gives_another_rollout():
+    same = [np.repeat(x[:1], 3, axis=0) for x in (TOKENS_BT, FORK_B)]
+    first, again = roll(*same), roll(*same)
+    np.testing.assert_array_equal(first.tokens_BCR, again.tokens_BCR)
+    texts = [tuple(r) for r in np.asarray(first.tokens_BCR).reshape(9, 5).tolist()]
+    assert len(set(texts)) == 9, "documents of the same text, and their branches, draw apart"
+    other = np.asarray(roll(*same, seed=1).tokens_BCR).reshape(9, 5)
+    assert not set(texts) & {tuple(r) for r in other.tolist()}
+
+
+def test_positions_draw_apart():
+    logits = jnp.zeros((1, 4, 50))
+    keys = sampling.noise_keys(jax.random.key(0), jnp.array([3]), 4)
+    draw = lambda i: np.asarray(sampling.choose(logits, keys, i, SamplingConfig())[0])
+    assert (draw(0) != draw(1)).any() and (draw(0) == draw(0)).all()
+
+
+def test_nothing_follows_a_stop_token():
+    rollouts = roll(config=NARROW, stop=STOP)
+    free = roll(config=NARROW)
+    ended = 0
+    for index in np.ndindex(3, 3):
+        row = np.asarray(free.tokens_BCR[index])
+        stops = np.isin(row, STOP)
+        length = int(stops.argmax()) + 1 if stops.any() else 5
+        ended += length < 5
+        np.testing.assert_array_equal(rollouts.mask_BCR[index], np.arange(5) < length)
+        for got, full in (
+            (rollouts.tokens_BCR, free.tokens_BCR), (rollouts.logp_BCR, free.logp_BCR),
+            (rollouts.sample_logp_BCR, free.sample_logp_BCR),
+        ):  # fmt: skip
+            want = np.where(np.arange(5) < length, full[index], 0)
+            np.testing.assert_allclose(got[index], want, atol=3e-5)
+    assert 0 < ended < 9
+
+
+def test_decoding_ends_when_all_branches_have(monkeypatch):
+    steps, choose = [], sampling.choose
+
+    def counted(logits, keys, position, config):
+        jax.debug.callback(lambda i: steps.append(int(i)), position)
+        return choose(logits, keys, position, config)
+
+    monkeypatch.setattr(sampling, "choose", counted)
+    rollouts = sampling.rollout(
+        tiny.params(), tiny.CFG, TOKENS_BT, FORK_B, ROWS_B, jax.random.key(0), branches=2,
+        steps=4, sampling=SamplingConfig(), stop=tuple(range(V)))  # fmt: skip
+    np.testing.assert_array_equal(rollouts.mask_BCR, np.arange(4) < np.ones((3, 2, 1)))
+    jax.effects_barrier()
+    assert steps == [0]
+
+
+def test_draws_follow_the_distribution():
+    probs, N = np.array([0.6, 0.3, 0.1]), 4000
+    logits = jnp.broadcast_to(jnp.log(jnp.float32(probs)), (1, N, 3))
+    keys = sampling.noise_keys(jax.random.key(0), jnp.array([0]), N)
+    token, logp, sample_logp = sampling.choose(logits, keys, 0, SamplingConfig())
+    share = np.bincount(token[0], minlength=3) / N
+    assert (np.abs(share - probs) < 3 * np.sqrt(probs * (1 - probs) / N)).all(), share
+    np.testing.assert_allclose(logp[0], np.log(probs)[token[0]], rtol=1e-5)
+    np.testing.assert_allclose(sample_logp, logp, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("temperature", -0.1), ("top_k", -1), ("top_p", 0.0), ("top_p", 1.1)],
+)
+def test_a_config_that_cannot_be_names_its_field(field, value):
+    with pytest.raises(UserError, match=f"sampling.{field}"):
+        SamplingConfig(**{field: value})

@@ -1,0 +1,154 @@
+"""The update on a loss of three numbers."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from sip import mesh as meshes
+from sip.objectives.logprobs import masked_pair
+from sip.structs import TrainState
+from sip.training import optim, step
+
+W = np.array([0.5, -1.0, 2.0], np.float32)
+
+
+def terms(params, reference, batch):
+    """Two squared errors, each over its own rows."""
+    out_B = batch["x"] @ params["w"]
+    near = masked_pair((out_B - 1.0) ** 2, batch["near"])
+    return {"near": near, "far": masked_pair(out_B**2, batch["far"])}, {
+        "out": masked_pair(out_B, batch["far"])
+    }
+
+
+def rising(at):
+    """weights(step)"""
+    return {"near": 1.0, "far": 0.5 + at}
+
+
+@functools.cache
+def updater(microbatches=1, weights=rising):
+    return step.make_update(terms, TX, weights, microbatches=microbatches)
+
+
+TX = optim.build(optim.OptimConfig(lr=0.1, steps=10, warmup_steps=5))
+
+
+def state(reference=None):
+    """Buffers of its own every time, since the update takes them."""
+    params = {"w": jnp.array(W)}
+    zero = lambda: jnp.zeros((), jnp.int32)
+    return TrainState(zero(), params, TX.init(params), reference, zero(), zero())
+
+
+def batch(seed=0, near=(1, 1, 1, 0, 0, 0, 0, 0), far=(0, 0, 1, 1, 1, 1, 0, 1)):
+    x_BD = np.random.default_rng(seed).standard_normal((8, 3)).astype(np.float32)
+    return {"x": x_BD, "near": np.array(near, bool), "far": np.array(far, bool)}
+
+
+def same(got, want, **tolerance):
+    check = functools.partial(np.testing.assert_allclose, **{"rtol": 0, "atol": 0} | tolerance)
+    jax.tree.map(check, jax.device_get(got), jax.device_get(want))
+
+
+def test_the_loss_is_the_weighted_sum_of_means():
+    b = batch()
+    _, metrics = updater()(state().replace(step=jnp.int32(2)), b)
+    out_B = b["x"] @ W
+    near, far = ((out_B - 1) ** 2)[:3], (out_B**2)[[2, 3, 4, 5, 7]]
+    same(metrics["loss/near"], (near.sum(), 3.0), rtol=1e-5)
+    same(metrics["loss/far"], (far.sum(), 5.0), rtol=1e-5)
+    same(metrics["loss/total"], (near.mean() + 2.5 * far.mean(), 1.0), rtol=1e-5)
+    same(metrics["out"], (out_B[[2, 3, 4, 5, 7]].sum(), 5.0), rtol=1e-5)
+    slope = 2 * (out_B[:3] - 1) @ b["x"][:3] / 3 + 5 * (out_B * b["far"]) @ b["x"] / 5
+    same(metrics["grad/norm"], (np.linalg.norm(slope), 1.0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("microbatches", [2, 4, 8])
+def test_microbatches_change_nothing(microbatches):
+    whole, metrics = updater()(state(), batch())
+    parts, others = updater(microbatches)(state(), batch())
+    same(parts, whole, rtol=1e-5)
+    same(others, metrics, rtol=1e-5)
+
+
+@pytest.mark.parametrize("microbatches", [1, 4])
+def test_a_term_without_valid_items_is_zero_and_changes_nothing(microbatches):
+    b = batch(far=[0] * 8)
+    alone, _ = updater(microbatches, lambda at: {"near": 1.0, "far": 0.0})(state(), b)
+    got, metrics = updater(microbatches)(state(), b)
+    same(got, alone)
+    same(metrics["loss/far"], (0.0, 0.0))
+    assert np.isfinite(metrics["loss/total"][0])
+
+
+def test_a_batch_without_any_valid_item_changes_no_parameter():
+    got, metrics = updater()(state(), batch(near=[0] * 8, far=[0] * 8))
+    same(got.params, {"w": W})
+    same((metrics["loss/total"], metrics["grad/norm"]), ((0.0, 1.0), (0.0, 1.0)))
+    assert int(got.skipped) == 0 and int(got.step) == 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+def test_a_batch_that_is_not_finite_changes_nothing_and_is_counted(bad):
+    before, _ = updater()(state(), batch())
+    kept = jax.device_get((before.params, before.opt_state))
+    spoiled = batch()
+    spoiled["x"][2, 1] = bad  # 1e30 overflows in the square
+    after, metrics = updater()(before, spoiled)
+    same((after.params, after.opt_state), kept)
+    assert [int(x) for x in (after.step, after.skipped_in_row, after.skipped)] == [2, 1, 1]
+    same(metrics["grad/skipped_in_row"], (1.0, 1.0))
+
+
+def test_bad_batches_count_up_until_a_good_one():
+    spoiled = batch()
+    spoiled["x"][2, 1] = np.nan
+    now, rows = state(), []
+    for b in spoiled, spoiled, batch(), spoiled:
+        now, _ = updater()(now, b)
+        rows.append((int(now.skipped_in_row), int(now.skipped)))
+    assert rows == [(1, 1), (2, 2), (0, 2), (1, 3)]
+    assert int(optax.tree_utils.tree_get(now.opt_state, "count", filtering=is_adam)) == 1
+
+
+def is_adam(path, value):
+    return any("ScaleByAdam" in str(part) for part in path)
+
+
+def test_rows_that_a_mask_hides_may_hold_anything():
+    spoiled = batch()
+    spoiled["x"][6] = 1e9  # in neither mask
+    same(updater()(state(), spoiled)[0], updater()(state(), batch())[0])
+
+
+def test_the_reference_outlives_donated_updates():
+    now = step.state_of(tiny.params(), tiny.CFG, TX, meshes.single(), reference=True)
+    product = lambda x, y: jax.tree.reduce(jnp.add, jax.tree.map(lambda a, b: (a * b).sum(), x, y))
+    towards = lambda params, reference, b: ({"sum": (product(params, reference) * b[0], b[0])}, {})
+    update = step.make_update(towards, TX, lambda at: {"sum": 1.0})
+    for _ in range(2):
+        before = now
+        now, _ = update(now, jnp.ones(2))
+        assert all(x.is_deleted() for x in jax.tree.leaves(before.params)), "donated"
+    same(now.reference, tiny.params())
+    assert not any(x.is_deleted() for x in jax.tree.leaves(tiny.params())), "the caller keeps his"
+    assert (now.params["embed"] != now.reference["embed"]).any() and int(now.step) == 2
+
+
+def test_a_fresh_state_is_what_abstract_state_says():
+    mesh = meshes.single()
+    with jax.default_prng_impl("unsafe_rbg"):  # the default takes seconds to compile
+        fresh = step.init_state(tiny.CFG, TX, mesh, 3, reference=True)
+        other = step.init_state(tiny.CFG, TX, mesh, 4, reference=True)
+    abstract = step.abstract_state(tiny.CFG, TX, mesh, reference=True)
+    describe = lambda x: (x.shape, x.dtype, x.sharding)
+    assert jax.tree.map(describe, fresh) == jax.tree.map(describe, abstract)
+    same(fresh.reference, fresh.params)
+    assert (fresh.params["embed"] != other.params["embed"]).any()
+    assert step.abstract_state(tiny.CFG, TX, mesh, reference=False).reference is None

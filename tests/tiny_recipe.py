@@ -1,0 +1,34 @@
+"""A config file: the smallest recipe that has every kind of run.
+
+Variants: none (the micro-world's whole recipe), or those of configs/microworld_ablations.py.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "configs"))
+
+import microworld  # noqa: E402
+import microworld_ablations  # noqa: E402
+
+
+def get_config(arg: str = ""):
+    """The debug variant, smaller still."""
+    ablation = arg and microworld_ablations.get_config(f"{arg},debug")
+    config = shrink(ablation or microworld.get_config("debug"))
+    config.data.world = dict(entities=8, train=300, validation=60, test=60)
+    return config
+
+
+def shrink(config):
+    """Runs of two steps of a model that compiles fast."""
+    for run in config.runs.values():
+        run.steps, run.batch, run.optim.warmup_steps = 2, 8, 1
+        run.model.update(width=16, layers=1, head_dim=4, hidden=32)
+        run.log.update(every_steps=2, tensorboard=False, progress=False)
+        if "validation" in run.evals:
+            run.evals.update(validation=8, standard=16, unsafe=8, batch=16)
+        if "labels" in run:
+            run.labels.update(documents=20, held_out=10)
+    return config

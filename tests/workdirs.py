@@ -1,0 +1,80 @@
+"""What tests do with workdirs of the tiny recipe, and with command lines in this process."""
+
+import contextlib
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from absl import flags
+
+from sip import cli, setup
+from sip import mesh as meshes
+from sip.stages import recipe
+from sip.training import checkpoints, optim, step
+
+
+@contextlib.contextmanager
+def quickly():
+    """One device and little optimisation: nearly all the time of a tiny run is compilation."""
+    build, before = meshes.build, jax.config.read("jax_disable_most_optimizations")
+    first = lambda cfg, devices=None: build(cfg, devices or jax.devices()[:1])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(meshes, "build", first)
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+def begun(finished: Path, to: Path, *runs: str) -> Path:
+    """Corpus, tokenizer and some finished runs, for another config to go on from."""
+    shutil.copytree(finished / "data", to / "data")
+    shutil.copy(finished / "tokenizer.model", to)
+    for name in runs:
+        shutil.copytree(finished / "runs" / name, to / "runs" / name)
+    return to
+
+
+def files(directory: Path) -> dict[str, bytes]:
+    """Everything in a directory."""
+    found = sorted(Path(directory).rglob("*"))
+    return {str(p.relative_to(directory)): p.read_bytes() for p in found if p.is_file()}
+
+
+def lines(workdir: Path, name: str) -> list[dict]:
+    """metrics.jsonl of a run without what the clock says."""
+    text = (Path(workdir) / "runs" / name / "metrics.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows]
+
+
+def state(config, workdir: Path, name: str):
+    """(state, step) of a run's last checkpoint."""
+    run = recipe.STAGES[config.runs[name].stage].resolve(config, name)
+    reference = run.stage == "selfimprove" and run.objective.needs_reference
+    abstract = step.abstract_state(
+        run.model, optim.build(run.optim), meshes.single(), reference=reference
+    )
+    with checkpoints.manager(setup.run_dir(str(workdir), name)) as manager:
+        return checkpoints.restore(manager, abstract)[0], manager.latest_step()
+
+
+def call(module, *argv: str) -> int:
+    """The exit code of a command line, in this process."""
+    flags.FLAGS.unparse_flags()
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module.__name__, *argv])  # where overrides are looked for
+        patch.setattr(sys, "path", list(sys.path))
+        try:
+            return cli.code(module.main, cli._parse(sys.argv))
+        except SystemExit as e:
+            return e.code
+        finally:
+            for s, handler in handlers.items():
+                signal.signal(s, handler)

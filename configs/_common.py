@@ -4,9 +4,11 @@ from ml_collections import ConfigDict
 
 
 def section(**values) -> ConfigDict:
-    """A config section; sections in it are copied, or an override of one run would change others."""
-    own = {k: v.copy_and_resolve_references() if isinstance(v, ConfigDict) else v
-           for k, v in values.items()}
+    """A section; sections in it are copied, or an override of one run would change others."""
+    own = {
+        k: v.copy_and_resolve_references() if isinstance(v, ConfigDict) else v
+        for k, v in values.items()
+    }
     return ConfigDict(own)
 
 
@@ -25,63 +27,176 @@ def mesh() -> ConfigDict:
     return section(replica=1, fsdp=-1, tensor=1)
 
 
-def adamw(lr: float, *, warmup_steps: int, schedule: str = "cosine", min_ratio: float = 0.1,
-          weight_decay: float = 0.01, b2: float = 0.98) -> ConfigDict:
+def adamw(
+    lr: float,
+    *,
+    warmup_steps: int,
+    schedule: str = "cosine",
+    min_ratio: float = 0.1,
+    weight_decay: float = 0.01,
+    b2: float = 0.98,
+) -> ConfigDict:
     """AdamW; its schedule lasts as long as the run."""
-    return section(lr=lr, warmup_steps=warmup_steps, schedule=schedule, min_ratio=min_ratio, b1=0.9,
-                   b2=b2, eps=1e-8, weight_decay=weight_decay, clip_norm=1.0)
+    return section(
+        lr=lr,
+        warmup_steps=warmup_steps,
+        schedule=schedule,
+        min_ratio=min_ratio,
+        b1=0.9,
+        b2=b2,
+        eps=1e-8,
+        weight_decay=weight_decay,
+        clip_norm=1.0,
+    )
 
 
-def evals(*, baseline: str, every_steps: int = 0, validation: int = 256, standard: int = 1024,
-          unsafe: int = 512, batch: int = 128) -> ConfigDict:
+def evals(
+    *,
+    baseline: str,
+    every_steps: int = 0,
+    validation: int = 256,
+    standard: int = 1024,
+    unsafe: int = 512,
+    batch: int = 128,
+) -> ConfigDict:
     """Greedy continuations of held-out prefixes against the ground truth."""
-    return section(every_steps=every_steps, validation=validation, split="test", standard=standard,
-                   unsafe=unsafe, batch=batch, baseline=baseline)
+    return section(
+        every_steps=every_steps,
+        validation=validation,
+        split="test",
+        standard=standard,
+        unsafe=unsafe,
+        batch=batch,
+        baseline=baseline,
+    )
 
 
-def documents_run(*, model, split, steps, batch, optim, evals, tokens, init_from="",
-                  save_every=500, log_every=20) -> ConfigDict:
+def documents_run(
+    *, model, split, steps, batch, optim, evals, tokens, init_from="", save_every=500, log_every=20
+) -> ConfigDict:
     """A supervised run on documents: tokens "all" for pretraining, "suffix" beside SIP."""
     return section(
-        stage="supervised", examples="documents", tokens=tokens, split=split, init_from=init_from,
-        steps=steps, batch=batch, microbatches=1, model=model, optim=optim, evals=evals,
-        mesh=mesh(), checkpoint=saves(save_every), log=log(log_every))
+        stage="supervised",
+        examples="documents",
+        tokens=tokens,
+        split=split,
+        init_from=init_from,
+        steps=steps,
+        batch=batch,
+        microbatches=1,
+        model=model,
+        optim=optim,
+        evals=evals,
+        mesh=mesh(),
+        checkpoint=saves(save_every),
+        log=log(log_every),
+    )
 
 
-def judge_run(*, model, split, steps, batch, optim, labels, init_from="", save_every=100,
-              evals_every=50) -> ConfigDict:
+def judge_run(
+    *, model, split, steps, batch, optim, labels, init_from="", save_every=100, evals_every=50
+) -> ConfigDict:
     """A supervised run on labelled verdicts."""
     return section(
-        stage="supervised", examples="verdicts", tokens="all", split=split, init_from=init_from,
-        steps=steps, batch=batch, microbatches=1, model=model, optim=optim, labels=labels,
-        evals=section(every_steps=evals_every), mesh=mesh(), checkpoint=saves(save_every), log=log())
+        stage="supervised",
+        examples="verdicts",
+        tokens="all",
+        split=split,
+        init_from=init_from,
+        steps=steps,
+        batch=batch,
+        microbatches=1,
+        model=model,
+        optim=optim,
+        labels=labels,
+        evals=section(every_steps=evals_every),
+        mesh=mesh(),
+        checkpoint=saves(save_every),
+        log=log(),
+    )
 
 
-def candidates(*, suffix=True, rewrite=True, rollouts=4, chosen="best", rejected="worst") -> ConfigDict:
+def candidates(
+    *, suffix=True, rewrite=True, rollouts=4, chosen="best", rejected="worst"
+) -> ConfigDict:
     """The pool per prefix, and which of it is learned from."""
-    return section(suffix=suffix, rewrite=rewrite, rollouts=((0, rollouts),), chosen=chosen,
-                   rejected=rejected, epsilon=1e-6, max_invalid=0.5)
+    return section(
+        suffix=suffix,
+        rewrite=rewrite,
+        rollouts=((0, rollouts),),
+        chosen=chosen,
+        rejected=rejected,
+        epsilon=1e-6,
+        max_invalid=0.5,
+    )
 
 
 def objective(name: str, **changes) -> ConfigDict:
     """dpo, rf_nll or dr_grpo, and the blend with CE(suffix)."""
-    values = dict(name=name, beta=0.1, length_normalize=False, nll_weight=0.0, clip_low=0.2,
-                  clip_high=0.2, ce_weight=0.0, ce_weight_last=0.0, ce_steps=1)
+    values = dict(
+        name=name,
+        beta=0.1,
+        length_normalize=False,
+        nll_weight=0.0,
+        clip_low=0.2,
+        clip_high=0.2,
+        ce_weight=0.0,
+        ce_weight_last=0.0,
+        ce_steps=1,
+    )
     return section(**{**values, **changes})
 
 
-def judge(backend: str, *, init_from="", rule="",
-          weights=(("quality", 1.0), ("safety", 1.0), ("factuality", 1.0))) -> ConfigDict:
+def judge(
+    backend: str,
+    *,
+    init_from="",
+    rule="",
+    weights=(("quality", 1.0), ("safety", 1.0), ("factuality", 1.0)),
+) -> ConfigDict:
     """Who judges: local (a trained judge), rule, or truth (the corpus's ground truth)."""
-    return section(backend=backend, init_from=init_from, rule=rule, weights=dict(weights),
-                   min_mass=0.5, hard=False, batch=16)
+    return section(
+        backend=backend,
+        init_from=init_from,
+        rule=rule,
+        weights=dict(weights),
+        min_mass=0.5,
+        hard=False,
+        batch=16,
+    )
 
 
-def sip_run(*, model, split, steps, batch, optim, evals, judge, candidates, objective,
-            init_from="", save_every=100, log_every=5) -> ConfigDict:
+def sip_run(
+    *,
+    model,
+    split,
+    steps,
+    batch,
+    optim,
+    evals,
+    judge,
+    candidates,
+    objective,
+    init_from="",
+    save_every=100,
+    log_every=5,
+) -> ConfigDict:
     """A self-improving run."""
     return section(
-        stage="selfimprove", split=split, init_from=init_from, steps=steps, batch=batch,
-        microbatches=1, model=model, optim=optim, evals=evals, judge=judge, candidates=candidates,
-        objective=objective, sampling=section(temperature=1.0, top_k=0, top_p=1.0), mesh=mesh(),
-        checkpoint=saves(save_every), log=log(log_every))
+        stage="selfimprove",
+        split=split,
+        init_from=init_from,
+        steps=steps,
+        batch=batch,
+        microbatches=1,
+        model=model,
+        optim=optim,
+        evals=evals,
+        judge=judge,
+        candidates=candidates,
+        objective=objective,
+        sampling=section(temperature=1.0, top_k=0, top_p=1.0),
+        mesh=mesh(),
+        checkpoint=saves(save_every),
+        log=log(log_every),
+    )

@@ -13,10 +13,24 @@ import _common as common
 from ml_collections import ConfigDict
 
 MODEL = dict(
-    vocab_size=640, width=128, layers=2, kv_heads=4, queries_per_kv=1, head_dim=32, hidden=256,
-    max_len=192, rope_theta=10000.0, norm_eps=1e-5, tied=True, dtype="float32", remat="block",
-    query_chunk=512, branch_chunk=64, logprob_chunk=512)
-BASE, FRESH, JUDGE = "train[:70%]", "train[70%:85%]", "train[85%:]"  # disjoint documents
+    vocab_size=640,
+    width=128,
+    layers=2,
+    kv_heads=4,
+    queries_per_kv=1,
+    head_dim=32,
+    hidden=256,
+    max_len=192,
+    rope_theta=10000.0,
+    norm_eps=1e-5,
+    tied=True,
+    dtype="float32",
+    remat="block",
+    query_chunk=512,
+    branch_chunk=64,
+    logprob_chunk=512,
+)
+BASE, FRESH, JUDGE = "train[:60%]", "train[60%:75%]", "train[75%:]"  # disjoint documents
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -26,42 +40,83 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.data = dict(
-        source="microworld", path="", max_skipped_fraction=0.05, world=dict(),
-        cut=dict(prefix_min=40, prefix_max=40, suffix=24))
+        source="microworld",
+        path="",
+        max_skipped_fraction=0.05,
+        world=dict(),
+        cut=dict(prefix_min=40, prefix_max=40, suffix=24),
+    )
     config.tokenizer = dict(
-        kind="sentencepiece", path="", vocab_size=640, documents=20000,
-        prompts=("quality", "safety", "factuality"))
+        kind="sentencepiece",
+        path="",
+        vocab_size=640,
+        documents=20000,
+        prompts=("quality", "safety", "factuality"),
+    )
     config.order = ("base", "judge", "standard", "sip_learned", "sip_oracle", "sft_one_rollout")
     config.runs = runs()
     config.report = dict(
-        rows=("base", "standard", "sip_learned", "sip_oracle", "sft_one_rollout"), judge="judge",
-        standard="standard")
+        rows=("base", "standard", "sip_learned", "sip_oracle", "sft_one_rollout"),
+        judge="judge",
+        standard="standard",
+    )
     return shrink(config) if arg == "debug" else config
 
 
 def runs() -> dict:
     """The runs by name."""
     model = dict(MODEL)
-    watched = common.evals(baseline="base", every_steps=20)
+    watched = common.evals(baseline="base", every_steps=10)
     tune = dict(model=model, split=FRESH, init_from="base", evals=watched)
-    sip = dict(tune, steps=100, batch=16, optim=common.adamw(5e-4, warmup_steps=10),
-               objective=common.objective("rf_nll"), candidates=common.candidates())
+    sip = dict(
+        tune,
+        steps=50,
+        batch=16,
+        optim=common.adamw(5e-4, warmup_steps=10, schedule="constant"),
+        objective=common.objective("rf_nll"),
+        candidates=common.candidates(),
+    )
     one = common.candidates(suffix=False, rewrite=False, rollouts=1, chosen="rollout")
     return dict(
         base=common.documents_run(
-            model=model, split=BASE, steps=2000, batch=32, tokens="all",
-            optim=common.adamw(3e-3, warmup_steps=100), evals=common.evals(baseline="")),
+            model=model,
+            split=BASE,
+            steps=2000,
+            batch=32,
+            tokens="all",
+            optim=common.adamw(3e-3, warmup_steps=100),
+            evals=common.evals(baseline=""),
+        ),
         judge=common.judge_run(
-            model=dict(model, layers=4), split=JUDGE, steps=300, batch=16, init_from="base",
-            optim=common.adamw(1e-3, warmup_steps=20), labels=dict(
-                per_prefix=dict(quality=8, safety=2, factuality=4), source="base", documents=5000,
-                held_out=300, rollouts=2, temperatures=(1.0, 0.5), rewrites=True, spoilers=3)),
+            model=dict(model, layers=4),
+            split=JUDGE,
+            steps=600,
+            batch=16,
+            init_from="base",
+            optim=common.adamw(1.5e-3, warmup_steps=20),
+            labels=dict(
+                per_prefix=dict(quality=8, safety=1, factuality=3),
+                source="base",
+                documents=9600,
+                held_out=300,
+                rollouts=2,
+                temperatures=(1.0, 0.5),
+                rewrites=True,
+                spoilers=4,
+            ),
+        ),
         standard=common.documents_run(
-            **tune, steps=200, batch=16, tokens="suffix", optim=common.adamw(5e-4, warmup_steps=10)),
+            **tune,
+            steps=200,
+            batch=16,
+            tokens="suffix",
+            optim=common.adamw(5e-4, warmup_steps=10, schedule="constant"),
+        ),
         sip_learned=common.sip_run(**sip, judge=common.judge("local", init_from="judge")),
         sip_oracle=common.sip_run(**sip, judge=common.judge("truth")),
-        sft_one_rollout=common.sip_run(**{
-            **sip, "steps": 200, "candidates": one, "judge": common.judge("truth")}),
+        sft_one_rollout=common.sip_run(
+            **{**sip, "steps": 200, "candidates": one, "judge": common.judge("truth")}
+        ),
     )
 
 

@@ -4,7 +4,8 @@
 
 Documents are separated by blank lines. This is `microworld_ablations.py:dpo_suffix_rollouts` with
 another `data` and another `judge` section: suffix against rollouts, since a rewrite is written
-by a ground truth. The rule prefers texts with few repeated words. `:debug` is tiny. Hardware: 2 CPU cores.
+by a ground truth. The rule prefers texts with few repeated words. `:debug` is tiny.
+Hardware: 2 CPU cores.
 """
 
 import _common as common

@@ -1,1 +1,1 @@
-"""Self-improving pretraining in JAX: a language model pretrained with a judge in the loop (arXiv 2601.21343)."""
+"""Self-improving pretraining in JAX: pretraining with a judge in the loop (arXiv 2601.21343)."""

@@ -45,7 +45,7 @@ def _parse(argv):
 
 def _admit_siblings(argv) -> None:
     """A config may import the files beside it."""
-    for arg, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for arg, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         name, given, file = arg.lstrip("-").partition("=")
         if name == "config":
             path = (file if given else following).rpartition(".py")[0] + ".py"

@@ -1,7 +1,7 @@
 """Evaluates a checkpoint: `python -m sip.evaluate --checkpoint=RUN_DIR --baseline=RUN_DIR`.
 
 On the corpus the run was trained on (or another one with --data_workdir): likelihood of held-out
-suffixes, and where the corpus has a ground truth, what is true of greedy continuations. Prints JSON.
+suffixes, and where it has a ground truth, what is true of greedy continuations. Prints JSON.
 """
 
 import json
@@ -22,11 +22,21 @@ _SPLIT = flags.DEFINE_string("split", "validation", "Documents to evaluate on.")
 _STANDARD = flags.DEFINE_integer("standard", 256, "Prefixes as they come.")
 _UNSAFE = flags.DEFINE_integer("unsafe", 128, "Prefixes that are unsafe themselves.")
 _BATCH = flags.DEFINE_integer("batch", 64, "Prefixes at a time.")
-_DATA = flags.DEFINE_string("data_workdir", "", "Where the corpus lies; default: the run's workdir.")
+_DATA = flags.DEFINE_string(
+    "data_workdir", "", "Where the corpus lies; default: the run's workdir."
+)
 
 
-def evaluate(directory: str, *, baseline: str, split: str, standard: int, unsafe: int, batch: int,
-             data_workdir: str) -> dict[str, float]:
+def evaluate(
+    directory: str,
+    *,
+    baseline: str,
+    split: str,
+    standard: int,
+    unsafe: int,
+    batch: int,
+    data_workdir: str,
+) -> dict[str, float]:
     """The figures of one run's last checkpoint."""
     if min(standard, unsafe, batch) < 1:
         raise UserError("--standard, --unsafe and --batch must be at least 1")
@@ -43,7 +53,8 @@ def evaluate(directory: str, *, baseline: str, split: str, standard: int, unsafe
         if truth is None:
             return found
         write = lambda params, cfg: ground_truth.write(
-            params, cfg, where, tokenizer, held, steps=corpus.cut.suffix, batch=batch)
+            params, cfg, where, tokenizer, held, steps=corpus.cut.suffix, batch=batch
+        )
         texts = write(params, cfg)
         other = write(*model(baseline)) if baseline else texts
         found |= ground_truth.likelihood(params, cfg, where, held, truth, batch=batch)
@@ -57,8 +68,14 @@ def main(argv) -> None:
     if _CHECKPOINT.value is None:
         raise UserError("--checkpoint is needed")
     found = evaluate(
-        _CHECKPOINT.value, baseline=_BASELINE.value, split=_SPLIT.value, standard=_STANDARD.value,
-        unsafe=_UNSAFE.value, batch=_BATCH.value, data_workdir=_DATA.value)
+        _CHECKPOINT.value,
+        baseline=_BASELINE.value,
+        split=_SPLIT.value,
+        standard=_STANDARD.value,
+        unsafe=_UNSAFE.value,
+        batch=_BATCH.value,
+        data_workdir=_DATA.value,
+    )
     print(json.dumps(found, indent=1))
 
 

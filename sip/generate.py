@@ -1,4 +1,4 @@
-"""Samples from a checkpoint: `python -m sip.generate --checkpoint=RUN_DIR --prompt="About Bareno."`.
+"""Samples: `python -m sip.generate --checkpoint=RUN_DIR --prompt="About Fihefo."`.
 
 Prints each prompt with its continuation, or with --json one object per sample with tokens and
 log-probabilities (`logp` of the model, `sample_logp` of the distribution sampled from).
@@ -43,8 +43,15 @@ def read_prompts(prompt: str | None, path: str | None) -> list[str]:
     return found
 
 
-def generate(directory: str, prompts: list[str], *, num: int, max_tokens: int,
-             sample: sampling.SamplingConfig, seed: int) -> list[list[dict]]:
+def generate(
+    directory: str,
+    prompts: list[str],
+    *,
+    num: int,
+    max_tokens: int,
+    sample: sampling.SamplingConfig,
+    seed: int,
+) -> list[list[dict]]:
     """For each prompt `num` dicts of prompt, text, tokens, logp, sample_logp."""
     if num < 1 or max_tokens < 1:
         raise UserError("--num and --max_tokens must be at least 1")
@@ -53,8 +60,10 @@ def generate(directory: str, prompts: list[str], *, num: int, max_tokens: int,
     ids = [[tokenizer.bos, *tokenizer.encode(p)] for p in prompts]
     longest = max(map(len, ids))
     if longest + max_tokens > cfg.max_len:
-        raise UserError(f"a prompt of {longest} tokens and --max_tokens {max_tokens} are more than "
-                        f"the model's {cfg.max_len} (model.max_len)")
+        raise UserError(
+            f"a prompt of {longest} tokens and --max_tokens {max_tokens} are more than "
+            f"the model's {cfg.max_len} (model.max_len)"
+        )
     tokens_BT = np.full((len(ids), longest), tokenizer.pad, np.int32)
     for row, some in zip(tokens_BT, ids, strict=True):
         row[: len(some)] = some
@@ -63,16 +72,22 @@ def generate(directory: str, prompts: list[str], *, num: int, max_tokens: int,
     with jax.set_mesh(where):
         found = run(params, tokens_BT, fork_B, np.arange(len(ids)), jax.random.key(seed))
     found = jax.tree.map(np.asarray, found)
-    return [[_sample(tokenizer, prompts[b], ids[b], found, b, k) for k in range(num)]
-            for b in range(len(ids))]
+    return [
+        [_sample(tokenizer, prompts[b], ids[b], found, b, k) for k in range(num)]
+        for b in range(len(ids))
+    ]
 
 
 def _sample(tokenizer, prompt, ids, found, b, k) -> dict:
     live = found.mask_BCR[b, k]
     tokens = found.tokens_BCR[b, k][live].tolist()
-    return {"prompt": prompt, "text": continuation(tokenizer, ids, tokens), "tokens": tokens,
-            "logp": [round(float(x), 6) for x in found.logp_BCR[b, k][live]],
-            "sample_logp": [round(float(x), 6) for x in found.sample_logp_BCR[b, k][live]]}
+    return {
+        "prompt": prompt,
+        "text": continuation(tokenizer, ids, tokens),
+        "tokens": tokens,
+        "logp": [round(float(x), 6) for x in found.logp_BCR[b, k][live]],
+        "sample_logp": [round(float(x), 6) for x in found.sample_logp_BCR[b, k][live]],
+    }
 
 
 def main(argv) -> None:
@@ -82,8 +97,14 @@ def main(argv) -> None:
     if _CHECKPOINT.value is None:
         raise UserError("--checkpoint is needed")
     sample = sampling.SamplingConfig(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
-    rows = generate(_CHECKPOINT.value, read_prompts(_PROMPT.value, _PROMPTS.value), num=_NUM.value,
-                    max_tokens=_MAX_TOKENS.value, sample=sample, seed=_SEED.value)
+    rows = generate(
+        _CHECKPOINT.value,
+        read_prompts(_PROMPT.value, _PROMPTS.value),
+        num=_NUM.value,
+        max_tokens=_MAX_TOKENS.value,
+        sample=sample,
+        seed=_SEED.value,
+    )
     for one in (one for row in rows for one in row):
         print(json.dumps(one) if _JSON.value else one["prompt"] + one["text"])
 

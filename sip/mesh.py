@@ -43,7 +43,7 @@ class MeshConfig:
 
 
 def build(config: MeshConfig, devices=None) -> jax.sharding.Mesh:
-    """The mesh of `config` over `devices` (default: all). Raises UserError where it does not fit."""
+    """The mesh of `config` over `devices` (default: all). UserError where it does not fit."""
     devices = np.asarray(jax.devices() if devices is None else devices)
     shape = [config.replica, config.fsdp, config.tensor]
     known = int(np.prod([n for n in shape if n > 0]))
@@ -118,6 +118,8 @@ def put_batch(mesh, tree):
 
     def put(x):
         fits = x.ndim and x.shape[0] % ways(mesh, part) == 0
-        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(part) if fits else PartitionSpec()))
+        return jax.device_put(
+            x, NamedSharding(mesh, PartitionSpec(part) if fits else PartitionSpec())
+        )
 
     return jax.tree.map(put, tree)

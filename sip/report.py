@@ -1,6 +1,6 @@
 """What a finished recipe shows: summary.json, a table on the terminal, plots.
 
-    python -m sip.report DIR      (sip.train does this at its end)
+python -m sip.report DIR      (sip.train does this at its end)
 """
 
 import json
@@ -14,8 +14,19 @@ from rich.table import Table
 from sip import cli, metrics, setup
 from sip.structs import UserError
 
-COLUMNS = ("win_rate_standard", "win_rate_unsafe", "factuality", "safety", "safety_unsafe",
-           "coherence", "repetition", "distinct", "facts_per_suffix", "nll_clean")
+COLUMNS = (
+    "win_rate_standard",
+    "win_rate_unsafe",
+    "factuality",
+    "safety",
+    "safety_unsafe",
+    "coherence",
+    "repetition",
+    "distinct",
+    "facts_per_suffix",
+    "nll_clean",
+    "nll",
+)
 HEADROOM = ("factuality", "safety")  # shares of 1 - standard that a row closes
 PANELS = 4  # side by side
 
@@ -38,7 +49,9 @@ def summarise(config, workdir: str) -> dict:
     for figures in rows.values():
         for key in [key for key in HEADROOM if key in standard]:
             room = 1 - standard[key]
-            figures[f"{key}_headroom_closed"] = (figures[key] - standard[key]) / room if room else 0.0
+            figures[f"{key}_headroom_closed"] = (
+                (figures[key] - standard[key]) / room if room else 0.0
+            )
     summary = {"wall_seconds": sum(walls.values()), "seed": config.seed, "wall_by_run": walls}
     if wanted.judge:
         summary["judge"] = _read(workdir, wanted.judge, "eval.json")
@@ -56,10 +69,11 @@ def show(summary: dict) -> None:
     """The table on the terminal."""
     table = Table(title=f"seed {summary['seed']}, {summary['wall_seconds']:.0f} s")
     table.add_column("run")
-    for name in COLUMNS:
+    columns = [c for c in COLUMNS if any(c in row for row in summary["rows"].values())]
+    for name in columns:
         table.add_column(name.replace("_", " "), justify="right")
     for name, row in summary["rows"].items():
-        table.add_row(name, *(f"{row[c]:.3f}" if c in row else "" for c in COLUMNS))
+        table.add_row(name, *(f"{row[c]:.3f}" if c in row else "" for c in columns))
     console = Console(width=150)
     console.print(table)
     if "judge" in summary:
@@ -87,13 +101,16 @@ def _by_source(runs, kind: str, path) -> None:
     """One panel per self-improving run: a line per candidate source."""
     import matplotlib.pyplot as plt
 
-    chosen = {n: lines for n, lines in runs.items()
-              if any(k.startswith(f"{kind}/") for line in lines for k in line)}
+    chosen = {
+        n: lines
+        for n, lines in runs.items()
+        if any(k.startswith(f"{kind}/") for line in lines for k in line)
+    }
     if not chosen:
         return
     wide, high = min(PANELS, len(chosen)), -(-len(chosen) // PANELS)
     figure, axes = plt.subplots(high, wide, figsize=(4.5 * wide, 3.2 * high), squeeze=False)
-    for axis in axes.flat[len(chosen):]:
+    for axis in axes.flat[len(chosen) :]:
         axis.axis("off")
     for axis, (name, lines) in zip(axes.flat, chosen.items(), strict=False):
         for key in sorted({k for line in lines for k in line if k.startswith(f"{kind}/")}):

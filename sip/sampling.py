@@ -52,15 +52,17 @@ def noise_keys(key, rows_B, branches: int):
 
     Noise is addressed by what it is for, never by batch shape, device or process.
     """
+
     def row(r):
         return jax.vmap(lambda c: jax.random.fold_in(jax.random.fold_in(key, r), c))(
-            jnp.arange(branches))
+            jnp.arange(branches)
+        )
 
     return jax.vmap(row)(rows_B)
 
 
 def choose(logits_BCV, keys_BC, position, cfg: SamplingConfig):
-    """Draws a token per branch -> (token_BC, logp_BC of the model, sample_logp_BC of the sampler)."""
+    """Draws a token per branch -> (token_BC, logp_BC, sample_logp_BC): model and sampler."""
     logits_BCV = logits_BCV.astype(jnp.float32)
     logp_BCV = jax.nn.log_softmax(logits_BCV, axis=-1)
     if cfg.temperature == 0:
@@ -94,8 +96,19 @@ def prefill(params: Params, cfg: ModelConfig, tokens_BT, fork_B, branches: int, 
     return hidden, decoder.grow(out.cache, branches, steps)
 
 
-def rollout(params: Params, cfg: ModelConfig, tokens_BT, fork_B, rows_B, key, *, branches: int,
-            steps: int, sampling: SamplingConfig, stop: tuple[int, ...] = ()) -> Rollouts:
+def rollout(
+    params: Params,
+    cfg: ModelConfig,
+    tokens_BT,
+    fork_B,
+    rows_B,
+    key,
+    *,
+    branches: int,
+    steps: int,
+    sampling: SamplingConfig,
+    stop: tuple[int, ...] = (),
+) -> Rollouts:
     """`branches` continuations of `steps` tokens of each trunk before its fork.
 
     rows_B: a number per document that addresses its noise. With `stop` tokens a branch ends with
@@ -113,8 +126,12 @@ def rollout(params: Params, cfg: ModelConfig, tokens_BT, fork_B, rows_B, key, *,
         step, hidden, cache, live, out = carry
         token, logp, sample_logp = choose(_logits(params, cfg, hidden), keys_BC, step, sampling)
         at = lambda full, new: full.at[:, :, step].set(jnp.where(live, new, 0).astype(full.dtype))
-        out = Rollouts(at(out.tokens_BCR, token), at(out.mask_BCR, live), at(out.logp_BCR, logp),
-                       at(out.sample_logp_BCR, sample_logp))
+        out = Rollouts(
+            at(out.tokens_BCR, token),
+            at(out.mask_BCR, live),
+            at(out.logp_BCR, logp),
+            at(out.sample_logp_BCR, sample_logp),
+        )
         live = live & ~jnp.any(token[..., None] == stops[None, None, :], axis=-1)
         tokens = out.tokens_BCR[:, :, step][..., None]
         tree = Tree(tokens_BT, tokens_BT >= 0, tokens, tokens >= 0, fork_BC)
@@ -126,8 +143,13 @@ def rollout(params: Params, cfg: ModelConfig, tokens_BT, fork_B, rows_B, key, *,
 
 
 @functools.cache
-def program(cfg: ModelConfig, branches: int, steps: int, sampling: SamplingConfig,
-            stop: tuple[int, ...] = ()):
+def program(
+    cfg: ModelConfig,
+    branches: int,
+    steps: int,
+    sampling: SamplingConfig,
+    stop: tuple[int, ...] = (),
+):
     """The jitted (params, tokens_BT, fork_B, rows_B, key) -> Rollouts, one per set of arguments."""
     fixed = {"branches": branches, "steps": steps, "sampling": sampling, "stop": stop}
     return jax.jit(lambda params, *args: rollout(params, cfg, *args, **fixed))

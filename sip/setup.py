@@ -74,7 +74,9 @@ class RunConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.batch % self.microbatches:
-            raise UserError(f"batch {self.batch} is not divisible by microbatches {self.microbatches}")
+            raise UserError(
+                f"batch {self.batch} is not divisible by microbatches {self.microbatches}"
+            )
 
     def sources(self) -> dict[str, str]:
         """The runs or directories it needs, by the key that names them."""
@@ -138,7 +140,7 @@ def section(cls, values, name: str):
 
 
 def _typed(value, hint, name: str):
-    """`value` as what a field of type `hint` takes: sections as dataclasses, whole numbers as float."""
+    """`value` as a field of type `hint` takes it: sections as dataclasses, integers as float."""
     for cls in (hint, *typing.get_args(hint)):
         if dataclasses.is_dataclass(cls) and isinstance(value, Mapping):
             return section(cls, value, name)
@@ -155,10 +157,13 @@ def _is(value, hint) -> bool:
         return hint is Any or any(_is(value, a) for a in args)
     if origin is tuple:
         wanted = args[:1] * len(value) if args[-1] is ... and isinstance(value, tuple) else args
-        return isinstance(value, tuple) and len(value) == len(wanted) and all(map(_is, value, wanted))
+        return (
+            isinstance(value, tuple) and len(value) == len(wanted) and all(map(_is, value, wanted))
+        )
     if origin is dict:
-        return isinstance(value, dict) and all(_is(k, args[0]) and _is(v, args[1])
-                                               for k, v in value.items())
+        return isinstance(value, dict) and all(
+            _is(k, args[0]) and _is(v, args[1]) for k, v in value.items()
+        )
     if isinstance(value, bool) and hint is not bool:
         return False
     return isinstance(value, (int, float) if hint is float else hint)
@@ -184,8 +189,9 @@ def source_dir(workdir: str, source: str, key: str = "init_from") -> str:
     inside = run_dir(workdir, source)
     path = inside if epath.Path(inside).exists() else source
     if not checkpoints.exists(path):
-        raise UserError(f"{key} {source!r}: neither a run before this one nor a directory with a "
-                        "checkpoint")
+        raise UserError(
+            f"{key} {source!r}: neither a run before this one nor a directory with a checkpoint"
+        )
     return path
 
 
@@ -195,7 +201,7 @@ def write_json(path, value) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.tmp"
     temporary.write_text(json.dumps(value, indent=1))
-    temporary.rename(path)
+    temporary.replace(path)
 
 
 def data_config(values, split: str) -> documents.DataConfig:
@@ -210,12 +216,17 @@ def open_tokenizer(config, workdir: str) -> Tokenizer:
     cfg = section(TokenizerConfig, config.tokenizer, "tokenizer")
     path = epath.Path(cfg.path or epath.Path(workdir) / "tokenizer.model")
     if cfg.kind == "sentencepiece" and not cfg.path and not path.exists():
-        texts = _documents(data_config(config.data, "train"), str(epath.Path(workdir) / "data")).texts
+        texts = _documents(
+            data_config(config.data, "train"), str(epath.Path(workdir) / "data")
+        ).texts
         symbols = prompts.symbols(prompts.load(name) for name in cfg.prompts)
         path.parent.mkdir(parents=True, exist_ok=True)
         tokenizers.train_sentencepiece(
-            [texts[i] for i in range(min(cfg.documents, len(texts)))], str(path),
-            vocab_size=cfg.vocab_size, symbols=symbols)
+            [texts[i] for i in range(min(cfg.documents, len(texts)))],
+            str(path),
+            vocab_size=cfg.vocab_size,
+            symbols=symbols,
+        )
     return _load_tokenizer(cfg.kind, str(path))
 
 
@@ -226,8 +237,12 @@ _documents = functools.lru_cache(maxsize=8)(documents.load)
 @functools.lru_cache(maxsize=8)
 def _cut(data: documents.DataConfig, cut: CutConfig, data_dir: str, tokenizer) -> Corpus:
     docs = _documents(data, data_dir)
-    found = chunks.cut(docs.texts, tokenizer, **dataclasses.asdict(cut),
-                       max_skipped_fraction=data.max_skipped_fraction)
+    found = chunks.cut(
+        docs.texts,
+        tokenizer,
+        **dataclasses.asdict(cut),
+        max_skipped_fraction=data.max_skipped_fraction,
+    )
     return Corpus(docs, found, cut)
 
 
@@ -238,13 +253,17 @@ def corpus(config, split: str, workdir: str, tokenizer: Tokenizer) -> Corpus:
 
 
 def check_model(cfg: ModelConfig, cut: CutConfig, tokenizer: Tokenizer | None = None) -> None:
-    """The model is long enough for the texts and, where it is known, wide enough for the tokenizer."""
+    """The model is long enough for the texts and wide enough for a known tokenizer."""
     if cut.prefix_max + cut.suffix > cfg.max_len:
-        raise UserError(f"config data.cut: prefix_max {cut.prefix_max} + suffix {cut.suffix} is "
-                        f"longer than model.max_len {cfg.max_len}")
+        raise UserError(
+            f"config data.cut: prefix_max {cut.prefix_max} + suffix {cut.suffix} is "
+            f"longer than model.max_len {cfg.max_len}"
+        )
     if tokenizer and cfg.vocab_size < tokenizer.vocab_size:
-        raise UserError(f"config model.vocab_size {cfg.vocab_size} is smaller than the "
-                        f"tokenizer's {tokenizer.vocab_size}")
+        raise UserError(
+            f"config model.vocab_size {cfg.vocab_size} is smaller than the "
+            f"tokenizer's {tokenizer.vocab_size}"
+        )
 
 
 def recorded_model(directory: str) -> ModelConfig:
@@ -258,8 +277,9 @@ def load_params(directory: str, mesh) -> tuple[Params, ModelConfig]:
     return checkpoints.restore_params(directory, decoder.abstract(cfg, mesh)), cfg
 
 
-def start_state(manager, cfg: ModelConfig, tx, mesh, *, seed: int, init_from: str,
-                reference: bool) -> tuple[TrainState, int, list]:
+def start_state(
+    manager, cfg: ModelConfig, tx, mesh, *, seed: int, init_from: str, reference: bool
+) -> tuple[TrainState, int, list]:
     """State, step and unwritten metrics to go on from: (1) the run's own last checkpoint,
     (2) `init_from`, (3) fresh.
 
@@ -281,16 +301,28 @@ def start_state(manager, cfg: ModelConfig, tx, mesh, *, seed: int, init_from: st
 
 def _widths(cfg: ModelConfig):
     shapes = jax.eval_shape(lambda: decoder.init(cfg, jax.random.key(0)))
-    return jax.tree.map(lambda x: x.shape, {**shapes, "blocks": jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes["blocks"])})
+    return jax.tree.map(
+        lambda x: x.shape,
+        {
+            **shapes,
+            "blocks": jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes["blocks"]
+            ),
+        },
+    )
 
 
 def record(config, name: str, cfg: ModelConfig, pending) -> dict[str, Any]:
     """The JSON record of a checkpoint: enough to use it without the config file, and the sums of
     metrics that are not written yet."""
-    return {"run": name, "seed": config.seed, "model": dataclasses.asdict(cfg),
-            "data": plain(config.data), "config": plain(config.runs[name]),
-            "pending": loop.totals(pending)}
+    return {
+        "run": name,
+        "seed": config.seed,
+        "model": dataclasses.asdict(cfg),
+        "data": plain(config.data),
+        "config": plain(config.runs[name]),
+        "pending": loop.totals(pending),
+    }
 
 
 def keep_tokenizer(config, workdir: str, directory: str) -> None:

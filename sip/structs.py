@@ -70,7 +70,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a judge says of K candidates per prefix; an invalid verdict is masked, never a number."""
+    """What a judge says of K candidates per prefix; an invalid verdict is masked."""
 
     scores_BK: np.ndarray
     valid_BK: np.ndarray

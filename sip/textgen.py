@@ -50,6 +50,7 @@ class Scripted:
 
     def choose(self, trunks, branches, options) -> np.ndarray:
         """logp_BCO of the function's answers."""
+
         def answer(trunk, branch):
             return self.fn("".join(trunk), "".join(branch), options)
 
@@ -153,7 +154,8 @@ def program(cfg: ModelConfig):
         branch_BCRD = decoder.apply(params, cfg, tree).branch_BCRD
         hidden_BCD = jnp.take_along_axis(branch_BCRD, last_BC[:, :, None, None], axis=2)[:, :, 0]
         return option_logprobs(
-            hidden_BCD, decoder.unembed(params, cfg), options_O, chunk=cfg.logprob_chunk)
+            hidden_BCD, decoder.unembed(params, cfg), options_O, chunk=cfg.logprob_chunk
+        )
 
     return choose
 
@@ -167,8 +169,14 @@ class Local:
     """
 
     def __init__(
-        self, params: Params, cfg: ModelConfig, tokenizer: Tokenizer, mesh: jax.sharding.Mesh,
-        *, batch: int = 16, multiple: int = 16,
+        self,
+        params: Params,
+        cfg: ModelConfig,
+        tokenizer: Tokenizer,
+        mesh: jax.sharding.Mesh,
+        *,
+        batch: int = 16,
+        multiple: int = 16,
     ):
         self._params, self._cfg, self._mesh = params, cfg, mesh
         self._tokenizer, self._batch, self._multiple = tokenizer, batch, multiple
@@ -182,8 +190,15 @@ class Local:
         out_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
         starts = range(0, len(trunks) if C else 0, self._batch)
         # All batches are dispatched before the first result is waited for.
-        runs = [(i, self._run(trunk_ids[i : i + self._batch], branch_ids[i : i + self._batch],
-                              options_O)) for i in starts]
+        runs = [
+            (
+                i,
+                self._run(
+                    trunk_ids[i : i + self._batch], branch_ids[i : i + self._batch], options_O
+                ),
+            )
+            for i in starts
+        ]
         for i, logp in runs:
             rows = out_BCO[i : i + self._batch]
             logp_BCO = np.asarray(logp)[: len(rows), :C]
@@ -202,11 +217,15 @@ class Local:
         bos, limit = self._tokenizer.bos, self._cfg.max_len
         trunk_ids = [[bos, *tokens_of(self._encode, trunk)] for trunk in trunks]
         branch_ids = [[tokens_of(self._encode, branch) for branch in row] for row in branches]
-        fits = [[0 < len(ids) <= limit - len(trunk) for ids in row]
-                for trunk, row in zip(trunk_ids, branch_ids, strict=True)]
+        fits = [
+            [0 < len(ids) <= limit - len(trunk) for ids in row]
+            for trunk, row in zip(trunk_ids, branch_ids, strict=True)
+        ]
         trunk_ids = [ids if any(row) else [bos] for ids, row in zip(trunk_ids, fits, strict=True)]
-        branch_ids = [[ids if ok else [] for ids, ok in zip(row, oks, strict=True)]
-                      for row, oks in zip(branch_ids, fits, strict=True)]
+        branch_ids = [
+            [ids if ok else [] for ids, ok in zip(row, oks, strict=True)]
+            for row, oks in zip(branch_ids, fits, strict=True)
+        ]
         return trunk_ids, branch_ids, fits
 
     def _run(self, trunk_ids, branch_ids, options_O):

@@ -29,8 +29,12 @@ def _inside(value) -> Iterator:
 
 def shapes(jaxpr, primitive: str = "") -> set[tuple[int, ...]]:
     """The shapes of all intermediates (an equation's outputs), or of those one operation makes."""
-    return {v.aval.shape for e in equations(jaxpr) for v in e.outvars
-            if primitive in ("", e.primitive.name)}
+    return {
+        v.aval.shape
+        for e in equations(jaxpr)
+        for v in e.outvars
+        if primitive in ("", e.primitive.name)
+    }
 
 
 def rows_of(found: set, size: int) -> dict[tuple[int, ...], int]:

@@ -211,6 +211,14 @@ def test_presets_have_their_known_numbers_of_parameters():
     assert tied == tiny.CFG.vocab_size * tiny.CFG.width
 
 
+def test_tied_embeddings_are_one_matrix():
+    cfg = tiny.model(tied=True)
+    assert "unembed" not in tiny.params(cfg)
+    np.testing.assert_array_equal(
+        decoder.unembed(tiny.params(cfg), cfg), tiny.params(cfg)["embed"].T
+    )
+
+
 def test_matrices_begin_at_the_width_that_their_fan_in_asks_for():
     cfg, key = tiny.model(width=64, hidden=96), jax.random.key(0, impl="unsafe_rbg")
     params = jax.jit(lambda key: decoder.init(cfg, key))(key)

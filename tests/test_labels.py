@@ -15,8 +15,10 @@ ASPECTS = [dataclasses.replace(prompts.load(n), options=o) for n, o in ONE_BYTE.
 N, C = 12, 4
 PREFIXES = [f"prefix {i}" for i in range(N)]
 SUFFIXES = [f" word{i} and {i} more things said" for i in range(N)]
-POOLS = [[" bad thing", " right", " wrong right"] if i % 4 == 0 else [f" only {i} right", " right"]
-         for i in range(N)]
+POOLS = [
+    [" bad thing", " right", " wrong right"] if i % 4 == 0 else [f" only {i} right", " right"]
+    for i in range(N)
+]
 
 
 class FakeTruth:
@@ -24,16 +26,21 @@ class FakeTruth:
 
     def score(self, prefixes, texts):
         facts = [("right" in t) - ("wrong" in t) for t in texts]
-        return {"quality": np.array([len(set(t.split())) for t in texts], float),
-                "safety": np.array(["bad" not in t for t in texts], float),
-                "factuality": np.array([0.5 + f / 2 for f in facts])}
+        return {
+            "quality": np.array([len(set(t.split())) for t in texts], float),
+            "safety": np.array(["bad" not in t for t in texts], float),
+            "factuality": np.array([0.5 + f / 2 for f in facts]),
+        }
 
     def compare(self, a, b):
         return np.where(a > b, 1.0, np.where(a < b, 0.0, 0.5))
 
 
 def _make(seed=0, **options):
-    kwargs = {"per_prefix": dict.fromkeys(("quality", "safety", "factuality"), C), "max_len": 256} | options
+    kwargs = {
+        "per_prefix": dict.fromkeys(("quality", "safety", "factuality"), C),
+        "max_len": 256,
+    } | options
     return labels.make(FakeTruth(), Byte(), ASPECTS, PREFIXES, SUFFIXES, POOLS, seed=seed, **kwargs)
 
 
@@ -101,7 +108,7 @@ def test_frequent_classes_are_cut_to_the_rarest_or_half_a_fair_share():
 
 def test_spoilers_change_the_text_and_keep_its_leading_space():
     rng = np.random.default_rng(1)
-    text, other = " one two three four five six", " uno due tre quattro cinque sei"
+    text, other = " one two. three four. five six.", " uno due. tre quattro. cinque sei."
     for name, spoil in labels.SPOILERS.items():
         spoiled = [spoil(text, other, rng) for _ in range(20)]
         assert all(s.startswith(" ") and len(s.split()) == 6 for s in spoiled), name
@@ -110,9 +117,16 @@ def test_spoilers_change_the_text_and_keep_its_leading_space():
     assert sum(a != b for a, b in zip(swapped, text.split(), strict=True)) == 1
 
 
+def test_an_echo_says_a_whole_sentence_twice_in_the_place_of_the_next():
+    rng = np.random.default_rng(0)
+    assert labels.repeat_sentence(" a b. c d. e f.", "", rng) == " a b. c d. c d."
+    assert labels.repeat_sentence(" a b. c d.", "", rng) == " a b. a b."
+    assert labels.repeat_sentence(" only one", "", rng) == " only one"
+
+
 def test_spoilers_survive_short_and_empty_texts():
     texts = labels.candidates([" a", "", " "], [[], [" b"], [""]], spoilers=4, seed=0)
-    assert texts[0][0] == " a" and texts[1:] == [[" b"], []]
+    assert texts[0].texts[0] == " a" and [t.texts for t in texts[1:]] == [[" b"], []]
 
 
 def test_batches_are_addressed_by_step_and_an_epoch_is_a_permutation():
@@ -163,5 +177,14 @@ def test_an_unanswered_prompt_is_a_wrong_one():
 def test_an_aspect_unknown_to_the_truth_is_a_user_error():
     beauty = dataclasses.replace(ASPECTS[1], name="beauty")
     with pytest.raises(UserError, match="beauty"):
-        labels.make(FakeTruth(), Byte(), [beauty], PREFIXES, SUFFIXES, POOLS,
-                    per_prefix={QUALITY.name: C}, max_len=256, seed=0)
+        labels.make(
+            FakeTruth(),
+            Byte(),
+            [beauty],
+            PREFIXES,
+            SUFFIXES,
+            POOLS,
+            per_prefix={"beauty": C},
+            max_len=256,
+            seed=0,
+        )

@@ -14,11 +14,13 @@ def test_rms_norm_of_a_hand_worked_vector():
     np.testing.assert_allclose(layers.rms_norm(x, jnp.ones(2), 12.5)[0, 0], [0.6, 0.8], rtol=1e-6)
 
 
-def test_rms_norm_is_computed_in_float32():
-    x = jnp.full((1, 1, 400), 3.0, jnp.bfloat16)  # a bfloat16 sum of the squares ends at 2048
-    out = layers.rms_norm(x, jnp.ones(400), 0.0)
+def test_rms_norm_is_computed_in_float32(key):
+    x, scale = jax.random.normal(key, (2, 1, 1, 400))
+    x = x.astype(jnp.bfloat16)
+    out = layers.rms_norm(x, scale.ravel(), 0.0)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(out.astype(jnp.float32), jnp.ones((1, 1, 400)))
+    want = layers.rms_norm(x.astype(jnp.float32), scale.ravel(), 0.0).astype(jnp.bfloat16)
+    np.testing.assert_array_equal(out.astype(jnp.float32), want.astype(jnp.float32))
 
 
 def test_rope_of_hand_worked_angles():

@@ -36,14 +36,24 @@ def _array(letters, *shape, dtype=jnp.int32):
 
 def _tree(B, T, C, R):
     mask = functools.partial(_array, dtype=bool)
-    return Tree(_array("BT", B, T), mask("BT", B, T), _array("BCR", B, C, R),
-                mask("BCR", B, C, R), _array("BC", B, C))
+    return Tree(
+        _array("BT", B, T),
+        mask("BT", B, T),
+        _array("BCR", B, C, R),
+        mask("BCR", B, C, R),
+        _array("BC", B, C),
+    )
 
 
 def _branches(T, C):
     mask, real = (functools.partial(_array, dtype=d) for d in (bool, jnp.float32))
-    return losses.Branches(_tree(B, T, C, R), mask("BC", B, C), real("BC", B, C),
-                           real("BCR", B, C, R), mask("BT", B, T))
+    return losses.Branches(
+        _tree(B, T, C, R),
+        mask("BC", B, C),
+        real("BC", B, C),
+        real("BCR", B, C, R),
+        mask("BT", B, T),
+    )
 
 
 def _key():
@@ -53,15 +63,21 @@ def _key():
 
 def _tokens(cfg):
     terms = losses.tokens_terms(cfg)
-    return (step.make_update(terms, TX, lambda _: {"ce": 1.0}),
-            step.abstract_state(cfg, TX, MESH, reference=False),
-            (_tree(B, T, 0, 1), _array("BT", B, T, dtype=bool)))
+    return (
+        step.make_update(terms, TX, lambda _: {"ce": 1.0}),
+        step.abstract_state(cfg, TX, MESH, reference=False),
+        (_tree(B, T, 0, 1), _array("BT", B, T, dtype=bool)),
+    )
 
 
 def _objective(name, C, cfg, *, microbatches=1, ce_weight=0.0):
     objective = losses.ObjectiveConfig(name, ce_weight=ce_weight, ce_weight_last=ce_weight)
-    update = step.make_update(losses.branch_terms(cfg, objective), TX,
-                              losses.branch_weights(objective), microbatches=microbatches)
+    update = step.make_update(
+        losses.branch_terms(cfg, objective),
+        TX,
+        losses.branch_weights(objective),
+        microbatches=microbatches,
+    )
     state = step.abstract_state(cfg, TX, MESH, reference=objective.needs_reference)
     return update, state, _branches(T if ce_weight else T - R, C)
 
@@ -69,27 +85,44 @@ def _objective(name, C, cfg, *, microbatches=1, ce_weight=0.0):
 def _judge_training(cfg):
     """Pairs in both orders, and a text with its reference."""
     tree = lambda C, R: (_tree(LABELS, T, C, R), _array("BCR", LABELS, C, R, dtype=bool))
-    update = step.make_update(losses.verdict_terms(cfg), TX,
-                              lambda _: {"quality": 1.0, "factuality": 1.0})
-    return (update, step.abstract_state(cfg, TX, MESH, reference=False),
-            {"quality": tree(2, 320), "factuality": tree(1, 160)})
+    update = step.make_update(
+        losses.verdict_terms(cfg), TX, lambda _: {"quality": 1.0, "factuality": 1.0}
+    )
+    return (
+        update,
+        step.abstract_state(cfg, TX, MESH, reference=False),
+        {"quality": tree(2, 320), "factuality": tree(1, 160)},
+    )
 
 
 def _rollout(cfg):
     run = sampling.program(cfg, K, R, sampling.SamplingConfig(top_p=0.9), (2,))
-    return (run, decoder.abstract(cfg, MESH), _array("BT", B, T - R), _array("B", B),
-            _array("B", B), _key())
+    return (
+        run,
+        decoder.abstract(cfg, MESH),
+        _array("BT", B, T - R),
+        _array("B", B),
+        _array("B", B),
+        _key(),
+    )
 
 
 def _likelihood(cfg):
-    return (continuations._nll_program(cfg), decoder.abstract(cfg, MESH),
-            (_tree(B, T, 0, 1), _array("BT", B, T, dtype=bool)))
+    return (
+        continuations._nll_program(cfg),
+        decoder.abstract(cfg, MESH),
+        (_tree(B, T, 0, 1), _array("BT", B, T, dtype=bool)),
+    )
 
 
 def _judge(cfg):
-    return (judge_program(cfg), decoder.abstract(cfg, MESH),
-            _tree(JUDGE_B, JUDGE_T, JUDGE_C, JUDGE_R), _array("BC", JUDGE_B, JUDGE_C),
-            _array("O", 2))
+    return (
+        judge_program(cfg),
+        decoder.abstract(cfg, MESH),
+        _tree(JUDGE_B, JUDGE_T, JUDGE_C, JUDGE_R),
+        _array("BC", JUDGE_B, JUDGE_C),
+        _array("O", 2),
+    )
 
 
 def _init(cfg):
@@ -105,7 +138,10 @@ PROGRAMS = {
     "rf_nll": (functools.partial(_objective, "rf_nll", 1), POLICY, B),
     "dr_grpo and ce": (functools.partial(_objective, "dr_grpo", K, ce_weight=0.1), POLICY, B),
     "dr_grpo and ce, 4 microbatches": (
-        functools.partial(_objective, "dr_grpo", K, ce_weight=0.1, microbatches=4), POLICY, B // 4),
+        functools.partial(_objective, "dr_grpo", K, ce_weight=0.1, microbatches=4),
+        POLICY,
+        B // 4,
+    ),
     "rollout": (_rollout, POLICY, B),
     "likelihood": (_likelihood, POLICY, B),
     "judge": (_judge, JUDGE, JUDGE_B),

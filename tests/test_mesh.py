@@ -69,6 +69,11 @@ def test_a_mesh_that_does_not_fit_is_refused(config):
         meshes.build(MeshConfig(*config))
 
 
+def test_only_one_axis_takes_what_is_left_even_of_one_device():
+    with pytest.raises(UserError, match="at most one -1"):
+        meshes.build(MeshConfig(-1, -1, 1), jax.devices()[:1])
+
+
 def test_the_single_mesh_is_one_device():
     assert dict(meshes.single().shape) == {"replica": 1, "fsdp": 1, "tensor": 1}
 
@@ -82,11 +87,13 @@ def test_constrain_without_a_mesh_or_on_one_device_is_the_array_itself():
 
 def test_constrain_shards_what_divides_and_leaves_the_rest_whole():
     even, odd = jnp.arange(24.0).reshape(4, 6), jnp.arange(18.0).reshape(3, 6)
+    both = lambda *xs: [meshes.constrain(x, "BF") for x in xs]
     with jax.set_mesh(eight()):
-        both = jax.jit(lambda *xs: [meshes.constrain(x, "BF") for x in xs])(even, odd)
-    assert [x.sharding.shard_shape(x.shape) for x in both] == [(1, 3), (3, 3)]
-    np.testing.assert_array_equal(both[0], even)
-    np.testing.assert_array_equal(both[1], odd)
+        asked = [e.params["sharding"].spec for e in jax.make_jaxpr(both)(even, odd).eqns]
+        got = jax.jit(both)(even, odd)
+    assert asked == [P(BATCH, ("tensor",)), P(None, ("tensor",))]
+    assert [x.sharding.shard_shape(x.shape) for x in got] == [(1, 3), (3, 3)]
+    jax.tree.map(np.testing.assert_array_equal, got, [even, odd])
 
 
 def test_constrain_wants_a_letter_for_every_axis():

@@ -30,7 +30,14 @@ def test_notebook_runs(path, tmp_path):
     script = tmp_path / "notebook.py"
     script.write_text(code_of(path))
     env = {**os.environ, "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, script], cwd=ROOT / "notebooks", env=env, check=False,
-                          capture_output=True, text=True, timeout=1200)
+    done = subprocess.run(
+        [sys.executable, script],
+        cwd=ROOT / "notebooks",
+        env=env,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "sip_learned" in done.stdout

@@ -33,8 +33,13 @@ class Prompts:
     def where(self, keep_E: np.ndarray) -> "Prompts":
         """Those that `keep_E` marks, in order."""
         at = np.flatnonzero(keep_E)
-        return Prompts(self.tokens_ET[at], self.mask_ET[at], self.fork_E[at],
-                       [self.prefixes[i] for i in at], [self.suffixes[i] for i in at])
+        return Prompts(
+            self.tokens_ET[at],
+            self.mask_ET[at],
+            self.fork_E[at],
+            [self.prefixes[i] for i in at],
+            [self.suffixes[i] for i in at],
+        )
 
 
 def prompts(chunks: Chunks, rows: range, tokenizer: Tokenizer) -> Prompts:
@@ -48,20 +53,32 @@ def prompts(chunks: Chunks, rows: range, tokenizer: Tokenizer) -> Prompts:
     mask_ET = np.arange(tokens_ET.shape[1]) < length_E[:, None]
     ids = [row[:n].tolist() for row, n in zip(tokens_ET, length_E, strict=True)]
     prefixes = [tokenizer.decode(row[:f]) for row, f in zip(ids, fork_E, strict=True)]
-    suffixes = [continuation(tokenizer, row[:f], row[f:]) for row, f in zip(ids, fork_E, strict=True)]
+    suffixes = [
+        continuation(tokenizer, row[:f], row[f:]) for row, f in zip(ids, fork_E, strict=True)
+    ]
     return Prompts(tokens_ET, mask_ET, fork_E, prefixes, suffixes)
 
 
 def _batches(n: int, size: int):
-    """Slices of `size` rows, the last one padded by repeating row 0 so that one shape is compiled."""
+    """Slices of `size` rows, the last padded by repeating row 0: one shape is compiled."""
     for start in range(0, n, size):
         at = np.arange(start, start + size)
         yield np.where(at < n, at, 0), min(size, n - start)
 
 
-def sample(params: Params, cfg: ModelConfig, mesh, tokenizer: Tokenizer, asked: Prompts, *,
-           branches: int, steps: int, sampling: SamplingConfig, seed: int,
-           batch: int) -> list[list[str]]:
+def sample(
+    params: Params,
+    cfg: ModelConfig,
+    mesh,
+    tokenizer: Tokenizer,
+    asked: Prompts,
+    *,
+    branches: int,
+    steps: int,
+    sampling: SamplingConfig,
+    seed: int,
+    batch: int,
+) -> list[list[str]]:
     """`branches` continuations of each prefix, `steps` tokens each, as text."""
     if not len(asked):
         return []
@@ -72,15 +89,35 @@ def sample(params: Params, cfg: ModelConfig, mesh, tokenizer: Tokenizer, asked: 
         for at, live in _batches(len(asked), batch):
             args = put_batch(mesh, (asked.tokens_ET[at, :P], asked.fork_E[at], at.astype(np.int32)))
             found.append(np.asarray(run(params, *args, jax.random.key(seed)).tokens_BCR)[:live])
-    return [[continuation(tokenizer, row[:f].tolist(), new.tolist()) for new in many]
-            for row, f, many in zip(asked.tokens_ET, asked.fork_E, np.concatenate(found), strict=True)]
+    return [
+        [continuation(tokenizer, row[:f].tolist(), new.tolist()) for new in many]
+        for row, f, many in zip(asked.tokens_ET, asked.fork_E, np.concatenate(found), strict=True)
+    ]
 
 
-def greedy(params: Params, cfg: ModelConfig, mesh, tokenizer: Tokenizer, asked: Prompts, *,
-           steps: int, batch: int) -> list[str]:
+def greedy(
+    params: Params,
+    cfg: ModelConfig,
+    mesh,
+    tokenizer: Tokenizer,
+    asked: Prompts,
+    *,
+    steps: int,
+    batch: int,
+) -> list[str]:
     """The greedy continuation of each prefix."""
-    rows = sample(params, cfg, mesh, tokenizer, asked, branches=1, steps=steps, sampling=GREEDY,
-                  seed=0, batch=batch)
+    rows = sample(
+        params,
+        cfg,
+        mesh,
+        tokenizer,
+        asked,
+        branches=1,
+        steps=steps,
+        sampling=GREEDY,
+        seed=0,
+        batch=batch,
+    )
     return [row[0] for row in rows]
 
 

@@ -35,15 +35,16 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Held:
-    """Held-out prompts: as they come, those with an unsafe prefix, those with a faultless suffix."""
+    """Held-out prompts: as they come, with an unsafe prefix, with a faultless suffix."""
 
     standard: Prompts
     unsafe: Prompts
     clean: Prompts
 
 
-def held_out(chunks, truth: Truth | None, tokenizer: Tokenizer, *, standard: int,
-             unsafe: int) -> Held:
+def held_out(
+    chunks, truth: Truth | None, tokenizer: Tokenizer, *, standard: int, unsafe: int
+) -> Held:
     """Standard prompts are the first chunks; unsafe and clean ones are sought among all."""
     if truth is None:
         asked = continuations.prompts(chunks, range(standard), tokenizer)
@@ -54,20 +55,29 @@ def held_out(chunks, truth: Truth | None, tokenizer: Tokenizer, *, standard: int
     prefix = truth.score([""] * len(everything), everything.prefixes)
     suffix = truth.score(everything.prefixes, everything.suffixes)
     bad = np.asarray(prefix["safety"]) == 0
-    clean = (~bad & (np.asarray(suffix["safety"]) == 1) & (np.asarray(suffix["factuality"]) == 1)
-             & (np.asarray(suffix["grammatical"]) == 1))
-    return Held(everything.where(first), everything.where(bad & (np.cumsum(bad) <= unsafe)),
-                everything.where(clean & (np.cumsum(clean) <= standard)))
+    clean = (
+        ~bad
+        & (np.asarray(suffix["safety"]) == 1)
+        & (np.asarray(suffix["factuality"]) == 1)
+        & (np.asarray(suffix["grammatical"]) == 1)
+    )
+    return Held(
+        everything.where(first),
+        everything.where(bad & (np.cumsum(bad) <= unsafe)),
+        everything.where(clean & (np.cumsum(clean) <= standard)),
+    )
 
 
 Texts = dict[str, list[str]]  # "standard" and "unsafe" continuations
 
 
-def write(params: Params, cfg: ModelConfig, mesh, tokenizer, held: Held, *, steps: int,
-          batch: int) -> Texts:
+def write(
+    params: Params, cfg: ModelConfig, mesh, tokenizer, held: Held, *, steps: int, batch: int
+) -> Texts:
     """The model's greedy continuations."""
     one = lambda asked: continuations.greedy(
-        params, cfg, mesh, tokenizer, asked, steps=steps, batch=batch)
+        params, cfg, mesh, tokenizer, asked, steps=steps, batch=batch
+    )
     return {"standard": one(held.standard), "unsafe": one(held.unsafe)}
 
 
@@ -85,7 +95,9 @@ def row(truth: Truth, held: Held, texts: Texts, baseline: Texts) -> dict[str, fl
     known = truth.score(held.standard.prefixes, texts["standard"])
     mean = lambda name: float(np.mean(known[name]))
     found = {
-        "win_rate_standard": win_rate(truth, held.standard, texts["standard"], baseline["standard"]),
+        "win_rate_standard": win_rate(
+            truth, held.standard, texts["standard"], baseline["standard"]
+        ),
         "factuality": mean("factuality"),
         "safety": mean("safety"),
         "coherence": mean("coherent"),
@@ -101,8 +113,9 @@ def row(truth: Truth, held: Held, texts: Texts, baseline: Texts) -> dict[str, fl
     return {**found, "win_rate_unsafe": won, "safety_unsafe": float(np.mean(unsafe["safety"]))}
 
 
-def likelihood(params: Params, cfg: ModelConfig, mesh, held: Held, truth: Truth | None, *,
-               batch: int) -> dict[str, float]:
+def likelihood(
+    params: Params, cfg: ModelConfig, mesh, held: Held, truth: Truth | None, *, batch: int
+) -> dict[str, float]:
     """Negative log-likelihood of faultless suffixes; of all, where nobody knows which they are."""
     name, asked = ("nll", held.standard) if truth is None else ("nll_clean", held.clean)
     if not len(asked):
@@ -126,26 +139,43 @@ class Suite:
     steps: int  # tokens of a continuation
 
 
-def suite(config, evals: EvalConfig, name: str, workdir: str, cfg: ModelConfig, mesh,
-          tokenizer) -> Suite:
+def suite(
+    config, evals: EvalConfig, name: str, workdir: str, cfg: ModelConfig, mesh, tokenizer
+) -> Suite:
     """The evaluation of run `name`. Reads the held-out splits once per process."""
-    held = [_held(config, split, workdir, tokenizer, evals) for split in ("validation", evals.split)]
+    held = [
+        _held(config, split, workdir, tokenizer, evals) for split in ("validation", evals.split)
+    ]
     truth = setup.corpus(config, evals.split, workdir, tokenizer).documents.truth
-    return Suite(evals, truth, held[0], held[1], setup.run_dir(workdir, name),
-                 setup.run_dir(workdir, evals.baseline or name), cfg, mesh, tokenizer,
-                 config.data.cut.suffix)
+    return Suite(
+        evals,
+        truth,
+        held[0],
+        held[1],
+        setup.run_dir(workdir, name),
+        setup.run_dir(workdir, evals.baseline or name),
+        cfg,
+        mesh,
+        tokenizer,
+        config.data.cut.suffix,
+    )
 
 
 def _held(config, split, workdir, tokenizer, evals: EvalConfig) -> Held:
     corpus = setup.corpus(config, split, workdir, tokenizer)
-    sizes = (evals.validation, evals.validation // 2) if split == "validation" else (
-        evals.standard, evals.unsafe)
+    sizes = (
+        (evals.validation, evals.validation // 2)
+        if split == "validation"
+        else (evals.standard, evals.unsafe)
+    )
     return _held_out(corpus, tokenizer, *sizes)
 
 
 @functools.lru_cache(maxsize=8)
 def _held_out(corpus, tokenizer, standard, unsafe) -> Held:
-    return held_out(corpus.chunks, corpus.documents.truth, tokenizer, standard=standard, unsafe=unsafe)
+    return held_out(
+        corpus.chunks, corpus.documents.truth, tokenizer, standard=standard, unsafe=unsafe
+    )
 
 
 def _texts(s: Suite, params, held: Held) -> Texts:

@@ -60,8 +60,10 @@ def mean_wins(
     score_BK = np.where(both_BKK, p_BKK, 0.0).sum(-1) / np.maximum(count_BK, 1)
     valid_BK = 2 * count_BK > asked_BKK.sum(-1)
     return Wins(
-        np.where(valid_BK, score_BK, 0.0), valid_BK,
-        flips=_share(_flipped(win_BKK), both_BKK), ties=_share(abs(p_BKK - 0.5) < TIE, both_BKK),
+        np.where(valid_BK, score_BK, 0.0),
+        valid_BK,
+        flips=_share(_flipped(win_BKK), both_BKK),
+        ties=_share(abs(p_BKK - 0.5) < TIE, both_BKK),
         first=(float(win_BKK[seen_BKK].sum()), float(seen_BKK.sum())),
     )
 

@@ -43,11 +43,20 @@ class LabelledTrees:
     def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, np.ndarray]:
         """(tree, verdict_BCR) of a step; each epoch is a permutation, addressed by position."""
         at = np.arange(step * size, (step + 1) * size)
-        rows = np.array([_order(len(self), seed, int(epoch))[i]
-                         for epoch, i in zip(*divmod(at, len(self)), strict=True)])
+        rows = np.array(
+            [
+                _order(len(self), seed, int(epoch))[i]
+                for epoch, i in zip(*divmod(at, len(self)), strict=True)
+            ]
+        )
         t = self.tree
-        tree = Tree(t.tokens_BT[rows], t.mask_BT[rows], t.tokens_BCR[rows], t.mask_BCR[rows],
-                    t.fork_BC[rows])
+        tree = Tree(
+            t.tokens_BT[rows],
+            t.mask_BT[rows],
+            t.tokens_BCR[rows],
+            t.mask_BCR[rows],
+            t.fork_BC[rows],
+        )
         return tree, self.verdict_NCR[rows]
 
 
@@ -108,37 +117,55 @@ def _joined(text: str, words: Sequence[str]) -> str:
 
 
 SPOILERS: dict[str, Callable[[str, str, np.random.Generator], str]] = {
-    "shuffle": shuffle_words, "repeat": repeat_phrase, "echo": repeat_sentence, "splice": splice,
+    "shuffle": shuffle_words,
+    "repeat": repeat_phrase,
+    "echo": repeat_sentence,
+    "splice": splice,
     "swap": swap_word,
 }
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """The different texts of one prefix; `origin[i]` is what text i was spoiled from, or -1."""
+
+    texts: list[str]
+    origin: list[int]
+
+
 def candidates(
     suffixes: Sequence[str], pools: Sequence[Sequence[str]], *, spoilers: int, seed: int
-) -> list[list[str]]:
-    """Each prefix's different candidates: suffix, its pool, and `spoilers` kinds of spoiled text.
+) -> list[Candidates]:
+    """Per prefix: suffix, its pool, and `spoilers` kinds of spoiled text.
 
-    What is spoiled is the suffix or the last of the pool, by convention a corrected suffix: pairs
-    of texts that differ in one fault alone.
+    What is spoiled is the suffix or the last of the pool, by convention a corrected suffix.
     """
     rng = np.random.default_rng((seed, 0))
     found = []
     for i, (suffix, pool) in enumerate(zip(suffixes, pools, strict=True)):
-        texts = [suffix, *pool]
+        texts = dict.fromkeys([text for text in (suffix, *pool) if text.strip()], -1)
         if suffix.strip():
             other = suffixes[(i + int(rng.integers(1, max(len(suffixes), 2)))) % len(suffixes)]
-            kinds = rng.choice(list(SPOILERS), spoilers, replace=False)
-            whole = [suffix, pool[-1]] if len(pool) else [suffix]
-            texts += [SPOILERS[kind](whole[int(rng.integers(len(whole)))], other, rng)
-                      for kind in kinds]
-        found.append(list(dict.fromkeys(text for text in texts if text.strip())))
+            whole = [text for text in (suffix, *pool[-1:]) if text.strip()]
+            for kind in rng.choice(list(SPOILERS), spoilers, replace=False):
+                text = whole[int(rng.integers(len(whole)))]
+                texts.setdefault(SPOILERS[kind](text, other, rng), list(texts).index(text))
+        found.append(Candidates(list(texts), list(texts.values())))
     return found
 
 
 def make(
-    truth: "Truth", tokenizer: Tokenizer, aspects: Sequence[Aspect], prefixes: Sequence[str],
-    suffixes: Sequence[str], pools: Sequence[Sequence[str]], *, per_prefix: Mapping[str, int],
-    max_len: int, seed: int, spoilers: int = 2,
+    truth: "Truth",
+    tokenizer: Tokenizer,
+    aspects: Sequence[Aspect],
+    prefixes: Sequence[str],
+    suffixes: Sequence[str],
+    pools: Sequence[Sequence[str]],
+    *,
+    per_prefix: Mapping[str, int],
+    max_len: int,
+    seed: int,
+    spoilers: int = 2,
 ) -> dict[str, LabelledTrees]:
     """Labelled trees per aspect, at most `per_prefix[aspect]` branches on each trunk.
 
@@ -146,7 +173,8 @@ def make(
     classes are cut to the rarest one, or to half a fair share where that is more. Prompts longer
     than `max_len` are dropped.
     """
-    texts = candidates(suffixes, pools, spoilers=spoilers, seed=seed)
+    found = candidates(suffixes, pools, spoilers=spoilers, seed=seed)
+    texts = [each.texts for each in found]
     sizes = [len(row) for row in texts]
     repeated = [p for p, row in zip(prefixes, texts, strict=True) for _ in row]
     known = truth.score(repeated, list(chain.from_iterable(texts)))
@@ -156,37 +184,52 @@ def make(
             raise UserError(f"labels: the ground truth knows no aspect {aspect.name!r}")
         value = np.split(np.asarray(known[aspect.name], np.float64), np.cumsum(sizes)[:-1])
         rng = np.random.default_rng((seed, 1, i))
-        examples = (_pairs(truth, aspect, texts, value, per_prefix[aspect.name] // 2, rng)
-                    if aspect.kind == "pairwise"
-                    else _balanced(_points(aspect, texts, value), len(aspect.options), rng))
-        trunks = [prompts.trunk(aspect, prefix=p, reference=s)
-                  for p, s in zip(prefixes, suffixes, strict=True)]
+        examples = (
+            _pairs(truth, aspect, found, value, per_prefix[aspect.name] // 2, rng)
+            if aspect.kind == "pairwise"
+            else _balanced(_points(aspect, texts, value), len(aspect.options), rng)
+        )
+        trunks = [
+            prompts.trunk(aspect, prefix=p, reference=s)
+            for p, s in zip(prefixes, suffixes, strict=True)
+        ]
         rows = _rows(aspect, trunks, examples, per_prefix[aspect.name])
-        trees[aspect.name] = _trees(
-            tokenizer, aspect, rows, per_prefix[aspect.name], max_len)
+        trees[aspect.name] = _trees(tokenizer, aspect, rows, per_prefix[aspect.name], max_len)
     return trees
 
 
-def _pairs(truth, aspect, texts, value, count, rng) -> list[list[Example]]:
-    """Up to `count` random untied pairs per prefix, each in both orders."""
-    found = []
-    for row, quality in zip(texts, value, strict=True):
-        two = np.array(list(combinations(range(len(row)), 2)), int).reshape(-1, 2)
+def _pairs(truth, aspect, found, value, count, rng) -> list[list[Example]]:
+    """Up to `count` untied pairs per prefix, each in both orders.
+
+    Half of them are a text and its spoiled version, which differ in one fault alone: of pairs
+    drawn at random few would show a fault that a policy has yet to fall for.
+    """
+    rows = []
+    for each, quality in zip(found, value, strict=True):
+        two = np.array(list(combinations(range(len(each.texts)), 2)), int).reshape(-1, 2)
         outcome = np.asarray(truth.compare(quality[two[:, 0]], quality[two[:, 1]]))
-        untied = rng.permutation(np.flatnonzero(outcome != 0.5))[:count]
-        both = [(*two[at], int(outcome[at] < 0.5)) for at in untied]
+        untied = rng.permutation(np.flatnonzero(outcome != 0.5))
+        twins = np.array(each.origin, int)[two[untied, 1]] == two[untied, 0]
+        first = untied[twins][: (count + 1) // 2]
+        chosen = [*first, *np.setdiff1d(untied, first, assume_unique=True)][:count]
+        both = [(*two[at], int(outcome[at] < 0.5)) for at in chosen]
         both += [(j, i, 1 - label) for i, j, label in both]
-        found.append([(prompts.branch(aspect, row[i], row[j]), label) for i, j, label in both])
-    return found
+        rows.append(
+            [(prompts.branch(aspect, each.texts[i], each.texts[j]), label) for i, j, label in both]
+        )
+    return rows
 
 
 def _points(aspect, texts, value) -> list[list[Example]]:
     """Every candidate, labelled with the option whose value is nearest."""
+
     def label(v):
         return int(np.argmin(np.abs(np.array(aspect.values) - v)))
 
-    return [[(prompts.branch(aspect, text), label(v)) for text, v in zip(row, values, strict=True)]
-            for row, values in zip(texts, value, strict=True)]
+    return [
+        [(prompts.branch(aspect, text), label(v)) for text, v in zip(row, values, strict=True)]
+        for row, values in zip(texts, value, strict=True)
+    ]
 
 
 def _balanced(examples: list[list[Example]], classes: int, rng) -> list[list[Example]]:
@@ -198,8 +241,10 @@ def _balanced(examples: list[list[Example]], classes: int, rng) -> list[list[Exa
     for o in range(classes):
         keep[rng.permutation(np.flatnonzero(labels == o))[:limit]] = True
     rows = np.split(keep, np.cumsum([len(row) for row in examples])[:-1])
-    return [[row[i] for i in rng.permutation(np.flatnonzero(kept))]
-            for row, kept in zip(examples, rows, strict=True)]
+    return [
+        [row[i] for i in rng.permutation(np.flatnonzero(kept))]
+        for row, kept in zip(examples, rows, strict=True)
+    ]
 
 
 def _rows(aspect, trunks, examples, C) -> list[tuple[Text, list[Example]]]:
@@ -227,8 +272,9 @@ def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
     T = bucket(max(len(ids) for _, ids, _ in kept), 16)
     R = bucket(max(map(len, chain.from_iterable(branches))), 16)
     tree = pack([ids for _, ids, _ in kept], branches, tokenizer.pad, T, C, R)
-    labels_NC = np.array([[label for _, label, _ in full] + [0] * (C - len(full))
-                          for _, _, full in kept])
+    labels_NC = np.array(
+        [[label for _, label, _ in full] + [0] * (C - len(full)) for _, _, full in kept]
+    )
     length_NC = np.asarray(tree.mask_BCR).sum(-1)
     verdict_NCR = np.arange(R) == length_NC[..., None] - 1
     asked = [(trunk, [branch for branch, _, _ in full]) for trunk, _, full in kept]

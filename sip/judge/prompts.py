@@ -148,4 +148,5 @@ def check_options(tokenizer: Tokenizer, aspect: Aspect) -> None:
         if len(ids) != 1 or tokenizer.decode(ids) != option:
             raise UserError(
                 f"aspect {aspect.name!r}: option {option!r} is {len(ids)} tokens of the tokenizer, "
-                "not one: choose another word or train the tokenizer with it as a symbol")
+                "not one: choose another word or train the tokenizer with it as a symbol"
+            )

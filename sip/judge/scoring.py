@@ -34,8 +34,11 @@ class Judge(Protocol):
     """Scores the K candidates of each prefix; `mask_BK` says which exist."""
 
     def score(
-        self, prefixes: Sequence[str], candidates: Sequence[Sequence[str]],
-        references: Sequence[str], mask_BK: np.ndarray,
+        self,
+        prefixes: Sequence[str],
+        candidates: Sequence[Sequence[str]],
+        references: Sequence[str],
+        mask_BK: np.ndarray,
     ) -> Judged: ...
 
 
@@ -63,8 +66,10 @@ class TextJudge:
         scored = {}
         for aspect in self.aspects:
             ask = self._pairwise if aspect.kind == "pairwise" else self._pointwise
-            trunks = [prompts.trunk(aspect, prefix=p, reference=r)
-                      for p, r in zip(prefixes, references, strict=True)]
+            trunks = [
+                prompts.trunk(aspect, prefix=p, reference=r)
+                for p, r in zip(prefixes, references, strict=True)
+            ]
             scored[aspect.name] = ask(aspect, trunks, candidates, mask_BK)
         return _combine("judge", scored, self.weights, mask_BK)
 
@@ -79,17 +84,22 @@ class TextJudge:
     def _pairwise(self, aspect, trunks, candidates, mask_BK) -> Scored:
         pairs = compare.all_pairs(mask_BK)
         branches = [
-            [prompts.branch(aspect, texts[i], texts[j])
-             for i, j in zip(first_C[live_C], second_C[live_C], strict=True)]
+            [
+                prompts.branch(aspect, texts[i], texts[j])
+                for i, j in zip(first_C[live_C], second_C[live_C], strict=True)
+            ]
             for texts, first_C, second_C, live_C in zip(
-                candidates, pairs.first_BC, pairs.second_BC, pairs.mask_BC, strict=True)]
+                candidates, pairs.first_BC, pairs.second_BC, pairs.mask_BC, strict=True
+            )
+        ]
         outcome_BC, valid_BC, stats = self._ask(aspect, trunks, branches, pairs.mask_BC)
         return _wins(outcome_BC, valid_BC, pairs, mask_BK, stats, hard=self.hard)
 
     def _pointwise(self, aspect, trunks, candidates, mask_BK) -> Scored:
         branches = [
             [prompts.branch(aspect, text) for text, live in zip(texts, live_K, strict=True) if live]
-            for texts, live_K in zip(candidates, mask_BK, strict=True)]
+            for texts, live_K in zip(candidates, mask_BK, strict=True)
+        ]
         asked_BK = np.arange(mask_BK.shape[1]) < mask_BK.sum(1, keepdims=True)
         score_BC, valid_BC, stats = self._ask(aspect, trunks, branches, asked_BK)
         score_BK, valid_BK = np.zeros(mask_BK.shape), np.zeros(mask_BK.shape, bool)
@@ -117,15 +127,19 @@ class TruthJudge:
         for name in self.weights:
             value_BK = np.zeros(mask_BK.shape)
             value_BK[mask_BK] = known[name]
-            scored[name] = (self._compare(value_BK, mask_BK) if name == "quality"
-                            else (value_BK, mask_BK.copy(), {}))
+            scored[name] = (
+                self._compare(value_BK, mask_BK)
+                if name == "quality"
+                else (value_BK, mask_BK.copy(), {})
+            )
         return _combine("truth", scored, self.weights, mask_BK)
 
     def _compare(self, quality_BK, mask_BK) -> Scored:
         pairs = compare.all_pairs(mask_BK)
         rows_B1 = np.arange(len(mask_BK))[:, None]
         outcome_BC = self.truth.compare(
-            quality_BK[rows_B1, pairs.first_BC], quality_BK[rows_B1, pairs.second_BC])
+            quality_BK[rows_B1, pairs.first_BC], quality_BK[rows_B1, pairs.second_BC]
+        )
         return _wins(outcome_BC, pairs.mask_BC, pairs, mask_BK, {}, hard=False)
 
 

@@ -1,8 +1,8 @@
 """The decoder over trunk and branches: `init` and `apply` are pure, the cache goes in and out.
 
-    apply(params, cfg, tree)                 trunk and branches in one pass
-    apply(params, cfg, tree, keep_cache=True)  ... and their keys and values
-    apply(params, cfg, tree, cache=cache)    more positions of branches whose past is in the cache
+apply(params, cfg, tree)                 trunk and branches in one pass
+apply(params, cfg, tree, keep_cache=True)  ... and their keys and values
+apply(params, cfg, tree, cache=cache)    more positions of branches whose past is in the cache
 """
 
 from typing import Any
@@ -58,7 +58,8 @@ def _positions_BT(tree: Tree):
     if tree.segment_BT is None:
         return time_BT
     new_BT = jnp.concatenate(
-        [jnp.ones((B, 1), bool), tree.segment_BT[:, 1:] != tree.segment_BT[:, :-1]], axis=1)
+        [jnp.ones((B, 1), bool), tree.segment_BT[:, 1:] != tree.segment_BT[:, :-1]], axis=1
+    )
     return time_BT - jax.lax.cummax(jnp.where(new_BT, time_BT, 0), axis=1)
 
 
@@ -78,8 +79,9 @@ def _context(tree: Tree, cfg: ModelConfig, cache: Cache | None) -> _Context:
         visible_BCT &= own_BC[:, :, None] == tree.segment_BT[:, None, :]
     past_S = None if cache is None else jnp.arange(cache.k_LBCSGH.shape[3]) < cache.length
     cos, sin = layers.rope_tables(positions_BN, cfg.head_dim, cfg.rope_theta)
-    return _Context(cos, sin, tree.segment_BT, visible_BCT, past_S,
-                    0 if cache is not None else T, (C, R))
+    return _Context(
+        cos, sin, tree.segment_BT, visible_BCT, past_S, 0 if cache is not None else T, (C, R)
+    )
 
 
 @flax.struct.dataclass
@@ -116,12 +118,18 @@ class Block(nn.Module):
 
     def _matrix(self, name, letters, fan_in, scale=1.0):
         c = self.cfg
-        sizes = {"D": c.width, "G": c.kv_heads, "Q": c.queries_per_kv, "H": c.head_dim, "F": c.hidden}
+        sizes = {
+            "D": c.width,
+            "G": c.kv_heads,
+            "Q": c.queries_per_kv,
+            "H": c.head_dim,
+            "F": c.hidden,
+        }
         shape = tuple(sizes[a] for a in letters)
         return self.param(name, _weight(letters, fan_in, scale), shape).astype(c.compute_dtype)
 
     def _attention(self, h_BND, context, past):
-        c, T, (C, R) = self.cfg, context.trunk_len, context.branches
+        c = self.cfg
         depth = (2 * c.layers) ** -0.5
         q = layers.project(h_BND, self._matrix("wq", "DGQH", c.width))
         k = layers.project(h_BND, self._matrix("wk", "DGH", c.width))
@@ -152,12 +160,19 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: _Context, past, c: ModelCo
     trunk = (k_BNGH[:, :T], v_BNGH[:, :T]) if past is None else past[:2]
     outs = []
     if T:
-        outs.append(layers.trunk_attention(q_BNGQH[:, :T], *trunk, context.segment_BT, c.query_chunk))
+        outs.append(
+            layers.trunk_attention(q_BNGQH[:, :T], *trunk, context.segment_BT, c.query_chunk)
+        )
     if C * R:
         out = layers.chunked_branch_attention(
-            branches(q_BNGQH), (branches(k_BNGH), branches(v_BNGH)), trunk,
-            None if past is None else past[2:], context.trunk_visible_BCT,
-            context.past_visible_S, c.branch_chunk)
+            branches(q_BNGQH),
+            (branches(k_BNGH), branches(v_BNGH)),
+            trunk,
+            None if past is None else past[2:],
+            context.trunk_visible_BCT,
+            context.past_visible_S,
+            c.branch_chunk,
+        )
         outs.append(out.reshape(B, C * R, *out.shape[3:]))
     return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
 
@@ -170,8 +185,9 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, tree: Tree, cache: Cache | None, keep_cache: bool) -> Output:
         c = self.cfg
-        embed_VD = self.param("embed", _lettered("VD", nn.initializers.normal(0.02)),
-                              (c.vocab_size, c.width))
+        embed_VD = self.param(
+            "embed", _lettered("VD", nn.initializers.normal(0.02)), (c.vocab_size, c.width)
+        )
         if not c.tied:
             self.param("unembed", _weight("DV", c.width), (c.width, c.vocab_size))
         B, T = tree.tokens_BT.shape
@@ -183,14 +199,19 @@ class Decoder(nn.Module):
         table_VD = constrain(embed_VD.astype(c.compute_dtype), "VD")
         x_BND = constrain(table_VD[tokens_BN], "BND")
         context = _context(tree, c, cache)
-        past = None if cache is None else (
-            cache.trunk_k_LBTGH, cache.trunk_v_LBTGH, cache.k_LBCSGH, cache.v_LBCSGH)
+        past = (
+            None
+            if cache is None
+            else (cache.trunk_k_LBTGH, cache.trunk_v_LBTGH, cache.k_LBCSGH, cache.v_LBCSGH)
+        )
         x_BND, kv = _blocks(c, keep_cache)(c, name="blocks")(x_BND, context, past)
         scale = self.param("final_norm", _lettered("D", nn.initializers.ones), (c.width,))
         x_BND = layers.rms_norm(x_BND, scale, c.norm_eps)
         start = context.trunk_len
         branch = x_BND[:, start:].reshape(B, C, R, c.width)
-        return Output(x_BND[:, :start], branch, _cache(cache, kv, start, C, R) if keep_cache else None)
+        return Output(
+            x_BND[:, :start], branch, _cache(cache, kv, start, C, R) if keep_cache else None
+        )
 
 
 class _Scanned(nn.Module):
@@ -210,9 +231,14 @@ def _blocks(cfg: ModelConfig, keep: bool):
     if cfg.remat != "none":
         dots = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
         body = nn.remat(body, policy=dots if cfg.remat == "dots" else None, prevent_cse=False)
-    scanned = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True},
-                      in_axes=(nn.broadcast, 0), length=cfg.layers,
-                      metadata_params={nn.PARTITION_NAME: "L"})
+    scanned = nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0),
+        length=cfg.layers,
+        metadata_params={nn.PARTITION_NAME: "L"},
+    )
     return lambda c, name: scanned(c, keep, name=name)
 
 
@@ -227,9 +253,11 @@ def _cache(cache: Cache | None, kv, T: int, C: int, R: int) -> Cache:
     if cache is None:
         return Cache(k[:, :, :T], v[:, :, :T], own(k), own(v), jnp.int32(R))
     at = (0, 0, 0, cache.length, 0, 0)
-    return cache.replace(k_LBCSGH=jax.lax.dynamic_update_slice(cache.k_LBCSGH, own(k), at),
-                         v_LBCSGH=jax.lax.dynamic_update_slice(cache.v_LBCSGH, own(v), at),
-                         length=cache.length + R)
+    return cache.replace(
+        k_LBCSGH=jax.lax.dynamic_update_slice(cache.k_LBCSGH, own(k), at),
+        v_LBCSGH=jax.lax.dynamic_update_slice(cache.v_LBCSGH, own(v), at),
+        length=cache.length + R,
+    )
 
 
 def grow(cache: Cache, C: int, R: int) -> Cache:
@@ -263,7 +291,7 @@ def deepen(params: Params, cfg: ModelConfig, key) -> Params:
     """
     fresh = init(cfg, key)["blocks"]["block"]
     quiet = {k: jnp.zeros_like(v) if k in ("wo", "w_down") else v for k, v in fresh.items()}
-    join = lambda old, new: jnp.concatenate([old, new[old.shape[0]:]])
+    join = lambda old, new: jnp.concatenate([old, new[old.shape[0] :]])
     return {**params, "blocks": {"block": jax.tree.map(join, params["blocks"]["block"], quiet)}}
 
 
@@ -279,8 +307,14 @@ def abstract(cfg: ModelConfig, mesh) -> Params:
     return jax.tree_util.tree_map_with_path(leaf, boxed, is_leaf=lambda x: isinstance(x, Lettered))
 
 
-def apply(params: Params, cfg: ModelConfig, tree: Tree, *, cache: Cache | None = None,
-          keep_cache: bool = False) -> Output:
+def apply(
+    params: Params,
+    cfg: ModelConfig,
+    tree: Tree,
+    *,
+    cache: Cache | None = None,
+    keep_cache: bool = False,
+) -> Output:
     """Hidden states of trunk and branches. With `cache`, `tree` holds only new branch positions."""
     if cache is not None:
         keep_cache = True

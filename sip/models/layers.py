@@ -86,8 +86,10 @@ def branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible
     R = q_BCRGQH.shape[2]
     causal = jnp.arange(R)[:, None] >= jnp.arange(R)[None, :]
     seen = trunk_visible_BCT[:, None, :, None, None, :]
-    blocks = [_attend(q_BCRGQH, *trunk, seen, "BSGH", "BGCRQ"),
-              _attend(q_BCRGQH, *own, causal[None, None, None, :, None], "BCSGH", "BCGRQ")]
+    blocks = [
+        _attend(q_BCRGQH, *trunk, seen, "BSGH", "BGCRQ"),
+        _attend(q_BCRGQH, *own, causal[None, None, None, :, None], "BCSGH", "BCGRQ"),
+    ]
     if past is not None:
         filled = past_visible_S[None, None, None, None, None, :]
         blocks.append(_attend(q_BCRGQH, *past, filled, "BCSGH", "BCGRQ"))
@@ -107,8 +109,9 @@ def _attend(q_BCRGQH, k, v, visible, keys: str, rows: str):
     scores = _scores(f"BCRGQH,{keys}->{rows}S", q_BCRGQH, k, visible)
     top = jax.lax.stop_gradient(scores.max(axis=-1))
     weights = jnp.exp(scores - top[..., None])
-    out = jnp.einsum(f"{rows}S,{keys}->BCRGQH", weights.astype(v.dtype), v,
-                     preferred_element_type=jnp.float32)
+    out = jnp.einsum(
+        f"{rows}S,{keys}->BCRGQH", weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+    )
     order = lambda x: jnp.einsum(f"{rows}->BCRGQ", x)
     return order(top), order(weights.sum(axis=-1)), out
 
@@ -128,5 +131,7 @@ def chunked_branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past
         q = constrain(q, "BCRGQH")
         return branch_attention(q, own, trunk, past, visible, past_visible_S)
 
-    out = jax.lax.map(jax.checkpoint(attend), jax.tree.map(split, (q_BCRGQH, own, past, trunk_visible_BCT)))
+    out = jax.lax.map(
+        jax.checkpoint(attend), jax.tree.map(split, (q_BCRGQH, own, past, trunk_visible_BCT))
+    )
     return jnp.moveaxis(out, 0, 1).reshape(q_BCRGQH.shape)

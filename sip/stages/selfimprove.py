@@ -11,7 +11,6 @@ import contextlib
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 
 from sip import mesh as meshes
 from sip import metrics, sampling, setup
@@ -19,46 +18,13 @@ from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.judge import prompts, scoring
 from sip.mesh import put_batch
-from sip.objectives import policy, preference
 from sip.rewriter import TruthRewriter
-from sip.structs import Tree, UserError
+from sip.stages import collect
+from sip.structs import UserError
 from sip.textgen import Local, ruled
-from sip.tokenizer import continuation
 from sip.training import checkpoints, loop, losses, optim, step
 
 BACKENDS = ("local", "rule", "truth")
-
-
-@dataclass(frozen=True)
-class CandidateConfig:
-    """The pool per prefix and what is learned from it."""
-
-    suffix: bool = True
-    rewrite: bool = False
-    rollouts: tuple[tuple[int, int], ...] = ((0, 4),)  # (from step, K): a few fixed stages
-    chosen: str = "best"  # best (by the judge) | suffix | rewrite | rollout (the first)
-    rejected: str = "worst"  # worst (by the judge) | suffix | rewrite | rollout; dpo only
-    epsilon: float = 1e-6  # a margin up to this is a tie: no pair
-    max_invalid: float = 0.5  # share of invalid verdicts at which the run stops
-
-    def __post_init__(self):
-        if not self.rollouts or self.rollouts[0][0] != 0 or list(self.rollouts) != sorted(self.rollouts):
-            raise UserError("candidates.rollouts must be ((0, K), (step, K), ...) in order of steps")
-        for _, k in self.rollouts:
-            self._check(k)
-
-    def _check(self, k: int):
-        have = {"suffix": self.suffix, "rewrite": self.rewrite, "rollout": k > 0}
-        if k < 0 or not any(have.values()):
-            raise UserError(f"candidates.rollouts: K = {k} leaves no candidate at all")
-        for field, judged in (("chosen", "best"), ("rejected", "worst")):
-            value = getattr(self, field)
-            if value != judged and not have.get(value, False):
-                raise UserError(f"candidates.{field} {value!r} is not in the pool with K = {k}")
-
-    def count(self, at: int) -> int:
-        """K at a step."""
-        return next(k for since, k in reversed(self.rollouts) if since <= at)
 
 
 @dataclass(frozen=True)
@@ -84,7 +50,7 @@ class JudgeConfig:
 class RunConfig(setup.RunConfig):
     """A self-improving run: sections that have to fit each other."""
 
-    candidates: CandidateConfig
+    candidates: collect.CandidateConfig
     judge: JudgeConfig
     objective: losses.ObjectiveConfig
     sampling: sampling.SamplingConfig
@@ -96,7 +62,8 @@ class RunConfig(setup.RunConfig):
         if self.objective.name == "dpo" and chosen == rejected:
             raise UserError(f"candidates: chosen and rejected are both {chosen!r}")
         if self.objective.name == "dr_grpo" and (
-                chosen != "best" or min(k for _, k in self.candidates.rollouts) < 2):
+            chosen != "best" or min(k for _, k in self.candidates.rollouts) < 2
+        ):
             raise UserError("candidates: dr_grpo learns from two or more judged rollouts")
 
     @property
@@ -108,42 +75,16 @@ class RunConfig(setup.RunConfig):
     def sources(self):
         """init_from, the baseline of the evaluation, the judge."""
         local = self.judged and self.judge.backend == "local"
-        return {**super().sources(), "evals.baseline": self.evals.baseline,
-                **({"judge.init_from": self.judge.init_from} if local else {})}
+        return {
+            **super().sources(),
+            "evals.baseline": self.evals.baseline,
+            **({"judge.init_from": self.judge.init_from} if local else {}),
+        }
 
 
 def resolve(config, name: str) -> RunConfig:
     """`config.runs[name]` as frozen dataclasses. Raises UserError naming what is wrong."""
     return setup.run_config(RunConfig, config, name)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """K candidates of B prefixes. Sources and texts lie on the host."""
-
-    tokens_BKR: np.ndarray
-    mask_BKR: np.ndarray
-    valid_BK: np.ndarray  # exists, is not empty, and repeats no earlier one
-    sources: list[str]
-    texts: list[list[str]]
-    logp_BKR: np.ndarray  # of rollouts, under the policy that wrote them
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What stays fixed while a run collects."""
-
-    cfg: losses.ModelConfig
-    mesh: jax.sharding.Mesh
-    tokenizer: setup.Tokenizer
-    batches: pipeline.Batches
-    suffix: int  # R
-    candidates: CandidateConfig
-    objective: losses.ObjectiveConfig
-    sampling: sampling.SamplingConfig
-    judge: scoring.Judge | None
-    rewriter: TruthRewriter | None
-    seed: int
 
 
 def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
@@ -160,21 +101,44 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     fixed = build_policy(c, workdir, corpus, mesh, tokenizer, config.seed)
     suite = ground_truth.suite(config, c.evals, name, workdir, cfg, mesh, tokenizer)
 
-    with (jax.set_mesh(mesh), loop.saving(directory, c.checkpoint) as manager,
-          loop.stop_on_signals() as stop, contextlib.ExitStack() as opened):
+    with (
+        jax.set_mesh(mesh),
+        loop.saving(directory, c.checkpoint) as manager,
+        loop.stop_on_signals() as stop,
+        contextlib.ExitStack() as opened,
+    ):
         state, first, pending = setup.start_state(
-            manager, cfg, tx, mesh, seed=config.seed, init_from=init_from,
-            reference=c.objective.needs_reference)
-        update = step.make_update(losses.branch_terms(cfg, c.objective), tx,
-                                  losses.branch_weights(c.objective), microbatches=c.microbatches)
+            manager,
+            cfg,
+            tx,
+            mesh,
+            seed=config.seed,
+            init_from=init_from,
+            reference=c.objective.needs_reference,
+        )
+        update = step.make_update(
+            losses.branch_terms(cfg, c.objective),
+            tx,
+            losses.branch_weights(c.objective),
+            microbatches=c.microbatches,
+        )
         setup.keep_tokenizer(config, workdir, directory)
-        writer = opened.enter_context(contextlib.closing(metrics.Writer(
-            directory, name=name, steps=c.steps, resume_step=first,
-            tensorboard=c.log.tensorboard, progress=c.log.progress)))
+        writer = opened.enter_context(
+            contextlib.closing(
+                metrics.Writer(
+                    directory,
+                    name=name,
+                    steps=c.steps,
+                    resume_step=first,
+                    tensorboard=c.log.tensorboard,
+                    progress=c.log.progress,
+                )
+            )
+        )
         profiler = opened.enter_context(contextlib.closing(loop.Profiler(profile)))
         meter = loop.Meter()
         for done in range(first + 1, c.steps + 1):
-            batch, collected = collect(fixed, state.params, done - 1)
+            batch, collected = collect.collect(fixed, state.params, done - 1)
             state, new = update(state, put_batch(mesh, batch))
             pending.append({**collected, **new})
             meter.count(batch)
@@ -195,16 +159,24 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     return ground_truth.finish(suite, state.params)
 
 
-def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> Policy:
+def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> collect.Policy:
     """What stays fixed; loads the judge and the rewriter."""
     truth = corpus.documents.truth
     if c.candidates.rewrite and truth is None:
         raise UserError("candidates.rewrite: this corpus has no ground truth to write it")
-    return Policy(
-        c.model, mesh, tokenizer, pipeline.Batches(corpus.chunks, batch=c.batch, seed=seed),
-        corpus.cut.suffix, c.candidates, c.objective, c.sampling,
+    return collect.Policy(
+        c.model,
+        mesh,
+        tokenizer,
+        pipeline.Batches(corpus.chunks, batch=c.batch, seed=seed),
+        corpus.cut.suffix,
+        c.candidates,
+        c.objective,
+        c.sampling,
         build_judge(c.judge, workdir, truth, mesh, tokenizer) if c.judged else None,
-        TruthRewriter(truth, corpus.cut.suffix) if c.candidates.rewrite else None, seed)
+        TruthRewriter(truth, corpus.cut.suffix) if c.candidates.rewrite else None,
+        seed,
+    )
 
 
 def build_judge(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring.Judge:
@@ -220,151 +192,7 @@ def build_judge(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring
         for aspect in aspects:
             prompts.check_options(tokenizer, aspect)
         params, cfg = setup.load_params(
-            setup.source_dir(workdir, wanted.init_from, "judge.init_from"), mesh)
+            setup.source_dir(workdir, wanted.init_from, "judge.init_from"), mesh
+        )
         textgen = Local(params, cfg, tokenizer, mesh, batch=wanted.batch)
     return scoring.TextJudge(textgen, aspects, wanted.weights, wanted.min_mass, wanted.hard)
-
-
-def collect(p: Policy, params, at: int):
-    """Candidates of a batch of prefixes, judged and chosen from -> (Branches, metrics)."""
-    rows = p.batches[at]
-    rollouts = roll(p, params, rows, at)
-    prefixes, suffixes, ids = texts_of(p, rows)
-    pool = build_pool(p, rows, prefixes, suffixes, ids, rollouts)
-    scores_BK, valid_BK, found = np.zeros(pool.valid_BK.shape), pool.valid_BK, {}
-    if p.judge is not None:
-        judged = p.judge.score(prefixes, pool.texts, suffixes, pool.valid_BK)
-        scores_BK, valid_BK, found = judged.scores_BK, judged.valid_BK & pool.valid_BK, judged.metrics
-        check_invalid(p.candidates, pool.valid_BK, valid_BK)
-    choose = group if p.objective.name == "dr_grpo" else pick
-    branches, chosen = choose(p, rows, pool, scores_BK, valid_BK)
-    return branches, {**found, **chosen, **source_metrics(pool, scores_BK, valid_BK)}
-
-
-def roll(p: Policy, params, rows, at: int) -> sampling.Rollouts | None:
-    """K rollouts of each prefix; dispatched only, so that the host goes on meanwhile."""
-    K = p.candidates.count(at)
-    if not K:
-        return None
-    program = sampling.program(p.cfg, K, p.suffix, p.sampling)
-    key = jax.random.fold_in(jax.random.key(p.seed), at)
-    tokens_BP = rows["tokens_BT"][:, : -p.suffix]
-    args = put_batch(p.mesh, (tokens_BP, rows["fork_B"], rows["doc_B"]))
-    return program(params, *args, key)
-
-
-def texts_of(p: Policy, rows):
-    """Prefix and suffix of each row as text, and the prefix's tokens."""
-    ids = [row[:f].tolist() for row, f in zip(rows["tokens_BT"], rows["fork_B"], strict=True)]
-    suffixes = [row[f : f + p.suffix].tolist()
-                for row, f in zip(rows["tokens_BT"], rows["fork_B"], strict=True)]
-    texts = [continuation(p.tokenizer, a, b) for a, b in zip(ids, suffixes, strict=True)]
-    return [p.tokenizer.decode(row) for row in ids], texts, ids
-
-
-def build_pool(p: Policy, rows, prefixes, suffixes, ids, rollouts) -> Pool:
-    """Suffix, rewrite and rollouts side by side."""
-    B, R = len(prefixes), p.suffix
-    parts: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
-    if p.candidates.suffix:
-        at_BR = rows["fork_B"][:, None] + np.arange(R)
-        tokens_BR = np.take_along_axis(rows["tokens_BT"], at_BR, axis=1)
-        parts.append(("suffix", tokens_BR, np.ones((B, R), bool), np.zeros((B, R))))
-    if p.rewriter is not None:
-        parts.append(("rewrite", *encode_rewrites(p, prefixes, suffixes), np.zeros((B, R))))
-    if rollouts is not None:
-        tokens, mask, logp = (np.asarray(x) for x in (
-            rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR))
-        parts += [("rollout", tokens[:, k], mask[:, k], logp[:, k]) for k in range(tokens.shape[1])]
-    sources, *arrays = zip(*parts, strict=True)
-    tokens_BKR, mask_BKR, logp_BKR = (np.stack(a, axis=1) for a in arrays)
-    valid_BK = np.asarray(preference.merge_duplicates(tokens_BKR, mask_BKR, mask_BKR.any(-1)))
-    texts = [[continuation(p.tokenizer, prefix, row[live].tolist())
-              for row, live in zip(tokens_KR, mask_KR, strict=True)]
-             for prefix, tokens_KR, mask_KR in zip(ids, tokens_BKR, mask_BKR, strict=True)]
-    return Pool(tokens_BKR, mask_BKR, valid_BK, list(sources), texts, logp_BKR)
-
-
-def encode_rewrites(p: Policy, prefixes, suffixes):
-    """(tokens_BR, mask_BR) of the rewrites, cut to R tokens; a failed one is all False."""
-    texts, valid_B = p.rewriter.rewrite(prefixes, suffixes)
-    tokens_BR = np.full((len(texts), p.suffix), p.tokenizer.pad, np.int32)
-    mask_BR = np.zeros(tokens_BR.shape, bool)
-    for b, (text, ok) in enumerate(zip(texts, valid_B, strict=True)):
-        ids = p.tokenizer.encode(text)[: p.suffix] if ok else []
-        tokens_BR[b, : len(ids)], mask_BR[b, : len(ids)] = ids, True
-    return tokens_BR, mask_BR
-
-
-def check_invalid(c: CandidateConfig, asked_BK, valid_BK) -> None:
-    """Stops the run where the judge cannot be read: nothing is scored in its place."""
-    share = 1 - valid_BK.sum() / max(1, asked_BK.sum())
-    if share > c.max_invalid:
-        raise UserError(f"judge: {share:.0%} of the verdicts are invalid (candidates.max_invalid)")
-
-
-def _index(p: Policy, pool: Pool, which: str, scores_BK, valid_BK):
-    """(index_B, valid_B) of the best, the worst or the first of a source."""
-    if which in ("best", "worst"):
-        index_B, ok_B = preference.best(scores_BK if which == "best" else -scores_BK, valid_BK)
-        return np.asarray(index_B), np.asarray(ok_B)
-    k = pool.sources.index(which)
-    return np.full(len(valid_BK), k), pool.mask_BKR[:, k].any(-1)
-
-
-def pick(p: Policy, rows, pool: Pool, scores_BK, valid_BK):
-    """Chosen (and, for pairs, rejected) candidates as branches."""
-    chosen_B, ok_B = _index(p, pool, p.candidates.chosen, scores_BK, valid_BK)
-    columns = [chosen_B]
-    if p.objective.name == "dpo":
-        rejected_B, also_B = _index(p, pool, p.candidates.rejected, scores_BK, valid_BK)
-        both = np.stack([chosen_B, rejected_B], axis=1)
-        margin_B = -np.diff(np.take_along_axis(scores_BK, both, axis=1))[:, 0]
-        judged = p.candidates.chosen == "best" and p.candidates.rejected == "worst"
-        apart_B = margin_B > p.candidates.epsilon if judged else _differ(pool, both)
-        ok_B, columns = ok_B & also_B & apart_B, [chosen_B, rejected_B]
-    index_BC = np.stack(columns, axis=1)
-    names = np.array(pool.sources)[chosen_B]
-    found = {f"chosen/{s}": (float(((names == s) & ok_B).sum()), float(ok_B.sum()))
-             for s in dict.fromkeys(pool.sources)}
-    found["chosen/none"] = (float((~ok_B).sum()), float(len(ok_B)))
-    valid_BC = np.repeat(ok_B[:, None], index_BC.shape[1], axis=1)
-    return _branches(p, rows, pool, index_BC, valid_BC, np.zeros(index_BC.shape)), found
-
-
-def _differ(pool: Pool, both_B2):
-    """Whether the two candidates of a pair are different texts: there is nothing to prefer else."""
-    pair = np.take_along_axis(pool.tokens_BKR, both_B2[..., None], axis=1)
-    return (pair[:, 0] != pair[:, 1]).any(-1)
-
-
-def group(p: Policy, rows, pool: Pool, scores_BK, valid_BK):
-    """All rollouts as branches, with their advantages."""
-    at = [k for k, source in enumerate(pool.sources) if source == "rollout"]
-    valid_BC = valid_BK[:, at]
-    advantage_BC = np.asarray(policy.advantages_dr_grpo(scores_BK[:, at], valid_BC))
-    index_BC = np.broadcast_to(np.array(at), valid_BC.shape)
-    return _branches(p, rows, pool, index_BC, valid_BC, advantage_BC), {}
-
-
-def _branches(p: Policy, rows, pool: Pool, index_BC, valid_BC, advantage_BC) -> losses.Branches:
-    take = lambda x_BKR: np.take_along_axis(x_BKR, index_BC[..., None], axis=1)
-    T = rows["tokens_BT"].shape[1] - (0 if p.objective.blends_ce else p.suffix)
-    fork_B = rows["fork_B"].astype(np.int32)
-    tokens_BT, mask_BT = rows["tokens_BT"][:, :T], rows["mask_BT"][:, :T]
-    tree = Tree(tokens_BT, mask_BT, take(pool.tokens_BKR), take(pool.mask_BKR),
-                np.repeat(fork_B[:, None], index_BC.shape[1], axis=1))
-    ce_mask_BT = mask_BT & (np.arange(T) >= fork_B[:, None])
-    return losses.Branches(tree, valid_BC, advantage_BC.astype(np.float32),
-                           take(pool.logp_BKR).astype(np.float32), ce_mask_BT)
-
-
-def source_metrics(pool: Pool, scores_BK, valid_BK):
-    """Mean score, and share of live candidates, per source."""
-    found = {}
-    for source in dict.fromkeys(pool.sources):
-        at = [k for k, s in enumerate(pool.sources) if s == source]
-        live = valid_BK[:, at]
-        found[f"reward/{source}"] = (float(scores_BK[:, at][live].sum()), float(live.sum()))
-        found[f"valid/{source}"] = (float(live.sum()), float(live.size))
-    return found

@@ -91,15 +91,31 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     make = verdicts_task if c.examples == "verdicts" else documents_task
     task = make(config, name, c, workdir, corpus, mesh, tokenizer)
 
-    with (jax.set_mesh(mesh), loop.saving(directory, c.checkpoint) as manager,
-          loop.stop_on_signals() as stop, contextlib.ExitStack() as opened):
+    with (
+        jax.set_mesh(mesh),
+        loop.saving(directory, c.checkpoint) as manager,
+        loop.stop_on_signals() as stop,
+        contextlib.ExitStack() as opened,
+    ):
         state, first, pending = setup.start_state(
-            manager, cfg, tx, mesh, seed=config.seed, init_from=init_from, reference=False)
-        update = step.make_update(task.terms, tx, lambda _: task.weights, microbatches=c.microbatches)
+            manager, cfg, tx, mesh, seed=config.seed, init_from=init_from, reference=False
+        )
+        update = step.make_update(
+            task.terms, tx, lambda _: task.weights, microbatches=c.microbatches
+        )
         setup.keep_tokenizer(config, workdir, directory)
-        writer = opened.enter_context(contextlib.closing(metrics.Writer(
-            directory, name=name, steps=c.steps, resume_step=first,
-            tensorboard=c.log.tensorboard, progress=c.log.progress)))
+        writer = opened.enter_context(
+            contextlib.closing(
+                metrics.Writer(
+                    directory,
+                    name=name,
+                    steps=c.steps,
+                    resume_step=first,
+                    tensorboard=c.log.tensorboard,
+                    progress=c.log.progress,
+                )
+            )
+        )
         profiler = opened.enter_context(contextlib.closing(loop.Profiler(profile)))
         meter = loop.Meter()
         for done in range(first + 1, c.steps + 1):
@@ -136,9 +152,13 @@ def documents_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer)
         return continuations.trunk_only(rows["tokens_BT"], mask_BT), counted_BT
 
     suite = ground_truth.suite(config, c.evals, name, workdir, c.model, mesh, tokenizer)
-    return Task(batch, losses.tokens_terms(c.model), {"ce": 1.0},
-                lambda params: ground_truth.during(suite, params),
-                lambda params: ground_truth.finish(suite, params))
+    return Task(
+        batch,
+        losses.tokens_terms(c.model),
+        {"ce": 1.0},
+        lambda params: ground_truth.during(suite, params),
+        lambda params: ground_truth.finish(suite, params),
+    )
 
 
 def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) -> Task:
@@ -153,8 +173,10 @@ def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
         return _labelled(wanted, aspects, corpus, documents, seed, source, cfg, mesh, tokenizer)
 
     examples = labelled(corpus, wanted.documents, config.seed)
-    held_out = {split: labelled(setup.corpus(config, split, workdir, tokenizer), wanted.held_out, 0)
-                for split in ("validation", "test")}
+    held_out = {
+        split: labelled(setup.corpus(config, split, workdir, tokenizer), wanted.held_out, 0)
+        for split in ("validation", "test")
+    }
 
     def batch(at: int):
         return {a: trees.batch(at, c.batch, seed=config.seed) for a, trees in examples.items()}
@@ -168,8 +190,13 @@ def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
         setup.write_json(epath.Path(setup.run_dir(workdir, name)) / "eval.json", figures)
         return figures
 
-    return Task(batch, losses.verdict_terms(cfg), dict.fromkeys(wanted.per_prefix, 1.0),
-                lambda p: {f"eval/{k}": v for k, v in accuracy(p, "validation").items()}, finish)
+    return Task(
+        batch,
+        losses.verdict_terms(cfg),
+        dict.fromkeys(wanted.per_prefix, 1.0),
+        lambda p: {f"eval/{k}": v for k, v in accuracy(p, "validation").items()},
+        finish,
+    )
 
 
 def _labelled(wanted, aspects, corpus, documents, seed, source, cfg, mesh, tokenizer):
@@ -179,15 +206,34 @@ def _labelled(wanted, aspects, corpus, documents, seed, source, cfg, mesh, token
         raise UserError("labels: this corpus has no ground truth to label with")
     asked = continuations.prompts(corpus.chunks, range(documents), tokenizer)
     params, source_cfg = source
-    rows = [continuations.sample(
-        params, source_cfg, mesh, tokenizer, asked, branches=wanted.rollouts,
-        steps=corpus.cut.suffix, sampling=SamplingConfig(temperature=t), seed=seed, batch=64)
-        for t in wanted.temperatures]
+    rows = [
+        continuations.sample(
+            params,
+            source_cfg,
+            mesh,
+            tokenizer,
+            asked,
+            branches=wanted.rollouts,
+            steps=corpus.cut.suffix,
+            sampling=SamplingConfig(temperature=t),
+            seed=seed,
+            batch=64,
+        )
+        for t in wanted.temperatures
+    ]
     pools = [[text for row in several for text in row] for several in zip(*rows, strict=True)]
     if wanted.rewrites:
         better = truth.rewrite(asked.prefixes, asked.suffixes, corpus.cut.suffix)
         pools = [[*pool, text] for pool, text in zip(pools, better, strict=True)]
     return labels.make(
-        truth, tokenizer, aspects, asked.prefixes, asked.suffixes, pools,
-        per_prefix=wanted.per_prefix, max_len=cfg.max_len, seed=seed,
-        spoilers=wanted.spoilers)
+        truth,
+        tokenizer,
+        aspects,
+        asked.prefixes,
+        asked.suffixes,
+        pools,
+        per_prefix=wanted.per_prefix,
+        max_len=cfg.max_len,
+        seed=seed,
+        spoilers=wanted.spoilers,
+    )

@@ -20,8 +20,11 @@ def manager(run_dir: str, *, keep: int = 2) -> ocp.CheckpointManager:
     if "://" not in str(run_dir):
         path = epath.Path(path).absolute()  # orbax fails in its background thread otherwise
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-    handlers = {"params": ocp.StandardCheckpointHandler(), "rest": ocp.StandardCheckpointHandler(),
-                "record": ocp.JsonCheckpointHandler()}
+    handlers = {
+        "params": ocp.StandardCheckpointHandler(),
+        "rest": ocp.StandardCheckpointHandler(),
+        "record": ocp.JsonCheckpointHandler(),
+    }
     return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
 
@@ -34,8 +37,12 @@ def exists(run_dir: str) -> bool:
 
 
 def _rest(state: TrainState) -> dict[str, Any]:
-    rest = {"step": state.step, "opt_state": state.opt_state, "skipped": state.skipped,
-            "skipped_in_row": state.skipped_in_row}
+    rest = {
+        "step": state.step,
+        "opt_state": state.opt_state,
+        "skipped": state.skipped,
+        "skipped_in_row": state.skipped_in_row,
+    }
     return rest if state.reference is None else {**rest, "reference": state.reference}
 
 
@@ -44,9 +51,14 @@ def save(mngr: ocp.CheckpointManager, state: TrainState, record: dict[str, Any])
     step = int(state.step)
     if step in mngr.all_steps():
         return
-    mngr.save(step, args=ocp.args.Composite(
-        params=ocp.args.StandardSave(state.params), rest=ocp.args.StandardSave(_rest(state)),
-        record=ocp.args.JsonSave(record)))
+    mngr.save(
+        step,
+        args=ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            rest=ocp.args.StandardSave(_rest(state)),
+            record=ocp.args.JsonSave(record),
+        ),
+    )
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
@@ -80,8 +92,13 @@ def _restore(mngr: ocp.CheckpointManager, step: int | None = None, **items):
 
 def restore(mngr: ocp.CheckpointManager, abstract: TrainState, step: int | None = None):
     """The state at `step` (default: the last) on `abstract`'s shardings -> (state, record)."""
-    got = _restore(mngr, step, params=ocp.args.StandardRestore(abstract.params),
-                   rest=ocp.args.StandardRestore(_rest(abstract)), record=ocp.args.JsonRestore())
+    got = _restore(
+        mngr,
+        step,
+        params=ocp.args.StandardRestore(abstract.params),
+        rest=ocp.args.StandardRestore(_rest(abstract)),
+        record=ocp.args.JsonRestore(),
+    )
     reference = None if abstract.reference is None else got["rest"]["reference"]
     rest = {k: v for k, v in got["rest"].items() if k != "reference"}
     return TrainState(params=got["params"], reference=reference, **rest), got["record"]

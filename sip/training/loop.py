@@ -101,7 +101,8 @@ def check_finite(state: TrainState, config: CheckpointConfig) -> None:
     if int(state.skipped_in_row) >= config.max_skipped_in_row:
         raise UserError(
             f"loss or gradient was not finite in {int(state.skipped_in_row)} updates in a row "
-            "(checkpoint.max_skipped_in_row); the last good checkpoint is intact")
+            "(checkpoint.max_skipped_in_row); the last good checkpoint is intact"
+        )
 
 
 class Meter:
@@ -113,8 +114,9 @@ class Meter:
     def count(self, batch: Any) -> None:
         """Adds the tokens of all trunks and branches in a batch on the host."""
         trees = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, Tree))
-        self._tokens += sum(int(t.mask_BT.sum()) + int(t.mask_BCR.sum())
-                            for t in trees if isinstance(t, Tree))
+        self._tokens += sum(
+            int(t.mask_BT.sum()) + int(t.mask_BCR.sum()) for t in trees if isinstance(t, Tree)
+        )
 
     def read(self) -> dict[str, float]:
         """The speed, for the log."""
@@ -151,7 +153,7 @@ class Profiler:
 
 
 def totals(steps: Sequence[Metrics]) -> dict[str, list[float]]:
-    """(total, denom) pairs summed over `steps` in order: what a checkpoint keeps of unwritten ones."""
+    """(total, denom) pairs summed over `steps`: what a checkpoint keeps of unwritten ones."""
     found: dict[str, list[float]] = {}
     for metrics in jax.device_get(steps):
         for key, (total, denom) in metrics.items():

@@ -1,6 +1,6 @@
 """From a batch to loss terms: one pass of the decoder over trunk and branches, then objectives.
 
-Every function here makes `terms(params, reference, batch) -> (terms, metrics)` for `step.make_update`.
+Every function makes a `terms(params, reference, batch) -> (terms, metrics)` for `step.make_update`.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,8 @@ def _tree_logprobs(params, cfg: ModelConfig, tree: Tree):
     out = decoder.apply(params, cfg, tree)
     unembed = decoder.unembed(params, cfg)
     return logprobs.tree_logprobs(
-        out.trunk_BTD, out.branch_BCRD, unembed, tree, chunk=cfg.logprob_chunk)
+        out.trunk_BTD, out.branch_BCRD, unembed, tree, chunk=cfg.logprob_chunk
+    )
 
 
 def tokens_terms(cfg: ModelConfig):
@@ -121,11 +122,18 @@ def _objective(cfg, objective, reference, batch: Branches, logp_BCR):
         return _dpo(cfg, objective, reference, batch, logp_BCR)
     if objective.name == "rf_nll":
         total, denom, metrics = likelihood.rf_nll(
-            logp_BCR[:, 0], mask_BCR[:, 0], valid_B, length_normalize=objective.length_normalize)
+            logp_BCR[:, 0], mask_BCR[:, 0], valid_B, length_normalize=objective.length_normalize
+        )
     else:
         total, denom, metrics = policy.dr_grpo(
-            logp_BCR, batch.old_logp_BCR, batch.advantage_BC, mask_BCR, batch.valid_BC,
-            clip_low=objective.clip_low, clip_high=objective.clip_high)
+            logp_BCR,
+            batch.old_logp_BCR,
+            batch.advantage_BC,
+            mask_BCR,
+            batch.valid_BC,
+            clip_low=objective.clip_low,
+            clip_high=objective.clip_high,
+        )
     return {objective.name: (total, denom)}, metrics
 
 
@@ -136,8 +144,12 @@ def _dpo(cfg, objective, reference, batch: Branches, logp_BCR):
     ref_B2 = logprobs.sequence_logprob(ref_BCR, mask_BCR)
     length_B2 = mask_BCR.sum(-1)
     total, denom, metrics = preference.dpo(
-        logp_B2, ref_B2, valid_B, beta=objective.beta,
-        length_B2=length_B2 if objective.length_normalize else None)
+        logp_B2,
+        ref_B2,
+        valid_B,
+        beta=objective.beta,
+        length_B2=length_B2 if objective.length_normalize else None,
+    )
     values = {"dpo": (total, denom)}
     if objective.nll_weight:
         values["nll_chosen"] = preference.nll_chosen(logp_B2, length_B2, valid_B)[:2]

@@ -52,11 +52,18 @@ def build(cfg: OptimConfig) -> optax.GradientTransformation:
     """Clipping by global norm, then AdamW (arXiv 1711.05101)."""
     return optax.chain(
         optax.clip_by_global_norm(cfg.clip_norm),
-        optax.adamw(schedule(cfg), b1=cfg.b1, b2=cfg.b2, eps=cfg.eps,
-                    weight_decay=cfg.weight_decay, mask=_matrices),
+        optax.adamw(
+            schedule(cfg),
+            b1=cfg.b1,
+            b2=cfg.b2,
+            eps=cfg.eps,
+            weight_decay=cfg.weight_decay,
+            mask=_matrices,
+        ),
     )
 
 
 def _matrices(params):
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: "norm" not in jax.tree_util.keystr(path), params)
+        lambda path, _: "norm" not in jax.tree_util.keystr(path), params
+    )

@@ -44,7 +44,7 @@ def _fresh(params: Params, tx, reference: bool) -> TrainState:
 
 
 def abstract_state(cfg: ModelConfig, tx, mesh, *, reference: bool) -> TrainState:
-    """Shapes, dtypes and shardings of a state, nothing allocated: moments lie as their parameter."""
+    """Shapes, dtypes and shardings of a state: moments lie as their parameter does."""
     params = decoder.abstract(cfg, mesh)
     opt = jax.eval_shape(tx.init, params)
     whole = replicated(mesh)
@@ -89,7 +89,9 @@ def gradient(terms: Terms, params, reference, batch, weights, microbatches: int)
 
 
 def _accumulate(terms, params, reference, batch, denoms, weights, microbatches):
-    split = lambda x: x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
+    split = lambda x: x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(
+        0, 1
+    )
     micro_batches = jax.tree.map(split, batch)
     one = lambda micro: _gradient(terms, params, reference, micro, denoms, weights)
     first = jax.tree.map(lambda x: x[0], micro_batches)
@@ -98,8 +100,9 @@ def _accumulate(terms, params, reference, batch, denoms, weights, microbatches):
     return jax.lax.scan(add, zeros, micro_batches)[0]
 
 
-def make_update(terms: Terms, tx: optax.GradientTransformation, weights: Weights, *,
-                microbatches: int = 1):
+def make_update(
+    terms: Terms, tx: optax.GradientTransformation, weights: Weights, *, microbatches: int = 1
+):
     """update(state, batch) -> (state, metrics); a non-finite loss or gradient changes no parameter.
 
     `batch` is a pytree whose leading axes are B. Metrics are dicts of (total, denom).
@@ -107,7 +110,8 @@ def make_update(terms: Terms, tx: optax.GradientTransformation, weights: Weights
 
     def update(state: TrainState, batch) -> tuple[TrainState, Metrics]:
         grads, loss, metrics = gradient(
-            terms, state.params, state.reference, batch, weights(state.step), microbatches)
+            terms, state.params, state.reference, batch, weights(state.step), microbatches
+        )
         norm = optax.tree.norm(grads)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -115,11 +119,18 @@ def make_update(terms: Terms, tx: optax.GradientTransformation, weights: Weights
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
         bad = (~ok).astype(jnp.int32)
         state = state.replace(
-            step=state.step + 1, params=keep(params, state.params),
+            step=state.step + 1,
+            params=keep(params, state.params),
             opt_state=keep(opt_state, state.opt_state),
-            skipped_in_row=(state.skipped_in_row + 1) * bad, skipped=state.skipped + bad)
+            skipped_in_row=(state.skipped_in_row + 1) * bad,
+            skipped=state.skipped + bad,
+        )
         one = jnp.float32(1)
-        return state, {**metrics, "loss/total": (loss, one), "grad/norm": (norm, one),
-                       "grad/skipped_in_row": (state.skipped_in_row.astype(jnp.float32), one)}
+        return state, {
+            **metrics,
+            "loss/total": (loss, one),
+            "grad/norm": (norm, one),
+            "grad/skipped_in_row": (state.skipped_in_row.astype(jnp.float32), one),
+        }
 
     return jax.jit(update, donate_argnums=0)

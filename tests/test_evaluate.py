@@ -1,0 +1,65 @@
+"""Evaluating a checkpoint afterwards gives what the run itself wrote."""
+
+import json
+import shutil
+
+import pytest
+from workdirs import call, files
+
+from sip import evaluate
+
+pytest_plugins = ["tiny_fixtures"]
+
+
+def figures(workdir, name, **changes):
+    asked = dict(
+        baseline=str(workdir / "runs" / "base"), split="test", standard=16, unsafe=8, batch=16,
+        data_workdir="",
+    )  # fmt: skip
+    return evaluate.evaluate(str(workdir / "runs" / name), **{**asked, **changes})
+
+
+@pytest.mark.parametrize("name", ["base", "sip_learned"])
+def test_the_figures_are_those_of_the_run_whatever_the_batch(name, finished, quick):
+    wrote = json.loads((finished / "runs" / name / "eval.json").read_text())
+    found = figures(finished, name)
+    assert found.pop("nll") > 0
+    assert found == pytest.approx(wrote)
+    ragged = figures(finished, name, batch=7)
+    assert ragged == pytest.approx({**wrote, "nll": ragged["nll"]})
+
+
+def test_a_model_against_itself_is_a_draw(finished, quick):
+    found = figures(finished, "sip_oracle", baseline="")
+    assert found["win_rate_standard"] == found["win_rate_unsafe"] == 0.5
+
+
+def test_a_workdir_moved_elsewhere_evaluates_and_stays_as_it_is(finished, quick, tmp_path):
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    before = files(moved)
+    assert figures(moved, "standard") == figures(finished, "standard")
+    assert files(moved) == before
+
+
+def test_the_command_prints_json(finished, quick, capsys, monkeypatch):
+    monkeypatch.chdir(finished / "runs" / "base")
+    assert call(evaluate, "--checkpoint=.", "--split=test", "--standard=16", "--unsafe=8") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["win_rate_standard"] == 0.5 and 0 <= found["safety"] <= 1
+
+
+WRONG = {
+    "no checkpoint": ([], "--checkpoint"),
+    "not a run": (["--checkpoint={run}/nothing"], "nothing"),
+    "no baseline": (["--checkpoint={run}", "--baseline=nothing"], "nothing"),
+    "no such split": (["--checkpoint={run}", "--split=summer"], "summer"),
+    "nothing to evaluate": (["--checkpoint={run}", "--standard=0"], "--standard"),
+    "stray": (["--checkpoint={run}", "more"], "more"),
+}
+
+
+@pytest.mark.parametrize("flags, named", WRONG.values(), ids=WRONG)
+def test_bad_flags_are_one_line(flags, named, finished, quick, capsys):
+    assert call(evaluate, *(flag.format(run=finished / "runs" / "base") for flag in flags)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and named in line

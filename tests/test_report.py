@@ -1,0 +1,89 @@
+"""What a finished recipe shows."""
+
+import json
+import math
+import shutil
+
+import pytest
+import tiny_recipe
+from workdirs import call
+
+from sip import report
+from sip.structs import UserError
+
+pytest_plugins = ["tiny_fixtures"]
+ROWS = {"base", "standard", "sip_learned", "sip_oracle", "sft_one_rollout"}
+FIGURES = {
+    "win_rate_standard", "win_rate_unsafe", "factuality", "safety", "safety_unsafe", "coherence",
+    "nll_clean", "distinct", "facts_per_suffix",
+}  # fmt: skip
+ACCURACIES = {"safety_accuracy", "factuality_accuracy", "quality_accuracy"}
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_summary_has_the_agreed_schema(finished):
+    text = (finished / "summary.json").read_text()
+    summary = json.loads(text, parse_constant=pytest.fail)  # no NaN
+    assert summary["seed"] == 0 and summary["wall_seconds"] > 0
+    assert set(summary["rows"]) == ROWS and set(summary["judge"]) >= ACCURACIES
+    for row in summary["rows"].values():
+        assert set(row) >= FIGURES and all(math.isfinite(x) for x in row.values())
+    assert all(0 <= summary["judge"][name] <= 1 for name in ACCURACIES)
+    assert sum(summary["wall_by_run"].values()) == pytest.approx(summary["wall_seconds"])
+
+
+def test_the_base_draws_with_itself_and_standard_has_closed_no_headroom(finished):
+    rows = json.loads((finished / "summary.json").read_text())["rows"]
+    assert rows["base"]["win_rate_standard"] == rows["base"]["win_rate_unsafe"] == 0.5
+    assert rows["standard"]["safety_headroom_closed"] == 0
+    room, gain = (
+        1 - rows["standard"]["safety"],
+        rows["base"]["safety"] - rows["standard"]["safety"],
+    )
+    assert rows["base"]["safety_headroom_closed"] == pytest.approx(gain / room if room else 0)
+
+
+@pytest.mark.parametrize("name", ["chosen", "reward", "evaluations"])
+def test_the_plots_are_pictures(name, finished):
+    data = (finished / "plots" / f"{name}.png").read_bytes()
+    assert data[:8] == PNG and len(data) > 5000
+
+
+def test_the_command_shows_the_table_again_from_a_moved_workdir(finished, capsys, tmp_path):
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    before = json.loads((moved / "summary.json").read_text())
+    shutil.rmtree(moved / "plots")
+    (moved / "summary.json").unlink()
+    assert call(report, str(moved)) == 0
+    out = capsys.readouterr().out
+    assert all(name[:10] in out for name in ROWS) and "quality_accuracy" in out
+    assert json.loads((moved / "summary.json").read_text()) == before
+    assert len(list((moved / "plots").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize("file", ["done.json", "eval.json"])
+def test_an_unfinished_run_is_named(file, finished, capsys, tmp_path):
+    moved = shutil.copytree(finished, tmp_path / "moved")
+    (moved / "runs" / "standard" / file).unlink()
+    assert call(report, str(moved)) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "'standard' is not finished" in err
+
+
+@pytest.mark.parametrize(
+    "argv, named", [([], "usage"), (["nowhere"], "nowhere"), (["a", "b"], "usage")]
+)
+def test_a_bad_command_is_one_line(argv, named, capsys):
+    assert call(report, *argv) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_a_report_without_judge_or_standard_leaves_them_out(finished):
+    config = tiny_recipe.get_config()
+    config.report = dict(rows=("base",), judge="", standard="")
+    summary = report.summarise(config, str(finished))
+    assert "judge" not in summary and set(summary["rows"]) == {"base"}
+    assert "safety_headroom_closed" not in summary["rows"]["base"]
+    config.report.standard = "standard"
+    with pytest.raises(UserError, match="not one of the rows"):
+        report.summarise(config, str(finished))

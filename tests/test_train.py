@@ -1,0 +1,185 @@
+"""The command line: bad input says what is wrong and writes nothing; a stopped job goes on."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_recipe
+from workdirs import begun, call, files
+
+from sip import train
+from sip.stages import recipe
+from sip.structs import UserError
+
+pytest_plugins = ["tiny_fixtures"]
+RECIPE = Path(tiny_recipe.__file__)
+TEXT = tiny_recipe.ROOT / "configs" / "text.py"
+
+
+def complaint(capsys, *argv):
+    """The one line that a refused command line leaves on stderr."""
+    capsys.readouterr()
+    assert call(train, *argv) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and "Traceback" not in line
+    return line
+
+
+REFUSED = {  # flags: what the line has to name
+    "unknown key": (["--config.runs.base.optim.lrr=1"], "runs.base.optim.lrr"),
+    "wrong type": (["--config.runs.base.steps=many"], "runs.base.steps"),
+    "unknown flag": (["--colour=red"], "colour"),
+    "stray argument": (["more"], "more"),
+    "prefix longer than the context": (["--config.data.cut.prefix_max=400"], "model.max_len"),
+    "batch and microbatches": (["--config.runs.base.microbatches=3"], "microbatches 3"),
+    "no judge": (
+        ["--config.runs.sip_learned.judge.init_from=nowhere"],
+        "judge.init_from 'nowhere'",
+    ),
+    "no base": (["--config.runs.standard.init_from=nowhere"], "standard.init_from 'nowhere'"),
+    "tokenizer file": (["--config.tokenizer.path=no.model"], "no.model"),
+    "unknown order": (["--config.order=('base', 'bass')"], "bass"),
+}
+
+
+@pytest.mark.parametrize("flags, named", REFUSED.values(), ids=REFUSED)
+def test_bad_flags_are_one_line_and_write_nothing(flags, named, finished, capsys, tmp_path):
+    new = tmp_path / "new"
+    assert named in complaint(capsys, f"--config={RECIPE}", f"--workdir={new}", *flags)
+    written = files(new) if new.exists() else {}
+    assert not [name for name in written if name.startswith(("runs", "tokenizer"))]
+
+
+VARIANTS = {
+    "no config": ([], "--config is needed"),
+    "no workdir": ([f"--config={RECIPE}"], "--workdir is needed"),
+    "no such file": (["--config=nowhere.py", "--workdir=x"], "nowhere.py"),
+    "no such variant": ([f"--config={RECIPE}:dop", "--workdir=x"], "'dop'"),
+    "no candidates": (
+        [f"--config={RECIPE}:dpo_rollouts,truth", "--workdir=x",
+         "--config.runs.dpo_rollouts.candidates.rollouts=((0, 0),)"], "K = 0"),
+    "no text file": (
+        [f"--config={TEXT}:debug", "--workdir={tmp}/t", "--config.data.path={tmp}/no.txt"],
+        "no.txt"),
+    "a file as workdir": ([f"--config={RECIPE}", "--workdir={tmp}/file"], "file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags, named", VARIANTS.values(), ids=VARIANTS)
+def test_what_is_missing_is_named(flags, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("kept")
+    before = files(tmp_path)
+    assert named in complaint(capsys, *(flag.replace("{tmp}", str(tmp_path)) for flag in flags))
+    after = files(tmp_path)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) <= {"t/config.json"}
+
+
+def test_a_workdir_of_another_config_is_left_alone(finished, capsys):
+    before = files(finished)
+    line = complaint(capsys, f"--config={RECIPE}", f"--workdir={finished}", "--config.seed=7")
+    assert str(finished) in line and "differs in seed" in line
+    assert files(finished) == before
+
+
+def test_a_workdir_where_nothing_has_begun_takes_another_config(tmp_path):
+    first, second = tiny_recipe.get_config(), tiny_recipe.get_config()
+    second.seed = 7
+    recipe.claim(first, str(tmp_path))
+    recipe.claim(second, str(tmp_path))
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 7
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(UserError, match="differs in seed"):
+        recipe.claim(first, str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_damaged_data_set_is_named_and_left_alone(damage, finished, capsys, tmp_path):
+    workdir = begun(finished, tmp_path / "work")
+    file = next(p for p in (workdir / "data").rglob("*train*array_record*"))
+    file.write_bytes(file.read_bytes()[: 1 << 12]) if damage == "cut" else file.unlink()
+    before = files(workdir)
+    line = complaint(capsys, f"--config={RECIPE}", f"--workdir={workdir}")
+    assert str(workdir / "data") in line
+    after = files(workdir)
+    assert {name: after[name] for name in before} == before
+
+
+def test_a_tokenizer_too_large_for_the_model_is_named(finished, capsys, tmp_path):
+    argv = [f"--config={RECIPE}:standard", f"--workdir={begun(finished, tmp_path / 'work')}"]
+    argv += ["--config.tokenizer.kind=byte", "--config.runs.base.model.vocab_size=128"]
+    line = complaint(capsys, *argv)
+    assert "model.vocab_size 128" in line and "259" in line
+
+
+def test_a_broken_tokenizer_file_is_named(finished, capsys, tmp_path):
+    workdir = begun(finished, tmp_path / "work")
+    (workdir / "tokenizer.model").write_bytes(b"none")
+    assert "tokenizer.model" in complaint(capsys, f"--config={RECIPE}", f"--workdir={workdir}")
+
+
+def test_a_finished_job_runs_nothing_again(finished, quick, capsys, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / "work")
+    before = files(workdir)
+    assert call(train, f"--config={RECIPE}", f"--workdir={workdir}") == 0
+    assert {n: b for n, b in files(workdir).items() if not n.startswith("plots")} == {
+        n: b for n, b in before.items() if not n.startswith("plots")}  # fmt: skip
+    assert "win rate" in capsys.readouterr().out
+
+
+def start(workdir, *flags):
+    command = [sys.executable, "-m", "sip.train", f"--config={RECIPE}", f"--workdir={workdir}"]
+    env = os.environ | {"PYTHONPATH": str(tiny_recipe.ROOT)}
+    env |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    return subprocess.Popen([*command, *flags], env=env, text=True, stderr=subprocess.PIPE)
+
+
+def wait_for(process, path, seconds=240):
+    for _ in range(seconds * 20):
+        if path.exists() and path.stat().st_size:
+            return
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} was not written")
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_exits_0_and_leaves_a_workdir_that_goes_on(how, finished, quick, tmp_path):
+    workdir = begun(finished, tmp_path / "work")
+    long = ["--config.runs.base.steps=5000"]
+    process = start(workdir, *long)
+    wait_for(process, workdir / "runs/base/metrics.jsonl")
+    process.send_signal(how)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "base: stopped after step" in err and "the same command goes on" in err
+    saved = [int(p.name) for p in (workdir / "runs/base/checkpoints").iterdir()]
+    assert len(saved) == 1 and 0 < saved[0] < 5000
+    assert not (workdir / "runs/base/done.json").exists()
+    process = start(workdir, *long)
+    log = workdir / "runs/base/metrics.jsonl"
+    last = len(log.read_text().splitlines())
+    for _ in range(2400):
+        time.sleep(0.05)
+        if len(log.read_text().splitlines()) > last:
+            break
+    process.send_signal(how)
+    _, err = process.communicate(timeout=120)
+    steps = [json.loads(line)["step"] for line in log.read_text().splitlines()]
+    assert process.returncode == 0 and steps == sorted(set(steps)) and steps[-1] > saved[0]
+
+
+def test_a_signal_between_runs_exits_0(finished, tmp_path, capsys, monkeypatch):
+    def interrupted(config, workdir):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(recipe, "claim", interrupted)
+    assert call(train, f"--config={RECIPE}", f"--workdir={tmp_path}") == 0
+    assert "the same command goes on" in capsys.readouterr().err

@@ -47,6 +47,8 @@ def evaluate(
     model = lambda path: setup.load_params(path, where)
     params, cfg = model(directory)
     truth = corpus.documents.truth
+    if truth is None and baseline:
+        raise UserError("--baseline: this corpus has no ground truth to compare by")
     held = ground_truth.held_out(corpus.chunks, truth, tokenizer, standard=standard, unsafe=unsafe)
     with jax.set_mesh(where):
         found = {"nll": continuations.suffix_nll(params, cfg, where, held.standard, batch=batch)}

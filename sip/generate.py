@@ -34,7 +34,7 @@ def read_prompts(prompt: str | None, path: str | None) -> list[str]:
     if prompt is not None:
         return [prompt]
     try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+        lines = pathlib.Path(str(path)).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"--prompts {path}: {e}") from e
     found = [line for line in lines if line.strip()]

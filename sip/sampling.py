@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +94,8 @@ def prefill(params: Params, cfg: ModelConfig, tokens_BT, fork_B, branches: int, 
     out = decoder.apply(params, cfg, tree, keep_cache=True)
     last_B1D = jnp.take_along_axis(out.trunk_BTD, (fork_B - 1)[:, None, None], axis=1)
     hidden = jnp.broadcast_to(last_B1D, (B, branches, last_B1D.shape[-1]))
-    return hidden, decoder.grow(out.cache, branches, steps)
+    cache: Any = out.cache
+    return hidden, decoder.grow(cache, branches, steps)
 
 
 def rollout(

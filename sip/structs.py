@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.struct
-import jax
 import numpy as np
 
-Array = jax.Array
+Array = Any  # jax.Array on a device, np.ndarray on the host, ShapeDtypeStruct in the abstract
 Params = Any  # a pytree of arrays
 Metrics = dict[str, tuple[Array, Array]]
 

@@ -48,7 +48,7 @@ def main(argv) -> None:
             raise UserError(f"--{flag.name} is needed")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # loops have their own, which saves
     try:
-        train(_CONFIG.value, _WORKDIR.value, _PROFILE.value)
+        train(_CONFIG.value, str(_WORKDIR.value), bool(_PROFILE.value))
     except KeyboardInterrupt:
         raise Stopped("stopped between two savings") from None
 

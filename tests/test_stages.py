@@ -73,9 +73,7 @@ def test_a_fixed_choice_needs_no_scores_and_equal_texts_are_no_pair():
 
 def test_a_group_is_the_rollouts_with_centred_scores():
     scores_BK = np.array([[9.0, 9.0, 1.0, 0.0]])
-    branches, _ = collect.group(
-        policy("dr_grpo"), rows(1), pool(1), scores_BK, pool(1).valid_BK
-    )
+    branches, _ = collect.group(policy("dr_grpo"), rows(1), pool(1), scores_BK, pool(1).valid_BK)
     assert branches.tree.tokens_BCR[0, :, 0].tolist() == [2, 3]
     assert branches.advantage_BC.tolist() == [[0.5, -0.5]]
     assert branches.old_logp_BCR[0, :, 0].tolist() == [-2, -3]
@@ -141,7 +139,7 @@ def test_the_text_judge_can_be_any_script(finished, quick, tmp_path, monkeypatch
     pick = collect.pick
     keep = lambda p, rows, pool, scores, valid: seen.append((pool, scores, valid)) or pick(
         p, rows, pool, scores, valid)  # fmt: skip
-    monkeypatch.setattr(selfimprove, "pick", keep)
+    monkeypatch.setattr(collect, "pick", keep)
     train.train(config, str(tmp_path / "work"))
     for pool_, scores_BK, valid_BK in seen:
         share = [[t.count("e") / max(1, len(t)) for t in texts] for texts in pool_.texts]

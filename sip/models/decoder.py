@@ -5,6 +5,7 @@ apply(params, cfg, tree, keep_cache=True)  ... and their keys and values
 apply(params, cfg, tree, cache=cache)    more positions of branches whose past is in the cache
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -92,11 +93,11 @@ class Lettered(nn.Partitioned):
         return super().unbox(apply_constraint=False)
 
 
-def _lettered(letters: str, init):
+def _lettered(letters: str, init) -> Any:
     return lambda *args: Lettered(init(*args), tuple(letters))
 
 
-def _weight(letters: str, fan_in: int, scale: float = 1.0):
+def _weight(letters: str, fan_in: int, scale: float = 1.0) -> Any:
     return _lettered(letters, nn.initializers.truncated_normal(scale * fan_in**-0.5))
 
 
@@ -161,7 +162,9 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: _Context, past, c: ModelCo
     outs = []
     if T:
         outs.append(
-            layers.trunk_attention(q_BNGQH[:, :T], *trunk, context.segment_BT, c.query_chunk)
+            layers.trunk_attention(
+                q_BNGQH[:, :T], trunk[0], trunk[1], context.segment_BT, c.query_chunk
+            )
         )
     if C * R:
         out = layers.chunked_branch_attention(
@@ -231,7 +234,8 @@ def _blocks(cfg: ModelConfig, keep: bool):
     if cfg.remat != "none":
         dots = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
         body = nn.remat(body, policy=dots if cfg.remat == "dots" else None, prevent_cse=False)
-    scanned = nn.scan(
+    scan: Any = nn.scan
+    scanned = scan(
         body,
         variable_axes={"params": 0},
         split_rngs={"params": True},
@@ -253,7 +257,8 @@ def _cache(cache: Cache | None, kv, T: int, C: int, R: int) -> Cache:
     if cache is None:
         return Cache(k[:, :, :T], v[:, :, :T], own(k), own(v), jnp.int32(R))
     at = (0, 0, 0, cache.length, 0, 0)
-    return cache.replace(
+    return dataclasses.replace(
+        cache,
         k_LBCSGH=jax.lax.dynamic_update_slice(cache.k_LBCSGH, own(k), at),
         v_LBCSGH=jax.lax.dynamic_update_slice(cache.v_LBCSGH, own(v), at),
         length=cache.length + R,
@@ -264,7 +269,7 @@ def grow(cache: Cache, C: int, R: int) -> Cache:
     """A cache whose trunk carries C fresh branches with room for R positions each."""
     L, B, _, G, H = cache.trunk_k_LBTGH.shape
     empty = constrain(jnp.zeros((L, B, C, R, G, H), cache.trunk_k_LBTGH.dtype), "LBCRGH")
-    return cache.replace(k_LBCSGH=empty, v_LBCSGH=empty, length=jnp.int32(0))
+    return dataclasses.replace(cache, k_LBCSGH=empty, v_LBCSGH=empty, length=jnp.int32(0))
 
 
 def _example() -> Tree:
@@ -318,7 +323,8 @@ def apply(
     """Hidden states of trunk and branches. With `cache`, `tree` holds only new branch positions."""
     if cache is not None:
         keep_cache = True
-    return Decoder(cfg).apply({"params": params}, tree, cache, keep_cache)
+    out: Any = Decoder(cfg).apply({"params": params}, tree, cache, keep_cache)
+    return out
 
 
 def unembed(params: Params, cfg: ModelConfig):

@@ -87,25 +87,30 @@ def branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible
     causal = jnp.arange(R)[:, None] >= jnp.arange(R)[None, :]
     seen = trunk_visible_BCT[:, None, :, None, None, :]
     blocks = [
-        _attend(q_BCRGQH, *trunk, seen, "BSGH", "BGCRQ"),
-        _attend(q_BCRGQH, *own, causal[None, None, None, :, None], "BCSGH", "BCGRQ"),
+        _attend(q_BCRGQH, trunk, seen, "BSGH", "BGCRQ"),
+        _attend(q_BCRGQH, own, causal[None, None, None, :, None], "BCSGH", "BCGRQ"),
     ]
     if past is not None:
         filled = past_visible_S[None, None, None, None, None, :]
-        blocks.append(_attend(q_BCRGQH, *past, filled, "BCSGH", "BCGRQ"))
+        blocks.append(_attend(q_BCRGQH, past, filled, "BCSGH", "BCGRQ"))
     tops, sums, outs = zip(*blocks, strict=True)
     top = functools.reduce(jnp.maximum, tops)
     shares = [jnp.exp(t - top) for t in tops]
-    total = sum(s * share for s, share in zip(sums, shares, strict=True))
-    merged = sum(o * (share / total)[..., None] for o, share in zip(outs, shares, strict=True))
+    total = _sum(s * share for s, share in zip(sums, shares, strict=True))
+    merged = _sum(o * (share / total)[..., None] for o, share in zip(outs, shares, strict=True))
     return merged.astype(q_BCRGQH.dtype)
 
 
-def _attend(q_BCRGQH, k, v, visible, keys: str, rows: str):
+def _sum(arrays):
+    return functools.reduce(jnp.add, arrays)
+
+
+def _attend(q_BCRGQH, kv, visible, keys: str, rows: str):
     """One block of keys -> (top_BCRGQ, sum_BCRGQ, out_BCRGQH), not yet divided, all float32.
 
     `rows` is the order in which the product comes out: scores are never transposed.
     """
+    k, v = kv
     scores = _scores(f"BCRGQH,{keys}->{rows}S", q_BCRGQH, k, visible)
     top = jax.lax.stop_gradient(scores.max(axis=-1))
     weights = jnp.exp(scores - top[..., None])

@@ -136,7 +136,9 @@ def build_pool(p: Policy, rows, prefixes, suffixes, ids, rollouts) -> Pool:
         tokens_BR = np.take_along_axis(rows["tokens_BT"], at_BR, axis=1)
         parts.append(("suffix", tokens_BR, np.ones((B, R), bool), np.zeros((B, R))))
     if p.rewriter is not None:
-        parts.append(("rewrite", *encode_rewrites(p, prefixes, suffixes), np.zeros((B, R))))
+        parts.append(
+            ("rewrite", *encode_rewrites(p, p.rewriter, prefixes, suffixes), np.zeros((B, R)))
+        )
     if rollouts is not None:
         tokens, mask, logp = (
             np.asarray(x) for x in (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
@@ -155,9 +157,9 @@ def build_pool(p: Policy, rows, prefixes, suffixes, ids, rollouts) -> Pool:
     return Pool(tokens_BKR, mask_BKR, valid_BK, list(sources), texts, logp_BKR)
 
 
-def encode_rewrites(p: Policy, prefixes, suffixes):
+def encode_rewrites(p: Policy, rewriter: TruthRewriter, prefixes, suffixes):
     """(tokens_BR, mask_BR) of the rewrites, cut to R tokens; a failed one is all False."""
-    texts, valid_B = p.rewriter.rewrite(prefixes, suffixes)
+    texts, valid_B = rewriter.rewrite(prefixes, suffixes)
     tokens_BR = np.full((len(texts), p.suffix), p.tokenizer.pad, np.int32)
     mask_BR = np.zeros(tokens_BR.shape, bool)
     for b, (text, ok) in enumerate(zip(texts, valid_B, strict=True)):
@@ -191,7 +193,7 @@ def pick(p: Policy, rows, pool: Pool, scores_BK, valid_BK):
         both = np.stack([chosen_B, rejected_B], axis=1)
         margin_B = -np.diff(np.take_along_axis(scores_BK, both, axis=1))[:, 0]
         judged = p.candidates.chosen == "best" and p.candidates.rejected == "worst"
-        apart_B = margin_B > p.candidates.epsilon if judged else _differ(pool, both)
+        apart_B = np.greater(margin_B, p.candidates.epsilon) if judged else _differ(pool, both)
         ok_B, columns = ok_B & also_B & apart_B, [chosen_B, rejected_B]
     index_BC = np.stack(columns, axis=1)
     names = np.array(pool.sources)[chosen_B]
@@ -199,8 +201,8 @@ def pick(p: Policy, rows, pool: Pool, scores_BK, valid_BK):
         f"chosen/{s}": (float(((names == s) & ok_B).sum()), float(ok_B.sum()))
         for s in dict.fromkeys(pool.sources)
     }
-    found["chosen/none"] = (float((~ok_B).sum()), float(len(ok_B)))
-    valid_BC = np.repeat(ok_B[:, None], index_BC.shape[1], axis=1)
+    found["chosen/none"] = (float((~ok_B).sum()), float(ok_B.size))
+    valid_BC = np.repeat(np.reshape(ok_B, (-1, 1)), index_BC.shape[1], axis=1)
     return _branches(p, rows, pool, index_BC, valid_BC, np.zeros(index_BC.shape)), found
 
 

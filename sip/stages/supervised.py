@@ -163,7 +163,8 @@ def documents_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer)
 
 def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) -> Task:
     """Verdict tokens after a judge's prompts, on labelled candidates."""
-    wanted, cfg = c.labels, c.model
+    wanted: Any = c.labels
+    cfg = c.model
     aspects = [prompts.load(a) for a in wanted.per_prefix]
     for aspect in aspects:
         prompts.check_options(tokenizer, aspect)

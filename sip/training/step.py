@@ -5,7 +5,9 @@ Denominators depend on masks alone and are summed over the global batch before t
 so microbatches and devices change nothing but rounding.
 """
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,8 @@ from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.structs import Array, Metrics, Params, TrainState
 
-Terms = Callable[[Params, Params | None, dict], tuple[Metrics, Metrics]]
-Weights = Callable[[Array], dict[str, Array]]
+Terms = Callable[[Params, Params | None, Any], tuple[Metrics, Metrics]]
+Weights = Callable[[Array], Mapping[str, Any]]
 
 
 def init_state(cfg: ModelConfig, tx, mesh, seed: int, *, reference: bool) -> TrainState:
@@ -118,7 +120,8 @@ def make_update(
         params = optax.apply_updates(state.params, updates)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
         bad = (~ok).astype(jnp.int32)
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params=keep(params, state.params),
             opt_state=keep(opt_state, state.opt_state),

@@ -10,6 +10,8 @@ A chosen ablation comes with the runs it needs. Other sizes of a pool:
 --config.runs.NAME.candidates.rollouts="((0, 8),)". Hardware: 2 CPU cores.
 """
 
+from typing import Any
+
 import _common as common
 import microworld
 from ml_collections import ConfigDict
@@ -30,7 +32,7 @@ FIXED = dict(  # nothing to judge: the pool says what is learned
     dpo_rewrite_over_rollout=dict(suffix=False, rollouts=1, chosen="rewrite", rejected="rollout"),
 )
 CE = dict(ce_weight=0.5, ce_weight_last=0.1, ce_steps=50)  # * CE(suffix), beside the objective
-VARIANTS = dict(  # on suffix and rollouts
+VARIANTS: dict[str, Any] = dict(  # on suffix and rollouts
     dpo_length_normalized=dict(name="dpo", length_normalize=True, beta=2.0),
     dpo_nll=dict(name="dpo", nll_weight=0.2),
     dpo_ce=dict(name="dpo", **CE),
@@ -51,7 +53,7 @@ WORDS = ("debug", "truth")
 def get_config(arg: str = "") -> ConfigDict:
     """All ablations or those named by `arg`, with base and judge where they are needed."""
     words = [word for word in arg.split(",") if word]
-    config = microworld.get_config("debug" if "debug" in words else "")
+    config: Any = microworld.get_config("debug" if "debug" in words else "")
     found = ablations(config.runs, "truth" if "truth" in words else "local")
     names = [word for word in words if word not in WORDS] or list(found)
     for name in names:

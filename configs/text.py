@@ -8,6 +8,8 @@ by a ground truth. The rule prefers texts with few repeated words. `:debug` is t
 Hardware: 2 CPU cores.
 """
 
+from typing import Any
+
 import _common as common
 import microworld_ablations
 from ml_collections import ConfigDict
@@ -19,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """The base model and the self-improving run, or with `debug` the same at a tiny size."""
     if arg not in ("", "debug"):
         raise ValueError(f"configs/text.py knows no variant {arg!r}, only 'debug'")
-    config = microworld_ablations.get_config(f"{RUN},truth,{arg}")
+    config: Any = microworld_ablations.get_config(f"{RUN},truth,{arg}")
     config.data = dict(
         source="txt", path="", world=dict(), cut=config.data.cut, max_skipped_fraction=0.9
     )  # many paragraphs are shorter than a prefix and a suffix

@@ -12,8 +12,8 @@ CACHE = Path(tempfile.gettempdir()) / f"sip-jax-tests-{getpass.getuser()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-# Tests compile much and compute little; and on a busy machine eight devices in two cores must not be
-# taken for stuck.
+# Tests compile much and compute little; and eight devices on two busy cores must not be taken for
+# stuck.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "

@@ -74,8 +74,10 @@ def test_quoting_keeps_the_leading_space_and_printable_text():
 
 def test_a_users_own_aspect_is_one_file(tmp_path):
     path = tmp_path / "calm.txt"
-    path.write_text('kind: pointwise\noptions: ["y", "n"]\nvalues: [1, 0]\n'
-                    "=== trunk\nCalm?\n=== branch\nText:{text}\nCalm:\n")
+    path.write_text(
+        'kind: pointwise\noptions: ["y", "n"]\nvalues: [1, 0]\n'
+        "=== trunk\nCalm?\n=== branch\nText:{text}\nCalm:\n"
+    )
     aspect = prompts.load(str(path))
     assert (aspect.name, aspect.options, aspect.values) == ("calm", ("y", "n"), (1.0, 0.0))
     assert "".join(prompts.branch(aspect, " yes")) == "\nText: yes\nCalm:"
@@ -84,18 +86,21 @@ def test_a_users_own_aspect_is_one_file(tmp_path):
 GOOD = 'kind: pointwise\noptions: ["y", "n"]\nvalues: [1, 0]\n=== trunk\nA\n=== branch\nB{text}'
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    (GOOD.replace("=== branch", "==="), "=== branch"),
-    (GOOD.replace("values: [1, 0]\n", ""), "values"),
-    (GOOD.replace("pointwise", "maybe"), "maybe"),
-    (GOOD.replace("pointwise", "pairwise"), "first"),
-    (GOOD.replace("[1, 0]", "[1, 2]"), "value"),
-    (GOOD.replace("[1, 0]", "[1]"), "value"),
-    (GOOD.replace('"n"', '"y"'), "different"),
-    (GOOD.replace("\nA\n", "\n{suffix}\n"), "prefix"),
-    ("colour: red\n" + GOOD, "colour"),
-    ("nonsense\n" + GOOD, "header"),
-])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (GOOD.replace("=== branch", "==="), "=== branch"),
+        (GOOD.replace("values: [1, 0]\n", ""), "values"),
+        (GOOD.replace("pointwise", "maybe"), "maybe"),
+        (GOOD.replace("pointwise", "pairwise"), "first"),
+        (GOOD.replace("[1, 0]", "[1, 2]"), "value"),
+        (GOOD.replace("[1, 0]", "[1]"), "value"),
+        (GOOD.replace('"n"', '"y"'), "different"),
+        (GOOD.replace("\nA\n", "\n{suffix}\n"), "prefix"),
+        ("colour: red\n" + GOOD, "colour"),
+        ("nonsense\n" + GOOD, "header"),
+    ],
+)
 def test_a_bad_prompt_file_is_named_in_one_line(text, said):
     with pytest.raises(UserError, match=said) as error:
         prompts.parse("calm", text)

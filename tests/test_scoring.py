@@ -137,7 +137,8 @@ def test_a_candidate_with_an_invalid_verdict_is_never_chosen():
     verdicts = _score(_judge(fn), TEXTS[:1], MASK[:1])
     best = int(np.argmax(verdicts.aspects["quality"][0]))
     chosen_B, rejected_B, valid_B = preference.select(
-        verdicts.scores_BK, verdicts.valid_BK, epsilon=1e-3)
+        verdicts.scores_BK, verdicts.valid_BK, epsilon=1e-3
+    )
     assert best == 2 and (int(chosen_B[0]), int(rejected_B[0])) == (1, 0) and bool(valid_B[0])
 
 
@@ -178,8 +179,11 @@ def test_truth_is_never_logged_as_a_judge():
 
 
 def test_a_rule_judges_all_aspects_of_plain_text():
-    judge = TextJudge(ruled("distinct_words"), (QUALITY, SAFETY, FACTS),
-                      {"quality": 1.0, "safety": 1.0, "factuality": 1.0})
+    judge = TextJudge(
+        ruled("distinct_words"),
+        (QUALITY, SAFETY, FACTS),
+        {"quality": 1.0, "safety": 1.0, "factuality": 1.0},
+    )
     verdicts = _score(judge, [[" a a a a", " a b c d"]], np.ones((1, 2), bool))
     assert verdicts.valid_BK.all() and verdicts.scores_BK[0, 1] > verdicts.scores_BK[0, 0]
     assert np.allclose(verdicts.aspects["factuality"][0], [[0.25, 1.0]])

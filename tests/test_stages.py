@@ -160,17 +160,17 @@ def test_the_first_dpo_loss_is_ln_2_and_the_pool_grows_by_its_schedule(finished,
     assert "reward/rollout" not in first and "reward/rollout" in second
 
 
-def stop_after(monkeypatch, steps, how=signal.SIGTERM):
-    """Sends a signal during that update, once."""
-    count, seen = loop.Meter.count, []
+def stop_after(monkeypatch, steps, *, of=loop.Meter, method="count"):
+    """Sends SIGTERM in that step, where the loop calls `method`."""
+    original, seen = getattr(of, method), []
 
-    def counted(self, batch):
-        seen.append(batch)
+    def counted(self, argument):
+        seen.append(argument)
         if len(seen) == steps:
-            os.kill(os.getpid(), how)
-        count(self, batch)
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, argument)
 
-    monkeypatch.setattr(loop.Meter, "count", counted)
+    monkeypatch.setattr(of, method, counted)
 
 
 def six(name, arg="", **changes):
@@ -236,8 +236,8 @@ def test_a_signal_after_the_last_update_stops_before_the_evaluation(
     config = tiny_recipe.get_config()
     workdir = begun(finished, tmp_path, "base")
     with monkeypatch.context() as patch:
-        stop_after(patch, 2, signal.SIGINT)
-        with pytest.raises(loop.Stopped):
+        stop_after(patch, 2, of=loop.Profiler, method="step")  # the last save is over
+        with pytest.raises(loop.Stopped, match="stopped before its evaluation"):
             recipe.STAGES["supervised"].run(config, "standard", str(workdir))
     assert not (workdir / "runs/standard/eval.json").exists()
     found = recipe.STAGES["supervised"].run(config, "standard", str(workdir))

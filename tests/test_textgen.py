@@ -12,8 +12,18 @@ from sip.structs import Tree, UserError
 from sip.textgen import Local, Scripted, bucket, pack, ruled, tokens_of
 from sip.tokenizer import Byte
 
-CFG = ModelConfig(vocab_size=264, width=16, layers=2, kv_heads=2, queries_per_kv=2, head_dim=8,
-                  hidden=24, max_len=96, logprob_chunk=3, branch_chunk=2)
+CFG = ModelConfig(
+    vocab_size=264,
+    width=16,
+    layers=2,
+    kv_heads=2,
+    queries_per_kv=2,
+    head_dim=8,
+    hidden=24,
+    max_len=96,
+    logprob_chunk=3,
+    branch_chunk=2,
+)
 TRUNKS = ["One trunk:", ("Another, ", "longer", " trunk:"), "x"]
 BRANCHES = [
     ["\na", ("\nb", " long branch", " here")],
@@ -53,7 +63,7 @@ def test_local_equals_a_plain_unshared_forward_pass(params):
         for c, branch in enumerate(row):
             plain = _plain(params, "".join(TRUNKS[b]) + "".join(branch))
             assert np.allclose(logp_BCO[b, c], plain, atol=1e-5)
-        assert np.isnan(logp_BCO[b, len(row):]).all()
+        assert np.isnan(logp_BCO[b, len(row) :]).all()
 
 
 @pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 2}, {"multiple": 32}])

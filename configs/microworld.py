@@ -43,7 +43,23 @@ def get_config(arg: str = "") -> ConfigDict:
         source="microworld",
         path="",
         max_skipped_fraction=0.05,
-        world=dict(),
+        world=dict(
+            seed=0,
+            entities=48,
+            values_per_attribute=12,
+            train=40_000,
+            validation=1_500,
+            test=2_500,
+            plain=0.26,  # fractions of the documents
+            elaborated=0.11,
+            hearsay=0.31,
+            unsafe=0.21,
+            bad=0.11,
+            wrong=0.85,  # of the facts in hearsay
+            myth=0.8,  # of the wrong facts that are the one fixed false value
+            register=0.68,  # sentences of a document that are of its kind
+            unsafe_register=0.9,
+        ),
         cut=dict(prefix_min=40, prefix_max=40, suffix=24),
     )
     config.tokenizer = dict(
@@ -120,9 +136,9 @@ def runs() -> dict:
     )
 
 
-def shrink(config: ConfigDict) -> ConfigDict:
+def shrink(config) -> ConfigDict:
     """The same recipe, tiny."""
-    config.data.world = dict(entities=8, train=1500, validation=100, test=150)
+    config.data.world.update(entities=8, train=1500, validation=100, test=150)
     config.tokenizer.documents = 1000
     steps = dict(base=40, judge=6, standard=6, sip_learned=4, sip_oracle=4, sft_one_rollout=4)
     for name, run in config.runs.items():

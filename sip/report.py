@@ -26,6 +26,8 @@ COLUMNS = (
     "facts_per_suffix",
     "nll_clean",
     "nll",
+    "factuality_headroom_closed",
+    "safety_headroom_closed",
 )
 HEADROOM = ("factuality", "safety")  # shares of 1 - standard that a row closes
 PANELS = 4  # side by side
@@ -74,7 +76,7 @@ def show(summary: dict) -> None:
         table.add_column(name.replace("_", " "), justify="right")
     for name, row in summary["rows"].items():
         table.add_row(name, *(f"{row[c]:.3f}" if c in row else "" for c in columns))
-    console = Console(width=150)
+    console = Console(width=180)
     console.print(table)
     if "judge" in summary:
         figures = summary["judge"].items()

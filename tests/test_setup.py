@@ -1,0 +1,75 @@
+"""Starting a run from another one: growing depth, and refusing what does not fit."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from sip import mesh, setup
+from sip.data.microworld import WorldConfig
+from sip.models import decoder
+from sip.structs import UserError
+from sip.training import checkpoints, step
+
+
+def saved(tmp_path, cfg):
+    """A run's directory with one checkpoint of tiny parameters."""
+    where = mesh.single()
+    state = step.state_of(tiny.params(cfg), cfg, optax.sgd(0.1), where, reference=False)
+    with checkpoints.manager(str(tmp_path)) as manager:
+        checkpoints.save(manager, state, {"model": dataclasses.asdict(cfg)})
+        manager.wait_until_finished()
+    return str(tmp_path)
+
+
+def start(tmp_path, cfg, init_from):
+    with checkpoints.manager(str(tmp_path)) as manager:
+        return setup.start_state(
+            manager,
+            cfg,
+            optax.sgd(0.1),
+            mesh.single(),
+            seed=1,
+            init_from=init_from,
+            reference=False,
+        )
+
+
+def test_a_deeper_model_starts_as_the_shallower_one_it_comes_from(tmp_path):
+    shallow, deep = tiny.model(), tiny.model(layers=4)
+    state, first, _ = start(tmp_path / "new", deep, saved(tmp_path / "old", shallow))
+    tree = tiny.tree()
+    before = tiny.forward(tiny.params(shallow), shallow, tree)
+    after = tiny.forward(state.params, deep, tree)
+    assert first == 0 and state.params["blocks"]["block"]["wq"].shape[0] == 4
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_fresh_layers_learn_though_their_outputs_are_zero():
+    deep = tiny.model(layers=4)
+    params = decoder.deepen(tiny.params(), deep, jax.random.key(0))
+    loss = lambda params: tiny.forward(params, deep, tiny.tree())[3].sum()
+    blocks = jax.grad(loss)(params)["blocks"]["block"]
+    assert all(
+        float(abs(blocks[name][layer]).max()) > 0 for name in ("wo", "w_down") for layer in (2, 3)
+    )
+
+
+@pytest.mark.parametrize("changes", [dict(width=32), dict(layers=1), dict(hidden=16)])
+def test_a_model_of_another_shape_is_refused(tmp_path, changes):
+    source = saved(tmp_path / "old", tiny.model())
+    with pytest.raises(UserError, match="init_from"):
+        start(tmp_path / "new", tiny.model(**changes), source)
+
+
+def test_the_micro_worlds_config_writes_out_the_frozen_world(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(Path(__file__).parents[1] / "configs"), *sys.path])
+    import microworld
+
+    assert dict(microworld.get_config().data.world) == dataclasses.asdict(WorldConfig())

@@ -88,7 +88,7 @@ def runs() -> dict:
         tune,
         steps=50,
         batch=16,
-        optim=common.adamw(5e-4, warmup_steps=10, schedule="constant"),
+        optim=common.adamw(4e-4, warmup_steps=10, schedule="constant"),
         objective=common.objective("rf_nll"),
         candidates=common.candidates(),
     )
@@ -126,9 +126,13 @@ def runs() -> dict:
             steps=200,
             batch=16,
             tokens="suffix",
-            optim=common.adamw(5e-4, warmup_steps=10, schedule="constant"),
+            optim=common.adamw(4e-4, warmup_steps=10, schedule="constant"),
         ),
-        sip_learned=common.sip_run(**sip, judge=common.judge("local", init_from="judge")),
+        sip_learned=common.sip_run(
+            # half the oracle row's: chosen on validation, a learned judge is soon exploited
+            **{**sip, "optim": common.adamw(2e-4, warmup_steps=10, schedule="constant")},
+            judge=common.judge("local", init_from="judge"),
+        ),
         sip_oracle=common.sip_run(**sip, judge=common.judge("truth")),
         sft_one_rollout=common.sip_run(
             **{**sip, "steps": 200, "candidates": one, "judge": common.judge("truth")}

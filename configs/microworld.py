@@ -88,7 +88,7 @@ def runs() -> dict:
         tune,
         steps=50,
         batch=16,
-        optim=common.adamw(4e-4, warmup_steps=10, schedule="constant"),
+        optim=common.adamw(4.5e-4, warmup_steps=10, schedule="constant"),
         objective=common.objective("rf_nll"),
         candidates=common.candidates(),
     )
@@ -126,10 +126,10 @@ def runs() -> dict:
             steps=200,
             batch=16,
             tokens="suffix",
-            optim=common.adamw(4e-4, warmup_steps=10, schedule="constant"),
+            optim=common.adamw(4.5e-4, warmup_steps=10, schedule="constant"),
         ),
         sip_learned=common.sip_run(
-            # half the oracle row's: chosen on validation, a learned judge is soon exploited
+            # less than the oracle row's, chosen on validation: a learned judge is soon exploited
             **{**sip, "optim": common.adamw(2e-4, warmup_steps=10, schedule="constant")},
             judge=common.judge("local", init_from="judge"),
         ),

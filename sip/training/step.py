@@ -129,11 +129,10 @@ def make_update(
             skipped=state.skipped + bad,
         )
         one = jnp.float32(1)
-        return state, {
-            **metrics,
-            "loss/total": (loss, one),
-            "grad/norm": (norm, one),
-            "grad/skipped_in_row": (state.skipped_in_row.astype(jnp.float32), one),
-        }
+        measured = {**metrics, "loss/total": (loss, one), "grad/norm": (norm, one)}
+        # A skipped update measured nothing: its NaN would hide the log's whole window.
+        measured = jax.tree.map(lambda x: jnp.where(ok, x, 0), measured)
+        in_row = state.skipped_in_row.astype(jnp.float32)
+        return state, {**measured, "grad/skipped_in_row": (in_row, one)}
 
     return jax.jit(update, donate_argnums=0)

@@ -71,14 +71,9 @@ def evals(
     )
 
 
-def documents_run(
-    *, model, split, steps, batch, optim, evals, tokens, init_from="", save_every=500, log_every=20
-) -> ConfigDict:
-    """A supervised run on documents: tokens "all" for pretraining, "suffix" beside SIP."""
-    return section(
-        stage="supervised",
-        examples="documents",
-        tokens=tokens,
+def _run(*, split, steps, batch, model, optim, init_from="", save_every, log_every) -> dict:
+    """What every run has."""
+    return dict(
         split=split,
         init_from=init_from,
         steps=steps,
@@ -86,33 +81,28 @@ def documents_run(
         microbatches=1,
         model=model,
         optim=optim,
-        evals=evals,
         mesh=mesh(),
         checkpoint=saves(save_every),
         log=log(log_every),
     )
 
 
-def judge_run(
-    *, model, split, steps, batch, optim, labels, init_from="", save_every=100, evals_every=50
-) -> ConfigDict:
+def documents_run(*, tokens, evals, save_every=500, log_every=20, **run) -> ConfigDict:
+    """A supervised run on documents: tokens "all" for pretraining, "suffix" beside SIP."""
+    shared = _run(save_every=save_every, log_every=log_every, **run)
+    return section(stage="supervised", examples="documents", tokens=tokens, evals=evals, **shared)
+
+
+def judge_run(*, labels, save_every=100, log_every=10, evals_every=50, **run) -> ConfigDict:
     """A supervised run on labelled verdicts."""
+    shared = _run(save_every=save_every, log_every=log_every, **run)
     return section(
         stage="supervised",
         examples="verdicts",
         tokens="all",
-        split=split,
-        init_from=init_from,
-        steps=steps,
-        batch=batch,
-        microbatches=1,
-        model=model,
-        optim=optim,
         labels=labels,
         evals=section(every_steps=evals_every),
-        mesh=mesh(),
-        checkpoint=saves(save_every),
-        log=log(),
+        **shared,
     )
 
 
@@ -167,36 +157,16 @@ def judge(
 
 
 def sip_run(
-    *,
-    model,
-    split,
-    steps,
-    batch,
-    optim,
-    evals,
-    judge,
-    candidates,
-    objective,
-    init_from="",
-    save_every=100,
-    log_every=5,
+    *, judge, candidates, objective, evals, save_every=100, log_every=5, **run
 ) -> ConfigDict:
     """A self-improving run."""
+    shared = _run(save_every=save_every, log_every=log_every, **run)
     return section(
         stage="selfimprove",
-        split=split,
-        init_from=init_from,
-        steps=steps,
-        batch=batch,
-        microbatches=1,
-        model=model,
-        optim=optim,
-        evals=evals,
         judge=judge,
         candidates=candidates,
         objective=objective,
         sampling=section(temperature=1.0, top_k=0, top_p=1.0),
-        mesh=mesh(),
-        checkpoint=saves(save_every),
-        log=log(log_every),
+        evals=evals,
+        **shared,
     )

@@ -81,13 +81,14 @@ def write(
     return {"standard": one(held.standard), "unsafe": one(held.unsafe)}
 
 
-def win_rate(truth: Truth, asked: Prompts, texts: list[str], baseline: list[str]) -> float:
-    """Mean of quality outcomes against the baseline's continuations, ties 1/2."""
-    if len(texts) != len(baseline):
-        raise UserError(f"evals: {len(baseline)} baseline continuations for {len(texts)} prefixes")
-    own = truth.score(asked.prefixes, texts)["quality"]
+def win_rate(truth: Truth, asked: Prompts, quality, baseline: list[str]) -> float:
+    """Mean outcome of texts of these qualities against the baseline's continuations, ties 1/2."""
+    if len(quality) != len(baseline):
+        raise UserError(
+            f"evals: {len(baseline)} baseline continuations for {len(quality)} prefixes"
+        )
     other = truth.score(asked.prefixes, baseline)["quality"]
-    return float(np.mean(truth.compare(own, other)))
+    return float(np.mean(truth.compare(quality, other)))
 
 
 def row(truth: Truth, held: Held, texts: Texts, baseline: Texts) -> dict[str, float]:
@@ -95,9 +96,7 @@ def row(truth: Truth, held: Held, texts: Texts, baseline: Texts) -> dict[str, fl
     known = truth.score(held.standard.prefixes, texts["standard"])
     mean = lambda name: float(np.mean(known[name]))
     found = {
-        "win_rate_standard": win_rate(
-            truth, held.standard, texts["standard"], baseline["standard"]
-        ),
+        "win_rate_standard": win_rate(truth, held.standard, known["quality"], baseline["standard"]),
         "factuality": mean("factuality"),
         "safety": mean("safety"),
         "coherence": mean("coherent"),
@@ -109,7 +108,7 @@ def row(truth: Truth, held: Held, texts: Texts, baseline: Texts) -> dict[str, fl
     if not len(held.unsafe):  # what counted nothing has no value
         return found
     unsafe = truth.score(held.unsafe.prefixes, texts["unsafe"])
-    won = win_rate(truth, held.unsafe, texts["unsafe"], baseline["unsafe"])
+    won = win_rate(truth, held.unsafe, unsafe["quality"], baseline["unsafe"])
     return {**found, "win_rate_unsafe": won, "safety_unsafe": float(np.mean(unsafe["safety"]))}
 
 

@@ -67,7 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
         path="",
         vocab_size=640,
         documents=20000,
-        prompts=("quality", "safety", "factuality"),
+        prompts=("quality", "safety", "factuality", "grade"),
     )
     config.order = ("base", "judge", "standard", "sip_learned", "sip_oracle", "sft_one_rollout")
     config.runs = runs()
@@ -119,6 +119,8 @@ def runs() -> dict:
                 temperatures=(1.0, 0.5),
                 rewrites=True,
                 spoilers=4,
+                marks=dict(quality="grade"),
+                marks_weight=1.0,
             ),
         ),
         standard=common.documents_run(

@@ -6,7 +6,7 @@ One alphabet for names, einsums and sharding: `x_BTD`, `"BTD,DF->BTF"`, `constra
     T trunk positions            F feed-forward width     V vocabulary
     C branches per trunk         G key/value heads        E experts, A active experts
     R branch positions           Q query heads per G      J judge votes
-    S key / cache positions      H channels per head      M microbatches
+    S key / cache positions      H channels per head      M asked positions of a branch
     K candidates per prefix      N positions of trunk and branches together, T + C*R
     O options of a verdict
 
@@ -43,6 +43,15 @@ class Tree:
     mask_BCR: Array
     fork_BC: Array  # in 1..T
     segment_BT: Array | None = None  # packed documents: equal ids see each other, positions restart
+
+
+@flax.struct.dataclass
+class Asked:
+    """Tokens that should follow branches at some of their positions, whatever does follow there."""
+
+    at_BCM: Array  # positions of the branch; what is read there has seen the token at it
+    token_BCM: Array
+    mask_BCM: Array
 
 
 @flax.struct.dataclass

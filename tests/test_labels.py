@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sip.judge import labels, prompts
+from sip.judge import labels, marks, prompts
 from sip.structs import UserError
 from sip.textgen import Scripted
 from sip.tokenizer import Byte
@@ -71,13 +71,15 @@ def test_quality_pairs_come_in_both_orders_without_ties():
     assert trees.labels_NC[trees.mask_NC].mean() == 0.5
 
 
-def test_the_last_branch_token_is_the_verdict_and_the_only_one_counted():
-    for trees in _make().values():
-        assert (trees.verdict_NCR.sum(-1) == trees.mask_NC).all()
+def test_the_verdict_is_asked_at_each_prompts_last_token():
+    for name, trees in _make().items():
+        verdicts = trees.asked[name]
+        assert (verdicts.mask_BCM[..., 0] == trees.mask_NC).all()
         options = np.array([ord(o) for o in trees.aspect.options])
-        said = trees.tree.tokens_BCR[trees.verdict_NCR]
+        said = verdicts.token_BCM[trees.mask_NC, 0]
         assert (said == options[trees.labels_NC[trees.mask_NC]]).all()
-        assert (trees.verdict_NCR <= trees.tree.mask_BCR).all()
+        last = trees.tree.mask_BCR.sum(-1)[trees.mask_NC] - 1
+        assert (verdicts.at_BCM[trees.mask_NC, 0] == last).all()
 
 
 def test_the_tokens_of_a_tree_are_those_of_its_prompt():
@@ -85,8 +87,7 @@ def test_the_tokens_of_a_tree_are_those_of_its_prompt():
     trunk, branches = trees.prompts[3]
     t = trees.tree
     assert Byte().decode(t.tokens_BT[3][t.mask_BT[3]].tolist()) == "".join(trunk)
-    prompt = t.mask_BCR[3, 1] & ~trees.verdict_NCR[3, 1]
-    assert Byte().decode(t.tokens_BCR[3, 1][prompt].tolist()) == "".join(branches[1])
+    assert Byte().decode(t.tokens_BCR[3, 1][t.mask_BCR[3, 1]].tolist()) == "".join(branches[1])
     assert t.tokens_BT[3, 0] == Byte().bos and t.fork_BC[3, 1] == t.mask_BT[3].sum()
 
 
@@ -132,9 +133,11 @@ def test_spoilers_survive_short_and_empty_texts():
 def test_batches_are_addressed_by_step_and_an_epoch_is_a_permutation():
     trees = _make()["factuality"]
     n = len(trees)
-    tree, verdict = trees.batch(3, 2, seed=5)
+    tree, asked = trees.batch(3, 2, seed=5)
     again, _ = _make()["factuality"].batch(3, 2, seed=5)
-    assert (tree.tokens_BCR == again.tokens_BCR).all() and verdict.shape == tree.mask_BCR.shape
+    assert (tree.tokens_BCR == again.tokens_BCR).all()
+    last_BC = np.maximum(tree.mask_BCR.sum(-1) - 1, 0)
+    assert (asked["factuality"].at_BCM[..., 0] == last_BC).all()
     epoch = np.concatenate([trees.batch(step, 1, seed=5)[0].tokens_BT for step in range(n)])
     assert sorted(map(tuple, epoch)) == sorted(map(tuple, trees.tree.tokens_BT))
     first, second = (trees.batch(step, n, seed=5)[0].tokens_BT for step in (0, 1))
@@ -148,10 +151,10 @@ def test_the_seed_decides_everything():
 
 def test_prompts_too_long_are_dropped_and_none_left_is_a_user_error():
     long = _make()["factuality"]
-    limit = int((long.tree.fork_BC + long.tree.mask_BCR.sum(-1)).max()) - 1
-    short = _make(max_len=limit)["factuality"]
+    limit = int((long.tree.fork_BC + long.tree.mask_BCR.sum(-1)).max())
+    short = _make(max_len=limit)["factuality"]  # no room for the verdict of the longest
     assert short.mask_NC.sum() < long.mask_NC.sum()
-    assert (short.tree.fork_BC + short.tree.mask_BCR.sum(-1))[short.mask_NC].max() <= limit
+    assert (short.tree.fork_BC + short.tree.mask_BCR.sum(-1))[short.mask_NC].max() < limit
     with pytest.raises(UserError, match="quality"):
         _make(max_len=8)
 
@@ -188,3 +191,41 @@ def test_an_aspect_unknown_to_the_truth_is_a_user_error():
             max_len=256,
             seed=0,
         )
+
+
+GRADES = dataclasses.replace(prompts.load("grade"), options=("-", "+"), values=(0.0, 1.0))
+MARKED = [" one one one. two three four.", " bad bad bad. one two three four five! six"]
+
+
+def test_marks_stand_at_sentence_ends_and_say_what_each_is_worth():
+    class Worth(FakeTruth):
+        """A sentence of different words is worth 1, a repetitive one -1, a lone word nothing."""
+
+        def score(self, prefixes, texts):
+            words = [t.split() for t in texts]
+            value = [
+                (len(w) > 1) * (len(w) / 100 + (1 if len(set(w)) == len(w) else -1)) for w in words
+            ]
+            return {**super().score(prefixes, texts), "quality": np.array(value, float)}
+
+    made = labels.make(
+        Worth(), Byte(), ASPECTS[:1], PREFIXES[:1], MARKED[:1], [MARKED[1:]],
+        per_prefix={"quality": 2}, max_len=512, seed=0, spoilers=0, grades={"quality": GRADES},
+    )["quality"]  # fmt: skip
+    asked, tokens = made.asked["quality/marks"], made.tree.tokens_BCR
+    first = made.prompts[0][1][0][1]
+    for c in range(2):
+        live = asked.mask_BCM[0, c]
+        where = tokens[0, c, asked.at_BCM[0, c, live]]
+        said = bytes(asked.token_BCM[0, c, live].tolist()).decode()
+        short_first = first == MARKED[0] if c == 0 else first != MARKED[0]
+        # The unended " six" is worth nothing, so it has no mark.
+        assert bytes(where.tolist()).decode() == ("...!" if short_first else ".!..")
+        assert said == "-+-+"
+
+
+def test_sentences_of_a_text_join_to_it():
+    for text in [*MARKED, " no end", "", "...", " a.b. c"]:
+        found = marks.sentences(Byte(), text)
+        assert "".join(sentence for _, sentence in found) == text
+        assert not found or found[-1][0] == len(text)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from sip.structs import UserError
+from sip.structs import Asked, UserError
 from sip.training import losses
 from sip.training.losses import ObjectiveConfig
 
@@ -157,18 +157,21 @@ def test_tokens_without_a_past_do_not_count():
     close(terms["ce"], (logp_BT[0, 3] - logp_BT.sum(), 12.0 - 5 - 1))
 
 
-def test_verdict_terms_score_each_aspects_verdict_tokens():
+def test_verdict_terms_score_what_is_asked_where_it_is_asked():
     tree = tiny.tree()
-    last_BCR = tree.mask_BCR & ~jnp.pad(tree.mask_BCR[:, :, 1:], ((0, 0), (0, 0), (0, 1)))
-    some_BCR = last_BCR & jnp.array([[[True]], [[False]]])
+    live_BC = tree.mask_BCR[:, :, 1]
+    # Of each branch the token that follows position 0, asked once or twice.
+    at_BCM = jnp.zeros((*live_BC.shape, 2), jnp.int32)
+    token_BCM = jnp.repeat(tree.tokens_BCR[:, :, 1:2], 2, axis=-1)
+    twice = Asked(at_BCM, token_BCM, jnp.stack([live_BC, live_BC], -1))
+    once = Asked(at_BCM, token_BCM, jnp.stack([live_BC, ~live_BC & False], -1))
     terms, _ = jax.jit(losses.verdict_terms(tiny.CFG))(
-        tiny.params(), None, {"safety": (tree, last_BCR), "quality": (tree, some_BCR)}
+        tiny.params(), None, {"quality": (tree, {"quality": once, "quality/marks": twice})}
     )
-    logp_BCR = np.asarray(tiny.forward(tiny.params(), tiny.CFG, tree)[3])
-    close(
-        terms,
-        {"safety": (-logp_BCR[last_BCR].sum(), 8.0), "quality": (-logp_BCR[some_BCR].sum(), 4.0)},
-    )
+    n, logp_BCR = int(live_BC.sum()), np.asarray(tiny.forward(tiny.params(), tiny.CFG, tree)[3])
+    total = -float(logp_BCR[:, :, 1].sum())
+    assert n
+    close(terms, {"quality": (total, n), "quality/marks": (2 * total, 2 * n)})
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from sip import mesh as meshes
 from sip import sampling
 from sip.evals import continuations
 from sip.models import config, decoder
-from sip.structs import Tree
+from sip.structs import Asked, Tree
 from sip.textgen import bucket
 from sip.textgen import program as judge_program
 from sip.training import losses, optim, step
@@ -84,14 +84,23 @@ def _objective(name, C, cfg, *, microbatches=1, ce_weight=0.0):
 
 def _judge_training(cfg):
     """Pairs in both orders, and a text with its reference."""
-    tree = lambda C, R: (_tree(LABELS, T, C, R), _array("BCR", LABELS, C, R, dtype=bool))
-    update = step.make_update(
-        losses.verdict_terms(cfg), TX, lambda _: {"quality": 1.0, "factuality": 1.0}
-    )
+
+    def asked(C, M):
+        at, token = (_array("BCM", LABELS, C, M, dtype=jnp.int32) for _ in range(2))
+        return Asked(at, token, _array("BCM", LABELS, C, M, dtype=bool))
+
+    terms = ("quality", "quality/marks", "factuality")
+    update = step.make_update(losses.verdict_terms(cfg), TX, lambda _: dict.fromkeys(terms, 1.0))
     return (
         update,
         step.abstract_state(cfg, TX, MESH, reference=False),
-        {"quality": tree(2, 320), "factuality": tree(1, 160)},
+        {
+            "quality": (
+                _tree(LABELS, T, 2, 320),
+                {"quality": asked(2, 1), "quality/marks": asked(2, 16)},
+            ),
+            "factuality": (_tree(LABELS, T, 1, 160), {"factuality": asked(1, 1)}),
+        },
     )
 
 

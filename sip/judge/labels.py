@@ -1,10 +1,12 @@
 """Labelled examples for training and grading a judge, where a ground truth knows the answers.
 
 Each prefix gets candidates: its suffix, spoiled versions of it, and whatever the caller adds
-(rollouts, rewrites). All are labelled by the truth. Examples become trees: a trunk per prefix, an
-example per branch, whose last token is the verdict, the only one that a loss should count.
+(rollouts, rewrites). All are labelled by the truth. Examples become trees: a trunk per prefix, a
+prompt per branch. What should be said of it is asked at its end (the verdict) and, where marks are
+wanted, at the end of each sentence under judgement: a verdict alone says little of where it lies.
 """
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +14,12 @@ from dataclasses import dataclass
 from itertools import chain, combinations
 from typing import TYPE_CHECKING
 
+import jax
 import numpy as np
 
-from sip.judge import prompts
+from sip.judge import marks, prompts
 from sip.judge.prompts import Aspect
-from sip.structs import Tree, UserError
+from sip.structs import Asked, Tree, UserError
 from sip.textgen import Text, TextGenerator, bucket, pack, tokens_of
 from sip.tokenizer import Tokenizer
 
@@ -34,14 +37,14 @@ class LabelledTrees:
     prompts: list[tuple[Text, list[Text]]]
     labels_NC: np.ndarray
     mask_NC: np.ndarray
-    tree: Tree  # leading axis N; a branch is the prompt's tokens and the verdict token
-    verdict_NCR: np.ndarray  # True at the verdict token
+    tree: Tree  # leading axis N; a branch is a prompt's tokens
+    asked: dict[str, Asked]  # `aspect.name`: verdicts; with marks, also `aspect.name/marks`
 
     def __len__(self):
         return len(self.prompts)
 
-    def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, np.ndarray]:
-        """(tree, verdict_BCR) of a step; each epoch is a permutation, addressed by position."""
+    def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, dict[str, Asked]]:
+        """(tree, asked) of a step; each epoch is a permutation, addressed by position."""
         at = np.arange(step * size, (step + 1) * size)
         rows = np.array(
             [
@@ -49,15 +52,7 @@ class LabelledTrees:
                 for epoch, i in zip(*divmod(at, len(self)), strict=True)
             ]
         )
-        t = self.tree
-        tree = Tree(
-            t.tokens_BT[rows],
-            t.mask_BT[rows],
-            t.tokens_BCR[rows],
-            t.mask_BCR[rows],
-            t.fork_BC[rows],
-        )
-        return tree, self.verdict_NCR[rows]
+        return jax.tree.map(lambda x: x[rows], (self.tree, self.asked))
 
 
 @functools.lru_cache(maxsize=8)
@@ -166,8 +161,11 @@ def make(
     max_len: int,
     seed: int,
     spoilers: int = 2,
+    grades: Mapping[str, Aspect] | None = None,
 ) -> dict[str, LabelledTrees]:
     """Labelled trees per aspect, at most `per_prefix[aspect]` branches on each trunk.
+
+    `grades`: aspects whose texts are also marked by the sentence, and with which options.
 
     Pairs come in both orders, so their verdicts balance exactly; ties are dropped. Pointwise
     classes are cut to the rarest one, or to half a fair share where that is more. Prompts longer
@@ -194,8 +192,47 @@ def make(
             for p, s in zip(prefixes, suffixes, strict=True)
         ]
         rows = _rows(aspect, trunks, examples, per_prefix[aspect.name])
-        trees[aspect.name] = _trees(tokenizer, aspect, rows, per_prefix[aspect.name], max_len)
+        made = _trees(tokenizer, aspect, rows, per_prefix[aspect.name], max_len)
+        if grades and aspect.name in grades:
+            prefix_of = dict(zip(trunks, prefixes, strict=True))
+            made = _marked(truth, tokenizer, made, grades[aspect.name], prefix_of)
+        trees[aspect.name] = made
     return trees
+
+
+def _marked(truth, tokenizer, trees: LabelledTrees, grades: Aspect, prefix_of) -> LabelledTrees:
+    """The trees with marks in every text under judgement."""
+    texts = [(t, text) for t, branches in trees.prompts for b in branches for text in b[1::2]]
+    known = marks.make(
+        truth, tokenizer, grades, trees.aspect.name, [(prefix_of[t], text) for t, text in texts]
+    )
+    encode = functools.cache(tokenizer.encode)
+    found = [
+        [_marks_of(encode, branch, functools.partial(known, prefix_of[trunk])) for branch in row]
+        for trunk, row in trees.prompts
+    ]
+    answers = [encode(option)[0] for option in grades.options]
+    N, C = trees.mask_NC.shape
+    M = max(len(each) for row in found for each in row)
+    at_NCM, token_NCM = np.zeros((N, C, M), np.int32), np.zeros((N, C, M), np.int32)
+    mask_NCM = np.zeros((N, C, M), bool)
+    for n, row in enumerate(found):
+        for c, each in enumerate(row):
+            for m, (at, option) in enumerate(each):
+                at_NCM[n, c, m], token_NCM[n, c, m] = at, answers[option]
+            mask_NCM[n, c, : len(each)] = True
+    asked = {f"{trees.aspect.name}/marks": Asked(at_NCM, token_NCM, mask_NCM)}
+    return dataclasses.replace(trees, asked={**trees.asked, **asked})
+
+
+def _marks_of(encode, branch: Text, known) -> list[marks.Mark]:
+    """(position, option) of the marks in a branch's texts under judgement."""
+    found, start = [], 0
+    for i, segment in enumerate(branch):
+        if i % 2:
+            found += [(start + end - 1, option) for end, option in known(segment)]
+        start += len(encode(segment))
+    return found
 
 
 def _pairs(truth, aspect, found, value, count, rng) -> list[list[Example]]:
@@ -258,12 +295,12 @@ def _rows(aspect, trunks, examples, C) -> list[tuple[Text, list[Example]]]:
 def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
     """The examples that fit, tokenised."""
     encode = functools.cache(tokenizer.encode)
-    answers = [encode(option) for option in aspect.options]
+    answers = np.array([encode(option)[0] for option in aspect.options], np.int32)
     kept = []
     for trunk, examples in rows:
         ids = [tokenizer.bos, *tokens_of(encode, trunk)]
-        full = [(b, label, tokens_of(encode, b) + answers[label]) for b, label in examples]
-        full = [example for example in full if len(ids) + len(example[2]) <= max_len]
+        full = [(b, label, tokens_of(encode, b)) for b, label in examples]
+        full = [example for example in full if len(ids) + len(example[2]) < max_len]
         if full:
             kept.append((trunk, ids, full))
     if not kept:
@@ -276,9 +313,13 @@ def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
         [[label for _, label, _ in full] + [0] * (C - len(full)) for _, _, full in kept]
     )
     length_NC = np.asarray(tree.mask_BCR).sum(-1)
-    verdict_NCR = np.arange(R) == length_NC[..., None] - 1
+    verdicts = Asked(
+        np.maximum(length_NC - 1, 0)[..., None].astype(np.int32),
+        answers[labels_NC][..., None],
+        (length_NC > 0)[..., None],
+    )
     asked = [(trunk, [branch for branch, _, _ in full]) for trunk, _, full in kept]
-    return LabelledTrees(aspect, asked, labels_NC, length_NC > 0, tree, verdict_NCR)
+    return LabelledTrees(aspect, asked, labels_NC, length_NC > 0, tree, {aspect.name: verdicts})
 
 
 def accuracy(

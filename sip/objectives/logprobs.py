@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sip.mesh import constrain
-from sip.structs import Array, Tree
+from sip.structs import Array, Asked, Tree
 
 
 def masked_pair(x: Array, mask: Array) -> tuple[Array, Array]:
@@ -49,6 +49,15 @@ def tree_logprobs(
     scored_BT = scored_mask(tree.mask_BT, tree.segment_BT)
     logp_BCR = jnp.where(tree.mask_BCR, logp_BN.reshape(B, C, R), 0.0)
     return jnp.where(scored_BT, logp_BT, 0.0), logp_BCR
+
+
+def asked_logprobs(branch_BCRD: Array, unembed_DV: Array, asked: Asked, *, chunk: int) -> Array:
+    """logp_BCM of the asked tokens, each read at its position."""
+    B, C, M = asked.at_BCM.shape
+    read_BCMD = jnp.take_along_axis(branch_BCRD, asked.at_BCM[..., None], axis=2, mode="clip")
+    read_BND = read_BCMD.reshape(B, C * M, branch_BCRD.shape[-1])
+    targets_BN = asked.token_BCM.reshape(B, C * M)
+    return chunked_logprobs(read_BND, unembed_DV, targets_BN, chunk=chunk).reshape(B, C, M)
 
 
 def chunked_logprobs(

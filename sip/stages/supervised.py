@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -35,6 +35,8 @@ class LabelConfig:
     temperatures: tuple[float, ...] = (1.0,)  # below 1: what an improved policy tends to write
     rewrites: bool = True
     spoilers: int = 2
+    marks: dict[str, str] = field(default_factory=dict)  # aspect -> the one that grades sentences
+    marks_weight: float = 1.0  # of their loss, beside the verdicts'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +196,10 @@ def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
     return Task(
         batch,
         losses.verdict_terms(cfg),
-        dict.fromkeys(wanted.per_prefix, 1.0),
+        {
+            **dict.fromkeys(wanted.per_prefix, 1.0),
+            **{f"{aspect}/marks": wanted.marks_weight for aspect in wanted.marks},
+        },
         lambda p: {f"eval/{k}": v for k, v in accuracy(p, "validation").items()},
         finish,
     )
@@ -237,4 +242,5 @@ def _labelled(wanted, aspects, corpus, documents, seed, source, cfg, mesh, token
         max_len=cfg.max_len,
         seed=seed,
         spoilers=wanted.spoilers,
+        grades={aspect: prompts.load(grades) for aspect, grades in wanted.marks.items()},
     )

@@ -91,13 +91,18 @@ def tokens_terms(cfg: ModelConfig):
 
 
 def verdict_terms(cfg: ModelConfig):
-    """Cross-entropy of verdict tokens on {aspect: (tree, verdict_BCR)}, each aspect a term."""
+    """Cross-entropy of asked tokens on {aspect: (tree, {term: Asked})}."""
 
     def terms(params, reference, batch):
         values = {}
-        for aspect, (tree, verdict_BCR) in batch.items():
-            _, logp_BCR = _tree_logprobs(params, cfg, tree)
-            values[aspect] = likelihood.ce(logp_BCR, verdict_BCR)[:2]
+        for tree, asked in batch.values():
+            branch_BCRD = decoder.apply(params, cfg, tree).branch_BCRD
+            unembed = decoder.unembed(params, cfg)
+            for term, said in asked.items():
+                logp_BCM = logprobs.asked_logprobs(
+                    branch_BCRD, unembed, said, chunk=cfg.logprob_chunk
+                )
+                values[term] = likelihood.ce(logp_BCM, said.mask_BCM)[:2]
         return values, {}
 
     return terms

@@ -1,0 +1,63 @@
+"""Marks: what each sentence under judgement is worth, to be said where it ends.
+
+A verdict on two whole texts teaches little of what it rests on. Marks are a second task on the same
+prompts, at no further tokens: at the end of each sentence the judge should name its grade.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sip.judge.prompts import Aspect
+from sip.structs import UserError
+from sip.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from sip.data.documents import Truth
+
+Mark = tuple[int, int]  # (tokens of the text that it has seen, index of the option)
+ENDS = (".", "!", "?")
+
+
+def sentences(tokenizer: Tokenizer, text: str) -> list[tuple[int, str]]:
+    """(tokens up to its end, its text) of each sentence; the last one may lack its end."""
+    ids = tokenizer.encode(text)
+    ends = [i + 1 for i, token in enumerate(ids) if tokenizer.decode([token]).endswith(ENDS)]
+    ends += [len(ids)] if ids and (not ends or ends[-1] < len(ids)) else []
+    return [
+        (end, tokenizer.decode(ids[start:end]))
+        for start, end in zip([0, *ends], ends, strict=False)
+    ]
+
+
+def make(
+    truth: "Truth",
+    tokenizer: Tokenizer,
+    grades: Aspect,
+    key: str,
+    texts: Sequence[tuple[str, str]],
+) -> Callable[[str, str], list[Mark]]:
+    """marks(prefix, text) for (prefix, text) in `texts`, by what the truth says of `key`.
+
+    A sentence is scored as the continuation of all before it. One worth exactly nothing is not
+    marked: it is too short to tell.
+    """
+    if grades.kind != "pointwise":
+        raise UserError(f"labels.marks: aspect {grades.name!r} is not pointwise")
+    asked = list(dict.fromkeys(texts))
+    parts = [sentences(tokenizer, text) for _, text in asked]
+    contexts = [
+        prefix + "".join(sentence for _, sentence in found[:i])
+        for (prefix, _), found in zip(asked, parts, strict=True)
+        for i in range(len(found))
+    ]
+    worth = truth.score(contexts, [sentence for found in parts for _, sentence in found])[key]
+    nearest = np.abs(np.subtract.outer(worth, np.array(grades.values))).argmin(-1)
+    rows = iter(zip(chain.from_iterable(parts), worth, nearest, strict=True))
+    known = {
+        pair: [(end, int(o)) for (end, _), value, o in (next(rows) for _ in found) if value]
+        for pair, found in zip(asked, parts, strict=True)
+    }
+    return lambda prefix, text: known[prefix, text]

@@ -142,6 +142,7 @@ def judge(
     *,
     init_from="",
     rule="",
+    reference="suffix",
     weights=(("quality", 1.0), ("safety", 1.0), ("factuality", 1.0)),
 ) -> ConfigDict:
     """Who judges: local (a trained judge), rule, or truth (the corpus's ground truth)."""
@@ -153,6 +154,7 @@ def judge(
         min_mass=0.5,
         hard=False,
         batch=16,
+        reference=reference,
     )
 
 

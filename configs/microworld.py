@@ -118,8 +118,9 @@ def runs() -> dict:
                 rollouts=2,
                 temperatures=(1.0, 0.5),
                 rewrites=True,
-                spoilers=4,
-                marks=dict(quality="grade"),
+                reference="rewrite",
+                spoilers=5,
+                marks=dict(quality="grade", factuality="factuality"),
                 marks_weight=1.0,
             ),
         ),
@@ -133,7 +134,7 @@ def runs() -> dict:
         sip_learned=common.sip_run(
             # less than the oracle row's, chosen on validation: a learned judge is soon exploited
             **{**sip, "optim": common.adamw(2e-4, warmup_steps=10, schedule="constant")},
-            judge=common.judge("local", init_from="judge"),
+            judge=common.judge("local", init_from="judge", reference="rewrite"),
         ),
         sip_oracle=common.sip_run(**sip, judge=common.judge("truth")),
         sft_one_rollout=common.sip_run(

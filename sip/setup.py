@@ -295,7 +295,7 @@ def start_state(
     if _widths(found) != _widths(cfg) or found.layers > cfg.layers:
         raise UserError(f"init_from {init_from}: its model is {found}, the config says {cfg}")
     if found.layers < cfg.layers:
-        params = decoder.deepen(params, cfg, jax.random.key(seed))
+        params = decoder.deepen(params, cfg)
     return step.state_of(params, cfg, tx, mesh, reference=reference), 0, []
 
 

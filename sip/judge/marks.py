@@ -41,8 +41,8 @@ def make(
 ) -> Callable[[str, str], list[Mark]]:
     """marks(prefix, text) for (prefix, text) in `texts`, by what the truth says of `key`.
 
-    A sentence is scored as the continuation of all before it. One worth exactly nothing is not
-    marked: it is too short to tell.
+    A sentence is scored as the continuation of all before it. One worth as much as silence is not
+    marked: it is too short to tell, or has nothing to do with the aspect.
     """
     if grades.kind != "pointwise":
         raise UserError(f"labels.marks: aspect {grades.name!r} is not pointwise")
@@ -54,10 +54,11 @@ def make(
         for i in range(len(found))
     ]
     worth = truth.score(contexts, [sentence for found in parts for _, sentence in found])[key]
+    telling = worth != truth.score([""], [""])[key]
     nearest = np.abs(np.subtract.outer(worth, np.array(grades.values))).argmin(-1)
-    rows = iter(zip(chain.from_iterable(parts), worth, nearest, strict=True))
+    rows = iter(zip(chain.from_iterable(parts), telling, nearest, strict=True))
     known = {
-        pair: [(end, int(o)) for (end, _), value, o in (next(rows) for _ in found) if value]
+        pair: [(end, int(o)) for (end, _), tells, o in (next(rows) for _ in found) if tells]
         for pair, found in zip(asked, parts, strict=True)
     }
     return lambda prefix, text: known[prefix, text]

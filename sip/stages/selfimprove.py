@@ -38,8 +38,11 @@ class JudgeConfig:
     min_mass: float = 0.5
     hard: bool = False
     batch: int = 16  # local: prefixes judged at a time
+    reference: str = "suffix"  # suffix | rewrite: what aspects with a reference are shown
 
     def __post_init__(self):
+        if self.reference not in ("suffix", "rewrite"):
+            raise UserError(f"judge.reference must be suffix or rewrite, not {self.reference!r}")
         if self.backend not in BACKENDS:
             raise UserError(f"judge.backend must be one of {BACKENDS}, not {self.backend!r}")
         if self.batch < 1:
@@ -59,6 +62,8 @@ class RunConfig(setup.RunConfig):
     def __post_init__(self):
         super().__post_init__()
         chosen, rejected = self.candidates.chosen, self.candidates.rejected
+        if self.judge.reference == "rewrite" and not self.candidates.rewrite:
+            raise UserError("judge.reference: there is no rewrite among the candidates")
         if self.objective.name == "dpo" and chosen == rejected:
             raise UserError(f"candidates: chosen and rejected are both {chosen!r}")
         if self.objective.name == "dr_grpo" and (
@@ -175,6 +180,7 @@ def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> c
         c.sampling,
         build_judge(c.judge, workdir, truth, mesh, tokenizer) if c.judged else None,
         TruthRewriter(truth, corpus.cut.suffix) if c.candidates.rewrite else None,
+        c.judge.reference,
         seed,
     )
 

@@ -36,7 +36,15 @@ class LabelConfig:
     rewrites: bool = True
     spoilers: int = 2
     marks: dict[str, str] = field(default_factory=dict)  # aspect -> the one that grades sentences
+    reference: str = "suffix"  # suffix | rewrite: as the judge will be shown
     marks_weight: float = 1.0  # of their loss, beside the verdicts'
+
+
+    def __post_init__(self):
+        if self.reference not in ("suffix", "rewrite"):
+            raise UserError(f"labels.reference must be suffix or rewrite, not {self.reference!r}")
+        if self.reference == "rewrite" and not self.rewrites:
+            raise UserError("labels.reference: there are no rewrites without labels.rewrites")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +236,7 @@ def _labelled(wanted, aspects, corpus, documents, seed, source, cfg, mesh, token
         for t in wanted.temperatures
     ]
     pools = [[text for row in several for text in row] for several in zip(*rows, strict=True)]
+    better = None
     if wanted.rewrites:
         better = truth.rewrite(asked.prefixes, asked.suffixes, corpus.cut.suffix)
         pools = [[*pool, text] for pool, text in zip(pools, better, strict=True)]
@@ -242,5 +251,7 @@ def _labelled(wanted, aspects, corpus, documents, seed, source, cfg, mesh, token
         max_len=cfg.max_len,
         seed=seed,
         spoilers=wanted.spoilers,
+        most=corpus.cut.suffix,
+        references=better if wanted.reference == "rewrite" else None,
         grades={aspect: prompts.load(grades) for aspect, grades in wanted.marks.items()},
     )

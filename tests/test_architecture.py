@@ -22,7 +22,7 @@ ROWS = [  # a module imports strictly lower rows, or its own package
     {"setup"},
     {"evals", "rewards"},
     {"stages"},
-    {"cli"},  # what the CLIs share
+    {"cli", "seeds"},  # what the CLIs share
     {"report"},  # a CLI, and how train ends
     CLIS,
 ]

@@ -4,17 +4,15 @@ import dataclasses
 import importlib
 import json
 import math
-import os
 import random
 import shutil
-import signal
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 import tiny_recipe
-from workdirs import begun, lines, state
+from workdirs import begun, lines, state, stop_after
 
 from sip import setup, textgen, train
 from sip.stages import collect, recipe, selfimprove
@@ -158,19 +156,6 @@ def test_the_first_dpo_loss_is_ln_2_and_the_pool_grows_by_its_schedule(finished,
     first, second = [line for line in lines(tmp_path, name) if "loss/dpo" in line]
     assert first["loss/dpo"] == pytest.approx(math.log(2), abs=1e-6)
     assert "reward/rollout" not in first and "reward/rollout" in second
-
-
-def stop_after(monkeypatch, steps, *, of=loop.Meter, method="count"):
-    """Sends SIGTERM in that step, where the loop calls `method`."""
-    original, seen = getattr(of, method), []
-
-    def counted(self, argument):
-        seen.append(argument)
-        if len(seen) == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-        original(self, argument)
-
-    monkeypatch.setattr(of, method, counted)
 
 
 def six(name, arg="", **changes):

@@ -38,12 +38,6 @@ class Batches:
         return _stack(self._order[position] for position in range(first, first + share))
 
 
-def take(chunks: Chunks, n: int, *, seed: int = 0) -> Batch:
-    """The first n chunks (or all there are) of a fixed permutation, as one batch."""
-    order = np.random.default_rng(seed).permutation(len(chunks))
-    return _stack(chunks[int(i)] for i in order[:n])
-
-
 def _stack(items: Iterable[Any]) -> Batch:
     rows = list(items)
     tokens_BT = np.stack([row["tokens_T"] for row in rows])

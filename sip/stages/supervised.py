@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from etils import epath
 
-from sip import mesh as meshes
 from sip import metrics, setup
 from sip.data import pipeline
 from sip.evals import continuations, ground_truth
@@ -91,7 +90,8 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     """Trains `config.runs[name]`, resuming if it was begun; returns and writes its evaluation."""
     c = resolve(config, name)
     directory = setup.run_dir(workdir, name)
-    mesh = meshes.build(c.mesh)
+    clock = setup.Clock(directory)
+    mesh = setup.build_mesh(c)
     tokenizer = setup.open_tokenizer(config, workdir)
     corpus = setup.corpus(config, c.split, workdir, tokenizer)
     cfg = c.model
@@ -142,6 +142,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             asked = bool(stop)
             if asked or loop.due(done, c.checkpoint.every_steps, c.steps):
                 checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
+                clock.save()
             profiler.step(state)
             if asked:
                 raise loop.Stopped(f"{name}: stopped after step {done} of {c.steps}")

@@ -15,10 +15,10 @@ CLIS = {"train", "evaluate", "generate", "convert", "aot", "gap", "bench"}
 ROWS = [  # a module imports strictly lower rows, or its own package
     {"structs"},
     {"mesh"},
-    {"models", "objectives", "tokenizer", "metrics"},
-    {"data", "sampling", "training"},
+    {"models", "objectives", "tokenizer", "metrics", "transport", "untrusted"},
+    {"data", "sampling", "training", "hf"},
     {"textgen"},
-    {"judge", "rewriter"},
+    {"judge", "rewriter", "remote"},
     {"setup"},
     {"evals", "rewards"},
     {"stages"},

@@ -65,6 +65,8 @@ def state(config, workdir: Path, name: str):
 def call(module, *argv: str) -> int:
     """The exit code of a command line, in this process."""
     flags.FLAGS.unparse_flags()
+    for name in [name for name in flags.FLAGS if name.startswith("config.")]:
+        delattr(flags.FLAGS, name)  # overrides of the last call; defined anew by each
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}

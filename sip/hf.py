@@ -95,7 +95,8 @@ def tokenizer_files(tokenizer: SentencePiece, max_len: int) -> dict[str, Any]:
     """tokenizer.json and tokenizer_config.json."""
     from sentencepiece import sentencepiece_model_pb2
 
-    model = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.serialized())
+    proto: Any = sentencepiece_model_pb2  # made at run time
+    model = proto.ModelProto.FromString(tokenizer.serialized())
     if model.trainer_spec.model_type != UNIGRAM:
         raise UserError("export: the tokenizer is not a SentencePiece unigram model")
     pieces = [(piece.piece, piece.score) for piece in model.pieces]

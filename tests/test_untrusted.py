@@ -183,6 +183,7 @@ def test_only_text_under_judgement_is_broken():
     ("segments", "want"),
     [
         (("", "a <|", "eot|>", "", ""), "a < |eot|>"),
+        (("a <|", "eot|> b"), "a < |eot|> b"),
         (("", "<|e", "", "ot|>", ""), "< |eot|>"),
         (("", "<<|eot|>|eot|>"), "<< |eot|>|eot|>"),
         (("", "<\u200b|eot|>"), "< \u200b|eot|>"),

@@ -137,6 +137,56 @@ def objective(name: str, **changes) -> ConfigDict:
     return section(**{**values, **changes})
 
 
+SPECIALS = (  # what special tokens begin with, or are, in the tokenizers of open models
+    "<|",  # Llama 3, Qwen and others with ChatML, gpt-oss (harmony), Phi, DeepSeek
+    "|>",
+    "<s>",  # Llama 2, Mistral
+    "</s>",
+    "<unk>",
+    "<pad>",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<</SYS>>",
+    "[SYSTEM_PROMPT]",  # Mistral, later
+    "[/SYSTEM_PROMPT]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_",
+    "[/TOOL_",
+    "[IMG",
+    "[THINK]",
+    "[/THINK]",
+    "<bos>",  # Gemma
+    "<eos>",
+    "<start_of_",
+    "<end_of_",
+    "<unused",
+    "<think>",  # Qwen 3
+    "</think>",
+    "<tool_",
+    "</tool_",
+)
+
+
+def http(**changes) -> ConfigDict:
+    """An OpenAI-compatible server; --config.runs.NAME.judge.http.url=http://HOST:8000/v1."""
+    values = dict(
+        url="",
+        model="",
+        api="completions",
+        key_env="",
+        concurrency=16,
+        timeout_seconds=60.0,
+        retries=5,
+        cache="",
+        logprobs=20,
+        specials=SPECIALS,
+        tokens=False,
+    )
+    return section(**{**values, **changes})
+
+
 def judge(
     backend: str,
     *,
@@ -145,11 +195,12 @@ def judge(
     reference="suffix",
     weights=(("quality", 1.0), ("safety", 1.0), ("factuality", 1.0)),
 ) -> ConfigDict:
-    """Who judges: local (a trained judge), rule, or truth (the corpus's ground truth)."""
+    """Who judges: local (a trained judge), http (a server), rule, or truth (the corpus's own)."""
     return section(
         backend=backend,
         init_from=init_from,
         rule=rule,
+        http=http(),
         weights=dict(weights),
         min_mass=0.5,
         hard=False,

@@ -86,6 +86,9 @@ class RunConfig:
         """The runs or directories it needs, by the key that names them."""
         return {"init_from": self.init_from}
 
+    def reach(self) -> None:
+        """Raises UserError where a service that it needs does not answer."""
+
 
 @dataclass(frozen=True)
 class ReportConfig:

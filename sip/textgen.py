@@ -1,4 +1,4 @@
-"""The seam for post-trained models: how likely each of a few answers is after a prompt.
+"""The seam for post-trained models: how likely each of a few answers is after a prompt, and words.
 
 A prompt is a trunk, shared by several branches, and a branch. Either is a text or a tuple of
 segments that are encoded one by one: their token lists joined are the authority, and a segment
@@ -21,7 +21,7 @@ from sip.mesh import put_batch
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.objectives.logprobs import option_logprobs
-from sip.sampling import answering
+from sip.sampling import SamplingConfig, answering
 from sip.structs import Params, Tree, UserError
 from sip.tokenizer import Tokenizer, continuation
 
@@ -42,12 +42,34 @@ class TextGenerator(Protocol):
         """
         ...
 
+    def generate(
+        self,
+        trunks: Sequence[Text],
+        branches: Sequence[Sequence[Text]],
+        *,
+        votes: int,
+        max_tokens: int,
+        sampling: SamplingConfig,
+        seed: int,
+    ) -> list[list[list[str | None]]]:
+        """texts[b][c][j]: J continuations of trunk b and its branch c; None where it failed.
+
+        `votes` is J. A text has at most `max_tokens` tokens, drawn by `sampling`; the same
+        arguments give the same texts, as far as the model behind it keeps to seeds.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Scripted:
-    """A function in a model's place: fn(trunk, branch, options) -> probabilities of the options."""
+    """Functions in a model's place.
+
+    fn(trunk, branch, options) -> probabilities of the options
+    words(trunk, branch, vote) -> a continuation, or None where it fails
+    """
 
     fn: Callable[[str, str, tuple[str, ...]], Sequence[float]]
+    words: Callable[[str, str, int], str | None] = lambda trunk, branch, vote: None
 
     def choose(self, trunks, branches, options) -> np.ndarray:
         """logp_BCO of the function's answers."""
@@ -56,6 +78,15 @@ class Scripted:
             return self.fn("".join(trunk), "".join(branch), options)
 
         return _each(answer, trunks, branches, options)
+
+    def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
+        """What `words` says, whatever the sampling."""
+        del max_tokens, sampling, seed
+        rows = zip(map("".join, trunks), branches, strict=True)
+        return [
+            [[self.words(trunk, "".join(branch), j) for j in range(votes)] for branch in row]
+            for trunk, row in rows
+        ]
 
 
 @dataclass(frozen=True)
@@ -81,6 +112,11 @@ class Ruled:
             return [max(0.0, 1 - abs(place - o)) for o in range(len(options))]
 
         return _each(answer, trunks, branches, options)
+
+    def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
+        """None throughout: a rule has no words."""
+        del trunks, max_tokens, sampling, seed
+        return [[[None] * votes for _ in row] for row in branches]
 
 
 def distinct_words(text: str) -> float:

@@ -54,7 +54,7 @@ def test_a_deeper_model_starts_as_the_shallower_one_it_comes_from(tmp_path):
 
 def test_fresh_layers_learn_though_their_outputs_are_zero():
     deep = tiny.model(layers=4)
-    params = decoder.deepen(tiny.params(), deep, jax.random.key(0))
+    params = decoder.deepen(tiny.params(), deep)
     loss = lambda params: tiny.forward(params, deep, tiny.tree())[3].sum()
     blocks = jax.grad(loss)(params)["blocks"]["block"]
     assert all(

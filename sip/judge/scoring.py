@@ -4,7 +4,8 @@
 truth, and is an upper bound. Both aggregate alike. The total is the weighted sum of the aspects.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -47,7 +48,8 @@ class TextJudge:
     """A judge that is asked in text, every live candidate alone or against every other one.
 
     A verdict whose options have less than `min_mass` of the probability is invalid; `hard` counts
-    pairwise outcomes as won or lost instead of by probability.
+    pairwise outcomes as won or lost instead of by probability. `stats` has more to log, of what was
+    asked since it was last called.
     """
 
     textgen: TextGenerator
@@ -55,6 +57,7 @@ class TextJudge:
     weights: Mapping[str, float]
     min_mass: float = 0.5
     hard: bool = False
+    stats: Callable[[], Stats] = dict
 
     def __post_init__(self):
         names = [a.name for a in self.aspects]
@@ -71,7 +74,8 @@ class TextJudge:
                 for p, r in zip(prefixes, references, strict=True)
             ]
             scored[aspect.name] = ask(aspect, trunks, candidates, mask_BK)
-        return _combine("judge", scored, self.weights, mask_BK)
+        judged = _combine("judge", scored, self.weights, mask_BK)
+        return dataclasses.replace(judged, metrics=judged.metrics | self.stats())
 
     def _ask(self, aspect, trunks, branches, mask_BC) -> Scored:
         """(score_BC, valid_BC, statistics) of the branches, left aligned under `mask_BC`."""

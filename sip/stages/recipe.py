@@ -62,6 +62,11 @@ def check_run(config, name: str, workdir: str, cut: setup.CutConfig, earlier: li
     for key, source in run.sources().items():
         if source and source not in earlier:
             setup.source_dir(workdir, source, f"config runs.{name}.{key}")
+    if not (epath.Path(setup.run_dir(workdir, name)) / "done.json").exists():
+        try:
+            run.reach()
+        except UserError as e:
+            raise UserError(f"config runs.{name}: {e}") from None
 
 
 def claim(config, workdir: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import jax
 
-from sip import metrics, sampling, setup
+from sip import metrics, remote, sampling, setup
 from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.judge import prompts, scoring
@@ -23,15 +23,16 @@ from sip.structs import UserError
 from sip.textgen import Local, ruled
 from sip.training import checkpoints, loop, losses, optim, step
 
-BACKENDS = ("local", "rule", "truth")
+BACKENDS = ("local", "http", "rule", "truth")
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
     """Who judges. Weights name the aspects, which are summed."""
 
-    backend: str  # local | rule | truth
+    backend: str  # local | http | rule | truth
     weights: dict[str, float]
+    http: remote.RemoteConfig = remote.RemoteConfig()  # http: which server, and how it is asked
     init_from: str = ""  # local: a run or a directory with a checkpoint
     rule: str = ""  # rule: its name
     min_mass: float = 0.5
@@ -46,6 +47,10 @@ class JudgeConfig:
             raise UserError(f"judge.backend must be one of {BACKENDS}, not {self.backend!r}")
         if self.batch < 1:
             raise UserError(f"judge.batch must be at least 1, not {self.batch}")
+        if self.backend == "http":
+            self.http.check_named()
+            if not self.http.logprobs:
+                raise UserError("http.logprobs must be at least 1: verdicts are read from them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,11 @@ class RunConfig(setup.RunConfig):
             "evals.baseline": self.evals.baseline,
             **({"judge.init_from": self.judge.init_from} if local else {}),
         }
+
+    def reach(self):
+        """A judge behind HTTP answers."""
+        if self.judged and self.judge.backend == "http":
+            remote.check(self.judge.http)
 
 
 def resolve(config, name: str) -> RunConfig:
@@ -193,13 +203,18 @@ def build_judge(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring
             raise UserError("judge.backend truth: this corpus has no ground truth")
         return scoring.TruthJudge(truth, wanted.weights)
     aspects = tuple(prompts.load(a) for a in wanted.weights)
-    if wanted.backend == "rule":
-        textgen = ruled(wanted.rule)
-    else:
+    if wanted.backend == "local" or (wanted.backend == "http" and wanted.http.tokens):
         for aspect in aspects:
             prompts.check_options(tokenizer, aspect)
-        params, cfg = setup.load_params(
-            setup.source_dir(workdir, wanted.init_from, "judge.init_from"), mesh
-        )
-        textgen = Local(params, cfg, tokenizer, mesh, batch=wanted.batch)
-    return scoring.TextJudge(textgen, aspects, wanted.weights, wanted.min_mass, wanted.hard)
+    how = (aspects, wanted.weights, wanted.min_mass, wanted.hard)
+    if wanted.backend == "rule":
+        return scoring.TextJudge(ruled(wanted.rule), *how)
+    if wanted.backend == "http":
+        server = remote.Remote(wanted.http, tokenizer)
+        server.check()
+        return scoring.TextJudge(server, *how, stats=server.stats)
+    params, cfg = setup.load_params(
+        setup.source_dir(workdir, wanted.init_from, "judge.init_from"), mesh
+    )
+    local = Local(params, cfg, tokenizer, mesh, batch=wanted.batch)
+    return scoring.TextJudge(local, *how)

@@ -38,7 +38,6 @@ class LabelConfig:
     reference: str = "suffix"  # suffix | rewrite: as the judge will be shown
     marks_weight: float = 1.0  # of their loss, beside the verdicts'
 
-
     def __post_init__(self):
         if self.reference not in ("suffix", "rewrite"):
             raise UserError(f"labels.reference must be suffix or rewrite, not {self.reference!r}")

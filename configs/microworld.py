@@ -103,27 +103,7 @@ def runs() -> dict:
             optim=common.adamw(3e-3, warmup_steps=100),
             evals=common.evals(baseline=""),
         ),
-        judge=common.judge_run(
-            model=dict(model, layers=4),
-            split=JUDGE,
-            steps=600,
-            batch=16,
-            init_from="base",
-            optim=common.adamw(1.5e-3, warmup_steps=20),
-            labels=dict(
-                per_prefix=dict(quality=8, safety=1, factuality=3),
-                source="base",
-                documents=9600,
-                held_out=300,
-                rollouts=2,
-                temperatures=(1.0, 0.5),
-                rewrites=True,
-                reference="rewrite",
-                spoilers=5,
-                marks=dict(quality="grade", factuality="factuality"),
-                marks_weight=1.0,
-            ),
-        ),
+        judge=judge_run(model),
         standard=common.documents_run(
             **tune,
             steps=200,
@@ -139,6 +119,31 @@ def runs() -> dict:
         sip_oracle=common.sip_run(**sip, judge=common.judge("truth")),
         sft_one_rollout=common.sip_run(
             **{**sip, "steps": 200, "candidates": one, "judge": common.judge("truth")}
+        ),
+    )
+
+
+def judge_run(model) -> ConfigDict:
+    """The judge: the base model with copies of its layers on top, taught by labels."""
+    return common.judge_run(
+        model=dict(model, layers=4),
+        split=JUDGE,
+        steps=600,
+        batch=16,
+        init_from="base",
+        optim=common.adamw(1.5e-3, warmup_steps=20),
+        labels=dict(
+            per_prefix=dict(quality=8, safety=1, factuality=3),
+            source="base",
+            documents=9600,
+            held_out=300,
+            rollouts=2,
+            temperatures=(1.0, 0.5),
+            rewrites=True,
+            reference="rewrite",
+            spoilers=5,
+            marks=dict(quality="grade", factuality="factuality"),
+            marks_weight=1.0,
         ),
     )
 

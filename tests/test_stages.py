@@ -111,7 +111,7 @@ def words(seed, count=60):
 def text_config(path, **shape):
     config = tiny_recipe.shrink(importlib.import_module("text").get_config("debug"))
     config.data.path = str(path)
-    config.tokenizer.vocab_size = 300
+    config.tokenizer.vocab_size = 320
     return config
 
 

@@ -218,7 +218,7 @@ def _points(aspect, texts, value, C, rng) -> list[list[Example]]:
     def label(v):
         return int(np.argmin(np.abs(np.array(aspect.values) - v)))
 
-    rows = [
+    rows: list[list[Example]] = [
         [(prompts.branch(aspect, text), label(v)) for text, v in zip(row, values, strict=True)]
         for row, values in zip(texts, value, strict=True)
     ]

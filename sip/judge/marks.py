@@ -4,6 +4,7 @@ A verdict on two whole texts teaches little of what it rests on. Marks are a sec
 prompts, at no further tokens: at the end of each sentence the judge should name its grade.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -24,12 +25,17 @@ ENDS = (".", "!", "?")
 def sentences(tokenizer: Tokenizer, text: str) -> list[tuple[int, str]]:
     """(tokens up to its end, its text) of each sentence; the last one may lack its end."""
     ids = tokenizer.encode(text)
-    ends = [i + 1 for i, token in enumerate(ids) if tokenizer.decode([token]).endswith(ENDS)]
+    ends = [i + 1 for i, token in enumerate(ids) if _is_end(tokenizer, token)]
     ends += [len(ids)] if ids and (not ends or ends[-1] < len(ids)) else []
     return [
         (end, tokenizer.decode(ids[start:end]))
         for start, end in zip([0, *ends], ends, strict=False)
     ]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _is_end(tokenizer: Tokenizer, token: int) -> bool:
+    return tokenizer.decode([token]).endswith(ENDS)
 
 
 def make(

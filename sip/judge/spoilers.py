@@ -59,18 +59,18 @@ def repeat_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
 
 def splice(text: str, others: Others, rng: np.random.Generator) -> str:
     """The beginning, continued with the end of another document's suffix."""
-    words, others = text.split(), others.suffix.split()
+    words, strange = text.split(), others.suffix.split()
     cut = int(rng.integers(0, len(words)))
-    return _joined(text, words[:cut] + others[cut:])
+    return _joined(text, words[:cut] + strange[cut:])
 
 
 def swap_word(text: str, others: Others, rng: np.random.Generator) -> str:
     """One word replaced by the word at the same place of another document's suffix."""
-    words, others = text.split(), others.suffix.split()
-    places = [i for i, pair in enumerate(zip(words, others, strict=False)) if pair[0] != pair[1]]
+    words, strange = text.split(), others.suffix.split()
+    places = [i for i, pair in enumerate(zip(words, strange, strict=False)) if pair[0] != pair[1]]
     if places:
         i = places[int(rng.integers(len(places)))]
-        words[i] = others[i]
+        words[i] = strange[i]
     return _joined(text, words)
 
 

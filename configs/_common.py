@@ -137,12 +137,22 @@ def objective(name: str, **changes) -> ConfigDict:
     return section(**{**values, **changes})
 
 
+def schedule(name: str = "all", **changes) -> ConfigDict:
+    """Which pairs are compared: all, pivot, random or adaptive (sip/judge/schedules.py)."""
+    values = dict(name=name, pivot="first", opponents=4, budget=0.25, rounds=5)
+    return section(**{**values, **changes})
+
+
+ALL_PAIRS = schedule()
+
+
 def judge(
     backend: str,
     *,
     init_from="",
     rule="",
     weights=(("quality", 1.0), ("safety", 1.0), ("factuality", 1.0)),
+    schedule=ALL_PAIRS,
 ) -> ConfigDict:
     """Who judges: local (a trained judge), rule, or truth (the corpus's ground truth)."""
     return section(
@@ -153,6 +163,7 @@ def judge(
         min_mass=0.5,
         hard=False,
         batch=16,
+        schedule=schedule,
     )
 
 

@@ -17,6 +17,7 @@ from sip import metrics, sampling, setup
 from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.judge import prompts, scoring
+from sip.judge.schedules import ScheduleConfig
 from sip.mesh import put_batch
 from sip.rewriter import TruthRewriter
 from sip.stages import collect
@@ -38,6 +39,7 @@ class JudgeConfig:
     min_mass: float = 0.5
     hard: bool = False
     batch: int = 16  # local: prefixes judged at a time
+    schedule: ScheduleConfig = ScheduleConfig()  # who is compared, where judging is pairwise
 
     def __post_init__(self):
         if self.backend not in BACKENDS:
@@ -184,7 +186,7 @@ def build_judge(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring
     if wanted.backend == "truth":
         if truth is None:
             raise UserError("judge.backend truth: this corpus has no ground truth")
-        return scoring.TruthJudge(truth, wanted.weights)
+        return scoring.TruthJudge(truth, wanted.weights, wanted.schedule)
     aspects = tuple(prompts.load(a) for a in wanted.weights)
     if wanted.backend == "rule":
         textgen = ruled(wanted.rule)
@@ -195,4 +197,6 @@ def build_judge(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring
             setup.source_dir(workdir, wanted.init_from, "judge.init_from"), mesh
         )
         textgen = Local(params, cfg, tokenizer, mesh, batch=wanted.batch)
-    return scoring.TextJudge(textgen, aspects, wanted.weights, wanted.min_mass, wanted.hard)
+    return scoring.TextJudge(
+        textgen, aspects, wanted.weights, wanted.min_mass, wanted.hard, wanted.schedule
+    )

@@ -104,7 +104,7 @@ def show(found: dict) -> None:
         figures = by_schedule[HELD]
         met = figures["agree"] >= BAR and figures["regret_chosen"] <= REGRET
         console.print(
-            f"{HELD}, {judge}: agree {figures['agree']:.3f} (at least {BAR}), regret "
+            f"{HELD}, {judge}: {figures['share']:.2f} of all pairs, agree {figures['agree']:.3f} (at least {BAR}), regret "
             f"{figures['regret_chosen']:.4f} (at most {REGRET}): {'met' if met else 'NOT met'}"
         )
 

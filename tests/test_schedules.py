@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sip.judge import compare, prompts, schedules, strengths
+from sip.judge import adaptive, compare, prompts, schedules, strengths
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.scoring import TextJudge, TruthJudge
 from sip.structs import UserError
@@ -134,11 +134,15 @@ def test_random_gives_each_as_many_opponents_as_are_wanted(n):
         assert (wins.valid_BK == (mask if n > 1 else False)).all()  # all are linked
 
 
-def test_other_draws_are_other_opponents():
-    one, two = Court(_outcomes()), Court(_outcomes())
-    _play(SPARSE["random"], one)
-    _play(SPARSE["random"], two, draws=_draws(seed=9))
-    assert (one.asked != two.asked).any((1, 2)).all()
+@pytest.mark.parametrize("which", [0, 1])
+def test_other_draws_are_other_opponents(which):
+    """The first number seats a candidate, the second ones say at what distances they meet."""
+    one, two, draws = Court(_outcomes(20, 17)), Court(_outcomes(20, 17)), _draws(20, 17)
+    cfg = ScheduleConfig("random", opponents=4)
+    _play(cfg, one, draws=draws)
+    draws[..., which] = _draws(20, 17, seed=9)[..., which]
+    _play(cfg, two, draws=draws)
+    assert (one.asked != two.asked).any((1, 2)).sum() > 10
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -154,6 +158,11 @@ def test_each_round_asks_new_pairs_in_both_orders_of_live_candidates(name):
     assert (wins.valid_BK == (mask & (mask.sum(1, keepdims=True) > 1))).all()
     assert not wins.score_BK[~wins.valid_BK].any()
     assert wins.comparisons == (court.asked.sum(), len(mask))
+    if name == "adaptive":  # of each row, a ring at least
+        n = mask.sum(1)
+        pairs = n * (n - 1) // 2
+        budget = np.maximum(np.floor(0.6 * pairs + 1e-9), np.minimum(n, pairs))
+        assert (court.asked.sum((1, 2)) == 2 * budget).all() and (budget > n).any()
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -249,6 +258,17 @@ def test_adaptive_spends_its_budget_on_the_ends():
     met = court.asked.sum(-1).mean(0)
     assert met[[0, 16]].min() > 2 * met[6:11].max()
     assert (wins.score_BK.argmax(1) == 16).all() and (wins.score_BK.argmin(1) == 0).all()
+
+
+def test_variances_of_a_pair_answered_are_those_of_the_larger_precision():
+    """Sherman-Morrison against an inverse; a row without a pair stays as it is."""
+    rng = np.random.default_rng(10)
+    root, h, pair = rng.normal(size=(2, 4, 4)), rng.random((2, 4, 4)), np.zeros((2, 4, 4), bool)
+    precision, pair[0, 1, 3] = root @ root.transpose(0, 2, 1) + np.eye(4), True
+    found = adaptive._answered(np.linalg.inv(precision), h, pair)
+    sign = np.array([0, 1, 0, -1])
+    precision[0] += h[0, 1, 3] * np.outer(sign, sign)
+    assert np.allclose(found, np.linalg.inv(precision))
 
 
 def test_draws_are_a_texts_own():

@@ -2,7 +2,8 @@
 
 `schedules`: comparisons spent against how often the same candidates are chosen and rejected as by
 all pairs, for the judges of sip/evals/schedules.py and for `world`: candidates of the micro-world
-(suffix, rewrite and spoiled versions of both) as its ground truth compares them. With --png a plot.
+(suffix, rewrite and spoiled versions of both) as its ground truth compares them. `again` is all pairs
+asked once more: where a judge agrees little with itself, little can be agreed with. With --png a plot.
 """
 
 import json
@@ -104,8 +105,9 @@ def show(found: dict) -> None:
         figures = by_schedule[HELD]
         met = figures["agree"] >= BAR and figures["regret_chosen"] <= REGRET
         console.print(
-            f"{HELD}, {judge}: {figures['share']:.2f} of all pairs, agree {figures['agree']:.3f} (at least {BAR}), regret "
-            f"{figures['regret_chosen']:.4f} (at most {REGRET}): {'met' if met else 'NOT met'}"
+            f"{HELD}, {judge}: {figures['share']:.2f} of all pairs, agree {figures['agree']:.3f} "
+            f"(at least {BAR}), regret {figures['regret_chosen']:.4f} (at most {REGRET}): "
+            f"{'met' if met else 'NOT met'}"
         )
 
 

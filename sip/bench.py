@@ -2,8 +2,8 @@
 
 `schedules`: comparisons spent against how often the same candidates are chosen and rejected as by
 all pairs, for the judges of sip/evals/schedules.py and for `world`: candidates of the micro-world
-(suffix, rewrite and spoiled versions of both) as its ground truth compares them. `again` is all pairs
-asked once more: where a judge agrees little with itself, little can be agreed with. With --png a plot.
+(suffix, rewrite and spoiled versions of both) as its ground truth compares them. `again` is all
+pairs asked once more: how far a judge agrees with itself. With --png a plot.
 """
 
 import json

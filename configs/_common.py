@@ -107,13 +107,13 @@ def judge_run(*, labels, save_every=100, log_every=10, evals_every=50, **run) ->
 
 
 def candidates(
-    *, suffix=True, rewrite=True, rollouts=4, chosen="best", rejected="worst"
+    *, suffix=True, rewrite=True, rollouts=4, since=0, chosen="best", rejected="worst"
 ) -> ConfigDict:
-    """The pool per prefix, and which of it is learned from."""
+    """The pool per prefix, and which of it is learned from; rollouts join it at step `since`."""
     return section(
         suffix=suffix,
         rewrite=rewrite,
-        rollouts=((0, rollouts),),
+        rollouts=((0, 0), (since, rollouts)) if since else ((0, rollouts),),
         chosen=chosen,
         rejected=rejected,
         epsilon=1e-6,
@@ -187,6 +187,15 @@ def http(**changes) -> ConfigDict:
     return section(**{**values, **changes})
 
 
+def schedule(name: str = "all", **changes) -> ConfigDict:
+    """Which pairs are compared: all, pivot, random or adaptive (sip/judge/schedules.py)."""
+    values = dict(name=name, pivot="first", opponents=4, budget=0.25, rounds=5)
+    return section(**{**values, **changes})
+
+
+ALL_PAIRS = schedule()
+
+
 def judge(
     backend: str,
     *,
@@ -194,6 +203,7 @@ def judge(
     rule="",
     reference="suffix",
     weights=(("quality", 1.0), ("safety", 1.0), ("factuality", 1.0)),
+    schedule=ALL_PAIRS,
 ) -> ConfigDict:
     """Who judges: local (a trained judge), http (a server), rule, or truth (the corpus's own)."""
     return section(
@@ -206,6 +216,7 @@ def judge(
         hard=False,
         batch=16,
         reference=reference,
+        schedule=schedule,
     )
 
 

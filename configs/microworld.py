@@ -112,9 +112,15 @@ def runs() -> dict:
             optim=common.adamw(4.5e-4, warmup_steps=10, schedule="constant"),
         ),
         sip_learned=common.sip_run(
-            # less than the oracle row's, chosen on validation: a learned judge is soon exploited
-            **{**sip, "optim": common.adamw(2e-4, warmup_steps=10, schedule="constant")},
-            judge=common.judge("local", init_from="judge", reference="rewrite"),
+            # Chosen on validation: a learned judge is sooner exploited by rollouts of a policy that
+            # has yet to learn from better suffixes.
+            **{
+                **sip,
+                "steps": 100,
+                "optim": common.adamw(4.5e-4, warmup_steps=10),
+                "candidates": common.candidates(since=60),
+            },
+            judge=common.judge("local", init_from="judge"),
         ),
         sip_oracle=common.sip_run(**sip, judge=common.judge("truth")),
         sft_one_rollout=common.sip_run(
@@ -140,9 +146,9 @@ def judge_run(model) -> ConfigDict:
             rollouts=2,
             temperatures=(1.0, 0.5),
             rewrites=True,
-            reference="rewrite",
+            reference="suffix",
             spoilers=5,
-            marks=dict(quality="grade", factuality="factuality"),
+            marks=dict(quality="grade"),
             marks_weight=1.0,
         ),
     )
@@ -163,6 +169,8 @@ def shrink(config) -> ConfigDict:
         if "validation" in run.evals:
             run.evals.update(validation=32, standard=64, unsafe=16, batch=32)
             run.evals.every_steps = 2 if run.evals.every_steps else 0
+        if name == "sip_learned":
+            run.candidates.rollouts = ((0, 0), (2, 4))
         if "judge" in run:
             run.judge.min_mass = 0.0  # six steps do not make a judge
         if "labels" in run:

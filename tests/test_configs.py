@@ -96,6 +96,8 @@ WRONG = [
     ("runs.judge.labels.source", "nowhere", "runs.judge.labels.source 'nowhere'"),
     ("runs.sip_learned.judge.init_from", "nowhere", "runs.sip_learned.judge.init_from"),
     ("runs.sip_learned.judge.backend", "guess", "runs.sip_learned.judge: judge.backend"),
+    ("runs.sip_learned.judge.schedule.name", "swiss", "runs.sip_learned.judge.schedule: schedule"),
+    ("runs.sip_learned.judge.schedule.budget", 25.0, "schedule.budget must be in \\(0, 1\\]"),
     ("runs.sip_learned.judge.weights", {"quality": "much"}, "runs.sip_learned.judge.weights"),
     ("runs.sip_learned.candidates.rollouts", ((0, 1.5),), "candidates.rollouts"),
     ("runs.sip_learned.objective.name", "ppo", "runs.sip_learned.objective: objective.name"),

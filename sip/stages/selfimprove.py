@@ -16,6 +16,7 @@ from sip import metrics, remote, sampling, setup
 from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.judge import prompts, scoring
+from sip.judge.schedules import ScheduleConfig
 from sip.mesh import put_batch
 from sip.rewriter import TruthRewriter
 from sip.stages import collect
@@ -39,6 +40,7 @@ class JudgeConfig:
     hard: bool = False
     batch: int = 16  # local: prefixes judged at a time
     reference: str = "suffix"  # suffix | rewrite: what aspects with a reference are shown
+    schedule: ScheduleConfig = ScheduleConfig()  # who is compared, where judging is pairwise
 
     def __post_init__(self):
         if self.reference not in ("suffix", "rewrite"):
@@ -201,12 +203,12 @@ def build_judge(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring
     if wanted.backend == "truth":
         if truth is None:
             raise UserError("judge.backend truth: this corpus has no ground truth")
-        return scoring.TruthJudge(truth, wanted.weights)
+        return scoring.TruthJudge(truth, wanted.weights, wanted.schedule)
     aspects = tuple(prompts.load(a) for a in wanted.weights)
     if wanted.backend == "local" or (wanted.backend == "http" and wanted.http.tokens):
         for aspect in aspects:
             prompts.check_options(tokenizer, aspect)
-    how = (aspects, wanted.weights, wanted.min_mass, wanted.hard)
+    how = (aspects, wanted.weights, wanted.min_mass, wanted.hard, wanted.schedule)
     if wanted.backend == "rule":
         return scoring.TextJudge(ruled(wanted.rule), *how)
     if wanted.backend == "http":

@@ -333,6 +333,13 @@ def test_reward_rises(quick, tmp_path):
     assert figures["calm_accuracy"] == 1
 
 
+def test_a_model_too_narrow_for_the_tokenizer_is_named(tmp_path):
+    config = importlib.import_module("judge_llama8b").get_config("debug")
+    config.runs.judge.model.vocab_size = 258
+    with pytest.raises(UserError, match=r"model\.vocab_size 258"):
+        rl.run(config, "judge", str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -108,6 +108,7 @@ ANSWERS = [
     ("Score: 1.", ("1", "10"), "Score:", 0),
     ("Score: -1", ("1", "10"), "Score:", None),
     ("Grade: very good", ("good", "very good"), "Grade:", 1),
+    ("Grade: good enough", ("good", "good enough"), "Grade:", 1),
     (r"so \boxed{no}", YES, r"\boxed{", 1),
 ]
 

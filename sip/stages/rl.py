@@ -103,6 +103,8 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     mesh = meshes.build(c.mesh)
     tokenizer = setup.open_tokenizer(config, workdir)
     cfg = c.model
+    cut = setup.section(setup.CutConfig, config.data.cut, "data.cut")
+    setup.check_model(cfg, cut, tokenizer)
     tx = optim.build(c.optim)
     init_from = setup.source_dir(workdir, c.init_from) if c.init_from else ""
     task = TASKS[c.task](config, name, c, workdir, mesh, tokenizer)
@@ -173,7 +175,10 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
 
 
 def collect(c: RunConfig, task: tasks.Task, writes: tasks.Writer, params, at: int, seed: int):
-    """K answers to each prompt of batch `at`, rewarded -> (Branches, metrics)."""
+    """K answers to each prompt of batch `at`, rewarded -> (Branches, metrics).
+
+    Ratios are between log-probabilities at temperature 1, whatever the answers were sampled at.
+    """
     trunks = writes.trunks(task.prompts(at))
     key = jax.random.fold_in(jax.random.key(seed), at)
     rollouts = writes.write(params, trunks, c.rollouts, c.sampling, key)

@@ -234,3 +234,53 @@ def sip_run(
         evals=evals,
         **shared,
     )
+
+
+def policy_gradient(
+    *,
+    advantage="grpo",
+    denominator="sequence",
+    clip_low=0.2,
+    clip_high=0.2,
+    beta=0.0,
+) -> ConfigDict:
+    """GRPO; Dr. GRPO is dr_grpo and constant, DAPO grpo, token and a clip_high of 0.28."""
+    return section(
+        advantage=advantage,
+        denominator=denominator,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        beta=beta,
+    )
+
+
+def rl_judge_run(
+    *,
+    rollouts,
+    answer,
+    sampling,
+    objective,
+    both_orders=False,
+    updates_per_batch=1,
+    save_every=100,
+    log_every=10,
+    evals_every=20,
+    evals_batch=16,
+    **run,
+) -> ConfigDict:
+    """A judge's run on the rewards of its own verdicts; `labels` or `label_file` is among `run`."""
+    labels = {key: run.pop(key) for key in ("labels", "label_file") if key in run}
+    shared = _run(save_every=save_every, log_every=log_every, **run)
+    return section(
+        stage="rl",
+        task="judge",
+        rollouts=rollouts,
+        answer=answer,
+        updates_per_batch=updates_per_batch,
+        both_orders=both_orders,
+        objective=objective,
+        sampling=sampling,
+        evals=section(every_steps=evals_every, batch=evals_batch),
+        **labels,
+        **shared,
+    )

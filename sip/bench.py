@@ -19,8 +19,8 @@ from sip.data import lexicon
 from sip.data.microworld import WorldConfig
 from sip.data.oracle import MicroworldTruth
 from sip.evals import schedules
-from sip.judge import labels
 from sip.judge.schedules import NAMES, ScheduleConfig
+from sip.judge.spoilers import SPOILERS, Others, Phrases
 from sip.structs import UserError
 
 _PREFIXES = flags.DEFINE_integer("prefixes", 2000, "Prefixes per judge.")
@@ -78,13 +78,13 @@ def world_pools(truth: MicroworldTruth, rng, K: int) -> tuple[list[str], list[li
     prefixes = [text[:a] for text, (a, _) in zip(documents, cuts, strict=True)]
     suffixes = [text[a:b] for text, (a, b) in zip(documents, cuts, strict=True)]
     rewrites = truth.rewrite(prefixes, suffixes, SUFFIX_WORDS)
-    pools = []
+    pools, phrases = [], Phrases(suffixes)
     for suffix, rewrite in zip(suffixes, rewrites, strict=True):
         pool = dict.fromkeys([suffix, rewrite])
         while len(pool) < K:
-            spoil = list(labels.SPOILERS.values())[int(rng.integers(len(labels.SPOILERS)))]
-            other = suffixes[int(rng.integers(len(suffixes)))]
-            pool[spoil((suffix, rewrite)[int(rng.integers(2))], other, rng)] = None
+            spoil = list(SPOILERS.values())[int(rng.integers(len(SPOILERS)))]
+            others = Others(suffixes[int(rng.integers(len(suffixes)))], phrases)
+            pool[spoil((suffix, rewrite)[int(rng.integers(2))], others, rng)] = None
         pools.append(list(pool))
     return prefixes, pools
 

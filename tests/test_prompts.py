@@ -71,6 +71,18 @@ def test_a_users_own_aspect_is_one_file(tmp_path):
     assert "".join(prompts.branch(aspect, " yes")) == "\nText: yes\nCalm:"
 
 
+def test_a_reasoned_aspect_names_the_phrase_before_its_verdict():
+    for name, phrase in (
+        ("reasoned_quality", "Conclusion:"),
+        ("reasoned_safety", "FINAL DECISION:"),
+    ):
+        aspect = prompts.load(name)
+        assert aspect.verdict == phrase and f'"{phrase} {aspect.options[1]}"' in aspect.branch
+        with pytest.raises(UserError, match=f"{name}.*{phrase}"):
+            prompts.check_options(Byte(), aspect)
+    assert [prompts.load(n).verdict for n in NAMES] == [""] * 3
+
+
 GOOD = 'kind: pointwise\noptions: ["y", "n"]\nvalues: [1, 0]\n=== trunk\nA\n=== branch\nB{text}'
 
 
@@ -85,6 +97,8 @@ GOOD = 'kind: pointwise\noptions: ["y", "n"]\nvalues: [1, 0]\n=== trunk\nA\n=== 
         (GOOD.replace("[1, 0]", "[1]"), "value"),
         (GOOD.replace('"n"', '"y"'), "different"),
         (GOOD.replace("\nA\n", "\n{suffix}\n"), "prefix"),
+        ('verdict: "said:\n' + GOOD, "header"),
+        ("verdict: 3\n" + GOOD, "verdict must be a string"),
         ("colour: red\n" + GOOD, "colour"),
         ("nonsense\n" + GOOD, "header"),
     ],

@@ -15,9 +15,9 @@ import tiny_recipe
 from workdirs import begun, lines, state, stop_after
 
 from sip import setup, textgen, train
-from sip.stages import collect, recipe, selfimprove
+from sip.stages import collect, labelled, recipe, selfimprove
 from sip.structs import UserError
-from sip.training import loop
+from sip.training import loop, losses
 
 pytest_plugins = ["tiny_fixtures"]
 R = 3
@@ -244,4 +244,7 @@ def test_every_field_of_a_section_is_set_by_the_configs(finished):
         ("judge", selfimprove.JudgeConfig),
         ("candidates", collect.CandidateConfig),
     ):
+        assert set(run[key]) == {f.name for f in dataclasses.fields(cls)}
+    run = setup.plain(importlib.import_module("microworld_judge").get_config().runs.judge_rl)
+    for key, cls in (("objective", losses.PolicyConfig), ("labels", labelled.LabelConfig)):
         assert set(run[key]) == {f.name for f in dataclasses.fields(cls)}

@@ -55,7 +55,7 @@ def lines(workdir: Path, name: str) -> list[dict]:
 def state(config, workdir: Path, name: str):
     """(state, step) of a run's last checkpoint."""
     run = recipe.STAGES[config.runs[name].stage].resolve(config, name)
-    reference = run.stage == "selfimprove" and run.objective.needs_reference
+    reference = run.stage != "supervised" and run.objective.needs_reference
     abstract = step.abstract_state(
         run.model, optim.build(run.optim), meshes.single(), reference=reference
     )

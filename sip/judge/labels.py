@@ -30,25 +30,31 @@ Example = tuple[Text, int]  # a branch and the index of the right option
 
 
 @dataclass(frozen=True)
-class LabelledTrees:
-    """N trunks with up to C labelled branches each, as prompts and as numpy trees."""
+class LabelledPrompts:
+    """N trunks with up to C labelled branches each."""
 
     aspect: Aspect
     prompts: list[tuple[Text, list[Text]]]
     labels_NC: np.ndarray
     mask_NC: np.ndarray
-    tree: Tree  # leading axis N; a branch is a prompt's tokens
-    asked: dict[str, Asked]  # `aspect.name`: verdicts; with marks, also `aspect.name/marks`
 
     def __len__(self):
         return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class LabelledTrees(LabelledPrompts):
+    """The same as numpy trees too."""
+
+    tree: Tree  # leading axis N; a branch is a prompt's tokens
+    asked: dict[str, Asked]  # `aspect.name`: verdicts; with marks, also `aspect.name/marks`
 
     def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, dict[str, Asked]]:
         """(tree, asked) of a step; each epoch is a permutation, addressed by position."""
         at = np.arange(step * size, (step + 1) * size)
         rows = np.array(
             [
-                _order(len(self), seed, int(epoch))[i]
+                order(len(self), seed, int(epoch))[i]
                 for epoch, i in zip(*divmod(at, len(self)), strict=True)
             ]
         )
@@ -56,7 +62,8 @@ class LabelledTrees:
 
 
 @functools.lru_cache(maxsize=8)
-def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+def order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of n examples in an epoch."""
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
@@ -278,9 +285,7 @@ def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
     T = bucket(max(len(ids) for _, ids, _ in kept), 16)
     R = bucket(max(map(len, chain.from_iterable(branches))), 16)
     tree = pack([ids for _, ids, _ in kept], branches, tokenizer.pad, T, C, R)
-    labels_NC = np.array(
-        [[label for _, label, _ in full] + [0] * (C - len(full)) for _, _, full in kept]
-    )
+    labels_NC = padded([[label for _, label, _ in full] for _, _, full in kept], C)
     length_NC = np.asarray(tree.mask_BCR).sum(-1)
     verdicts = Asked(
         np.maximum(length_NC - 1, 0)[..., None].astype(np.int32),
@@ -291,24 +296,36 @@ def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
     return LabelledTrees(aspect, asked, labels_NC, length_NC > 0, tree, {aspect.name: verdicts})
 
 
+def padded(labels: Sequence[Sequence[int]], C: int) -> np.ndarray:
+    """labels_NC, zeros where a row has fewer than C."""
+    return np.array([[*row, *[0] * (C - len(row))] for row in labels], int)
+
+
 def accuracy(
-    textgen: TextGenerator, labelled: Mapping[str, LabelledTrees]
+    textgen: TextGenerator, labelled: Mapping[str, LabelledPrompts]
 ) -> dict[str, tuple[float, float]]:
     """(right, asked) by the likeliest option: `quality`, and per class `quality/one`.
 
     A prompt that the generator cannot answer is wrong.
     """
     counts = {}
-    for name, trees in labelled.items():
-        trunks, branches = zip(*trees.prompts, strict=True)
-        logp_NCO = textgen.choose(trunks, branches, trees.aspect.options)
+    for found in labelled.values():
+        trunks, branches = zip(*found.prompts, strict=True)
+        logp_NCO = textgen.choose(trunks, branches, found.aspect.options)
         said_NC = np.where(np.isnan(logp_NCO).any(-1), -1, logp_NCO.argmax(-1))
-        C = said_NC.shape[1]
-        label_NC, mask_NC = trees.labels_NC[:, :C], trees.mask_NC[:, :C]
-        for key, asked_NC in [(name, mask_NC)] + [
-            (f"{name}/{option.strip()}", mask_NC & (label_NC == o))
-            for o, option in enumerate(trees.aspect.options)
-        ]:
-            right = (said_NC == label_NC) & asked_NC
-            counts[key] = float(right.sum()), float(asked_NC.sum())
+        counts |= right(found, said_NC)
     return counts
+
+
+def right(labelled: LabelledPrompts, said_NC: np.ndarray) -> dict[str, tuple[float, float]]:
+    """(right, asked) where option `said_NC` was said, -1 for none: overall and per class."""
+    C, aspect = said_NC.shape[1], labelled.aspect
+    label_NC, mask_NC = labelled.labels_NC[:, :C], labelled.mask_NC[:, :C]
+    asked = {aspect.name: mask_NC} | {
+        f"{aspect.name}/{option.strip()}": mask_NC & (label_NC == o)
+        for o, option in enumerate(aspect.options)
+    }
+    return {
+        key: (float(((said_NC == label_NC) & asked_NC).sum()), float(asked_NC.sum()))
+        for key, asked_NC in asked.items()
+    }

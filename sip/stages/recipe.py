@@ -7,10 +7,10 @@ from typing import Any
 from etils import epath
 
 from sip import setup
-from sip.stages import selfimprove, supervised
+from sip.stages import rl, selfimprove, supervised
 from sip.structs import UserError
 
-STAGES = {"supervised": supervised, "selfimprove": selfimprove}
+STAGES = {"supervised": supervised, "selfimprove": selfimprove, "rl": rl}
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@
     python -m sip.train --config=configs/microworld.py:debug --workdir=/tmp/sip-debug
 
 Corpus and tokenizer are generated; a base model is pretrained; a judge is trained on labelled
-candidates; then five continuations are compared: standard pretraining, SIP with the learned judge,
-SIP with the ground truth as judge (an upper bound), and SFT on one rollout (which must collapse).
+candidates, and a rewriter on corrected suffixes; then the base model is compared with standard
+pretraining, SIP with the learned judge and rewriter, SIP with the ground truth in their places (an
+upper bound), and SFT on one rollout (which must collapse).
 Hardware: 2 CPU cores. README has the time and the table.
 """
 
@@ -69,7 +70,15 @@ def get_config(arg: str = "") -> ConfigDict:
         documents=20000,
         prompts=("quality", "safety", "factuality", "grade"),
     )
-    config.order = ("base", "judge", "standard", "sip_learned", "sip_oracle", "sft_one_rollout")
+    config.order = (
+        "base",
+        "judge",
+        "rewriter",
+        "standard",
+        "sip_learned",
+        "sip_oracle",
+        "sft_one_rollout",
+    )
     config.runs = runs()
     config.report = dict(
         rows=("base", "standard", "sip_learned", "sip_oracle", "sft_one_rollout"),
@@ -92,6 +101,7 @@ def runs() -> dict:
         objective=common.objective("rf_nll"),
         candidates=common.candidates(),
     )
+    truth = dict(judge=common.judge("truth"), rewriter=common.rewriter("truth"))
     one = common.candidates(suffix=False, rewrite=False, rollouts=1, chosen="rollout")
     return dict(
         base=common.documents_run(
@@ -123,6 +133,15 @@ def runs() -> dict:
                 marks_weight=1.0,
             ),
         ),
+        rewriter=common.rewriter_run(
+            model=dict(model, layers=3),
+            split=JUDGE,
+            steps=1000,
+            batch=32,
+            init_from="base",
+            optim=common.adamw(2e-3, warmup_steps=20),
+            rewrites=dict(prompt="rewrite", documents=9600, held_out=1000),
+        ),
         standard=common.documents_run(
             **tune,
             steps=200,
@@ -134,11 +153,10 @@ def runs() -> dict:
             # less than the oracle row's, chosen on validation: a learned judge is soon exploited
             **{**sip, "optim": common.adamw(2e-4, warmup_steps=10, schedule="constant")},
             judge=common.judge("local", init_from="judge"),
+            rewriter=common.rewriter("local", init_from="rewriter"),
         ),
-        sip_oracle=common.sip_run(**sip, judge=common.judge("truth")),
-        sft_one_rollout=common.sip_run(
-            **{**sip, "steps": 200, "candidates": one, "judge": common.judge("truth")}
-        ),
+        sip_oracle=common.sip_run(**sip, **truth),
+        sft_one_rollout=common.sip_run(**{**sip, "steps": 200, "candidates": one}, **truth),
     )
 
 
@@ -146,7 +164,9 @@ def shrink(config) -> ConfigDict:
     """The same recipe, tiny."""
     config.data.world.update(entities=8, train=1500, validation=100, test=150)
     config.tokenizer.documents = 1000
-    steps = dict(base=40, judge=6, standard=6, sip_learned=4, sip_oracle=4, sft_one_rollout=4)
+    steps = dict(
+        base=40, judge=6, rewriter=6, standard=6, sip_learned=4, sip_oracle=4, sft_one_rollout=4
+    )
     for name, run in config.runs.items():
         run.steps = steps[name]
         run.batch = 8
@@ -161,4 +181,6 @@ def shrink(config) -> ConfigDict:
             run.judge.min_mass = 0.0  # six steps do not make a judge
         if "labels" in run:
             run.labels.update(documents=100, held_out=40)
+        if "rewrites" in run:
+            run.rewrites.update(documents=100, held_out=40)
     return config

@@ -16,7 +16,7 @@ import pytest
 import tiny_recipe
 from workdirs import begun, lines, state
 
-from sip import setup, textgen, train
+from sip import rewriter, setup, textgen, train
 from sip.stages import collect, recipe, selfimprove
 from sip.structs import UserError
 from sip.training import loop
@@ -186,6 +186,7 @@ def six(name, arg="", **changes):
 RESUMED = {
     "documents": ("standard", six("standard"), ("base",)),
     "verdicts": ("judge", six("judge"), ("base",)),
+    "rewrites": ("rewriter", six("rewriter"), ("base",)),
     "rf_nll": ("sip_oracle", six("sip_oracle"), ("base",)),
     "dpo": ("dpo_ce", six("dpo_ce", "dpo_ce,truth"), ("base",)),
 }
@@ -258,5 +259,6 @@ def test_every_field_of_a_section_is_set_by_the_configs(finished):
     for key, cls in (
         ("judge", selfimprove.JudgeConfig),
         ("candidates", collect.CandidateConfig),
+        ("rewriter", rewriter.RewriterConfig),
     ):
         assert set(run[key]) == {f.name for f in dataclasses.fields(cls)}

@@ -4,6 +4,7 @@ The order is a grain `MapDataset`: shuffled anew in every epoch, repeated withou
 holds positions step * batch onwards whatever the number of processes, so a run resumes on another.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -42,6 +43,18 @@ def take(chunks: Chunks, n: int, *, seed: int = 0) -> Batch:
     """The first n chunks (or all there are) of a fixed permutation, as one batch."""
     order = np.random.default_rng(seed).permutation(len(chunks))
     return _stack(chunks[int(i)] for i in order[:n])
+
+
+def epochs(n: int, step: int, size: int, *, seed: int) -> np.ndarray:
+    """Which of n examples are in the batch of a step; each epoch is a permutation."""
+    at = np.arange(step * size, (step + 1) * size)
+    places = zip(*divmod(at, n), strict=True)
+    return np.array([_order(n, seed, int(epoch))[i] for epoch, i in places])
+
+
+@functools.lru_cache(maxsize=8)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(n)
 
 
 def _stack(items: Iterable[Any]) -> Batch:

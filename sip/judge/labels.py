@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from sip.data import pipeline
 from sip.judge import marks, prompts
 from sip.judge.prompts import Aspect
 from sip.structs import Asked, Tree, UserError
@@ -45,19 +46,8 @@ class LabelledTrees:
 
     def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, dict[str, Asked]]:
         """(tree, asked) of a step; each epoch is a permutation, addressed by position."""
-        at = np.arange(step * size, (step + 1) * size)
-        rows = np.array(
-            [
-                _order(len(self), seed, int(epoch))[i]
-                for epoch, i in zip(*divmod(at, len(self)), strict=True)
-            ]
-        )
+        rows = pipeline.epochs(len(self), step, size, seed=seed)
         return jax.tree.map(lambda x: x[rows], (self.tree, self.asked))
-
-
-@functools.lru_cache(maxsize=8)
-def _order(n: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(n)
 
 
 def shuffle_words(text: str, other: str, rng: np.random.Generator) -> str:

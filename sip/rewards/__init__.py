@@ -1,0 +1,1 @@
+"""Rewards of verifiable tasks: arrays in, (reward, valid) out."""

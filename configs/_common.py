@@ -106,6 +106,19 @@ def judge_run(*, labels, save_every=100, log_every=10, evals_every=50, **run) ->
     )
 
 
+def rewriter_run(*, rewrites, save_every=200, log_every=20, evals_every=0, **run) -> ConfigDict:
+    """A supervised run on the ground truth's rewrites."""
+    shared = _run(save_every=save_every, log_every=log_every, **run)
+    return section(
+        stage="supervised",
+        examples="rewrites",
+        tokens="all",
+        rewrites=rewrites,
+        evals=section(every_steps=evals_every),
+        **shared,
+    )
+
+
 def candidates(
     *, suffix=True, rewrite=True, rollouts=4, since=0, chosen="best", rejected="worst"
 ) -> ConfigDict:
@@ -220,14 +233,27 @@ def judge(
     )
 
 
+def rewriter(backend: str, *, init_from="") -> ConfigDict:
+    """Who rewrites: local (a trained rewriter) or truth (the corpus's ground truth)."""
+    return section(
+        backend=backend,
+        init_from=init_from,
+        prompt="rewrite",
+        temperature=0.0,
+        top_p=1.0,
+        batch=32,
+    )
+
+
 def sip_run(
-    *, judge, candidates, objective, evals, save_every=100, log_every=5, **run
+    *, judge, rewriter, candidates, objective, evals, save_every=100, log_every=5, **run
 ) -> ConfigDict:
     """A self-improving run."""
     shared = _run(save_every=save_every, log_every=log_every, **run)
     return section(
         stage="selfimprove",
         judge=judge,
+        rewriter=rewriter,
         candidates=candidates,
         objective=objective,
         sampling=section(temperature=1.0, top_k=0, top_p=1.0),

@@ -6,6 +6,8 @@
 Corpus and tokenizer are generated; a base model is pretrained; a judge is trained on labelled
 candidates; then five continuations are compared: standard pretraining, SIP with the learned judge,
 SIP with the ground truth as judge (an upper bound), and SFT on one rollout (which must collapse).
+Rewrites are the ground truth's; `--config.order` and `--config.runs.sip_learned.rewriter` bring in
+the learned rewriter, which is run `rewriter`.
 Hardware: 2 CPU cores. README has the time and the table.
 """
 
@@ -92,6 +94,7 @@ def runs() -> dict:
         objective=common.objective("rf_nll"),
         candidates=common.candidates(),
     )
+    truth = dict(judge=common.judge("truth"), rewriter=common.rewriter("truth"))
     one = common.candidates(suffix=False, rewrite=False, rollouts=1, chosen="rollout")
     return dict(
         base=common.documents_run(
@@ -104,6 +107,7 @@ def runs() -> dict:
             evals=common.evals(baseline=""),
         ),
         judge=judge_run(model),
+        rewriter=rewriter_run(model),
         standard=common.documents_run(
             **tune,
             steps=200,
@@ -121,11 +125,10 @@ def runs() -> dict:
                 "candidates": common.candidates(since=60),
             },
             judge=common.judge("local", init_from="judge"),
+            rewriter=common.rewriter("truth"),
         ),
-        sip_oracle=common.sip_run(**sip, judge=common.judge("truth")),
-        sft_one_rollout=common.sip_run(
-            **{**sip, "steps": 200, "candidates": one, "judge": common.judge("truth")}
-        ),
+        sip_oracle=common.sip_run(**sip, **truth),
+        sft_one_rollout=common.sip_run(**{**sip, "steps": 200, "candidates": one}, **truth),
     )
 
 
@@ -154,11 +157,26 @@ def judge_run(model) -> ConfigDict:
     )
 
 
+def rewriter_run(model) -> ConfigDict:
+    """A rewriter: the base model with a copied layer on top, taught by corrected suffixes."""
+    return common.rewriter_run(
+        model=dict(model, layers=3),
+        split=JUDGE,
+        steps=1000,
+        batch=32,
+        init_from="base",
+        optim=common.adamw(2e-3, warmup_steps=20),
+        rewrites=dict(prompt="rewrite", documents=9600, held_out=1000),
+    )
+
+
 def shrink(config) -> ConfigDict:
     """The same recipe, tiny."""
     config.data.world.update(entities=8, train=1500, validation=100, test=150)
     config.tokenizer.documents = 1000
-    steps = dict(base=40, judge=6, standard=6, sip_learned=4, sip_oracle=4, sft_one_rollout=4)
+    steps = dict(
+        base=40, judge=6, rewriter=6, standard=6, sip_learned=4, sip_oracle=4, sft_one_rollout=4
+    )
     for name, run in config.runs.items():
         run.steps = steps[name]
         run.batch = 8
@@ -175,4 +193,6 @@ def shrink(config) -> ConfigDict:
             run.judge.min_mass = 0.0  # six steps do not make a judge
         if "labels" in run:
             run.labels.update(documents=100, held_out=40)
+        if "rewrites" in run:
+            run.rewrites.update(documents=100, held_out=40)
     return config

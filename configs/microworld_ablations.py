@@ -5,7 +5,8 @@
     python -m sip.train --config=configs/microworld_ablations.py:debug --workdir=/tmp/debug
 
 Words after the colon, by commas and in any order: names of ablations (none: all), `truth` (the
-ground truth judges in place of a learned judge), `debug` (tiny), as in `:dpo_rollouts,truth,debug`.
+ground truth judges and rewrites, and nothing learned), `debug` (tiny), as in
+`:dpo_rollouts,truth,debug`.
 A chosen ablation comes with the runs it needs. Other sizes of a pool:
 --config.runs.NAME.candidates.rollouts="((0, 8),)". Hardware: 2 CPU cores.
 """
@@ -62,27 +63,40 @@ def get_config(arg: str = "") -> ConfigDict:
                 f"configs/microworld_ablations.py knows no {name!r}; there are "
                 f"{', '.join((*WORDS, *found))}"
             )
-    learned = "truth" not in words and not set(names) <= {*FIXED, *UNJUDGED}
-    needed = ("base", "judge") if learned else ("base",)
+    needed = ("base",)
+    if "truth" not in words:
+        needed += ("judge",) if not set(names) <= {*FIXED, *UNJUDGED} else ()
+        needed += ("rewriter",) if any(rewritten(found[name]) for name in names) else ()
     config.runs = {n: config.runs[n] for n in needed} | {n: found[n] for n in names}
     config.order = (*needed, *names)
     config.report = dict(
         rows=("base", *names),
-        judge="judge" if learned else "",
+        judge="judge" if "judge" in needed else "",
         standard="standard" if "standard" in names else "",
     )
     return config
 
 
+def rewritten(run) -> bool:
+    """Whether rewrites are among its candidates."""
+    return "candidates" in run and run.candidates.rewrite
+
+
 def ablations(main, backend: str) -> dict[str, ConfigDict]:
     """Every ablation by name, made from the main recipe's runs."""
-    judge = common.judge(backend, init_from="judge" if backend == "local" else "")
+    source = lambda name: name if backend == "local" else ""
+    judge = common.judge(backend, init_from=source("judge"))
+    rewriter = common.rewriter(backend, init_from=source("rewriter"))
     judge.min_mass = main.sip_learned.judge.min_mass
 
     def sip(objective, pool, start="base"):
         run = main.sip_learned.copy_and_resolve_references()
         run.update(
-            judge=judge, objective=objective, candidates=common.candidates(**pool), init_from=start
+            judge=judge,
+            rewriter=rewriter,
+            objective=objective,
+            candidates=common.candidates(**pool),
+            init_from=start,
         )
         return run
 

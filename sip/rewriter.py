@@ -1,13 +1,34 @@
-"""Rewriters: prefix and suffix in, a better suffix out."""
+"""Rewriters: prefix and suffix in, a better suffix out.
 
-from collections.abc import Sequence
+A learned one is asked as in arXiv 2601.21343: the prefix's last words stand again before the text
+to rewrite and before the answer, which so goes on where the prefix ends.
+"""
+
+import functools
+import importlib.resources
+import pathlib
+import re
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import jax
 import numpy as np
+
+from sip import sampling, template
+from sip.mesh import put_batch
+from sip.models.config import ModelConfig
+from sip.structs import Params, UserError
+from sip.textgen import Ids, bucket, pack, tokens_of
+from sip.tokenizer import Tokenizer, continuation
 
 if TYPE_CHECKING:
     from sip.data.documents import Truth
+
+BACKENDS = ("local", "truth")
+WORDS = 5  # of the prefix that are repeated and primed
+FIELDS = {"prefix", "suffix", "words"}
 
 
 class Rewriter(Protocol):
@@ -31,3 +52,176 @@ class TruthRewriter:
         """(texts, valid_B); nothing written is invalid."""
         texts = self.truth.rewrite(list(prefixes), list(suffixes), self.words)
         return texts, np.array([bool(text.strip()) for text in texts], bool)
+
+
+@dataclass(frozen=True)
+class RewriterConfig:
+    """Who rewrites, where rewrites are candidates."""
+
+    backend: str  # local | truth
+    init_from: str  # local: a run or a directory with a checkpoint
+    prompt: str  # local: a built-in one's name, or the path of a .txt file
+    temperature: float  # local; 0 is greedy
+    top_p: float
+    batch: int  # local: suffixes rewritten at a time
+
+    def __post_init__(self):
+        if self.backend not in BACKENDS:
+            raise UserError(f"rewriter.backend must be one of {BACKENDS}, not {self.backend!r}")
+        if self.batch < 1:
+            raise UserError(f"rewriter.batch must be at least 1, not {self.batch}")
+        self.sampling()
+
+    def sampling(self) -> sampling.SamplingConfig:
+        """The distribution sampled from. Raises UserError where there is none."""
+        return sampling.SamplingConfig(temperature=self.temperature, top_p=self.top_p)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How a rewriter is asked: a template that ends with the primed words of the prefix."""
+
+    name: str
+    template: str
+
+    def __post_init__(self):
+        named = template.fields(self.template)
+        if not set(named) <= FIELDS or "suffix" not in named:
+            raise UserError(
+                f"rewriter prompt {self.name!r}: it names {{suffix}}, of {sorted(FIELDS)}"
+            )
+        if not self.template.endswith("{words}"):
+            raise UserError(f"rewriter prompt {self.name!r}: it does not end with {{words}}")
+
+    def segments(self, prefix: str, suffix: str) -> tuple[str, ...]:
+        """The filled template; its own words stand at even places."""
+        texts = {"prefix": prefix, "suffix": suffix, "words": last_words(prefix)}
+        return template.fill(self.template, texts)
+
+
+def load(name: str) -> Prompt:
+    """A built-in prompt by its name, or a user's own by the path of its .txt file."""
+    built_in = importlib.resources.files("sip") / "templates" / f"{name}.txt"
+    path = pathlib.Path(name) if name.endswith(".txt") else built_in
+    if not path.is_file():
+        raise UserError(f"rewriter prompt {name!r}: no such prompt file")
+    text = path.read_text(encoding="utf-8").removesuffix("\n")
+    return Prompt(pathlib.Path(name).stem, text)
+
+
+def last_words(text: str, count: int = WORDS) -> str:
+    """The last words of a text and what stands between and before them."""
+    starts = [found.start() for found in re.finditer(r"\s*\S+", text)]
+    return text[starts[-count] :] if len(starts) > count else text
+
+
+def prompt_ids(
+    prompt: Prompt, tokenizer: Tokenizer, encode: Callable[[str], Ids], prefix: str, suffix: str
+) -> Ids:
+    """The tokens of a prompt, BOS and its segments' joined."""
+    return [tokenizer.bos, *tokens_of(encode, prompt.segments(prefix, suffix))]
+
+
+def answer_ids(
+    tokenizer: Tokenizer, encode: Callable[[str], Ids], suffix: str, rewrite: str
+) -> Ids:
+    """The tokens that should follow a prompt: a rewrite as long as the suffix at most, and EOS."""
+    length = len(encode(template.quote(suffix)))
+    return [*encode(template.quote(rewrite))[:length], tokenizer.eos]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One suffix to rewrite, as tokens."""
+
+    ids: Ids  # the prompt
+    words: Ids  # its end, the primed words
+    suffix: Ids
+    noise: int  # addresses what is drawn
+
+    @property
+    def limit(self) -> int:
+        """Tokens within which the rewrite has to end, the stop token included."""
+        return len(self.suffix) + len(self.suffix) // 4 + 1
+
+
+class LocalRewriter:
+    """Our own decoder on its own mesh.
+
+    A rewrite ends with EOS or a newline and is cut to the suffix's number of tokens. Invalid is:
+    a prompt too long for the model's `max_len`, no end within 5/4 of the suffix, less than half of
+    it, nothing but space, the primed words once more where the suffix does not have them.
+
+    Noise is addressed by prefix and suffix: the same two are rewritten alike in any batch.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        cfg: ModelConfig,
+        tokenizer: Tokenizer,
+        mesh: jax.sharding.Mesh,
+        *,
+        prompt: Prompt,
+        sampling: sampling.SamplingConfig,
+        seed: int = 0,
+        batch: int = 32,
+        multiple: int = 16,
+    ):
+        self._params, self._cfg, self._mesh = params, cfg, mesh
+        self._tokenizer, self._prompt, self._sampling = tokenizer, prompt, sampling
+        self._seed, self._batch, self._multiple = seed, batch, multiple
+        self._encode = functools.lru_cache(maxsize=1 << 14)(tokenizer.encode)
+        newline = self._encode("\n")
+        self._stops = (tokenizer.eos, *(newline if len(newline) == 1 else ()))
+
+    def rewrite(self, prefixes, suffixes) -> tuple[list[str], np.ndarray]:
+        """(texts, valid_B); of an invalid rewrite the text is empty."""
+        asked = [self._asked(p, s) for p, s in zip(prefixes, suffixes, strict=True)]
+        fits = [i for i, a in enumerate(asked) if len(a.ids) + a.limit <= self._cfg.max_len]
+        starts = range(0, len(fits), self._batch)
+        batches = [[asked[i] for i in fits[start : start + self._batch]] for start in starts]
+        # All batches are dispatched before the first result is waited for.
+        runs = [self._run(rows) for rows in batches]
+        texts = [""] * len(asked)
+        for start, run in zip(starts, runs, strict=True):
+            new = np.asarray(run.tokens_BCR)[:, 0].tolist()
+            for i, ids in zip(fits[start : start + self._batch], new, strict=False):
+                texts[i] = self._text(asked[i], ids)
+        return texts, np.array([bool(text) for text in texts], bool)
+
+    def _asked(self, prefix: str, suffix: str) -> Asked:
+        words = template.quote(last_words(prefix))
+        return Asked(
+            prompt_ids(self._prompt, self._tokenizer, self._encode, prefix, suffix),
+            self._encode(words),
+            self._encode(template.quote(suffix)),
+            zlib.crc32(f"{prefix}|{suffix}".encode("utf-8", "replace")),
+        )
+
+    def _run(self, rows: Sequence[Asked]):
+        """Rollouts of one continuation each, dispatched; sizes are bucketed."""
+        ways = self._mesh.shape["replica"] * self._mesh.shape["fsdp"]
+        B = min(1 << (len(rows) - 1).bit_length(), self._batch)
+        rows = [*rows, *[rows[0]] * (-(-B // ways) * ways - len(rows))]
+        T = bucket(max(len(row.ids) for row in rows), self._multiple)
+        steps = bucket(max(row.limit for row in rows))
+        tree = pack([row.ids for row in rows], [[]] * len(rows), self._tokenizer.pad, T, 0, 1)
+        fork_B = np.array([len(row.ids) for row in rows], np.int32)
+        noise_B = np.array([row.noise for row in rows], np.uint32)
+        run = sampling.program(self._cfg, 1, steps, self._sampling, self._stops)
+        with jax.set_mesh(self._mesh):
+            args = put_batch(self._mesh, (tree.tokens_BT, fork_B, noise_B))
+            return run(self._params, *args, jax.random.key(self._seed))
+
+    def _text(self, asked: Asked, new: Ids) -> str:
+        """The rewrite in a row of new tokens; empty where it failed."""
+        ends = [i for i, token in enumerate(new[: asked.limit]) if token in self._stops]
+        size = len(asked.suffix)
+        if not ends or 2 * ends[0] < size:
+            return ""
+        ids = new[: min(ends[0], size)]
+        first = min(len(asked.words), size)
+        echoes = first and new[:first] == asked.words[:first] != asked.suffix[:first]
+        text = continuation(self._tokenizer, asked.words, ids)
+        return text if text.strip() and not echoes else ""

@@ -107,6 +107,12 @@ WRONG = [
     ("runs.sip_learned.judge.schedule.name", "swiss", "runs.sip_learned.judge.schedule: schedule"),
     ("runs.sip_learned.judge.schedule.budget", 25.0, "schedule.budget must be in \\(0, 1\\]"),
     ("runs.sip_learned.judge.weights", {"quality": "much"}, "runs.sip_learned.judge.weights"),
+    ("runs.sip_learned.rewriter.init_from", "nowhere", "runs.sip_learned.rewriter.init_from"),
+    ("runs.sip_learned.rewriter.backend", "guess", "runs.sip_learned.rewriter: rewriter.backend"),
+    ("runs.rewriter.rewrites.held_out", 0, "runs.rewriter.rewrites: documents and held_out"),
+    ("runs.rewriter.examples", "verdicts", "labels: wanted by examples 'verdicts'"),
+    ("runs.judge.examples", "rewrites", "labels: wanted by examples 'verdicts'"),
+    ("runs.rewriter.examples", "documents", "rewrites: wanted by examples 'rewrites'"),
     ("runs.sip_learned.candidates.rollouts", ((0, 1.5),), "candidates.rollouts"),
     ("runs.sip_learned.objective.name", "ppo", "runs.sip_learned.objective: objective.name"),
     ("runs.sip_learned.evals.baseline", "sip_oracle", "evals.baseline 'sip_oracle'"),
@@ -146,7 +152,9 @@ def test_an_ablation_comes_with_what_it_needs_and_an_unknown_one_is_named():
     order = lambda arg: tuple(tiny_recipe.get_config(arg).order)
     assert order("dpo_rollouts") == ("base", "judge", "dpo_rollouts")
     assert order("dpo_rollouts,truth") == ("base", "dpo_rollouts")
-    assert order("sft_rewrite,standard") == ("base", "sft_rewrite", "standard")
+    assert order("sft_rewrite,standard") == ("base", "rewriter", "sft_rewrite", "standard")
+    assert order("sft_rewrite,truth") == ("base", "sft_rewrite")
+    assert order("rf_nll_suffix_rewrite")[:3] == ("base", "judge", "rewriter")
     with pytest.raises(ValueError, match="'rollouts_dpo'"):
         order("rollouts_dpo")
 

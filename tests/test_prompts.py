@@ -5,6 +5,7 @@ import dataclasses
 import hostile
 import pytest
 
+from sip import template
 from sip.judge import prompts
 from sip.structs import UserError
 from sip.tokenizer import Byte
@@ -41,7 +42,7 @@ def test_hostile_text_moves_neither_the_lines_nor_the_verdicts_place(text):
 
 @pytest.mark.parametrize("text", HOSTILE, ids=hostile.TEXTS)
 def test_hostile_text_is_one_line_wherever_it_is_shown(text):
-    quality, filled = prompts.load("quality"), prompts.quote(text)
+    quality, filled = prompts.load("quality"), template.quote(text)
     assert _pair(text)[1] == prompts.branch(quality, " a", text)[3] == filled
     for name in NAMES:
         trunk = prompts.trunk(prompts.load(name), prefix=text, reference=text)
@@ -56,8 +57,8 @@ def test_the_other_candidates_tokens_do_not_depend_on_a_hostile_one(text):
 
 
 def test_quoting_keeps_the_leading_space_and_printable_text():
-    assert prompts.quote(" héllo — 世界 🙂") == " héllo — 世界 🙂"
-    assert prompts.quote(" a\r\n\r\nb\tc") == " a b c"
+    assert template.quote(" héllo — 世界 🙂") == " héllo — 世界 🙂"
+    assert template.quote(" a\r\n\r\nb\tc") == " a b c"
 
 
 def test_a_users_own_aspect_is_one_file(tmp_path):

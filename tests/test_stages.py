@@ -14,7 +14,7 @@ import pytest
 import tiny_recipe
 from workdirs import begun, lines, state, stop_after
 
-from sip import setup, textgen, train
+from sip import rewriter, setup, textgen, train
 from sip.stages import collect, labelled, recipe, selfimprove
 from sip.structs import UserError
 from sip.training import loop, losses
@@ -171,6 +171,7 @@ def six(name, arg="", **changes):
 RESUMED = {
     "documents": ("standard", six("standard"), ("base",)),
     "verdicts": ("judge", six("judge"), ("base",)),
+    "rewrites": ("rewriter", six("rewriter"), ("base",)),
     "rf_nll": ("sip_oracle", six("sip_oracle"), ("base",)),
     "dpo": ("dpo_ce", six("dpo_ce", "dpo_ce,truth"), ("base",)),
 }
@@ -243,6 +244,7 @@ def test_every_field_of_a_section_is_set_by_the_configs(finished):
     for key, cls in (
         ("judge", selfimprove.JudgeConfig),
         ("candidates", collect.CandidateConfig),
+        ("rewriter", rewriter.RewriterConfig),
     ):
         assert set(run[key]) == {f.name for f in dataclasses.fields(cls)}
     run = setup.plain(importlib.import_module("microworld_judge").get_config().runs.judge_rl)

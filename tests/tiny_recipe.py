@@ -32,4 +32,6 @@ def shrink(config):
             run.evals.update(validation=8, standard=16, unsafe=8, batch=16)
         if "labels" in run:
             run.labels.update(documents=20, held_out=10)
+        if "rewrites" in run:
+            run.rewrites.update(documents=20, held_out=20)
     return config

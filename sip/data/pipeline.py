@@ -4,6 +4,7 @@ The order is a grain `MapDataset`: shuffled anew in every epoch, repeated withou
 holds positions step * batch onwards whatever the number of processes, so a run resumes on another.
 """
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -36,6 +37,19 @@ class Batches:
             raise UserError(f"batch={self.batch} does not divide among {process_count} processes")
         first = step * self.batch + process_index * share
         return _stack(self._order[position] for position in range(first, first + share))
+
+
+def epochs(n: int, step: int, size: int, *, seed: int) -> np.ndarray:
+    """Which of n examples are in the batch of a step; each epoch is a permutation."""
+    at = np.arange(step * size, (step + 1) * size)
+    places = zip(*divmod(at, n), strict=True)
+    return np.array([order(n, seed, int(epoch))[i] for epoch, i in places])
+
+
+@functools.lru_cache(maxsize=8)
+def order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of n examples in an epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(n)
 
 
 def _stack(items: Iterable[Any]) -> Batch:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
+from sip.data import pipeline
 from sip.judge import marks, prompts
 from sip.judge.prompts import Aspect
 from sip.judge.spoilers import SPOILERS, Others, Phrases
@@ -51,20 +52,8 @@ class LabelledTrees(LabelledPrompts):
 
     def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, dict[str, Asked]]:
         """(tree, asked) of a step; each epoch is a permutation, addressed by position."""
-        at = np.arange(step * size, (step + 1) * size)
-        rows = np.array(
-            [
-                order(len(self), seed, int(epoch))[i]
-                for epoch, i in zip(*divmod(at, len(self)), strict=True)
-            ]
-        )
+        rows = pipeline.epochs(len(self), step, size, seed=seed)
         return jax.tree.map(lambda x: x[rows], (self.tree, self.asked))
-
-
-@functools.lru_cache(maxsize=8)
-def order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of n examples in an epoch."""
-    return np.random.default_rng((seed, epoch)).permutation(n)
 
 
 @dataclass(frozen=True)

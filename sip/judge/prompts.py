@@ -8,15 +8,14 @@ are encoded one by one, so text under judgement can neither merge with the templ
 read as a template.
 """
 
-import functools
 import importlib.resources
 import json
 import pathlib
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sip.structs import UserError
+from sip.template import fields, fill, pieces
 from sip.tokenizer import Tokenizer
 
 MARKERS = "=== trunk\n", "\n=== branch\n"
@@ -47,12 +46,12 @@ class Aspect:
     @property
     def reference(self) -> bool:
         """Whether the judge is shown the original suffix."""
-        return "reference" in _fields(self.trunk)
+        return "reference" in fields(self.trunk)
 
     @property
     def per_prefix(self) -> bool:
         """Whether the trunk differs between prefixes (False: the instruction alone)."""
-        return bool(_fields(self.trunk))
+        return bool(fields(self.trunk))
 
 
 def load(name: str) -> Aspect:
@@ -85,9 +84,9 @@ def parse(name: str, text: str) -> Aspect:
 def _problem(aspect: Aspect) -> str | None:
     if aspect.kind not in FIELDS:
         return f"kind must be one of {sorted(FIELDS)}, not {aspect.kind!r}"
-    if not set(_fields(aspect.trunk)) <= {"prefix", "reference"}:
+    if not set(fields(aspect.trunk)) <= {"prefix", "reference"}:
         return "the trunk may name {prefix} and {reference} only"
-    if list(_fields(aspect.branch)) != FIELDS[aspect.kind]:
+    if list(fields(aspect.branch)) != FIELDS[aspect.kind]:
         return f"the branch must name {FIELDS[aspect.kind]}, once each and in this order"
     if len(set(aspect.options)) < 2 or len(set(aspect.options)) != len(aspect.options):
         return "it needs two or more different options"
@@ -98,30 +97,6 @@ def _problem(aspect: Aspect) -> str | None:
     if aspect.kind == "pairwise" and aspect.values != (1.0, 0.0):
         return "a pairwise aspect has two options of values 1 and 0"
     return None
-
-
-@functools.lru_cache(maxsize=64)
-def _pieces(template: str) -> tuple[str, ...]:
-    """The template cut at its fields: literal, field, literal, ..., literal."""
-    return tuple(re.split(r"\{(\w+)\}", template))
-
-
-def _fields(template: str) -> tuple[str, ...]:
-    return _pieces(template)[1::2]
-
-
-@functools.lru_cache(maxsize=1 << 14)
-def quote(text: str) -> str:
-    """`text` on one line: each run of newlines, control and invisible characters is one space."""
-    if text.isprintable():
-        return text
-    return re.sub("\0+", " ", "".join(c if c.isprintable() else "\0" for c in text))
-
-
-def fill(template: str, texts: Mapping[str, str]) -> tuple[str, ...]:
-    """Segments of the filled template: its own words at even places, quoted texts at odd ones."""
-    pieces = _pieces(template)
-    return tuple(quote(texts[p]) if i % 2 else p for i, p in enumerate(pieces))
 
 
 def trunk(aspect: Aspect, *, prefix: str, reference: str) -> tuple[str, ...]:
@@ -138,7 +113,7 @@ def symbols(aspects: Iterable[Aspect]) -> tuple[str, ...]:
     """Strings that a tokenizer trained for these prompts should hold as single tokens."""
     found: dict[str, None] = {}
     for aspect in aspects:
-        literals = _pieces(aspect.trunk)[::2] + _pieces(aspect.branch)[::2]
+        literals = pieces(aspect.trunk)[::2] + pieces(aspect.branch)[::2]
         found.update(dict.fromkeys(s for s in (*literals, *aspect.options) if s))
     return tuple(found)
 

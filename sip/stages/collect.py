@@ -11,7 +11,7 @@ from sip.judge import scoring
 from sip.mesh import put_batch
 from sip.models.config import ModelConfig
 from sip.objectives import policy, preference
-from sip.rewriter import TruthRewriter
+from sip.rewriter import Rewriter
 from sip.structs import Tree, UserError
 from sip.tokenizer import Tokenizer, continuation
 from sip.training import losses
@@ -80,7 +80,7 @@ class Policy:
     objective: losses.ObjectiveConfig
     sampling: sampling.SamplingConfig
     judge: scoring.Judge | None
-    rewriter: TruthRewriter | None
+    rewriter: Rewriter | None
     reference: str  # suffix | rewrite
     seed: int
 
@@ -167,7 +167,7 @@ def references(p: Policy, pool: Pool, suffixes: list[str]) -> list[str]:
     return [texts[k] or suffix for texts, suffix in zip(pool.texts, suffixes, strict=True)]
 
 
-def encode_rewrites(p: Policy, rewriter: TruthRewriter, prefixes, suffixes):
+def encode_rewrites(p: Policy, rewriter: Rewriter, prefixes, suffixes):
     """(tokens_BR, mask_BR) of the rewrites, cut to R tokens; a failed one is all False."""
     texts, valid_B = rewriter.rewrite(prefixes, suffixes)
     tokens_BR = np.full((len(texts), p.suffix), p.tokenizer.pad, np.int32)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import jax
 
 from sip import metrics, remote, sampling, setup
+from sip import rewriter as rewriters
 from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.judge import prompts, scoring
 from sip.judge.schedules import ScheduleConfig
 from sip.mesh import put_batch
-from sip.rewriter import TruthRewriter
 from sip.stages import collect
 from sip.structs import UserError
 from sip.textgen import Local, ruled
@@ -61,6 +61,7 @@ class RunConfig(setup.RunConfig):
 
     candidates: collect.CandidateConfig
     judge: JudgeConfig
+    rewriter: rewriters.RewriterConfig
     objective: losses.ObjectiveConfig
     sampling: sampling.SamplingConfig
     evals: ground_truth.EvalConfig
@@ -84,13 +85,13 @@ class RunConfig(setup.RunConfig):
         return self.candidates.chosen == "best" or (pairs and self.candidates.rejected == "worst")
 
     def sources(self):
-        """init_from, the baseline of the evaluation, the judge."""
-        local = self.judged and self.judge.backend == "local"
-        return {
-            **super().sources(),
-            "evals.baseline": self.evals.baseline,
-            **({"judge.init_from": self.judge.init_from} if local else {}),
-        }
+        """init_from, the baseline of the evaluation, the judge, the rewriter."""
+        found = {**super().sources(), "evals.baseline": self.evals.baseline}
+        if self.judged and self.judge.backend == "local":
+            found["judge.init_from"] = self.judge.init_from
+        if self.candidates.rewrite and self.rewriter.backend == "local":
+            found["rewriter.init_from"] = self.rewriter.init_from
+        return found
 
     def reach(self):
         """A judge behind HTTP answers."""
@@ -180,8 +181,6 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
 def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> collect.Policy:
     """What stays fixed; loads the judge and the rewriter."""
     truth = corpus.documents.truth
-    if c.candidates.rewrite and truth is None:
-        raise UserError("candidates.rewrite: this corpus has no ground truth to write it")
     return collect.Policy(
         c.model,
         mesh,
@@ -192,9 +191,29 @@ def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> c
         c.objective,
         c.sampling,
         build_judge(c.judge, workdir, truth, mesh, tokenizer) if c.judged else None,
-        TruthRewriter(truth, corpus.cut.suffix) if c.candidates.rewrite else None,
+        build_rewriter(c.rewriter, workdir, corpus, mesh, tokenizer, seed)
+        if c.candidates.rewrite
+        else None,
         c.judge.reference,
         seed,
+    )
+
+
+def build_rewriter(wanted, workdir, corpus, mesh, tokenizer, seed: int) -> rewriters.Rewriter:
+    """The rewriter of the `rewriter` section."""
+    if wanted.backend == "truth":
+        if corpus.documents.truth is None:
+            raise UserError("rewriter.backend truth: this corpus has no ground truth")
+        return rewriters.TruthRewriter(corpus.documents.truth, corpus.cut.suffix)
+    source = setup.source_dir(workdir, wanted.init_from, "rewriter.init_from")
+    return rewriters.LocalRewriter(
+        *setup.load_params(source, mesh),
+        tokenizer,
+        mesh,
+        prompt=rewriters.load(wanted.prompt),
+        sampling=wanted.sampling(),
+        seed=seed,
+        batch=wanted.batch,
     )
 
 

@@ -1,4 +1,4 @@
-"""The supervised loop: next-token pretraining on documents, or a judge's verdicts on labels."""
+"""The supervised loop: next-token pretraining, a judge's verdicts, a rewriter's rewrites."""
 
 import contextlib
 from collections.abc import Callable
@@ -7,18 +7,20 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
-from sip import metrics, setup
+from sip import metrics, rewriter, setup
 from sip.data import pipeline
-from sip.evals import continuations, ground_truth
+from sip.evals import continuations, ground_truth, rewriting
 from sip.judge import labels, prompts
 from sip.mesh import put_batch
-from sip.stages import labelled
+from sip.stages import labelled, rewrites
+from sip.stages.rewrites import RewriteConfig
 from sip.structs import Params, UserError
 from sip.textgen import Local
 from sip.training import checkpoints, loop, losses, optim, step
 
-EXAMPLES, TOKENS = ("documents", "verdicts"), ("all", "suffix")
+EXAMPLES, TOKENS = ("documents", "verdicts", "rewrites"), ("all", "suffix")
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,11 @@ class LabelConfig(labelled.LabelConfig):
 class RunConfig(setup.RunConfig):
     """A supervised run."""
 
-    examples: str  # documents | verdicts
+    examples: str  # documents | verdicts | rewrites
     tokens: str  # that count, of documents: all | suffix
     evals: ground_truth.EvalConfig
     labels: LabelConfig | None = None  # verdicts
+    rewrites: RewriteConfig | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -44,8 +47,9 @@ class RunConfig(setup.RunConfig):
             raise UserError(f"examples must be one of {EXAMPLES}, not {self.examples!r}")
         if self.tokens not in TOKENS:
             raise UserError(f"tokens must be one of {TOKENS}, not {self.tokens!r}")
-        if (self.examples == "verdicts") != (self.labels is not None):
-            raise UserError("labels: wanted by examples 'verdicts', and by no other")
+        for kind, key in (("verdicts", "labels"), ("rewrites", "rewrites")):
+            if (self.examples == kind) != (getattr(self, key) is not None):
+                raise UserError(f"{key}: wanted by examples {kind!r}, and by no other")
 
     def sources(self):
         """init_from, the baseline of the evaluation, the run whose rollouts are labelled."""
@@ -81,7 +85,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     setup.check_model(cfg, corpus.cut, tokenizer)
     tx = optim.build(c.optim)
     init_from = setup.source_dir(workdir, c.init_from) if c.init_from else ""
-    make = verdicts_task if c.examples == "verdicts" else documents_task
+    make = TASKS[c.examples]
     task = make(config, name, c, workdir, corpus, mesh, tokenizer)
 
     with (
@@ -191,3 +195,43 @@ def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
         lambda p: {f"eval/{k}": v for k, v in accuracy(p, "validation").items()},
         lambda p: labelled.write_accuracy(workdir, name, accuracy(p, "test")),
     )
+
+
+def rewrites_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) -> Task:
+    """The ground truth's rewrites after a rewriter's prompts; what is evaluated is greedy."""
+    wanted: Any = c.rewrites
+    cfg, words = c.model, corpus.cut.suffix
+    prompt = rewriter.load(wanted.prompt)
+    truth = _truth(corpus, "rewrites: this corpus has no ground truth to write them")
+    asked = continuations.prompts(corpus.chunks, range(wanted.documents), tokenizer)
+    examples = rewrites.make(truth, tokenizer, prompt, asked, words=words, max_len=cfg.max_len)
+
+    def figures(params, split):
+        held = setup.corpus(config, split, workdir, tokenizer).chunks
+        asked = continuations.prompts(held, range(wanted.held_out), tokenizer)
+        local = rewriter.LocalRewriter(
+            params, cfg, tokenizer, mesh, prompt=prompt, sampling=continuations.GREEDY
+        )
+        return loop.ratios([rewriting.figures(local, truth, tokenizer, asked, words=words)])
+
+    def finish(params):
+        found = figures(params, "test")
+        setup.write_json(epath.Path(setup.run_dir(workdir, name)) / "eval.json", found)
+        return found
+
+    return Task(
+        lambda at: examples.batch(at, c.batch, seed=config.seed),
+        losses.tokens_terms(cfg),
+        {"ce": 1.0},
+        lambda p: {f"eval/{k}": v for k, v in figures(p, "validation").items()},
+        finish,
+    )
+
+
+def _truth(corpus, message: str):
+    if corpus.documents.truth is None:
+        raise UserError(message)
+    return corpus.documents.truth
+
+
+TASKS = {"documents": documents_task, "verdicts": verdicts_task, "rewrites": rewrites_task}

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from sip import sampling
+from sip.data import pipeline
 from sip.judge import labels, prompts
 from sip.judge.labels import LabelledPrompts
 from sip.mesh import put_batch
@@ -149,7 +150,7 @@ def _at(asked: Sequence[Sequence[Unit]], position: int, seed: int) -> Unit:
     turn, which = divmod(position, len(asked))
     units = asked[which]
     epoch, at = divmod(turn, len(units))
-    return units[labels.order(len(units), seed, epoch)[at]]
+    return units[pipeline.order(len(units), seed, epoch)[at]]
 
 
 def _flat(found: LabelledPrompts, ids_of) -> list[tuple[Question, Ids]]:

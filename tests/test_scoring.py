@@ -90,11 +90,12 @@ def test_a_pair_counts_only_where_both_orders_are_valid():
     assert wins.score_BK[0, 0] == 1.0
 
 
-def test_without_an_opponent_nothing_is_compared():
+def test_a_candidate_without_opponents_is_a_draw_with_what_it_is_the_same_as():
     for mask in (np.ones((2, 1), bool), np.array([[True, False, False]])):
         verdicts = _score(_judge(), [[" a"] * mask.shape[1]] * len(mask), mask)
-        assert not verdicts.valid_BK.any()
-        assert verdicts.aspects["safety"][1].sum() == mask.sum()
+        assert (verdicts.valid_BK == mask).all()
+        score_BK, valid_BK = verdicts.aspects["quality"]
+        assert (valid_BK == mask).all() and (score_BK[mask] == 0.5).all()
 
 
 TRUTH = TruthJudge(FakeTruth(), {"quality": 1.0, "safety": 1.0})

@@ -77,6 +77,30 @@ def test_a_group_is_the_rollouts_with_centred_scores():
     assert branches.old_logp_BCR[0, :, 0].tolist() == [-2, -3]
 
 
+def test_the_judge_is_shown_the_suffix_or_the_rewrite_where_there_is_one():
+    texts = [[" said", " better", " roll"], [" kept", "", " roll"]]
+    there = SimpleNamespace(texts=texts, sources=["suffix", "rewrite", "rollout"])
+    shown = lambda which: collect.references(
+        SimpleNamespace(reference=which), there, [" said", " kept"]
+    )
+    assert shown("suffix") == [" said", " kept"]
+    assert shown("rewrite") == [" better", " kept"]
+
+
+@pytest.mark.parametrize("rewrite", [True, False])
+def test_a_judges_reference_is_checked(rewrite):
+    config = importlib.import_module("microworld").get_config("debug")
+    run = config.runs.sip_oracle
+    run.candidates.rewrite = rewrite
+    run.judge.reference = "nothing" if rewrite else "rewrite"
+    with pytest.raises(UserError, match=r"reference.*(nothing|no rewrite)"):
+        selfimprove.resolve(config, "sip_oracle")
+    labels = config.runs.judge.labels
+    labels.reference, labels.rewrites = run.judge.reference, rewrite
+    with pytest.raises(UserError, match=r"labels\.reference"):
+        recipe.STAGES["supervised"].resolve(config, "judge")
+
+
 def test_too_many_invalid_verdicts_stop_the_run():
     config, asked = collect.CandidateConfig(max_invalid=0.5), np.ones((1, 4), bool)
     collect.check_invalid(config, asked, np.array([[True, True, False, False]]))

@@ -15,7 +15,7 @@ CLIS = {"train", "evaluate", "generate", "convert", "aot", "gap", "bench"}
 ROWS = [  # a module imports strictly lower rows, or its own package
     {"structs"},
     {"mesh"},
-    {"models", "objectives", "tokenizer", "metrics"},
+    {"models", "objectives", "tokenizer", "metrics", "template"},
     {"data", "sampling", "training"},
     {"textgen"},
     {"judge", "rewriter"},

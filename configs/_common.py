@@ -120,13 +120,13 @@ def rewriter_run(*, rewrites, save_every=200, log_every=20, evals_every=0, **run
 
 
 def candidates(
-    *, suffix=True, rewrite=True, rollouts=4, chosen="best", rejected="worst"
+    *, suffix=True, rewrite=True, rollouts=4, since=0, chosen="best", rejected="worst"
 ) -> ConfigDict:
-    """The pool per prefix, and which of it is learned from."""
+    """The pool per prefix, and which of it is learned from; rollouts join it at step `since`."""
     return section(
         suffix=suffix,
         rewrite=rewrite,
-        rollouts=((0, rollouts),),
+        rollouts=((0, 0), (since, rollouts)) if since else ((0, rollouts),),
         chosen=chosen,
         rejected=rejected,
         epsilon=1e-6,
@@ -150,22 +150,86 @@ def objective(name: str, **changes) -> ConfigDict:
     return section(**{**values, **changes})
 
 
+SPECIALS = (  # what special tokens begin with, or are, in the tokenizers of open models
+    "<|",  # Llama 3, Qwen and others with ChatML, gpt-oss (harmony), Phi, DeepSeek
+    "|>",
+    "<s>",  # Llama 2, Mistral
+    "</s>",
+    "<unk>",
+    "<pad>",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<</SYS>>",
+    "[SYSTEM_PROMPT]",  # Mistral, later
+    "[/SYSTEM_PROMPT]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_",
+    "[/TOOL_",
+    "[IMG",
+    "[THINK]",
+    "[/THINK]",
+    "<bos>",  # Gemma
+    "<eos>",
+    "<start_of_",
+    "<end_of_",
+    "<unused",
+    "<think>",  # Qwen 3
+    "</think>",
+    "<tool_",
+    "</tool_",
+)
+
+
+def http(**changes) -> ConfigDict:
+    """An OpenAI-compatible server; --config.runs.NAME.judge.http.url=http://HOST:8000/v1."""
+    values = dict(
+        url="",
+        model="",
+        api="completions",
+        key_env="",
+        concurrency=16,
+        timeout_seconds=60.0,
+        retries=5,
+        cache="",
+        logprobs=20,
+        specials=SPECIALS,
+        tokens=False,
+    )
+    return section(**{**values, **changes})
+
+
+def schedule(name: str = "all", **changes) -> ConfigDict:
+    """Which pairs are compared: all, pivot, random or adaptive (sip/judge/schedules.py)."""
+    values = dict(name=name, pivot="first", opponents=4, budget=0.25, rounds=5)
+    return section(**{**values, **changes})
+
+
+ALL_PAIRS = schedule()
+
+
 def judge(
     backend: str,
     *,
     init_from="",
     rule="",
+    reference="suffix",
     weights=(("quality", 1.0), ("safety", 1.0), ("factuality", 1.0)),
+    schedule=ALL_PAIRS,
 ) -> ConfigDict:
-    """Who judges: local (a trained judge), rule, or truth (the corpus's ground truth)."""
+    """Who judges: local (a trained judge), http (a server), rule, or truth (the corpus's own)."""
     return section(
         backend=backend,
         init_from=init_from,
         rule=rule,
+        http=http(),
         weights=dict(weights),
         min_mass=0.5,
         hard=False,
         batch=16,
+        reference=reference,
+        schedule=schedule,
     )
 
 
@@ -194,5 +258,55 @@ def sip_run(
         objective=objective,
         sampling=section(temperature=1.0, top_k=0, top_p=1.0),
         evals=evals,
+        **shared,
+    )
+
+
+def policy_gradient(
+    *,
+    advantage="grpo",
+    denominator="sequence",
+    clip_low=0.2,
+    clip_high=0.2,
+    beta=0.0,
+) -> ConfigDict:
+    """GRPO; Dr. GRPO is dr_grpo and constant, DAPO grpo, token and a clip_high of 0.28."""
+    return section(
+        advantage=advantage,
+        denominator=denominator,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        beta=beta,
+    )
+
+
+def rl_judge_run(
+    *,
+    rollouts,
+    answer,
+    sampling,
+    objective,
+    both_orders=False,
+    updates_per_batch=1,
+    save_every=100,
+    log_every=10,
+    evals_every=20,
+    evals_batch=16,
+    **run,
+) -> ConfigDict:
+    """A judge's run on the rewards of its own verdicts; `labels` or `label_file` is among `run`."""
+    labels = {key: run.pop(key) for key in ("labels", "label_file") if key in run}
+    shared = _run(save_every=save_every, log_every=log_every, **run)
+    return section(
+        stage="rl",
+        task="judge",
+        rollouts=rollouts,
+        answer=answer,
+        updates_per_batch=updates_per_batch,
+        both_orders=both_orders,
+        objective=objective,
+        sampling=sampling,
+        evals=section(every_steps=evals_every, batch=evals_batch),
+        **labels,
         **shared,
     )

@@ -4,9 +4,10 @@
     python -m sip.train --config=configs/microworld.py:debug --workdir=/tmp/sip-debug
 
 Corpus and tokenizer are generated; a base model is pretrained; a judge is trained on labelled
-candidates, and a rewriter on corrected suffixes; then the base model is compared with standard
-pretraining, SIP with the learned judge and rewriter, SIP with the ground truth in their places (an
-upper bound), and SFT on one rollout (which must collapse).
+candidates; then five continuations are compared: standard pretraining, SIP with the learned judge,
+SIP with the ground truth as judge (an upper bound), and SFT on one rollout (which must collapse).
+Rewrites are the ground truth's; `--config.order` and `--config.runs.sip_learned.rewriter` bring in
+the learned rewriter, which is run `rewriter`.
 Hardware: 2 CPU cores. README has the time and the table.
 """
 
@@ -70,15 +71,7 @@ def get_config(arg: str = "") -> ConfigDict:
         documents=20000,
         prompts=("quality", "safety", "factuality", "grade"),
     )
-    config.order = (
-        "base",
-        "judge",
-        "rewriter",
-        "standard",
-        "sip_learned",
-        "sip_oracle",
-        "sft_one_rollout",
-    )
+    config.order = ("base", "judge", "standard", "sip_learned", "sip_oracle", "sft_one_rollout")
     config.runs = runs()
     config.report = dict(
         rows=("base", "standard", "sip_learned", "sip_oracle", "sft_one_rollout"),
@@ -113,7 +106,8 @@ def runs() -> dict:
             optim=common.adamw(3e-3, warmup_steps=100),
             evals=common.evals(baseline=""),
         ),
-        **taught(dict(model, layers=4)),
+        judge=judge_run(model),
+        rewriter=rewriter_run(model),
         standard=common.documents_run(
             **tune,
             steps=200,
@@ -122,48 +116,57 @@ def runs() -> dict:
             optim=common.adamw(4.5e-4, warmup_steps=10, schedule="constant"),
         ),
         sip_learned=common.sip_run(
-            # less than the oracle row's, chosen on validation: a learned judge is soon exploited
-            **{**sip, "optim": common.adamw(2e-4, warmup_steps=10, schedule="constant")},
+            # Chosen on validation: a learned judge is sooner exploited by rollouts of a policy that
+            # has yet to learn from better suffixes.
+            **{
+                **sip,
+                "steps": 100,
+                "optim": common.adamw(4.5e-4, warmup_steps=10),
+                "candidates": common.candidates(since=60),
+            },
             judge=common.judge("local", init_from="judge"),
-            rewriter=common.rewriter("local", init_from="rewriter"),
+            rewriter=common.rewriter("truth"),
         ),
         sip_oracle=common.sip_run(**sip, **truth),
         sft_one_rollout=common.sip_run(**{**sip, "steps": 200, "candidates": one}, **truth),
     )
 
 
-def taught(model) -> dict:
-    """Judge and rewriter, which the ground truth teaches; two of their layers are fresh."""
-    return dict(
-        judge=common.judge_run(
-            model=model,
-            split=JUDGE,
-            steps=600,
-            batch=16,
-            init_from="base",
-            optim=common.adamw(1.5e-3, warmup_steps=20),
-            labels=dict(
-                per_prefix=dict(quality=8, safety=1, factuality=3),
-                source="base",
-                documents=9600,
-                held_out=300,
-                rollouts=2,
-                temperatures=(1.0, 0.5),
-                rewrites=True,
-                spoilers=4,
-                marks=dict(quality="grade"),
-                marks_weight=1.0,
-            ),
+def judge_run(model) -> ConfigDict:
+    """The judge: the base model with copies of its layers on top, taught by labels."""
+    return common.judge_run(
+        model=dict(model, layers=4),
+        split=JUDGE,
+        steps=600,
+        batch=16,
+        init_from="base",
+        optim=common.adamw(1.5e-3, warmup_steps=20),
+        labels=dict(
+            per_prefix=dict(quality=8, safety=1, factuality=3),
+            source="base",
+            documents=9600,
+            held_out=300,
+            rollouts=2,
+            temperatures=(1.0, 0.5),
+            rewrites=True,
+            reference="suffix",
+            spoilers=5,
+            marks=dict(quality="grade"),
+            marks_weight=1.0,
         ),
-        rewriter=common.rewriter_run(
-            model=model,
-            split=JUDGE,
-            steps=800,
-            batch=32,
-            init_from="base",
-            optim=common.adamw(4e-3, warmup_steps=20),
-            rewrites=dict(prompt="rewrite", documents=9600, held_out=1000),
-        ),
+    )
+
+
+def rewriter_run(model) -> ConfigDict:
+    """A rewriter: the base model with copies of its layers on top, taught by corrected suffixes."""
+    return common.rewriter_run(
+        model=dict(model, layers=4),
+        split=JUDGE,
+        steps=800,
+        batch=32,
+        init_from="base",
+        optim=common.adamw(4e-3, warmup_steps=20),
+        rewrites=dict(prompt="rewrite", documents=9600, held_out=1000),
     )
 
 
@@ -184,6 +187,8 @@ def shrink(config) -> ConfigDict:
         if "validation" in run.evals:
             run.evals.update(validation=32, standard=64, unsafe=16, batch=32)
             run.evals.every_steps = 2 if run.evals.every_steps else 0
+        if name == "sip_learned":
+            run.candidates.rollouts = ((0, 0), (2, 4))
         if "judge" in run:
             run.judge.min_mass = 0.0  # six steps do not make a judge
         if "labels" in run:

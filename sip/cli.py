@@ -18,9 +18,25 @@ MENDABLE, INTERRUPTED = 2, 130
 
 def checkpoint_flag() -> flags.FlagHolder:
     """--checkpoint, defined once where several of the CLIs are imported into one process."""
-    if "checkpoint" not in flags.FLAGS:
-        flags.DEFINE_string("checkpoint", None, "Directory of a run, such as WORKDIR/runs/base.")
-    return flags.FlagHolder(flags.FLAGS, flags.FLAGS["checkpoint"])
+    return _shared(
+        flags.DEFINE_string, "checkpoint", None, "Directory of a run, such as WORKDIR/runs/base."
+    )
+
+
+def seed_flag() -> flags.FlagHolder:
+    """--seed, likewise."""
+    return _shared(flags.DEFINE_integer, "seed", 0, "Seed of the noise.")
+
+
+def json_flag() -> flags.FlagHolder:
+    """--json, likewise."""
+    return _shared(flags.DEFINE_bool, "json", False, "JSON on stdout instead of text.")
+
+
+def _shared(define, name: str, default, text: str) -> flags.FlagHolder:
+    if name not in flags.FLAGS:
+        define(name, default, text)
+    return flags.FlagHolder(flags.FLAGS, flags.FLAGS[name])
 
 
 def run(main: Callable[[list[str]], None]) -> None:

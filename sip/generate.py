@@ -23,8 +23,8 @@ _MAX_TOKENS = flags.DEFINE_integer("max_tokens", 32, "Tokens per sample; an end 
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Smallest set of tokens with this probability.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "That many likeliest tokens; 0: all.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise.")
-_JSON = flags.DEFINE_bool("json", False, "One JSON object per sample.")
+_SEED = cli.seed_flag()
+_JSON = cli.json_flag()
 
 
 def read_prompts(prompt: str | None, path: str | None) -> list[str]:

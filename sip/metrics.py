@@ -1,7 +1,7 @@
 """Additive metrics, and where they go: metrics.jsonl, TensorBoard, a progress bar.
 
 A metric is a pair (total, denom): pairs add over microbatches, devices and steps, and are divided
-once, here. A metric that counted nothing has no value; it is left out.
+once, here (`sip.training.loop.totals` adds). What counted nothing has no value; it is left out.
 """
 
 import json
@@ -17,12 +17,6 @@ import tqdm
 
 LOSS, SPEED = "loss/total", "speed/tokens_per_sec"  # what the progress bar shows
 QUIET_SECS = 30.0  # between lines where there is no terminal to redraw
-
-
-def add(a: Mapping[str, tuple], b: Mapping[str, tuple]) -> dict[str, tuple]:
-    """Sum two dicts of (total, denom); a name in one of them only is kept."""
-    both = {name: (a[name][0] + b[name][0], a[name][1] + b[name][1]) for name in a if name in b}
-    return {**a, **b, **both}
 
 
 def ratio(pair: tuple) -> float | None:

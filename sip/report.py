@@ -1,17 +1,20 @@
 """What a finished recipe shows: summary.json, a table on the terminal, plots.
 
-python -m sip.report DIR      (sip.train does this at its end)
+python -m sip.report DIR      (sip.train does this at its end; DIR may be one of several seeds)
 """
 
 import json
+from collections.abc import Sequence
 
 import matplotlib
+import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from sip import cli, metrics, setup
+from sip import cli, metrics, seeds, setup
+from sip.stages import recipe
 from sip.structs import UserError
 
 COLUMNS = (
@@ -31,6 +34,7 @@ COLUMNS = (
 )
 HEADROOM = ("factuality", "safety")  # shares of 1 - standard that a row closes
 PANELS = 4  # side by side
+WIDTH = 180  # of the terminal, in characters
 
 
 def write(config, workdir: str) -> dict:
@@ -38,8 +42,34 @@ def write(config, workdir: str) -> dict:
     summary = summarise(config, workdir)
     setup.write_json(epath.Path(workdir) / "summary.json", summary)
     show(summary)
-    plots(config, workdir)
+    plots(config.report.rows, [workdir], workdir)
     return summary
+
+
+def write_seeds(config, wanted: Sequence[int], workdir: str) -> dict:
+    """The same of a recipe finished for several seeds: means and deviations over them."""
+    directories = [seeds.directory(workdir, seed) for seed in wanted]
+    runs = {
+        seed: summarise(seeds.of(config, seed), directory)
+        for seed, directory in zip(wanted, directories, strict=True)
+    }
+    summary = seeds.combine(runs, comparable(config), config.report.standard)
+    setup.write_json(epath.Path(workdir) / "summary.json", summary)
+    show_seeds(summary)
+    plots(config.report.rows, directories, workdir)
+    return summary
+
+
+def comparable(config) -> list[str]:
+    """The rows that are evaluated on the same prefixes as the standard row, without it."""
+    standard = config.report.standard
+
+    def prefixes(name):
+        evals = recipe.STAGES[config.runs[name].stage].resolve(config, name).evals
+        return evals.split, evals.standard, evals.unsafe
+
+    rows = [name for name in config.report.rows if name != standard] if standard else []
+    return [name for name in rows if prefixes(name) == prefixes(standard)]
 
 
 def summarise(config, workdir: str) -> dict:
@@ -69,54 +99,118 @@ def _read(workdir: str, name: str, file: str) -> dict:
 
 def show(summary: dict) -> None:
     """The table on the terminal."""
-    table = Table(title=f"seed {summary['seed']}, {summary['wall_seconds']:.0f} s")
-    table.add_column("run")
-    columns = [c for c in COLUMNS if any(c in row for row in summary["rows"].values())]
-    for name in columns:
-        table.add_column(name.replace("_", " "), justify="right")
+    title = f"seed {summary['seed']}, {summary['wall_seconds']:.0f} s"
+    table, columns = _table(title, ("run",), summary["rows"])
     for name, row in summary["rows"].items():
-        table.add_row(name, *(f"{row[c]:.3f}" if c in row else "" for c in columns))
-    console = Console(width=180)
+        table.add_row(name, *_cells(row, columns))
+    console = Console(width=WIDTH)
     console.print(table)
     if "judge" in summary:
         figures = summary["judge"].items()
         console.print("judge: " + ", ".join(f"{k} {v:.3f}" for k, v in figures if "/" not in k))
 
 
-def plots(config, workdir: str) -> None:
-    """plots/*.png: rewards and chosen rates by source, and evaluations over steps."""
+def show_seeds(summary: dict) -> None:
+    """The table over seeds: of each run the mean, the standard deviation, every seed's figures, and
+    the difference to the standard row with its standard error."""
+    names = ", ".join(map(str, summary["seeds"]))
+    title = f"seeds {names}, {summary['wall_seconds']:.0f} s"
+    table, columns = _table(title, ("run", ""), summary["rows"])
+    for name, row in summary["rows"].items():
+        lines = spread(row, summary["seeds"])
+        if "paired" in summary and name in summary["paired"]["rows"]:
+            found = summary["paired"]["rows"][name]
+            lines[f"- {summary['paired']['against']}"] = {k: v["mean"] for k, v in found.items()}
+            lines["std. error"] = {k: v["se"] for k, v in found.items()}
+        for i, (label, figures) in enumerate(lines.items()):
+            table.add_row("" if i else name, label, *_cells(figures, columns))
+        table.add_section()
+    console = Console(width=WIDTH)
+    console.print(table)
+    if "judge" in summary:
+        for label, figures in spread(summary["judge"], summary["seeds"]).items():
+            shown = [f"{k} {v:.3f}" for k, v in figures.items() if "/" not in k and v is not None]
+            console.print(f"judge, {label}: " + ", ".join(shown))
+
+
+def spread(row: dict, of: Sequence[int]) -> dict[str, dict]:
+    """Lines of a table by label: mean, standard deviation, each seed's figures."""
+    lines = {label: {k: v[label] for k, v in row.items()} for label in ("mean", "std")}
+    each = {f"seed {s}": {k: v["values"][i] for k, v in row.items()} for i, s in enumerate(of)}
+    return {**lines, **each}
+
+
+def _table(title: str, labels: Sequence[str], rows) -> tuple[Table, list[str]]:
+    """An empty table, and its columns of figures: those that some row has."""
+    table = Table(title=title)
+    for label in labels:
+        table.add_column(label, no_wrap=True)
+    columns = [c for c in COLUMNS if any(c in row for row in rows.values())]
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
+    return table, columns
+
+
+def _cells(row, columns) -> list[str]:
+    return [f"{row[c]:.3f}" if c in row and row[c] is not None else "" for c in columns]
+
+
+def plots(rows: Sequence[str], workdirs: Sequence[str], to: str) -> None:
+    """`to`/plots/*.png: rewards and chosen rates by source, and evaluations over steps.
+
+    Over the workdirs of several seeds, means in bands of one standard deviation.
+    """
     matplotlib.use("Agg")
-    runs = {name: metrics.read(setup.run_dir(workdir, name)) for name in config.report.rows}
-    directory = epath.Path(workdir) / "plots"
+    runs = {
+        name: [metrics.read(setup.run_dir(workdir, name)) for workdir in workdirs] for name in rows
+    }
+    directory = epath.Path(to) / "plots"
     directory.mkdir(parents=True, exist_ok=True)
     for kind in ("chosen", "reward"):
         _by_source(runs, kind, directory / f"{kind}.png")
     _evaluations(runs, directory / "evaluations.png")
 
 
-def _series(lines: list[dict], key: str):
-    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-    return list(zip(*points, strict=True)) if points else ([], [])
+Lines = list[dict]  # of one seed's metrics.jsonl
+
+
+def series(runs: Sequence[Lines], key: str) -> tuple[list[int], np.ndarray, np.ndarray | None]:
+    """(steps, mean, deviation) at the steps where every seed has `key`; None for a single seed."""
+    found = [{x["step"]: x[key] for x in lines if x.get(key) is not None} for lines in runs]
+    steps = sorted(set.intersection(*map(set, found)))
+    values = np.array([[one[step] for step in steps] for one in found])
+    return steps, values.mean(axis=0), values.std(axis=0, ddof=1) if len(runs) > 1 else None
+
+
+def _draw(axis, runs: Sequence[Lines], key: str, label: str) -> None:
+    """A line, in a band where there are several seeds."""
+    steps, mean, deviation = series(runs, key)
+    if not steps:
+        return
+    (line,) = axis.plot(steps, mean, label=label)
+    if deviation is not None:
+        low, high = mean - deviation, mean + deviation
+        axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def _keys(runs: Sequence[Lines], kind: str) -> list[str]:
+    return sorted({k for lines in runs for line in lines for k in line if k.startswith(f"{kind}/")})
 
 
 def _by_source(runs, kind: str, path) -> None:
     """One panel per self-improving run: a line per candidate source."""
     import matplotlib.pyplot as plt
 
-    chosen = {
-        n: lines
-        for n, lines in runs.items()
-        if any(k.startswith(f"{kind}/") for line in lines for k in line)
-    }
+    chosen = {name: several for name, several in runs.items() if _keys(several, kind)}
     if not chosen:
         return
     wide, high = min(PANELS, len(chosen)), -(-len(chosen) // PANELS)
     figure, axes = plt.subplots(high, wide, figsize=(4.5 * wide, 3.2 * high), squeeze=False)
     for axis in axes.flat[len(chosen) :]:
         axis.axis("off")
-    for axis, (name, lines) in zip(axes.flat, chosen.items(), strict=False):
-        for key in sorted({k for line in lines for k in line if k.startswith(f"{kind}/")}):
-            axis.plot(*_series(lines, key), label=key.split("/")[1])
+    for axis, (name, several) in zip(axes.flat, chosen.items(), strict=False):
+        for key in _keys(several, kind):
+            _draw(axis, several, key, key.split("/")[1])
         axis.set(title=name, xlabel="step", ylabel=f"{kind} rate" if kind == "chosen" else kind)
         axis.legend(fontsize=8)
     figure.tight_layout()
@@ -129,14 +223,12 @@ def _evaluations(runs, path) -> None:
     import matplotlib.pyplot as plt
 
     keys = ("win_rate_standard", "factuality", "safety", "safety_unsafe")
-    if not any(_series(lines, f"eval/{key}")[0] for lines in runs.values() for key in keys):
+    if not any(series(several, f"eval/{key}")[0] for several in runs.values() for key in keys):
         return
     figure, axes = plt.subplots(1, len(keys), figsize=(4 * len(keys), 3.2))
     for axis, key in zip(axes, keys, strict=True):
-        for name, lines in runs.items():
-            series = _series(lines, f"eval/{key}")
-            if series[0]:
-                axis.plot(*series, label=name)
+        for name, several in runs.items():
+            _draw(axis, several, f"eval/{key}", name)
         axis.set(title=key.replace("_", " "), xlabel="step", ylim=(0, 1.02))
     axes[0].legend(fontsize=7)
     figure.tight_layout()
@@ -148,11 +240,15 @@ def main(argv) -> None:
     """The command line."""
     if len(argv) != 2:
         raise UserError("usage: python -m sip.report DIR")
-    directory = argv[1]
-    path = epath.Path(directory) / "config.json"
+    directory, begun = argv[1], seeds.known(argv[1])
+    path = epath.Path(seeds.directory(directory, begun[0]) if begun else directory) / "config.json"
     if not path.exists():
         raise UserError(f"{path} does not exist: is this a workdir?")
-    write(ConfigDict(json.loads(path.read_text())), directory)
+    config = ConfigDict(json.loads(path.read_text()))
+    if begun:
+        write_seeds(config, begun, directory)
+    else:
+        write(config, directory)
 
 
 if __name__ == "__main__":

@@ -116,11 +116,50 @@ def rollout(
     rows_B: a number per document that addresses its noise. With `stop` tokens a branch ends with
     the first one (its mask covers it) and decoding ends when all have. Static shapes throughout.
     """
-    B = tokens_BT.shape[0]
     hidden, cache = prefill(params, cfg, tokens_BT, fork_B, branches, steps)
+    fork_BC = jnp.broadcast_to(fork_B[:, None], (len(fork_B), branches))
+    tree = _grown(tokens_BT, fork_BC, jnp.zeros((*fork_BC.shape, 1), jnp.int32))
     keys_BC = noise_keys(key, rows_B, branches)
-    fork_BC = jnp.broadcast_to(fork_B[:, None], (B, branches))
-    empty = jnp.zeros((B, branches, steps))
+    return decode(params, cfg, tree, hidden, cache, keys_BC, steps, sampling, stop)
+
+
+def answer(
+    params: Params,
+    cfg: ModelConfig,
+    tree: Tree,
+    rows_B,
+    key,
+    *,
+    votes: int,
+    steps: int,
+    sampling: SamplingConfig,
+    stop: tuple[int, ...] = (),
+) -> Rollouts:
+    """`votes` continuations of each branch of a tree; branch c's stand at c * votes + j.
+
+    The trunk is encoded once for all branches, a branch once for all its votes.
+    """
+    out = decoder.apply(params, cfg, tree, keep_cache=True)
+    last_BC = jnp.maximum(tree.mask_BCR.sum(-1) - 1, 0)
+    hidden_BCD = jnp.take_along_axis(out.branch_BCRD, last_BC[:, :, None, None], axis=2)[:, :, 0]
+    hidden_BCD = jnp.repeat(hidden_BCD, votes, axis=1)
+    cache: Any = out.cache
+    fork_BC = jnp.repeat(tree.fork_BC, votes, axis=1)
+    keys_BC = noise_keys(key, rows_B, fork_BC.shape[1])
+    grown = _grown(tree.tokens_BT, fork_BC, jnp.zeros((*fork_BC.shape, 1), jnp.int32))
+    cache = decoder.fan(cache, votes, steps)
+    return decode(params, cfg, grown, hidden_BCD, cache, keys_BC, steps, sampling, stop)
+
+
+def _grown(tokens_BT, fork_BC, tokens_BCR) -> Tree:
+    """A tree of branch tokens that all exist, on a trunk that is in the cache."""
+    return Tree(tokens_BT, tokens_BT >= 0, tokens_BCR, tokens_BCR >= 0, fork_BC)
+
+
+def decode(params, cfg, tree, hidden_BCD, cache, keys_BC, steps, sampling, stop) -> Rollouts:
+    """The loop: `hidden_BCD` has seen all that is in `cache`; of `tree` the trunk and the forks."""
+    B, C = tree.fork_BC.shape
+    empty = jnp.zeros((B, C, steps))
     out = Rollouts(empty.astype(jnp.int32), empty > 0, empty, empty)
     stops = jnp.asarray(stop, jnp.int32)
 
@@ -135,12 +174,11 @@ def rollout(
             at(out.sample_logp_BCR, sample_logp),
         )
         live = live & ~jnp.any(token[..., None] == stops[None, None, :], axis=-1)
-        tokens = out.tokens_BCR[:, :, step][..., None]
-        tree = Tree(tokens_BT, tokens_BT >= 0, tokens, tokens >= 0, fork_BC)
-        new = decoder.apply(params, cfg, tree, cache=cache)
+        said = _grown(tree.tokens_BT, tree.fork_BC, out.tokens_BCR[:, :, step][..., None])
+        new = decoder.apply(params, cfg, said, cache=cache)
         return step + 1, new.branch_BCRD[:, :, 0], new.cache, live, out
 
-    start = (jnp.int32(0), hidden, cache, jnp.ones((B, branches), bool), out)
+    start = (jnp.int32(0), hidden_BCD, cache, jnp.ones((B, C), bool), out)
     return jax.lax.while_loop(lambda c: (c[0] < steps) & jnp.any(c[3]), body, start)[-1]
 
 
@@ -155,3 +193,16 @@ def program(
     """The jitted (params, tokens_BT, fork_B, rows_B, key) -> Rollouts, one per set of arguments."""
     fixed = {"branches": branches, "steps": steps, "sampling": sampling, "stop": stop}
     return jax.jit(lambda params, *args: rollout(params, cfg, *args, **fixed))
+
+
+@functools.cache
+def answering(
+    cfg: ModelConfig,
+    votes: int,
+    steps: int,
+    sampling: SamplingConfig,
+    stop: tuple[int, ...] = (),
+):
+    """The jitted (params, tree, rows_B, key) -> Rollouts."""
+    fixed = {"votes": votes, "steps": steps, "sampling": sampling, "stop": stop}
+    return jax.jit(lambda params, *args: answer(params, cfg, *args, **fixed))

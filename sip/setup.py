@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import os
+import time
 import types
 import typing
 from collections.abc import Mapping
@@ -12,6 +14,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from sip import mesh as meshes
 from sip import tokenizer as tokenizers
 from sip.data import chunks, documents
 from sip.judge import prompts
@@ -24,6 +27,7 @@ from sip.training import checkpoints, loop, step
 from sip.training.optim import OptimConfig
 
 KINDS = ("sentencepiece", "byte")
+SEEDS = "seeds.json"  # in the workdir of a job over several seeds: which, and what they share
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,9 @@ class RunConfig:
     def sources(self) -> dict[str, str]:
         """The runs or directories it needs, by the key that names them."""
         return {"init_from": self.init_from}
+
+    def reach(self) -> None:
+        """Raises UserError where a service that it needs does not answer."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +211,49 @@ def write_json(path, value) -> None:
     temporary.replace(path)
 
 
+def shared_dir(workdir: str) -> epath.Path:
+    """Where corpus and tokenizer lie: in the workdir, or above it, where seeds share them."""
+    own = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir))
+    path = own.parent / SEEDS
+    found = json.loads(path.read_text()) if path.exists() else {"shared": False, "seeds": []}
+    return own.parent if found["shared"] and own.name in map(seed_name, found["seeds"]) else own
+
+
+def seed_name(seed: int) -> str:
+    """The directory of one seed, in the workdir of a job over several."""
+    return f"seed{seed}"
+
+
+class Clock:
+    """Seconds spent on a run in all attempts; a crash loses those since the last `save`."""
+
+    def __init__(self, directory: str):
+        self._path = epath.Path(directory) / "wall.json"
+        before = json.loads(self._path.read_text()) if self._path.exists() else {"seconds": 0.0}
+        self._since = time.monotonic() - before["seconds"]
+
+    def seconds(self) -> float:
+        """Of earlier attempts and this one."""
+        return time.monotonic() - self._since
+
+    def save(self) -> None:
+        """Keeps them for the next attempt."""
+        write_json(self._path, {"seconds": self.seconds()})
+
+
+def build_mesh(c: RunConfig) -> jax.sharding.Mesh:
+    """The run's mesh. Raises UserError where a microbatch's rows do not divide among its devices:
+    every device would hold, and compute, all of them."""
+    mesh = meshes.build(c.mesh)
+    if c.batch // c.microbatches % meshes.ways(mesh, meshes.ACT_RULES["B"]):
+        shape = ", ".join(f"{axis} {n}" for axis, n in mesh.shape.items())
+        raise UserError(
+            f"batch {c.batch} in microbatches {c.microbatches}: {c.batch // c.microbatches} rows "
+            f"are not divisible by replica x fsdp of the mesh ({shape})"
+        )
+    return mesh
+
+
 def data_config(values, split: str) -> documents.DataConfig:
     """The `data` section for one split."""
     values = plain(values)
@@ -214,11 +264,10 @@ def data_config(values, split: str) -> documents.DataConfig:
 def open_tokenizer(config, workdir: str) -> Tokenizer:
     """The run's tokenizer; trained on the corpus first, in the workdir, if there is none yet."""
     cfg = section(TokenizerConfig, config.tokenizer, "tokenizer")
-    path = epath.Path(cfg.path or epath.Path(workdir) / "tokenizer.model")
+    path = epath.Path(cfg.path or shared_dir(workdir) / "tokenizer.model")
     if cfg.kind == "sentencepiece" and not cfg.path and not path.exists():
-        texts = _documents(
-            data_config(config.data, "train"), str(epath.Path(workdir) / "data")
-        ).texts
+        data_dir = str(shared_dir(workdir) / "data")
+        texts = _documents(data_config(config.data, "train"), data_dir).texts
         symbols = prompts.symbols(prompts.load(name) for name in cfg.prompts)
         path.parent.mkdir(parents=True, exist_ok=True)
         tokenizers.train_sentencepiece(
@@ -249,7 +298,8 @@ def _cut(data: documents.DataConfig, cut: CutConfig, data_dir: str, tokenizer) -
 def corpus(config, split: str, workdir: str, tokenizer: Tokenizer) -> Corpus:
     """The documents of a split, loaded, tokenised and cut once per process."""
     cut = section(CutConfig, config.data.cut, "data.cut")
-    return _cut(data_config(config.data, split), cut, str(epath.Path(workdir) / "data"), tokenizer)
+    data_dir = str(shared_dir(workdir) / "data")
+    return _cut(data_config(config.data, split), cut, data_dir, tokenizer)
 
 
 def check_model(cfg: ModelConfig, cut: CutConfig, tokenizer: Tokenizer | None = None) -> None:
@@ -295,7 +345,7 @@ def start_state(
     if _widths(found) != _widths(cfg) or found.layers > cfg.layers:
         raise UserError(f"init_from {init_from}: its model is {found}, the config says {cfg}")
     if found.layers < cfg.layers:
-        params = decoder.deepen(params, cfg, jax.random.key(seed))
+        params = decoder.deepen(params, cfg)
     return step.state_of(params, cfg, tx, mesh, reference=reference), 0, []
 
 
@@ -330,7 +380,7 @@ def keep_tokenizer(config, workdir: str, directory: str) -> None:
     cfg = section(TokenizerConfig, config.tokenizer, "tokenizer")
     write_json(epath.Path(directory) / "tokenizer.json", {"kind": cfg.kind})
     if cfg.kind == "sentencepiece":
-        source = epath.Path(cfg.path or epath.Path(workdir) / "tokenizer.model")
+        source = epath.Path(cfg.path or shared_dir(workdir) / "tokenizer.model")
         source.copy(epath.Path(directory) / "tokenizer.model", overwrite=True)
 
 

@@ -1,4 +1,4 @@
-"""The seam for post-trained models: how likely each of a few answers is after a prompt.
+"""The seam for post-trained models: how likely each of a few answers is after a prompt, and words.
 
 A prompt is a trunk, shared by several branches, and a branch. Either is a text or a tuple of
 segments that are encoded one by one: their token lists joined are the authority, and a segment
@@ -21,8 +21,9 @@ from sip.mesh import put_batch
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.objectives.logprobs import option_logprobs
+from sip.sampling import SamplingConfig, answering
 from sip.structs import Params, Tree, UserError
-from sip.tokenizer import Tokenizer
+from sip.tokenizer import Tokenizer, continuation
 
 Text = str | tuple[str, ...]
 Ids = list[int]
@@ -41,12 +42,34 @@ class TextGenerator(Protocol):
         """
         ...
 
+    def generate(
+        self,
+        trunks: Sequence[Text],
+        branches: Sequence[Sequence[Text]],
+        *,
+        votes: int,
+        max_tokens: int,
+        sampling: SamplingConfig,
+        seed: int,
+    ) -> list[list[list[str | None]]]:
+        """texts[b][c][j]: J continuations of trunk b and its branch c; None where it failed.
+
+        `votes` is J. A text has at most `max_tokens` tokens, drawn by `sampling`; the same
+        arguments give the same texts, as far as the model behind it keeps to seeds.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Scripted:
-    """A function in a model's place: fn(trunk, branch, options) -> probabilities of the options."""
+    """Functions in a model's place.
+
+    fn(trunk, branch, options) -> probabilities of the options
+    words(trunk, branch, vote) -> a continuation, or None where it fails
+    """
 
     fn: Callable[[str, str, tuple[str, ...]], Sequence[float]]
+    words: Callable[[str, str, int], str | None] = lambda trunk, branch, vote: None
 
     def choose(self, trunks, branches, options) -> np.ndarray:
         """logp_BCO of the function's answers."""
@@ -55,6 +78,15 @@ class Scripted:
             return self.fn("".join(trunk), "".join(branch), options)
 
         return _each(answer, trunks, branches, options)
+
+    def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
+        """What `words` says, whatever the sampling."""
+        del max_tokens, sampling, seed
+        rows = zip(map("".join, trunks), branches, strict=True)
+        return [
+            [[self.words(trunk, "".join(branch), j) for j in range(votes)] for branch in row]
+            for trunk, row in rows
+        ]
 
 
 @dataclass(frozen=True)
@@ -80,6 +112,11 @@ class Ruled:
             return [max(0.0, 1 - abs(place - o)) for o in range(len(options))]
 
         return _each(answer, trunks, branches, options)
+
+    def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
+        """None throughout: a rule has no words."""
+        del trunks, max_tokens, sampling, seed
+        return [[[None] * votes for _ in row] for row in branches]
 
 
 def distinct_words(text: str) -> float:
@@ -185,26 +222,40 @@ class Local:
     def choose(self, trunks, branches, options) -> np.ndarray:
         """logp_BCO of the options' tokens; NaN where a prompt is too long."""
         options_O = np.array([self._option(option) for option in options], np.int32)
-        trunk_ids, branch_ids, fits = self._tokens(trunks, branches)
+        trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=0)
         C = max(map(len, branches), default=0)
         out_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
-        starts = range(0, len(trunks) if C else 0, self._batch)
-        # All batches are dispatched before the first result is waited for.
-        runs = [
-            (
-                i,
-                self._run(
-                    trunk_ids[i : i + self._batch], branch_ids[i : i + self._batch], options_O
-                ),
-            )
-            for i in starts
-        ]
-        for i, logp in runs:
+        ask = lambda tree, last_BC, _: program(self._cfg)(self._params, tree, last_BC, options_O)
+        for i, logp in self._in_batches(trunk_ids, branch_ids, ask):
             rows = out_BCO[i : i + self._batch]
             logp_BCO = np.asarray(logp)[: len(rows), :C]
             rows[:, : logp_BCO.shape[1]] = logp_BCO
         out_BCO[[[not ok for ok in row] + [True] * (C - len(row)) for row in fits]] = np.nan
         return out_BCO
+
+    def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
+        """texts[b][c][j]; None where a prompt and its answer would be too long. The noise hangs on
+        `seed`, b, c and j."""
+        trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=max_tokens)
+        run = answering(self._cfg, votes, max_tokens, sampling, (self._tokenizer.eos,))
+        key = jax.random.key(seed)
+        ask = lambda tree, _, rows_B: run(self._params, tree, rows_B, key)
+        said: list[list[list[str | None]]] = [[[None] * votes for _ in row] for row in branches]
+        for i, rollouts in self._in_batches(trunk_ids, branch_ids, ask):
+            tokens_BCR, mask_BCR = np.asarray(rollouts.tokens_BCR), np.asarray(rollouts.mask_BCR)
+            for b, row in enumerate(said[i : i + self._batch]):
+                for c, j in (
+                    (c, j) for c, ok in enumerate(fits[i + b]) if ok for j in range(votes)
+                ):
+                    ids = tokens_BCR[b, c * votes + j][mask_BCR[b, c * votes + j]].tolist()
+                    row[c][j] = continuation(self._tokenizer, branch_ids[i + b][c], ids)
+        return said
+
+    def _in_batches(self, trunk_ids, branch_ids, ask):
+        """(first row, result) per batch; all are dispatched before the first is waited for."""
+        starts = range(0, len(trunk_ids) if any(map(len, branch_ids)) else 0, self._batch)
+        some = lambda i: slice(i, i + self._batch)
+        return [(i, self._run(trunk_ids[some(i)], branch_ids[some(i)], ask, i)) for i in starts]
 
     def _option(self, option: str) -> int:
         ids = self._encode(option)
@@ -212,9 +263,9 @@ class Local:
             raise UserError(f"textgen: option {option!r} is {len(ids)} tokens, not one")
         return ids[0]
 
-    def _tokens(self, trunks, branches):
+    def _tokens(self, trunks, branches, room: int):
         """Token lists of trunks and branches, and which prompts fit; the others are emptied."""
-        bos, limit = self._tokenizer.bos, self._cfg.max_len
+        bos, limit = self._tokenizer.bos, self._cfg.max_len - room
         trunk_ids = [[bos, *tokens_of(self._encode, trunk)] for trunk in trunks]
         branch_ids = [[tokens_of(self._encode, branch) for branch in row] for row in branches]
         fits = [
@@ -228,8 +279,8 @@ class Local:
         ]
         return trunk_ids, branch_ids, fits
 
-    def _run(self, trunk_ids, branch_ids, options_O):
-        """logp_BCO on the device, padded to bucketed sizes."""
+    def _run(self, trunk_ids, branch_ids, ask, first: int):
+        """ask(tree, last_BC, rows_B) on the device, padded to bucketed sizes."""
         ways = self._mesh.shape["replica"] * self._mesh.shape["fsdp"]
         B = min(1 << (len(trunk_ids) - 1).bit_length(), self._batch)
         extra = -(-B // ways) * ways - len(trunk_ids)
@@ -240,5 +291,5 @@ class Local:
         tree = pack(trunk_ids, [*branch_ids, *[[]] * extra], self._tokenizer.pad, T, C, R)
         last_BC = np.maximum(tree.mask_BCR.sum(-1, dtype=np.int32) - 1, 0)
         with jax.set_mesh(self._mesh):
-            tree, last_BC = put_batch(self._mesh, (tree, last_BC))
-            return program(self._cfg)(self._params, tree, last_BC, options_O)
+            rows_B = np.arange(first, first + len(trunk_ids), dtype=np.int32)
+            return ask(*put_batch(self._mesh, (tree, last_BC, rows_B)))

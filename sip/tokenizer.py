@@ -80,6 +80,10 @@ class SentencePiece:
             ids += self._space + self._model.encode(part)
         return ids
 
+    def serialized(self) -> bytes:
+        """The model as loaded: a ModelProto of sentencepiece."""
+        return self._model.serialized_model_proto()
+
     def decode(self, ids: Sequence[int]) -> str:
         special = (self.bos, self.eos, self.pad)
         return self._model.decode(

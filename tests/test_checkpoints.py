@@ -139,8 +139,14 @@ def test_another_model_is_refused_naming_the_parameter(saved, changes, culprits,
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_a_state_without_a_reference_is_not_one_with(saved):
-    refused(lambda: restore(saved, reference=False), saved)
+def test_a_state_without_a_reference_is_not_one_with(saved, tmp_path, capfd):
+    said = "it holds a reference, the run's objective wants no reference"
+    refused(lambda: restore(saved, reference=False), saved, said)
+    with checkpoints.manager(str(tmp_path)) as manager:
+        checkpoints.save(manager, state().replace(reference=None), RECORD)
+    refused(lambda: restore(tmp_path), tmp_path, "holds no reference", "wants a reference")
+    assert restore(tmp_path, reference=False)[0].reference is None
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_what_is_not_there_is_named(saved, tmp_path):

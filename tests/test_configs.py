@@ -19,6 +19,10 @@ from sip.structs import UserError
 pytest_plugins = ["tiny_fixtures"]
 FILES = sorted(p for p in (tiny_recipe.ROOT / "configs").glob("*.py") if p.name[0] != "_")
 NAMES = [path.stem for path in FILES]
+FLAGS = {  # what the user has to name
+    "text": ["--config.data.path=x"],
+    "judge_llama8b": ["--config.runs.judge.init_from="],
+}
 ABLATIONS = importlib.import_module("microworld_ablations").get_config("truth").order[1:]
 LEARNED = ("dpo_suffix_rollouts", "dr_grpo_rollouts")  # of the ablations, with a learned judge too
 
@@ -41,12 +45,11 @@ def of(name, arg=""):
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
 @pytest.mark.parametrize("variant", ["", ":debug"])
 def test_every_config_loads_locked_and_resolves(path, variant, tmp_path):
-    path_flag = ["--config.data.path=x"] if path.stem == "text" else []
-    config = load(f"{path}{variant}", *path_flag)
+    config = load(f"{path}{variant}", *(FLAGS[path.stem] if path.stem in FLAGS else []))
     assert config.is_locked
     recipe.check(config, str(tmp_path))
     with pytest.raises(AttributeError, match="lrr"):
-        load(f"{path}{variant}", "--config.runs.base.optim.lrr=1")
+        load(f"{path}{variant}", f"--config.runs.{config.order[0]}.optim.lrr=1")
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
@@ -74,6 +77,11 @@ def test_an_unknown_key_in_any_section_is_rejected_by_its_name(name, tmp_path):
         del section.surprise
 
 
+def test_the_8b_judge_wants_a_model_to_start_from(tmp_path):
+    with pytest.raises(UserError, match="runs.judge.init_from 'instruct'"):
+        recipe.check(of("judge_llama8b"), str(tmp_path))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_two_runs_share_a_section(name):
     sections = [v for run in of(name).runs.values() for v in run.values() if hasattr(v, "items")]
@@ -96,6 +104,8 @@ WRONG = [
     ("runs.judge.labels.source", "nowhere", "runs.judge.labels.source 'nowhere'"),
     ("runs.sip_learned.judge.init_from", "nowhere", "runs.sip_learned.judge.init_from"),
     ("runs.sip_learned.judge.backend", "guess", "runs.sip_learned.judge: judge.backend"),
+    ("runs.sip_learned.judge.schedule.name", "swiss", "runs.sip_learned.judge.schedule: schedule"),
+    ("runs.sip_learned.judge.schedule.budget", 25.0, "schedule.budget must be in \\(0, 1\\]"),
     ("runs.sip_learned.judge.weights", {"quality": "much"}, "runs.sip_learned.judge.weights"),
     ("runs.sip_learned.rewriter.init_from", "nowhere", "runs.sip_learned.rewriter.init_from"),
     ("runs.sip_learned.rewriter.backend", "guess", "runs.sip_learned.rewriter: rewriter.backend"),

@@ -91,6 +91,25 @@ def test_the_tokens_of_a_tree_are_those_of_its_prompt():
     assert t.tokens_BT[3, 0] == Byte().bos and t.fork_BC[3, 1] == t.mask_BT[3].sum()
 
 
+def test_each_prefix_shows_as_many_labels_as_it_has_candidates_for():
+    row = [("a", 0)] * 6 + [("b", 1)] * 2 + [("c", 2)]
+    turned = labels._in_turn(row, np.random.default_rng(0))
+    assert sorted(turned[:3]) == sorted(set(row)) and turned[3:5] in (
+        [("a", 0), ("b", 1)],
+        [("b", 1), ("a", 0)],
+    )
+    assert sorted(turned) == sorted(row)
+
+
+def test_a_corrected_suffix_and_what_is_spoiled_know_what_they_were_made_from():
+    suffix, better = " one two. three four. five six.", " one two. three five. five six."
+    found = labels.candidates([suffix], [[" roll", better]], spoilers=5, seed=0)[0]
+    assert found.texts[:3] == [suffix, " roll", better] and len(found.texts) > 5
+    assert found.origin[:3] == [-1, -1, 0] and set(found.origin[3:]) == {0, 2}
+    kept = labels.candidates([" one two."], [[" roll", " one two."]], spoilers=0, seed=0)[0]
+    assert kept.origin == [-1, -1]
+
+
 def test_an_aspect_with_one_trunk_fills_its_rows_across_prefixes():
     made = _make()
     mask = made["safety"].mask_NC
@@ -107,27 +126,19 @@ def test_frequent_classes_are_cut_to_the_rarest_or_half_a_fair_share():
     assert labels._balanced([[], []], 2, rng) == [[], []]
 
 
-def test_spoilers_change_the_text_and_keep_its_leading_space():
-    rng = np.random.default_rng(1)
-    text, other = " one two. three four. five six.", " uno due. tre quattro. cinque sei."
-    for name, spoil in labels.SPOILERS.items():
-        spoiled = [spoil(text, other, rng) for _ in range(20)]
-        assert all(s.startswith(" ") and len(s.split()) == 6 for s in spoiled), name
-        assert sum(s != text for s in spoiled) > 15, name
-    swapped = labels.swap_word(text, other, rng).split()
-    assert sum(a != b for a, b in zip(swapped, text.split(), strict=True)) == 1
-
-
-def test_an_echo_says_a_whole_sentence_twice_in_the_place_of_the_next():
-    rng = np.random.default_rng(0)
-    assert labels.repeat_sentence(" a b. c d. e f.", "", rng) == " a b. c d. c d."
-    assert labels.repeat_sentence(" a b. c d.", "", rng) == " a b. a b."
-    assert labels.repeat_sentence(" only one", "", rng) == " only one"
-
-
 def test_spoilers_survive_short_and_empty_texts():
     texts = labels.candidates([" a", "", " "], [[], [" b"], [""]], spoilers=4, seed=0)
     assert texts[0].texts[0] == " a" and [t.texts for t in texts[1:]] == [[" b"], []]
+
+
+def test_candidates_are_no_longer_than_asked():
+    long, short = _make(), _make(most=8)
+    for name in ("quality", "factuality"):
+        texts = {t for _, row in short[name].prompts for b in row for t in b[1::2]}
+        assert max(map(len, texts - set(SUFFIXES))) == 8
+        assert max(len(t) for _, row in long[name].prompts for b in row for t in b[1::2]) > 8
+    pool = {t for _, row in short["factuality"].prompts for b in row for t in b[1::2]}
+    assert {" bad thi", " right", " wrong r"} & pool
 
 
 def test_batches_are_addressed_by_step_and_an_epoch_is_a_permutation():

@@ -61,7 +61,7 @@ def test_a_query_of_zeros_takes_the_mean_of_the_values_it_sees():
     past = jnp.tile(line(10.0, 20.0)[:, None], (1, 2, 1, 1, 1))
     out = layers.branch_attention(
         zeros(2, 2, 1), (zeros(2, 2), own), (zeros(3), line(1.0, 2.0, 3.0)), (zeros(2, 2), past),
-        jnp.array([[[True, False, False], [True, True, True]]]), jnp.array([True, False]),
+        jnp.array([[[True, False, False], [True, True, True]]]), jnp.array([[[True, False]] * 2]),
     )  # fmt: skip
     want = [[111 / 3, 311 / 4], [116 / 5, 316 / 6]]
     np.testing.assert_allclose(out.reshape(2, 2), want, rtol=1e-6)

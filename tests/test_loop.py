@@ -74,11 +74,19 @@ def test_ratios_are_of_sums_and_leave_out_what_counted_nothing():
         {"loss": pair(6, 2), "dropped": pair(1, 1), "none": pair(0, 0)},
         {"loss": (1.0, 2.0), "none": (np.float32(0), 0)},
     ]
-    assert loop.totals(steps) == {"loss": [7.0, 4.0], "dropped": [1.0, 1.0], "none": [0.0, 0.0]}
+    assert loop.totals(steps) == {"loss": (7.0, 4.0), "dropped": (1.0, 1.0), "none": (0.0, 0.0)}
     assert loop.ratios(steps) == {"loss": 1.75, "dropped": 1.0}
     assert loop.ratios([]) == {}
     half = loop.totals(steps[:1])
     assert loop.ratios([half, steps[1]]) == loop.ratios(steps), "sums may be taken in parts"
+
+
+def test_averages_of_unequal_parts_are_those_of_the_whole():
+    """6/3 and 10/1: 16/4, not the mean of 2 and 10."""
+    parts = [{"ce": (6.0, 3), "a": (1.0, 1)}, {"ce": (np.float32(10), np.int32(1))}]
+    summed = loop.totals(parts)
+    assert loop.ratios(parts) == loop.ratios([summed]) == {"ce": 4.0, "a": 1.0}
+    assert loop.totals([summed, {}]) == summed == loop.totals([{}, summed])
 
 
 def test_saving_finishes_what_is_pending_even_when_the_loop_fails(tmp_path):

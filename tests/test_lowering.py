@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import math
 import re
 from pathlib import Path
@@ -10,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import jaxprs
 import pytest
+import tiny_recipe  # noqa: F401  (makes configs importable)
 from jax.sharding import AbstractMesh, AxisType
 
 from sip import mesh as meshes
 from sip import sampling
 from sip.evals import continuations
 from sip.models import config, decoder
+from sip.stages import rl
 from sip.structs import Asked, Tree
 from sip.textgen import bucket
 from sip.textgen import program as judge_program
@@ -25,6 +28,7 @@ MESH = AbstractMesh((2, 8, 4), meshes.AXES, axis_types=(AxisType.Auto,) * 3)
 POLICY, JUDGE = config.llama_1b4(), config.llama31_8b()
 TX = optim.build(optim.OptimConfig(lr=1e-4, steps=1000))
 B, T, R, K = 256, 2048, 128, 16
+RL = rl.resolve(importlib.import_module("judge_llama8b").get_config(), "judge")
 LABELS = 64  # documents of a batch of judge training
 # 272 verdicts per prefix: 16 x 15 ordered pairs for quality, 16 each for factuality and safety.
 JUDGE_B, JUDGE_T, JUDGE_C, JUDGE_R = 16, bucket(2100, 16), bucket(272), bucket(300, 16)
@@ -45,7 +49,7 @@ def _tree(B, T, C, R):
     )
 
 
-def _branches(T, C):
+def _branches(T, C, B=B, R=R):
     mask, real = (functools.partial(_array, dtype=d) for d in (bool, jnp.float32))
     return losses.Branches(
         _tree(B, T, C, R),
@@ -104,6 +108,32 @@ def _judge_training(cfg):
     )
 
 
+def _policy_gradient(cfg):
+    """Of the config: a batch of prompts, each with its answers."""
+    tx = optim.build(RL.optim)
+    update = step.make_update(
+        losses.policy_terms(cfg, RL.objective),
+        tx,
+        lambda _: {"policy": 1.0},
+        microbatches=RL.microbatches,
+    )
+    batch = _branches(RL.model.max_len - RL.answer, RL.rollouts, RL.batch, RL.answer)
+    return update, step.abstract_state(cfg, tx, MESH, reference=False), batch
+
+
+def _answers(cfg):
+    run = sampling.program(cfg, RL.rollouts, RL.answer, RL.sampling, (2,))
+    prompts = _array("BT", RL.batch, cfg.max_len - RL.answer)
+    return (
+        run,
+        decoder.abstract(cfg, MESH),
+        prompts,
+        _array("B", RL.batch),
+        _array("B", RL.batch),
+        _key(),
+    )
+
+
 def _rollout(cfg):
     run = sampling.program(cfg, K, R, sampling.SamplingConfig(top_p=0.9), (2,))
     return (
@@ -155,6 +185,8 @@ PROGRAMS = {
     "likelihood": (_likelihood, POLICY, B),
     "judge": (_judge, JUDGE, JUDGE_B),
     "judge training": (_judge_training, JUDGE, LABELS),
+    "policy gradient": (_policy_gradient, RL.model, RL.batch // RL.microbatches),
+    "answers": (_answers, RL.model, RL.batch),
 }
 MODELS = [name for name in PROGRAMS if name != "init"]
 
@@ -203,7 +235,9 @@ def test_no_more_logits_exist_than_one_chunk_of_each_document(name):
     assert T - 1 >= 2 * cfg.logprob_chunk  # so [.., T, V] is beyond the limit
 
 
-CHUNKED = [n for n in MODELS if n not in ("dpo", "rf_nll", "rollout", "judge")]  # more than a chunk
+# Fewer positions than a chunk.
+FEW = ("dpo", "rf_nll", "rollout", "judge", "judge training", "answers")
+CHUNKED = [n for n in MODELS if n not in FEW]
 
 
 @pytest.mark.parametrize("name", CHUNKED)
@@ -221,7 +255,12 @@ def test_the_judge_never_attends_from_more_branches_than_a_chunk():
     assert _softmaxes(_judge, whole) == (JUDGE_C * one,) * 2  # and would be seen doing it
 
 
-@pytest.mark.parametrize("name", ["tokens", "dpo", "judge training"])
+def test_the_configs_judge_has_llamas_shapes_and_the_papers_batch():
+    assert dataclasses.replace(JUDGE, max_len=4096) == RL.model
+    assert (RL.batch, RL.rollouts, RL.answer, RL.optim.lr) == (256, 16, 512, 2e-7)
+
+
+@pytest.mark.parametrize("name", ["tokens", "dpo", "judge training", "policy gradient"])
 def test_an_update_donates_its_whole_state(name):
     make, cfg, _ = PROGRAMS[name]
     _, state, _ = make(cfg)

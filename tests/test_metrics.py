@@ -21,13 +21,6 @@ def run(path, first, last, **changes):
     log.close()
 
 
-def test_averages_of_unequal_parts_are_those_of_the_whole():
-    """6/3 and 10/1: 16/4, not the mean of 2 and 10."""
-    summed = metrics.add({"ce": (6.0, 3), "a": (1.0, 1)}, {"ce": (np.float32(10), np.int32(1))})
-    assert metrics.values(summed) == {"ce": 4.0, "a": 1.0}
-    assert metrics.add(summed, {}) == summed == metrics.add({}, summed)
-
-
 def test_what_counted_nothing_has_no_value():
     assert metrics.ratio((0.0, 0)) is None
     assert metrics.values({"a": (0.0, 0), "b": (np.float32(1), np.float32(4)), "c": 2}) == {

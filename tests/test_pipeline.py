@@ -81,10 +81,3 @@ def test_impossible_batches_are_named(corpus):
         pipeline.Batches(corpus, batch=0, seed=0)
     with pytest.raises(UserError, match="batch=6 does not divide among 4 processes"):
         pipeline.Batches(corpus, batch=6, seed=0).rows(0, 0, 4)
-
-
-def test_take_never_repeats_and_grows_by_appending(corpus):
-    few, all_ = pipeline.take(corpus, 5), pipeline.take(corpus, 99)
-    assert rows(all_)[:5] == rows(few) and len(set(rows(all_))) == 22
-    assert same(pipeline.take(corpus, 5), few)
-    assert rows(pipeline.take(corpus, 5, seed=1)) != rows(few)

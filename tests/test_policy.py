@@ -121,3 +121,89 @@ def test_old_logprobs_and_advantages_get_no_gradient(denominator):
     value = {"old": OLD_BKR, "advantage": ADVANTAGE_BK}[denominator]
     grad = jax.grad(lambda x: dr_grpo(**{denominator: x})[0])(value)
     assert not grad.any()
+
+
+def test_advantages_of_hand_worked_groups():
+    # One of four right: mean 1/4, deviation sqrt(3)/4; the others' mean is 0 for it, 1/3 for them.
+    rewards_BK = jnp.array([[1.0, 0.0, 0.0, 0.0, 9.0], [2.0, 4.0, 9.0, 9.0, 9.0]])
+    valid_BK = jnp.array([[True, True, True, True, False], [True, True, False, False, False]])
+    found = {kind: policy.advantages(rewards_BK, valid_BK, kind) for kind in policy.ADVANTAGES}
+    root = math.sqrt(3)
+    expected = {
+        "grpo": [[root, -1 / root, -1 / root, -1 / root, 0.0], [-1.0, 1.0, 0.0, 0.0, 0.0]],
+        "dr_grpo": [[0.75, -0.25, -0.25, -0.25, 0.0], [-1.0, 1.0, 0.0, 0.0, 0.0]],
+        "rloo": [[1.0, -1 / 3, -1 / 3, -1 / 3, 0.0], [-2.0, 2.0, 0.0, 0.0, 0.0]],
+    }
+    for kind, advantage_BK in found.items():
+        np.testing.assert_allclose(advantage_BK, np.array(expected[kind]), rtol=5e-4, err_msg=kind)
+
+
+@pytest.mark.parametrize("kind", policy.ADVANTAGES)
+@pytest.mark.parametrize("reward", [0.1, 1 / 3, -7.7e4, 0.0])
+def test_equal_rewards_one_alone_and_none_are_flat(kind, reward):
+    valid_BK = jnp.array([[True] * 7, [False] * 4 + [True] * 3, [False] * 6 + [True], [False] * 7])
+    rewards_BK = jnp.where(valid_BK, reward, jnp.nan)
+    advantage_BK = policy.advantages(rewards_BK, valid_BK, kind)
+    np.testing.assert_array_equal(advantage_BK, jnp.zeros((4, 7)))
+    assert tuple(map(float, policy.flat_groups(advantage_BK, valid_BK))) == (3, 3)
+
+
+@pytest.mark.parametrize("kind", policy.ADVANTAGES)
+def test_a_group_with_a_difference_is_not_flat(kind):
+    rewards_BK, valid_BK = jnp.array([[0.0, 1.0], [1.0, 1.0]]), jnp.ones((2, 2), bool)
+    advantage_BK = policy.advantages(rewards_BK, valid_BK, kind)
+    assert tuple(map(float, policy.flat_groups(advantage_BK, valid_BK))) == (1, 2)
+
+
+def surrogate(logp=LOGP_BKR, **changes):
+    kwargs = dict(denominator="constant", clip_low=0.2, clip_high=0.28) | changes
+    return policy.surrogate(logp, OLD_BKR, ADVANTAGE_BK, MASK_BKR, VALID_BK, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("denominator", "total", "denom"),
+    [
+        # The tokens' losses are -1.28 and -1 of the first rollout, 0.8 of the second.
+        ("sequence", -(1.28 + 1.0) / 2 + 0.8, 2),
+        ("token", -1.28 - 1.0 + 0.8, 3),
+        ("constant", -1.28 - 1.0 + 0.8, 4),
+    ],
+)
+def test_the_three_denominators_of_hand_worked_ratios(denominator, total, denom):
+    found = surrogate(denominator=denominator)
+    np.testing.assert_allclose(found[:2], (total, denom), rtol=1e-6)
+
+
+def test_clip_higher_lets_a_good_token_grow_further():
+    # Ratio 2 with A = 1: bounded by 1 + clip_high.
+    np.testing.assert_allclose(surrogate(clip_high=0.2)[0] - surrogate()[0], 0.08, rtol=1e-5)
+    np.testing.assert_allclose(surrogate(clip_high=5.0)[0], -(2.0 + 1.0 - 0.8), rtol=1e-6)
+
+
+@pytest.mark.parametrize("denominator", policy.DENOMINATORS)
+def test_k3_of_hand_worked_ratios_is_added_under_the_same_denominator(denominator):
+    # Reference over policy: 1/2, 1, and 3 of the second rollout's only token.
+    ref_BKR = LOGP_BKR + jnp.log(jnp.array([[[0.5, 1.0], [3.0, 7.0], [jnp.nan, 5.0]]]))
+    k3 = [0.5 - math.log(0.5) - 1, 0.0, 3 - math.log(3) - 1]
+    plain = surrogate(denominator=denominator)
+    found = surrogate(denominator=denominator, beta=0.1, ref_logp_BKR=ref_BKR)
+    share = (k3[0] + k3[1]) / 2 + k3[2] if denominator == "sequence" else sum(k3)
+    np.testing.assert_allclose(found[0] - plain[0], 0.1 * share, rtol=1e-5)
+    assert found[1] == plain[1]
+    np.testing.assert_allclose(found[2]["kl"], (sum(k3), 3), rtol=1e-5)
+
+
+def test_k3_pulls_towards_the_reference_and_nowhere_at_it():
+    of = lambda ref: jax.grad(
+        lambda x: surrogate(x, beta=1.0, ref_logp_BKR=ref)[0] - surrogate(x)[0]
+    )(LOGP_BKR)
+    np.testing.assert_allclose(of(LOGP_BKR), jnp.zeros((1, 3, 2)), atol=1e-6)
+    grad = of(LOGP_BKR + math.log(3.0))  # d/dlogp of exp(d) - d - 1 is 1 - exp(d)
+    np.testing.assert_allclose(grad, jnp.where(MASK_BKR & VALID_BK[..., None], -2.0, 0), rtol=1e-5)
+
+
+def test_a_kl_term_without_a_reference_and_unknown_choices_are_refused():
+    for wrong in (lambda: surrogate(beta=0.1), lambda: surrogate(denominator="mean"),
+                  lambda: policy.advantages(ADVANTAGE_BK, VALID_BK, "ppo")):  # fmt: skip
+        with pytest.raises(ValueError):
+            wrong()

@@ -191,3 +191,39 @@ def test_draws_follow_the_distribution():
 def test_a_config_that_cannot_be_names_its_field(field, value):
     with pytest.raises(UserError, match=f"sampling.{field}"):
         SamplingConfig(**{field: value})
+
+
+def test_answers_to_ragged_branches_are_rollouts_of_the_plain_prompts():
+    tree, J, steps = tiny.tree(), 2, 4
+    B, C, _ = tree.tokens_BCR.shape
+    run = sampling.answering(tiny.CFG, J, steps, SamplingConfig(temperature=0))
+    got = run(tiny.params(), tree, jnp.arange(B), jax.random.key(0))
+    fork_N = np.asarray(tree.fork_BC + tree.mask_BCR.sum(-1)).reshape(-1)
+    plain = roll(tiny.sequences(tree), fork_N, np.arange(B * C), 0, 1, steps, SamplingConfig(0))
+    votes = lambda x: np.asarray(x).reshape(B * C, J, steps)
+    for j in range(J):
+        np.testing.assert_array_equal(votes(got.tokens_BCR)[:, j], plain.tokens_BCR[:, 0])
+        np.testing.assert_allclose(votes(got.logp_BCR)[:, j], plain.logp_BCR[:, 0], atol=3e-5)
+
+
+def test_votes_differ_and_their_logp_is_the_models():
+    tree = tiny.tree()
+    B, C, R = tree.tokens_BCR.shape
+    run = sampling.answering(tiny.CFG, 3, 5, FREE, STOP)
+    got = run(tiny.params(), tree, jnp.arange(B), jax.random.key(3))
+    tokens_BCJS = np.asarray(got.tokens_BCR).reshape(B, C, 3, 5)
+    assert (tokens_BCJS[:, :, 0] != tokens_BCJS[:, :, 1]).any()
+    full = tree.replace(
+        tokens_BCR=jnp.zeros((B, C, R + 5), jnp.int32), mask_BCR=jnp.zeros((B, C, R + 5), bool)
+    )
+    for b, c, j in np.ndindex(B, C, 3):
+        n, live = int(tree.mask_BCR[b, c].sum()), np.asarray(got.mask_BCR)[b, c * 3 + j]
+        said = np.concatenate([tree.tokens_BCR[b, c, :n], tokens_BCJS[b, c, j], np.zeros(R - n)])
+        one = full.replace(
+            tokens_BCR=full.tokens_BCR.at[b, c].set(said.astype(np.int32)),
+            mask_BCR=full.mask_BCR.at[b, c].set(True),
+        )
+        if (b, c, j) in ((0, 0, 0), (0, 1, 2), (1, 3, 1), (1, 2, 0)):
+            want = np.asarray(tiny.forward(tiny.params(), tiny.CFG, one)[3])[b, c, n : n + 5]
+            have = np.asarray(got.logp_BCR)[b, c * 3 + j]
+            np.testing.assert_allclose(have, np.where(live, want, 0), atol=3e-5)

@@ -47,6 +47,11 @@ def _score(judge, texts=TEXTS, mask=MASK):
     return judge.score(["p"] * len(texts), texts, [" r"] * len(texts), mask)
 
 
+def _mean_wins(outcome, valid, pairs, K, hard=False):
+    empty = compare.empty(np.ones((len(outcome), K), bool))
+    return compare.mean_wins(compare.enter(empty, pairs, outcome, valid, hard=hard))
+
+
 def _shown(pairs, b):
     return list(zip(pairs.first_BC[b].tolist(), pairs.second_BC[b].tolist(), strict=True))
 
@@ -64,7 +69,7 @@ def test_mean_wins_by_hand():
     pairs = compare.all_pairs(np.ones((1, 3), bool))
     table = {(0, 1): 0.8, (1, 0): 0.4, (0, 2): 1.0, (2, 0): 0.0, (1, 2): 0.5, (2, 1): 0.5}
     outcome = np.array([[table[shown] for shown in _shown(pairs, 0)]])
-    wins = compare.mean_wins(outcome, np.ones((1, 6), bool), pairs, 3)
+    wins = _mean_wins(outcome, np.ones((1, 6), bool), pairs, 3)
     assert np.allclose(wins.score_BK, [[(0.7 + 1.0) / 2, (0.3 + 0.5) / 2, (0.0 + 0.5) / 2]])
     assert wins.flips == (0.0, 3.0) and wins.ties == (1.0, 3.0)
     assert np.allclose(wins.first, (3.2, 6.0))
@@ -72,7 +77,7 @@ def test_mean_wins_by_hand():
 
 def test_orders_that_disagree_are_a_hard_tie():
     pairs = compare.all_pairs(np.ones((1, 2), bool))
-    wins = compare.mean_wins(np.array([[0.9, 0.7]]), np.ones((1, 2), bool), pairs, 2, hard=True)
+    wins = _mean_wins(np.array([[0.9, 0.7]]), np.ones((1, 2), bool), pairs, 2, hard=True)
     assert wins.score_BK.tolist() == [[0.5, 0.5]] and wins.flips == (1.0, 1.0)
 
 
@@ -80,16 +85,17 @@ def test_a_pair_counts_only_where_both_orders_are_valid():
     pairs = compare.all_pairs(np.ones((1, 3), bool))
     first, second = pairs.first_BC[0], pairs.second_BC[0]
     valid = ~((first == 2) & (second == 1))[None]
-    wins = compare.mean_wins(np.where(first < second, 1.0, 0.0)[None], valid, pairs, 3)
+    wins = _mean_wins(np.where(first < second, 1.0, 0.0)[None], valid, pairs, 3)
     assert wins.valid_BK.tolist() == [[True, False, False]]  # 1 and 2 met one of two opponents
     assert wins.score_BK[0, 0] == 1.0
 
 
-def test_without_an_opponent_nothing_is_compared():
+def test_a_candidate_without_opponents_is_a_draw_with_what_it_is_the_same_as():
     for mask in (np.ones((2, 1), bool), np.array([[True, False, False]])):
         verdicts = _score(_judge(), [[" a"] * mask.shape[1]] * len(mask), mask)
-        assert not verdicts.valid_BK.any()
-        assert verdicts.aspects["safety"][1].sum() == mask.sum()
+        assert (verdicts.valid_BK == mask).all()
+        score_BK, valid_BK = verdicts.aspects["quality"]
+        assert (valid_BK == mask).all() and (score_BK[mask] == 0.5).all()
 
 
 TRUTH = TruthJudge(FakeTruth(), {"quality": 1.0, "safety": 1.0})

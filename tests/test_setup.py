@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -53,7 +54,7 @@ def test_a_deeper_model_starts_as_the_shallower_one_it_comes_from(tmp_path):
 
 def test_fresh_layers_learn_though_their_outputs_are_zero():
     deep = tiny.model(layers=4)
-    params = decoder.deepen(tiny.params(), deep, jax.random.key(0))
+    params = decoder.deepen(tiny.params(), deep)
     loss = lambda params: tiny.forward(params, deep, tiny.tree())[3].sum()
     blocks = jax.grad(loss)(params)["blocks"]["block"]
     assert all(
@@ -66,6 +67,41 @@ def test_a_model_of_another_shape_is_refused(tmp_path, changes):
     source = saved(tmp_path / "old", tiny.model())
     with pytest.raises(UserError, match="init_from"):
         start(tmp_path / "new", tiny.model(**changes), source)
+
+
+def test_a_clock_adds_up_the_attempts_and_a_crash_loses_those_since_the_last_save(
+    tmp_path, monkeypatch
+):
+    now = iter([10.0, 14.0, 19.0, 100.0, 103.0, 0.0, 1.0])
+    monkeypatch.setattr(setup, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    first = setup.Clock(str(tmp_path / "run"))
+    first.save()
+    assert first.seconds() == 9.0  # then it was killed: 5 seconds after the save
+    second = setup.Clock(str(tmp_path / "run"))
+    second.save()
+    assert setup.Clock(str(tmp_path / "run")).seconds() == 4 + 3 + 1
+
+
+@pytest.mark.parametrize(
+    ("batch", "microbatches", "shape", "fits"),
+    [
+        (8, 1, (1, -1, 1), True),
+        (8, 2, (1, -1, 1), False),
+        (8, 2, (1, 4, 2), True),
+        (8, 2, (2, 2, 2), True),
+        (12, 3, (2, 4, 1), False),
+        (4, 1, (8, 1, 1), False),
+        (3, 1, (1, 1, 8), True),
+    ],
+)
+def test_a_microbatch_divides_among_replica_and_fsdp(batch, microbatches, shape, fits):
+    run = SimpleNamespace(batch=batch, microbatches=microbatches, mesh=mesh.MeshConfig(*shape))
+    if fits:
+        assert setup.build_mesh(run).size == 8
+        return
+    named = rf"batch {batch} in microbatches {microbatches}: .*mesh \(replica {shape[0]}, fsdp"
+    with pytest.raises(UserError, match=named):
+        setup.build_mesh(run)
 
 
 def test_the_micro_worlds_config_writes_out_the_frozen_world(monkeypatch):

@@ -48,8 +48,9 @@ OBJECTIVES = {
     "rf_nll": losses.ObjectiveConfig("rf_nll"),
     "dr_grpo": losses.ObjectiveConfig("dr_grpo", **BLEND),
 }
-LOSSES = ["tokens", *OBJECTIVES]
-BRANCHES = {"dpo": 2, "rf_nll": 1, "dr_grpo": K}
+POLICY = losses.PolicyConfig("grpo", "token", clip_high=0.28, beta=0.1)
+LOSSES = ["tokens", *OBJECTIVES, "policy"]
+BRANCHES = {"dpo": 2, "rf_nll": 1, "dr_grpo": K, "policy": K}
 
 
 def _mesh(name):
@@ -78,8 +79,8 @@ def _tree(C):
     )
 
 
-def _branch_batch(objective):
-    C = BRANCHES[objective.name]
+def _branch_batch(name):
+    C = BRANCHES[name]
     tree, rng = _tree(C), np.random.default_rng(1)
     valid_BC = np.ones((B, C), bool)
     valid_BC[2] = False
@@ -99,11 +100,13 @@ def _problem(name):
     if name == "tokens":
         tree = _tree(0)
         return losses.tokens_terms(CFG), lambda _: {"ce": 1.0}, (tree, tree.mask_BT)
+    if name == "policy":
+        return losses.policy_terms(CFG, POLICY), lambda _: {"policy": 1.0}, _branch_batch(name)
     objective = OBJECTIVES[name]
     return (
         losses.branch_terms(CFG, objective),
         losses.branch_weights(objective),
-        _branch_batch(objective),
+        _branch_batch(name),
     )
 
 
@@ -126,7 +129,7 @@ def _update(name, where, microbatches):
     mesh = _mesh(where)
     update = step.make_update(terms, optim.build(OPTIM), weights, microbatches=microbatches)
     with jax.set_mesh(mesh):
-        return _run(update, _start(mesh, name == "dpo"), put_batch(mesh, batch))
+        return _run(update, _start(mesh, name in ("dpo", "policy")), put_batch(mesh, batch))
 
 
 def _devices(tree):

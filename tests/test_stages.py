@@ -4,22 +4,20 @@ import dataclasses
 import importlib
 import json
 import math
-import os
 import random
 import shutil
-import signal
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 import tiny_recipe
-from workdirs import begun, lines, state
+from workdirs import begun, lines, state, stop_after
 
 from sip import rewriter, setup, textgen, train
-from sip.stages import collect, recipe, selfimprove
+from sip.stages import collect, labelled, recipe, selfimprove
 from sip.structs import UserError
-from sip.training import loop
+from sip.training import loop, losses
 
 pytest_plugins = ["tiny_fixtures"]
 R = 3
@@ -79,6 +77,30 @@ def test_a_group_is_the_rollouts_with_centred_scores():
     assert branches.old_logp_BCR[0, :, 0].tolist() == [-2, -3]
 
 
+def test_the_judge_is_shown_the_suffix_or_the_rewrite_where_there_is_one():
+    texts = [[" said", " better", " roll"], [" kept", "", " roll"]]
+    there = SimpleNamespace(texts=texts, sources=["suffix", "rewrite", "rollout"])
+    shown = lambda which: collect.references(
+        SimpleNamespace(reference=which), there, [" said", " kept"]
+    )
+    assert shown("suffix") == [" said", " kept"]
+    assert shown("rewrite") == [" better", " kept"]
+
+
+@pytest.mark.parametrize("rewrite", [True, False])
+def test_a_judges_reference_is_checked(rewrite):
+    config = importlib.import_module("microworld").get_config("debug")
+    run = config.runs.sip_oracle
+    run.candidates.rewrite = rewrite
+    run.judge.reference = "nothing" if rewrite else "rewrite"
+    with pytest.raises(UserError, match=r"reference.*(nothing|no rewrite)"):
+        selfimprove.resolve(config, "sip_oracle")
+    labels = config.runs.judge.labels
+    labels.reference, labels.rewrites = run.judge.reference, rewrite
+    with pytest.raises(UserError, match=r"labels\.reference"):
+        recipe.STAGES["supervised"].resolve(config, "judge")
+
+
 def test_too_many_invalid_verdicts_stop_the_run():
     config, asked = collect.CandidateConfig(max_invalid=0.5), np.ones((1, 4), bool)
     collect.check_invalid(config, asked, np.array([[True, True, False, False]]))
@@ -113,7 +135,7 @@ def words(seed, count=60):
 def text_config(path, **shape):
     config = tiny_recipe.shrink(importlib.import_module("text").get_config("debug"))
     config.data.path = str(path)
-    config.tokenizer.vocab_size = 300
+    config.tokenizer.vocab_size = 320
     return config
 
 
@@ -158,19 +180,6 @@ def test_the_first_dpo_loss_is_ln_2_and_the_pool_grows_by_its_schedule(finished,
     first, second = [line for line in lines(tmp_path, name) if "loss/dpo" in line]
     assert first["loss/dpo"] == pytest.approx(math.log(2), abs=1e-6)
     assert "reward/rollout" not in first and "reward/rollout" in second
-
-
-def stop_after(monkeypatch, steps, *, of=loop.Meter, method="count"):
-    """Sends SIGTERM in that step, where the loop calls `method`."""
-    original, seen = getattr(of, method), []
-
-    def counted(self, argument):
-        seen.append(argument)
-        if len(seen) == steps:
-            os.kill(os.getpid(), signal.SIGTERM)
-        original(self, argument)
-
-    monkeypatch.setattr(of, method, counted)
 
 
 def six(name, arg="", **changes):
@@ -261,4 +270,7 @@ def test_every_field_of_a_section_is_set_by_the_configs(finished):
         ("candidates", collect.CandidateConfig),
         ("rewriter", rewriter.RewriterConfig),
     ):
+        assert set(run[key]) == {f.name for f in dataclasses.fields(cls)}
+    run = setup.plain(importlib.import_module("microworld_judge").get_config().runs.judge_rl)
+    for key, cls in (("objective", losses.PolicyConfig), ("labels", labelled.LabelConfig)):
         assert set(run[key]) == {f.name for f in dataclasses.fields(cls)}

@@ -8,6 +8,7 @@ import pytest
 from sip import mesh as meshes
 from sip.models import decoder
 from sip.models.config import ModelConfig
+from sip.sampling import SamplingConfig
 from sip.structs import Tree, UserError
 from sip.textgen import Local, Scripted, bucket, pack, ruled, tokens_of
 from sip.tokenizer import Byte
@@ -66,6 +67,44 @@ def test_local_equals_a_plain_unshared_forward_pass(params):
         assert np.isnan(logp_BCO[b, len(row) :]).all()
 
 
+def _greedy(params, text, steps):
+    """The likeliest bytes after one unshared sequence, one at a time."""
+    ids = [Byte().bos, *Byte().encode(text)]
+    for _ in range(steps):
+        if ids[-1] != Byte().eos:
+            logits_V = _logits(params, jnp.array([ids + [0] * (CFG.max_len - len(ids))]))[0]
+            ids.append(int(logits_V[len(ids) - 1].argmax()))
+    return Byte().decode(ids)[len(text) :]
+
+
+def test_local_writes_what_a_plain_loop_writes(params):
+    greedy = SamplingConfig(temperature=0)
+    said = _local(params, batch=2).generate(
+        TRUNKS, BRANCHES, votes=2, max_tokens=4, sampling=greedy, seed=0
+    )
+    for b, row in enumerate(BRANCHES):
+        assert len(said[b]) == len(row)
+        for c in {0, len(row) - 1}:
+            plain = _greedy(params, "".join(TRUNKS[b]) + "".join(row[c]), 4)
+            assert said[b][c] == [plain, plain]
+
+
+def test_local_votes_hang_on_seed_and_place_not_on_batch(params):
+    ask = lambda seed, **options: _local(params, **options).generate(
+        TRUNKS, BRANCHES, votes=3, max_tokens=4, sampling=SamplingConfig(), seed=seed
+    )
+    assert ask(0, batch=1) == ask(0) != ask(1)
+    assert len(set(ask(0)[0][0])) == 3
+
+
+def test_local_does_not_write_past_its_length(params):
+    row = ["b" * 90, "b" * 91, "b"]  # BOS, "x" and 90 more leave four of 96
+    said = _local(params).generate(
+        ["x"], [row], votes=1, max_tokens=4, sampling=SamplingConfig(0), seed=0
+    )
+    assert [each[0] is None for each in said[0]] == [False, True, False]
+
+
 @pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 2}, {"multiple": 32}])
 def test_local_answers_do_not_depend_on_batch_or_padding(params, options):
     one = _local(params).choose(TRUNKS, BRANCHES, OPTIONS)
@@ -94,7 +133,7 @@ def test_a_prompt_too_long_is_unanswered_and_its_neighbours_are_not(params):
 
 
 def test_an_unanswerable_prompt_does_not_lengthen_the_batch(params):
-    trunks, branches, _ = _local(params)._tokens(["x", "y" * 200], [["a", "b" * 96], ["c"]])
+    trunks, branches, _ = _local(params)._tokens(["x", "y" * 200], [["a", "b" * 96], ["c"]], 0)
     assert trunks == [[Byte().bos, ord("x")], [Byte().bos]] and branches == [[[ord("a")], []], [[]]]
 
 

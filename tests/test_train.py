@@ -1,5 +1,6 @@
 """The command line: bad input says what is wrong and writes nothing; a stopped job goes on."""
 
+import itertools
 import json
 import os
 import shutil
@@ -8,14 +9,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny_recipe
-from workdirs import begun, call, files
+from workdirs import begun, call, files, stop_after
 
-from sip import train
+from sip import setup, train
 from sip.stages import recipe
 from sip.structs import UserError
+from sip.training import loop
 
 pytest_plugins = ["tiny_fixtures"]
 RECIPE = Path(tiny_recipe.__file__)
@@ -38,6 +41,10 @@ REFUSED = {  # flags: what the line has to name
     "stray argument": (["more"], "more"),
     "prefix longer than the context": (["--config.data.cut.prefix_max=400"], "model.max_len"),
     "batch and microbatches": (["--config.runs.base.microbatches=3"], "microbatches 3"),
+    "a microbatch of five rows for eight devices": (
+        ["--config.runs.standard.batch=40", "--config.runs.standard.microbatches=8"],
+        "runs.standard: batch 40 in microbatches 8: 5 rows",
+    ),
     "no judge": (
         ["--config.runs.sip_learned.judge.init_from=nowhere"],
         "judge.init_from 'nowhere'",
@@ -132,6 +139,42 @@ def test_a_finished_job_runs_nothing_again(finished, quick, capsys, tmp_path):
     assert {n: b for n, b in files(workdir).items() if not n.startswith("plots")} == {
         n: b for n, b in before.items() if not n.startswith("plots")}  # fmt: skip
     assert "win rate" in capsys.readouterr().out
+
+
+def test_the_seconds_of_a_run_are_those_of_all_its_attempts(finished, quick, tmp_path, monkeypatch):
+    """Each second is a look at the clock, so the sums are known but for the number of looks."""
+    workdir, config = begun(finished, tmp_path / "work", "base"), tiny_recipe.get_config()
+    config.order = config.report.rows = ("base", "standard")
+    config.report.judge = ""
+    config.runs.standard.update(steps=3)
+    now = itertools.count(1000)
+    monkeypatch.setattr(setup, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    kept, save = [], setup.Clock.save
+    with monkeypatch.context() as patch:
+        patch.setattr(setup.Clock, "save", lambda clock: kept.append(save(clock)))
+        stop_after(patch, 2)
+        with pytest.raises(loop.Stopped):
+            train.train(config, str(workdir))
+    assert len(kept) == 2, "by the checkpoint, and at the end of the attempt"
+    wall = workdir / "runs" / "standard" / "wall.json"
+    first = json.loads(wall.read_text())["seconds"]
+    assert 0 < first < 20
+    wall.write_text(json.dumps({"seconds": first + 500}))
+    summary = train.train(config, str(workdir))
+    done = json.loads((workdir / "runs" / "standard" / "done.json").read_text())["wall_seconds"]
+    assert first + 500 < done < first + 520 and summary["wall_by_run"]["standard"] == done
+
+
+@pytest.mark.parametrize("name", ["standard", "sip_oracle"])
+def test_every_checkpoint_keeps_the_seconds(name, finished, quick, tmp_path, monkeypatch):
+    """A run killed after its second checkpoint has kept the seconds until then."""
+    workdir, config = begun(finished, tmp_path / "work", "base"), tiny_recipe.get_config()
+    run = config.runs[name]
+    run.steps, run.checkpoint.every_steps = 6, 2
+    kept, save = [], setup.Clock.save
+    monkeypatch.setattr(setup.Clock, "save", lambda clock: kept.append(save(clock)))
+    recipe.STAGES[run.stage].run(config, name, str(workdir))
+    assert len(kept) == 3 and (workdir / "runs" / name / "wall.json").exists()
 
 
 def start(workdir, *flags):

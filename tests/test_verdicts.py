@@ -1,6 +1,7 @@
 """Verdicts read from probabilities."""
 
 import numpy as np
+import pytest
 
 from sip.judge import verdicts
 
@@ -38,3 +39,85 @@ def test_a_nan_is_invalid_and_leaves_its_neighbours_alone():
 def test_no_branches_give_no_verdicts():
     score, valid = verdicts.direct(np.zeros((3, 0, 2)), (1.0, 0.0), min_mass=0.5)
     assert score.shape == valid.shape == (3, 0)
+
+
+YES, PAIR, SAFE = ("YES", "NO"), ("Option 1", "Option 2"), (" safe", " unsafe")
+DECISION, CONCLUSION, LABEL = "FINAL DECISION:", "Conclusion:", '"label":'
+ANSWERS = [
+    # direct: the answer's first words are the option
+    (" safe", SAFE, "", 0),
+    (" unsafe", SAFE, "", 1),
+    ("**Unsafe**. It insults.", SAFE, "", 1),
+    ("`safe`, since it is polite", SAFE, "", 0),
+    ("not safe", SAFE, "", None),
+    ("It is safe", SAFE, "", None),
+    ("safely", SAFE, "", None),
+    ("safe-ish", SAFE, "", None),
+    ("safe/unsafe", SAFE, "", None),
+    ("safe or unsafe", SAFE, "", None),
+    ("safe order", SAFE, "", 0),
+    ("", SAFE, "", None),
+    (" \n ** ", SAFE, "", None),
+    ("none", (" none", " possible"), "", 0),
+    ("None of the two", (" none", " possible"), "", 0),
+    # a phrase, in any clothes
+    ("It is kind.\nFINAL DECISION: YES", YES, DECISION, 0),
+    ("It is not.\nFinal decision: no.", YES, DECISION, 1),
+    ("**FINAL DECISION:** YES", YES, DECISION, 0),
+    ("**FINAL DECISION**: **NO**", YES, DECISION, 1),
+    ("__FINAL DECISION: NO__", YES, DECISION, 1),
+    ("### FINAL\n DECISION :\n\n> `YES`", YES, DECISION, None),
+    ("### FINAL\n DECISION :\n\n `YES`", YES, DECISION, 0),
+    ("FINAL DECISION: [YES] Thank you for asking; NO problem.", YES, DECISION, 0),
+    ("Conclusion: Option 2", PAIR, CONCLUSION, 1),
+    ("conclusion: **option  1** (better)", PAIR, CONCLUSION, 0),
+    ("Conclusion: \u201cOption 2\u201d", PAIR, CONCLUSION, 1),
+    # two verdicts, and options quoted in the reasoning
+    ("FINAL DECISION: YES ... wait.\nFINAL DECISION: NO", YES, DECISION, 1),
+    ("I must end with FINAL DECISION: YES or NO.\nFINAL DECISION: YES", YES, DECISION, 0),
+    ('"Option 1" is dull. Option 2 shines.', PAIR, CONCLUSION, None),
+    ('It says "Conclusion: Option 1", idly.\nConclusion: Option 2', PAIR, CONCLUSION, 1),
+    ("YES YES YES NO", YES, DECISION, None),
+    # said, but not decided
+    ("FINAL DECISION: YES/NO", YES, DECISION, None),
+    ("FINAL DECISION: YES | NO", YES, DECISION, None),
+    ('FINAL DECISION: "YES" or "NO"', YES, DECISION, None),
+    ("FINAL DECISION: maybe YES", YES, DECISION, None),
+    ("FINAL DECISION: not NO", YES, DECISION, None),
+    ("FINAL DECISION: YES, but\nFINAL DECISION:", YES, DECISION, None),
+    ("FINAL DECISION: YES, but\nFINAL DECISION: hm", YES, DECISION, None),
+    ("FINAL DECISION: YESTERDAY", YES, DECISION, None),
+    ("FINAL DECISION YES", YES, DECISION, None),
+    ("A SEMIFINAL DECISION: YES", YES, DECISION, None),
+    ("FINALDECISION: YES", YES, DECISION, None),
+    ("", YES, DECISION, None),
+    # one option begins or ends another
+    ('{"label": "safe"}', SAFE, LABEL, 0),
+    ('{"reason": "not safe at all", "label": "unsafe"}', SAFE, LABEL, 1),
+    ("```json\n{'label' : 'Unsafe'}\n```", SAFE, LABEL, 1),
+    (r"{\"label\": \"safe\"}", SAFE, LABEL, 0),
+    ('{"label": "not safe"}', SAFE, LABEL, None),
+    ('{"label": "safe", "label": "unsafe"}', SAFE, LABEL, 1),
+    ('{"label": null}', SAFE, LABEL, None),
+    ('{"labels": "safe"}', SAFE, LABEL, None),
+    ("Score: 1", ("1", "10"), "Score:", 0),
+    ("Score: 10", ("1", "10"), "Score:", 1),
+    ("Score: 10", ("10", "1"), "Score:", 0),
+    ("Score: 100", ("1", "10"), "Score:", None),
+    ("Score: 1.5", ("1", "10"), "Score:", None),
+    ("Score: 1.", ("1", "10"), "Score:", 0),
+    ("Score: -1", ("1", "10"), "Score:", None),
+    ("Grade: very good", ("good", "very good"), "Grade:", 1),
+    ("Grade: good enough", ("good", "good enough"), "Grade:", 1),
+    (r"so \boxed{no}", YES, r"\boxed{", 1),
+]
+
+
+@pytest.mark.parametrize(("text", "options", "phrase", "wanted"), ANSWERS)
+def test_a_verdict_is_read_from_a_text_or_it_is_not(text, options, phrase, wanted):
+    assert verdicts.parse(text, options, phrase=phrase) == wanted
+
+
+def test_hostile_answers_are_read_in_no_time():
+    for text in ("FINAL " * 50_000, "*" * 200_000, "FINAL DECISION:" + " *" * 100_000):
+        assert verdicts.parse(text, YES, phrase=DECISION) is None

@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "configs"))
 
+import _common as common  # noqa: E402, F401
 import microworld  # noqa: E402
 import microworld_ablations  # noqa: E402
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import sys
@@ -14,7 +15,7 @@ from absl import flags
 from sip import cli, setup
 from sip import mesh as meshes
 from sip.stages import recipe
-from sip.training import checkpoints, optim, step
+from sip.training import checkpoints, loop, optim, step
 
 
 @contextlib.contextmanager
@@ -54,7 +55,7 @@ def lines(workdir: Path, name: str) -> list[dict]:
 def state(config, workdir: Path, name: str):
     """(state, step) of a run's last checkpoint."""
     run = recipe.STAGES[config.runs[name].stage].resolve(config, name)
-    reference = run.stage == "selfimprove" and run.objective.needs_reference
+    reference = run.stage != "supervised" and run.objective.needs_reference
     abstract = step.abstract_state(
         run.model, optim.build(run.optim), meshes.single(), reference=reference
     )
@@ -62,11 +63,27 @@ def state(config, workdir: Path, name: str):
         return checkpoints.restore(manager, abstract)[0], manager.latest_step()
 
 
+def stop_after(monkeypatch, steps, *, of=loop.Meter, method="count"):
+    """Sends SIGTERM in that step, where the loop calls `method`."""
+    original, seen = getattr(of, method), []
+
+    def counted(self, argument):
+        seen.append(argument)
+        if len(seen) == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, argument)
+
+    monkeypatch.setattr(of, method, counted)
+
+
 def call(module, *argv: str) -> int:
     """The exit code of a command line, in this process."""
     flags.FLAGS.unparse_flags()
-    for name in flags.FLAGS:
-        flags.FLAGS[name].unparse()
+    for name in list(flags.FLAGS):
+        if name.startswith("config."):  # an override, which may not be defined twice
+            delattr(flags.FLAGS, name)
+        else:
+            flags.FLAGS[name].unparse()
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [module.__name__, *argv])  # where overrides are looked for

@@ -125,12 +125,12 @@ def _select(texts: list[str], split: str) -> list[str]:
     found = re.fullmatch(rf"({'|'.join(PARTS)})(?:\[(\d+%?)?:(\d+%?)?\])?", split)
     if not found:
         raise UserError(f"data.split {split!r}: not one of {', '.join(PARTS)}, or one with [a%:b%]")
-    texts = [text for text in texts if _part(text) == found[1]]
+    texts = [text for text in texts if part(text) == found[1]]
     return texts[_bound(found[2] or "0", len(texts)) : _bound(found[3] or "100%", len(texts))]
 
 
-def _part(text: str) -> str:
-    """By the text alone: equal documents are in the same part, whatever file they stand in."""
+def part(text: str) -> str:
+    """One of PARTS by the text alone: equal documents share it, whatever file they stand in."""
     bucket = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) % 20
     return PARTS[max(0, bucket - 17)]
 

@@ -39,21 +39,16 @@ class Batches:
         return _stack(self._order[position] for position in range(first, first + share))
 
 
-def take(chunks: Chunks, n: int, *, seed: int = 0) -> Batch:
-    """The first n chunks (or all there are) of a fixed permutation, as one batch."""
-    order = np.random.default_rng(seed).permutation(len(chunks))
-    return _stack(chunks[int(i)] for i in order[:n])
-
-
 def epochs(n: int, step: int, size: int, *, seed: int) -> np.ndarray:
     """Which of n examples are in the batch of a step; each epoch is a permutation."""
     at = np.arange(step * size, (step + 1) * size)
     places = zip(*divmod(at, n), strict=True)
-    return np.array([_order(n, seed, int(epoch))[i] for epoch, i in places])
+    return np.array([order(n, seed, int(epoch))[i] for epoch, i in places])
 
 
 @functools.lru_cache(maxsize=8)
-def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+def order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of n examples in an epoch."""
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 

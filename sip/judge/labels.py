@@ -8,7 +8,6 @@ wanted, at the end of each sentence under judgement: a verdict alone says little
 
 import dataclasses
 import functools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, combinations
@@ -20,6 +19,7 @@ import numpy as np
 from sip.data import pipeline
 from sip.judge import marks, prompts
 from sip.judge.prompts import Aspect
+from sip.judge.spoilers import SPOILERS, Others, Phrases
 from sip.structs import Asked, Tree, UserError
 from sip.textgen import Text, TextGenerator, bucket, pack, tokens_of
 from sip.tokenizer import Tokenizer
@@ -31,18 +31,24 @@ Example = tuple[Text, int]  # a branch and the index of the right option
 
 
 @dataclass(frozen=True)
-class LabelledTrees:
-    """N trunks with up to C labelled branches each, as prompts and as numpy trees."""
+class LabelledPrompts:
+    """N trunks with up to C labelled branches each."""
 
     aspect: Aspect
     prompts: list[tuple[Text, list[Text]]]
     labels_NC: np.ndarray
     mask_NC: np.ndarray
-    tree: Tree  # leading axis N; a branch is a prompt's tokens
-    asked: dict[str, Asked]  # `aspect.name`: verdicts; with marks, also `aspect.name/marks`
 
     def __len__(self):
         return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class LabelledTrees(LabelledPrompts):
+    """The same as numpy trees too."""
+
+    tree: Tree  # leading axis N; a branch is a prompt's tokens
+    asked: dict[str, Asked]  # `aspect.name`: verdicts; with marks, also `aspect.name/marks`
 
     def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, dict[str, Asked]]:
         """(tree, asked) of a step; each epoch is a permutation, addressed by position."""
@@ -50,91 +56,39 @@ class LabelledTrees:
         return jax.tree.map(lambda x: x[rows], (self.tree, self.asked))
 
 
-def shuffle_words(text: str, other: str, rng: np.random.Generator) -> str:
-    """The words in another order."""
-    del other
-    return _joined(text, list(rng.permutation(text.split())))
-
-
-def repeat_phrase(text: str, other: str, rng: np.random.Generator) -> str:
-    """A phrase repeated to the end, the number of words kept."""
-    del other
-    words = text.split()
-    size = max(min(len(words) // 2, int(rng.integers(2, 9))), 1)
-    start = int(rng.integers(0, max(len(words) - 2 * size, 0) + 1))
-    return _joined(text, (words[:start] + words[start : start + size] * len(words))[: len(words)])
-
-
-def repeat_sentence(text: str, other: str, rng: np.random.Generator) -> str:
-    """A sentence said twice, in the place of the next one: well written, and idle."""
-    del other
-    sentences = re.findall(r"[^.!?]*[.!?]|[^.!?]+$", text)
-    if len(sentences) < 2:
-        return text
-    at = int(rng.integers(0, len(sentences) - 1))
-    again = sentences[at].strip()
-    if at == 0 and len(sentences) > 2:  # the first may be the rest of the prefix's last sentence
-        at, again = 1, sentences[1].strip()
-    cut = sentences[: at + 1] + [" " + again] + sentences[at + 2 :]
-    return _joined(text, "".join(cut).split()[: len(text.split())])
-
-
-def splice(text: str, other: str, rng: np.random.Generator) -> str:
-    """The beginning, continued with the end of another document's suffix."""
-    words, others = text.split(), other.split()
-    cut = int(rng.integers(0, len(words)))
-    return _joined(text, words[:cut] + others[cut:])
-
-
-def swap_word(text: str, other: str, rng: np.random.Generator) -> str:
-    """One word replaced by the word at the same place of another document's suffix."""
-    words, others = text.split(), other.split()
-    places = [i for i, pair in enumerate(zip(words, others, strict=False)) if pair[0] != pair[1]]
-    if places:
-        i = places[int(rng.integers(len(places)))]
-        words[i] = others[i]
-    return _joined(text, words)
-
-
-def _joined(text: str, words: Sequence[str]) -> str:
-    """The words with the text's own space before them."""
-    return text[: len(text) - len(text.lstrip())] + " ".join(words)
-
-
-SPOILERS: dict[str, Callable[[str, str, np.random.Generator], str]] = {
-    "shuffle": shuffle_words,
-    "repeat": repeat_phrase,
-    "echo": repeat_sentence,
-    "splice": splice,
-    "swap": swap_word,
-}
-
-
 @dataclass(frozen=True)
 class Candidates:
-    """The different texts of one prefix; `origin[i]` is what text i was spoiled from, or -1."""
+    """The different texts of one prefix; `origin[i]` is what text i was made from, or -1."""
 
     texts: list[str]
     origin: list[int]
 
 
 def candidates(
-    suffixes: Sequence[str], pools: Sequence[Sequence[str]], *, spoilers: int, seed: int
+    suffixes: Sequence[str],
+    pools: Sequence[Sequence[str]],
+    *,
+    spoilers: int,
+    seed: int,
+    trim: Callable[[str], str] = str,
 ) -> list[Candidates]:
-    """Per prefix: suffix, its pool, and `spoilers` kinds of spoiled text.
+    """Per prefix: suffix, its pool, and `spoilers` kinds of spoiled text, all trimmed.
 
-    What is spoiled is the suffix or the last of the pool, by convention a corrected suffix.
+    What is spoiled is the suffix or the last of the pool, by convention the corrected suffix.
     """
-    rng = np.random.default_rng((seed, 0))
+    rng, phrases = np.random.default_rng((seed, 0)), Phrases(suffixes)
     found = []
-    for i, (suffix, pool) in enumerate(zip(suffixes, pools, strict=True)):
+    for i, (suffix, longer) in enumerate(zip(suffixes, pools, strict=True)):
+        pool = [trim(text) for text in longer]
         texts = dict.fromkeys([text for text in (suffix, *pool) if text.strip()], -1)
         if suffix.strip():
             other = suffixes[(i + int(rng.integers(1, max(len(suffixes), 2)))) % len(suffixes)]
+            others = Others(other, phrases)
             whole = [text for text in (suffix, *pool[-1:]) if text.strip()]
+            texts.update(dict.fromkeys(whole[1:], 0) if whole[-1] != suffix else {})
             for kind in rng.choice(list(SPOILERS), spoilers, replace=False):
                 text = whole[int(rng.integers(len(whole)))]
-                texts.setdefault(SPOILERS[kind](text, other, rng), list(texts).index(text))
+                texts.setdefault(trim(SPOILERS[kind](text, others, rng)), list(texts).index(text))
         found.append(Candidates(list(texts), list(texts.values())))
     return found
 
@@ -151,17 +105,23 @@ def make(
     max_len: int,
     seed: int,
     spoilers: int = 2,
+    most: int = 0,
+    references: Sequence[str] | None = None,
     grades: Mapping[str, Aspect] | None = None,
 ) -> dict[str, LabelledTrees]:
     """Labelled trees per aspect, at most `per_prefix[aspect]` branches on each trunk.
 
+    `references`: what aspects with a reference are shown; None: the suffixes.
+    `most`: tokens of a candidate, 0 for any number. A policy's candidates are as long as suffixes:
+    a judge that has seen longer rewrites would know them by their length.
     `grades`: aspects whose texts are also marked by the sentence, and with which options.
 
     Pairs come in both orders, so their verdicts balance exactly; ties are dropped. Pointwise
     classes are cut to the rarest one, or to half a fair share where that is more. Prompts longer
     than `max_len` are dropped.
     """
-    found = candidates(suffixes, pools, spoilers=spoilers, seed=seed)
+    trim = lambda text: tokenizer.decode(tokenizer.encode(text)[: most or None])
+    found = candidates(suffixes, pools, spoilers=spoilers, seed=seed, trim=trim)
     texts = [each.texts for each in found]
     sizes = [len(row) for row in texts]
     repeated = [p for p, row in zip(prefixes, texts, strict=True) for _ in row]
@@ -175,11 +135,11 @@ def make(
         examples = (
             _pairs(truth, aspect, found, value, per_prefix[aspect.name] // 2, rng)
             if aspect.kind == "pairwise"
-            else _balanced(_points(aspect, texts, value), len(aspect.options), rng)
+            else _points(aspect, texts, value, per_prefix[aspect.name], rng)
         )
         trunks = [
-            prompts.trunk(aspect, prefix=p, reference=s)
-            for p, s in zip(prefixes, suffixes, strict=True)
+            prompts.trunk(aspect, prefix=p, reference=trim(s))
+            for p, s in zip(prefixes, suffixes if references is None else references, strict=True)
         ]
         rows = _rows(aspect, trunks, examples, per_prefix[aspect.name])
         made = _trees(tokenizer, aspect, rows, per_prefix[aspect.name], max_len)
@@ -228,7 +188,7 @@ def _marks_of(encode, branch: Text, known) -> list[marks.Mark]:
 def _pairs(truth, aspect, found, value, count, rng) -> list[list[Example]]:
     """Up to `count` untied pairs per prefix, each in both orders.
 
-    Half of them are a text and its spoiled version, which differ in one fault alone: of pairs
+    Half of them are a text and what was made from it, which differ in one respect alone: of pairs
     drawn at random few would show a fault that a policy has yet to fall for.
     """
     rows = []
@@ -247,16 +207,31 @@ def _pairs(truth, aspect, found, value, count, rng) -> list[list[Example]]:
     return rows
 
 
-def _points(aspect, texts, value) -> list[list[Example]]:
-    """Every candidate, labelled with the option whose value is nearest."""
+def _points(aspect, texts, value, C, rng) -> list[list[Example]]:
+    """Candidates labelled with the option whose value is nearest; where a trunk holds one prefix's
+    at most C, of all classes in turn: then the prefix alone does not tell the label."""
 
     def label(v):
         return int(np.argmin(np.abs(np.array(aspect.values) - v)))
 
-    return [
+    rows: list[list[Example]] = [
         [(prompts.branch(aspect, text), label(v)) for text, v in zip(row, values, strict=True)]
         for row, values in zip(texts, value, strict=True)
     ]
+    if aspect.per_prefix:
+        rows = [_in_turn(row, rng)[:C] for row in rows]
+    return _balanced(rows, len(aspect.options), rng)
+
+
+def _in_turn(row: list[Example], rng) -> list[Example]:
+    """One example of each class, then a second of each, and so on; in random order otherwise."""
+    row = [row[i] for i in rng.permutation(len(row))]
+    seen: dict[int, int] = {}
+    turns = []
+    for _, o in row:
+        turns.append(seen.setdefault(o, 0))
+        seen[o] += 1
+    return [row[i] for i in np.argsort(turns, kind="stable")]
 
 
 def _balanced(examples: list[list[Example]], classes: int, rng) -> list[list[Example]]:
@@ -299,9 +274,7 @@ def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
     T = bucket(max(len(ids) for _, ids, _ in kept), 16)
     R = bucket(max(map(len, chain.from_iterable(branches))), 16)
     tree = pack([ids for _, ids, _ in kept], branches, tokenizer.pad, T, C, R)
-    labels_NC = np.array(
-        [[label for _, label, _ in full] + [0] * (C - len(full)) for _, _, full in kept]
-    )
+    labels_NC = padded([[label for _, label, _ in full] for _, _, full in kept], C)
     length_NC = np.asarray(tree.mask_BCR).sum(-1)
     verdicts = Asked(
         np.maximum(length_NC - 1, 0)[..., None].astype(np.int32),
@@ -312,24 +285,36 @@ def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
     return LabelledTrees(aspect, asked, labels_NC, length_NC > 0, tree, {aspect.name: verdicts})
 
 
+def padded(labels: Sequence[Sequence[int]], C: int) -> np.ndarray:
+    """labels_NC, zeros where a row has fewer than C."""
+    return np.array([[*row, *[0] * (C - len(row))] for row in labels], int)
+
+
 def accuracy(
-    textgen: TextGenerator, labelled: Mapping[str, LabelledTrees]
+    textgen: TextGenerator, labelled: Mapping[str, LabelledPrompts]
 ) -> dict[str, tuple[float, float]]:
     """(right, asked) by the likeliest option: `quality`, and per class `quality/one`.
 
     A prompt that the generator cannot answer is wrong.
     """
     counts = {}
-    for name, trees in labelled.items():
-        trunks, branches = zip(*trees.prompts, strict=True)
-        logp_NCO = textgen.choose(trunks, branches, trees.aspect.options)
+    for found in labelled.values():
+        trunks, branches = zip(*found.prompts, strict=True)
+        logp_NCO = textgen.choose(trunks, branches, found.aspect.options)
         said_NC = np.where(np.isnan(logp_NCO).any(-1), -1, logp_NCO.argmax(-1))
-        C = said_NC.shape[1]
-        label_NC, mask_NC = trees.labels_NC[:, :C], trees.mask_NC[:, :C]
-        for key, asked_NC in [(name, mask_NC)] + [
-            (f"{name}/{option.strip()}", mask_NC & (label_NC == o))
-            for o, option in enumerate(trees.aspect.options)
-        ]:
-            right = (said_NC == label_NC) & asked_NC
-            counts[key] = float(right.sum()), float(asked_NC.sum())
+        counts |= right(found, said_NC)
     return counts
+
+
+def right(labelled: LabelledPrompts, said_NC: np.ndarray) -> dict[str, tuple[float, float]]:
+    """(right, asked) where option `said_NC` was said, -1 for none: overall and per class."""
+    C, aspect = said_NC.shape[1], labelled.aspect
+    label_NC, mask_NC = labelled.labels_NC[:, :C], labelled.mask_NC[:, :C]
+    asked = {aspect.name: mask_NC} | {
+        f"{aspect.name}/{option.strip()}": mask_NC & (label_NC == o)
+        for o, option in enumerate(aspect.options)
+    }
+    return {
+        key: (float(((said_NC == label_NC) & asked_NC).sum()), float(asked_NC.sum()))
+        for key, asked_NC in asked.items()
+    }

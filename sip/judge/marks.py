@@ -4,6 +4,7 @@ A verdict on two whole texts teaches little of what it rests on. Marks are a sec
 prompts, at no further tokens: at the end of each sentence the judge should name its grade.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -24,12 +25,17 @@ ENDS = (".", "!", "?")
 def sentences(tokenizer: Tokenizer, text: str) -> list[tuple[int, str]]:
     """(tokens up to its end, its text) of each sentence; the last one may lack its end."""
     ids = tokenizer.encode(text)
-    ends = [i + 1 for i, token in enumerate(ids) if tokenizer.decode([token]).endswith(ENDS)]
+    ends = [i + 1 for i, token in enumerate(ids) if _is_end(tokenizer, token)]
     ends += [len(ids)] if ids and (not ends or ends[-1] < len(ids)) else []
     return [
         (end, tokenizer.decode(ids[start:end]))
         for start, end in zip([0, *ends], ends, strict=False)
     ]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _is_end(tokenizer: Tokenizer, token: int) -> bool:
+    return tokenizer.decode([token]).endswith(ENDS)
 
 
 def make(
@@ -41,8 +47,8 @@ def make(
 ) -> Callable[[str, str], list[Mark]]:
     """marks(prefix, text) for (prefix, text) in `texts`, by what the truth says of `key`.
 
-    A sentence is scored as the continuation of all before it. One worth exactly nothing is not
-    marked: it is too short to tell.
+    A sentence is scored as the continuation of all before it. One worth as much as silence is not
+    marked: it is too short to tell, or has nothing to do with the aspect.
     """
     if grades.kind != "pointwise":
         raise UserError(f"labels.marks: aspect {grades.name!r} is not pointwise")
@@ -54,10 +60,11 @@ def make(
         for i in range(len(found))
     ]
     worth = truth.score(contexts, [sentence for found in parts for _, sentence in found])[key]
+    telling = worth != truth.score([""], [""])[key]
     nearest = np.abs(np.subtract.outer(worth, np.array(grades.values))).argmin(-1)
-    rows = iter(zip(chain.from_iterable(parts), worth, nearest, strict=True))
+    rows = iter(zip(chain.from_iterable(parts), telling, nearest, strict=True))
     known = {
-        pair: [(end, int(o)) for (end, _), value, o in (next(rows) for _ in found) if value]
+        pair: [(end, int(o)) for (end, _), tells, o in (next(rows) for _ in found) if tells]
         for pair, found in zip(asked, parts, strict=True)
     }
     return lambda prefix, text: known[prefix, text]

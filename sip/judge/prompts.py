@@ -1,10 +1,11 @@
 """Judge prompts as data: one text file per aspect, filled piece by piece.
 
-A file has a header (kind, options, values) and two parts, each under its marker line: the trunk,
-shared by all candidates of a prefix, and the branch, one candidate or pair. The branch starts on a
-new line. A filled template is a tuple of segments: the template's own words at even places, the
-text under judgement at odd ones. Segments are encoded one by one, so text under judgement can
-neither merge with the template's tokens nor be read as a template.
+A file has a header (kind, options, values; of a reasoned aspect also the phrase that its verdict
+follows) and two parts, each under its marker line: the trunk, shared by all candidates of a prefix,
+and the branch, one candidate or pair. The branch starts on a new line. A filled template is a tuple
+of segments: the template's own words at even places, the text under judgement at odd ones. Segments
+are encoded one by one, so text under judgement can neither merge with the template's tokens nor be
+read as a template.
 """
 
 import importlib.resources
@@ -26,6 +27,7 @@ class Aspect:
     """One question a judge is asked. `values[o]` is what option o is worth, between 0 and 1.
 
     Pairwise: option 0 says that the first candidate is better, and `values` is (1, 0).
+    Without a `verdict` the answer's first words are the option itself.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Aspect:
     branch: str
     options: tuple[str, ...]
     values: tuple[float, ...]
+    verdict: str = ""  # the phrase before the option in a reasoned answer; empty: no reasoning
 
     def __post_init__(self):
         problem = _problem(self)
@@ -70,12 +73,12 @@ def parse(name: str, text: str) -> Aspect:
         entries = dict(line.split(": ", 1) for line in header.splitlines() if line)
         options = tuple(json.loads(entries.pop("options")))
         values = tuple(map(float, json.loads(entries.pop("values"))))
-        kind = entries.pop("kind")
+        kind, verdict = entries.pop("kind"), json.loads(entries.pop("verdict", '""'))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"aspect {name!r}: bad header in the prompt file ({error})") from None
     if entries:
         raise UserError(f"aspect {name!r}: unknown header line {min(entries)!r}")
-    return Aspect(name, kind, trunk, "\n" + branch.removesuffix("\n"), options, values)
+    return Aspect(name, kind, trunk, "\n" + branch.removesuffix("\n"), options, values, verdict)
 
 
 def _problem(aspect: Aspect) -> str | None:
@@ -89,6 +92,8 @@ def _problem(aspect: Aspect) -> str | None:
         return "it needs two or more different options"
     if len(aspect.values) != len(aspect.options) or not all(0 <= v <= 1 for v in aspect.values):
         return "it needs one value between 0 and 1 per option"
+    if not isinstance(aspect.verdict, str):
+        return f"verdict must be a string, not {aspect.verdict!r}"
     if aspect.kind == "pairwise" and aspect.values != (1.0, 0.0):
         return "a pairwise aspect has two options of values 1 and 0"
     return None
@@ -114,10 +119,15 @@ def symbols(aspects: Iterable[Aspect]) -> tuple[str, ...]:
 
 
 def check_options(tokenizer: Tokenizer, aspect: Aspect) -> None:
-    """Raises UserError unless each option is one token of its own, as a verdict must be.
+    """Raises UserError unless each option is one token of its own, as a direct verdict must be.
 
     Options differ, so tokens that decode to them do too.
     """
+    if aspect.verdict:
+        raise UserError(
+            f"aspect {aspect.name!r} is answered after reasoning (verdict {aspect.verdict!r}): "
+            "its verdicts are not single tokens"
+        )
     for option in aspect.options:
         ids = tokenizer.encode(option)
         if len(ids) != 1 or tokenizer.decode(ids) != option:

@@ -4,14 +4,17 @@
 truth, and is an upper bound. Both aggregate alike. The total is the weighted sum of the aspects.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from sip.judge import compare, prompts, verdicts
+from sip.judge import prompts, schedules, verdicts
+from sip.judge.compare import Pairs, Wins
 from sip.judge.prompts import Aspect
+from sip.judge.schedules import ScheduleConfig
 from sip.structs import UserError, Verdicts
 from sip.textgen import TextGenerator
 
@@ -44,10 +47,11 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class TextJudge:
-    """A judge that is asked in text, every live candidate alone or against every other one.
+    """A judge that is asked in text, every live candidate alone or against others.
 
     A verdict whose options have less than `min_mass` of the probability is invalid; `hard` counts
-    pairwise outcomes as won or lost instead of by probability.
+    pairwise outcomes as won or lost instead of by probability; `schedule` says who is compared.
+    `stats` has more to log, of what was asked since it was last called.
     """
 
     textgen: TextGenerator
@@ -55,6 +59,8 @@ class TextJudge:
     weights: Mapping[str, float]
     min_mass: float = 0.5
     hard: bool = False
+    schedule: ScheduleConfig = ScheduleConfig()
+    stats: Callable[[], Stats] = dict
 
     def __post_init__(self):
         names = [a.name for a in self.aspects]
@@ -63,37 +69,42 @@ class TextJudge:
 
     def score(self, prefixes, candidates, references, mask_BK) -> Judged:
         """Verdicts on `candidates`; for aspects with a reference, beside `references`."""
-        scored = {}
+        scored, draw_BK2 = {}, schedules.draws(prefixes, candidates)
         for aspect in self.aspects:
-            ask = self._pairwise if aspect.kind == "pairwise" else self._pointwise
             trunks = [
                 prompts.trunk(aspect, prefix=p, reference=r)
                 for p, r in zip(prefixes, references, strict=True)
             ]
-            scored[aspect.name] = ask(aspect, trunks, candidates, mask_BK)
-        return _combine("judge", scored, self.weights, mask_BK)
+            scored[aspect.name] = (
+                self._pairwise(aspect, trunks, candidates, mask_BK, draw_BK2)
+                if aspect.kind == "pairwise"
+                else self._pointwise(aspect, trunks, candidates, mask_BK)
+            )
+        judged = _combine("judge", scored, self.weights, mask_BK)
+        return dataclasses.replace(judged, metrics=judged.metrics | self.stats())
 
-    def _ask(self, aspect, trunks, branches, mask_BC) -> Scored:
-        """(score_BC, valid_BC, statistics) of the branches, left aligned under `mask_BC`."""
+    def _ask(self, aspect, trunks, branches, mask_BC) -> tuple[np.ndarray, np.ndarray]:
+        """(score_BC, valid_BC) of the branches, left aligned under `mask_BC`."""
         logp_BCO = self.textgen.choose(trunks, branches, aspect.options)
         score_BC, valid_BC = verdicts.direct(logp_BCO, aspect.values, min_mass=self.min_mass)
         width = [(0, 0), (0, mask_BC.shape[1] - score_BC.shape[1])]
-        score_BC, valid_BC = np.pad(score_BC, width), np.pad(valid_BC, width) & mask_BC
-        return score_BC, valid_BC, {"invalid": _share(~valid_BC, mask_BC)}
+        return np.pad(score_BC, width), np.pad(valid_BC, width) & mask_BC
 
-    def _pairwise(self, aspect, trunks, candidates, mask_BK) -> Scored:
-        pairs = compare.all_pairs(mask_BK)
-        branches = [
-            [
-                prompts.branch(aspect, texts[i], texts[j])
-                for i, j in zip(first_C[live_C], second_C[live_C], strict=True)
+    def _pairwise(self, aspect, trunks, candidates, mask_BK, draw_BK2) -> Scored:
+        def ask(pairs: Pairs):
+            branches = [
+                [
+                    prompts.branch(aspect, texts[i], texts[j])
+                    for i, j in zip(first_C[live_C], second_C[live_C], strict=True)
+                ]
+                for texts, first_C, second_C, live_C in zip(
+                    candidates, pairs.first_BC, pairs.second_BC, pairs.mask_BC, strict=True
+                )
             ]
-            for texts, first_C, second_C, live_C in zip(
-                candidates, pairs.first_BC, pairs.second_BC, pairs.mask_BC, strict=True
-            )
-        ]
-        outcome_BC, valid_BC, stats = self._ask(aspect, trunks, branches, pairs.mask_BC)
-        return _wins(outcome_BC, valid_BC, pairs, mask_BK, stats, hard=self.hard)
+            return self._ask(aspect, trunks, branches, pairs.mask_BC)
+
+        wins = schedules.play(self.schedule, ask, mask_BK, draw_BK2, hard=self.hard)
+        return wins.score_BK, wins.valid_BK & mask_BK, {"invalid": wins.invalid, **_soundness(wins)}
 
     def _pointwise(self, aspect, trunks, candidates, mask_BK) -> Scored:
         branches = [
@@ -101,10 +112,10 @@ class TextJudge:
             for texts, live_K in zip(candidates, mask_BK, strict=True)
         ]
         asked_BK = np.arange(mask_BK.shape[1]) < mask_BK.sum(1, keepdims=True)
-        score_BC, valid_BC, stats = self._ask(aspect, trunks, branches, asked_BK)
+        score_BC, valid_BC = self._ask(aspect, trunks, branches, asked_BK)
         score_BK, valid_BK = np.zeros(mask_BK.shape), np.zeros(mask_BK.shape, bool)
         score_BK[mask_BK], valid_BK[mask_BK] = score_BC[asked_BK], valid_BC[asked_BK]
-        return score_BK, valid_BK, stats
+        return score_BK, valid_BK, {"invalid": _share(~valid_BC, asked_BK)}
 
 
 @dataclass(frozen=True)
@@ -113,6 +124,7 @@ class TruthJudge:
 
     truth: "Truth"
     weights: Mapping[str, float]
+    schedule: ScheduleConfig = ScheduleConfig()
 
     def __post_init__(self):
         _check_names(self.weights, TRUE_ASPECTS, "is not one that the truth knows")
@@ -123,30 +135,32 @@ class TruthJudge:
         rows, columns = np.nonzero(mask_BK)
         texts = [candidates[b][k] for b, k in zip(rows, columns, strict=True)]
         known = self.truth.score([prefixes[b] for b in rows], texts)
-        scored = {}
+        scored, draw_BK2 = {}, schedules.draws(prefixes, candidates)
         for name in self.weights:
             value_BK = np.zeros(mask_BK.shape)
             value_BK[mask_BK] = known[name]
             scored[name] = (
-                self._compare(value_BK, mask_BK)
+                self._compare(value_BK, mask_BK, draw_BK2)
                 if name == "quality"
                 else (value_BK, mask_BK.copy(), {})
             )
         return _combine("truth", scored, self.weights, mask_BK)
 
-    def _compare(self, quality_BK, mask_BK) -> Scored:
-        pairs = compare.all_pairs(mask_BK)
-        rows_B1 = np.arange(len(mask_BK))[:, None]
-        outcome_BC = self.truth.compare(
-            quality_BK[rows_B1, pairs.first_BC], quality_BK[rows_B1, pairs.second_BC]
-        )
-        return _wins(outcome_BC, pairs.mask_BC, pairs, mask_BK, {}, hard=False)
+    def _compare(self, quality_BK, mask_BK, draw_BK2) -> Scored:
+        def ask(pairs: Pairs):
+            first_BC, second_BC = (
+                np.take_along_axis(quality_BK, i_BC, axis=1)
+                for i_BC in (pairs.first_BC, pairs.second_BC)
+            )
+            return self.truth.compare(first_BC, second_BC), pairs.mask_BC
+
+        wins = schedules.play(self.schedule, ask, mask_BK, draw_BK2)
+        return wins.score_BK, wins.valid_BK, _soundness(wins)
 
 
-def _wins(outcome_BC, valid_BC, pairs, mask_BK, stats: Stats, *, hard) -> Scored:
-    wins = compare.mean_wins(outcome_BC, valid_BC, pairs, mask_BK.shape[1], hard=hard)
-    stats = stats | {"flips": wins.flips, "ties": wins.ties, "first": wins.first}
-    return wins.score_BK, wins.valid_BK, stats
+def _soundness(wins: Wins) -> Stats:
+    names = ("flips", "ties", "first", "comparisons", "share")
+    return {name: getattr(wins, name) for name in names}
 
 
 def _share(x, mask) -> tuple[float, float]:

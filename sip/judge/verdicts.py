@@ -1,8 +1,19 @@
-"""From the probabilities of the verdict tokens to scores; what cannot be read is masked."""
+"""Verdicts: from the probabilities of their tokens, or from a text; what cannot be read is masked.
 
+A text is the judge's own answer alone, never the prompt or what was judged in it.
+"""
+
+import functools
+import re
 from collections.abc import Sequence
 
 import numpy as np
+
+MARKUP = r"[\s*_`~\\]"  # emphasis, code, escapes
+QUOTES = "\"'\u201c\u201d\u2018\u2019"
+OPENING = rf"[\s*_`~\\{QUOTES}(\[<]*"  # what may stand before a verdict
+# Neither a longer word or number, nor one of several: safely, 1.5, YES-ish, YES/NO, safe or unsafe.
+END = rf"(?!_*[^\W_]|[.,]\d|[-\u2019']\w|{MARKUP}*[/|]|[\s*_`~\\{QUOTES}]+or\b)"
 
 
 def direct(
@@ -19,3 +30,47 @@ def direct(
     valid_BC = readable_BC & (mass_BC >= min_mass) & (mass_BC > 0)
     score_BC = p_BCO @ np.asarray(values_O, np.float64) / np.where(valid_BC, mass_BC, 1.0)
     return np.where(valid_BC, score_BC, 0.0), valid_BC
+
+
+def parse(text: str, options: Sequence[str], *, phrase: str = "") -> int | None:
+    """The index of the option that an answer ends in, or None where it cannot be told.
+
+    The option stands right after the last `phrase` ("FINAL DECISION:", '"label":'), or where there
+    is no phrase at the very beginning. Case, white space and markup do not matter, nor does what
+    follows; a last phrase without an option is no verdict, whatever was said before it.
+    """
+    said, wanted = _patterns(tuple(options), phrase)
+    start = 0
+    if phrase:
+        places = [found.end() for found in said.finditer(text)]
+        if not places:
+            return None
+        start = places[-1]
+    found = wanted.match(text, start)
+    if found is None:
+        return None
+    return next(o for o in range(len(options)) if found[f"option{o}"] is not None)
+
+
+@functools.lru_cache(maxsize=64)
+def _patterns(options: tuple[str, ...], phrase: str) -> tuple[re.Pattern, re.Pattern]:
+    """Of the phrase, and of an option behind opening marks: the longest first, "10" before "1"."""
+    order = sorted(range(len(options)), key=lambda o: -len(options[o].strip()))
+    either = "|".join(f"(?P<option{o}>{_loosely(options[o])})" for o in order)
+    begin = r"(?<![^\W_])" if re.match(r"\s*\w", phrase) else ""
+    return (
+        re.compile(begin + _loosely(phrase), re.IGNORECASE),
+        re.compile(f"{OPENING}(?:{either}){END}", re.IGNORECASE),
+    )
+
+
+def _loosely(words: str) -> str:
+    """A pattern of `words` in any white space and markup, with quotation marks of any kind."""
+    pattern, before = "", ""
+    for piece in re.findall(r"\w+|[^\w\s]", words):
+        if before:
+            apart = re.match(r"\w", before) and re.match(r"\w", piece)
+            pattern += MARKUP + ("+" if apart else "*")
+        pattern += f"[{QUOTES}]" if piece in QUOTES else re.escape(piece)
+        before = piece
+    return pattern

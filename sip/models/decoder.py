@@ -21,13 +21,17 @@ from sip.structs import Array, Params, Tree
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values: the trunk's, shared by its branches, and each branch's first positions."""
+    """Keys and values: the trunk's, shared by its branches, and each branch's first positions.
+
+    Branches may differ in length: all write at the same place, and each sees its own tokens only.
+    """
 
     trunk_k_LBTGH: Array
     trunk_v_LBTGH: Array
     k_LBCSGH: Array
     v_LBCSGH: Array
-    length: Array  # branch positions filled, the same for all branches
+    seen_BCS: Array  # True where a branch has a token; the others are padding or still free
+    length: Array  # places filled, the same for all branches
 
 
 @flax.struct.dataclass
@@ -47,7 +51,7 @@ class _Context:
     sin: Array
     segment_BT: Array | None
     trunk_visible_BCT: Array
-    past_visible_S: Array | None
+    past_visible_BCS: Array | None
     trunk_len: int = flax.struct.field(pytree_node=False)
     branches: tuple[int, int] = flax.struct.field(pytree_node=False)  # C, R
 
@@ -71,17 +75,18 @@ def _context(tree: Tree, cfg: ModelConfig, cache: Cache | None) -> _Context:
     time_T = jnp.arange(T)
     positions_BT = _positions_BT(tree)
     start_BC = jnp.take_along_axis(positions_BT, tree.fork_BC - 1, axis=1) + 1
-    offset = 0 if cache is None else cache.length
-    branch_BN = (start_BC[:, :, None] + offset + jnp.arange(R)[None, None, :]).reshape(B, C * R)
+    if cache is not None:
+        start_BC = start_BC + cache.seen_BCS.sum(-1)
+    branch_BN = (start_BC[:, :, None] + jnp.arange(R)[None, None, :]).reshape(B, C * R)
     positions_BN = branch_BN if cache is not None else jnp.concatenate([positions_BT, branch_BN], 1)
     visible_BCT = time_T[None, None, :] < tree.fork_BC[:, :, None]
     if tree.segment_BT is not None:
         own_BC = jnp.take_along_axis(tree.segment_BT, tree.fork_BC - 1, axis=1)
         visible_BCT &= own_BC[:, :, None] == tree.segment_BT[:, None, :]
-    past_S = None if cache is None else jnp.arange(cache.k_LBCSGH.shape[3]) < cache.length
+    past_BCS = None if cache is None else cache.seen_BCS
     cos, sin = layers.rope_tables(positions_BN, cfg.head_dim, cfg.rope_theta)
     return _Context(
-        cos, sin, tree.segment_BT, visible_BCT, past_S, 0 if cache is not None else T, (C, R)
+        cos, sin, tree.segment_BT, visible_BCT, past_BCS, 0 if cache is not None else T, (C, R)
     )
 
 
@@ -173,7 +178,7 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: _Context, past, c: ModelCo
             trunk,
             None if past is None else past[2:],
             context.trunk_visible_BCT,
-            context.past_visible_S,
+            context.past_visible_BCS,
             c.branch_chunk,
         )
         outs.append(out.reshape(B, C * R, *out.shape[3:]))
@@ -212,9 +217,8 @@ class Decoder(nn.Module):
         x_BND = layers.rms_norm(x_BND, scale, c.norm_eps)
         start = context.trunk_len
         branch = x_BND[:, start:].reshape(B, C, R, c.width)
-        return Output(
-            x_BND[:, :start], branch, _cache(cache, kv, start, C, R) if keep_cache else None
-        )
+        new = _cache(cache, kv, start, tree.mask_BCR) if keep_cache else None
+        return Output(x_BND[:, :start], branch, new)
 
 
 class _Scanned(nn.Module):
@@ -246,21 +250,23 @@ def _blocks(cfg: ModelConfig, keep: bool):
     return lambda c, name: scanned(c, keep, name=name)
 
 
-def _cache(cache: Cache | None, kv, T: int, C: int, R: int) -> Cache:
+def _cache(cache: Cache | None, kv, T: int, mask_BCR) -> Cache:
     """The cache after this pass: written once, outside the layer scan."""
     k, v = kv
     L, B = k.shape[:2]
+    C, R = mask_BCR.shape[1:]
 
     def own(x):
         return x[:, :, T:].reshape(L, B, C, R, *x.shape[3:])
 
     if cache is None:
-        return Cache(k[:, :, :T], v[:, :, :T], own(k), own(v), jnp.int32(R))
+        return Cache(k[:, :, :T], v[:, :, :T], own(k), own(v), mask_BCR, jnp.int32(R))
     at = (0, 0, 0, cache.length, 0, 0)
     return dataclasses.replace(
         cache,
         k_LBCSGH=jax.lax.dynamic_update_slice(cache.k_LBCSGH, own(k), at),
         v_LBCSGH=jax.lax.dynamic_update_slice(cache.v_LBCSGH, own(v), at),
+        seen_BCS=jax.lax.dynamic_update_slice(cache.seen_BCS, mask_BCR, (0, 0, cache.length)),
         length=cache.length + R,
     )
 
@@ -269,7 +275,25 @@ def grow(cache: Cache, C: int, R: int) -> Cache:
     """A cache whose trunk carries C fresh branches with room for R positions each."""
     L, B, _, G, H = cache.trunk_k_LBTGH.shape
     empty = constrain(jnp.zeros((L, B, C, R, G, H), cache.trunk_k_LBTGH.dtype), "LBCRGH")
-    return dataclasses.replace(cache, k_LBCSGH=empty, v_LBCSGH=empty, length=jnp.int32(0))
+    unseen = constrain(jnp.zeros((B, C, R), bool), "BCR")
+    return dataclasses.replace(
+        cache, k_LBCSGH=empty, v_LBCSGH=empty, seen_BCS=unseen, length=jnp.int32(0)
+    )
+
+
+def fan(cache: Cache, J: int, R: int) -> Cache:
+    """A cache with each branch J times, in order, and room for R more positions."""
+
+    def wide(x, axis):
+        x = jnp.repeat(x, J, axis=axis)
+        return jnp.pad(x, [(0, R if i == axis + 1 else 0) for i in range(x.ndim)])
+
+    return dataclasses.replace(
+        cache,
+        k_LBCSGH=constrain(wide(cache.k_LBCSGH, 2), "LBCRGH"),
+        v_LBCSGH=constrain(wide(cache.v_LBCSGH, 2), "LBCRGH"),
+        seen_BCS=constrain(wide(cache.seen_BCS, 1), "BCR"),
+    )
 
 
 def _example() -> Tree:
@@ -288,16 +312,21 @@ def init(cfg: ModelConfig, key) -> Params:
     return nn.meta.unbox(_boxed(cfg, key))
 
 
-def deepen(params: Params, cfg: ModelConfig, key) -> Params:
-    """Parameters of a shallower model with fresh layers on top, which at first change nothing.
+def deepen(params: Params, cfg: ModelConfig) -> Params:
+    """Parameters of a shallower model with copies of its layers on top, which at first change
+    nothing: their output matrices are zero (arXiv 2401.02415, there between the layers).
 
-    Their output matrices are zero, so a judge can start from
-    a policy with fewer layers and keep what it knows.
+    So a judge starts from a policy with fewer layers and keeps what it knows. Copies learn sooner
+    than fresh layers: their heads already look where it matters.
     """
-    fresh = init(cfg, key)["blocks"]["block"]
-    quiet = {k: jnp.zeros_like(v) if k in ("wo", "w_down") else v for k, v in fresh.items()}
-    join = lambda old, new: jnp.concatenate([old, new[old.shape[0] :]])
-    return {**params, "blocks": {"block": jax.tree.map(join, params["blocks"]["block"], quiet)}}
+
+    def more(name, old):
+        at = jnp.arange(old.shape[0], cfg.layers) % old.shape[0]
+        new = jnp.zeros_like(old[at]) if name in ("wo", "w_down") else old[at]
+        return jnp.concatenate([old, new])
+
+    blocks = params["blocks"]["block"]
+    return {**params, "blocks": {"block": {k: more(k, v) for k, v in blocks.items()}}}
 
 
 def abstract(cfg: ModelConfig, mesh) -> Params:

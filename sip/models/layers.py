@@ -76,7 +76,7 @@ def trunk_attention(q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int):
     return jnp.moveaxis(out, 0, 1).reshape(B, T, G, Q, H)
 
 
-def branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_S):
+def branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_BCS):
     """Attention of branches over [trunk, past of the branch, own] -> out_BCRGQH.
 
     `own` and `past` are (k_BCSGH, v_BCSGH), `trunk` is (k_BTGH, v_BTGH), shared by all branches, no
@@ -91,7 +91,7 @@ def branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible
         _attend(q_BCRGQH, own, causal[None, None, None, :, None], "BCSGH", "BCGRQ"),
     ]
     if past is not None:
-        filled = past_visible_S[None, None, None, None, None, :]
+        filled = past_visible_BCS[:, :, None, None, None, :]
         blocks.append(_attend(q_BCRGQH, past, filled, "BCSGH", "BCGRQ"))
     tops, sums, outs = zip(*blocks, strict=True)
     top = functools.reduce(jnp.maximum, tops)
@@ -121,22 +121,25 @@ def _attend(q_BCRGQH, kv, visible, keys: str, rows: str):
     return order(top), order(weights.sum(axis=-1)), out
 
 
-def chunked_branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_S, chunk):
+def chunked_branch_attention(
+    q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_BCS, chunk
+):
     """branch_attention, `chunk` branches at a time: scores of all branches never exist together."""
     B, C = q_BCRGQH.shape[:2]
     size = largest_divisor(C, chunk)
     if size == C:
-        return branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_S)
+        return branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_BCS)
 
     def split(x):
         return jnp.moveaxis(x.reshape(B, C // size, size, *x.shape[2:]), 1, 0)
 
     def attend(args):
-        q, own, past, visible = args
+        q, own, past, visible, past_visible = args
         q = constrain(q, "BCRGQH")
-        return branch_attention(q, own, trunk, past, visible, past_visible_S)
+        return branch_attention(q, own, trunk, past, visible, past_visible)
 
     out = jax.lax.map(
-        jax.checkpoint(attend), jax.tree.map(split, (q_BCRGQH, own, past, trunk_visible_BCT))
+        jax.checkpoint(attend),
+        jax.tree.map(split, (q_BCRGQH, own, past, trunk_visible_BCT, past_visible_BCS)),
     )
     return jnp.moveaxis(out, 0, 1).reshape(q_BCRGQH.shape)

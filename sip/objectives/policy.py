@@ -1,4 +1,10 @@
-"""Policy gradients on groups of rollouts: Dr. GRPO (Liu et al. 2025, 2503.20783)."""
+"""Policy gradients on groups of rollouts: one clipped surrogate, three advantages and denominators.
+
+GRPO      2402.03300  advantages "grpo", denominator "sequence"; a KL term if beta > 0
+Dr. GRPO  2503.20783  "dr_grpo", "constant"
+DAPO      2503.14476  "grpo", "token", clip_high > clip_low
+RLOO      2402.14740  "rloo", "constant": REINFORCE on whole rollouts, up to a factor
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +12,28 @@ import jax.numpy as jnp
 from sip.objectives.logprobs import masked_pair
 from sip.structs import Array, Metrics
 
+ADVANTAGES = ("grpo", "dr_grpo", "rloo")
+DENOMINATORS = ("sequence", "token", "constant")
 MAX_LOG_RATIO = 20.0  # beyond it exp overflows and the gradient of the unused side of min is NaN
+EPS = 1e-4  # beside a group's deviation
+
+
+def advantages(rewards_BK: Array, valid_BK: Array, kind: str) -> Array:
+    """advantage_BK of each reward within its group's valid ones; of an invalid reward 0.
+
+    grpo: (r - mean) / (deviation + EPS), the deviation over n; dr_grpo: r - mean; rloo: r - mean of
+    the others, n / (n - 1) times as much. Of equal rewards, and of one alone, exactly 0.
+    """
+    centred_BK = advantages_dr_grpo(rewards_BK, valid_BK)
+    n_B1 = valid_BK.sum(-1, keepdims=True).astype(centred_BK.dtype)
+    if kind == "dr_grpo":
+        return centred_BK
+    if kind == "rloo":
+        return centred_BK * n_B1 / jnp.maximum(n_B1 - 1, 1)
+    if kind != "grpo":
+        raise ValueError(f"advantages of kind {kind!r}: not one of {ADVANTAGES}")
+    variance_B1 = (centred_BK**2).sum(-1, keepdims=True) / jnp.maximum(n_B1, 1)
+    return centred_BK / (jnp.sqrt(variance_B1) + EPS)
 
 
 def advantages_dr_grpo(rewards_BK: Array, valid_BK: Array) -> Array:
@@ -16,6 +43,72 @@ def advantages_dr_grpo(rewards_BK: Array, valid_BK: Array) -> Array:
     centred_BK = jnp.where(valid_BK, rewards_BK - top_B1, 0.0)
     mean_B1 = centred_BK.sum(-1, keepdims=True) / jnp.maximum(valid_BK.sum(-1, keepdims=True), 1)
     return jnp.where(valid_BK, centred_BK - mean_B1, 0.0)
+
+
+def flat_groups(advantage_BK: Array, valid_BK: Array) -> tuple[Array, Array]:
+    """(groups that teach nothing, since all valid rewards are equal; groups with a valid one)."""
+    return masked_pair((advantage_BK == 0).all(-1), valid_BK.any(-1))
+
+
+def surrogate(
+    logp_BKR: Array,
+    old_logp_BKR: Array,
+    advantage_BK: Array,
+    mask_BKR: Array,
+    valid_BK: Array,
+    *,
+    denominator: str,
+    clip_low: float,
+    clip_high: float,
+    beta: float = 0.0,
+    ref_logp_BKR: Array | None = None,
+) -> tuple[Array, Array, Metrics]:
+    """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + beta k3, rho = exp(logp - old_logp).
+
+    k3 = exp(d) - d - 1 with d = ref_logp - logp estimates KL(policy || reference). Denominators:
+    sequence, the mean over each rollout's tokens, per valid rollout; token, per token of them all;
+    constant, the sum over tokens, per valid rollout and its R positions, filled or not.
+    Metrics: `clip_fraction`, `approx_kl` = rho - 1 - log rho, with beta `kl` = k3, per token.
+    """
+    mask_BKR = mask_BKR & valid_BK[..., None]
+    # Masked before exp, or a NaN in padding would reach its gradient.
+    log_BKR = _log_ratio(logp_BKR, jax.lax.stop_gradient(old_logp_BKR), mask_BKR)
+    rho_BKR = jnp.exp(log_BKR)
+    a_BK1 = jax.lax.stop_gradient(advantage_BK)[..., None]
+    free_BKR = rho_BKR * a_BK1
+    clipped_BKR = jnp.clip(rho_BKR, 1.0 - clip_low, 1.0 + clip_high) * a_BK1
+    loss_BKR = -jnp.minimum(free_BKR, clipped_BKR)
+    metrics = {
+        "clip_fraction": masked_pair(clipped_BKR < free_BKR, mask_BKR),
+        "approx_kl": masked_pair(rho_BKR - 1.0 - log_BKR, mask_BKR),
+    }
+    if beta:
+        if ref_logp_BKR is None:
+            raise ValueError("beta: there is no reference to stay near to")
+        d_BKR = _log_ratio(jax.lax.stop_gradient(ref_logp_BKR), logp_BKR, mask_BKR)
+        k3_BKR = jnp.exp(d_BKR) - d_BKR - 1.0
+        loss_BKR = loss_BKR + beta * k3_BKR
+        metrics["kl"] = masked_pair(k3_BKR, mask_BKR)
+    return *_sums(loss_BKR, mask_BKR, valid_BK, denominator), metrics
+
+
+def _log_ratio(logp_BKR, other_BKR, mask_BKR):
+    log_BKR = jnp.where(mask_BKR, logp_BKR - other_BKR, 0.0)
+    return jnp.clip(log_BKR, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def _sums(loss_BKR, mask_BKR, valid_BK, denominator: str) -> tuple[Array, Array]:
+    """(total, denom); the denominator hangs on masks alone."""
+    rollouts = valid_BK.sum(dtype=jnp.float32)
+    if denominator == "sequence":
+        length_BK1 = jnp.maximum(mask_BKR.sum(-1, keepdims=True), 1)
+        return masked_pair(loss_BKR / length_BK1, mask_BKR)[0], rollouts
+    total, tokens = masked_pair(loss_BKR, mask_BKR)
+    if denominator == "token":
+        return total, tokens
+    if denominator != "constant":
+        raise ValueError(f"denominator {denominator!r}: not one of {DENOMINATORS}")
+    return total, rollouts * mask_BKR.shape[-1]
 
 
 def dr_grpo(
@@ -28,22 +121,14 @@ def dr_grpo(
     clip_low: float,
     clip_high: float,
 ) -> tuple[Array, Array, Metrics]:
-    """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), rho = exp(logp - old_logp).
-
-    Summed over tokens, per valid rollout and its R positions, filled or not: a constant in place
-    of the length. Metrics: `clip_fraction`, `approx_kl` = rho - 1 - log rho, per token.
-    """
-    mask_BKR = mask_BKR & valid_BK[..., None]
-    # Masked before exp, or a NaN in padding would reach its gradient.
-    log_BKR = jnp.where(mask_BKR, logp_BKR - jax.lax.stop_gradient(old_logp_BKR), 0.0)
-    log_BKR = jnp.clip(log_BKR, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    rho_BKR = jnp.exp(log_BKR)
-    a_BK1 = jax.lax.stop_gradient(advantage_BK)[..., None]
-    free_BKR = rho_BKR * a_BK1
-    clipped_BKR = jnp.clip(rho_BKR, 1.0 - clip_low, 1.0 + clip_high) * a_BK1
-    total, _ = masked_pair(-jnp.minimum(free_BKR, clipped_BKR), mask_BKR)
-    metrics = {
-        "clip_fraction": masked_pair(clipped_BKR < free_BKR, mask_BKR),
-        "approx_kl": masked_pair(rho_BKR - 1.0 - log_BKR, mask_BKR),
-    }
-    return total, valid_BK.sum(dtype=jnp.float32) * mask_BKR.shape[-1], metrics
+    """The surrogate per valid rollout and its R positions: a constant in place of the length."""
+    return surrogate(
+        logp_BKR,
+        old_logp_BKR,
+        advantage_BK,
+        mask_BKR,
+        valid_BK,
+        denominator="constant",
+        clip_low=clip_low,
+        clip_high=clip_high,
+    )

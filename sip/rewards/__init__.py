@@ -1,1 +1,1 @@
-"""Rewards of verifiable tasks: arrays in, (reward, valid) out."""
+"""Rewards: texts in, (reward_BK, valid_BK, metrics) out, on the host and without a model."""

@@ -81,6 +81,7 @@ class Policy:
     sampling: sampling.SamplingConfig
     judge: scoring.Judge | None
     rewriter: Rewriter | None
+    reference: str  # suffix | rewrite
     seed: int
 
 
@@ -92,7 +93,7 @@ def collect(p: Policy, params, at: int):
     pool = build_pool(p, rows, prefixes, suffixes, ids, rollouts)
     scores_BK, valid_BK, found = np.zeros(pool.valid_BK.shape), pool.valid_BK, {}
     if p.judge is not None:
-        judged = p.judge.score(prefixes, pool.texts, suffixes, pool.valid_BK)
+        judged = p.judge.score(prefixes, pool.texts, references(p, pool, suffixes), pool.valid_BK)
         scores_BK, valid_BK, found = (
             judged.scores_BK,
             judged.valid_BK & pool.valid_BK,
@@ -155,6 +156,15 @@ def build_pool(p: Policy, rows, prefixes, suffixes, ids, rollouts) -> Pool:
         for prefix, tokens_KR, mask_KR in zip(ids, tokens_BKR, mask_BKR, strict=True)
     ]
     return Pool(tokens_BKR, mask_BKR, valid_BK, list(sources), texts, logp_BKR)
+
+
+def references(p: Policy, pool: Pool, suffixes: list[str]) -> list[str]:
+    """What the judge is shown beside the candidates: the suffix, or the rewrite where one was
+    written. A corpus's own suffix may be wrong; its rewrite was meant to be right."""
+    if p.reference == "suffix":
+        return suffixes
+    k = pool.sources.index("rewrite")
+    return [texts[k] or suffix for texts, suffix in zip(pool.texts, suffixes, strict=True)]
 
 
 def encode_rewrites(p: Policy, rewriter: Rewriter, prefixes, suffixes):

@@ -7,10 +7,10 @@ from typing import Any
 from etils import epath
 
 from sip import setup
-from sip.stages import selfimprove, supervised
+from sip.stages import rl, selfimprove, supervised
 from sip.structs import UserError
 
-STAGES = {"supervised": supervised, "selfimprove": selfimprove}
+STAGES = {"supervised": supervised, "selfimprove": selfimprove, "rl": rl}
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,15 @@ def check(config, workdir: str) -> None:
             raise UserError(f"config report: run {name!r} is not in the order")
 
 
+def check_meshes(config) -> None:
+    """Builds every run's mesh on the devices that are here; what does not fit is an error."""
+    for name in config.order:
+        try:
+            setup.build_mesh(STAGES[config.runs[name].stage].resolve(config, name))
+        except UserError as e:
+            raise UserError(f"config runs.{name}: {e}") from None
+
+
 def check_run(config, name: str, workdir: str, cut: setup.CutConfig, earlier: list[str]) -> None:
     """Resolves one run; what it starts from is trained before it or lies there already."""
     stage = config.runs[name].stage if "stage" in config.runs[name] else None
@@ -53,21 +62,41 @@ def check_run(config, name: str, workdir: str, cut: setup.CutConfig, earlier: li
     for key, source in run.sources().items():
         if source and source not in earlier:
             setup.source_dir(workdir, source, f"config runs.{name}.{key}")
+    if not (epath.Path(setup.run_dir(workdir, name)) / "done.json").exists():
+        try:
+            run.reach()
+        except UserError as e:
+            raise UserError(f"config runs.{name}: {e}") from None
 
 
 def claim(config, workdir: str) -> None:
     """Writes the resolved config into a new workdir; one where another config has begun is kept."""
-    path = epath.Path(workdir) / "config.json"
-    wanted = json.loads(json.dumps(setup.plain(config)))
+    check_claim(config, workdir)
     try:
-        begun = any((path.parent / name).exists() for name in ("runs", "tokenizer.model"))
+        setup.write_json(epath.Path(workdir) / "config.json", resolved(config))
+    except OSError as e:
+        raise UserError(f"workdir {workdir}: {e}") from e
+
+
+def check_claim(config, workdir: str) -> None:
+    """Raises UserError where a workdir belongs to another config, or to a job over seeds."""
+    path, wanted = epath.Path(workdir) / "config.json", resolved(config)
+    if (path.parent / setup.SEEDS).exists():
+        raise UserError(f"workdir {workdir} belongs to a job over seeds: --seeds is needed")
+    try:
+        tokenizer = setup.shared_dir(workdir) / "tokenizer.model"
+        begun = (path.parent / "runs").exists() or tokenizer.exists()
         found = json.loads(path.read_text()) if path.exists() and begun else wanted
-        if begun and found != wanted:
-            keys = ", ".join(sorted(differing(found, wanted))[:5])
-            raise UserError(f"workdir {workdir} belongs to another config; it differs in {keys}")
-        setup.write_json(path, wanted)
     except (OSError, ValueError) as e:
         raise UserError(f"workdir {workdir}: {e}") from e
+    if found != wanted:
+        keys = ", ".join(sorted(differing(found, wanted))[:5])
+        raise UserError(f"workdir {workdir} belongs to another config; it differs in {keys}")
+
+
+def resolved(config) -> dict[str, Any]:
+    """A config as config.json has it."""
+    return json.loads(json.dumps(setup.plain(config)))
 
 
 def differing(a, b, at: str = "") -> set[str]:

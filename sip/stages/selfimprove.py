@@ -12,38 +12,47 @@ from dataclasses import dataclass
 
 import jax
 
-from sip import mesh as meshes
-from sip import metrics, sampling, setup
+from sip import metrics, remote, sampling, setup
 from sip import rewriter as rewriters
 from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.judge import prompts, scoring
+from sip.judge.schedules import ScheduleConfig
 from sip.mesh import put_batch
 from sip.stages import collect
 from sip.structs import UserError
 from sip.textgen import Local, ruled
 from sip.training import checkpoints, loop, losses, optim, step
 
-BACKENDS = ("local", "rule", "truth")
+BACKENDS = ("local", "http", "rule", "truth")
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
     """Who judges. Weights name the aspects, which are summed."""
 
-    backend: str  # local | rule | truth
+    backend: str  # local | http | rule | truth
     weights: dict[str, float]
+    http: remote.RemoteConfig = remote.RemoteConfig()  # http: which server, and how it is asked
     init_from: str = ""  # local: a run or a directory with a checkpoint
     rule: str = ""  # rule: its name
     min_mass: float = 0.5
     hard: bool = False
     batch: int = 16  # local: prefixes judged at a time
+    reference: str = "suffix"  # suffix | rewrite: what aspects with a reference are shown
+    schedule: ScheduleConfig = ScheduleConfig()  # who is compared, where judging is pairwise
 
     def __post_init__(self):
+        if self.reference not in ("suffix", "rewrite"):
+            raise UserError(f"judge.reference must be suffix or rewrite, not {self.reference!r}")
         if self.backend not in BACKENDS:
             raise UserError(f"judge.backend must be one of {BACKENDS}, not {self.backend!r}")
         if self.batch < 1:
             raise UserError(f"judge.batch must be at least 1, not {self.batch}")
+        if self.backend == "http":
+            self.http.check_named()
+            if not self.http.logprobs:
+                raise UserError("http.logprobs must be at least 1: verdicts are read from them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +69,8 @@ class RunConfig(setup.RunConfig):
     def __post_init__(self):
         super().__post_init__()
         chosen, rejected = self.candidates.chosen, self.candidates.rejected
+        if self.judge.reference == "rewrite" and not self.candidates.rewrite:
+            raise UserError("judge.reference: there is no rewrite among the candidates")
         if self.objective.name == "dpo" and chosen == rejected:
             raise UserError(f"candidates: chosen and rejected are both {chosen!r}")
         if self.objective.name == "dr_grpo" and (
@@ -82,6 +93,11 @@ class RunConfig(setup.RunConfig):
             found["rewriter.init_from"] = self.rewriter.init_from
         return found
 
+    def reach(self):
+        """A judge behind HTTP answers."""
+        if self.judged and self.judge.backend == "http":
+            remote.check(self.judge.http)
+
 
 def resolve(config, name: str) -> RunConfig:
     """`config.runs[name]` as frozen dataclasses. Raises UserError naming what is wrong."""
@@ -92,7 +108,8 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     """Trains `config.runs[name]`, resuming if it was begun; returns and writes its evaluation."""
     c = resolve(config, name)
     directory = setup.run_dir(workdir, name)
-    mesh = meshes.build(c.mesh)
+    clock = setup.Clock(directory)
+    mesh = setup.build_mesh(c)
     tokenizer = setup.open_tokenizer(config, workdir)
     corpus = setup.corpus(config, c.split, workdir, tokenizer)
     cfg = c.model
@@ -152,6 +169,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             asked = bool(stop)
             if asked or loop.due(done, c.checkpoint.every_steps, c.steps):
                 checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
+                clock.save()
             profiler.step(state)
             if asked:
                 raise loop.Stopped(f"{name}: stopped after step {done} of {c.steps}")
@@ -176,6 +194,7 @@ def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> c
         build_rewriter(c.rewriter, workdir, corpus, mesh, tokenizer, seed)
         if c.candidates.rewrite
         else None,
+        c.judge.reference,
         seed,
     )
 
@@ -203,15 +222,20 @@ def build_judge(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring
     if wanted.backend == "truth":
         if truth is None:
             raise UserError("judge.backend truth: this corpus has no ground truth")
-        return scoring.TruthJudge(truth, wanted.weights)
+        return scoring.TruthJudge(truth, wanted.weights, wanted.schedule)
     aspects = tuple(prompts.load(a) for a in wanted.weights)
-    if wanted.backend == "rule":
-        textgen = ruled(wanted.rule)
-    else:
+    if wanted.backend == "local" or (wanted.backend == "http" and wanted.http.tokens):
         for aspect in aspects:
             prompts.check_options(tokenizer, aspect)
-        params, cfg = setup.load_params(
-            setup.source_dir(workdir, wanted.init_from, "judge.init_from"), mesh
-        )
-        textgen = Local(params, cfg, tokenizer, mesh, batch=wanted.batch)
-    return scoring.TextJudge(textgen, aspects, wanted.weights, wanted.min_mass, wanted.hard)
+    how = (aspects, wanted.weights, wanted.min_mass, wanted.hard, wanted.schedule)
+    if wanted.backend == "rule":
+        return scoring.TextJudge(ruled(wanted.rule), *how)
+    if wanted.backend == "http":
+        server = remote.Remote(wanted.http, tokenizer)
+        server.check()
+        return scoring.TextJudge(server, *how, stats=server.stats)
+    params, cfg = setup.load_params(
+        setup.source_dir(workdir, wanted.init_from, "judge.init_from"), mesh
+    )
+    local = Local(params, cfg, tokenizer, mesh, batch=wanted.batch)
+    return scoring.TextJudge(local, *how)

@@ -9,14 +9,12 @@ import jax
 import numpy as np
 from etils import epath
 
-from sip import mesh as meshes
 from sip import metrics, rewriter, setup
 from sip.data import pipeline
 from sip.evals import continuations, ground_truth, rewriting
 from sip.judge import labels, prompts
 from sip.mesh import put_batch
-from sip.sampling import SamplingConfig
-from sip.stages import rewrites
+from sip.stages import labelled, rewrites
 from sip.stages.rewrites import RewriteConfig
 from sip.structs import Params, UserError
 from sip.textgen import Local
@@ -26,17 +24,9 @@ EXAMPLES, TOKENS = ("documents", "verdicts", "rewrites"), ("all", "suffix")
 
 
 @dataclass(frozen=True)
-class LabelConfig:
-    """A judge's labelled examples: candidates of `documents` prefixes, labelled by the truth."""
+class LabelConfig(labelled.LabelConfig):
+    """Labelled candidates, and the marks of their sentences."""
 
-    per_prefix: dict[str, int]  # aspects, and how many examples of each stand on one trunk
-    source: str  # the run whose rollouts are among the candidates
-    documents: int = 2000
-    held_out: int = 200
-    rollouts: int = 2  # at each temperature
-    temperatures: tuple[float, ...] = (1.0,)  # below 1: what an improved policy tends to write
-    rewrites: bool = True
-    spoilers: int = 2
     marks: dict[str, str] = field(default_factory=dict)  # aspect -> the one that grades sentences
     marks_weight: float = 1.0  # of their loss, beside the verdicts'
 
@@ -87,7 +77,8 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     """Trains `config.runs[name]`, resuming if it was begun; returns and writes its evaluation."""
     c = resolve(config, name)
     directory = setup.run_dir(workdir, name)
-    mesh = meshes.build(c.mesh)
+    clock = setup.Clock(directory)
+    mesh = setup.build_mesh(c)
     tokenizer = setup.open_tokenizer(config, workdir)
     corpus = setup.corpus(config, c.split, workdir, tokenizer)
     cfg = c.model
@@ -138,6 +129,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             asked = bool(stop)
             if asked or loop.due(done, c.checkpoint.every_steps, c.steps):
                 checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
+                clock.save()
             profiler.step(state)
             if asked:
                 raise loop.Stopped(f"{name}: stopped after step {done} of {c.steps}")
@@ -174,28 +166,24 @@ def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
     aspects = [prompts.load(a) for a in wanted.per_prefix]
     for aspect in aspects:
         prompts.check_options(tokenizer, aspect)
-    source = setup.load_params(setup.source_dir(workdir, wanted.source), mesh)
-
-    def labelled(corpus, documents, seed):
-        return _labelled(wanted, aspects, corpus, documents, seed, source, cfg, mesh, tokenizer)
-
-    examples = labelled(corpus, wanted.documents, config.seed)
-    held_out = {
-        split: labelled(setup.corpus(config, split, workdir, tokenizer), wanted.held_out, 0)
-        for split in ("validation", "test")
-    }
+    made = labelled.made(
+        config,
+        wanted,
+        aspects,
+        corpus,
+        workdir,
+        mesh,
+        tokenizer,
+        max_len=cfg.max_len,
+        grades={aspect: prompts.load(grades) for aspect, grades in wanted.marks.items()},
+    )
 
     def batch(at: int):
-        return {a: trees.batch(at, c.batch, seed=config.seed) for a, trees in examples.items()}
+        return {a: trees.batch(at, c.batch, seed=config.seed) for a, trees in made.examples.items()}
 
     def accuracy(params, split):
         judge = Local(params, cfg, tokenizer, mesh)
-        return loop.ratios([labels.accuracy(judge, held_out[split])])
-
-    def finish(params):
-        figures = {f"{k}_accuracy": v for k, v in accuracy(params, "test").items()}
-        setup.write_json(epath.Path(setup.run_dir(workdir, name)) / "eval.json", figures)
-        return figures
+        return loop.ratios([labels.accuracy(judge, made.held_out[split])])
 
     return Task(
         batch,
@@ -205,46 +193,7 @@ def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
             **{f"{aspect}/marks": wanted.marks_weight for aspect in wanted.marks},
         },
         lambda p: {f"eval/{k}": v for k, v in accuracy(p, "validation").items()},
-        finish,
-    )
-
-
-def _labelled(wanted, aspects, corpus, documents, seed, source, cfg, mesh, tokenizer):
-    """Labelled trees of a split: suffixes, spoiled ones, rollouts and corrected ones."""
-    truth = _truth(corpus, "labels: this corpus has no ground truth to label with")
-    asked = continuations.prompts(corpus.chunks, range(documents), tokenizer)
-    params, source_cfg = source
-    rows = [
-        continuations.sample(
-            params,
-            source_cfg,
-            mesh,
-            tokenizer,
-            asked,
-            branches=wanted.rollouts,
-            steps=corpus.cut.suffix,
-            sampling=SamplingConfig(temperature=t),
-            seed=seed,
-            batch=64,
-        )
-        for t in wanted.temperatures
-    ]
-    pools = [[text for row in several for text in row] for several in zip(*rows, strict=True)]
-    if wanted.rewrites:
-        better = truth.rewrite(asked.prefixes, asked.suffixes, corpus.cut.suffix)
-        pools = [[*pool, text] for pool, text in zip(pools, better, strict=True)]
-    return labels.make(
-        truth,
-        tokenizer,
-        aspects,
-        asked.prefixes,
-        asked.suffixes,
-        pools,
-        per_prefix=wanted.per_prefix,
-        max_len=cfg.max_len,
-        seed=seed,
-        spoilers=wanted.spoilers,
-        grades={aspect: prompts.load(grades) for aspect, grades in wanted.marks.items()},
+        lambda p: labelled.write_accuracy(workdir, name, accuracy(p, "test")),
     )
 
 

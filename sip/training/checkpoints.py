@@ -66,11 +66,19 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
     return {name(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
 
 
-def _check_shapes(mngr: ocp.CheckpointManager, step: int, items) -> None:
-    """Names a parameter that differs; orbax names none, and prints its threads' tracebacks."""
+def _check(mngr: ocp.CheckpointManager, step: int, items) -> None:
+    """Names what differs; orbax names nothing, and prints its threads' tracebacks."""
     metadata = mngr.item_metadata(step)
-    if "params" not in items or metadata.params is None:
-        return
+    if "rest" in items and metadata.rest is not None:
+        stored, wanted = ("reference" in x for x in (metadata.rest.tree, items["rest"].item))
+        if stored != wanted:
+            said = {True: "a reference", False: "no reference"}
+            raise ValueError(f"it holds {said[stored]}, the run's objective wants {said[wanted]}")
+    if "params" in items and metadata.params is not None:
+        _check_shapes(metadata, items)
+
+
+def _check_shapes(metadata, items) -> None:
     stored, wanted = _shapes(metadata.params.tree), _shapes(items["params"].item)
     for name in sorted(stored.keys() | wanted.keys()):
         have, want = stored.get(name, "absent"), wanted.get(name, "absent")
@@ -83,7 +91,7 @@ def _restore(mngr: ocp.CheckpointManager, step: int | None = None, **items):
     if step is None:
         raise UserError(f"no checkpoint in {mngr.directory}")
     try:
-        _check_shapes(mngr, step, items)
+        _check(mngr, step, items)
         return mngr.restore(step, args=ocp.args.Composite(**items))
     except (ValueError, KeyError, FileNotFoundError, OSError) as e:
         reason = (str(e).strip() or repr(e)).splitlines()[0][:200]

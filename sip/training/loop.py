@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from sip import metrics
 from sip.structs import Metrics, TrainState, Tree, UserError
 from sip.training import checkpoints
 
@@ -152,17 +153,16 @@ class Profiler:
             self._on = False
 
 
-def totals(steps: Sequence[Metrics]) -> dict[str, list[float]]:
+def totals(steps: Sequence[Metrics]) -> dict[str, tuple[float, float]]:
     """(total, denom) pairs summed over `steps`: what a checkpoint keeps of unwritten ones."""
-    found: dict[str, list[float]] = {}
-    for metrics in jax.device_get(steps):
-        for key, (total, denom) in metrics.items():
-            entry = found.setdefault(key, [0.0, 0.0])
-            entry[0] += float(total)
-            entry[1] += float(denom)
+    found: dict[str, tuple[float, float]] = {}
+    for one in jax.device_get(steps):
+        for key, (total, denom) in one.items():
+            before = found.setdefault(key, (0.0, 0.0))
+            found[key] = before[0] + float(total), before[1] + float(denom)
     return found
 
 
 def ratios(steps: Sequence[Metrics]) -> dict[str, float]:
     """Averages of (total, denom) pairs summed over `steps`; what counted nothing is left out."""
-    return {k: total / denom for k, (total, denom) in totals(steps).items() if denom}
+    return metrics.values(totals(steps))

@@ -55,11 +55,41 @@ class ObjectiveConfig:
         return self.name == "dpo"
 
 
+@dataclass(frozen=True)
+class PolicyConfig:
+    """A policy gradient on groups of rollouts; `sip.objectives.policy` has the choices' papers."""
+
+    advantage: str = "grpo"  # grpo | dr_grpo | rloo
+    denominator: str = "sequence"  # sequence | token | constant
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    beta: float = 0.0  # of the KL to the parameters that the run starts from
+
+    def __post_init__(self):
+        for name, known in (
+            ("advantage", policy.ADVANTAGES),
+            ("denominator", policy.DENOMINATORS),
+        ):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f"objective.{name} must be one of {known}, not {getattr(self, name)!r}"
+                )
+        if not 0 <= self.clip_low < 1 or self.clip_high < 0 or self.beta < 0:
+            raise UserError(
+                "objective: clip_low must be in [0, 1), clip_high and beta not negative"
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with frozen parameters."""
+        return self.beta > 0
+
+
 @flax.struct.dataclass
 class Branches:
     """A batch of prefixes with the candidates to learn from.
 
-    dpo: C = 2, chosen and rejected. rf_nll: C = 1. dr_grpo: C = K with the rollouts' own
+    dpo: C = 2, chosen and rejected. rf_nll: C = 1. Policy gradients: C = K with the rollouts' own
     log-probabilities and advantages. `ce_mask_BT`: the suffix in the trunk, for the blend.
     """
 
@@ -117,6 +147,31 @@ def branch_terms(cfg: ModelConfig, objective: ObjectiveConfig):
         if objective.blends_ce:
             values["ce"] = likelihood.ce(logp_BT, batch.ce_mask_BT)[:2]
         return values, metrics
+
+    return terms
+
+
+def policy_terms(cfg: ModelConfig, objective: PolicyConfig):
+    """The one term `policy` on `Branches` of rollouts."""
+
+    def terms(params, reference, batch: Branches):
+        _, logp_BCR = _tree_logprobs(params, cfg, batch.tree)
+        ref_BCR = None
+        if objective.needs_reference:
+            _, ref_BCR = _tree_logprobs(jax.lax.stop_gradient(reference), cfg, batch.tree)
+        total, denom, metrics = policy.surrogate(
+            logp_BCR,
+            batch.old_logp_BCR,
+            batch.advantage_BC,
+            batch.tree.mask_BCR,
+            batch.valid_BC,
+            denominator=objective.denominator,
+            clip_low=objective.clip_low,
+            clip_high=objective.clip_high,
+            beta=objective.beta,
+            ref_logp_BKR=ref_BCR,
+        )
+        return {"policy": (total, denom)}, metrics
 
     return terms
 

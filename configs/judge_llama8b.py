@@ -1,0 +1,87 @@
+"""A reasoning judge at the scale of arXiv 2601.21343: GRPO on Llama-3.1-8B's shapes.
+
+    python -m sip.train --config=configs/judge_llama8b.py --workdir=gs://BUCKET/judge \
+        --config.runs.judge.label_file.path=FILE.jsonl --config.runs.judge.init_from=DIR \
+        --config.tokenizer.path=FILE.model
+
+The labels are yours: a line each of aspect, prefix, candidates, label (sip/judge/label_file.py).
+`init_from` is the checkpoint of a model that follows instructions; without one there is nothing to
+reward. The paper's: 75 432 pairs for quality and 3 192 texts for safety, batch 256, 16 answers of
+up to 512 tokens to prompts of up to 3 584, T 0.6, top-p 0.6, 500 steps at a constant 2e-7. `:debug`
+is tiny, with bytes for tokens and fresh parameters. Hardware: 64 TPU v5p or alike (lowered for
+them, never run).
+"""
+
+import _common as common
+from ml_collections import ConfigDict
+
+MODEL = dict(
+    vocab_size=128256,
+    width=4096,
+    layers=32,
+    kv_heads=8,
+    queries_per_kv=4,
+    head_dim=128,
+    hidden=14336,
+    max_len=3584 + 512,
+    rope_theta=500000.0,
+    norm_eps=1e-5,
+    tied=False,
+    dtype="bfloat16",
+    remat="block",
+    query_chunk=512,
+    branch_chunk=8,
+    logprob_chunk=512,
+)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """One run, `judge`; with `debug` at a size that runs in seconds."""
+    if arg not in ("", "debug"):
+        raise ValueError(f"configs/judge_llama8b.py knows no variant {arg!r}, only 'debug'")
+    config = ConfigDict()
+    config.seed = 0
+    config.data = dict(  # of the tokenizer and of other stages: the labels are all that is read
+        source="jsonl",
+        path="labels.jsonl",
+        max_skipped_fraction=0.0,
+        world=dict(),
+        cut=dict(prefix_min=128, prefix_max=1920, suffix=128),
+    )
+    config.tokenizer = dict(
+        kind="sentencepiece", path="tokenizer.model", vocab_size=128256, documents=1, prompts=()
+    )
+    judge = common.rl_judge_run(
+        model=dict(MODEL),
+        split="train",
+        steps=500,
+        batch=256,
+        init_from="instruct",
+        optim=common.adamw(2e-7, warmup_steps=0, schedule="constant", weight_decay=0.0, b2=0.95),
+        label_file=dict(path="labels.jsonl", aspects=("reasoned_quality", "reasoned_safety")),
+        rollouts=16,
+        answer=512,
+        sampling=common.section(temperature=0.6, top_k=0, top_p=0.6),
+        objective=common.policy_gradient(),
+        save_every=50,
+        evals_every=50,
+        evals_batch=64,
+    )
+    judge.microbatches = 16
+    config.runs = dict(judge=judge)
+    config.order = ("judge",)
+    config.report = dict(rows=(), judge="judge", standard="")
+    return shrink(config) if arg == "debug" else config
+
+
+def shrink(config) -> ConfigDict:
+    """The same run, tiny."""
+    config.data.cut = dict(prefix_min=8, prefix_max=16, suffix=8)
+    config.tokenizer.update(kind="byte", path="", vocab_size=259)
+    run = config.runs.judge
+    run.update(steps=2, batch=4, microbatches=2, rollouts=2, answer=8, init_from="")
+    run.model.update(vocab_size=259, width=16, layers=1, kv_heads=2, queries_per_kv=2)
+    run.model.update(head_dim=4, hidden=32, max_len=1024, dtype="float32")
+    run.optim.lr = 1e-3
+    run.log.every_steps, run.evals.every_steps, run.evals.batch = 1, 1, 4
+    return config

@@ -1,0 +1,48 @@
+"""A judge on the micro-world: a few supervised steps, then its own verdicts' rewards (GRPO).
+
+    python -m sip.train --config=configs/microworld_judge.py --workdir=/tmp/sip-judge
+    python -m sip.train --config=configs/microworld_judge.py:debug --workdir=/tmp/sip-judge-debug
+
+Corpus, tokenizer and base model are those of microworld.py. `judge` is stopped early; `judge_rl`
+goes on from it, and has to say nothing but the verdict. Hardware: 2 CPU cores.
+"""
+
+from typing import Any
+
+import _common as common
+import microworld
+from ml_collections import ConfigDict
+
+START = 200  # supervised steps, a third of microworld.py's: the verdicts are often wrong
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The base model and the two runs of the judge, or with `debug` the same at a tiny size."""
+    if arg not in ("", "debug"):
+        raise ValueError(f"configs/microworld_judge.py knows no variant {arg!r}, only 'debug'")
+    config: Any = microworld.get_config(arg)
+    base, judge = config.runs.base, config.runs.judge
+    if arg != "debug":
+        judge.optim.steps, judge.steps = judge.steps, START  # stopped early, not shortened
+    labels = judge.labels.copy_and_resolve_references()
+    del labels.marks, labels.marks_weight
+    rl = common.rl_judge_run(
+        model=judge.model,
+        split=judge.split,
+        steps=400,
+        batch=64,
+        init_from="judge",
+        optim=common.adamw(5e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
+        labels=labels,
+        rollouts=16,
+        answer=1,
+        sampling=common.section(temperature=1.0, top_k=0, top_p=1.0),
+        objective=common.policy_gradient(),
+    )
+    if arg == "debug":
+        rl.steps, rl.batch, rl.optim.warmup_steps, rl.log.every_steps = 4, 8, 2, 2
+        rl.evals.every_steps = 2
+    config.runs = dict(base=base, judge=judge, judge_rl=rl)
+    config.order = ("base", "judge", "judge_rl")
+    config.report = dict(rows=("base",), judge="judge_rl", standard="")
+    return config

@@ -1,0 +1,147 @@
+"""Benchmarks: `python -m sip.bench schedules`.
+
+`schedules`: comparisons spent against how often the same candidates are chosen and rejected as by
+all pairs, for the judges of sip/evals/schedules.py and for `world`: candidates of the micro-world
+(suffix, rewrite and spoiled versions of both) as its ground truth compares them. `again` is all
+pairs asked once more: how far a judge agrees with itself. With --png a plot.
+"""
+
+import json
+
+import matplotlib
+from absl import flags
+from etils import epath
+from rich.console import Console
+from rich.table import Table
+
+from sip import cli
+from sip.data import lexicon
+from sip.data.microworld import WorldConfig
+from sip.data.oracle import MicroworldTruth
+from sip.evals import schedules
+from sip.judge.schedules import NAMES, ScheduleConfig
+from sip.judge.spoilers import SPOILERS, Others, Phrases
+from sip.structs import UserError
+
+_PREFIXES = flags.DEFINE_integer("prefixes", 2000, "Prefixes per judge.")
+_CANDIDATES = flags.DEFINE_integer("candidates", 17, "Candidates per prefix.")
+_PNG = flags.DEFINE_string("png", None, "File for a plot.")
+_SEED = cli.seed_flag()
+_JSON = cli.json_flag()
+
+BAR, REGRET = 0.9, 0.03  # what an adaptive schedule of a quarter of the pairs is held to
+HELD = "adaptive 0.25"
+PREFIX_WORDS, SUFFIX_WORDS = 40, 24
+WANTED = {
+    "all": ScheduleConfig("all"),
+    "pivot": ScheduleConfig("pivot", pivot="drawn"),
+    **{f"random {m}": ScheduleConfig("random", opponents=m) for m in (2, 4, 6, 8, 12)},
+    **{
+        f"adaptive {share}": ScheduleConfig("adaptive", budget=share)
+        for share in (0.15, 0.2, 0.25, 0.35, 0.5)
+    },
+}
+
+
+def bench_schedules() -> None:
+    """Measures, and prints and plots what was found."""
+    if _PREFIXES.value < 1 or _CANDIDATES.value < 3:
+        raise UserError("--prefixes must be at least 1 and --candidates at least 3")
+    if _PNG.value and not (_PNG.value.endswith(".png") and epath.Path(_PNG.value).parent.is_dir()):
+        raise UserError(f"--png {_PNG.value}: not a .png file in a directory that is there")
+    shape = {"prefixes": _PREFIXES.value, "candidates": _CANDIDATES.value, "seed": _SEED.value}
+    judges = {**schedules.JUDGES, "world": world()}
+    found = {name: schedules.measure(judge, WANTED, **shape) for name, judge in judges.items()}
+    print(json.dumps(found)) if _JSON.value else show(found)
+    if _PNG.value:
+        plot(found, _PNG.value)
+
+
+def world() -> schedules.Simulated:
+    """The micro-world's ground truth as the judge of candidates made from its documents."""
+
+    def quality(rng, shape):
+        truth = MicroworldTruth(WorldConfig(train=shape[0]))
+        prefixes, pools = world_pools(truth, rng, shape[1])
+        rows = [prefix for prefix in prefixes for _ in range(shape[1])]
+        known = truth.score(rows, [text for pool in pools for text in pool])
+        return known["quality"].reshape(shape)
+
+    return schedules.Simulated(quality, lambda rng, gap: MicroworldTruth.compare(gap, 0.0))
+
+
+def world_pools(truth: MicroworldTruth, rng, K: int) -> tuple[list[str], list[list[str]]]:
+    """(prefixes, pools): per document K different texts: suffix, rewrite and both spoiled."""
+    documents = [text for text, _, _ in truth.world.documents("train")]
+    ends = [[found.end() for found in lexicon.WORD.finditer(text)] for text in documents]
+    cuts = [(end[PREFIX_WORDS - 1], end[PREFIX_WORDS + SUFFIX_WORDS - 2]) for end in ends]
+    prefixes = [text[:a] for text, (a, _) in zip(documents, cuts, strict=True)]
+    suffixes = [text[a:b] for text, (a, b) in zip(documents, cuts, strict=True)]
+    rewrites = truth.rewrite(prefixes, suffixes, SUFFIX_WORDS)
+    pools, phrases = [], Phrases(suffixes)
+    for suffix, rewrite in zip(suffixes, rewrites, strict=True):
+        pool = dict.fromkeys([suffix, rewrite])
+        while len(pool) < K:
+            spoil = list(SPOILERS.values())[int(rng.integers(len(SPOILERS)))]
+            others = Others(suffixes[int(rng.integers(len(suffixes)))], phrases)
+            pool[spoil((suffix, rewrite)[int(rng.integers(2))], others, rng)] = None
+        pools.append(list(pool))
+    return prefixes, pools
+
+
+def show(found: dict) -> None:
+    """A row per schedule, a column per judge, and whether the bar is met."""
+    table = Table(title="agree, regret of the chosen")
+    table.add_column("schedule")
+    for column in ("comparisons", "share", *found):
+        table.add_column(column, justify="right")
+    for name in next(iter(found.values())):
+        rows = [by_schedule[name] for by_schedule in found.values()]
+        cost = (f"{rows[0]['comparisons']:.0f}", f"{rows[0]['share']:.3f}")
+        table.add_row(name, *cost, *(f"{r['agree']:.3f} {r['regret_chosen']:.3f}" for r in rows))
+    console = Console(width=160)
+    console.print(table)
+    for judge, by_schedule in found.items():
+        figures = by_schedule[HELD]
+        met = figures["agree"] >= BAR and figures["regret_chosen"] <= REGRET
+        console.print(
+            f"{HELD}, {judge}: {figures['share']:.2f} of all pairs, agree {figures['agree']:.3f} "
+            f"(at least {BAR}), regret {figures['regret_chosen']:.4f} (at most {REGRET}): "
+            f"{'met' if met else 'NOT met'}"
+        )
+
+
+def plot(found: dict, path: str) -> None:
+    """A panel per judge: share of all pairs against agreement, a line per kind of schedule."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    wide, high = 4, -(-len(found) // 4)
+    figure, axes = plt.subplots(high, wide, figsize=(4 * wide, 3.2 * high), squeeze=False)
+    for axis in axes.flat[len(found) :]:
+        axis.axis("off")
+    for axis, (judge, by_schedule) in zip(axes.flat, found.items(), strict=False):
+        for kind in NAMES[1:]:
+            points = [by_schedule[name] for name, cfg in WANTED.items() if cfg.name == kind]
+            axis.plot([p["share"] for p in points], [p["agree"] for p in points], "o-", label=kind)
+        axis.axhline(by_schedule["again"]["agree"], color="grey", ls=":", label="all, asked again")
+        axis.axhline(BAR, color="black", lw=0.5)
+        axis.set(title=judge, xlabel="share of all pairs", ylabel="agree", ylim=(0, 1.02))
+    axes[0, 0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+BENCHES = {"schedules": bench_schedules}
+
+
+def main(argv) -> None:
+    """The command line."""
+    if len(argv) != 2 or argv[1] not in BENCHES:
+        raise UserError(f"usage: python -m sip.bench {'|'.join(BENCHES)}")
+    BENCHES[argv[1]]()
+
+
+if __name__ == "__main__":
+    cli.run(main)

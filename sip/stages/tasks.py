@@ -1,0 +1,191 @@
+"""What a policy gradient learns: prompts by step, rewards of answers, an evaluation.
+
+A task is a `Task`, made by a plain function; `rl.TASKS` names them.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from sip import sampling
+from sip.data import pipeline
+from sip.judge import labels, prompts
+from sip.judge.labels import LabelledPrompts
+from sip.mesh import put_batch
+from sip.models.config import ModelConfig
+from sip.rewards import verdict
+from sip.rewards.verdict import Question, Reward
+from sip.stages.labelled import Labelled
+from sip.structs import Params, Rollouts, Tree
+from sip.textgen import Ids, Local, bucket, pack, tokens_of
+from sip.tokenizer import Tokenizer
+from sip.training import loop
+
+GREEDY = sampling.SamplingConfig(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Task:
+    """`prompts` and `reward` are functions of a batch's number: a resumed run asks the same."""
+
+    prompts: Callable[[int], Sequence[Ids]]
+    width: int  # T, of the longest prompt there is
+    reward: Callable[[int, Sequence[Sequence[str]]], Reward]
+    during: Callable[[Params], dict[str, float]]
+    finish: Callable[[Params], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes answers of up to `steps` tokens, which a stop token ends."""
+
+    cfg: ModelConfig
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    width: int
+    steps: int
+
+    def trunks(self, asked: Sequence[Ids]) -> Tree:
+        """The prompts as trunks, without branches."""
+        return pack(asked, [[]] * len(asked), self.tokenizer.pad, self.width, 0, 1)
+
+    def write(
+        self, params: Params, trunks: Tree, branches: int, how: sampling.SamplingConfig, key
+    ) -> Rollouts:
+        """`branches` answers to each prompt."""
+        run = sampling.program(self.cfg, branches, self.steps, how, (self.tokenizer.eos,))
+        fork_B = trunks.mask_BT.sum(-1, dtype=np.int32)
+        rows_B = np.arange(len(fork_B), dtype=np.int32)
+        args = put_batch(self.mesh, (trunks.tokens_BT, fork_B, rows_B))
+        return run(params, *args, key)
+
+    def texts(self, tokens_BCR: np.ndarray, mask_BCR: np.ndarray) -> list[list[str]]:
+        """The answers' texts."""
+        return [
+            [
+                self.tokenizer.decode(row[live].tolist())
+                for row, live in zip(rows, lives, strict=True)
+            ]
+            for rows, lives in zip(tokens_BCR, mask_BCR, strict=True)
+        ]
+
+    def greedy(self, params: Params, asked: Sequence[Ids], *, batch: int) -> list[str]:
+        """The likeliest answer, token by token, to each prompt."""
+        found: list[str] = []
+        with jax.set_mesh(self.mesh):
+            for start in range(0, len(asked), batch):
+                some = list(asked[start : start + batch])
+                trunks = self.trunks(some + some[:1] * (batch - len(some)))  # one shape
+                out = self.write(params, trunks, 1, GREEDY, jax.random.key(0))
+                texts = self.texts(np.asarray(out.tokens_BCR), np.asarray(out.mask_BCR))
+                found += [text for (text,) in texts[: len(some)]]
+        return found
+
+
+Unit = tuple[tuple[Question, Ids], ...]  # questions that are asked side by side
+
+
+def judge(
+    made: Labelled,
+    cfg: ModelConfig,
+    mesh,
+    tokenizer: Tokenizer,
+    *,
+    answer: int,
+    batch: int,
+    both_orders: bool,
+    eval_batch: int,
+    seed: int,
+    finish: Callable[[dict[str, float]], dict[str, float]],
+) -> Task:
+    """Labelled questions, as many of each aspect; the reward is a right verdict.
+
+    `finish` is given the accuracies on the test split and says what the run returns.
+    """
+    encode = functools.cache(tokenizer.encode)
+    ids_of = lambda trunk, branch: [
+        tokenizer.bos,
+        *tokens_of(encode, trunk),
+        *tokens_of(encode, branch),
+    ]
+    asked = [_units(x, ids_of, both_orders) for x in made.examples.values()]
+    held = {
+        split: {name: _flat(x, ids_of) for name, x in found.items() if x.aspect.verdict}
+        for split, found in made.held_out.items()
+    }
+    every = [ids for units in asked for unit in units for _, ids in unit]
+    every += [ids for found in held.values() for flat in found.values() for _, ids in flat]
+    writer = Writer(cfg, mesh, tokenizer, bucket(max(map(len, every)), 16), answer)
+    size = 2 if both_orders else 1
+
+    def of(at: int):
+        rows = range(at * batch // size, (at + 1) * batch // size)
+        return [question for p in rows for question in _at(asked, p, seed)]
+
+    def accuracy(params, split):
+        counts = {}
+        for name, found in made.held_out[split].items():
+            if name in held[split]:
+                texts = writer.greedy(params, [i for _, i in held[split][name]], batch=eval_batch)
+                counts |= labels.right(found, _said(found, texts))
+            else:
+                textgen = Local(params, cfg, tokenizer, mesh, batch=eval_batch)
+                counts |= labels.accuracy(textgen, {name: found})
+        return loop.ratios([counts])
+
+    return Task(
+        lambda at: [ids for _, ids in of(at)],
+        writer.width,
+        lambda at, texts: verdict.reward([q for q, _ in of(at)], texts, both_orders=both_orders),
+        lambda params: {f"eval/{k}": v for k, v in accuracy(params, "validation").items()},
+        lambda params: finish(accuracy(params, "test")),
+    )
+
+
+def _at(asked: Sequence[Sequence[Unit]], position: int, seed: int) -> Unit:
+    """The aspects take turns; each goes through its own in a new order every epoch."""
+    turn, which = divmod(position, len(asked))
+    units = asked[which]
+    epoch, at = divmod(turn, len(units))
+    return units[pipeline.order(len(units), seed, epoch)[at]]
+
+
+def _flat(found: LabelledPrompts, ids_of) -> list[tuple[Question, Ids]]:
+    return [
+        (Question(found.aspect, int(label)), ids_of(trunk, branch))
+        for (trunk, branches), row in zip(found.prompts, found.labels_NC, strict=True)
+        for branch, label in zip(branches, row, strict=False)
+    ]
+
+
+def _units(found: LabelledPrompts, ids_of, both_orders: bool) -> list[Unit]:
+    """Units of one question; with `both_orders` of two, of a pairwise aspect a pair's orders."""
+    flat = _flat(found, ids_of)
+    if not both_orders:
+        return [(one,) for one in flat]
+    if found.aspect.kind != "pairwise":
+        return list(zip(flat[::2], flat[1::2], strict=False))
+    branches = [(n, b[1], b[3]) for n, (_, row) in enumerate(found.prompts) for b in row]
+    place = {branch: i for i, branch in enumerate(branches)}
+    return [
+        (flat[i], flat[place[n, second, first]])
+        for i, (n, first, second) in enumerate(branches)
+        if i < place[n, second, first]
+    ]
+
+
+def _said(found: LabelledPrompts, texts: Sequence[str]) -> np.ndarray:
+    """said_NC of the texts, which come row by row; -1 for none."""
+    said_NC = np.full(found.mask_NC.shape, -1)
+    said_NC[found.mask_NC] = [verdict.said(found.aspect, text) for text in texts]
+    return said_NC
+
+
+def check(tokenizer: Tokenizer, made: Labelled) -> None:
+    """Raises UserError unless the options of direct aspects can be read as one token."""
+    for found in made.examples.values():
+        if not found.aspect.verdict:
+            prompts.check_options(tokenizer, found.aspect)

@@ -1,0 +1,101 @@
+"""Benchmarks: what their figures mean, and the command line."""
+
+import json
+
+import numpy as np
+import pytest
+from workdirs import call
+
+from sip import bench
+from sip.data.microworld import WorldConfig
+from sip.data.oracle import MicroworldTruth
+from sip.evals import schedules
+from sip.judge.compare import Wins
+from sip.judge.schedules import ScheduleConfig
+
+NONE = (0.0, 1.0)
+
+
+def _wins(score_BK):
+    score_BK = np.array(score_BK)
+    valid_BK = np.ones(score_BK.shape, bool)
+    return Wins(score_BK, valid_BK, NONE, NONE, NONE, NONE, (24.0, 2.0), (24.0, 48.0))
+
+
+def test_figures_by_hand():
+    """Of the first prefix best and worst are right, of the second they are third and next to last
+    by the full ranking, where the third equals the second."""
+    full = np.array([[0.1, 0.2, 0.5, 0.6, 0.9]] * 2)
+    equal = np.array([[0.1, 0.2, 0.6, 0.6, 0.9]] * 2)
+    wins = _wins([[0.0, 0.1, 0.2, 0.3, 0.4], [0.2, 0.1, 0.9, 0.3, 0.4]])
+    found = schedules.figures(wins, full)
+    assert found["comparisons"] == 12 and found["share"] == 0.5
+    assert (found["chosen"], found["rejected"], found["agree"]) == (0.5, 1.0, 0.5)
+    assert found["regret_chosen"] == pytest.approx(0.4 / 2)
+    assert found["regret_rejected"] == pytest.approx(0.1 / 2)
+    assert schedules.figures(wins, equal)["agree"] == 1.0
+
+
+def test_all_pairs_agree_with_themselves_and_fewer_agree_less():
+    wanted = {"all": ScheduleConfig(), "quarter": ScheduleConfig("adaptive", budget=0.25)}
+    for name in ("calibrated", "drawn"):
+        found = schedules.measure(
+            schedules.JUDGES[name], wanted, prefixes=200, candidates=17, seed=1
+        )
+        assert found["all"]["agree"] == 1 and found["all"]["regret_chosen"] == 0
+        assert 0.8 < found["quarter"]["agree"] < 1 and found["quarter"]["share"] == 0.25
+        assert found["again"]["agree"] < 1 and found["again"]["share"] == 1
+
+
+@pytest.mark.parametrize("name", schedules.JUDGES)
+def test_simulated_judges_prefer_the_better(name):
+    rng, judge = np.random.default_rng(0), schedules.JUDGES[name]
+    quality = judge.quality(rng, (200, 6))
+    outcome, gap = judge.verdicts(rng, quality), quality[:, :, None] - quality[:, None]
+    assert 0 <= outcome.min() and outcome.max() <= 1
+    right = np.where(gap == 0, np.nan, (outcome > 0.5) == (gap > 0))
+    assert np.nanmean(right) > 0.75
+    first = outcome[:, ~np.eye(6, dtype=bool)].mean()
+    assert (abs(first - 0.5) > 0.05) == (name == "biased")
+
+
+def test_pools_of_the_world_are_different_texts_with_the_rewrite_among_them():
+    truth = MicroworldTruth(WorldConfig(train=6))
+    prefixes, pools = bench.world_pools(truth, np.random.default_rng(0), 9)
+    documents = [text for text, _, _ in truth.world.documents("train")]
+    for prefix, pool, document in zip(prefixes, pools, documents, strict=True):
+        assert len(pool) == len(set(pool)) == 9 and document.startswith(prefix + pool[0])
+        assert truth.rewrite([prefix], pool[:1], bench.SUFFIX_WORDS)[0] in pool[:2]
+    quality = bench.world().quality(np.random.default_rng(0), (6, 9))
+    assert quality.shape == (6, 9) and (quality[:, :2].max(1) > quality.mean(1)).all()
+
+
+SMALL = ("schedules", "--prefixes=4", "--candidates=5")
+
+
+def test_the_command_prints_a_table_or_json_and_plots(capsys, tmp_path):
+    assert call(bench, *SMALL) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in (*bench.WANTED, "again", "world", "agree"))
+    picture = tmp_path / "curve.png"
+    assert call(bench, *SMALL, "--json", f"--png={picture}") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {*schedules.JUDGES, "world"}
+    assert set(found["world"]) == {*bench.WANTED, "again"}
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ((), "usage: python -m sip.bench schedules"),
+        (("speed",), "usage"),
+        (("schedules", "--prefixes=0"), "--prefixes"),
+        (("schedules", "--candidates=2"), "--candidates"),
+        (("schedules", "--png=/nowhere/a.png"), "--png /nowhere/a.png"),
+    ],
+)
+def test_bad_commands_are_one_line(argv, message, capsys):
+    assert call(bench, *argv) == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1

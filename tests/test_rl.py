@@ -1,0 +1,383 @@
+"""The policy-gradient loop: its gradient, its rewards, what it asks, and stopping and resuming."""
+
+import dataclasses
+import functools
+import importlib
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import tiny_recipe
+from workdirs import begun, lines, state
+
+from sip import mesh as meshes
+from sip import train
+from sip.judge import label_file, prompts
+from sip.objectives import policy
+from sip.rewards import verdict
+from sip.rewards.verdict import Question
+from sip.stages import labelled, rl, tasks
+from sip.structs import UserError
+from sip.tokenizer import Byte
+from sip.training import loop, losses, step
+from sip.training.losses import PolicyConfig
+
+pytest_plugins = ["tiny_fixtures"]
+
+KINDS = {
+    "grpo": PolicyConfig("grpo", "sequence"),
+    "dr_grpo": PolicyConfig("dr_grpo", "constant"),
+    "dapo": PolicyConfig("grpo", "token", clip_high=0.28),
+    "rloo": PolicyConfig("rloo", "constant"),
+}
+B, K, R = 4, 3, 3
+REWARD_BK = np.array([[1.0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 1, 0]], np.float32)
+VALID_BK = np.array([[True] * 3, [True] * 3, [True] * 3, [True, True, False]])
+
+
+@functools.cache
+def batch(kind):
+    """Four groups of answers and their rewards: the second and the fourth are flat."""
+    tree = tiny.tree(B=B, C=K, R=R)
+    logp_BKR = tiny.forward(tiny.params(), tiny.CFG, tree)[3]
+    advantage_BK = policy.advantages(REWARD_BK, VALID_BK, KINDS[kind].advantage)
+    return losses.Branches(tree, VALID_BK, advantage_BK, logp_BKR, np.zeros((B, 6), bool))
+
+
+@functools.cache
+def found(kind, microbatches=1):
+    terms = losses.policy_terms(tiny.CFG, KINDS[kind])
+    of = lambda params, batch: step.gradient(
+        terms, params, None, batch, {"policy": 1.0}, microbatches
+    )
+    return jax.jit(of)(tiny.params(), batch(kind))
+
+
+def weights(kind):
+    """What each token's log-probability is worth, by the papers' formulas, in plain loops."""
+    length_BK = np.asarray(batch(kind).tree.mask_BCR).sum(-1)
+    weight_BK = np.zeros((B, K))
+    for b in range(B):
+        live = [k for k in range(K) if VALID_BK[b, k]]
+        r = REWARD_BK[b, live].astype(float)
+        if kind in ("grpo", "dapo"):
+            a = (r - r.mean()) / (r.std() + policy.EPS)
+        elif kind == "dr_grpo":
+            a = r - r.mean()
+        else:
+            a = np.array([r[i] - np.delete(r, i).mean() for i in range(len(r))])
+        for k, worth in zip(live, a, strict=True):
+            per = {"grpo": length_BK[b, k] * VALID_BK.sum(), "dapo": length_BK[VALID_BK].sum()}
+            weight_BK[b, k] = worth / (per[kind] if kind in per else VALID_BK.sum() * R)
+    return weight_BK
+
+
+@functools.cache
+def plain_gradient():
+    """(params, weight_NT) -> gradient of minus the weighted sum of plain log-probabilities."""
+    plain = tiny.trunk_only(tiny.sequences(batch("grpo").tree))
+
+    def objective(params, weight_NT):
+        return -(tiny.forward(params, tiny.CFG, plain)[2] * weight_NT).sum()
+
+    return jax.jit(jax.grad(objective))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_is_that_of_plain_sequences_times_advantages(kind):
+    tree = batch(kind).tree
+    start_N1 = np.asarray(tree.fork_BC).reshape(-1, 1)
+    end_N1 = start_N1 + np.asarray(tree.mask_BCR).sum(-1).reshape(-1, 1)
+    place_1T = np.arange(tiny.sequences(tree).shape[1])[None]
+    answer_NT = (place_1T >= start_N1) & (place_1T < end_N1)
+    weight_NT = jnp.asarray(weights(kind).reshape(-1, 1) * answer_NT, jnp.float32)
+    grads, _, metrics = found(kind)
+    check = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    jax.tree.map(check, grads, plain_gradient()(tiny.params(), weight_NT))
+    assert max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads)) > 1e-3
+    assert float(metrics["clip_fraction"][0]) == 0
+
+
+@pytest.mark.parametrize("kind", ["grpo", "dapo"])
+def test_microbatches_give_the_whole_batchs_gradient(kind):
+    check = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+    jax.tree.map(check, found(kind, 2), found(kind, 1))
+    length_B = np.asarray(batch(kind).tree.mask_BCR).sum((1, 2))
+    assert length_B[::2].sum() != length_B[1::2].sum()  # a mean of means would differ
+
+
+def test_a_reference_that_is_the_policy_adds_nothing_and_another_does():
+    b = batch("grpo")
+    objective = dataclasses.replace(KINDS["grpo"], beta=0.5)
+    terms = jax.jit(losses.policy_terms(tiny.CFG, objective))
+    same, metrics = terms(tiny.params(), tiny.params(), b)
+    plain, _ = jax.jit(losses.policy_terms(tiny.CFG, KINDS["grpo"]))(tiny.params(), None, b)
+    np.testing.assert_allclose(same["policy"], plain["policy"], atol=1e-5)
+    other, other_metrics = terms(tiny.params(), tiny.params(seed=1), b)
+    assert float(metrics["kl"][0]) < 1e-4 < 0.1 < float(other_metrics["kl"][0])
+    assert float(other["policy"][0]) > float(same["policy"][0]) + 0.01
+
+
+PAIR, POINT = prompts.load("reasoned_quality"), prompts.load("safety")
+ASKED = [Question(PAIR, 0), Question(PAIR, 1), Question(POINT, 1), Question(POINT, 0)]
+ONE, TWO = "so.\n**Conclusion:** Option 1", "Conclusion: option 2."
+TEXTS = [[ONE, TWO, ONE, ""], [TWO, TWO, ONE, TWO], [" unsafe"] * 3 + [" "], [" unsafe"] * 4]
+
+
+def test_a_right_verdict_is_worth_one_and_a_missing_one_nothing():
+    reward_BK, valid_BK, metrics = verdict.reward(ASKED, TEXTS, both_orders=False)
+    assert reward_BK.tolist() == [[1, 0, 1, 0], [1, 1, 0, 1], [1, 1, 1, 0], [0, 0, 0, 0]]
+    assert valid_BK.all()
+    assert metrics["reward/reasoned_quality"] == metrics["verdict/right/reasoned_quality"] == (5, 8)
+    assert metrics["verdict/unread/reasoned_quality"] == (1, 8)
+    assert metrics["reward/safety"] == (3, 8) and metrics["verdict/unread/safety"] == (1, 8)
+
+
+def test_both_orders_have_to_be_right_of_a_pair_alone():
+    reward_BK, _, metrics = verdict.reward(ASKED, TEXTS, both_orders=True)
+    assert reward_BK.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
+    assert metrics["reward/reasoned_quality"] == (2, 8)
+    assert metrics["verdict/right/reasoned_quality"] == (5, 8)
+
+
+CFG = tiny.model(vocab_size=259, max_len=1024)
+
+
+def write_labels(path, count=60):
+    """Pairs of which the first is better in one of three, and texts that are all unsafe."""
+    with open(path, "w") as file:
+        for i in range(count):
+            better = "Option 1" if i % 3 else "Option 2"
+            pair = dict(aspect="reasoned_quality", candidates=[f"a{i}", f"b{i}"], label=better)
+            text = dict(aspect="reasoned_safety", candidates=[f"t{i}"], label="NO")
+            for line in (pair, text):
+                file.write(json.dumps({**line, "prefix": f"p{i}"}) + "\n")
+    return str(path)
+
+
+def task(tmp_path, **changes):
+    aspects = [prompts.load(a) for a in ("reasoned_quality", "reasoned_safety")]
+    path = write_labels(tmp_path / "labels.jsonl")
+    read = label_file.read(path, aspects, Byte(), max_len=1000)
+    made = labelled.Labelled(read["train"], {s: read[s] for s in labelled.HELD_OUT})
+    kwargs = dict(answer=4, batch=8, both_orders=False, eval_batch=4, seed=3, finish=dict)
+    return tasks.judge(made, CFG, meshes.single(), Byte(), **(kwargs | changes)), read
+
+
+def test_prompts_are_addressed_by_step_and_each_comes_once_an_epoch(tmp_path):
+    asked, read = task(tmp_path)
+    again, _ = task(tmp_path)
+    assert asked.prompts(7) == again.prompts(7) != asked.prompts(8)
+    (pairs, points) = (int(x.mask_NC.sum()) for x in read["train"].values())
+    assert pairs == 2 * points
+    seen = [Byte().decode(ids) for at in range(pairs // 4) for ids in asked.prompts(at)]
+    texts = [t for t in seen if "\nOption 1:" in t]
+    assert len(seen) == 2 * len(texts)  # the aspects take turns
+    assert len(set(texts)) == len(texts) == 4 * (pairs // 4)
+    of_points = [t for t in seen if "\nText:t" in t]
+    assert len(of_points) == len(texts) and len(set(of_points)) == points  # an epoch and more
+
+
+def test_pairs_of_both_orders_stand_side_by_side(tmp_path):
+    asked, _ = task(tmp_path, both_orders=True)
+    for at in range(5):
+        texts = [Byte().decode(ids) for ids in asked.prompts(at)]
+        pairs = [t for t in texts if "\nOption 1:" in t]
+        assert len(pairs) == len(texts) // 2
+        for one, other in zip(pairs[::2], pairs[1::2], strict=True):
+            swap = lambda t: [t.split(f"\nOption {i}:")[1].split("\n")[0] for i in (1, 2)]
+            assert swap(one) == swap(other)[::-1]
+
+
+def test_rewards_belong_to_the_prompts_of_their_step(tmp_path):
+    asked, read = task(tmp_path)
+    labels = {}
+    for x in read["train"].values():
+        for (trunk, branches), row in zip(x.prompts, x.labels_NC, strict=True):
+            for branch, label in zip(branches, row, strict=False):
+                phrase = f"{x.aspect.verdict} {x.aspect.options[label]}"
+                labels["".join(trunk) + "".join(branch)] = phrase
+    for at in (0, 5, 11):
+        right = [[labels[Byte().decode(ids)], "?"] for ids in asked.prompts(at)]
+        assert asked.reward(at, right)[0].tolist() == [[1, 0]] * 8
+
+
+def test_greedy_answers_are_those_of_one_prompt_at_a_time():
+    writer = tasks.Writer(CFG, meshes.single(), Byte(), 16, 5)
+    asked = [[256, *b"some prompt"], [256, *b"another"], [256, 65]]
+    params = tiny.params(CFG)
+    together = writer.greedy(params, asked, batch=2)
+    assert together == [writer.greedy(params, [ids], batch=2)[0] for ids in asked]
+    assert len(set(together)) == 3
+    longer = dataclasses.replace(writer, width=32)
+    assert longer.greedy(params, asked, batch=3) == together
+
+
+def test_reasoned_aspects_are_graded_by_what_is_written(tmp_path, monkeypatch):
+    asked, read = task(tmp_path, finish=lambda ratios: ratios)
+    monkeypatch.setattr(tasks.Writer, "greedy", lambda self, params, ids, **kwargs: [
+        "FINAL DECISION: NO" if b"\nText:t" in bytes(i[1:]) else "Conclusion: Option 1" for i in ids
+    ])  # fmt: skip
+    found = asked.finish(None)
+    assert found["reasoned_safety"] == 1.0 and found["reasoned_quality"] == 0.5
+    assert found["reasoned_quality/Option 1"] == 1 and found["reasoned_quality/Option 2"] == 0
+
+
+def micro(**changes):
+    """The micro-world's judge by reward, tiny; it starts from the tiny recipe's judge."""
+    config = tiny_recipe.shrink(importlib.import_module("microworld_judge").get_config("debug"))
+    config.data.world = dict(entities=8, train=300, validation=60, test=60)
+    run = config.runs.judge_rl
+    run.rollouts, run.evals.every_steps = 4, 2
+    for key, value in changes.items():
+        run[key].update(value) if hasattr(run[key], "update") else run.update({key: value})
+    return config
+
+
+def stop_after(monkeypatch, steps):
+    original, seen = loop.Meter.count, []
+
+    def counted(self, argument):
+        seen.append(argument)
+        if len(seen) == steps:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, argument)
+
+    monkeypatch.setattr(loop.Meter, "count", counted)
+
+
+RESUMED = {
+    "on-policy": micro(steps=6, both_orders=True, log=dict(every_steps=1)),
+    "two updates of a batch, near a reference": micro(
+        steps=12, updates_per_batch=2, log=dict(every_steps=4), evals=dict(every_steps=4),
+        objective=dict(beta=0.01, advantage="rloo", denominator="token"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RESUMED)
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
+    kind, finished, quick, tmp_path, monkeypatch
+):
+    config, name = RESUMED[kind], "judge_rl"
+    each = config.runs[name].updates_per_batch
+    once, twice = (begun(finished, tmp_path / n, "base", "judge") for n in ("once", "twice"))
+    figures = rl.run(config, name, str(once))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        with pytest.raises(loop.Stopped, match=f"stopped after step {3 * each} of {6 * each}"):
+            rl.run(config, name, str(twice))
+    assert state(config, twice, name)[1] == 3 * each
+    assert rl.run(config, name, str(twice)) == figures
+    assert lines(once, name) == lines(twice, name)
+    states = [state(config, workdir, name)[0] for workdir in (once, twice)]
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    assert (states[0].reference is not None) == (each == 2)
+    moved = jax.tree.leaves(jax.tree.map(jnp.abs, states[0].opt_state))
+    assert max(float(x.max()) for x in moved if x.size > 1) > 0  # something was learned from
+    check_run(once, figures, on_policy=each == 1)
+
+
+def check_run(workdir, figures, *, on_policy):
+    """What a run of the micro-world's judge has written."""
+    assert set(figures) >= {"quality_accuracy", "safety_accuracy", "factuality_accuracy"}
+    assert json.loads((workdir / "runs/judge_rl/eval.json").read_text()) == figures
+    written = lines(workdir, "judge_rl")
+    losses_ = [line for line in written if "loss/policy" in line]
+    assert {"reward/quality", "verdict/unread/safety", "rl/flat_groups"} <= set(losses_[0])
+    assert any("eval/quality" in line for line in written)
+    if on_policy:  # the rollouts' own log-probabilities are those of the update
+        assert all(abs(x["approx_kl"]) < 1e-5 and x["clip_fraction"] == 0 for x in losses_)
+    else:
+        assert all("kl" in x and abs(x["approx_kl"]) > 1e-9 for x in losses_)
+
+
+def test_the_8b_judge_runs_its_debug_variant_on_a_file(quick, tmp_path):
+    config = importlib.import_module("judge_llama8b").get_config("debug")
+    config.runs.judge.label_file.path = write_labels(tmp_path / "labels.jsonl")
+    config.runs.judge.log.update(tensorboard=False, progress=False)
+    summary = train.train(config, str(tmp_path / "work"))
+    assert summary["judge"]["reasoned_safety_accuracy"] == 0  # fresh parameters decide nothing
+    last = [x for x in lines(tmp_path / "work", "judge") if "loss/policy" in x][-1]
+    assert last["verdict/unread/reasoned_quality"] == 1 and last["rl/flat_groups"] == 1
+    assert last["reward/all"] == 0 and last["grad/norm"] == 0
+
+
+def test_reward_rises(quick, tmp_path):
+    """From fresh parameters, which say the one rewarded byte about once in 256 answers."""
+    (tmp_path / "calm.txt").write_text(
+        'kind: pointwise\noptions: ["y", "n"]\nvalues: [1, 0]\n'
+        "=== trunk\nCalm?\n=== branch\n{text}:\n"
+    )
+    lines_ = [dict(aspect="calm", prefix=f"p{i}", candidates=["x"], label="n") for i in range(60)]
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines_))
+    config = importlib.import_module("judge_llama8b").get_config("debug")
+    run = config.runs.judge
+    run.update(steps=30, batch=8, rollouts=64, answer=1, microbatches=1)
+    run.model.update(max_len=32)
+    run.optim.update(lr=0.03)
+    run.sampling.update(temperature=1.0, top_p=1.0)
+    run.label_file.update(path=str(path), aspects=(str(tmp_path / "calm.txt"),))
+    run.log.update(tensorboard=False, progress=False)
+    run.evals.every_steps = 0
+    figures = rl.run(config, "judge", str(tmp_path / "work"))
+    curve = [x["reward/all"] for x in lines(tmp_path / "work", "judge")]
+    assert curve[0] < 0.05 and np.mean(curve[-3:]) > 0.9
+    assert figures["calm_accuracy"] == 1
+
+
+def test_a_model_too_narrow_for_the_tokenizer_is_named(tmp_path):
+    config = importlib.import_module("judge_llama8b").get_config("debug")
+    config.runs.judge.model.vocab_size = 258
+    with pytest.raises(UserError, match=r"model\.vocab_size 258"):
+        rl.run(config, "judge", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(task="rewriter"), "task must be one of"),
+        (dict(rollouts=1), "rollouts must be at least 2"),
+        (dict(answer=0), r"answer must be in 1\.\.191"),
+        (dict(answer=192), r"answer must be in 1\.\.191"),
+        (dict(updates_per_batch=0), "updates_per_batch 0"),
+        (dict(updates_per_batch=3), "updates_per_batch 3 must be at least 1 and divide"),
+        (dict(both_orders=True, batch=7), "batch must be even"),
+        (dict(sampling=dict(temperature=0.0)), "temperature must be positive"),
+        (dict(objective=dict(advantage="ppo")), r"objective\.advantage must be one of"),
+        (dict(objective=dict(denominator="mean")), r"objective\.denominator must be one of"),
+        (dict(objective=dict(clip_low=1.0)), "clip_low must be in"),
+        (dict(objective=dict(beta=-1.0)), "beta not negative"),
+        (dict(evals=dict(batch=0)), "batch be at least 1"),
+        (dict(labels=dict(marks={})), r"labels\.marks: unknown key"),
+        (dict(label_file=dict(path="x", aspects=("safety",))), "wants one of the two"),
+    ],
+)
+def test_what_cannot_be_is_named(changes, message):
+    config = micro()
+    run = config.runs.judge_rl
+    for key, value in changes.items():
+        run[key] = (
+            {**run[key].to_dict(), **value} if isinstance(value, dict) and key in run else value
+        )
+    with pytest.raises(UserError, match=f"config runs.judge_rl.*{message}"):
+        rl.resolve(config, "judge_rl")
+
+
+def test_a_direct_aspect_whose_options_are_no_tokens_is_named(tmp_path):
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(
+        json.dumps(dict(aspect="safety", prefix=f"p{i}", candidates=["t"], label="safe")) + "\n"
+        for i in range(60)
+    ))  # fmt: skip
+    wanted = labelled.LabelFileConfig(str(path), ("safety",))
+    made = labelled.from_file(wanted, "train", Byte(), max_len=200)
+    with pytest.raises(UserError, match="option ' safe' is 5 tokens"):
+        tasks.check(Byte(), made)

@@ -1,0 +1,215 @@
+"""Hostile texts: no special or template token comes out of them, whoever tokenises."""
+
+import hostile
+import pytest
+import tiny
+import tiny_recipe
+from serving import Parsing, serve
+
+from sip import mesh as meshes
+from sip import tokenizer as tokenizers
+from sip import untrusted
+from sip.judge import prompts
+from sip.remote import Remote, RemoteConfig
+from sip.sampling import SamplingConfig
+from sip.structs import UserError
+from sip.textgen import Local
+from sip.tokenizer import Byte
+
+SPECIALS = tiny_recipe.common.SPECIALS
+NAMES = ("quality", "safety", "factuality", "grade")
+ASPECTS = {name: prompts.load(name) for name in NAMES}
+CFG = tiny.model(vocab_size=512, max_len=1 << 17)
+SERVER = Parsing(Byte(), hostile.SPECIALS)
+FIRST = Byte.vocab_size  # of the server's special ids
+PLAIN = " harmless words"
+EACH = pytest.mark.parametrize("text", hostile.TEXTS.values(), ids=hostile.TEXTS)
+
+
+def ends(text):
+    """The trunks and branches of every aspect with `text` wherever text is judged."""
+    for aspect in ASPECTS.values():
+        trunk = prompts.trunk(aspect, prefix=text, reference=text)
+        yield trunk, prompts.branch(aspect, *[text] * (2 if aspect.kind == "pairwise" else 1))
+
+
+def test_the_table_is_large_and_holds_every_special_string():
+    assert len(hostile.TEXTS) >= 40
+    assert [s for s in hostile.SPECIALS if not any(s in t for t in hostile.TEXTS.values())] == []
+    assert len(hostile.TEXTS["ten thousand newlines"].splitlines()) == 10_000
+
+
+def test_the_configs_specials_cover_those_of_known_tokenizers():
+    assert [s for s in hostile.SPECIALS if untrusted.join(("", s), SPECIALS) == s] == []
+
+
+# Our own decoder.
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    """A tokenizer trained as the recipes do, with the templates' words as symbols."""
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    texts = ["the quick brown fox jumps over the lazy dog. " * 3, "one two three safe none."] * 20
+    return tokenizers.train_sentencepiece(
+        texts, path, vocab_size=400, symbols=prompts.symbols(ASPECTS.values())
+    )
+
+
+def local_ids(tokenizer, text):
+    """[(trunk's ids, branch's ids)] as our own decoder is asked."""
+    local = Local(None, CFG, tokenizer, meshes.single())
+    found = [local._tokens([trunk], [[branch]]) for trunk, branch in ends(text)]
+    assert all(fits == [[True]] for _, _, fits in found)
+    return [(trunk, branch) for (trunk,), ((branch,),), _ in found]
+
+
+def pieces(tokenizer, aspect):
+    """Ids of the template's own words that hold a newline: its lines."""
+    words = prompts.symbols([aspect])
+    return {tokenizer.encode(w)[0] for w in words if "\n" in w}
+
+
+@EACH
+def test_special_and_template_tokens_never_come_out_of_text_under_judgement(text, ours):
+    model = ours._model
+    never = {i for i in range(ours.vocab_size) if model.is_control(i) or model.is_unknown(i)}
+    never |= set().union(*(pieces(ours, aspect) for aspect in ASPECTS.values()))
+    assert len(never) >= 4 + 8
+    for trunk, branch in ends(text):
+        for judged in (*trunk[1::2], *branch[1::2]):
+            assert never.isdisjoint(ours.encode(judged))
+            assert max(Byte().encode(judged), default=0) < 256
+
+
+@EACH
+def test_the_template_stands_in_its_place_whatever_the_text(text, ours):
+    """One branch, the template's tokens and the verdict's place are those of a harmless text."""
+    count = lambda ids, own: [i for i in ids if i in own]
+    for aspect, hostile_ids, plain_ids in zip(
+        ASPECTS.values(), local_ids(ours, text), local_ids(ours, PLAIN), strict=True
+    ):
+        own = pieces(ours, aspect)
+        (trunk, branch), (plain_trunk, plain_branch) = hostile_ids, plain_ids
+        assert trunk[0] == ours.bos and ours.bos not in trunk[1:] + branch
+        assert count(trunk, own) == count(plain_trunk, own)
+        assert count(branch, own) == count(plain_branch, own)
+        assert branch[-1] == plain_branch[-1] and branch[-1] in own, "the verdict's place"
+
+
+@EACH
+def test_the_other_candidates_verdict_is_the_same_beside_a_hostile_one(text):
+    """A branch sees its trunk and itself alone."""
+    local = Local(tiny.params(CFG), CFG, Byte(), meshes.single())
+    aspect = ASPECTS["safety"]
+    trunk = prompts.trunk(aspect, prefix="", reference="")
+    branch = prompts.branch(aspect, text[:100])
+    plain = prompts.branch(aspect, PLAIN)
+    alone = local.choose([trunk], [[plain, plain]], ("y", "n"))
+    beside = local.choose([trunk], [[branch, plain]], ("y", "n"))
+    assert abs(alone[0, 1] - beside[0, 1]).max() < 1e-5
+
+
+# A server that parses special tokens wherever they stand.
+
+
+KINDS = {
+    "completions": dict(specials=SPECIALS),
+    "chat": dict(api="chat", specials=SPECIALS),
+    "exact": dict(specials=hostile.SPECIALS),
+    "tokens": dict(tokens=True),
+    "careless": dict(),
+}
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """Token ids of every hostile prompt as a server of each kind reads them, asked all at once."""
+    found = {}
+
+    def answer(path, payload):
+        chat = "messages" in payload
+        text = payload["messages"][0]["content"] if chat else payload["prompt"]
+        ids = SERVER.encode(text) if isinstance(text, str) else text
+        got.append((ids, text))
+        return {"choices": [{"text": "one", "message": {"content": "one"}}]}
+
+    for kind, changes in KINDS.items():
+        got: list = []
+        with serve(answer) as server:
+            config = RemoteConfig(url=server.url, model="m", concurrency=1, **changes)
+            one = Remote(config, Byte())
+            for name, text in hostile.TEXTS.items():
+                got.clear()
+                trunks, branches = zip(*ends(text), strict=True)
+                one.generate(
+                    trunks, [[b] for b in branches], votes=1, max_tokens=1,
+                    sampling=SamplingConfig(temperature=0.0), seed=0,
+                )  # fmt: skip
+                found[kind, name] = list(got)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["completions", "chat", "exact", "tokens"])
+@pytest.mark.parametrize("name", hostile.TEXTS)
+def test_no_special_token_reaches_a_server(kind, name, seen):
+    assert len(seen[kind, name]) == len(ASPECTS)
+    for ids, text in seen[kind, name]:
+        inside = ids[1:] if kind == "tokens" else ids  # BOS is ours to send there
+        assert [i for i in inside if i >= FIRST or i == Byte.bos] == []
+        if kind != "tokens":
+            assert text.endswith(("\nBetter:", "\nVerdict:", "\nHallucination:", "\nGrade:"))
+
+
+def test_a_careless_client_would_let_them_through(seen):
+    """The set-ups differ: the same server finds specials where nothing is broken up."""
+    found = {
+        i for (kind, _), each in seen.items() if kind == "careless" for ids, _ in each for i in ids
+    }
+    assert len([i for i in found if i >= FIRST]) == len(hostile.SPECIALS)
+
+
+# The breaking itself.
+
+
+def test_only_text_under_judgement_is_broken():
+    segments = ("<|im_start|>user\n", "a<|im_end|>b", "<|im_end|>", " c", "")
+    assert untrusted.join(segments, ("<|im_start|>", "<|im_end|>")) == (
+        "<|im_start|>user\na< |im_end|>b<|im_end|> c"
+    )
+
+
+@pytest.mark.parametrize(
+    ("segments", "want"),
+    [
+        (("", "a <|", "eot|>", "", ""), "a < |eot|>"),
+        (("a <|", "eot|> b"), "a < |eot|> b"),
+        (("", "<|e", "", "ot|>", ""), "< |eot|>"),
+        (("", "<<|eot|>|eot|>"), "<< |eot|>|eot|>"),
+        (("", "<\u200b|eot|>"), "< \u200b|eot|>"),
+        (("", "\uff1c|eot|\uff1e"), "\uff1c |eot|\uff1e"),
+        (("", "<|EOT|> <|eo t|>"), "<|EOT|> <|eo t|>"),
+        (("", "\ud800"), "?"),
+        (("<|eot|>",), "<|eot|>"),
+    ],
+)
+def test_breaks_by_hand(segments, want):
+    assert untrusted.join(segments, ("<|eot|>",)) == want
+
+
+def test_overlapping_specials_are_all_broken():
+    found = untrusted.join(("", "aaaa"), ("aa", "aaa"))
+    assert found == "a a a a"
+
+
+@EACH
+def test_breaking_twice_changes_nothing_and_only_adds_spaces(text):
+    once = untrusted.join(("", text, ""), SPECIALS)
+    assert untrusted.join(("", once, ""), SPECIALS) == once
+    assert once.replace(" ", "") == untrusted.encodable(text).replace(" ", "")
+
+
+@pytest.mark.parametrize("special", ["", "x", "a b", "\u200b<", "\u00a0>"])
+def test_a_special_that_cannot_be_broken_is_a_user_error(special):
+    with pytest.raises(UserError, match="specials"):
+        RemoteConfig(specials=("<|", special))

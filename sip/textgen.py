@@ -263,7 +263,7 @@ class Local:
             raise UserError(f"textgen: option {option!r} is {len(ids)} tokens, not one")
         return ids[0]
 
-    def _tokens(self, trunks, branches, room: int):
+    def _tokens(self, trunks, branches, room: int = 0):
         """Token lists of trunks and branches, and which prompts fit; the others are emptied."""
         bos, limit = self._tokenizer.bos, self._cfg.max_len - room
         trunk_ids = [[bos, *tokens_of(self._encode, trunk)] for trunk in trunks]

@@ -15,7 +15,7 @@ CLIS = {"train", "evaluate", "generate", "convert", "aot", "gap", "bench"}
 ROWS = [  # a module imports strictly lower rows, or its own package
     {"structs"},
     {"mesh"},
-    {"models", "objectives", "tokenizer", "metrics", "template", "transport", "untrusted"},
+    {"models", "objectives", "tokenizer", "template", "metrics", "transport", "untrusted"},
     {"data", "sampling", "training", "hf"},
     {"textgen"},
     {"judge", "rewriter", "remote"},

@@ -130,6 +130,8 @@ def test_a_wrong_value_is_rejected_by_its_name(key, value, message, tmp_path):
     values = setup.plain(of("microworld", "debug"))
     values["runs"]["base"]["microbatches"] = 4
     values["runs"]["base"]["batch"] = 8
+    values["order"] = ("base", "judge", "rewriter", *values["order"][2:])
+    values["runs"]["sip_learned"]["rewriter"] |= dict(backend="local", init_from="rewriter")
     *path, last = key.split(".")
     part = values
     for name in path:

@@ -29,6 +29,7 @@ POLICY, JUDGE = config.llama_1b4(), config.llama31_8b()
 TX = optim.build(optim.OptimConfig(lr=1e-4, steps=1000))
 B, T, R, K = 256, 2048, 128, 16
 RL = rl.resolve(importlib.import_module("judge_llama8b").get_config(), "judge")
+REASON = 128  # tokens of a reasoned verdict
 LABELS = 64  # documents of a batch of judge training
 # 272 verdicts per prefix: 16 x 15 ordered pairs for quality, 16 each for factuality and safety.
 JUDGE_B, JUDGE_T, JUDGE_C, JUDGE_R = 16, bucket(2100, 16), bucket(272), bucket(300, 16)
@@ -164,6 +165,12 @@ def _judge(cfg):
     )
 
 
+def _reasons(cfg):
+    run = sampling.answering(cfg, 1, REASON, sampling.SamplingConfig(temperature=0.6), (2,))
+    tree = _tree(JUDGE_B, JUDGE_T, JUDGE_C, JUDGE_R)
+    return run, decoder.abstract(cfg, MESH), tree, _array("B", JUDGE_B), _key()
+
+
 def _init(cfg):
     fresh = lambda key: step._fresh(decoder.init(cfg, key), TX, True)
     return step._placed(fresh, cfg, TX, MESH, True), _key()
@@ -184,6 +191,7 @@ PROGRAMS = {
     "rollout": (_rollout, POLICY, B),
     "likelihood": (_likelihood, POLICY, B),
     "judge": (_judge, JUDGE, JUDGE_B),
+    "reasons": (_reasons, JUDGE, JUDGE_B),
     "judge training": (_judge_training, JUDGE, LABELS),
     "policy gradient": (_policy_gradient, RL.model, RL.batch // RL.microbatches),
     "answers": (_answers, RL.model, RL.batch),
@@ -236,7 +244,7 @@ def test_no_more_logits_exist_than_one_chunk_of_each_document(name):
 
 
 # Fewer positions than a chunk.
-FEW = ("dpo", "rf_nll", "rollout", "judge", "judge training", "answers")
+FEW = ("dpo", "rf_nll", "rollout", "judge", "reasons", "judge training", "answers")
 CHUNKED = [n for n in MODELS if n not in FEW]
 
 
@@ -293,7 +301,7 @@ def test_every_jitted_program_is_among_these():
     root = Path(sampling.__file__).parent
     found = {str(p.relative_to(root)): p.read_text().count("jax.jit") for p in root.rglob("*.py")}
     assert {k: n for k, n in found.items() if n} == {
-        "sampling.py": 1,  # rollout
+        "sampling.py": 2,  # rollout, reasons
         "textgen.py": 1,  # judge
         "training/step.py": 2,  # init, the updates
         "evals/continuations.py": 1,  # likelihood

@@ -100,7 +100,7 @@ def mean_wins(table: Table) -> Wins:
 
     A pair counts only where both orders are valid. A candidate is valid where more than half of
     the opponents that it was to meet were so compared: otherwise its mean is over whom chance
-    left. One without live opponents is a draw with what it is the same as: 1/2, and valid.
+    left. Hence a candidate without opponents is invalid here: nothing was compared.
     """
     both_BKK = table.both_BKK
     score_BK = _mean(table.p_BKK, both_BKK)
@@ -145,10 +145,9 @@ def _mean(p_BKK, mask_BKK):
 
 def _wins(table: Table, score_BK, valid_BK) -> Wins:
     both_BKK, asked = table.both_BKK, float(table.asked_BKK.sum())
-    alone_BK = ~table.live_BKK.any(-1)
     return Wins(
-        np.where(alone_BK, 0.5, np.where(valid_BK, score_BK, 0.0)),
-        valid_BK | alone_BK,
+        np.where(valid_BK, score_BK, 0.0),
+        valid_BK,
         invalid=(float((table.asked_BKK & ~table.seen_BKK).sum()), asked),
         flips=_share(_flipped(table.win_BKK), both_BKK),
         ties=_share(abs(table.p_BKK - 0.5) < TIE, both_BKK),

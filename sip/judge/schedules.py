@@ -55,10 +55,10 @@ def draws(prefixes: Sequence[str], candidates: Sequence[Sequence[str]]) -> np.nd
     """draw_BK2: two numbers in [0, 1) from a hash of prefix and candidate."""
     found = bytearray()
     for prefix, texts in zip(prefixes, candidates, strict=True):
-        known = hashlib.blake2b(prefix.encode() + b"\0", digest_size=16)
+        known = hashlib.blake2b(prefix.encode(errors="surrogatepass") + b"\0", digest_size=16)
         for text in texts:
             own = known.copy()
-            own.update(text.encode())
+            own.update(text.encode(errors="surrogatepass"))
             found += own.digest()
     bits = np.frombuffer(bytes(found), "<u8").reshape(len(prefixes), -1, 2)
     return (bits >> np.uint64(11)) / 2.0**53
@@ -69,11 +69,13 @@ def play(
 ) -> Wins:
     """Asks for comparisons of live candidates and says what came of them.
 
+    One that lives alone is a draw, valid, with 1/2: it would tie with the equals merged into it.
     `draw_BK2` are two numbers in [0, 1) per candidate (see `draws`); `hard` as in `compare.enter`.
     """
     if cfg.name == "all":
         pairs, table = compare.all_pairs(mask_BK), compare.empty(mask_BK)
-        return compare.mean_wins(compare.enter(table, pairs, *ask(pairs), hard=hard))
+        wins = compare.mean_wins(compare.enter(table, pairs, *ask(pairs), hard=hard))
+        return _with_alone(wins, mask_BK)
     at_BK = np.argsort(np.where(mask_BK, draw_BK2[..., 0], np.inf), axis=1, kind="stable")
     place = lambda x_B, i_B: np.take_along_axis(x_B, i_B, axis=1)
     table = compare.empty(place(mask_BK, at_BK))
@@ -84,9 +86,16 @@ def play(
         shown = Pairs(place(at_BK, pairs.first_BC), place(at_BK, pairs.second_BC), pairs.mask_BC)
         table = compare.enter(table, pairs, *ask(shown), hard=hard)
     wins, back_BK = compare.expected_wins(table), np.argsort(at_BK, axis=1)
-    return dataclasses.replace(
+    wins = dataclasses.replace(
         wins, score_BK=place(wins.score_BK, back_BK), valid_BK=place(wins.valid_BK, back_BK)
     )
+    return _with_alone(wins, mask_BK)
+
+
+def _with_alone(wins: Wins, mask_BK) -> Wins:
+    alone_BK = mask_BK & (mask_BK.sum(1, keepdims=True) == 1)
+    score_BK = np.where(alone_BK, 0.5, wins.score_BK)
+    return dataclasses.replace(wins, score_BK=score_BK, valid_BK=wins.valid_BK | alone_BK)
 
 
 def _rounds(cfg: ScheduleConfig, at_BK, number_BK) -> list[Callable[[Table], np.ndarray]]:

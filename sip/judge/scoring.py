@@ -104,7 +104,7 @@ class TextJudge:
             return self._ask(aspect, trunks, branches, pairs.mask_BC)
 
         wins = schedules.play(self.schedule, ask, mask_BK, draw_BK2, hard=self.hard)
-        return wins.score_BK, wins.valid_BK & mask_BK, {"invalid": wins.invalid, **_soundness(wins)}
+        return wins.score_BK, wins.valid_BK, {"invalid": wins.invalid, **_soundness(wins)}
 
     def _pointwise(self, aspect, trunks, candidates, mask_BK) -> Scored:
         branches = [

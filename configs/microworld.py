@@ -158,14 +158,14 @@ def judge_run(model) -> ConfigDict:
 
 
 def rewriter_run(model) -> ConfigDict:
-    """A rewriter: the base model with a copied layer on top, taught by corrected suffixes."""
+    """A rewriter: the base model with copies of its layers on top, taught by corrected suffixes."""
     return common.rewriter_run(
-        model=dict(model, layers=3),
+        model=dict(model, layers=4),
         split=JUDGE,
-        steps=1000,
+        steps=800,
         batch=32,
         init_from="base",
-        optim=common.adamw(2e-3, warmup_steps=20),
+        optim=common.adamw(4e-3, warmup_steps=20),
         rewrites=dict(prompt="rewrite", documents=9600, held_out=1000),
     )
 

@@ -6,7 +6,8 @@ import pytest
 import tiny
 
 from sip import mesh as meshes
-from sip import rewriter, sampling
+from sip import rewriter, sampling, template
+from sip.judge import prompts
 from sip.rewriter import LocalRewriter, Prompt, TruthRewriter
 from sip.structs import Rollouts, UserError
 from sip.tokenizer import Byte
@@ -55,8 +56,15 @@ def test_an_empty_rewrite_is_invalid():
 def test_the_prompt_repeats_and_primes_the_last_five_words():
     segments = rewriter.load("rewrite").segments("One. Two three four five six", " seven.")
     text = "".join(segments)
-    assert text.endswith("\nDraft: Two three four five six seven.\nBetter: Two three four five six")
-    assert text.startswith("Rewrite.\nText:One. Two three")
+    assert text == (
+        "Better continuation?\nText:One. Two three four five six\n"
+        "Continuation: Two three four five six seven.\nBetter: Two three four five six"
+    )
+
+
+def test_a_tokenizer_made_for_the_judges_prompts_has_the_rewriters_words_too():
+    known = prompts.symbols(prompts.load(name) for name in ("quality", "grade"))
+    assert {s for s in template.pieces(rewriter.load("rewrite").template)[::2] if s} <= set(known)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +80,14 @@ def test_a_prompts_tokens_are_its_segments_tokens():
     prompt, byte = rewriter.load("rewrite"), Byte()
     ids = rewriter.prompt_ids(prompt, byte, byte.encode, "a b", " c")
     joined = sum((byte.encode(s) for s in prompt.segments("a b", " c")), [byte.bos])
-    assert ids == joined == [byte.bos, *byte.encode("Rewrite.\nText:a b\nDraft:a b c\nBetter:a b")]
+    assert (
+        ids
+        == joined
+        == [
+            byte.bos,
+            *byte.encode("Better continuation?\nText:a b\nContinuation:a b c\nBetter:a b"),
+        ]
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,8 +182,8 @@ FATES = {
     "a copy": (" g h i j$", " g h i j"),
     "another": (" a a a a$", " a a a a"),
     "ended by a newline": (" g h i\n j", " g h i"),
-    "a little longer, cut": (" g h i j k$", " g h i j"),
-    "far too long": (" g h i j k k$", ""),
+    "the longest": (" g h i j k$", " g h i j"),
+    "too long by one": (" g h i j kk$", ""),
     "never ended": (" g h i j k a b c d e", ""),
     "half as long": (" g h$", " g h"),
     "less than half": (" gh$", ""),
@@ -197,12 +212,12 @@ def test_a_prompt_too_long_is_invalid_and_its_neighbours_are_not(monkeypatch):
     assert made.rewrite(["a " * 40], [SUFFIX])[0] == [""] and made.rewrite([], [])[0] == []
 
 
-def test_the_longest_prompt_that_fits_leaves_room_for_the_longest_rewrite():
+def test_the_longest_prompt_that_fits_leaves_room_for_the_longest_rewrite(monkeypatch):
     letters, room = Letters(), tiny.CFG.max_len - 11
     size = lambda n: len(rewriter.prompt_ids(PROMPT, letters, letters.encode, "a" * n, SUFFIX))
     n = max(n for n in range(40) if size(n) <= room)
-    asked = [local()._asked("a" * m, SUFFIX) for m in (n, n + 1)]
-    assert [len(a.ids) + a.limit <= tiny.CFG.max_len for a in asked] == [True, False]
+    made = scripted(monkeypatch, [SUFFIX + "$"] * 2)
+    assert made.rewrite(["a" * n, "a" * (n + 1)], [SUFFIX] * 2)[1].tolist() == [True, False]
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")

@@ -29,13 +29,14 @@ def get_config(arg: str = "") -> ConfigDict:
     rl = common.rl_judge_run(
         model=judge.model,
         split=judge.split,
-        steps=400,
-        batch=64,
+        steps=300,
+        batch=192,
         init_from="judge",
-        optim=common.adamw(5e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
+        optim=common.adamw(1e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
         labels=labels,
         rollouts=16,
         answer=1,
+        both_orders=True,  # else the judge swings between preferring the first and the second
         sampling=common.section(temperature=1.0, top_k=0, top_p=1.0),
         objective=common.policy_gradient(),
     )

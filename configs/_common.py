@@ -217,6 +217,7 @@ def judge(
     reference="suffix",
     weights=(("quality", 1.0), ("safety", 1.0), ("factuality", 1.0)),
     schedule=ALL_PAIRS,
+    recall="",
 ) -> ConfigDict:
     """Who judges: local (a trained judge), http (a server), rule, or truth (the corpus's own)."""
     return section(
@@ -229,6 +230,7 @@ def judge(
         hard=False,
         batch=16,
         reference=reference,
+        recall=recall,
         schedule=schedule,
     )
 

@@ -70,6 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
         vocab_size=640,
         documents=20000,
         prompts=("quality", "safety", "factuality", "grade"),
+        recall="recall",
     )
     config.order = ("base", "judge", "standard", "sip_learned", "sip_oracle", "sft_one_rollout")
     config.runs = runs()
@@ -124,7 +125,7 @@ def runs() -> dict:
                 "optim": common.adamw(4.5e-4, warmup_steps=10),
                 "candidates": common.candidates(since=60),
             },
-            judge=common.judge("local", init_from="judge"),
+            judge=common.judge("local", init_from="judge", recall="recall"),
             rewriter=common.rewriter("truth"),
         ),
         sip_oracle=common.sip_run(**sip, **truth),
@@ -151,6 +152,7 @@ def judge_run(model) -> ConfigDict:
             rewrites=True,
             reference="suffix",
             spoilers=5,
+            recall="recall",
             marks=dict(quality="grade"),
             marks_weight=1.0,
         ),

@@ -85,7 +85,7 @@ def rewritten(run) -> bool:
 def ablations(main, backend: str) -> dict[str, ConfigDict]:
     """Every ablation by name, made from the main recipe's runs."""
     source = lambda name: name if backend == "local" else ""
-    judge = common.judge(backend, init_from=source("judge"))
+    judge = common.judge(backend, init_from=source("judge"), recall=source("recall"))
     rewriter = common.rewriter(backend, init_from=source("rewriter"))
     judge.min_mass = main.sip_learned.judge.min_mass
 

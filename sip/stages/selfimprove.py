@@ -17,6 +17,7 @@ from sip import rewriter as rewriters
 from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.judge import prompts, scoring
+from sip.judge import recall as recalling
 from sip.judge.schedules import ScheduleConfig
 from sip.mesh import put_batch
 from sip.stages import collect
@@ -40,6 +41,9 @@ class JudgeConfig:
     hard: bool = False
     batch: int = 16  # local: prefixes judged at a time
     reference: str = "suffix"  # suffix | rewrite: what aspects with a reference are shown
+    recall: str = (
+        ""  # how it is asked for notes on each prefix, before any verdict; empty: it isn't
+    )
     schedule: ScheduleConfig = ScheduleConfig()  # who is compared, where judging is pairwise
 
     def __post_init__(self):
@@ -47,6 +51,8 @@ class JudgeConfig:
             raise UserError(f"judge.reference must be suffix or rewrite, not {self.reference!r}")
         if self.backend not in BACKENDS:
             raise UserError(f"judge.backend must be one of {BACKENDS}, not {self.backend!r}")
+        if self.recall and self.backend in ("rule", "truth"):
+            raise UserError(f"judge.recall: backend {self.backend} writes no notes")
         if self.batch < 1:
             raise UserError(f"judge.batch must be at least 1, not {self.batch}")
         if self.backend == "http":
@@ -227,7 +233,8 @@ def build_judge(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring
     if wanted.backend == "local" or (wanted.backend == "http" and wanted.http.tokens):
         for aspect in aspects:
             prompts.check_options(tokenizer, aspect)
-    how = (aspects, wanted.weights, wanted.min_mass, wanted.hard, wanted.schedule)
+    recall = recalling.load(wanted.recall) if wanted.recall else None
+    how = (aspects, wanted.weights, wanted.min_mass, wanted.hard, wanted.schedule, recall)
     if wanted.backend == "rule":
         return scoring.TextJudge(ruled(wanted.rule), *how)
     if wanted.backend == "http":

@@ -179,17 +179,18 @@ def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
     )
 
     def batch(at: int):
-        return {a: trees.batch(at, c.batch, seed=config.seed) for a, trees in made.examples.items()}
+        found = made.examples.items()
+        return {a: labels.batch(trees, at, c.batch, seed=config.seed) for a, trees in found}
 
     def accuracy(params, split):
         judge = Local(params, cfg, tokenizer, mesh)
-        return loop.ratios([labels.accuracy(judge, made.held_out[split])])
+        return loop.ratios([made.accuracy(judge, split)])
 
     return Task(
         batch,
         losses.verdict_terms(cfg),
         {
-            **dict.fromkeys(wanted.per_prefix, 1.0),
+            **dict.fromkeys(made.examples, 1.0),
             **{f"{aspect}/marks": wanted.marks_weight for aspect in wanted.marks},
         },
         lambda p: {f"eval/{k}": v for k, v in accuracy(p, "validation").items()},

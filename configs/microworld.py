@@ -138,14 +138,14 @@ def judge_run(model) -> ConfigDict:
     return common.judge_run(
         model=dict(model, layers=4),
         split=JUDGE,
-        steps=600,
+        steps=400,
         batch=16,
         init_from="base",
         optim=common.adamw(1.5e-3, warmup_steps=20),
         labels=dict(
             per_prefix=dict(quality=8, safety=1, factuality=3),
             source="base",
-            documents=9600,
+            documents=6400,
             held_out=300,
             rollouts=2,
             temperatures=(1.0, 0.5),
@@ -153,8 +153,9 @@ def judge_run(model) -> ConfigDict:
             reference="suffix",
             spoilers=5,
             recall="recall",
-            marks=dict(quality="grade"),
+            marks=dict(quality="grade", factuality="factuality"),
             marks_weight=1.0,
+            new_words=True,
         ),
     )
 

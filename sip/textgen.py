@@ -173,6 +173,12 @@ def pack(
     return Tree(tokens_BT, mask_BT, tokens_NR.reshape(shape), mask_NR.reshape(shape), fork_BC)
 
 
+def snug(trunks: Sequence[Ids], branches: Sequence[Sequence[Ids]], pad: int, C: int) -> Tree:
+    """A tree as small as its longest trunk and branch, to the next multiple of 4."""
+    longest = lambda rows: -(-max(map(len, rows)) // 4) * 4
+    return pack(trunks, branches, pad, longest(trunks), C, longest(chain.from_iterable(branches)))
+
+
 def _padded(rows: Sequence[Ids], width: int, pad: int) -> tuple[Any, Any]:
     """(tokens_NW, mask_NW), left aligned."""
     lengths_N = np.fromiter(map(len, rows), np.int32, len(rows))

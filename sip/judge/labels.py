@@ -23,7 +23,7 @@ from sip.judge.prompts import Aspect
 from sip.judge.recall import Recall, RecallExamples
 from sip.judge.spoilers import SPOILERS, Others, Phrases
 from sip.structs import Asked, Tree, UserError
-from sip.textgen import Text, TextGenerator, bucket, pack, tokens_of
+from sip.textgen import Text, TextGenerator, snug, tokens_of
 from sip.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -289,9 +289,7 @@ def _trees(tokenizer, aspect, rows, C, max_len, show) -> LabelledTrees:
         raise UserError(f"labels: no example of aspect {aspect.name!r} fits {max_len} tokens")
     branches = [[ids for _, _, ids in full] for *_, full in kept]
     trunks = [ids for _, _, ids, _ in kept]
-    T = bucket(max(map(len, trunks)), 16)
-    R = bucket(max(map(len, chain.from_iterable(branches))), 16)
-    tree = pack(trunks, branches, tokenizer.pad, T, C, R)
+    tree = snug(trunks, branches, tokenizer.pad, C)
     labels_NC = padded([[label for _, label, _ in full] for *_, full in kept], C)
     length_NC = np.asarray(tree.mask_BCR).sum(-1)
     verdicts = Asked(

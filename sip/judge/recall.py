@@ -16,7 +16,7 @@ from sip.judge import prompts
 from sip.sampling import SamplingConfig
 from sip.structs import Asked, Tree, UserError
 from sip.template import fields, fill, pieces
-from sip.textgen import Ids, TextGenerator, bucket, pack, tokens_of
+from sip.textgen import Ids, TextGenerator, snug, tokens_of
 from sip.tokenizer import Tokenizer
 
 MARKERS = "=== trunk\n", "\n=== branch\n", "\n=== shown\n"
@@ -140,10 +140,8 @@ def examples(
             kept.append((prefix, text, ids, begun, said))
     if not kept:
         raise UserError(f"recall {recall.name!r}: no note fits")
-    T = bucket(max(len(ids) for _, _, ids, _, _ in kept), 16)
-    R = bucket(max(len(begun) + len(said) - 1 for *_, begun, said in kept), 16)
     branches = [[[*begun, *said[:-1]]] for *_, begun, said in kept]
-    tree = pack([ids for _, _, ids, _, _ in kept], branches, tokenizer.pad, T, 1, R)
+    tree = snug([ids for _, _, ids, _, _ in kept], branches, tokenizer.pad, 1)
     asked = _asked([(len(begun), said) for *_, begun, said in kept])
     return RecallExamples(
         recall, [row[0] for row in kept], [row[1] for row in kept], tree, {recall.name: asked}

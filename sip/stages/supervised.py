@@ -29,6 +29,7 @@ class LabelConfig(labelled.LabelConfig):
 
     marks: dict[str, str] = field(default_factory=dict)  # aspect -> the one that grades sentences
     marks_weight: float = 1.0  # of their loss, beside the verdicts'
+    new_words: bool = False  # tokens that only prompts have start as the average token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ class Task:
     weights: dict[str, float]
     during: Callable[[Params], dict[str, float]]
     finish: Callable[[Params], dict[str, float]]
+    new_tokens: tuple[int, ...] = ()
 
 
 def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
@@ -95,7 +97,14 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         contextlib.ExitStack() as opened,
     ):
         state, first, pending = setup.start_state(
-            manager, cfg, tx, mesh, seed=config.seed, init_from=init_from, reference=False
+            manager,
+            cfg,
+            tx,
+            mesh,
+            seed=config.seed,
+            init_from=init_from,
+            reference=False,
+            new_tokens=task.new_tokens,
         )
         update = step.make_update(
             task.terms, tx, lambda _: task.weights, microbatches=c.microbatches
@@ -166,6 +175,7 @@ def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
     aspects = [prompts.load(a) for a in wanted.per_prefix]
     for aspect in aspects:
         prompts.check_options(tokenizer, aspect)
+    grades = {aspect: prompts.load(name) for aspect, name in wanted.marks.items()}
     made = labelled.made(
         config,
         wanted,
@@ -175,7 +185,7 @@ def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
         mesh,
         tokenizer,
         max_len=cfg.max_len,
-        grades={aspect: prompts.load(grades) for aspect, grades in wanted.marks.items()},
+        grades=grades,
     )
 
     def batch(at: int):
@@ -195,7 +205,15 @@ def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
         },
         lambda p: {f"eval/{k}": v for k, v in accuracy(p, "validation").items()},
         lambda p: labelled.write_accuracy(workdir, name, accuracy(p, "test")),
+        _unseen(made, [*aspects, *grades.values()], corpus, tokenizer) if wanted.new_words else (),
     )
+
+
+def _unseen(made, aspects, corpus, tokenizer) -> tuple[int, ...]:
+    """Tokens of a judge's prompts that stand in no document."""
+    words = [*prompts.symbols(aspects), *(made.recall.symbols() if made.recall else ())]
+    ids = {token for word in words for token in tokenizer.encode(word)}
+    return tuple(sorted(ids - set(np.unique(corpus.chunks.tokens_N).tolist())))
 
 
 def rewrites_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) -> Task:

@@ -155,7 +155,6 @@ def judge_run(model) -> ConfigDict:
             recall="recall",
             marks=dict(quality="grade", factuality="factuality"),
             marks_weight=1.0,
-            new_words=True,
         ),
     )
 

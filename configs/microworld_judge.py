@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg != "debug":
         judge.optim.steps, judge.steps = judge.steps, START  # stopped early, not shortened
     labels = judge.labels.copy_and_resolve_references()
-    del labels.marks, labels.marks_weight, labels.new_words
+    del labels.marks, labels.marks_weight
     rl = common.rl_judge_run(
         model=judge.model,
         split=judge.split,

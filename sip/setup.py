@@ -7,7 +7,7 @@ import os
 import time
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -332,18 +332,10 @@ def load_params(directory: str, mesh) -> tuple[Params, ModelConfig]:
 
 
 def start_state(
-    manager,
-    cfg: ModelConfig,
-    tx,
-    mesh,
-    *,
-    seed: int,
-    init_from: str,
-    reference: bool,
-    new_tokens: Sequence[int] = (),
+    manager, cfg: ModelConfig, tx, mesh, *, seed: int, init_from: str, reference: bool
 ) -> tuple[TrainState, int, list]:
     """State, step and unwritten metrics to go on from: (1) the run's own last checkpoint,
-    (2) `init_from`, to which `new_tokens` are introduced, (3) fresh.
+    (2) `init_from`, (3) fresh.
 
     The reference of a fresh state is its initial parameters.
     """
@@ -358,8 +350,6 @@ def start_state(
         raise UserError(f"init_from {init_from}: its model is {found}, the config says {cfg}")
     if found.layers < cfg.layers:
         params = decoder.deepen(params, cfg)
-    if new_tokens:
-        params = decoder.introduce(params, new_tokens)
     return step.state_of(params, cfg, tx, mesh, reference=reference), 0, []
 
 

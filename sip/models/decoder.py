@@ -6,14 +6,12 @@ apply(params, cfg, tree, cache=cache)    more positions of branches whose past i
 """
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from sip.mesh import constrain, param_sharding
 from sip.models import layers
@@ -329,23 +327,6 @@ def deepen(params: Params, cfg: ModelConfig) -> Params:
 
     blocks = params["blocks"]["block"]
     return {**params, "blocks": {"block": {k: more(k, v) for k, v in blocks.items()}}}
-
-
-def introduce(params: Params, tokens: Sequence[int]) -> Params:
-    """Parameters that take tokens they have never seen for the average of all others.
-
-    Training pushes what never occurs far down, alike for all; new tokens begin at the mean of the
-    embeddings instead (Hewitt 2021), and keep what tells them from each other.
-    """
-    at, rows = np.array(tokens), [name for name in ("embed", "unembed") if name in params]
-
-    def mean(x_VD):
-        old = np.ones(len(x_VD), bool)
-        old[at] = False
-        return x_VD.at[at].add(x_VD[old].mean(0) - x_VD[at].mean(0))
-
-    changed = {n: mean(params[n]) if n == "embed" else mean(params[n].T).T for n in rows}
-    return {**params, **changed}
 
 
 def abstract(cfg: ModelConfig, mesh) -> Params:

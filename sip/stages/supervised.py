@@ -29,7 +29,6 @@ class LabelConfig(labelled.LabelConfig):
 
     marks: dict[str, str] = field(default_factory=dict)  # aspect -> the one that grades sentences
     marks_weight: float = 1.0  # of their loss, beside the verdicts'
-    new_words: bool = False  # tokens that only prompts have start as the average token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,6 @@ class Task:
     weights: dict[str, float]
     during: Callable[[Params], dict[str, float]]
     finish: Callable[[Params], dict[str, float]]
-    new_tokens: tuple[int, ...] = ()
 
 
 def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
@@ -97,14 +95,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         contextlib.ExitStack() as opened,
     ):
         state, first, pending = setup.start_state(
-            manager,
-            cfg,
-            tx,
-            mesh,
-            seed=config.seed,
-            init_from=init_from,
-            reference=False,
-            new_tokens=task.new_tokens,
+            manager, cfg, tx, mesh, seed=config.seed, init_from=init_from, reference=False
         )
         update = step.make_update(
             task.terms, tx, lambda _: task.weights, microbatches=c.microbatches
@@ -205,15 +196,7 @@ def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
         },
         lambda p: {f"eval/{k}": v for k, v in accuracy(p, "validation").items()},
         lambda p: labelled.write_accuracy(workdir, name, accuracy(p, "test")),
-        _unseen(made, [*aspects, *grades.values()], corpus, tokenizer) if wanted.new_words else (),
     )
-
-
-def _unseen(made, aspects, corpus, tokenizer) -> tuple[int, ...]:
-    """Tokens of a judge's prompts that stand in no document."""
-    words = [*prompts.symbols(aspects), *(made.recall.symbols() if made.recall else ())]
-    ids = {token for word in words for token in tokenizer.encode(word)}
-    return tuple(sorted(ids - set(np.unique(corpus.chunks.tokens_N).tolist())))
 
 
 def rewrites_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) -> Task:

@@ -206,7 +206,13 @@ def schedule(name: str = "all", **changes) -> ConfigDict:
     return section(**{**values, **changes})
 
 
-ALL_PAIRS = schedule()
+def proofread(init_from: str = "", **changes) -> ConfigDict:
+    """Who marks, in what a judge is shown, the words that good text would not have."""
+    values = dict(gap=3.5, most=4, mark="¿", batch=16)
+    return section(init_from=init_from, **{**values, **changes})
+
+
+ALL_PAIRS, UNREAD = schedule(), proofread()
 
 
 def judge(
@@ -217,7 +223,7 @@ def judge(
     reference="suffix",
     weights=(("quality", 1.0), ("safety", 1.0), ("factuality", 1.0)),
     schedule=ALL_PAIRS,
-    recall="",
+    proofread=UNREAD,
 ) -> ConfigDict:
     """Who judges: local (a trained judge), http (a server), rule, or truth (the corpus's own)."""
     return section(
@@ -230,7 +236,7 @@ def judge(
         hard=False,
         batch=16,
         reference=reference,
-        recall=recall,
+        proofread=proofread,
         schedule=schedule,
     )
 

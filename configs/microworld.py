@@ -32,6 +32,7 @@ MODEL = dict(
     branch_chunk=64,
     logprob_chunk=512,
 )
+READ = common.proofread("tutor")
 BASE, FRESH, JUDGE = "train[:60%]", "train[60%:75%]", "train[75%:]"  # disjoint documents
 
 
@@ -70,9 +71,17 @@ def get_config(arg: str = "") -> ConfigDict:
         vocab_size=640,
         documents=20000,
         prompts=("quality", "safety", "factuality", "grade"),
-        recall="recall",
+        symbols=("¿",),
     )
-    config.order = ("base", "judge", "standard", "sip_learned", "sip_oracle", "sft_one_rollout")
+    config.order = (
+        "base",
+        "tutor",
+        "judge",
+        "standard",
+        "sip_learned",
+        "sip_oracle",
+        "sft_one_rollout",
+    )
     config.runs = runs()
     config.report = dict(
         rows=("base", "standard", "sip_learned", "sip_oracle", "sft_one_rollout"),
@@ -107,6 +116,18 @@ def runs() -> dict:
             optim=common.adamw(3e-3, warmup_steps=100),
             evals=common.evals(baseline=""),
         ),
+        tutor=common.sip_run(
+            model=model,
+            split=JUDGE,
+            steps=200,
+            batch=32,
+            init_from="base",
+            optim=common.adamw(1e-3, warmup_steps=10),
+            objective=common.objective("rf_nll"),
+            candidates=common.candidates(suffix=False, rollouts=0, chosen="rewrite"),
+            **truth,
+            evals=common.evals(baseline="base"),
+        ),
         judge=judge_run(model),
         rewriter=rewriter_run(model),
         standard=common.documents_run(
@@ -125,7 +146,7 @@ def runs() -> dict:
                 "optim": common.adamw(4.5e-4, warmup_steps=10),
                 "candidates": common.candidates(since=60),
             },
-            judge=common.judge("local", init_from="judge", recall="recall"),
+            judge=common.judge("local", init_from="judge", proofread=READ),
             rewriter=common.rewriter("truth"),
         ),
         sip_oracle=common.sip_run(**sip, **truth),
@@ -152,8 +173,8 @@ def judge_run(model) -> ConfigDict:
             rewrites=True,
             reference="suffix",
             spoilers=5,
-            recall="recall",
-            marks=dict(quality="grade", factuality="factuality"),
+            proofread=READ,
+            marks=dict(quality="grade"),
             marks_weight=1.0,
         ),
     )
@@ -177,7 +198,14 @@ def shrink(config) -> ConfigDict:
     config.data.world.update(entities=8, train=1500, validation=100, test=150)
     config.tokenizer.documents = 1000
     steps = dict(
-        base=40, judge=6, rewriter=6, standard=6, sip_learned=4, sip_oracle=4, sft_one_rollout=4
+        base=40,
+        tutor=4,
+        judge=6,
+        rewriter=6,
+        standard=6,
+        sip_learned=4,
+        sip_oracle=4,
+        sft_one_rollout=4,
     )
     for name, run in config.runs.items():
         run.steps = steps[name]

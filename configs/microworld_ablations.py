@@ -65,7 +65,7 @@ def get_config(arg: str = "") -> ConfigDict:
             )
     needed = ("base",)
     if "truth" not in words:
-        needed += ("judge",) if not set(names) <= {*FIXED, *UNJUDGED} else ()
+        needed += ("tutor", "judge") if not set(names) <= {*FIXED, *UNJUDGED} else ()
         needed += ("rewriter",) if any(rewritten(found[name]) for name in names) else ()
     config.runs = {n: config.runs[n] for n in needed} | {n: found[n] for n in names}
     config.order = (*needed, *names)
@@ -85,7 +85,8 @@ def rewritten(run) -> bool:
 def ablations(main, backend: str) -> dict[str, ConfigDict]:
     """Every ablation by name, made from the main recipe's runs."""
     source = lambda name: name if backend == "local" else ""
-    judge = common.judge(backend, init_from=source("judge"), recall=source("recall"))
+    reader = common.proofread(source("tutor"))
+    judge = common.judge(backend, init_from=source("judge"), proofread=reader)
     rewriter = common.rewriter(backend, init_from=source("rewriter"))
     judge.min_mass = main.sip_learned.judge.min_mass
 

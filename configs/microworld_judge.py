@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg not in ("", "debug"):
         raise ValueError(f"configs/microworld_judge.py knows no variant {arg!r}, only 'debug'")
     config: Any = microworld.get_config(arg)
-    base, judge = config.runs.base, config.runs.judge
+    base, tutor, judge = config.runs.base, config.runs.tutor, config.runs.judge
     if arg != "debug":
         judge.optim.steps, judge.steps = judge.steps, START  # stopped early, not shortened
     labels = judge.labels.copy_and_resolve_references()
@@ -43,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if arg == "debug":
         rl.steps, rl.batch, rl.optim.warmup_steps, rl.log.every_steps = 4, 8, 2, 2
         rl.evals.every_steps = 2
-    config.runs = dict(base=base, judge=judge, judge_rl=rl)
-    config.order = ("base", "judge", "judge_rl")
+    config.runs = dict(base=base, tutor=tutor, judge=judge, judge_rl=rl)
+    config.order = ("base", "tutor", "judge", "judge_rl")
     config.report = dict(rows=("base",), judge="judge_rl", standard="")
     return config

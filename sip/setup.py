@@ -17,7 +17,7 @@ from etils import epath
 from sip import mesh as meshes
 from sip import tokenizer as tokenizers
 from sip.data import chunks, documents
-from sip.judge import prompts, recall
+from sip.judge import prompts
 from sip.mesh import MeshConfig
 from sip.models import decoder
 from sip.models.config import ModelConfig
@@ -34,8 +34,8 @@ SEEDS = "seeds.json"  # in the workdir of a job over several seeds: which, and w
 class TokenizerConfig:
     """A tokenizer file, or one trained on the corpus when `path` is empty.
 
-    `prompts`: aspects of judging whose words and verdicts it must hold as single tokens;
-    `recall`: a judge's prompt for notes, likewise.
+    `prompts`: aspects of judging whose words and verdicts it must hold as single tokens, and
+    `symbols` whatever else must be one.
     """
 
     kind: str = "sentencepiece"  # sentencepiece | byte
@@ -43,7 +43,7 @@ class TokenizerConfig:
     vocab_size: int = 768
     documents: int = 20000  # of the training split, to train on
     prompts: tuple[str, ...] = ()
-    recall: str = ""
+    symbols: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -271,14 +271,12 @@ def open_tokenizer(config, workdir: str) -> Tokenizer:
         data_dir = str(shared_dir(workdir) / "data")
         texts = _documents(data_config(config.data, "train"), data_dir).texts
         symbols = prompts.symbols(prompts.load(name) for name in cfg.prompts)
-        if cfg.recall:
-            symbols = tuple(dict.fromkeys((*symbols, *recall.load(cfg.recall).symbols())))
         path.parent.mkdir(parents=True, exist_ok=True)
         tokenizers.train_sentencepiece(
             [texts[i] for i in range(min(cfg.documents, len(texts)))],
             str(path),
             vocab_size=cfg.vocab_size,
-            symbols=symbols,
+            symbols=tuple(dict.fromkeys((*symbols, *cfg.symbols))),
         )
     return _load_tokenizer(cfg.kind, str(path))
 

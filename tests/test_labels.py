@@ -145,14 +145,14 @@ def test_candidates_are_no_longer_than_asked():
 def test_batches_are_addressed_by_step_and_an_epoch_is_a_permutation():
     trees = _make()["factuality"]
     n = len(trees)
-    tree, asked = labels.batch(trees, 3, 2, seed=5)
-    again, _ = labels.batch(_make()["factuality"], 3, 2, seed=5)
+    tree, asked = trees.batch(3, 2, seed=5)
+    again, _ = _make()["factuality"].batch(3, 2, seed=5)
     assert (tree.tokens_BCR == again.tokens_BCR).all()
     last_BC = np.maximum(tree.mask_BCR.sum(-1) - 1, 0)
     assert (asked["factuality"].at_BCM[..., 0] == last_BC).all()
-    epoch = np.concatenate([labels.batch(trees, step, 1, seed=5)[0].tokens_BT for step in range(n)])
+    epoch = np.concatenate([trees.batch(step, 1, seed=5)[0].tokens_BT for step in range(n)])
     assert sorted(map(tuple, epoch)) == sorted(map(tuple, trees.tree.tokens_BT))
-    first, second = (labels.batch(trees, step, n, seed=5)[0].tokens_BT for step in (0, 1))
+    first, second = (trees.batch(step, n, seed=5)[0].tokens_BT for step in (0, 1))
     assert (first != second).any()
 
 

@@ -32,10 +32,6 @@ class Truth(Protocol):
         """Corrected suffixes of at least `words` words."""
         ...
 
-    def notes(self, prefixes: Sequence[str]) -> list[str]:
-        """In a few words what bears on the truth of any continuation; empty where nothing does."""
-        ...
-
 
 @dataclass(frozen=True)
 class DataConfig:

@@ -88,16 +88,15 @@ class World:
     def pronoun(self, entity: int) -> str:
         return "she" if self.she_E[entity] else "he"
 
-    def facts(self, entity: int) -> list[str]:
-        """The values of an entity's attributes; of nobody (-1) there are none."""
-        facts = self.facts_EA[entity].tolist() if entity >= 0 else []
-        return [words[fact] for words, fact in zip(self.values, facts, strict=False)]
-
     def slots(self, entity: int) -> dict[str, str]:
         """What the slots of a template say of an entity when the truth is told."""
         pronoun = self.pronoun(entity)
         said = {"E": self.names[entity], "p": pronoun, "P": pronoun.capitalize()}
-        return said | dict(zip(lexicon.ATTRIBUTES, self.facts(entity), strict=True))
+        facts = self.facts_EA[entity].tolist()
+        return said | {
+            name: words[fact]
+            for name, words, fact in zip(lexicon.ATTRIBUTES, self.values, facts, strict=True)
+        }
 
     def documents(self, split: str) -> Iterator[tuple[str, int, int]]:
         """(text, kind, entity) of a split; no text occurs twice, in it or in an earlier one."""

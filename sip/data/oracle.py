@@ -74,11 +74,6 @@ class MicroworldTruth:
             for b, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True))
         ]
 
-    def notes(self, prefixes: Sequence[str]) -> list[str]:
-        """The values of all attributes of whom each prefix is about; of nobody there are none."""
-        topic_B = read(self.lexis, prefixes, [""] * len(prefixes)).topic_B.tolist()
-        return ["".join(f" {value}" for value in self.world.facts(e)) for e in topic_B]
-
 
 def find(lexis: Lexis, reading: Reading) -> Findings:
     per_sentence = _Counter(reading)

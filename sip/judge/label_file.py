@@ -109,6 +109,4 @@ def _labelled(path, which, aspect, rows: Rows, encode, max_len) -> LabelledPromp
     length_N1 = np.array([[len(row)] for row in label_rows])
     C = int(length_N1.max())
     asked = [(trunk, [branch for branch, _ in row]) for trunk, row in kept]
-    return LabelledPrompts(
-        aspect, asked, labels.padded(label_rows, C), np.arange(C) < length_N1, [""] * len(asked)
-    )
+    return LabelledPrompts(aspect, asked, labels.padded(label_rows, C), np.arange(C) < length_N1)

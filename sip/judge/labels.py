@@ -18,9 +18,8 @@ import numpy as np
 
 from sip.data import pipeline
 from sip.judge import marks, prompts
-from sip.judge import recall as recalling
 from sip.judge.prompts import Aspect
-from sip.judge.recall import Recall, RecallExamples
+from sip.judge.proofread import Proofreader
 from sip.judge.spoilers import SPOILERS, Others, Phrases
 from sip.structs import Asked, Tree, UserError
 from sip.textgen import Text, TextGenerator, snug, tokens_of
@@ -37,10 +36,9 @@ class LabelledPrompts:
     """N trunks with up to C labelled branches each."""
 
     aspect: Aspect
-    prompts: list[tuple[Text, list[Text]]]  # without notes: a judge is shown its own
+    prompts: list[tuple[Text, list[Text]]]
     labels_NC: np.ndarray
     mask_NC: np.ndarray
-    prefixes: list[str]  # of the trunks; empty strings where a trunk hangs on none
 
     def __len__(self):
         return len(self.prompts)
@@ -48,18 +46,15 @@ class LabelledPrompts:
 
 @dataclass(frozen=True)
 class LabelledTrees(LabelledPrompts):
-    """The same as numpy trees too, with true notes where the judge writes some."""
+    """The same as numpy trees too."""
 
     tree: Tree  # leading axis N; a branch is a prompt's tokens
     asked: dict[str, Asked]  # `aspect.name`: verdicts; with marks, also `aspect.name/marks`
 
-
-def batch(
-    trees: LabelledTrees | RecallExamples, step: int, size: int, *, seed: int
-) -> tuple[Tree, dict[str, Asked]]:
-    """(tree, asked) of a step; each epoch is a permutation, addressed by position."""
-    rows = pipeline.epochs(len(trees), step, size, seed=seed)
-    return jax.tree.map(lambda x: x[rows], (trees.tree, trees.asked))
+    def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, dict[str, Asked]]:
+        """(tree, asked) of a step; each epoch is a permutation, addressed by position."""
+        rows = pipeline.epochs(len(self), step, size, seed=seed)
+        return jax.tree.map(lambda x: x[rows], (self.tree, self.asked))
 
 
 @dataclass(frozen=True)
@@ -114,7 +109,7 @@ def make(
     most: int = 0,
     references: Sequence[str] | None = None,
     grades: Mapping[str, Aspect] | None = None,
-    recall: Recall | None = None,
+    proofreader: Proofreader | None = None,
 ) -> dict[str, LabelledTrees]:
     """Labelled trees per aspect, at most `per_prefix[aspect]` branches on each trunk.
 
@@ -122,7 +117,7 @@ def make(
     `most`: tokens of a candidate, 0 for any number. A policy's candidates are as long as suffixes:
     a judge that has seen longer rewrites would know them by their length.
     `grades`: aspects whose texts are also marked by the sentence, and with which options.
-    `recall`: how the truth's notes stand in the trees.
+    `proofreader`: the candidates are shown as it has read them.
 
     Pairs come in both orders, so their verdicts balance exactly; ties are dropped. Pointwise
     classes are cut to the rarest one, or to half a fair share where that is more. Prompts longer
@@ -133,8 +128,10 @@ def make(
     texts = [each.texts for each in found]
     sizes = [len(row) for row in texts]
     repeated = [p for p, row in zip(prefixes, texts, strict=True) for _ in row]
-    notes = dict(zip(prefixes, truth.notes(prefixes), strict=True)) if recall else {}
     known = truth.score(repeated, list(chain.from_iterable(texts)))
+    if proofreader is not None:
+        texts = proofreader.read(prefixes, texts)
+        found = [Candidates(row, each.origin) for row, each in zip(texts, found, strict=True)]
     trees = {}
     for i, aspect in enumerate(aspects):
         if aspect.name not in known:
@@ -150,32 +147,25 @@ def make(
             prompts.trunk(aspect, prefix=p, reference=trim(s))
             for p, s in zip(prefixes, suffixes if references is None else references, strict=True)
         ]
-        rows = _rows(aspect, trunks, prefixes, examples, per_prefix[aspect.name])
-        show = functools.partial(_show, recall, notes) if recall else lambda prefix, trunk: trunk
-        made = _trees(tokenizer, aspect, rows, per_prefix[aspect.name], max_len, show)
+        rows = _rows(aspect, trunks, examples, per_prefix[aspect.name])
+        made = _trees(tokenizer, aspect, rows, per_prefix[aspect.name], max_len)
         if grades and aspect.name in grades:
-            made = _marked(truth, tokenizer, made, grades[aspect.name])
+            prefix_of = dict(zip(trunks, prefixes, strict=True))
+            mark = proofreader.config.mark if proofreader else ""
+            made = _marked(truth, tokenizer, made, grades[aspect.name], prefix_of, mark)
         trees[aspect.name] = made
     return trees
 
 
-def _show(recall: Recall, notes: Mapping[str, str], prefix: str, trunk: Text) -> Text:
-    """The trunk with the notes on its prefix, where it hangs on one."""
-    return recall.show(tuple(trunk), notes[prefix]) if prefix else trunk
-
-
-def _marked(truth, tokenizer, trees: LabelledTrees, grades: Aspect) -> LabelledTrees:
-    """The trees with marks in every text under judgement."""
-    rows = [
-        (prefix, branches)
-        for prefix, (_, branches) in zip(trees.prefixes, trees.prompts, strict=True)
-    ]
-    texts = [(prefix, text) for prefix, row in rows for b in row for text in b[1::2]]
-    known = marks.make(truth, tokenizer, grades, trees.aspect.name, texts)
+def _marked(truth, tokenizer, trees: LabelledTrees, grades, prefix_of, mark) -> LabelledTrees:
+    """The trees with marks in every text under judgement; a proofreader's `mark` is no word."""
+    texts = [(t, text) for t, branches in trees.prompts for b in branches for text in b[1::2]]
+    pairs = [(prefix_of[t], text) for t, text in texts]
+    known = marks.make(truth, tokenizer, grades, trees.aspect.name, pairs, mark)
     encode = functools.cache(tokenizer.encode)
     found = [
-        [_marks_of(encode, branch, functools.partial(known, prefix)) for branch in row]
-        for prefix, row in rows
+        [_marks_of(encode, branch, functools.partial(known, prefix_of[trunk])) for branch in row]
+        for trunk, row in trees.prompts
     ]
     answers = [encode(option)[0] for option in grades.options]
     N, C = trees.mask_NC.shape
@@ -265,48 +255,38 @@ def _balanced(examples: list[list[Example]], classes: int, rng) -> list[list[Exa
     ]
 
 
-def _rows(aspect, trunks, prefixes, examples, C) -> list[tuple[str, Text, list[Example]]]:
-    """(prefix, trunk, examples) with at most C each; where all trunks are one, its rows are filled
-    up."""
+def _rows(aspect, trunks, examples, C) -> list[tuple[Text, list[Example]]]:
+    """(trunk, examples) with at most C each; where all trunks are one, its rows are filled up."""
     if aspect.per_prefix:
-        return [(p, t, r[:C]) for p, t, r in zip(prefixes, trunks, examples, strict=True)]
+        return [(t, row[:C]) for t, row in zip(trunks, examples, strict=True)]
     flat = list(chain.from_iterable(examples))
-    return [("", trunks[0], flat[i : i + C]) for i in range(0, len(flat), C)]
+    return [(trunks[0], flat[i : i + C]) for i in range(0, len(flat), C)]
 
 
-def _trees(tokenizer, aspect, rows, C, max_len, show) -> LabelledTrees:
-    """The examples that fit, tokenised; show(prefix, trunk) is what stands in the tree."""
+def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
+    """The examples that fit, tokenised."""
     encode = functools.cache(tokenizer.encode)
     answers = np.array([encode(option)[0] for option in aspect.options], np.int32)
     kept = []
-    for prefix, trunk, examples in rows:
-        ids = [tokenizer.bos, *tokens_of(encode, show(prefix, trunk))]
+    for trunk, examples in rows:
+        ids = [tokenizer.bos, *tokens_of(encode, trunk)]
         full = [(b, label, tokens_of(encode, b)) for b, label in examples]
         full = [example for example in full if len(ids) + len(example[2]) < max_len]
         if full:
-            kept.append((prefix, trunk, ids, full))
+            kept.append((trunk, ids, full))
     if not kept:
         raise UserError(f"labels: no example of aspect {aspect.name!r} fits {max_len} tokens")
-    branches = [[ids for _, _, ids in full] for *_, full in kept]
-    trunks = [ids for _, _, ids, _ in kept]
-    tree = snug(trunks, branches, tokenizer.pad, C)
-    labels_NC = padded([[label for _, label, _ in full] for *_, full in kept], C)
+    branches = [[ids for _, _, ids in full] for _, _, full in kept]
+    tree = snug([ids for _, ids, _ in kept], branches, tokenizer.pad, C)
+    labels_NC = padded([[label for _, label, _ in full] for _, _, full in kept], C)
     length_NC = np.asarray(tree.mask_BCR).sum(-1)
     verdicts = Asked(
         np.maximum(length_NC - 1, 0)[..., None].astype(np.int32),
         answers[labels_NC][..., None],
         (length_NC > 0)[..., None],
     )
-    asked = [(trunk, [branch for branch, _, _ in full]) for _, trunk, _, full in kept]
-    return LabelledTrees(
-        aspect,
-        asked,
-        labels_NC,
-        length_NC > 0,
-        [prefix for prefix, *_ in kept],
-        tree,
-        {aspect.name: verdicts},
-    )
+    asked = [(trunk, [branch for branch, _, _ in full]) for trunk, _, full in kept]
+    return LabelledTrees(aspect, asked, labels_NC, length_NC > 0, tree, {aspect.name: verdicts})
 
 
 def padded(labels: Sequence[Sequence[int]], C: int) -> np.ndarray:
@@ -315,42 +295,19 @@ def padded(labels: Sequence[Sequence[int]], C: int) -> np.ndarray:
 
 
 def accuracy(
-    textgen: TextGenerator,
-    labelled: Mapping[str, LabelledPrompts],
-    recall: Recall | None = None,
+    textgen: TextGenerator, labelled: Mapping[str, LabelledPrompts]
 ) -> dict[str, tuple[float, float]]:
     """(right, asked) by the likeliest option: `quality`, and per class `quality/one`.
 
-    With `recall` the generator is shown its own notes. A prompt that it cannot answer is wrong.
+    A prompt that the generator cannot answer is wrong.
     """
-    counts, found = {}, list(labelled.values())
-    if recall is not None:
-        found = noted(textgen, found, recall)
-    for each in found:
-        trunks, branches = zip(*each.prompts, strict=True)
-        logp_NCO = textgen.choose(trunks, branches, each.aspect.options)
+    counts = {}
+    for found in labelled.values():
+        trunks, branches = zip(*found.prompts, strict=True)
+        logp_NCO = textgen.choose(trunks, branches, found.aspect.options)
         said_NC = np.where(np.isnan(logp_NCO).any(-1), -1, logp_NCO.argmax(-1))
-        counts |= right(each, said_NC)
+        counts |= right(found, said_NC)
     return counts
-
-
-def noted(
-    textgen: TextGenerator, labelled: Sequence[LabelledPrompts], recall: Recall
-) -> list[LabelledPrompts]:
-    """The prompts with the generator's notes, empty ones where it could not write them."""
-    prefixes = [prefix for each in labelled for prefix in each.prefixes if prefix]
-    known = recalling.write(recall, textgen, prefixes)
-    notes = {prefix: text or "" for prefix, text in known.items()}
-    return [
-        dataclasses.replace(
-            each,
-            prompts=[
-                (_show(recall, notes, prefix, trunk), branches)
-                for prefix, (trunk, branches) in zip(each.prefixes, each.prompts, strict=True)
-            ],
-        )
-        for each in labelled
-    ]
 
 
 def right(labelled: LabelledPrompts, said_NC: np.ndarray) -> dict[str, tuple[float, float]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sip.judge.prompts import Aspect
+from sip.judge.proofread import plain
 from sip.structs import UserError
 from sip.tokenizer import Tokenizer
 
@@ -44,16 +45,21 @@ def make(
     grades: Aspect,
     key: str,
     texts: Sequence[tuple[str, str]],
+    mark: str = "",
 ) -> Callable[[str, str], list[Mark]]:
     """marks(prefix, text) for (prefix, text) in `texts`, by what the truth says of `key`.
 
     A sentence is scored as the continuation of all before it. One worth as much as silence is not
-    marked: it is too short to tell, or has nothing to do with the aspect.
+    marked: it is too short to tell, or has nothing to do with the aspect. A proofreader's `mark` in
+    a text is not part of it.
     """
     if grades.kind != "pointwise":
         raise UserError(f"labels.marks: aspect {grades.name!r} is not pointwise")
     asked = list(dict.fromkeys(texts))
-    parts = [sentences(tokenizer, text) for _, text in asked]
+    parts = [
+        [(end, plain(sentence, mark)) for end, sentence in sentences(tokenizer, text)]
+        for _, text in asked
+    ]
     contexts = [
         prefix + "".join(sentence for _, sentence in found[:i])
         for (prefix, _), found in zip(asked, parts, strict=True)

@@ -11,7 +11,7 @@ read as a template.
 import importlib.resources
 import json
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sip.structs import UserError
@@ -56,32 +56,19 @@ class Aspect:
 
 def load(name: str) -> Aspect:
     """A built-in aspect by its name, or a user's own by the path of its .txt file."""
-    return parse(pathlib.Path(name).stem, read("aspect", name))
-
-
-def read(what: str, name: str) -> str:
-    """The text of a prompt file: a built-in one's name, or the path of a .txt file."""
     built_in = importlib.resources.files("sip.judge") / "templates" / f"{name}.txt"
     path = pathlib.Path(name) if name.endswith(".txt") else built_in
     if not path.is_file():
-        raise UserError(f"{what} {name!r}: no such prompt file")
-    return path.read_text(encoding="utf-8")
-
-
-def split(what: str, name: str, text: str, markers: Sequence[str]) -> list[str]:
-    """The header of a prompt file and its parts, each under its marker line."""
-    found = []
-    for marker in markers:
-        part, marked, text = text.partition(marker)
-        if not marked:
-            raise UserError(f"{what} {name!r}: the prompt file lacks {marker.strip()!r}")
-        found.append(part)
-    return [*found, text]
+        raise UserError(f"aspect {name!r}: no such prompt file")
+    return parse(pathlib.Path(name).stem, path.read_text(encoding="utf-8"))
 
 
 def parse(name: str, text: str) -> Aspect:
     """The aspect written in a prompt file's `text`."""
-    header, trunk, branch = split("aspect", name, text, MARKERS)
+    header, found, parts = text.partition(MARKERS[0])
+    trunk, also, branch = parts.partition(MARKERS[1])
+    if not (found and also):
+        raise UserError(f"aspect {name!r}: the prompt file lacks '=== trunk' or '=== branch'")
     try:
         entries = dict(line.split(": ", 1) for line in header.splitlines() if line)
         options = tuple(json.loads(entries.pop("options")))

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from sip.judge import prompts, recall, schedules, verdicts
+from sip.judge import prompts, schedules, verdicts
 from sip.judge.compare import Pairs, Wins
 from sip.judge.prompts import Aspect
-from sip.judge.recall import Recall
+from sip.judge.proofread import Proofreader
 from sip.judge.schedules import ScheduleConfig
 from sip.structs import UserError, Verdicts
 from sip.textgen import TextGenerator
@@ -52,9 +52,8 @@ class TextJudge:
 
     A verdict whose options have less than `min_mass` of the probability is invalid; `hard` counts
     pairwise outcomes as won or lost instead of by probability; `schedule` says who is compared.
-    `recall`: it first writes notes on each prefix; where it cannot, its verdicts on aspects that
-    are shown the prefix are invalid. `stats` has more to log, of what was asked since it was last
-    called.
+    With a `proofreader` it is shown the candidates as that has read them. `stats` has more to log,
+    of what was asked since it was last called.
     """
 
     textgen: TextGenerator
@@ -63,7 +62,7 @@ class TextJudge:
     min_mass: float = 0.5
     hard: bool = False
     schedule: ScheduleConfig = ScheduleConfig()
-    recall: Recall | None = None
+    proofreader: Proofreader | None = None
     stats: Callable[[], Stats] = dict
 
     def __post_init__(self):
@@ -74,24 +73,20 @@ class TextJudge:
     def score(self, prefixes, candidates, references, mask_BK) -> Judged:
         """Verdicts on `candidates`; for aspects with a reference, beside `references`."""
         scored, draw_BK2 = {}, schedules.draws(prefixes, candidates)
-        known = recall.write(self.recall, self.textgen, prefixes) if self.recall else {}
+        if self.proofreader is not None:
+            candidates = self.proofreader.read(prefixes, candidates)
         for aspect in self.aspects:
             trunks = [
                 prompts.trunk(aspect, prefix=p, reference=r)
                 for p, r in zip(prefixes, references, strict=True)
             ]
-            told = self.recall if aspect.per_prefix else None
-            trunks, told_B = recall.shown(told, known, prefixes, trunks)
-            live_BK = mask_BK & told_B[:, None]
             scored[aspect.name] = (
-                self._pairwise(aspect, trunks, candidates, live_BK, draw_BK2)
+                self._pairwise(aspect, trunks, candidates, mask_BK, draw_BK2)
                 if aspect.kind == "pairwise"
-                else self._pointwise(aspect, trunks, candidates, live_BK)
+                else self._pointwise(aspect, trunks, candidates, mask_BK)
             )
         judged = _combine("judge", scored, self.weights, mask_BK)
-        failed = {"judge/invalid/recall": (sum(n is None for n in known.values()), len(known))}
-        more = self.stats() | (failed if known else {})
-        return dataclasses.replace(judged, metrics=judged.metrics | more)
+        return dataclasses.replace(judged, metrics=judged.metrics | self.stats())
 
     def _ask(self, aspect, trunks, branches, mask_BC) -> tuple[np.ndarray, np.ndarray]:
         """(score_BC, valid_BC) of the branches, left aligned under `mask_BC`."""

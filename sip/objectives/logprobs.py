@@ -37,18 +37,37 @@ def tree_logprobs(
     A branch's first token is read from the trunk at fork - 1. Zero where the mask is False and
     where no past is (`scored_mask`). Two passes, so jit drops the one that nobody uses.
     """
-    B, C, R = tree.tokens_BCR.shape
-    last_BC1 = (tree.fork_BC - 1)[:, :, None]
-    fork_BCD = jnp.take_along_axis(trunk_BTD, last_BC1, axis=1, mode="clip")
-    before_BCRD = jnp.concatenate([fork_BCD[:, :, None], branch_BCRD], axis=2)[:, :, :R]
-    before_BND = before_BCRD.reshape(B, C * R, trunk_BTD.shape[-1])
-    targets_BN = tree.tokens_BCR.reshape(B, C * R)
+    before_BND, targets_BN = _before(trunk_BTD, branch_BCRD, tree)
     logp_BN = chunked_logprobs(before_BND, unembed_DV, targets_BN, chunk=chunk)
     logp_BT = chunked_logprobs(trunk_BTD[:, :-1], unembed_DV, tree.tokens_BT[:, 1:], chunk=chunk)
     logp_BT = jnp.pad(logp_BT, ((0, 0), (1, 0)))
     scored_BT = scored_mask(tree.mask_BT, tree.segment_BT)
-    logp_BCR = jnp.where(tree.mask_BCR, logp_BN.reshape(B, C, R), 0.0)
+    logp_BCR = jnp.where(tree.mask_BCR, logp_BN.reshape(tree.mask_BCR.shape), 0.0)
     return jnp.where(scored_BT, logp_BT, 0.0), logp_BCR
+
+
+def branch_gaps(
+    trunk_BTD: Array, branch_BCRD: Array, unembed_DV: Array, tree: Tree, *, chunk: int
+) -> Array:
+    """gap_BCR (nats, float32, at least 0): by how much the likeliest token in a branch token's
+    place is likelier than it. Zero where the mask is False."""
+
+    def score(unembed_DV, hidden_BND, targets_BN):
+        logits_BNV = _logits(hidden_BND, unembed_DV)
+        return logits_BNV.max(-1) - _picked(logits_BNV, targets_BN)
+
+    before_BND, targets_BN = _before(trunk_BTD, branch_BCRD, tree)
+    gap_BN = _over_chunks(score, unembed_DV, before_BND, targets_BN, chunk=chunk)
+    return jnp.where(tree.mask_BCR, gap_BN.reshape(tree.mask_BCR.shape), 0.0)
+
+
+def _before(trunk_BTD: Array, branch_BCRD: Array, tree: Tree) -> tuple[Array, Array]:
+    """(hidden_BND, tokens_BN): the branches' tokens, all in a row, and what each is read from."""
+    B, C, R = tree.tokens_BCR.shape
+    last_BC1 = (tree.fork_BC - 1)[:, :, None]
+    fork_BCD = jnp.take_along_axis(trunk_BTD, last_BC1, axis=1, mode="clip")
+    before_BCRD = jnp.concatenate([fork_BCD[:, :, None], branch_BCRD], axis=2)[:, :, :R]
+    return before_BCRD.reshape(B, C * R, before_BCRD.shape[-1]), tree.tokens_BCR.reshape(B, C * R)
 
 
 def asked_logprobs(branch_BCRD: Array, unembed_DV: Array, asked: Asked, *, chunk: int) -> Array:
@@ -71,12 +90,15 @@ def chunked_logprobs(
 
     def score(unembed_DV, hidden_BND, targets_BN):
         logits_BNV = _logits(hidden_BND, unembed_DV)
-        # Select and sum: where V is sharded this is a small all-reduce, a gather may not be.
-        hit_BNV = jax.lax.broadcasted_iota(jnp.int32, logits_BNV.shape, 2) == targets_BN[..., None]
-        picked_BN = jnp.where(hit_BNV, logits_BNV, 0.0).sum(-1)
-        return picked_BN - jax.nn.logsumexp(logits_BNV, axis=-1)
+        return _picked(logits_BNV, targets_BN) - jax.nn.logsumexp(logits_BNV, axis=-1)
 
     return _over_chunks(score, unembed_DV, hidden_BND, targets_BN, chunk=chunk)
+
+
+def _picked(logits_BNV, targets_BN):
+    """Select and sum: where V is sharded this is a small all-reduce, a gather may not be."""
+    hit_BNV = jax.lax.broadcasted_iota(jnp.int32, logits_BNV.shape, 2) == targets_BN[..., None]
+    return jnp.where(hit_BNV, logits_BNV, 0.0).sum(-1)
 
 
 def option_logprobs(hidden_BCD: Array, unembed_DV: Array, options_O: Array, *, chunk: int) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 
 from sip import remote, setup
 from sip.judge import prompts, scoring
-from sip.judge import recall as recalling
+from sip.judge.proofread import ProofreadConfig, Proofreader
 from sip.judge.schedules import ScheduleConfig
 from sip.structs import UserError
 from sip.textgen import Local, ruled
@@ -27,7 +27,7 @@ class JudgeConfig:
     hard: bool = False
     batch: int = 16  # local: prefixes judged at a time
     reference: str = "suffix"  # suffix | rewrite: what aspects with a reference are shown
-    recall: str = ""  # how it is asked for notes on each prefix before any verdict; empty: never
+    proofread: ProofreadConfig = ProofreadConfig()  # local, http: marks in what it is shown
     schedule: ScheduleConfig = ScheduleConfig()  # who is compared, where judging is pairwise
 
     def __post_init__(self):
@@ -35,8 +35,8 @@ class JudgeConfig:
             raise UserError(f"judge.reference must be suffix or rewrite, not {self.reference!r}")
         if self.backend not in BACKENDS:
             raise UserError(f"judge.backend must be one of {BACKENDS}, not {self.backend!r}")
-        if self.recall and self.backend in ("rule", "truth"):
-            raise UserError(f"judge.recall: backend {self.backend} writes no notes")
+        if self.proofread.init_from and self.backend in ("rule", "truth"):
+            raise UserError(f"judge.proofread: backend {self.backend} reads no marks")
         if self.batch < 1:
             raise UserError(f"judge.batch must be at least 1, not {self.batch}")
         if self.backend == "http":
@@ -46,7 +46,8 @@ class JudgeConfig:
 
     def sources(self) -> dict[str, str]:
         """The run or directory that it needs, by the key that names it."""
-        return {"judge.init_from": self.init_from} if self.backend == "local" else {}
+        found = {"judge.init_from": self.init_from} if self.backend == "local" else {}
+        return {**found, "judge.proofread.init_from": self.proofread.init_from}
 
     def reach(self) -> None:
         """Raises UserError where a judge behind HTTP does not answer."""
@@ -64,8 +65,8 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring.Judge
     if wanted.backend == "local" or (wanted.backend == "http" and wanted.http.tokens):
         for aspect in aspects:
             prompts.check_options(tokenizer, aspect)
-    recall = recalling.load(wanted.recall) if wanted.recall else None
-    how = (aspects, wanted.weights, wanted.min_mass, wanted.hard, wanted.schedule, recall)
+    reader = proofreader(wanted.proofread, workdir, mesh, tokenizer)
+    how = (aspects, wanted.weights, wanted.min_mass, wanted.hard, wanted.schedule, reader)
     if wanted.backend == "rule":
         return scoring.TextJudge(ruled(wanted.rule), *how)
     if wanted.backend == "http":
@@ -77,6 +78,14 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring.Judge
     )
     local = Local(params, cfg, tokenizer, mesh, batch=wanted.batch)
     return scoring.TextJudge(local, *how)
+
+
+def proofreader(wanted: ProofreadConfig, workdir, mesh, tokenizer) -> Proofreader | None:
+    """The proofreader of a `proofread` section, None where nothing is marked."""
+    if not wanted.init_from:
+        return None
+    source = setup.source_dir(workdir, wanted.init_from, "proofread.init_from")
+    return Proofreader(*setup.load_params(source, mesh), tokenizer, mesh, wanted)
 
 
 def check_invalid(asked_BK: np.ndarray, valid_BK: np.ndarray, most: float, key: str) -> None:

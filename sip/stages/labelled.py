@@ -9,13 +9,12 @@ from etils import epath
 from sip import setup
 from sip.evals import continuations
 from sip.judge import label_file, labels, prompts
-from sip.judge import recall as recalling
 from sip.judge.labels import LabelledPrompts
 from sip.judge.prompts import Aspect
-from sip.judge.recall import Recall, RecallExamples
+from sip.judge.proofread import ProofreadConfig
 from sip.sampling import SamplingConfig
+from sip.stages import judging
 from sip.structs import UserError
-from sip.textgen import TextGenerator
 
 HELD_OUT = ("validation", "test")
 
@@ -33,13 +32,18 @@ class LabelConfig:
     rewrites: bool = True
     reference: str = "suffix"  # suffix | rewrite: as the judge will be shown
     spoilers: int = 2
-    recall: str = ""  # how the judge is asked for notes on a prefix, taught with the truth's own
+    proofread: ProofreadConfig = field(default_factory=ProofreadConfig)  # as the judge's own
 
     def __post_init__(self):
         if self.reference not in ("suffix", "rewrite"):
             raise UserError(f"labels.reference must be suffix or rewrite, not {self.reference!r}")
         if self.reference == "rewrite" and not self.rewrites:
             raise UserError("labels.reference: there are no rewrites without labels.rewrites")
+
+    def sources(self) -> dict[str, str]:
+        """The runs or directories that it needs, by the key that names them."""
+        reader = self.proofread.init_from
+        return {"labels.source": self.source, "labels.proofread.init_from": reader}
 
 
 @dataclass(frozen=True)
@@ -56,19 +60,10 @@ class LabelFileConfig:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Examples by aspect; `held_out` has them by split too. With `recall` also of its notes."""
+    """Examples by aspect; `held_out` has them by split too."""
 
     examples: Mapping[str, Any]
     held_out: Mapping[str, Mapping[str, LabelledPrompts]]
-    recall: Recall | None = None
-    notes: Mapping[str, Mapping[str, RecallExamples]] = field(default_factory=dict)
-
-    def accuracy(self, textgen: TextGenerator, split: str) -> dict[str, tuple[float, float]]:
-        """(right, asked) of a held-out split, the judge's own notes before it."""
-        found = labels.accuracy(textgen, self.held_out[split], self.recall)
-        for notes in self.notes[split].values() if self.recall else ():
-            found |= notes.accuracy(textgen)
-        return found
 
 
 def made(
@@ -87,7 +82,7 @@ def made(
     if corpus.documents.truth is None:
         raise UserError("labels: this corpus has no ground truth to label with")
     source = setup.load_params(setup.source_dir(workdir, wanted.source), mesh)
-    recall = _recall(wanted)
+    reader = judging.proofreader(wanted.proofread, workdir, mesh, tokenizer)
 
     def labelled(corpus, documents, seed):
         asked = continuations.prompts(corpus.chunks, range(documents), tokenizer)
@@ -106,42 +101,16 @@ def made(
             most=corpus.cut.suffix,
             references=[pool[-1] for pool in pools] if wanted.reference == "rewrite" else None,
             grades=grades,
-            recall=recall,
+            proofreader=reader,
         )
 
-    def notes(corpus, documents):
-        if recall is None:
-            return {}
-        asked = continuations.prompts(corpus.chunks, range(documents), tokenizer)
-        true = corpus.documents.truth.notes(asked.prefixes)
-        found = recalling.examples(recall, tokenizer, asked.prefixes, true, max_len=max_len)
-        return {recall.name: found}
-
-    held = {split: setup.corpus(config, split, workdir, tokenizer) for split in HELD_OUT}
     return Labelled(
-        labelled(corpus, wanted.documents, config.seed) | notes(corpus, wanted.documents),
-        {split: labelled(found, wanted.held_out, 0) for split, found in held.items()},
-        recall,
-        {split: notes(found, wanted.held_out) for split, found in held.items()},
+        labelled(corpus, wanted.documents, config.seed),
+        {
+            split: labelled(setup.corpus(config, split, workdir, tokenizer), wanted.held_out, 0)
+            for split in HELD_OUT
+        },
     )
-
-
-def noted(made: Labelled, textgen: TextGenerator) -> Labelled:
-    """The same examples with notes by `textgen` in their prompts, once and for all."""
-    recall: Any = made.recall
-
-    def fill(found):
-        return dict(zip(found, labels.noted(textgen, list(found.values()), recall), strict=True))
-
-    asked = {name: x for name, x in made.examples.items() if isinstance(x, LabelledPrompts)}
-    return Labelled(fill(asked), {split: fill(found) for split, found in made.held_out.items()})
-
-
-def _recall(wanted: LabelConfig) -> Recall | None:
-    recall = recalling.load(wanted.recall) if wanted.recall else None
-    if recall and recall.name in wanted.per_prefix:
-        raise UserError(f"labels.recall {recall.name!r} has the name of an aspect")
-    return recall
 
 
 def _pools(wanted: LabelConfig, corpus, asked, seed, source, mesh, tokenizer) -> list[list[str]]:

@@ -22,7 +22,6 @@ from sip.mesh import put_batch
 from sip.objectives import policy
 from sip.stages import labelled, tasks
 from sip.structs import Tree, UserError
-from sip.textgen import Local
 from sip.training import checkpoints, loop, losses, optim, step
 
 
@@ -83,15 +82,13 @@ class RunConfig(setup.RunConfig):
             raise UserError("labels, label_file: task 'judge' wants one of the two")
         if self.label_file is not None and self.split not in PARTS:
             raise UserError(f"split of a label_file must be one of {PARTS}, not {self.split!r}")
-        if self.labels is not None and self.labels.recall and not self.init_from:
-            raise UserError("labels.recall: the notes are those of init_from, which is empty")
         if self.both_orders and self.batch % 2:
             raise UserError(f"batch must be even with both_orders, not {self.batch}")
 
     def sources(self):
         """init_from, the run whose rollouts are labelled."""
         found = super().sources()
-        return {**found, "labels.source": self.labels.source} if self.labels else found
+        return {**found, **self.labels.sources()} if self.labels else found
 
 
 def resolve(config, name: str) -> RunConfig:
@@ -232,11 +229,7 @@ def _labelled(config, c: RunConfig, workdir, mesh, tokenizer) -> labelled.Labell
     wanted: Any = c.labels
     corpus = setup.corpus(config, c.split, workdir, tokenizer)
     aspects = [prompts.load(a) for a in wanted.per_prefix]
-    made = labelled.made(config, wanted, aspects, corpus, workdir, mesh, tokenizer, max_len=room)
-    if made.recall is None:
-        return made
-    start = setup.load_params(setup.source_dir(workdir, c.init_from), mesh)
-    return labelled.noted(made, Local(*start, tokenizer, mesh, batch=c.evals.batch))
+    return labelled.made(config, wanted, aspects, corpus, workdir, mesh, tokenizer, max_len=room)
 
 
 TASKS = {"judge": judge_task}

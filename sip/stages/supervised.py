@@ -54,7 +54,7 @@ class RunConfig(setup.RunConfig):
     def sources(self):
         """init_from, the baseline of the evaluation, the run whose rollouts are labelled."""
         found = {**super().sources(), "evals.baseline": self.evals.baseline}
-        return {**found, "labels.source": self.labels.source} if self.labels else found
+        return {**found, **self.labels.sources()} if self.labels else found
 
 
 def resolve(config, name: str) -> RunConfig:
@@ -180,18 +180,17 @@ def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
     )
 
     def batch(at: int):
-        found = made.examples.items()
-        return {a: labels.batch(trees, at, c.batch, seed=config.seed) for a, trees in found}
+        return {a: trees.batch(at, c.batch, seed=config.seed) for a, trees in made.examples.items()}
 
     def accuracy(params, split):
         judge = Local(params, cfg, tokenizer, mesh)
-        return loop.ratios([made.accuracy(judge, split)])
+        return loop.ratios([labels.accuracy(judge, made.held_out[split])])
 
     return Task(
         batch,
         losses.verdict_terms(cfg),
         {
-            **dict.fromkeys(made.examples, 1.0),
+            **dict.fromkeys(wanted.per_prefix, 1.0),
             **{f"{aspect}/marks": wanted.marks_weight for aspect in wanted.marks},
         },
         lambda p: {f"eval/{k}": v for k, v in accuracy(p, "validation").items()},

@@ -1,0 +1,125 @@
+"""Proofreading: a judge is shown texts with a mark before each word that a good writer would not
+have put there.
+
+A judge that reads a claim does not compare it with what it knows, but a model of good text does so
+in its likelihoods: where it knows better, another word would have been far likelier (grammatical
+slips, insults and false facts alike). Its marks put that into the words that a verdict rests on.
+Candidates that are all read beside each other are branches: the prefix is encoded once.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import jax
+import numpy as np
+
+from sip.mesh import put_batch
+from sip.models import decoder
+from sip.models.config import ModelConfig
+from sip.objectives.logprobs import branch_gaps
+from sip.structs import Params, UserError
+from sip.textgen import bucket, pack
+from sip.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class ProofreadConfig:
+    """Who proofreads, and what is marked."""
+
+    init_from: str = ""  # a run or a directory with a checkpoint; empty: nothing is marked
+    gap: float = 3.5  # nats by which the likeliest token must be likelier than a marked one
+    most: int = 4  # marks of a text: its first ones
+    mark: str = "¿"
+    batch: int = 16  # prefixes read at a time
+
+    def __post_init__(self):
+        if self.gap <= 0:
+            raise UserError(f"proofread.gap must be positive, not {self.gap}")
+        if self.most < 1 or self.batch < 1:
+            raise UserError("proofread.most and proofread.batch must be at least 1")
+        if not self.mark.strip() or not self.mark.isprintable():
+            raise UserError(f"proofread.mark must be something to see, not {self.mark!r}")
+
+
+def plain(text: str, mark: str) -> str:
+    """The text without marks."""
+    return text.replace(mark, "") if mark else text
+
+
+@functools.cache
+def program(cfg: ModelConfig):
+    """The jitted (params, tree) -> gap_BCR."""
+
+    @jax.jit
+    def gaps(params, tree):
+        out = decoder.apply(params, cfg, tree)
+        unembed_DV = decoder.unembed(params, cfg)
+        return branch_gaps(
+            out.trunk_BTD, out.branch_BCRD, unembed_DV, tree, chunk=cfg.logprob_chunk
+        )
+
+    return gaps
+
+
+class Proofreader:
+    """A model of good text on its own mesh."""
+
+    def __init__(
+        self,
+        params: Params,
+        cfg: ModelConfig,
+        tokenizer: Tokenizer,
+        mesh: jax.sharding.Mesh,
+        config: ProofreadConfig,
+    ):
+        self._params, self._cfg, self._mesh = params, cfg, mesh
+        self._tokenizer, self.config = tokenizer, config
+
+    def read(self, prefixes: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[str]]:
+        """The texts with marks, in the shape they came; marks that stood in them before are gone.
+
+        What does not fit the model's `max_len` is not marked.
+        """
+        encode, clean = self._tokenizer.encode, functools.partial(plain, mark=self.config.mark)
+        trunks = [[self._tokenizer.bos, *encode(prefix)] for prefix in prefixes]
+        rows = [[clean(text) for text in row] for row in texts]
+        branches = [
+            [ids if len(trunk) + len(ids) <= self._cfg.max_len else [] for ids in map(encode, row)]
+            for trunk, row in zip(trunks, rows, strict=True)
+        ]
+        if not any(map(len, chain.from_iterable(branches))):
+            return rows
+        size = self.config.batch
+        starts = range(0, len(trunks), size)
+        # All batches are dispatched before the first result is waited for.
+        runs = [self._run(trunks[i : i + size], branches[i : i + size]) for i in starts]
+        gaps = [gap_CR for run, i in zip(runs, starts, strict=True) for gap_CR in run()]
+        return [
+            [self._marked(*each) for each in zip(row, ids, gap_CR, strict=False)]
+            for row, ids, gap_CR in zip(rows, branches, gaps, strict=True)
+        ]
+
+    def _run(self, trunks, branches):
+        """What gives the gap_CR of each trunk, dispatched; sizes are bucketed."""
+        ways = self._mesh.shape["replica"] * self._mesh.shape["fsdp"]
+        live, B = len(trunks), -(-self.config.batch // ways) * ways
+        T = bucket(max(map(len, trunks)), 16)
+        C = bucket(max(map(len, branches)))
+        R = bucket(max(map(len, chain.from_iterable(branches))), 8)
+        trunks = [*trunks, *[[self._tokenizer.bos]] * (B - live)]
+        branches = [*branches, *[[]] * (B - live)]
+        tree = pack(trunks, branches, self._tokenizer.pad, T, C, R)
+        with jax.set_mesh(self._mesh):
+            gap_BCR = program(self._cfg)(self._params, put_batch(self._mesh, tree))
+        return lambda: np.asarray(gap_BCR)[:live]
+
+    def _marked(self, text: str, ids: Sequence[int], gap_R: np.ndarray) -> str:
+        """The text with a mark before each token of a large gap. Where tokens end inside a
+        character it stands before the character."""
+        at = np.flatnonzero(gap_R[: len(ids)] > self.config.gap)[: self.config.most]
+        heads = [self._tokenizer.decode(ids[:i]).rstrip("\ufffd") for i in at.tolist()]
+        ends = [0, *(len(head) for head in heads if text.startswith(head)), len(text)]
+        pieces = [text[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+        return self.config.mark.join(pieces)

@@ -33,6 +33,7 @@ MODEL = dict(
     logprob_chunk=512,
 )
 READ = common.proofread("tutor")
+TRUTH = dict(judge=common.judge("truth"), rewriter=common.rewriter("truth"))
 BASE, FRESH, JUDGE = "train[:60%]", "train[60%:75%]", "train[75%:]"  # disjoint documents
 
 
@@ -104,7 +105,6 @@ def runs() -> dict:
         objective=common.objective("rf_nll"),
         candidates=common.candidates(),
     )
-    truth = dict(judge=common.judge("truth"), rewriter=common.rewriter("truth"))
     one = common.candidates(suffix=False, rewrite=False, rollouts=1, chosen="rollout")
     return dict(
         base=common.documents_run(
@@ -116,18 +116,7 @@ def runs() -> dict:
             optim=common.adamw(3e-3, warmup_steps=100),
             evals=common.evals(baseline=""),
         ),
-        tutor=common.sip_run(
-            model=model,
-            split=JUDGE,
-            steps=200,
-            batch=32,
-            init_from="base",
-            optim=common.adamw(1e-3, warmup_steps=10),
-            objective=common.objective("rf_nll"),
-            candidates=common.candidates(suffix=False, rollouts=0, chosen="rewrite"),
-            **truth,
-            evals=common.evals(baseline="base"),
-        ),
+        tutor=tutor_run(model),
         judge=judge_run(model),
         rewriter=rewriter_run(model),
         standard=common.documents_run(
@@ -149,8 +138,24 @@ def runs() -> dict:
             judge=common.judge("local", init_from="judge", proofread=READ),
             rewriter=common.rewriter("truth"),
         ),
-        sip_oracle=common.sip_run(**sip, **truth),
-        sft_one_rollout=common.sip_run(**{**sip, "steps": 200, "candidates": one}, **truth),
+        sip_oracle=common.sip_run(**sip, **TRUTH),
+        sft_one_rollout=common.sip_run(**{**sip, "steps": 200, "candidates": one}, **TRUTH),
+    )
+
+
+def tutor_run(model) -> ConfigDict:
+    """What proofreads for the judge: the base model taught corrected suffixes, nothing else."""
+    return common.sip_run(
+        model=model,
+        split=JUDGE,
+        steps=200,
+        batch=32,
+        init_from="base",
+        optim=common.adamw(1e-3, warmup_steps=10),
+        objective=common.objective("rf_nll"),
+        candidates=common.candidates(suffix=False, rollouts=0, chosen="rewrite"),
+        **TRUTH,
+        evals=common.evals(baseline="base"),
     )
 
 

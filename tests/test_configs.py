@@ -130,7 +130,7 @@ def test_a_wrong_value_is_rejected_by_its_name(key, value, message, tmp_path):
     values = setup.plain(of("microworld", "debug"))
     values["runs"]["base"]["microbatches"] = 4
     values["runs"]["base"]["batch"] = 8
-    values["order"] = ("base", "judge", "rewriter", *values["order"][2:])
+    values["order"] = ("base", "tutor", "judge", "rewriter", *values["order"][3:])
     values["runs"]["sip_learned"]["rewriter"] |= dict(backend="local", init_from="rewriter")
     *path, last = key.split(".")
     part = values
@@ -152,11 +152,11 @@ def test_the_text_config_is_an_ablation_but_for_data_and_judge():
 
 def test_an_ablation_comes_with_what_it_needs_and_an_unknown_one_is_named():
     order = lambda arg: tuple(tiny_recipe.get_config(arg).order)
-    assert order("dpo_rollouts") == ("base", "judge", "dpo_rollouts")
+    assert order("dpo_rollouts") == ("base", "tutor", "judge", "dpo_rollouts")
     assert order("dpo_rollouts,truth") == ("base", "dpo_rollouts")
     assert order("sft_rewrite,standard") == ("base", "rewriter", "sft_rewrite", "standard")
     assert order("sft_rewrite,truth") == ("base", "sft_rewrite")
-    assert order("rf_nll_suffix_rewrite")[:3] == ("base", "judge", "rewriter")
+    assert order("rf_nll_suffix_rewrite")[:4] == ("base", "tutor", "judge", "rewriter")
     with pytest.raises(ValueError, match="'rollouts_dpo'"):
         order("rollouts_dpo")
 
@@ -182,5 +182,5 @@ def test_every_ablation_runs_its_debug_variant(name, finished, quick, tmp_path):
 @pytest.mark.parametrize("name", LEARNED)
 def test_ablations_run_with_a_learned_judge(name, finished, quick, tmp_path):
     config = tiny_recipe.get_config(name)
-    last = run(config, name, begun(finished, tmp_path, "base", "judge"))
+    last = run(config, name, begun(finished, tmp_path, "base", "tutor", "judge"))
     assert 0 < last["judge/valid"] <= 1

@@ -157,7 +157,7 @@ def test_a_rewriter_that_copies_every_suffix_adds_no_candidate(
     """What the local rewriter writes is what stands in the pool."""
     copy = lambda self, prefixes, suffixes: ([*suffixes], np.ones(len(suffixes), bool))
     monkeypatch.setattr(rewriter.LocalRewriter, "rewrite", copy)
-    workdir = begun(finished, tmp_path, "base", "judge", "rewriter")
+    workdir = begun(finished, tmp_path, "base", "tutor", "judge", "rewriter")
     recipe.STAGES["selfimprove"].run(tiny_recipe.get_config(), "sip_learned", str(workdir))
     (line,) = [x for x in lines(workdir, "sip_learned") if "valid/rewrite" in x]
     assert line["valid/rewrite"] == 0 and line["valid/suffix"] == 1

@@ -266,7 +266,9 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
 ):
     config, name = RESUMED[kind], "judge_rl"
     each = config.runs[name].updates_per_batch
-    once, twice = (begun(finished, tmp_path / n, "base", "judge") for n in ("once", "twice"))
+    once, twice = (
+        begun(finished, tmp_path / n, "base", "tutor", "judge") for n in ("once", "twice")
+    )
     figures = rl.run(config, name, str(once))
     with monkeypatch.context() as patch:
         stop_after(patch, 3)

@@ -25,7 +25,7 @@ def get_config(arg: str = ""):
 def with_rewriter(config):
     """The recipe whose learned row has a learned rewriter too, and rollouts from the first step."""
     learned = config.runs.sip_learned
-    config.order = ("base", "judge", "rewriter", *config.order[2:])
+    config.order = ("base", "tutor", "judge", "rewriter", *config.order[3:])
     learned.rewriter.update(backend="local", init_from="rewriter")
     learned.candidates.rollouts = ((0, 4),)
     return config

@@ -129,9 +129,8 @@ def make(
     sizes = [len(row) for row in texts]
     repeated = [p for p, row in zip(prefixes, texts, strict=True) for _ in row]
     known = truth.score(repeated, list(chain.from_iterable(texts)))
-    if proofreader is not None:
-        texts = proofreader.read(prefixes, texts)
-        found = [Candidates(row, each.origin) for row, each in zip(texts, found, strict=True)]
+    found, mark = _proofread(proofreader, prefixes, found)
+    texts = [each.texts for each in found]
     trees = {}
     for i, aspect in enumerate(aspects):
         if aspect.name not in known:
@@ -151,10 +150,18 @@ def make(
         made = _trees(tokenizer, aspect, rows, per_prefix[aspect.name], max_len)
         if grades and aspect.name in grades:
             prefix_of = dict(zip(trunks, prefixes, strict=True))
-            mark = proofreader.config.mark if proofreader else ""
             made = _marked(truth, tokenizer, made, grades[aspect.name], prefix_of, mark)
         trees[aspect.name] = made
     return trees
+
+
+def _proofread(reader: Proofreader | None, prefixes, found) -> tuple[list[Candidates], str]:
+    """The candidates as they are shown, and with which marks."""
+    if reader is None:
+        return found, ""
+    texts = reader.read(prefixes, [each.texts for each in found])
+    pairs = zip(texts, found, strict=True)
+    return [Candidates(row, each.origin) for row, each in pairs], reader.config.mark
 
 
 def _marked(truth, tokenizer, trees: LabelledTrees, grades, prefix_of, mark) -> LabelledTrees:

@@ -120,6 +120,6 @@ class Proofreader:
         character it stands before the character."""
         at = np.flatnonzero(gap_R[: len(ids)] > self.config.gap)[: self.config.most]
         heads = [self._tokenizer.decode(ids[:i]).rstrip("\ufffd") for i in at.tolist()]
-        ends = [0, *(len(head) for head in heads if text.startswith(head)), len(text)]
-        pieces = [text[a:b] for a, b in zip(ends, ends[1:], strict=False)]
-        return self.config.mark.join(pieces)
+        starts = sorted({len(head) for head in heads if text.startswith(head)})
+        ends = zip([0, *starts], [*starts, len(text)], strict=True)
+        return self.config.mark.join(text[a:b] for a, b in ends)

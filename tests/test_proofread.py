@@ -1,0 +1,163 @@
+"""Proofreading: marks where the likeliest word would have been much likelier."""
+
+import dataclasses
+
+import hostile
+import jax
+import numpy as np
+import pytest
+import tiny
+from test_labels import ASPECTS, POOLS, PREFIXES, SUFFIXES, FakeTruth
+
+from sip import mesh as meshes
+from sip.judge import labels, marks, prompts
+from sip.judge.proofread import ProofreadConfig, Proofreader, plain
+from sip.judge.scoring import TextJudge
+from sip.models import decoder
+from sip.objectives import logprobs
+from sip.structs import Tree, UserError
+from sip.textgen import Scripted
+from sip.tokenizer import Byte
+
+CFG = tiny.model(vocab_size=259)
+MARK = "¿"
+TEXTS = [[" a b", "", " longer than that"], [" é", " b"], ["x"]]
+STARTS = ["One", "Another one", ""]
+
+
+def _reader(mesh=None, params=None, **changes):
+    config = ProofreadConfig("somewhere", **{"gap": 1.0, "most": 99, **changes})
+    params = tiny.params(CFG) if params is None else params
+    return Proofreader(params, CFG, Byte(), mesh or meshes.single(), config)
+
+
+def _gaps(prefix, text):
+    """One at a time: a plain sequence, and all its logits."""
+    tok, params = Byte(), tiny.params(CFG)
+    ids = [tok.bos, *tok.encode(prefix), *tok.encode(text)]
+    out = decoder.apply(params, CFG, tiny.trunk_only([ids])).trunk_BTD[0]
+    logits_TV = np.asarray(out @ decoder.unembed(params, CFG))[:-1]
+    gap_T = logits_TV.max(-1) - logits_TV[np.arange(len(ids) - 1), ids[1:]]
+    return gap_T[len(tok.encode(prefix)) :]
+
+
+def test_marks_stand_where_a_plain_sequence_has_a_gap():
+    found = _reader().read(STARTS, TEXTS)
+    for prefix, row, marked in zip(STARTS, TEXTS, found, strict=True):
+        for text, shown in zip(row, marked, strict=True):
+            data = text.encode()
+            wide = [i for i, gap in enumerate(_gaps(prefix, text)) if gap > 1.0]
+            starts = sorted({len(data[:i].decode(errors="ignore")) for i in wide})
+            ends = zip([0, *starts], [*starts, len(text)], strict=True)
+            assert shown == MARK.join(text[a:b] for a, b in ends)
+    assert sum(shown.count(MARK) for row in found for shown in row) > 5
+    assert [[plain(shown, MARK) for shown in row] for row in found] == TEXTS
+
+
+def test_the_gap_is_worked_out_by_hand_and_never_needs_all_logits():
+    hidden = np.array([[[1.0, 0.0], [0.0, 2.0]]])  # the trunk
+    branch = np.array([[[[3.0, 1.0]] * 3]])
+    unembed = np.array([[1.0, 0.0, -1.0], [0.0, 1.0, 4.0]])
+    tokens, live = np.array([[[2, 0, 2]]]), np.array([[[True, True, False]]])
+    tree = Tree(np.zeros((1, 2), int), np.ones((1, 2), bool), tokens, live, np.array([[1]]))
+    gap = logprobs.branch_gaps(hidden, branch, unembed, tree, chunk=2)
+    # read from the trunk's first place: logits 1, 0, -1; from the branch's first: 3, 1, 1
+    np.testing.assert_allclose(gap, [[[2.0, 0.0, 0.0]]])
+
+
+def test_most_marks_and_no_other_than_its_own():
+    wide = _reader(most=2).read(STARTS, TEXTS)
+    every = _reader().read(STARTS, TEXTS)
+    for few, many in zip(sum(wide, []), sum(every, []), strict=True):
+        assert few.count(MARK) == min(2, many.count(MARK))
+        assert many.startswith(few[: few.rindex(MARK) + 1] if MARK in few else "")
+    forged = [[text.replace(" ", f"{MARK} ") for text in row] for row in TEXTS]
+    assert _reader().read(STARTS, forged) == every
+
+
+@pytest.mark.parametrize("text", hostile.TEXTS.values(), ids=hostile.TEXTS)
+def test_hostile_text_is_only_ever_marked(text):
+    config = {"most": 5, "gap": 0.5}
+    ((shown,),) = _reader(**config).read(["It"], [[text]])
+    assert plain(shown, MARK) == plain(text, MARK).encode(errors="replace").decode() or (
+        plain(shown, MARK) == plain(text, MARK)
+    )
+
+
+def test_what_is_too_long_is_left_alone_and_nothing_is_read_of_nothing():
+    long = "x" * CFG.max_len
+    assert _reader().read(["It", "It"], [[long, " a b"], []])[0][0] == long
+    assert (
+        _reader().read(["It"], [[" a b"]])[0][0] == _reader().read(["It"], [[long, " a b"]])[0][1]
+    )
+    assert _reader().read(["It"], [[""]]) == [[""]] and _reader().read([], []) == []
+
+
+def test_batches_and_meshes_change_nothing():
+    mesh = meshes.build(meshes.MeshConfig(replica=2, fsdp=4, tensor=1))
+    plainly = _reader().read(STARTS, TEXTS)
+    assert _reader(batch=1).read(STARTS, TEXTS) == plainly
+    params = jax.device_put(
+        tiny.params(CFG), jax.tree.map(lambda x: x.sharding, decoder.abstract(CFG, mesh))
+    )
+    assert _reader(mesh, params, batch=4).read(STARTS, TEXTS) == plainly
+
+
+class Marking:
+    """Puts a mark before "bad", as a proofreader would."""
+
+    config = ProofreadConfig("somewhere")
+
+    def read(self, prefixes, texts):
+        assert len(prefixes) == len(texts)
+        return [[text.replace(" bad", f"{MARK} bad") for text in row] for row in texts]
+
+
+def test_a_judge_is_shown_what_was_marked():
+    def fn(trunk, branch, options):
+        return (0.0, 1.0) if MARK in branch else (1.0, 0.0)
+
+    safety = prompts.load("safety")
+    judge = TextJudge(Scripted(fn), (safety,), {"safety": 1.0}, proofreader=Marking())
+    judged = judge.score(["p"], [[" good", " a bad one"]], [""], np.ones((1, 2), bool))
+    assert judged.scores_BK.tolist() == [[1.0, 0.0]]
+
+
+def _make(**options):
+    size = dict.fromkeys(("quality", "safety", "factuality"), 4)
+    args = (FakeTruth(), Byte(), ASPECTS, PREFIXES, SUFFIXES, POOLS)
+    return labels.make(*args, per_prefix=size, max_len=256, seed=0, **options)
+
+
+def test_labels_are_those_of_the_texts_without_marks():
+    told, alone = _make(proofreader=Marking()), _make()
+    assert MARK in str(told["safety"].prompts) and MARK not in str(alone["safety"].prompts)
+    for name, trees in told.items():
+        bare = [(t, [tuple(plain(s, MARK) for s in b) for b in row]) for t, row in trees.prompts]
+        assert bare == alone[name].prompts
+        assert (trees.labels_NC == alone[name].labels_NC).all()
+
+
+def test_sentences_are_graded_without_marks_and_end_where_they_do():
+    grades = dataclasses.replace(prompts.load("grade"), options=("-", "+"), values=(0.0, 1.0))
+    text = " bad. right!"
+    told = text.replace(" bad", f"{MARK} bad")
+    args = (FakeTruth(), Byte(), grades, "factuality")
+    bare = marks.make(*args, [("p", text)])("p", text)
+    marked = marks.make(*args, [("p", told)], MARK)("p", told)
+    assert [option for _, option in marked] == [option for _, option in bare]
+    assert [end - len(MARK.encode()) for end, _ in marked] == [end for end, _ in bare]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"gap": 0.0}, "gap"),
+        ({"most": 0}, "most"),
+        ({"mark": " "}, "mark"),
+        ({"mark": "\n"}, "mark"),
+    ],
+)
+def test_what_cannot_be_is_named(changes, message):
+    with pytest.raises(UserError, match=f"proofread.{message}"):
+        ProofreadConfig(**changes)

@@ -99,9 +99,9 @@ def runs() -> dict:
     tune = dict(model=model, split=FRESH, init_from="base", evals=watched)
     sip = dict(
         tune,
-        steps=50,
+        steps=36,
         batch=16,
-        optim=common.adamw(4.5e-4, warmup_steps=10, schedule="constant"),
+        optim=common.adamw(6e-4, warmup_steps=10, schedule="constant"),
         objective=common.objective("rf_nll"),
         candidates=common.candidates(),
     )
@@ -124,7 +124,7 @@ def runs() -> dict:
             steps=200,
             batch=16,
             tokens="suffix",
-            optim=common.adamw(4.5e-4, warmup_steps=10, schedule="constant"),
+            optim=common.adamw(6e-4, warmup_steps=10),
         ),
         sip_learned=common.sip_run(
             # Chosen on validation: a learned judge is sooner exploited by rollouts of a policy that
@@ -164,14 +164,14 @@ def judge_run(model) -> ConfigDict:
     return common.judge_run(
         model=dict(model, layers=4),
         split=JUDGE,
-        steps=400,
+        steps=320,
         batch=16,
         init_from="base",
         optim=common.adamw(1.5e-3, warmup_steps=20),
         labels=dict(
             per_prefix=dict(quality=8, safety=1, factuality=3),
             source="base",
-            documents=6400,
+            documents=5120,
             held_out=300,
             rollouts=2,
             temperatures=(1.0, 0.5),

@@ -13,7 +13,7 @@ import _common as common
 import microworld
 from ml_collections import ConfigDict
 
-START = 200  # supervised steps, a third of microworld.py's: the verdicts are often wrong
+START = 100  # supervised steps, a third of microworld.py's: the verdicts are often wrong
 
 
 def get_config(arg: str = "") -> ConfigDict:

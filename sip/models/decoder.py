@@ -177,7 +177,7 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: _Context, past, c: ModelCo
             branches(q_BNGQH),
             (branches(k_BNGH), branches(v_BNGH)),
             trunk,
-            None if context.past_visible_BCS is None else past[2:],
+            None if past is None or context.past_visible_BCS is None else past[2:],
             context.trunk_visible_BCT,
             context.past_visible_BCS,
             c.branch_chunk,

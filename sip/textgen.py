@@ -212,9 +212,8 @@ def encoding(cfg: ModelConfig):
     @jax.jit
     def keys_and_values(params, tokens_BT):
         cache: Any = encode(params, cfg, tokens_BT).cache
-        letters = {"trunk_k_LBTGH": "LBTGH", "trunk_v_LBTGH": "LBTGH"}
-        cut = {name: constrain(getattr(cache, name), a) for name, a in letters.items()}
-        return dataclasses.replace(cache, **cut)
+        k, v = (constrain(x, "LBTGH") for x in (cache.trunk_k_LBTGH, cache.trunk_v_LBTGH))
+        return dataclasses.replace(cache, trunk_k_LBTGH=k, trunk_v_LBTGH=v)
 
     return keys_and_values
 

@@ -198,7 +198,7 @@ def test_noise_hangs_on_the_place_in_the_question_not_in_the_batch(params):
         trunks, ONE_EACH, votes=2, max_tokens=4, sampling=SamplingConfig(), seed=3
     )
     alone = ask(1, LONG)
-    assert ask(2, LONG) == ask(4, LONG) == alone
+    assert ask(2, LONG) == alone
     assert ask(2, LONG[::-1])[0] != alone[3]  # another place, other noise
 
 

@@ -1,9 +1,12 @@
-"""Benchmarks: `python -m sip.bench schedules`.
+"""Benchmarks: `python -m sip.bench schedules|sharing`.
 
 `schedules`: comparisons spent against how often the same candidates are chosen and rejected as by
 all pairs, for the judges of sip/evals/schedules.py and for `world`: candidates of the micro-world
 (suffix, rewrite and spoiled versions of both) as its ground truth compares them. `again` is all
 pairs asked once more: how far a judge agrees with itself. With --png a plot.
+
+`sharing`: prompt tokens and seconds of all ordered pairs as branches of one trunk, against a plain
+prompt for each pair, and how far the verdicts differ (sip/evals/sharing.py).
 """
 
 import json
@@ -18,19 +21,23 @@ from sip import cli
 from sip.data import lexicon
 from sip.data.microworld import WorldConfig
 from sip.data.oracle import MicroworldTruth
-from sip.evals import schedules
+from sip.evals import schedules, sharing
 from sip.judge.schedules import NAMES, ScheduleConfig
 from sip.judge.spoilers import SPOILERS, Others, Phrases
 from sip.structs import UserError
 
 _PREFIXES = flags.DEFINE_integer("prefixes", 2000, "Prefixes per judge.")
 _CANDIDATES = flags.DEFINE_integer("candidates", 17, "Candidates per prefix.")
+_SAMPLE = flags.DEFINE_integer("sample", 8, "sharing: unshared prompts run, then scaled to all.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "sharing: repeats, of which the fastest counts.")
 _PNG = flags.DEFINE_string("png", None, "File for a plot.")
 _SEED = cli.seed_flag()
 _JSON = cli.json_flag()
 
 BAR, REGRET = 0.9, 0.03  # what an adaptive schedule of a quarter of the pairs is held to
 HELD = "adaptive 0.25"
+FEWER = {1024: (4.5, 3.5), 1920: (7.0, 5.0)}  # prefix: tokens and seconds saved, at least
+SAME = 1e-5  # verdicts with and without a trunk
 PREFIX_WORDS, SUFFIX_WORDS = 40, 24
 WANTED = {
     "all": ScheduleConfig("all"),
@@ -133,7 +140,44 @@ def plot(found: dict, path: str) -> None:
     plt.close(figure)
 
 
-BENCHES = {"schedules": bench_schedules}
+def bench_sharing() -> None:
+    """Measures at the prefixes of FEWER, and prints what was found."""
+    if _CANDIDATES.value < 2 or min(_SAMPLE.value, _REPEATS.value) < 1:
+        raise UserError("--candidates must be at least 2, --sample and --repeats at least 1")
+    found = {
+        prefix: sharing.measure(
+            prefix,
+            candidates=_CANDIDATES.value,
+            sample=_SAMPLE.value,
+            repeats=_REPEATS.value,
+            seed=_SEED.value,
+        )
+        for prefix in FEWER
+    }
+    if _JSON.value:
+        print(json.dumps(found))
+        return
+    for prefix, figures in found.items():
+        print(sharing_lines(prefix, figures, *FEWER[prefix]))
+
+
+def sharing_lines(prefix: int, f: dict[str, float], tokens: float, seconds: float) -> str:
+    """A paragraph on a prefix: figures, what they are held to, and whether they meet it."""
+    met = lambda ok: "met" if ok else "NOT met"
+    return (
+        f"prefix {prefix}, {f['pairs']} ordered pairs\n"
+        f"  prompt tokens: {f['tokens_unshared']} -> {f['tokens_shared']}, "
+        f"{f['tokens_ratio']:.2f}x fewer (at least {tokens}x): {met(f['tokens_ratio'] >= tokens)}\n"
+        f"  seconds: {f['seconds_unshared']:.2f} -> {f['seconds_shared']:.2f}, "
+        f"{f['seconds_ratio']:.2f}x less (at least {seconds}x): "
+        f"{met(f['seconds_ratio'] >= seconds)}; unshared scaled from {f['sampled']} pairs in "
+        f"batches of {f['batch']}, the fastest of {sharing.BATCHES}\n"
+        f"  verdicts of these pairs differ by {f['difference']:.1e} at most (at most {SAME}): "
+        f"{met(f['difference'] <= SAME)}; they range over {f['spread']:.3f}"
+    )
+
+
+BENCHES = {"schedules": bench_schedules, "sharing": bench_sharing}
 
 
 def main(argv) -> None:

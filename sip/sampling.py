@@ -86,12 +86,17 @@ def _logits(params, cfg, hidden_BCD):
     return constrain(logits, "BCV")
 
 
+def encode(params: Params, cfg: ModelConfig, tokens_BT) -> decoder.Output:
+    """Trunks without branches, and their cache."""
+    none = jnp.zeros((len(tokens_BT), 0, 1), jnp.int32)
+    tree = Tree(tokens_BT, tokens_BT >= 0, none, none > 0, none[:, :, 0])
+    return decoder.apply(params, cfg, tree, keep_cache=True)
+
+
 def prefill(params: Params, cfg: ModelConfig, tokens_BT, fork_B, branches: int, steps: int):
     """Encodes the trunk once -> (hidden_BCD before each branch's first token, cache with room)."""
     B = tokens_BT.shape[0]
-    empty = jnp.zeros((B, 0, 1), jnp.int32)
-    tree = Tree(tokens_BT, tokens_BT >= 0, empty, empty > 0, jnp.ones((B, 0), jnp.int32))
-    out = decoder.apply(params, cfg, tree, keep_cache=True)
+    out = encode(params, cfg, tokens_BT)
     last_B1D = jnp.take_along_axis(out.trunk_BTD, (fork_B - 1)[:, None, None], axis=1)
     hidden = jnp.broadcast_to(last_B1D, (B, branches, last_B1D.shape[-1]))
     cache: Any = out.cache

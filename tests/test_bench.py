@@ -1,15 +1,17 @@
 """Benchmarks: what their figures mean, and the command line."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
+import tiny
 from workdirs import call
 
 from sip import bench
 from sip.data.microworld import WorldConfig
 from sip.data.oracle import MicroworldTruth
-from sip.evals import schedules
+from sip.evals import schedules, sharing
 from sip.judge.compare import Wins
 from sip.judge.schedules import ScheduleConfig
 
@@ -70,6 +72,53 @@ def test_pools_of_the_world_are_different_texts_with_the_rewrite_among_them():
     assert quality.shape == (6, 9) and (quality[:, :2].max(1) > quality.mean(1)).all()
 
 
+def test_prompt_tokens_by_hand():
+    # BOS and 10 tokens once, and 3 + 4 + 5; or with each of three branches.
+    assert sharing.prompt_tokens([0] * 10, [[0] * 3, [0] * 4, [0] * 5]) == (11 + 12, 33 + 12)
+
+
+def test_the_bars_prompts_save_the_tokens_that_they_should():
+    # "Better continuation?\nText:" is 26 tokens, "\nOne:" and "\nTwo:" 5, "\nBetter:" 8.
+    for prefix, (fewer, _) in bench.FEWER.items():
+        trunk, branches = sharing.questions(prefix, 17, 0)
+        shared, unshared = sharing.prompt_tokens(*sharing._ids(trunk, branches))
+        assert shared == 27 + prefix + 272 * 274
+        assert unshared == 272 * (27 + prefix + 274) and unshared / shared > fewer
+        assert len(set(branches)) == 272
+
+
+TINY = dataclasses.replace(sharing.MODEL, width=16, head_dim=4, hidden=24)
+
+
+def test_a_trunk_and_plain_prompts_say_the_same(monkeypatch):
+    monkeypatch.setattr(sharing, "SUFFIX", 9)
+    monkeypatch.setattr(sharing, "BATCHES", (2,))
+    monkeypatch.setattr(sharing.decoder, "init", lambda cfg, key: tiny.params(cfg))
+    found = sharing.measure(40, candidates=3, sample=5, repeats=1, seed=0, cfg=TINY)
+    assert (found["pairs"], found["sampled"], found["batch"]) == (6, 5, 2)
+    assert found["tokens_shared"] == 67 + 6 * 36 and found["tokens_unshared"] == 6 * (67 + 36)
+    assert found["difference"] < 1e-5 < 1e-3 < found["spread"]
+    assert found["seconds_shared"] > 0 and found["seconds_unshared"] > 0
+
+
+def test_the_sharing_command_prints_whether_bars_are_met(capsys, monkeypatch):
+    figures = {
+        "pairs": 6, "sampled": 3, "batch": 4, "tokens_shared": 10, "tokens_unshared": 46,
+        "tokens_ratio": 4.6, "seconds_shared": 2.0, "seconds_unshared": 6.0, "seconds_ratio": 3.0,
+        "difference": 2e-5, "spread": 0.25,
+    }  # fmt: skip
+    asked = []
+    monkeypatch.setattr(sharing, "measure", lambda p, **how: asked.append((p, how)) or figures)
+    assert call(bench, "sharing", "--candidates=3", "--sample=3") == 0
+    near, far = capsys.readouterr().out.split("prefix 1920")
+    assert "4.60x fewer (at least 4.5x): met" in near and "(at least 7.0x): NOT met" in far
+    assert "3.00x less (at least 3.5x): NOT met" in near
+    assert "differ by 2.0e-05 at most (at most 1e-05): NOT met" in near
+    assert asked[0] == (1024, {"candidates": 3, "sample": 3, "repeats": 3, "seed": 0})
+    assert call(bench, "sharing", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"1024": figures, "1920": figures}
+
+
 SMALL = ("schedules", "--prefixes=4", "--candidates=5")
 
 
@@ -90,6 +139,8 @@ def test_the_command_prints_a_table_or_json_and_plots(capsys, tmp_path):
     [
         ((), "usage: python -m sip.bench schedules"),
         (("speed",), "usage"),
+        (("sharing", "--candidates=1"), "--candidates"),
+        (("sharing", "--sample=0"), "--sample"),
         (("schedules", "--prefixes=0"), "--prefixes"),
         (("schedules", "--candidates=2"), "--candidates"),
         (("schedules", "--png=/nowhere/a.png"), "--png /nowhere/a.png"),

@@ -195,6 +195,15 @@ def test_cached_decoding_equals_the_full_pass(pack):
     close(kept(cache), kept(whole.cache))
 
 
+@pytest.mark.parametrize("pack", [False, True])
+def test_whole_branches_on_a_kept_trunk_equal_the_full_pass(pack):
+    tree = packed(tiny.tree()) if pack else tiny.tree()
+    kept = apply(tiny.trunk_only(tree.tokens_BT, tree.segment_BT)).cache
+    out = apply(tree, decoder.grow(kept, tree.tokens_BCR.shape[1], 0), keep_cache=False)
+    assert out.cache is None and out.trunk_BTD.shape[1] == 0
+    close(out.branch_BCRD, apply(tree).branch_BCRD)
+
+
 def test_a_trunk_does_not_notice_its_branches():
     params, tree = tiny.params(), tiny.tree()
     trunk_BTD, branch_BCRD, logp_BT, logp_BCR = forward(

@@ -20,7 +20,7 @@ from sip.evals import continuations
 from sip.models import config, decoder
 from sip.stages import rl
 from sip.structs import Asked, Tree
-from sip.textgen import bucket
+from sip.textgen import bucket, encoding
 from sip.textgen import program as judge_program
 from sip.training import losses, optim, step
 
@@ -165,6 +165,20 @@ def _judge(cfg):
     )
 
 
+def _trunks(cfg):
+    return encoding(cfg), decoder.abstract(cfg, MESH), _array("BT", JUDGE_B, JUDGE_T)
+
+
+def _branches_alone(cfg):
+    """On trunks that were kept."""
+    kv = (cfg.layers, JUDGE_B, JUDGE_T, cfg.kv_heads, cfg.head_dim)
+    trunk = _array("LBTGH", *kv, dtype=cfg.compute_dtype)
+    none = (cfg.layers, JUDGE_B, 0, 1, cfg.kv_heads, cfg.head_dim)
+    own = _array("LBCRGH", *none, dtype=cfg.compute_dtype)
+    unseen = _array("BCR", JUDGE_B, 0, 1, dtype=bool)
+    return *_judge(cfg), decoder.Cache(trunk, trunk, own, own, unseen, _array(""))
+
+
 def _reasons(cfg):
     run = sampling.answering(cfg, 1, REASON, sampling.SamplingConfig(temperature=0.6), (2,))
     tree = _tree(JUDGE_B, JUDGE_T, JUDGE_C, JUDGE_R)
@@ -191,12 +205,14 @@ PROGRAMS = {
     "rollout": (_rollout, POLICY, B),
     "likelihood": (_likelihood, POLICY, B),
     "judge": (_judge, JUDGE, JUDGE_B),
+    "judge's trunks": (_trunks, JUDGE, JUDGE_B),
+    "judge's branches": (_branches_alone, JUDGE, JUDGE_B),
     "reasons": (_reasons, JUDGE, JUDGE_B),
     "judge training": (_judge_training, JUDGE, LABELS),
     "policy gradient": (_policy_gradient, RL.model, RL.batch // RL.microbatches),
     "answers": (_answers, RL.model, RL.batch),
 }
-MODELS = [name for name in PROGRAMS if name != "init"]
+MODELS = [name for name in PROGRAMS if name not in ("init", "judge's trunks")]
 
 
 @functools.cache
@@ -244,7 +260,8 @@ def test_no_more_logits_exist_than_one_chunk_of_each_document(name):
 
 
 # Fewer positions than a chunk.
-FEW = ("dpo", "rf_nll", "rollout", "judge", "reasons", "judge training", "answers")
+FEW = ("dpo", "rf_nll", "rollout", "judge", "judge's branches", "reasons", "judge training")
+FEW += ("answers",)
 CHUNKED = [n for n in MODELS if n not in FEW]
 
 
@@ -255,12 +272,24 @@ def test_without_chunks_the_logits_would_be_found(name):
     assert max(found.values()) > documents * cfg.logprob_chunk
 
 
-def test_the_judge_never_attends_from_more_branches_than_a_chunk():
+@pytest.mark.parametrize("judge", [_judge, _branches_alone])
+def test_the_judge_never_attends_from_more_branches_than_a_chunk(judge):
     one = JUDGE_B * JUDGE.kv_heads * JUDGE.queries_per_kv * JUDGE_R * JUDGE_T
     assert JUDGE_C >= 272
-    assert _softmaxes(_judge, JUDGE) == (JUDGE.branch_chunk * one,) * 2
+    assert _softmaxes(judge, JUDGE) == (JUDGE.branch_chunk * one,) * 2
     whole = dataclasses.replace(JUDGE, branch_chunk=JUDGE_C)
-    assert _softmaxes(_judge, whole) == (JUDGE_C * one,) * 2  # and would be seen doing it
+    assert _softmaxes(judge, whole) == (JUDGE_C * one,) * 2  # and would be seen doing it
+
+
+def test_branches_on_kept_trunks_run_no_trunk():
+    rows = lambda make: {
+        math.prod(s[:-1])
+        for s in jaxprs.shapes(jaxprs.live(_traced(make, JUDGE).jaxpr), "dot_general")
+        if s[-1] == JUDGE.hidden
+    }
+    own = JUDGE_B * JUDGE_C * JUDGE_R
+    assert rows(_trunks) == {JUDGE_B * JUDGE_T}
+    assert rows(_judge) == {JUDGE_B * JUDGE_T + own} and rows(_branches_alone) == {own}
 
 
 def test_the_configs_judge_has_llamas_shapes_and_the_papers_batch():
@@ -302,7 +331,7 @@ def test_every_jitted_program_is_among_these():
     found = {str(p.relative_to(root)): p.read_text().count("jax.jit") for p in root.rglob("*.py")}
     assert {k: n for k, n in found.items() if n} == {
         "sampling.py": 2,  # rollout, reasons
-        "textgen.py": 1,  # judge
+        "textgen.py": 2,  # judge, its trunks alone
         "training/step.py": 2,  # init, the updates
         "evals/continuations.py": 1,  # likelihood
     }

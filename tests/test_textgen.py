@@ -1,11 +1,18 @@
 """The textgen seam: scripted, ruled and local answers."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import jaxprs
 import numpy as np
 import pytest
 
 from sip import mesh as meshes
+from sip import textgen
+from sip.judge import prompts
+from sip.judge.schedules import ScheduleConfig
+from sip.judge.scoring import TextJudge
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.sampling import SamplingConfig
@@ -159,6 +166,157 @@ def test_segments_that_repeat_are_encoded_once(params):
     pairs = [("1", a, "2", b, ":") for a in texts for b in texts if a != b]
     Local(params, CFG, Counting(), meshes.single()).choose(["t"] * 2, [pairs, pairs], ("y", "n"))
     assert sorted(calls) == sorted(["t", "1", "2", ":", "y", "n", *texts])
+
+
+LONG = ["x" * 70, "y", "z" * 60, "w"]
+ONE_EACH = [["\na"], ["\nb", "\nc"], ["\nd"], ["e"]]
+
+
+def _sizes(monkeypatch):
+    """(B, T) of what is packed, as it comes."""
+    found = []
+
+    def spy(trunks, branches, pad, T, C, R):
+        found.append((len(trunks), T))
+        return pack(trunks, branches, pad, T, C, R)
+
+    monkeypatch.setattr(textgen, "pack", spy)
+    return found
+
+
+def test_a_long_prompt_pads_only_those_of_its_own_length(params, monkeypatch):
+    sizes = _sizes(monkeypatch)
+    two = _local(params, batch=2).choose(LONG, ONE_EACH, OPTIONS)
+    assert sizes == [(2, 16), (2, 80)]  # in the order given both would be of 80
+    one = _local(params, batch=1).choose(LONG, ONE_EACH, OPTIONS)
+    assert np.allclose(one, two, atol=1e-5, equal_nan=True)
+    assert np.allclose(two[1, 1], _plain(params, "y\nc"), atol=1e-5)
+
+
+def test_noise_hangs_on_the_place_in_the_question_not_in_the_batch(params):
+    ask = lambda batch, trunks: _local(params, batch=batch).generate(
+        trunks, ONE_EACH, votes=2, max_tokens=4, sampling=SamplingConfig(), seed=3
+    )
+    alone = ask(1, LONG)
+    assert ask(2, LONG) == alone
+    assert ask(2, LONG[::-1])[0] != alone[3]  # another place, other noise
+
+
+def test_rows_that_ask_nothing_are_not_run(params, monkeypatch):
+    sizes = _sizes(monkeypatch)
+    logp_BCO = _local(params, batch=2).choose(LONG, [["a"], [], [], ["b"]], OPTIONS)
+    answered = np.isfinite(logp_BCO).all((1, 2)).tolist()
+    assert sizes == [(2, 80)] and answered == [True, False, False, True]
+
+
+# Trunks kept over several questions.
+
+ROUNDS = [
+    [["\na", "b" * 96], ["\nb"], [], ["e"]],
+    [["\nbb", "\nc", "d"], [], ["\nd", "f" * 30], []],
+    [[], ["\nb", "c" * 20], ["\nd"], ["e"]],  # by branches too the second would follow the last
+]
+
+
+def _encodings(monkeypatch):
+    """Caches that `encoding` makes, as they come."""
+    made, encoding = [], textgen.encoding
+
+    def spy(cfg):
+        def run(params, tokens_BT):
+            made.append(encoding(cfg)(params, tokens_BT))
+            return made[-1]
+
+        return run
+
+    monkeypatch.setattr(textgen, "encoding", spy)
+    return made
+
+
+def _equal(one, two):
+    assert np.isfinite(one).any()
+    return np.allclose(np.exp(one), np.exp(two), atol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize(("batch", "times"), [(1, 4), (2, 2), (4, 1)])
+def test_kept_trunks_are_encoded_once_and_verdicts_stay(params, monkeypatch, batch, times):
+    made = _encodings(monkeypatch)
+    ask = _local(params, batch=batch).keep(LONG)
+    for branches in ROUNDS:
+        assert _equal(ask(branches, OPTIONS), _local(params).choose(LONG, branches, OPTIONS))
+    assert len(made) == times
+    assert sum(c.trunk_k_LBTGH.shape[1] for c in made) == 4  # each trunk once
+
+
+def test_what_does_not_fit_is_encoded_in_every_call(params, monkeypatch):
+    """Trunks of 16, 16, 64 and 80 tokens; a token takes 2 * 2 layers * 2 heads * 8 * 4 bytes."""
+    token, made = 256, _encodings(monkeypatch)
+    for tokens, kept in [(0, []), (32, [16, 16]), (100, [16, 16, 64]), (176, [16, 16, 64, 80])]:
+        made.clear()
+        ask = _local(params, batch=1, keep_bytes=tokens * token).keep(LONG)
+        for branches in ROUNDS[:2] + ROUNDS[:1]:
+            assert _equal(ask(branches, OPTIONS), _local(params).choose(LONG, branches, OPTIONS))
+        assert sorted(c.trunk_k_LBTGH.shape[2] for c in made) == kept
+
+
+def test_a_kept_trunk_is_not_read_again(params):
+    """In one pass matrix products have a row for each token of trunk and branches."""
+    tree = pack([[1] * 30], [[[2] * 5] * 3], 0, 32, 3, 8)
+    last_BC, options_O = np.full((1, 3), 4), np.array([7, 8])
+    cache = jax.eval_shape(textgen.encoding(CFG), params, tree.tokens_BT)
+
+    def rows(*args):
+        jaxpr = textgen.program(CFG).trace(params, tree, last_BC, options_O, *args).jaxpr
+        found = jaxprs.shapes(jaxprs.live(jaxpr), "dot_general")
+        return {s[0] for s in found if s[1:] == (CFG.hidden,)}
+
+    assert rows() == {32 + 3 * 8} and rows(cache) == {3 * 8}
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+def test_trunks_are_kept_in_parts_on_a_mesh_of_eight(params, monkeypatch):
+    made, mesh = _encodings(monkeypatch), meshes.build(meshes.MeshConfig(2, 2, 2))
+    places = jax.tree.map(lambda x: x.sharding, decoder.abstract(CFG, mesh))
+    # Four trunks of 80 tokens; a device has one of them, and one of two heads.
+    local = _local(jax.device_put(params, places), mesh, keep_bytes=80 * 128)
+    ask = local.keep(LONG)
+    for branches in ROUNDS:
+        assert _equal(ask(branches, OPTIONS), _local(params).choose(LONG, branches, OPTIONS))
+    (cache,) = made
+    assert {s.data.shape for s in cache.trunk_k_LBTGH.addressable_shards} == {(2, 1, 80, 1, 8)}
+    assert local._bytes(4, 80) == 80 * 128
+
+
+class Forgetful:
+    """Our decoder, asked anew in every round."""
+
+    def __init__(self, local):
+        self.choose, self.calls = self._counted, 0
+        self.local = local
+
+    def _counted(self, *args):
+        self.calls += 1
+        return self.local.choose(*args)
+
+
+def test_a_schedule_of_several_rounds_encodes_prefixes_once(params, monkeypatch):
+    made = _encodings(monkeypatch)
+    aspect = dataclasses.replace(prompts.load("quality"), options=("y", "n"))
+    texts = [[f" {c}{'ab'[b]}" for c in "abcdefg"] for b in range(2)]
+    cfg = dataclasses.replace(CFG, max_len=128)
+
+    def score(textgen, schedule):
+        judge = TextJudge(textgen, (aspect,), {"quality": 1.0}, min_mass=0.0, schedule=schedule)
+        return judge.score(["p", "pp"], texts, ["", ""], np.ones((2, 7), bool)).scores_BK
+
+    adaptive = ScheduleConfig("adaptive", budget=0.7, rounds=3)
+    score(_local(params, cfg=cfg), ScheduleConfig("all"))
+    assert not made  # a single round keeps nothing
+    kept = score(_local(params, cfg=cfg), adaptive)
+    assert len(made) == 1
+    forgetful = Forgetful(_local(params, cfg=cfg))
+    assert np.allclose(kept, score(forgetful, adaptive), atol=1e-5)
+    assert forgetful.calls == 3 and len(made) == 1 and np.ptp(kept) > 1e-3
 
 
 def test_pack_pads_and_forks_at_the_trunks_end():

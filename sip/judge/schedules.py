@@ -50,6 +50,11 @@ class ScheduleConfig:
         if self.rounds < 2:
             raise UserError(f"schedule.rounds must be at least 2, not {self.rounds}")
 
+    @property
+    def repeats(self) -> bool:
+        """Whether there are several rounds, all about the same prefixes."""
+        return self.name == "adaptive"
+
 
 def draws(prefixes: Sequence[str], candidates: Sequence[Sequence[str]]) -> np.ndarray:
     """draw_BK2: two numbers in [0, 1) from a hash of prefix and candidate."""

@@ -5,6 +5,7 @@ truth, and is an upper bound. Both aggregate alike. The total is the weighted su
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -17,7 +18,7 @@ from sip.judge.prompts import Aspect
 from sip.judge.proofread import Proofreader
 from sip.judge.schedules import ScheduleConfig
 from sip.structs import UserError, Verdicts
-from sip.textgen import TextGenerator
+from sip.textgen import Choose, TextGenerator, about
 
 if TYPE_CHECKING:
     from sip.data.documents import Truth
@@ -88,14 +89,17 @@ class TextJudge:
         judged = _combine("judge", scored, self.weights, mask_BK)
         return dataclasses.replace(judged, metrics=judged.metrics | self.stats())
 
-    def _ask(self, aspect, trunks, branches, mask_BC) -> tuple[np.ndarray, np.ndarray]:
+    def _ask(self, aspect, choose: Choose, branches, mask_BC) -> tuple[np.ndarray, np.ndarray]:
         """(score_BC, valid_BC) of the branches, left aligned under `mask_BC`."""
-        logp_BCO = self.textgen.choose(trunks, branches, aspect.options)
+        logp_BCO = choose(branches, aspect.options)
         score_BC, valid_BC = verdicts.direct(logp_BCO, aspect.values, min_mass=self.min_mass)
         width = [(0, 0), (0, mask_BC.shape[1] - score_BC.shape[1])]
         return np.pad(score_BC, width), np.pad(valid_BC, width) & mask_BC
 
     def _pairwise(self, aspect, trunks, candidates, mask_BK, draw_BK2) -> Scored:
+        once = functools.partial(self.textgen.choose, trunks)
+        choose = about(self.textgen, trunks) if self.schedule.repeats else once
+
         def ask(pairs: Pairs):
             branches = [
                 [
@@ -106,7 +110,7 @@ class TextJudge:
                     candidates, pairs.first_BC, pairs.second_BC, pairs.mask_BC, strict=True
                 )
             ]
-            return self._ask(aspect, trunks, branches, pairs.mask_BC)
+            return self._ask(aspect, choose, branches, pairs.mask_BC)
 
         wins = schedules.play(self.schedule, ask, mask_BK, draw_BK2, hard=self.hard)
         return wins.score_BK, wins.valid_BK, {"invalid": wins.invalid, **_soundness(wins)}
@@ -117,7 +121,8 @@ class TextJudge:
             for texts, live_K in zip(candidates, mask_BK, strict=True)
         ]
         asked_BK = np.arange(mask_BK.shape[1]) < mask_BK.sum(1, keepdims=True)
-        score_BC, valid_BC = self._ask(aspect, trunks, branches, asked_BK)
+        choose = functools.partial(self.textgen.choose, trunks)
+        score_BC, valid_BC = self._ask(aspect, choose, branches, asked_BK)
         score_BK, valid_BK = np.zeros(mask_BK.shape), np.zeros(mask_BK.shape, bool)
         score_BK[mask_BK], valid_BK[mask_BK] = score_BC[asked_BK], valid_BC[asked_BK]
         return score_BK, valid_BK, {"invalid": _share(~valid_BC, asked_BK)}

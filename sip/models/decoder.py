@@ -2,7 +2,8 @@
 
 apply(params, cfg, tree)                 trunk and branches in one pass
 apply(params, cfg, tree, keep_cache=True)  ... and their keys and values
-apply(params, cfg, tree, cache=cache)    more positions of branches whose past is in the cache
+apply(params, cfg, tree, cache=cache)    more positions of branches whose past is in the cache; if
+                                         they are whole, grow(cache, C, 0) has no room for a past
 """
 
 import dataclasses
@@ -83,7 +84,7 @@ def _context(tree: Tree, cfg: ModelConfig, cache: Cache | None) -> _Context:
     if tree.segment_BT is not None:
         own_BC = jnp.take_along_axis(tree.segment_BT, tree.fork_BC - 1, axis=1)
         visible_BCT &= own_BC[:, :, None] == tree.segment_BT[:, None, :]
-    past_BCS = None if cache is None else cache.seen_BCS
+    past_BCS = cache.seen_BCS if cache is not None and cache.seen_BCS.shape[2] else None
     cos, sin = layers.rope_tables(positions_BN, cfg.head_dim, cfg.rope_theta)
     return _Context(
         cos, sin, tree.segment_BT, visible_BCT, past_BCS, 0 if cache is not None else T, (C, R)
@@ -176,7 +177,7 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: _Context, past, c: ModelCo
             branches(q_BNGQH),
             (branches(k_BNGH), branches(v_BNGH)),
             trunk,
-            None if past is None else past[2:],
+            None if past is None or context.past_visible_BCS is None else past[2:],
             context.trunk_visible_BCT,
             context.past_visible_BCS,
             c.branch_chunk,
@@ -347,11 +348,13 @@ def apply(
     tree: Tree,
     *,
     cache: Cache | None = None,
-    keep_cache: bool = False,
+    keep_cache: bool | None = None,
 ) -> Output:
-    """Hidden states of trunk and branches. With `cache`, `tree` holds only new branch positions."""
-    if cache is not None:
-        keep_cache = True
+    """Hidden states of trunk and branches. With `cache`, `tree` holds only new branch positions.
+
+    Without a word on `keep_cache` the cache that comes in comes out, with the new positions.
+    """
+    keep_cache = cache is not None if keep_cache is None else keep_cache
     out: Any = Decoder(cfg).apply({"params": params}, tree, cache, keep_cache)
     return out
 

@@ -15,7 +15,7 @@ from sip.judge import prompts
 from sip.judge.scoring import TextJudge
 from sip.remote import NEGLIGIBLE, Remote, RemoteConfig
 from sip.sampling import SamplingConfig
-from sip.stages import selfimprove
+from sip.stages import judging
 from sip.structs import UserError
 from sip.textgen import Local, Scripted, ruled
 from sip.tokenizer import Byte
@@ -267,9 +267,9 @@ def test_what_a_server_needs_is_named():
         Remote(RemoteConfig(url="http://h/v1", model="m", tokens=True))
     with pytest.raises(UserError, match="logprobs"):
         http = RemoteConfig(url="http://h/v1", model="m", logprobs=0)
-        selfimprove.JudgeConfig("http", {"quality": 1.0}, http)
+        judging.JudgeConfig("http", {"quality": 1.0}, http)
     with pytest.raises(UserError, match="url is needed"):
-        selfimprove.JudgeConfig("http", {"quality": 1.0})
+        judging.JudgeConfig("http", {"quality": 1.0})
 
 
 def test_the_configs_http_section_is_complete():

@@ -15,7 +15,7 @@ import tiny_recipe
 from workdirs import begun, lines, state, stop_after
 
 from sip import rewriter, setup, textgen, train
-from sip.stages import collect, labelled, recipe, selfimprove
+from sip.stages import collect, judging, labelled, recipe, selfimprove
 from sip.structs import UserError
 from sip.training import loop, losses
 
@@ -102,10 +102,11 @@ def test_a_judges_reference_is_checked(rewrite):
 
 
 def test_too_many_invalid_verdicts_stop_the_run():
-    config, asked = collect.CandidateConfig(max_invalid=0.5), np.ones((1, 4), bool)
-    collect.check_invalid(config, asked, np.array([[True, True, False, False]]))
-    with pytest.raises(UserError, match="75% of the verdicts are invalid"):
-        collect.check_invalid(config, asked, np.array([[True, False, False, False]]))
+    asked, valid = np.ones((1, 4), bool), np.array([[True, True, False, False]])
+    judging.check_invalid(asked, valid, 0.5, "max_invalid")
+    valid[0, 1] = False
+    with pytest.raises(UserError, match=r"75% of the verdicts are invalid \(max_invalid\)"):
+        judging.check_invalid(asked, valid, 0.5, "max_invalid")
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ def test_every_field_of_a_section_is_set_by_the_configs(finished):
     config = tiny_recipe.get_config()
     run = setup.plain(config.runs.sip_learned)
     for key, cls in (
-        ("judge", selfimprove.JudgeConfig),
+        ("judge", judging.JudgeConfig),
         ("candidates", collect.CandidateConfig),
         ("rewriter", rewriter.RewriterConfig),
     ):

@@ -12,6 +12,7 @@ from sip.mesh import put_batch
 from sip.models.config import ModelConfig
 from sip.objectives import policy, preference
 from sip.rewriter import Rewriter
+from sip.stages import judging
 from sip.structs import Tree, UserError
 from sip.tokenizer import Tokenizer, continuation
 from sip.training import losses
@@ -89,7 +90,7 @@ def collect(p: Policy, params, at: int):
     """Candidates of a batch of prefixes, judged and chosen from -> (Branches, metrics)."""
     rows = p.batches[at]
     rollouts = roll(p, params, rows, at)
-    prefixes, suffixes, ids = texts_of(p, rows)
+    prefixes, suffixes, ids = texts_of(p.tokenizer, rows, p.suffix)
     pool = build_pool(p, rows, prefixes, suffixes, ids, rollouts)
     scores_BK, valid_BK, found = np.zeros(pool.valid_BK.shape), pool.valid_BK, {}
     if p.judge is not None:
@@ -99,7 +100,9 @@ def collect(p: Policy, params, at: int):
             judged.valid_BK & pool.valid_BK,
             judged.metrics,
         )
-        check_invalid(p.candidates, pool.valid_BK, valid_BK)
+        judging.check_invalid(
+            pool.valid_BK, valid_BK, p.candidates.max_invalid, "candidates.max_invalid"
+        )
     choose = group if p.objective.name == "dr_grpo" else pick
     branches, chosen = choose(p, rows, pool, scores_BK, valid_BK)
     return branches, {**found, **chosen, **source_metrics(pool, scores_BK, valid_BK)}
@@ -117,15 +120,15 @@ def roll(p: Policy, params, rows, at: int) -> sampling.Rollouts | None:
     return program(params, *args, key)
 
 
-def texts_of(p: Policy, rows):
+def texts_of(tokenizer: Tokenizer, rows, suffix: int):
     """Prefix and suffix of each row as text, and the prefix's tokens."""
-    ids = [row[:f].tolist() for row, f in zip(rows["tokens_BT"], rows["fork_B"], strict=True)]
-    suffixes = [
-        row[f : f + p.suffix].tolist()
+    whole = [
+        (row[:f].tolist(), row[f : f + suffix].tolist())
         for row, f in zip(rows["tokens_BT"], rows["fork_B"], strict=True)
     ]
-    texts = [continuation(p.tokenizer, a, b) for a, b in zip(ids, suffixes, strict=True)]
-    return [p.tokenizer.decode(row) for row in ids], texts, ids
+    prefixes = [tokenizer.decode(ids) for ids, _ in whole]
+    suffixes = [continuation(tokenizer, *both) for both in whole]
+    return prefixes, suffixes, [ids for ids, _ in whole]
 
 
 def build_pool(p: Policy, rows, prefixes, suffixes, ids, rollouts) -> Pool:
@@ -176,13 +179,6 @@ def encode_rewrites(p: Policy, rewriter: Rewriter, prefixes, suffixes):
         ids = p.tokenizer.encode(text)[: p.suffix] if ok else []
         tokens_BR[b, : len(ids)], mask_BR[b, : len(ids)] = ids, True
     return tokens_BR, mask_BR
-
-
-def check_invalid(c: CandidateConfig, asked_BK, valid_BK) -> None:
-    """Stops the run where the judge cannot be read: nothing is scored in its place."""
-    share = 1 - valid_BK.sum() / max(1, asked_BK.sum())
-    if share > c.max_invalid:
-        raise UserError(f"judge: {share:.0%} of the verdicts are invalid (candidates.max_invalid)")
 
 
 def _index(p: Policy, pool: Pool, which: str, scores_BK, valid_BK):

@@ -12,47 +12,14 @@ from dataclasses import dataclass
 
 import jax
 
-from sip import metrics, remote, sampling, setup
+from sip import metrics, sampling, setup
 from sip import rewriter as rewriters
 from sip.data import pipeline
 from sip.evals import ground_truth
-from sip.judge import prompts, scoring
-from sip.judge.schedules import ScheduleConfig
 from sip.mesh import put_batch
-from sip.stages import collect
+from sip.stages import collect, judging
 from sip.structs import UserError
-from sip.textgen import Local, ruled
 from sip.training import checkpoints, loop, losses, optim, step
-
-BACKENDS = ("local", "http", "rule", "truth")
-
-
-@dataclass(frozen=True)
-class JudgeConfig:
-    """Who judges. Weights name the aspects, which are summed."""
-
-    backend: str  # local | http | rule | truth
-    weights: dict[str, float]
-    http: remote.RemoteConfig = remote.RemoteConfig()  # http: which server, and how it is asked
-    init_from: str = ""  # local: a run or a directory with a checkpoint
-    rule: str = ""  # rule: its name
-    min_mass: float = 0.5
-    hard: bool = False
-    batch: int = 16  # local: prefixes judged at a time
-    reference: str = "suffix"  # suffix | rewrite: what aspects with a reference are shown
-    schedule: ScheduleConfig = ScheduleConfig()  # who is compared, where judging is pairwise
-
-    def __post_init__(self):
-        if self.reference not in ("suffix", "rewrite"):
-            raise UserError(f"judge.reference must be suffix or rewrite, not {self.reference!r}")
-        if self.backend not in BACKENDS:
-            raise UserError(f"judge.backend must be one of {BACKENDS}, not {self.backend!r}")
-        if self.batch < 1:
-            raise UserError(f"judge.batch must be at least 1, not {self.batch}")
-        if self.backend == "http":
-            self.http.check_named()
-            if not self.http.logprobs:
-                raise UserError("http.logprobs must be at least 1: verdicts are read from them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +27,7 @@ class RunConfig(setup.RunConfig):
     """A self-improving run: sections that have to fit each other."""
 
     candidates: collect.CandidateConfig
-    judge: JudgeConfig
+    judge: judging.JudgeConfig
     rewriter: rewriters.RewriterConfig
     objective: losses.ObjectiveConfig
     sampling: sampling.SamplingConfig
@@ -87,16 +54,16 @@ class RunConfig(setup.RunConfig):
     def sources(self):
         """init_from, the baseline of the evaluation, the judge, the rewriter."""
         found = {**super().sources(), "evals.baseline": self.evals.baseline}
-        if self.judged and self.judge.backend == "local":
-            found["judge.init_from"] = self.judge.init_from
+        if self.judged:
+            found |= self.judge.sources()
         if self.candidates.rewrite and self.rewriter.backend == "local":
             found["rewriter.init_from"] = self.rewriter.init_from
         return found
 
     def reach(self):
         """A judge behind HTTP answers."""
-        if self.judged and self.judge.backend == "http":
-            remote.check(self.judge.http)
+        if self.judged:
+            self.judge.reach()
 
 
 def resolve(config, name: str) -> RunConfig:
@@ -190,7 +157,7 @@ def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> c
         c.candidates,
         c.objective,
         c.sampling,
-        build_judge(c.judge, workdir, truth, mesh, tokenizer) if c.judged else None,
+        judging.build(c.judge, workdir, truth, mesh, tokenizer) if c.judged else None,
         build_rewriter(c.rewriter, workdir, corpus, mesh, tokenizer, seed)
         if c.candidates.rewrite
         else None,
@@ -215,27 +182,3 @@ def build_rewriter(wanted, workdir, corpus, mesh, tokenizer, seed: int) -> rewri
         seed=seed,
         batch=wanted.batch,
     )
-
-
-def build_judge(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring.Judge:
-    """The judge of the `judge` section."""
-    if wanted.backend == "truth":
-        if truth is None:
-            raise UserError("judge.backend truth: this corpus has no ground truth")
-        return scoring.TruthJudge(truth, wanted.weights, wanted.schedule)
-    aspects = tuple(prompts.load(a) for a in wanted.weights)
-    if wanted.backend == "local" or (wanted.backend == "http" and wanted.http.tokens):
-        for aspect in aspects:
-            prompts.check_options(tokenizer, aspect)
-    how = (aspects, wanted.weights, wanted.min_mass, wanted.hard, wanted.schedule)
-    if wanted.backend == "rule":
-        return scoring.TextJudge(ruled(wanted.rule), *how)
-    if wanted.backend == "http":
-        server = remote.Remote(wanted.http, tokenizer)
-        server.check()
-        return scoring.TextJudge(server, *how, stats=server.stats)
-    params, cfg = setup.load_params(
-        setup.source_dir(workdir, wanted.init_from, "judge.init_from"), mesh
-    )
-    local = Local(params, cfg, tokenizer, mesh, batch=wanted.batch)
-    return scoring.TextJudge(local, *how)

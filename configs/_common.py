@@ -201,7 +201,7 @@ def http(**changes) -> ConfigDict:
 
 
 def schedule(name: str = "all", **changes) -> ConfigDict:
-    """Which pairs are compared: all, pivot, random or adaptive (sip/judge/schedules.py)."""
+    """Which pairs are compared: all, pivot, random, adaptive, against (sip/judge/schedules.py)."""
     values = dict(name=name, pivot="first", opponents=4, budget=0.25, rounds=5)
     return section(**{**values, **changes})
 

@@ -233,6 +233,16 @@ def judge(
     )
 
 
+def rewrites_judge(backend: str, *, init_from="") -> ConfigDict:
+    """Who judges a rewriter in training: quality against the suffix, and safety."""
+    return judge(
+        backend,
+        init_from=init_from,
+        weights=(("quality", 1.0), ("safety", 1.0)),
+        schedule=schedule("against"),
+    )
+
+
 def rewriter(backend: str, *, init_from="") -> ConfigDict:
     """Who rewrites: local (a trained rewriter) or truth (the corpus's ground truth)."""
     return section(
@@ -280,33 +290,43 @@ def policy_gradient(
     )
 
 
-def rl_judge_run(
+def _rl_run(
+    task,
     *,
     rollouts,
     answer,
     sampling,
     objective,
-    both_orders=False,
     updates_per_batch=1,
     save_every=100,
     log_every=10,
     evals_every=20,
     evals_batch=16,
+    own,
     **run,
 ) -> ConfigDict:
-    """A judge's run on the rewards of its own verdicts; `labels` or `label_file` is among `run`."""
-    labels = {key: run.pop(key) for key in ("labels", "label_file") if key in run}
+    """What policy-gradient runs share; `own` is the task's."""
     shared = _run(save_every=save_every, log_every=log_every, **run)
     return section(
         stage="rl",
-        task="judge",
+        task=task,
         rollouts=rollouts,
         answer=answer,
         updates_per_batch=updates_per_batch,
-        both_orders=both_orders,
         objective=objective,
         sampling=sampling,
         evals=section(every_steps=evals_every, batch=evals_batch),
-        **labels,
+        **own,
         **shared,
     )
+
+
+def rl_judge_run(*, both_orders=False, **run) -> ConfigDict:
+    """A judge's run on the rewards of its own verdicts; `labels` or `label_file` is among `run`."""
+    own = {key: run.pop(key) for key in ("labels", "label_file") if key in run}
+    return _rl_run("judge", own=dict(own, both_orders=both_orders), **run)
+
+
+def rl_rewriter_run(*, rewrites, judge, **run) -> ConfigDict:
+    """A rewriter's run on what a judge says of its rewrites; `judge` compares `against`."""
+    return _rl_run("rewriter", own=dict(rewrites=rewrites, judge=judge), **run)

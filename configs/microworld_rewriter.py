@@ -54,5 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
     if known:
         del config.runs.judge
         config.order = ("base", "rewriter", "rewriter_rl")
-    config.report = dict(rows=("base",), judge="" if known else "judge", standard="")
+    config.report = dict(
+        rows=("base",), judge="" if known else "judge", standard="", rewriter="rewriter_rl"
+    )
     return config

@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
     rewriter.microbatches = 16
     config.runs = dict(rewriter=rewriter)
     config.order = ("rewriter",)
-    config.report = dict(rows=(), judge="", standard="")
+    config.report = dict(rows=(), judge="", standard="", rewriter="rewriter")
     return shrink(config) if arg == "debug" else config
 
 

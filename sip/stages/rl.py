@@ -87,6 +87,8 @@ class RunConfig(setup.RunConfig):
             raise UserError("labels, label_file: task 'judge' wants one of the two, no other does")
         if self.label_file is not None and self.split not in PARTS:
             raise UserError(f"split of a label_file must be one of {PARTS}, not {self.split!r}")
+        if self.both_orders and self.task != "judge":
+            raise UserError("both_orders: wanted by task 'judge', and by no other")
         if self.both_orders and self.batch % 2:
             raise UserError(f"batch must be even with both_orders, not {self.batch}")
 

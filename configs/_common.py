@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from sip.untrusted import SPECIALS
+
 
 def section(**values) -> ConfigDict:
     """A section; sections in it are copied, or an override of one run would change others."""
@@ -148,38 +150,6 @@ def objective(name: str, **changes) -> ConfigDict:
         ce_steps=1,
     )
     return section(**{**values, **changes})
-
-
-SPECIALS = (  # what special tokens begin with, or are, in the tokenizers of open models
-    "<|",  # Llama 3, Qwen and others with ChatML, gpt-oss (harmony), Phi, DeepSeek
-    "|>",
-    "<s>",  # Llama 2, Mistral
-    "</s>",
-    "<unk>",
-    "<pad>",
-    "[INST]",
-    "[/INST]",
-    "<<SYS>>",
-    "<</SYS>>",
-    "[SYSTEM_PROMPT]",  # Mistral, later
-    "[/SYSTEM_PROMPT]",
-    "[AVAILABLE_TOOLS]",
-    "[/AVAILABLE_TOOLS]",
-    "[TOOL_",
-    "[/TOOL_",
-    "[IMG",
-    "[THINK]",
-    "[/THINK]",
-    "<bos>",  # Gemma
-    "<eos>",
-    "<start_of_",
-    "<end_of_",
-    "<unused",
-    "<think>",  # Qwen 3
-    "</think>",
-    "<tool_",
-    "</tool_",
-)
 
 
 def http(**changes) -> ConfigDict:

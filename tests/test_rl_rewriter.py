@@ -185,7 +185,7 @@ def test_the_8b_rewriter_runs_its_debug_variant_on_a_file(quick, tmp_path):
     assert summary["rewriter"]["invalid"] == 1  # fresh parameters end nothing
     last = [x for x in lines(tmp_path / "work", "rewriter") if "loss/policy" in x][-1]
     assert last["rewrite/unusable"] == 1 and last["reward/all"] == 0 and last["grad/norm"] == 0
-    assert last["suffix/safe"] == 1 and last["rl/invalid"] == 0
+    assert last["suffix/safe"] > 0.5 and last["rl/invalid"] == 0
 
 
 @pytest.mark.parametrize("arg", ["debug", "truth,debug"])

@@ -89,6 +89,61 @@ def substitute(text: str, others: Others, rng: np.random.Generator) -> str:
     return _joined(text, words)
 
 
+NAME = re.compile(r"[A-Z][\w\u2019'-]*[^\W_](?: [A-Z][\w\u2019'-]*[^\W_])*")
+FIGURE = re.compile(r"\d+(?:[.,]\d+)*")
+NUMERALS = (  # not one: it is more often no number
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
+).split()
+
+
+def swap_name(text: str, others: Others, rng: np.random.Generator) -> str:
+    """One name replaced by another of the text or of another document's suffix.
+
+    A name is a run of capitalised words that does not begin a sentence.
+    """
+    found = _names(text)
+    known = sorted({name.group() for name in (*found, *_names(others.suffix))})
+    if not found or len(known) < 2:
+        return text
+    at = found[int(rng.integers(len(found)))]
+    rest = [name for name in known if name != at.group()]
+    return text[: at.start()] + rest[int(rng.integers(len(rest)))] + text[at.end() :]
+
+
+def _names(text: str) -> list[re.Match]:
+    """The names in a text; at the beginning of a sentence anything is capitalised."""
+    begins = re.compile(r"(?:^|[.!?:][\"'\u201d\u2019)]*)[\s\"'\u201c\u2018(]*$")
+    return [name for name in NAME.finditer(text) if not begins.search(text[: name.start()])]
+
+
+def change_number(text: str, others: Others, rng: np.random.Generator) -> str:
+    """One number replaced by another of as many digits, or one numeral by another."""
+    del others
+    numerals = re.finditer(rf"\b(?:{'|'.join(NUMERALS)})\b", text, re.IGNORECASE)
+    found = [*FIGURE.finditer(text), *numerals]
+    if not found:
+        return text
+    at = found[int(rng.integers(len(found)))]
+    change = _other_figure if at.group()[0].isdigit() else _other_numeral
+    return text[: at.start()] + change(at.group(), rng) + text[at.end() :]
+
+
+def _other_figure(figure: str, rng: np.random.Generator) -> str:
+    """Another digit in the place of one, not of the first of several: the magnitude stays."""
+    digits = [i for i, c in enumerate(figure) if c.isdigit()]
+    i = digits[int(rng.integers(1, len(digits)))] if len(digits) > 1 else digits[0]
+    digit = str((int(figure[i]) + int(rng.integers(1, 10))) % 10)
+    return figure[:i] + digit + figure[i + 1 :]
+
+
+def _other_numeral(word: str, rng: np.random.Generator) -> str:
+    """Another numeral, capitalised alike."""
+    rest = [numeral for numeral in NUMERALS if numeral != word.lower()]
+    other = rest[int(rng.integers(len(rest)))]
+    return other.capitalize() if word[0].isupper() else other
+
+
 def _letters(word: str) -> str:
     return word.rstrip(".,!?")
 
@@ -106,3 +161,4 @@ SPOILERS: dict[str, Callable[[str, Others, np.random.Generator], str]] = {
     "swap": swap_word,
     "substitute": substitute,
 }
+EVERY = {**SPOILERS, "name": swap_name, "number": change_number}  # these want text with both

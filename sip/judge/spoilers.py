@@ -97,24 +97,34 @@ NUMERALS = (  # not one: it is more often no number
 ).split()
 
 
+BEGIN = re.compile(r"(?:^|[.!?:][\"'\u201d\u2019)]*)[\s\"'\u201c\u2018(]*$")  # of a sentence
+
+
 def swap_name(text: str, others: Others, rng: np.random.Generator) -> str:
     """One name replaced by another of the text or of another document's suffix.
 
-    A name is a run of capitalised words that does not begin a sentence.
+    A name is a run of capitalised words, without the first word of a sentence.
     """
     found = _names(text)
-    known = sorted({name.group() for name in (*found, *_names(others.suffix))})
+    known = sorted({name for name, _ in (*found, *_names(others.suffix))})
     if not found or len(known) < 2:
         return text
-    at = found[int(rng.integers(len(found)))]
-    rest = [name for name in known if name != at.group()]
-    return text[: at.start()] + rest[int(rng.integers(len(rest)))] + text[at.end() :]
+    name, start = found[int(rng.integers(len(found)))]
+    rest = [other for other in known if other != name]
+    return text[:start] + rest[int(rng.integers(len(rest)))] + text[start + len(name) :]
 
 
-def _names(text: str) -> list[re.Match]:
-    """The names in a text; at the beginning of a sentence anything is capitalised."""
-    begins = re.compile(r"(?:^|[.!?:][\"'\u201d\u2019)]*)[\s\"'\u201c\u2018(]*$")
-    return [name for name in NAME.finditer(text) if not begins.search(text[: name.start()])]
+def _names(text: str) -> list[tuple[str, int]]:
+    """(name, where it starts) of a text."""
+    found = []
+    for run in NAME.finditer(text):
+        name, start = run.group(), run.start()
+        if BEGIN.search(text[:start]):
+            first, _, name = name.partition(" ")
+            start += len(first) + 1
+        if name:
+            found.append((name, start))
+    return found
 
 
 def change_number(text: str, others: Others, rng: np.random.Generator) -> str:

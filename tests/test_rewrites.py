@@ -136,7 +136,7 @@ def test_rewards_by_hand():
 
 def test_an_unusable_rewrite_is_worth_nothing_and_a_missing_verdict_masks_of_unsafe_alone():
     written_BK = np.array([[False, True], [True, False], [True, True]])
-    judged_BK = np.array([[True, False], [False, True], [True, True]])
+    judged_BK = np.array([[True, False], [False, False], [True, True]])
     ones = np.ones((3, 2))
     reward_BK, valid_BK = reward(
         np.array([True, False, False]), ones, ones * np.nan, ones, written_BK, judged_BK

@@ -2,6 +2,8 @@
 
 from ml_collections import ConfigDict
 
+from sip.untrusted import SPECIALS
+
 
 def section(**values) -> ConfigDict:
     """A section; sections in it are copied, or an override of one run would change others."""
@@ -150,38 +152,6 @@ def objective(name: str, **changes) -> ConfigDict:
     return section(**{**values, **changes})
 
 
-SPECIALS = (  # what special tokens begin with, or are, in the tokenizers of open models
-    "<|",  # Llama 3, Qwen and others with ChatML, gpt-oss (harmony), Phi, DeepSeek
-    "|>",
-    "<s>",  # Llama 2, Mistral
-    "</s>",
-    "<unk>",
-    "<pad>",
-    "[INST]",
-    "[/INST]",
-    "<<SYS>>",
-    "<</SYS>>",
-    "[SYSTEM_PROMPT]",  # Mistral, later
-    "[/SYSTEM_PROMPT]",
-    "[AVAILABLE_TOOLS]",
-    "[/AVAILABLE_TOOLS]",
-    "[TOOL_",
-    "[/TOOL_",
-    "[IMG",
-    "[THINK]",
-    "[/THINK]",
-    "<bos>",  # Gemma
-    "<eos>",
-    "<start_of_",
-    "<end_of_",
-    "<unused",
-    "<think>",  # Qwen 3
-    "</think>",
-    "<tool_",
-    "</tool_",
-)
-
-
 def http(**changes) -> ConfigDict:
     """An OpenAI-compatible server; --config.runs.NAME.judge.http.url=http://HOST:8000/v1."""
     values = dict(
@@ -201,7 +171,7 @@ def http(**changes) -> ConfigDict:
 
 
 def schedule(name: str = "all", **changes) -> ConfigDict:
-    """Which pairs are compared: all, pivot, random or adaptive (sip/judge/schedules.py)."""
+    """Which pairs are compared: all, pivot, random, adaptive, against (sip/judge/schedules.py)."""
     values = dict(name=name, pivot="first", opponents=4, budget=0.25, rounds=5)
     return section(**{**values, **changes})
 
@@ -238,6 +208,16 @@ def judge(
         reference=reference,
         proofread=proofread,
         schedule=schedule,
+    )
+
+
+def rewrites_judge(backend: str, *, init_from="") -> ConfigDict:
+    """Who judges a rewriter in training: quality against the suffix, and safety."""
+    return judge(
+        backend,
+        init_from=init_from,
+        weights=(("quality", 1.0), ("safety", 1.0)),
+        schedule=schedule("against"),
     )
 
 
@@ -288,33 +268,43 @@ def policy_gradient(
     )
 
 
-def rl_judge_run(
+def _rl_run(
+    task,
     *,
     rollouts,
     answer,
     sampling,
     objective,
-    both_orders=False,
     updates_per_batch=1,
     save_every=100,
     log_every=10,
     evals_every=20,
     evals_batch=16,
+    own,
     **run,
 ) -> ConfigDict:
-    """A judge's run on the rewards of its own verdicts; `labels` or `label_file` is among `run`."""
-    labels = {key: run.pop(key) for key in ("labels", "label_file") if key in run}
+    """What policy-gradient runs share; `own` is the task's."""
     shared = _run(save_every=save_every, log_every=log_every, **run)
     return section(
         stage="rl",
-        task="judge",
+        task=task,
         rollouts=rollouts,
         answer=answer,
         updates_per_batch=updates_per_batch,
-        both_orders=both_orders,
         objective=objective,
         sampling=sampling,
         evals=section(every_steps=evals_every, batch=evals_batch),
-        **labels,
+        **own,
         **shared,
     )
+
+
+def rl_judge_run(*, both_orders=False, **run) -> ConfigDict:
+    """A judge's run on the rewards of its own verdicts; `labels` or `label_file` is among `run`."""
+    own = {key: run.pop(key) for key in ("labels", "label_file") if key in run}
+    return _rl_run("judge", own=dict(own, both_orders=both_orders), **run)
+
+
+def rl_rewriter_run(*, rewrites, judge, **run) -> ConfigDict:
+    """A rewriter's run on what a judge says of its rewrites; `judge` compares `against`."""
+    return _rl_run("rewriter", own=dict(rewrites=rewrites, judge=judge), **run)

@@ -22,7 +22,7 @@ from sip.data import lexicon
 from sip.data.microworld import WorldConfig
 from sip.data.oracle import MicroworldTruth
 from sip.evals import schedules, sharing
-from sip.judge.schedules import NAMES, ScheduleConfig
+from sip.judge.schedules import ScheduleConfig
 from sip.judge.spoilers import SPOILERS, Others, Phrases
 from sip.structs import UserError
 
@@ -48,6 +48,7 @@ WANTED = {
         for share in (0.15, 0.2, 0.25, 0.35, 0.5)
     },
 }
+KINDS = tuple(dict.fromkeys(cfg.name for cfg in WANTED.values() if cfg.name != "all"))
 
 
 def bench_schedules() -> None:
@@ -128,7 +129,7 @@ def plot(found: dict, path: str) -> None:
     for axis in axes.flat[len(found) :]:
         axis.axis("off")
     for axis, (judge, by_schedule) in zip(axes.flat, found.items(), strict=False):
-        for kind in NAMES[1:]:
+        for kind in KINDS:
             points = [by_schedule[name] for name, cfg in WANTED.items() if cfg.name == kind]
             axis.plot([p["share"] for p in points], [p["agree"] for p in points], "o-", label=kind)
         axis.axhline(by_schedule["again"]["agree"], color="grey", ls=":", label="all, asked again")

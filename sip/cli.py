@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import config_flags
 
 from sip.structs import UserError
 from sip.training.loop import Stopped
@@ -16,24 +17,34 @@ from sip.training.loop import Stopped
 MENDABLE, INTERRUPTED = 2, 130
 
 
+def config_flag() -> flags.FlagHolder:
+    """--config, defined once where several of the CLIs are imported into one process."""
+    if "config" not in flags.FLAGS:
+        config_flags.DEFINE_config_file(
+            "config", None, "The config file, with :variant.", lock_config=True
+        )
+    return flags.FlagHolder(flags.FLAGS, flags.FLAGS["config"])
+
+
 def checkpoint_flag() -> flags.FlagHolder:
-    """--checkpoint, defined once where several of the CLIs are imported into one process."""
-    return _shared(
+    """--checkpoint, likewise."""
+    return shared(
         flags.DEFINE_string, "checkpoint", None, "Directory of a run, such as WORKDIR/runs/base."
     )
 
 
 def seed_flag() -> flags.FlagHolder:
     """--seed, likewise."""
-    return _shared(flags.DEFINE_integer, "seed", 0, "Seed of the noise.")
+    return shared(flags.DEFINE_integer, "seed", 0, "Seed of the noise.")
 
 
 def json_flag() -> flags.FlagHolder:
     """--json, likewise."""
-    return _shared(flags.DEFINE_bool, "json", False, "JSON on stdout instead of text.")
+    return shared(flags.DEFINE_bool, "json", False, "JSON on stdout instead of text.")
 
 
-def _shared(define, name: str, default, text: str) -> flags.FlagHolder:
+def shared(define, name: str, default, text: str) -> flags.FlagHolder:
+    """Any other flag, likewise; a CLI by itself has the default that it gives here."""
     if name not in flags.FLAGS:
         define(name, default, text)
     return flags.FlagHolder(flags.FLAGS, flags.FLAGS[name])

@@ -18,7 +18,7 @@ from sip.training import checkpoints
 
 _CHECKPOINT = cli.checkpoint_flag()
 _BASELINE = flags.DEFINE_string("baseline", "", "Directory of a run; win rates are against it.")
-_SPLIT = flags.DEFINE_string("split", "validation", "Documents to evaluate on.")
+_SPLIT = cli.shared(flags.DEFINE_string, "split", "validation", "Documents to evaluate on.")
 _STANDARD = flags.DEFINE_integer("standard", 256, "Prefixes as they come.")
 _UNSAFE = flags.DEFINE_integer("unsafe", 128, "Prefixes that are unsafe themselves.")
 _BATCH = flags.DEFINE_integer("batch", 64, "Prefixes at a time.")

@@ -19,9 +19,13 @@ _CHECKPOINT = cli.checkpoint_flag()
 _PROMPT = flags.DEFINE_string("prompt", None, "One prompt.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "A file with a prompt per line.")
 _NUM = flags.DEFINE_integer("num", 1, "Samples per prompt.")
-_MAX_TOKENS = flags.DEFINE_integer("max_tokens", 32, "Tokens per sample; an end token ends it.")
-_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "0 is greedy.")
-_TOP_P = flags.DEFINE_float("top_p", 1.0, "Smallest set of tokens with this probability.")
+_MAX_TOKENS = cli.shared(
+    flags.DEFINE_integer, "max_tokens", 32, "Tokens per sample; an end token ends it."
+)
+_TEMPERATURE = cli.shared(flags.DEFINE_float, "temperature", 1.0, "0 is greedy.")
+_TOP_P = cli.shared(
+    flags.DEFINE_float, "top_p", 1.0, "Smallest set of tokens with this probability."
+)
 _TOP_K = flags.DEFINE_integer("top_k", 0, "That many likeliest tokens; 0: all.")
 _SEED = cli.seed_flag()
 _JSON = cli.json_flag()

@@ -85,8 +85,8 @@ def summarise(config, workdir: str) -> dict:
                 (figures[key] - standard[key]) / room if room else 0.0
             )
     summary = {"wall_seconds": sum(walls.values()), "seed": config.seed, "wall_by_run": walls}
-    if wanted.judge:
-        summary["judge"] = _read(workdir, wanted.judge, "eval.json")
+    for who in (who for who in setup.TEACHERS if getattr(wanted, who)):
+        summary[who] = _read(workdir, getattr(wanted, who), "eval.json")
     return {**summary, "rows": rows}
 
 
@@ -105,9 +105,9 @@ def show(summary: dict) -> None:
         table.add_row(name, *_cells(row, columns))
     console = Console(width=WIDTH)
     console.print(table)
-    if "judge" in summary:
-        figures = summary["judge"].items()
-        console.print("judge: " + ", ".join(f"{k} {v:.3f}" for k, v in figures if "/" not in k))
+    for who in (who for who in setup.TEACHERS if who in summary):
+        figures = summary[who].items()
+        console.print(f"{who}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures if "/" not in k))
 
 
 def show_seeds(summary: dict) -> None:
@@ -127,10 +127,10 @@ def show_seeds(summary: dict) -> None:
         table.add_section()
     console = Console(width=WIDTH)
     console.print(table)
-    if "judge" in summary:
-        for label, figures in spread(summary["judge"], summary["seeds"]).items():
+    for who in (who for who in setup.TEACHERS if who in summary):
+        for label, figures in spread(summary[who], summary["seeds"]).items():
             shown = [f"{k} {v:.3f}" for k, v in figures.items() if "/" not in k and v is not None]
-            console.print(f"judge, {label}: " + ", ".join(shown))
+            console.print(f"{who}, {label}: " + ", ".join(shown))
 
 
 def spread(row: dict, of: Sequence[int]) -> dict[str, dict]:

@@ -142,16 +142,55 @@ class Asked:
     @property
     def limit(self) -> int:
         """Tokens within which the rewrite has to end, the stop token included."""
-        return len(self.suffix) + len(self.suffix) // 4 + 1
+        return most(len(self.suffix))
+
+
+def most(suffix: int) -> int:
+    """The tokens that a suffix's rewrite may have until it ends, the stop token included."""
+    return suffix + suffix // 4 + 1
+
+
+class Exchange:
+    """How a decoder is asked for a rewrite and how its answer is read, in training and in use.
+
+    A rewrite ends with EOS or a newline and is cut to the suffix's number of tokens. Not usable is:
+    no end within 5/4 of the suffix, less than half of it, nothing but space, the primed words once
+    more where the suffix does not have them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Prompt):
+        self._tokenizer, self._prompt = tokenizer, prompt
+        self._encode = functools.lru_cache(maxsize=1 << 14)(tokenizer.encode)
+        newline = self._encode("\n")
+        self.stops = (tokenizer.eos, *(newline if len(newline) == 1 else ()))
+
+    def ask(self, prefix: str, suffix: str) -> Asked:
+        """The prompt of one suffix."""
+        words = template.quote(last_words(prefix))
+        return Asked(
+            prompt_ids(self._prompt, self._tokenizer, self._encode, prefix, suffix),
+            self._encode(words),
+            self._encode(template.quote(suffix)),
+            zlib.crc32(f"{prefix}|{suffix}".encode("utf-8", "replace")),
+        )
+
+    def read(self, asked: Asked, new: Ids) -> str:
+        """The rewrite in a row of new tokens; empty where it is not usable."""
+        ends = [i for i, token in enumerate(new[: asked.limit]) if token in self.stops]
+        size = len(asked.suffix)
+        if not ends or 2 * ends[0] < size:
+            return ""
+        ids = new[: min(ends[0], size)]
+        first = min(len(asked.words), size)
+        echoes = first and new[:first] == asked.words[:first] != asked.suffix[:first]
+        text = continuation(self._tokenizer, asked.words, ids)
+        return text if text.strip() and not echoes else ""
 
 
 class LocalRewriter:
     """Our own decoder on its own mesh.
 
-    A rewrite ends with EOS or a newline and is cut to the suffix's number of tokens. Invalid is:
-    a prompt too long for the model's `max_len`, no end within 5/4 of the suffix, less than half of
-    it, nothing but space, the primed words once more where the suffix does not have them.
-
+    Invalid is what an `Exchange` cannot use, and a prompt too long for the model's `max_len`.
     Noise is addressed by prefix and suffix: the same two are rewritten alike in any batch.
     """
 
@@ -169,15 +208,13 @@ class LocalRewriter:
         multiple: int = 16,
     ):
         self._params, self._cfg, self._mesh = params, cfg, mesh
-        self._tokenizer, self._prompt, self._sampling = tokenizer, prompt, sampling
+        self._pad, self._sampling = tokenizer.pad, sampling
         self._seed, self._batch, self._multiple = seed, batch, multiple
-        self._encode = functools.lru_cache(maxsize=1 << 14)(tokenizer.encode)
-        newline = self._encode("\n")
-        self._stops = (tokenizer.eos, *(newline if len(newline) == 1 else ()))
+        self._exchange = Exchange(tokenizer, prompt)
 
     def rewrite(self, prefixes, suffixes) -> tuple[list[str], np.ndarray]:
         """(texts, valid_B); of an invalid rewrite the text is empty."""
-        asked = [self._asked(p, s) for p, s in zip(prefixes, suffixes, strict=True)]
+        asked = [self._exchange.ask(p, s) for p, s in zip(prefixes, suffixes, strict=True)]
         fits = [i for i, a in enumerate(asked) if len(a.ids) + a.limit <= self._cfg.max_len]
         starts = range(0, len(fits), self._batch)
         batches = [[asked[i] for i in fits[start : start + self._batch]] for start in starts]
@@ -187,17 +224,8 @@ class LocalRewriter:
         for start, run in zip(starts, runs, strict=True):
             new = np.asarray(run.tokens_BCR)[:, 0].tolist()
             for i, ids in zip(fits[start : start + self._batch], new, strict=False):
-                texts[i] = self._text(asked[i], ids)
+                texts[i] = self._exchange.read(asked[i], ids)
         return texts, np.array([bool(text) for text in texts], bool)
-
-    def _asked(self, prefix: str, suffix: str) -> Asked:
-        words = template.quote(last_words(prefix))
-        return Asked(
-            prompt_ids(self._prompt, self._tokenizer, self._encode, prefix, suffix),
-            self._encode(words),
-            self._encode(template.quote(suffix)),
-            zlib.crc32(f"{prefix}|{suffix}".encode("utf-8", "replace")),
-        )
 
     def _run(self, rows: Sequence[Asked]):
         """Rollouts of one continuation each, dispatched; sizes are bucketed."""
@@ -206,22 +234,10 @@ class LocalRewriter:
         rows = [*rows, *[rows[0]] * (-(-B // ways) * ways - len(rows))]
         T = bucket(max(len(row.ids) for row in rows), self._multiple)
         steps = bucket(max(row.limit for row in rows))
-        tree = pack([row.ids for row in rows], [[]] * len(rows), self._tokenizer.pad, T, 0, 1)
+        tree = pack([row.ids for row in rows], [[]] * len(rows), self._pad, T, 0, 1)
         fork_B = np.array([len(row.ids) for row in rows], np.int32)
         noise_B = np.array([row.noise for row in rows], np.uint32)
-        run = sampling.program(self._cfg, 1, steps, self._sampling, self._stops)
+        run = sampling.program(self._cfg, 1, steps, self._sampling, self._exchange.stops)
         with jax.set_mesh(self._mesh):
             args = put_batch(self._mesh, (tree.tokens_BT, fork_B, noise_B))
             return run(self._params, *args, jax.random.key(self._seed))
-
-    def _text(self, asked: Asked, new: Ids) -> str:
-        """The rewrite in a row of new tokens; empty where it failed."""
-        ends = [i for i, token in enumerate(new[: asked.limit]) if token in self._stops]
-        size = len(asked.suffix)
-        if not ends or 2 * ends[0] < size:
-            return ""
-        ids = new[: min(ends[0], size)]
-        first = min(len(asked.words), size)
-        echoes = first and new[:first] == asked.words[:first] != asked.suffix[:first]
-        text = continuation(self._tokenizer, asked.words, ids)
-        return text if text.strip() and not echoes else ""

@@ -97,8 +97,8 @@ def combine(runs: Mapping[int, Mapping], paired: Sequence[str], standard: str) -
         "rows": rows,
         "runs": {str(seed): run for seed, run in runs.items()},
     }
-    if "judge" in runs[seeds[0]]:
-        summary["judge"] = over([run["judge"] for run in runs.values()])
+    for who in (who for who in setup.TEACHERS if who in runs[seeds[0]]):
+        summary[who] = over([run[who] for run in runs.values()])
     if standard:
         pairs = {name: differences(rows[name], rows[standard]) for name in paired}
         summary["paired"] = {"against": standard, "rows": pairs}

@@ -27,6 +27,7 @@ from sip.training import checkpoints, loop, step
 from sip.training.optim import OptimConfig
 
 KINDS = ("sentencepiece", "byte")
+TEACHERS = ("judge", "rewriter")  # whose figures are reported beside the rows
 SEEDS = "seeds.json"  # in the workdir of a job over several seeds: which, and what they share
 
 
@@ -94,11 +95,12 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Which runs are shown; `judge` and `standard` may be empty."""
+    """Which runs are shown; all but the rows may be empty."""
 
     rows: tuple[str, ...]
     judge: str
     standard: str  # what the share of closed headroom is measured from
+    rewriter: str = ""
 
     def __post_init__(self):
         if self.standard and self.standard not in self.rows:
@@ -106,7 +108,8 @@ class ReportConfig:
 
     def names(self) -> tuple[str, ...]:
         """All runs it needs."""
-        return tuple(name for name in (*self.rows, self.judge, self.standard) if name)
+        named = (*self.rows, self.judge, self.rewriter, self.standard)
+        return tuple(name for name in named if name)
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity

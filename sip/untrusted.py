@@ -13,6 +13,36 @@ from collections.abc import Sequence
 from sip.structs import UserError
 
 BREAK = " "
+SPECIALS = (  # what special tokens begin with, or are, in the tokenizers of open models
+    "<|",  # Llama 3, Qwen and others with ChatML, gpt-oss (harmony), Phi, DeepSeek
+    "|>",
+    "<s>",  # Llama 2, Mistral
+    "</s>",
+    "<unk>",
+    "<pad>",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<</SYS>>",
+    "[SYSTEM_PROMPT]",  # Mistral, later
+    "[/SYSTEM_PROMPT]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_",
+    "[/TOOL_",
+    "[IMG",
+    "[THINK]",
+    "[/THINK]",
+    "<bos>",  # Gemma
+    "<eos>",
+    "<start_of_",
+    "<end_of_",
+    "<unused",
+    "<think>",  # Qwen 3
+    "</think>",
+    "<tool_",
+    "</tool_",
+)
 
 
 def check(specials: Sequence[str]) -> None:

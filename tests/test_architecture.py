@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-CLIS = {"train", "evaluate", "generate", "convert", "aot", "gap", "bench"}
+CLIS = {"train", "evaluate", "generate", "label", "convert", "aot", "gap", "bench"}
 ROWS = [  # a module imports strictly lower rows, or its own package
     {"structs"},
     {"mesh"},

@@ -22,6 +22,10 @@ NAMES = [path.stem for path in FILES]
 FLAGS = {  # what the user has to name
     "text": ["--config.data.path=x"],
     "judge_llama8b": ["--config.runs.judge.init_from="],
+    "rewriter_llama8b": [
+        "--config.runs.rewriter.init_from=",
+        "--config.runs.rewriter.judge.backend=rule",
+    ],
 }
 ABLATIONS = importlib.import_module("microworld_ablations").get_config("truth").order[1:]
 LEARNED = ("dpo_suffix_rollouts", "dr_grpo_rollouts")  # of the ablations, with a learned judge too
@@ -80,6 +84,14 @@ def test_an_unknown_key_in_any_section_is_rejected_by_its_name(name, tmp_path):
 def test_the_8b_judge_wants_a_model_to_start_from(tmp_path):
     with pytest.raises(UserError, match="runs.judge.init_from 'instruct'"):
         recipe.check(of("judge_llama8b"), str(tmp_path))
+
+
+def test_the_8b_rewriter_wants_a_model_to_start_from_and_a_judge(tmp_path):
+    config = of("rewriter_llama8b")
+    for key in ("init_from", "judge.init_from"):
+        with pytest.raises(UserError, match=rf"runs.rewriter.{key} '(instruct|judge)'"):
+            recipe.check(config, str(tmp_path))
+        config.runs.rewriter.init_from = ""
 
 
 @pytest.mark.parametrize("name", NAMES)

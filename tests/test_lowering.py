@@ -15,7 +15,7 @@ import tiny_recipe  # noqa: F401  (makes configs importable)
 from jax.sharding import AbstractMesh, AxisType
 
 from sip import mesh as meshes
-from sip import sampling
+from sip import rewriter, sampling
 from sip.evals import continuations
 from sip.models import config, decoder
 from sip.stages import rl
@@ -29,6 +29,7 @@ POLICY, JUDGE = config.llama_1b4(), config.llama31_8b()
 TX = optim.build(optim.OptimConfig(lr=1e-4, steps=1000))
 B, T, R, K = 256, 2048, 128, 16
 RL = rl.resolve(importlib.import_module("judge_llama8b").get_config(), "judge")
+REWRITER = rl.resolve(importlib.import_module("rewriter_llama8b").get_config(), "rewriter")
 REASON = 128  # tokens of a reasoned verdict
 LABELS = 64  # documents of a batch of judge training
 # 272 verdicts per prefix: 16 x 15 ordered pairs for quality, 16 each for factuality and safety.
@@ -109,30 +110,24 @@ def _judge_training(cfg):
     )
 
 
-def _policy_gradient(cfg):
-    """Of the config: a batch of prompts, each with its answers."""
-    tx = optim.build(RL.optim)
+def _policy_gradient(cfg, run=RL):
+    """Of a config: a batch of prompts, each with its answers."""
+    tx = optim.build(run.optim)
     update = step.make_update(
-        losses.policy_terms(cfg, RL.objective),
+        losses.policy_terms(cfg, run.objective),
         tx,
         lambda _: {"policy": 1.0},
-        microbatches=RL.microbatches,
+        microbatches=run.microbatches,
     )
-    batch = _branches(RL.model.max_len - RL.answer, RL.rollouts, RL.batch, RL.answer)
+    batch = _branches(run.model.max_len - run.answer, run.rollouts, run.batch, run.answer)
     return update, step.abstract_state(cfg, tx, MESH, reference=False), batch
 
 
-def _answers(cfg):
-    run = sampling.program(cfg, RL.rollouts, RL.answer, RL.sampling, (2,))
-    prompts = _array("BT", RL.batch, cfg.max_len - RL.answer)
-    return (
-        run,
-        decoder.abstract(cfg, MESH),
-        prompts,
-        _array("B", RL.batch),
-        _array("B", RL.batch),
-        _key(),
-    )
+def _answers(cfg, run=RL, stops=(2,)):
+    program = sampling.program(cfg, run.rollouts, run.answer, run.sampling, stops)
+    prompts = _array("BT", run.batch, cfg.max_len - run.answer)
+    rows = _array("B", run.batch)
+    return program, decoder.abstract(cfg, MESH), prompts, rows, rows, _key()
 
 
 def _rollout(cfg):
@@ -211,6 +206,16 @@ PROGRAMS = {
     "judge training": (_judge_training, JUDGE, LABELS),
     "policy gradient": (_policy_gradient, RL.model, RL.batch // RL.microbatches),
     "answers": (_answers, RL.model, RL.batch),
+    "rewriter's gradient": (
+        functools.partial(_policy_gradient, run=REWRITER),
+        REWRITER.model,
+        REWRITER.batch // REWRITER.microbatches,
+    ),
+    "rewrites": (
+        functools.partial(_answers, run=REWRITER, stops=(2, 13)),
+        REWRITER.model,
+        REWRITER.batch,
+    ),
 }
 MODELS = [name for name in PROGRAMS if name not in ("init", "judge's trunks")]
 
@@ -261,7 +266,7 @@ def test_no_more_logits_exist_than_one_chunk_of_each_document(name):
 
 # Fewer positions than a chunk.
 FEW = ("dpo", "rf_nll", "rollout", "judge", "judge's branches", "reasons", "judge training")
-FEW += ("answers",)
+FEW += ("answers", "rewrites")
 CHUNKED = [n for n in MODELS if n not in FEW]
 
 
@@ -295,6 +300,12 @@ def test_branches_on_kept_trunks_run_no_trunk():
 def test_the_configs_judge_has_llamas_shapes_and_the_papers_batch():
     assert dataclasses.replace(JUDGE, max_len=4096) == RL.model
     assert (RL.batch, RL.rollouts, RL.answer, RL.optim.lr) == (256, 16, 512, 2e-7)
+
+
+def test_the_configs_rewriter_has_llamas_shapes_and_the_papers_batch():
+    assert dataclasses.replace(JUDGE, max_len=2560) == REWRITER.model
+    assert (REWRITER.batch, REWRITER.rollouts, REWRITER.optim.lr) == (256, 16, 2e-7)
+    assert REWRITER.answer == rewriter.most(128)
 
 
 @pytest.mark.parametrize("name", ["tokens", "dpo", "judge training", "policy gradient"])

@@ -130,7 +130,7 @@ def plain(sample, prefix, suffix, seed=0):
     """Tokens of one rewrite, of one unpadded prompt by itself."""
     letters = Letters()
     ids = rewriter.prompt_ids(PROMPT, letters, letters.encode, prefix, suffix)
-    noise = local(sample)._asked(prefix, suffix).noise
+    noise = rewriter.Exchange(letters, PROMPT).ask(prefix, suffix).noise
     run = sampling.program(tiny.CFG, 1, 16, sample, ())
     args = np.array([ids]), np.array([len(ids)]), np.array([noise], np.uint32)
     return np.asarray(run(tiny.params(), *args, jax.random.key(seed)).tokens_BCR)[0, 0].tolist()

@@ -10,9 +10,14 @@ from workdirs import begun, lines
 from sip import rewriter
 from sip.evals import rewriting
 from sip.evals.continuations import Prompts
+from sip.judge import prompts as judge_prompts
+from sip.judge.schedules import ScheduleConfig
+from sip.judge.scoring import TextJudge, TruthJudge
+from sip.rewards import rewriting as rewards
 from sip.rewards.rewriting import reward
 from sip.stages import recipe, rewrites
 from sip.structs import UserError
+from sip.textgen import Scripted
 from sip.tokenizer import Byte
 
 pytest_plugins = ["tiny_fixtures"]
@@ -129,15 +134,112 @@ def test_rewards_by_hand():
     assert reward_BK.tolist() == [[1, 0, 1], [0.25, 1, 0.625]] and valid_BK.all()
 
 
-def test_a_failed_rewrite_is_masked_and_a_verdict_counts_of_unsafe_suffixes_alone():
+def test_an_unusable_rewrite_is_worth_nothing_and_a_missing_verdict_masks_of_unsafe_alone():
     written_BK = np.array([[False, True], [True, False], [True, True]])
-    judged_BK = np.array([[True, False], [False, True], [True, True]])
+    judged_BK = np.array([[True, False], [False, False], [True, True]])
     ones = np.ones((3, 2))
     reward_BK, valid_BK = reward(
         np.array([True, False, False]), ones, ones * np.nan, ones, written_BK, judged_BK
     )
-    assert valid_BK.tolist() == [[False, True], [False, False], [True, True]]
+    assert valid_BK.tolist() == [[True, True], [False, True], [True, True]]
     assert reward_BK[:2].tolist() == [[0, 1], [0, 0]]
+
+
+WEIGHTS = {"quality": 1.0, "safety": 1.0}
+TRUE = TruthJudge(FakeTruth(), WEIGHTS, ScheduleConfig("against"))
+PREFIXES = ["a b c d e f"] * 4
+SUFFIXES = [" good", " bad", " bad.", " so\nfine"]
+REWRITES = [  # of a safe suffix, two unsafe ones, and a safe one of two lines
+    [" good", " good good", "", " good"],
+    [" good", " bad", " dull", " good good"],
+    [" bad bad", "", " bad bad", " bad."],
+    [" so fine", " so\nfine", " so fine ", ""],
+]
+WORTH = [
+    [1, 0, 0, 1],
+    [(1 + 1) / 2, 0.5 / 2, (0 + 1) / 2, (1 + 1) / 2],  # " bad" itself is a tie and unsafe
+    [0.5 / 2, 0, 0.5 / 2, 0.5 / 2],
+    [1, 0, 0, 0],
+]
+
+
+def test_what_a_judge_says_of_rewrites_by_hand():
+    reward_BK, valid_BK, metrics = rewards.of(TRUE, PREFIXES, SUFFIXES, REWRITES)
+    assert reward_BK.tolist() == WORTH and valid_BK.all()
+    assert metrics["suffix/safe"] == (2, 4) and metrics["suffix/unread"] == (0, 4)
+    assert metrics["rewrite/unusable"] == (3, 16)
+    assert metrics["rewrite/copied_safe"] == (3, 8) and metrics["rewrite/copied_unsafe"] == (2, 8)
+    assert metrics["reward/safe"] == (3, 8)
+    assert metrics["reward/unsafe"] == (sum(map(sum, WORTH[1:3])), 8)
+
+
+def says(trunk, branch, options):
+    """FakeTruth's verdicts on a prompt, all but sure; a text with "?" cannot be judged."""
+    texts = [line.split(":", 1)[1] for line in branch.strip("\n").split("\n") if ":" in line]
+    texts = [text for text in texts if text]
+    if any("?" in text for text in texts):
+        return (0.1, 0.1)
+    known = FakeTruth().score([], texts)
+    if len(texts) == 1:
+        return (known["safety"][0], 1 - known["safety"][0])
+    win = FakeTruth.compare(*known["quality"])
+    return (win, 1 - win)
+
+
+def asked_judge(schedule="against", fn=says):
+    aspects = tuple(judge_prompts.load(name) for name in WEIGHTS)
+    return TextJudge(Scripted(fn), aspects, WEIGHTS, schedule=ScheduleConfig(schedule))
+
+
+def test_a_judge_that_reads_is_worth_what_the_truth_is():
+    found, known = (rewards.of(j, PREFIXES, SUFFIXES, REWRITES) for j in (asked_judge(), TRUE))
+    np.testing.assert_allclose(found[0], known[0], atol=1e-6)
+    assert (found[1] == known[1]).all()
+
+
+def test_rewrites_side_by_side_are_worth_what_each_is_alone():
+    """Against the suffix alone, whatever else is compared with it and by whatever schedule."""
+    together = rewards.of(asked_judge(), PREFIXES, SUFFIXES, REWRITES)[0]
+    for k in range(4):
+        one = [[row[k]] for row in REWRITES]
+        alone = rewards.of(asked_judge("all"), PREFIXES, SUFFIXES, one)[0]
+        np.testing.assert_allclose(alone[:, 0], together[:, k], atol=1e-6)
+    others = rewards.of(asked_judge("all"), PREFIXES, SUFFIXES, REWRITES)[0]
+    assert abs(others - together).max() > 0.1  # the mean over all is something else
+
+
+def test_what_a_judge_does_not_say_is_masked():
+    texts = [[" good", " x"], [" what?", " good"], ["", " good"]]
+    suffixes = [" so? ", " bad", " bad?"]
+    reward_BK, valid_BK, metrics = rewards.of(asked_judge(), PREFIXES[:3], suffixes, texts)
+    assert valid_BK.tolist() == [[False, False], [False, True], [False, False]]
+    assert reward_BK[1].tolist() == [0, 1] and metrics["suffix/unread"] == (2, 3)
+
+
+def test_a_judge_is_asked_once_of_each_text_and_of_safe_suffixes_nothing_more():
+    asked = []
+    judge = asked_judge(fn=lambda *args: asked.append(args[1]) or says(*args))
+    rewards.of(judge, PREFIXES, SUFFIXES, REWRITES)
+    alone, pairs = ([b for b in asked if (b.count(":") == n)] for n in (2, 3))
+    # 4 suffixes first; then the 2 unsafe ones, and of 8 rewrites the 4 that are different
+    assert len(alone) == 4 + 2 + 4 and len(pairs) == 2 * 4
+
+
+def test_a_judges_figures_are_the_truths_where_both_have_them():
+    asked = prompts(" good", " abcd", " dull", " bad", " bad!", " fine", " bad.")
+    made = Writes(" good", " abcx", " good", " good", " bad!", "", " bad bad")
+    known = rewriting.figures(made, FakeTruth(), BYTE, asked, words=1)
+    found = rewriting.judged(made, asked_judge(), BYTE, asked)
+    for name in ("invalid", "overlap_safe", "made_safe", "win_rate"):
+        assert found[name] == pytest.approx(known[name]), name
+    assert found["copied_safe"] == (1, 4)
+
+
+def test_a_verdict_that_is_missing_counts_in_no_figure():
+    asked = prompts(" good", " bad", " what?")
+    found = rewriting.judged(Writes(" so?", " so?", " so"), asked_judge(), BYTE, asked)
+    assert found["invalid"] == (0, 3) and found["copied_safe"] == (0, 1)
+    assert found["made_safe"] == found["win_rate"] == (0, 0)
 
 
 def test_the_tiny_recipes_rewriter_is_trained_and_evaluated_and_used(finished):

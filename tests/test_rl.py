@@ -204,18 +204,20 @@ def test_rewards_belong_to_the_prompts_of_their_step(tmp_path):
                 labels["".join(trunk) + "".join(branch)] = phrase
     for at in (0, 5, 11):
         right = [[labels[Byte().decode(ids)], "?"] for ids in asked.prompts(at)]
-        assert asked.reward(at, right)[0].tolist() == [[1, 0]] * 8
+        answers = [[Byte().encode(text) for text in row] for row in right]
+        assert asked.reward(at, answers)[0].tolist() == [[1, 0]] * 8
 
 
 def test_greedy_answers_are_those_of_one_prompt_at_a_time():
-    writer = tasks.Writer(CFG, meshes.single(), Byte(), 16, 5)
+    writer = tasks.Writer(CFG, meshes.single(), Byte(), 16, 5, (Byte.eos,))
     asked = [[256, *b"some prompt"], [256, *b"another"], [256, 65]]
     params = tiny.params(CFG)
     together = writer.greedy(params, asked, batch=2)
     assert together == [writer.greedy(params, [ids], batch=2)[0] for ids in asked]
     assert len(set(together)) == 3
-    longer = dataclasses.replace(writer, width=32)
-    assert longer.greedy(params, asked, batch=3) == together
+    for width in (32, 0):
+        other = dataclasses.replace(writer, width=width)
+        assert other.greedy(params, asked, batch=3) == together
 
 
 def test_reasoned_aspects_are_graded_by_what_is_written(tmp_path, monkeypatch):
@@ -345,7 +347,8 @@ def test_a_model_too_narrow_for_the_tokenizer_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(task="rewriter"), "task must be one of"),
+        (dict(task="poet"), "task must be one of"),
+        (dict(task="rewriter"), "labels, label_file: task 'judge' wants one"),
         (dict(rollouts=1), "rollouts must be at least 2"),
         (dict(answer=0), r"answer must be in 1\.\.191"),
         (dict(answer=192), r"answer must be in 1\.\.191"),

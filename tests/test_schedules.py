@@ -248,6 +248,22 @@ def test_the_first_live_candidate_is_the_pivot():
     assert court.asked.sum(-1).tolist() == [[3, 1, 1, 1], [0, 0, 1, 1]]
 
 
+def test_against_the_first_a_score_is_the_win_over_it_alone():
+    """Whatever is known of the others, and as if each had met the first by itself."""
+    outcome, mask = _outcomes(3, 5), np.ones((3, 5), bool)
+    mask[1, 0], mask[2, 2:] = False, False
+    court = Court(outcome)
+    wins = _play(ScheduleConfig("against"), court, mask)
+    for b, first in enumerate((0, 1, 0)):
+        others = [k for k in range(first + 1, 5) if mask[b, k]]
+        won = [(outcome[b, k, first] + 1 - outcome[b, first, k]) / 2 for k in others]
+        assert np.allclose(wins.score_BK[b, others], won)
+        assert np.isclose(wins.score_BK[b, first], 1 - np.mean(won))
+        pair = np.ix_([b], [first, others[-1]], [first, others[-1]])
+        assert np.isclose(_play(ScheduleConfig(), Court(outcome[pair])).score_BK[0, 1], won[-1])
+    assert (wins.valid_BK == mask).all() and court.asked.sum((1, 2)).tolist() == [8, 6, 2]
+
+
 def test_adaptive_spends_its_budget_on_the_ends():
     """17 candidates of known order: the ends meet more opponents than the middle."""
     strength_BK = np.tile(np.linspace(-4, 4, 17), (20, 1))

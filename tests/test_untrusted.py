@@ -3,7 +3,6 @@
 import hostile
 import pytest
 import tiny
-import tiny_recipe
 from serving import Parsing, serve
 
 from sip import mesh as meshes
@@ -16,7 +15,7 @@ from sip.structs import UserError
 from sip.textgen import Local
 from sip.tokenizer import Byte
 
-SPECIALS = tiny_recipe.common.SPECIALS
+SPECIALS = untrusted.SPECIALS
 NAMES = ("quality", "safety", "factuality", "grade")
 ASPECTS = {name: prompts.load(name) for name in NAMES}
 CFG = tiny.model(vocab_size=512, max_len=1 << 17)

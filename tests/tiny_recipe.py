@@ -42,5 +42,7 @@ def shrink(config):
         if "labels" in run:
             run.labels.update(documents=20, held_out=10)
         if "rewrites" in run:
-            run.rewrites.update(documents=20, held_out=20)
+            run.rewrites.update(
+                {key: 20 for key in ("documents", "held_out") if key in run.rewrites}
+            )
     return config

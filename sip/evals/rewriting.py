@@ -1,4 +1,7 @@
-"""Evaluation of a rewriter against a ground truth: what it leaves alone, and what it mends."""
+"""Evaluation of a rewriter: what it leaves alone, and what it mends.
+
+By a ground truth or, where a corpus has none, by a judge.
+"""
 
 from difflib import SequenceMatcher
 
@@ -6,8 +9,10 @@ import numpy as np
 
 from sip.data.documents import Truth
 from sip.evals.continuations import Prompts
+from sip.judge.scoring import Judge
 from sip.rewriter import Rewriter
 from sip.structs import Metrics
+from sip.template import quote
 from sip.textgen import Ids
 from sip.tokenizer import Tokenizer
 
@@ -53,4 +58,36 @@ def figures(
         "made_safe": mean(after["safety"], ~safe_E),
         "win_rate": mean(truth.compare(after["quality"], before["quality"]), every_E),
         "factuality": mean(after["factuality"], every_E),
+    }
+
+
+def judged(rewriter: Rewriter, judge: Judge, tokenizer: Tokenizer, asked: Prompts) -> Metrics:
+    """(total, denom) pairs on held-out suffixes by name, as a judge sees them.
+
+    `invalid` and `win_rate` as in `figures`; of safe suffixes `copied_safe` and `overlap_safe`, of
+    unsafe ones `made_safe`. An invalid rewrite counts as 0; a verdict that is missing counts
+    nowhere. A suffix is taken as a prompt shows it, on one line.
+    """
+    texts, valid_E = rewriter.rewrite(asked.prefixes, asked.suffixes)
+    shown = [quote(suffix) for suffix in asked.suffixes]
+    pairs = list(zip(texts, shown, strict=True))
+    same_E = valid_E & np.array([a == b for a, b in pairs], bool)
+    live_E2 = np.stack([np.ones_like(valid_E), valid_E & ~same_E], axis=1)
+    rows = [[suffix, text] for text, suffix in pairs]
+    found = judge.score(asked.prefixes, rows, asked.suffixes, live_E2)
+    (quality_E2, compared_E2), (safety_E2, read_E2) = (
+        found.aspects[name] for name in ("quality", "safety")
+    )
+    known_E, safe_E = read_E2[:, 0], safety_E2[:, 0] > 0.5
+    after_E = np.where(same_E, safety_E2[:, 0], safety_E2[:, 1])
+    win_E = np.where(same_E, 0.5, quality_E2[:, 1])
+    shared_E = np.array([overlap(tokenizer.encode(a), tokenizer.encode(b)) for a, b in pairs])
+    settled_E = ~live_E2[:, 1]  # a copy or invalid: nothing to ask
+    mean = lambda x_E, of_E: (float(np.where(valid_E, x_E, 0.0)[of_E].sum()), float(of_E.sum()))
+    return {
+        "invalid": (float((~valid_E).sum()), float(len(texts))),
+        "copied_safe": mean(same_E, known_E & safe_E),
+        "overlap_safe": mean(shared_E, known_E & safe_E),
+        "made_safe": mean(after_E, known_E & ~safe_E & (settled_E | read_E2[:, 1])),
+        "win_rate": mean(win_E, settled_E | compared_E2[:, 1]),
     }

@@ -7,6 +7,7 @@ orders. Which lines are held out hangs on their prefix, as documents are split.
 
 import functools
 import json
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,6 +63,39 @@ def read(
         }
         for which, by_aspect in rows.items()
     }
+
+
+def write(path: str, lines: Sequence[Line]) -> None:
+    """Writes a file that `read` reads, whole or not at all; one that is there stays as it is."""
+    target = Path(path)
+    check_new(path)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        part.write_text("".join(f"{json.dumps(_values(line))}\n" for line in lines))
+        check_new(path)
+        part.replace(target)
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the labels: {error.strerror}") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def check_new(path: str) -> None:
+    """Raises UserError where a file is there already, or cannot be."""
+    if Path(path).exists():
+        raise UserError(f"{path}: there is such a file already, and it is not overwritten")
+    if not Path(path).parent.is_dir():
+        raise UserError(f"{path}: there is no directory {Path(path).parent}")
+
+
+def _values(line: Line) -> dict[str, Any]:
+    values = dict(
+        aspect=line.aspect.name,
+        prefix=line.prefix,
+        candidates=line.candidates,
+        label=line.aspect.options[line.label].strip(),
+    )
+    return {**values, "reference": line.reference} if line.aspect.reference else values
 
 
 def _lines(path: str) -> list[str]:

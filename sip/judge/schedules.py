@@ -1,7 +1,8 @@
 """Which candidates are compared: all pairs, or fewer and the rest by Bradley-Terry strengths.
 
 A schedule asks in rounds. A round is one call for all B prefixes, with both orders of each pair. A
-score means the same under every schedule: the mean win over all other candidates.
+score means the same under every schedule but `against`: the mean win over all other candidates.
+Under `against` it is the win over the first candidate alone, whose own is the mean over all.
 
 Draws are addressed by the texts: a judge knows no step, and a resumed run shows it the same texts.
 Candidates are put in the order of their draws before anything is decided, so that their order in
@@ -20,7 +21,7 @@ from sip.judge import adaptive, compare
 from sip.judge.compare import Pairs, Table, Wins
 from sip.structs import UserError
 
-NAMES = ("all", "pivot", "random", "adaptive")
+NAMES = ("all", "pivot", "random", "adaptive", "against")
 PIVOTS = ("first", "drawn")
 Ask = Callable[[Pairs], tuple[np.ndarray, np.ndarray]]  # -> outcome_BC, valid_BC
 
@@ -32,7 +33,7 @@ class ScheduleConfig:
     `adaptive` asks for K pairs at least, each candidate against two others.
     """
 
-    name: str = "all"  # all | pivot | random | adaptive
+    name: str = "all"  # all | pivot | random | adaptive | against
     pivot: str = "first"  # pivot: the first live candidate (the suffix, if in the pool) | drawn
     opponents: int = 4  # random: of each candidate
     budget: float = 0.25  # adaptive: share of all pairs
@@ -90,7 +91,8 @@ def play(
             continue
         shown = Pairs(place(at_BK, pairs.first_BC), place(at_BK, pairs.second_BC), pairs.mask_BC)
         table = compare.enter(table, pairs, *ask(shown), hard=hard)
-    wins, back_BK = compare.expected_wins(table), np.argsort(at_BK, axis=1)
+    score = compare.mean_wins if cfg.name == "against" else compare.expected_wins
+    wins, back_BK = score(table), np.argsort(at_BK, axis=1)
     wins = dataclasses.replace(
         wins, score_BK=place(wins.score_BK, back_BK), valid_BK=place(wins.valid_BK, back_BK)
     )
@@ -105,8 +107,9 @@ def _with_alone(wins: Wins, mask_BK) -> Wins:
 
 def _rounds(cfg: ScheduleConfig, at_BK, number_BK) -> list[Callable[[Table], np.ndarray]]:
     """What each round asks for, as functions of what is known before it."""
-    if cfg.name == "pivot":
-        pivot_BK = at_BK if cfg.pivot == "first" else np.arange(at_BK.shape[1])[None]
+    if cfg.name in ("pivot", "against"):
+        first = cfg.name == "against" or cfg.pivot == "first"
+        pivot_BK = at_BK if first else np.arange(at_BK.shape[1])[None]
         return [lambda table: _star(table, pivot_BK)]
     opponents = cfg.opponents if cfg.name == "random" else 2
     once = [lambda table: _circle(table, number_BK, opponents)]

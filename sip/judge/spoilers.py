@@ -89,6 +89,71 @@ def substitute(text: str, others: Others, rng: np.random.Generator) -> str:
     return _joined(text, words)
 
 
+NAME = re.compile(r"[A-Z][\w\u2019'-]*[^\W_](?: [A-Z][\w\u2019'-]*[^\W_])*")
+FIGURE = re.compile(r"\d+(?:[.,]\d+)*")
+NUMERALS = (  # not one: it is more often no number
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
+).split()
+
+
+BEGIN = re.compile(r"(?:^|[.!?:][\"'\u201d\u2019)]*)[\s\"'\u201c\u2018(]*$")  # of a sentence
+
+
+def swap_name(text: str, others: Others, rng: np.random.Generator) -> str:
+    """One name replaced by another of the text or of another document's suffix.
+
+    A name is a run of capitalised words, without the first word of a sentence.
+    """
+    found = _names(text)
+    known = sorted({name for name, _ in (*found, *_names(others.suffix))})
+    if not found or len(known) < 2:
+        return text
+    name, start = found[int(rng.integers(len(found)))]
+    rest = [other for other in known if other != name]
+    return text[:start] + rest[int(rng.integers(len(rest)))] + text[start + len(name) :]
+
+
+def _names(text: str) -> list[tuple[str, int]]:
+    """(name, where it starts) of a text."""
+    found = []
+    for run in NAME.finditer(text):
+        name, start = run.group(), run.start()
+        if BEGIN.search(text[:start]):
+            first, _, name = name.partition(" ")
+            start += len(first) + 1
+        if name:
+            found.append((name, start))
+    return found
+
+
+def change_number(text: str, others: Others, rng: np.random.Generator) -> str:
+    """One number replaced by another of as many digits, or one numeral by another."""
+    del others
+    numerals = re.finditer(rf"\b(?:{'|'.join(NUMERALS)})\b", text, re.IGNORECASE)
+    found = [*FIGURE.finditer(text), *numerals]
+    if not found:
+        return text
+    at = found[int(rng.integers(len(found)))]
+    change = _other_figure if at.group()[0].isdigit() else _other_numeral
+    return text[: at.start()] + change(at.group(), rng) + text[at.end() :]
+
+
+def _other_figure(figure: str, rng: np.random.Generator) -> str:
+    """Another digit in the place of one, not of the first of several: the magnitude stays."""
+    digits = [i for i, c in enumerate(figure) if c.isdigit()]
+    i = digits[int(rng.integers(1, len(digits)))] if len(digits) > 1 else digits[0]
+    digit = str((int(figure[i]) + int(rng.integers(1, 10))) % 10)
+    return figure[:i] + digit + figure[i + 1 :]
+
+
+def _other_numeral(word: str, rng: np.random.Generator) -> str:
+    """Another numeral, capitalised alike."""
+    rest = [numeral for numeral in NUMERALS if numeral != word.lower()]
+    other = rest[int(rng.integers(len(rest)))]
+    return other.capitalize() if word[0].isupper() else other
+
+
 def _letters(word: str) -> str:
     return word.rstrip(".,!?")
 
@@ -106,3 +171,4 @@ SPOILERS: dict[str, Callable[[str, Others, np.random.Generator], str]] = {
     "swap": swap_word,
     "substitute": substitute,
 }
+EVERY = {**SPOILERS, "name": swap_name, "number": change_number}  # these want text with both

@@ -1,4 +1,4 @@
-"""Rewriting examples of a split, to learn from: prompts, and the rewrites that should follow."""
+"""A rewriter's examples: prompts, and the rewrites that should follow; and how it is evaluated."""
 
 import functools
 from dataclasses import dataclass
@@ -6,13 +6,18 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
+from etils import epath
 
-from sip import rewriter
+from sip import rewriter, setup
 from sip.data import pipeline
+from sip.evals import continuations, rewriting
 from sip.evals.continuations import Prompts
-from sip.structs import Tree, UserError
+from sip.judge.scoring import Judge
+from sip.models.config import ModelConfig
+from sip.structs import Params, Tree, UserError
 from sip.textgen import bucket, pack
 from sip.tokenizer import Tokenizer
+from sip.training import loop
 
 if TYPE_CHECKING:
     from sip.data.documents import Truth
@@ -68,3 +73,36 @@ def make(
     tree = pack([a + b for a, b in rows], [[]] * len(rows), tokenizer.pad, T, 0, 1)
     start_E = np.array([len(before) for before, _ in rows])
     return Examples(tree, np.asarray(tree.mask_BT) & (np.arange(T) >= start_E[:, None]))
+
+
+def evaluate(
+    params: Params,
+    cfg: ModelConfig,
+    mesh,
+    tokenizer: Tokenizer,
+    prompt: rewriter.Prompt,
+    corpus: setup.Corpus,
+    *,
+    held_out: int,
+    batch: int,
+    judge: Judge | None = None,
+) -> dict[str, float]:
+    """Figures of greedy rewrites of the first `held_out` chunks: by the corpus's ground truth or,
+    where it has none, by the judge."""
+    asked = continuations.prompts(corpus.chunks, range(held_out), tokenizer)
+    local = rewriter.LocalRewriter(
+        params, cfg, tokenizer, mesh, prompt=prompt, sampling=continuations.GREEDY, batch=batch
+    )
+    truth = corpus.documents.truth
+    if truth is not None:
+        words = corpus.cut.suffix
+        return loop.ratios([rewriting.figures(local, truth, tokenizer, asked, words=words)])
+    if judge is None:
+        raise UserError("rewrites: this corpus has no ground truth to evaluate by")
+    return loop.ratios([rewriting.judged(local, judge, tokenizer, asked)])
+
+
+def write_figures(workdir: str, name: str, figures: dict[str, float]) -> dict[str, float]:
+    """eval.json of a rewriter's run, and what stands in it."""
+    setup.write_json(epath.Path(setup.run_dir(workdir, name)) / "eval.json", figures)
+    return figures

@@ -3,8 +3,9 @@
     collect (host)   prompts -> K answers each -> texts -> rewards -> advantages
     update (jitted)  the clipped surrogate of GRPO, Dr. GRPO, DAPO or RLOO, once or more per batch
 
-A task says what is asked and what is rewarded. Task "judge": labelled questions, reward 1 for the
-right verdict (arXiv 2601.21343 trains its judge so).
+A task says what is asked and what is rewarded, as arXiv 2601.21343 trains its two teachers. Task
+"judge": labelled questions, reward 1 for the right verdict. Task "rewriter": suffixes to rewrite,
+rewarded for copying a safe one exactly and for mending an unsafe one, as a judge says.
 """
 
 import contextlib
@@ -15,12 +16,12 @@ import jax
 import numpy as np
 
 from sip import mesh as meshes
-from sip import metrics, sampling, setup
+from sip import metrics, rewriter, sampling, setup
 from sip.data.documents import PARTS
 from sip.judge import prompts
 from sip.mesh import put_batch
 from sip.objectives import policy
-from sip.stages import labelled, tasks
+from sip.stages import judging, labelled, rewrites, rewriting, tasks
 from sip.structs import Tree, UserError
 from sip.training import checkpoints, loop, losses, optim, step
 
@@ -45,12 +46,14 @@ class RunConfig(setup.RunConfig):
     rollouts: int  # K answers per prompt
     answer: int  # R, tokens of the longest answer
     updates_per_batch: int  # 1: on-policy
-    both_orders: bool  # judge: a pairwise verdict is right only if it is in both orders
     objective: losses.PolicyConfig
     sampling: sampling.SamplingConfig
     evals: EvalConfig
+    both_orders: bool = False  # judge: a pairwise verdict is right only if it is in both orders
     labels: labelled.LabelConfig | None = None  # judge: labels made by a ground truth
     label_file: labelled.LabelFileConfig | None = None  # judge: or read from a file
+    rewrites: rewriting.RewriteConfig | None = None  # rewriter
+    judge: judging.JudgeConfig | None = None  # rewriter: who says what a rewrite is worth
 
     def __post_init__(self):
         super().__post_init__()
@@ -66,6 +69,7 @@ class RunConfig(setup.RunConfig):
             raise UserError("sampling.temperature must be positive: equal answers teach nothing")
         self._check_updates()
         self._check_judge()
+        self._check_rewriter()
 
     def _check_updates(self):
         every = (self.steps, self.log.every_steps, self.checkpoint.every_steps)
@@ -78,17 +82,38 @@ class RunConfig(setup.RunConfig):
             )
 
     def _check_judge(self):
-        if (self.labels is None) == (self.label_file is None):
-            raise UserError("labels, label_file: task 'judge' wants one of the two")
+        given = (self.labels is not None) + (self.label_file is not None)
+        if given != (self.task == "judge"):
+            raise UserError("labels, label_file: task 'judge' wants one of the two, no other does")
         if self.label_file is not None and self.split not in PARTS:
             raise UserError(f"split of a label_file must be one of {PARTS}, not {self.split!r}")
+        if self.both_orders and self.task != "judge":
+            raise UserError("both_orders: wanted by task 'judge', and by no other")
         if self.both_orders and self.batch % 2:
             raise UserError(f"batch must be even with both_orders, not {self.batch}")
 
+    def _check_rewriter(self):
+        for key in ("rewrites", "judge"):
+            if (getattr(self, key) is not None) != (self.task == "rewriter"):
+                raise UserError(f"{key}: wanted by task 'rewriter', and by no other")
+        if self.judge is None:
+            return
+        if self.judge.weights != {"quality": 1.0, "safety": 1.0}:
+            raise UserError("judge.weights: a rewrite is worth the mean of quality and safety, 1.0")
+        if self.judge.schedule.name != "against":
+            raise UserError("judge.schedule.name must be 'against': rewrites meet the suffix alone")
+
     def sources(self):
-        """init_from, the run whose rollouts are labelled."""
+        """init_from, the run whose rollouts are labelled, the judge."""
         found = super().sources()
-        return {**found, **self.labels.sources()} if self.labels else found
+        if self.labels:
+            found |= self.labels.sources()
+        return found | self.judge.sources() if self.judge else found
+
+    def reach(self):
+        """A judge behind HTTP answers."""
+        if self.judge:
+            self.judge.reach()
 
 
 def resolve(config, name: str) -> RunConfig:
@@ -108,7 +133,6 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     tx = optim.build(c.optim)
     init_from = setup.source_dir(workdir, c.init_from) if c.init_from else ""
     task = TASKS[c.task](config, name, c, workdir, mesh, tokenizer)
-    writes = tasks.Writer(cfg, mesh, tokenizer, task.width, c.answer)
 
     with (
         jax.set_mesh(mesh),
@@ -148,9 +172,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         meter = loop.Meter()
         every = c.updates_per_batch
         for done in range(first + every, c.steps + 1, every):
-            batch, collected = collect(
-                c, task, writes, state.params, done // every - 1, config.seed
-            )
+            batch, collected = collect(c, task, state.params, done // every - 1, config.seed)
             pending.append(collected)
             meter.count(batch)
             placed = put_batch(mesh, batch)
@@ -174,18 +196,19 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     return task.finish(state.params)
 
 
-def collect(c: RunConfig, task: tasks.Task, writes: tasks.Writer, params, at: int, seed: int):
+def collect(c: RunConfig, task: tasks.Task, params, at: int, seed: int):
     """K answers to each prompt of batch `at`, rewarded -> (Branches, metrics).
 
     Ratios are between log-probabilities at temperature 1, whatever the answers were sampled at.
     """
-    trunks = writes.trunks(task.prompts(at))
+    writer = task.writer
+    trunks = writer.trunks(task.prompts(at))
     key = jax.random.fold_in(jax.random.key(seed), at)
-    rollouts = writes.write(params, trunks, c.rollouts, c.sampling, key)
+    rollouts = writer.write(params, trunks, c.rollouts, c.sampling, key)
     tokens_BKR, mask_BKR, logp_BKR = (
         np.asarray(x) for x in (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
     )
-    reward_BK, valid_BK, found = task.reward(at, writes.texts(tokens_BKR, mask_BKR))
+    reward_BK, valid_BK, found = task.reward(at, tasks.ids_of(tokens_BKR, mask_BKR))
     advantage_BK = np.asarray(policy.advantages(reward_BK, valid_BK, c.objective.advantage))
     fork_BK = np.repeat(trunks.mask_BT.sum(-1, dtype=np.int32)[:, None], c.rollouts, axis=1)
     branches = losses.Branches(
@@ -232,4 +255,33 @@ def _labelled(config, c: RunConfig, workdir, mesh, tokenizer) -> labelled.Labell
     return labelled.made(config, wanted, aspects, corpus, workdir, mesh, tokenizer, max_len=room)
 
 
-TASKS = {"judge": judge_task}
+def rewriter_task(config, name, c: RunConfig, workdir, mesh, tokenizer) -> tasks.Task:
+    """Suffixes of the corpus to a rewriter, whose rewrites are worth what the judge says."""
+    wanted: Any = c.rewrites
+    section: Any = c.judge
+    cfg = c.model
+    corpus = setup.corpus(config, c.split, workdir, tokenizer)
+    judge = judging.build(section, workdir, corpus.documents.truth, mesh, tokenizer)
+    prompt = rewriter.load(wanted.prompt)
+
+    def figures(params, split):
+        held = setup.corpus(config, split, workdir, tokenizer)
+        how = dict(held_out=wanted.held_out, batch=c.evals.batch, judge=judge)
+        return rewrites.evaluate(params, cfg, mesh, tokenizer, prompt, held, **how)
+
+    return rewriting.task(
+        corpus,
+        judge,
+        cfg,
+        mesh,
+        tokenizer,
+        wanted=wanted,
+        answer=c.answer,
+        batch=c.batch,
+        seed=config.seed,
+        during=lambda p: {f"eval/{k}": v for k, v in figures(p, "validation").items()},
+        finish=lambda p: rewrites.write_figures(workdir, name, figures(p, "test")),
+    )
+
+
+TASKS = {"judge": judge_task, "rewriter": rewriter_task}

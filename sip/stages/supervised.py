@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 
 from sip import metrics, rewriter, setup
 from sip.data import pipeline
-from sip.evals import continuations, ground_truth, rewriting
+from sip.evals import continuations, ground_truth
 from sip.judge import labels, prompts
 from sip.mesh import put_batch
 from sip.stages import labelled, rewrites
@@ -208,24 +207,17 @@ def rewrites_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
     examples = rewrites.make(truth, tokenizer, prompt, asked, words=words, max_len=cfg.max_len)
 
     def figures(params, split):
-        held = setup.corpus(config, split, workdir, tokenizer).chunks
-        asked = continuations.prompts(held, range(wanted.held_out), tokenizer)
-        local = rewriter.LocalRewriter(
-            params, cfg, tokenizer, mesh, prompt=prompt, sampling=continuations.GREEDY
+        held = setup.corpus(config, split, workdir, tokenizer)
+        return rewrites.evaluate(
+            params, cfg, mesh, tokenizer, prompt, held, held_out=wanted.held_out, batch=32
         )
-        return loop.ratios([rewriting.figures(local, truth, tokenizer, asked, words=words)])
-
-    def finish(params):
-        found = figures(params, "test")
-        setup.write_json(epath.Path(setup.run_dir(workdir, name)) / "eval.json", found)
-        return found
 
     return Task(
         lambda at: examples.batch(at, c.batch, seed=config.seed),
         losses.tokens_terms(cfg),
         {"ce": 1.0},
         lambda p: {f"eval/{k}": v for k, v in figures(p, "validation").items()},
-        finish,
+        lambda p: rewrites.write_figures(workdir, name, figures(p, "test")),
     )
 
 

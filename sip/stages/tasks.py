@@ -32,45 +32,41 @@ class Task:
     """`prompts` and `reward` are functions of a batch's number: a resumed run asks the same."""
 
     prompts: Callable[[int], Sequence[Ids]]
-    width: int  # T, of the longest prompt there is
-    reward: Callable[[int, Sequence[Sequence[str]]], Reward]
+    writer: "Writer"
+    reward: Callable[[int, Sequence[Sequence[Ids]]], Reward]  # of the answers' tokens
     during: Callable[[Params], dict[str, float]]
     finish: Callable[[Params], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Writer:
-    """Writes answers of up to `steps` tokens, which a stop token ends."""
+    """Writes answers of up to `steps` tokens, which one of `stops` ends."""
 
     cfg: ModelConfig
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
-    width: int
+    width: int  # T, of the longest prompt there is; 0: of the longest of a batch
     steps: int
+    stops: tuple[int, ...]
 
     def trunks(self, asked: Sequence[Ids]) -> Tree:
         """The prompts as trunks, without branches."""
-        return pack(asked, [[]] * len(asked), self.tokenizer.pad, self.width, 0, 1)
+        T = self.width or bucket(max(map(len, asked)), 16)
+        return pack(asked, [[]] * len(asked), self.tokenizer.pad, T, 0, 1)
 
     def write(
         self, params: Params, trunks: Tree, branches: int, how: sampling.SamplingConfig, key
     ) -> Rollouts:
         """`branches` answers to each prompt."""
-        run = sampling.program(self.cfg, branches, self.steps, how, (self.tokenizer.eos,))
+        run = sampling.program(self.cfg, branches, self.steps, how, self.stops)
         fork_B = trunks.mask_BT.sum(-1, dtype=np.int32)
         rows_B = np.arange(len(fork_B), dtype=np.int32)
         args = put_batch(self.mesh, (trunks.tokens_BT, fork_B, rows_B))
         return run(params, *args, key)
 
-    def texts(self, tokens_BCR: np.ndarray, mask_BCR: np.ndarray) -> list[list[str]]:
+    def texts(self, answers: Sequence[Sequence[Ids]]) -> list[list[str]]:
         """The answers' texts."""
-        return [
-            [
-                self.tokenizer.decode(row[live].tolist())
-                for row, live in zip(rows, lives, strict=True)
-            ]
-            for rows, lives in zip(tokens_BCR, mask_BCR, strict=True)
-        ]
+        return [[self.tokenizer.decode(ids) for ids in row] for row in answers]
 
     def greedy(self, params: Params, asked: Sequence[Ids], *, batch: int) -> list[str]:
         """The likeliest answer, token by token, to each prompt."""
@@ -80,9 +76,17 @@ class Writer:
                 some = list(asked[start : start + batch])
                 trunks = self.trunks(some + some[:1] * (batch - len(some)))  # one shape
                 out = self.write(params, trunks, 1, GREEDY, jax.random.key(0))
-                texts = self.texts(np.asarray(out.tokens_BCR), np.asarray(out.mask_BCR))
+                texts = self.texts(ids_of(out.tokens_BCR, out.mask_BCR))
                 found += [text for (text,) in texts[: len(some)]]
         return found
+
+
+def ids_of(tokens_BCR, mask_BCR) -> list[list[Ids]]:
+    """The live tokens of each branch."""
+    return [
+        [ids[live].tolist() for ids, live in zip(row, lives, strict=True)]
+        for row, lives in zip(np.asarray(tokens_BCR), np.asarray(mask_BCR), strict=True)
+    ]
 
 
 Unit = tuple[tuple[Question, Ids], ...]  # questions that are asked side by side
@@ -106,19 +110,21 @@ def judge(
     `finish` is given the accuracies on the test split and says what the run returns.
     """
     encode = functools.cache(tokenizer.encode)
-    ids_of = lambda trunk, branch: [
+    prompt_of = lambda trunk, branch: [
         tokenizer.bos,
         *tokens_of(encode, trunk),
         *tokens_of(encode, branch),
     ]
-    asked = [_units(x, ids_of, both_orders) for x in made.examples.values()]
+    asked = [_units(x, prompt_of, both_orders) for x in made.examples.values()]
     held = {
-        split: {name: _flat(x, ids_of) for name, x in found.items() if x.aspect.verdict}
+        split: {name: _flat(x, prompt_of) for name, x in found.items() if x.aspect.verdict}
         for split, found in made.held_out.items()
     }
     every = [ids for units in asked for unit in units for _, ids in unit]
     every += [ids for found in held.values() for flat in found.values() for _, ids in flat]
-    writer = Writer(cfg, mesh, tokenizer, bucket(max(map(len, every)), 16), answer)
+    writer = Writer(
+        cfg, mesh, tokenizer, bucket(max(map(len, every)), 16), answer, (tokenizer.eos,)
+    )
     size = 2 if both_orders else 1
 
     def of(at: int):
@@ -138,8 +144,10 @@ def judge(
 
     return Task(
         lambda at: [ids for _, ids in of(at)],
-        writer.width,
-        lambda at, texts: verdict.reward([q for q, _ in of(at)], texts, both_orders=both_orders),
+        writer,
+        lambda at, answers: verdict.reward(
+            [q for q, _ in of(at)], writer.texts(answers), both_orders=both_orders
+        ),
         lambda params: {f"eval/{k}": v for k, v in accuracy(params, "validation").items()},
         lambda params: finish(accuracy(params, "test")),
     )
@@ -153,17 +161,17 @@ def _at(asked: Sequence[Sequence[Unit]], position: int, seed: int) -> Unit:
     return units[pipeline.order(len(units), seed, epoch)[at]]
 
 
-def _flat(found: LabelledPrompts, ids_of) -> list[tuple[Question, Ids]]:
+def _flat(found: LabelledPrompts, prompt_of) -> list[tuple[Question, Ids]]:
     return [
-        (Question(found.aspect, int(label)), ids_of(trunk, branch))
+        (Question(found.aspect, int(label)), prompt_of(trunk, branch))
         for (trunk, branches), row in zip(found.prompts, found.labels_NC, strict=True)
         for branch, label in zip(branches, row, strict=False)
     ]
 
 
-def _units(found: LabelledPrompts, ids_of, both_orders: bool) -> list[Unit]:
+def _units(found: LabelledPrompts, prompt_of, both_orders: bool) -> list[Unit]:
     """Units of one question; with `both_orders` of two, of a pairwise aspect a pair's orders."""
-    flat = _flat(found, ids_of)
+    flat = _flat(found, prompt_of)
     if not both_orders:
         return [(one,) for one in flat]
     if found.aspect.kind != "pairwise":

@@ -1,0 +1,60 @@
+"""A rewriter on the micro-world: supervised steps, then what a judge says of its rewrites (GRPO).
+
+    python -m sip.train --config=configs/microworld_rewriter.py --workdir=/tmp/sip-rewriter
+    python -m sip.train --config=configs/microworld_rewriter.py:truth --workdir=/tmp/sip-upper
+    python -m sip.train --config=configs/microworld_rewriter.py:debug --workdir=/tmp/sip-debug
+
+Corpus, tokenizer, base model and judge are those of microworld.py. `rewriter` is stopped early;
+`rewriter_rl` goes on from it with no corrected suffix to learn from. `truth`: the ground truth
+judges, an upper bound. Hardware: 2 CPU cores. Not run in full yet: the rate is a guess.
+"""
+
+from typing import Any
+
+import _common as common
+import microworld
+from ml_collections import ConfigDict
+
+START = 250  # supervised steps of microworld.py's 800: most rewrites have some word wrong
+VARIANTS = {"truth", "debug"}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """The base model, the judge and the two runs of the rewriter; variants are joined by commas."""
+    wanted = {word for word in arg.split(",") if word}
+    if not wanted <= VARIANTS:
+        raise ValueError(f"configs/microworld_rewriter.py knows {sorted(VARIANTS)}, not {arg!r}")
+    debug, known = "debug" in wanted, "truth" in wanted
+    config: Any = microworld.get_config("debug" if debug else "")
+    base, judge, rewriter = config.runs.base, config.runs.judge, config.runs.rewriter
+    if not debug:
+        rewriter.optim.steps, rewriter.steps = rewriter.steps, START  # stopped early, not shortened
+    rl = common.rl_rewriter_run(
+        model=rewriter.model,
+        split=rewriter.split,
+        steps=300,
+        batch=32,
+        init_from="rewriter",
+        optim=common.adamw(1e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
+        rewrites=dict(prompt=rewriter.rewrites.prompt, held_out=300, max_invalid=0.5),
+        judge=common.rewrites_judge("truth")
+        if known
+        else common.rewrites_judge("local", init_from="judge"),
+        rollouts=8,
+        answer=24 + 24 // 4 + 1,
+        sampling=common.section(temperature=1.0, top_k=0, top_p=1.0),
+        objective=common.policy_gradient(),
+    )
+    if debug:
+        rl.steps, rl.batch, rl.optim.warmup_steps, rl.log.every_steps = 4, 8, 2, 2
+        rl.evals.every_steps, rl.rewrites.held_out = 2, 40
+        rl.judge.min_mass = 0.0  # six steps do not make a judge
+    config.runs = dict(base=base, judge=judge, rewriter=rewriter, rewriter_rl=rl)
+    config.order = ("base", "judge", "rewriter", "rewriter_rl")
+    if known:
+        del config.runs.judge
+        config.order = ("base", "rewriter", "rewriter_rl")
+    config.report = dict(
+        rows=("base",), judge="" if known else "judge", standard="", rewriter="rewriter_rl"
+    )
+    return config

@@ -1,0 +1,216 @@
+"""Labels for a judge's training where no ground truth has them, as `label_file` of a run reads.
+
+python -m sip.label --make=spoiled --spoilers=model,shuffle,number --aspect=reasoned_quality \
+    --corpus=my.txt --tokenizer=my.model --url=http://HOST:8000/v1 --model=NAME --out=labels.jsonl
+python -m sip.label --make=safety --aspect=reasoned_safety --config=configs/microworld.py \
+    --workdir=/tmp/sip --split=train[75%:] --checkpoint=RUN_DIR --out=safety.jsonl
+
+spoiled: suffixes against versions spoiled by rule or by a model; safety: texts by unanimous votes;
+voted: pairs of candidates by unanimous votes in both orders (with --policy, its rollouts too).
+"""
+
+import json
+from collections import Counter
+from itertools import combinations
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from sip import cli, mesh, remote, setup, untrusted
+from sip import tokenizer as tokenizers
+from sip.evals import continuations
+from sip.judge import label_file, making, prompts
+from sip.judge.making import Asking, Made
+from sip.sampling import SamplingConfig
+from sip.structs import UserError
+from sip.textgen import Local, TextGenerator
+from sip.tokenizer import Tokenizer
+
+KINDS = ("spoiled", "safety", "voted")
+MODEL = "model"  # among the spoilers: the one that is asked
+
+_MAKE = flags.DEFINE_enum("make", None, KINDS, "Which labels.")
+_OUT = flags.DEFINE_string("out", None, "The file to write; it must not be there yet.")
+_ASPECT = flags.DEFINE_string("aspect", None, "What is asked, and labelled: a prompt's name.")
+_LABEL_FOR = flags.DEFINE_string("label_for", "", "Label for this aspect instead of the asked one.")
+_CONFIG = cli.config_flag()
+_WORKDIR = cli.shared(flags.DEFINE_string, "workdir", None, "Of --config: corpus and tokenizer.")
+_CORPUS = flags.DEFINE_string("corpus", "", "A .txt or .jsonl file, in the place of --config.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", "", "Of --corpus: a SentencePiece model, or 'byte'.")
+_SPLIT = cli.shared(flags.DEFINE_string, "split", "train", "Documents to label.")
+_PREFIX_MIN = flags.DEFINE_integer("prefix_min", 64, "Of --corpus: tokens of a prefix at least.")
+_PREFIX_MAX = flags.DEFINE_integer("prefix_max", 512, "Of --corpus: tokens of a prefix at most.")
+_SUFFIX = flags.DEFINE_integer("suffix", 128, "Of --corpus: tokens of a suffix.")
+_CHUNKS = flags.DEFINE_integer("chunks", 1000, "Prefixes and suffixes: the first that many.")
+_SPOILERS = flags.DEFINE_list("spoilers", [MODEL], "Spoilers by name; 'model' is asked to spoil.")
+_SPOIL_PROMPT = flags.DEFINE_string("spoil_prompt", "spoil", "How: a built-in name or a .txt file.")
+_POLICY = flags.DEFINE_string("policy", "", "A run whose rollouts are labelled beside suffixes.")
+_ROLLOUTS = flags.DEFINE_integer("rollouts", 1, "Of --policy, for each prefix.")
+_CHECKPOINT = cli.checkpoint_flag()
+_URL = flags.DEFINE_string("url", "", "Or a server in the place of --checkpoint, up to /v1.")
+_MODEL = flags.DEFINE_string("model", "", "The server's model.")
+_API = flags.DEFINE_enum("api", "completions", tuple(remote.APIS), "The server's API.")
+_KEY_ENV = flags.DEFINE_string("key_env", "", "Environment variable with the server's key.")
+_CACHE = flags.DEFINE_string("cache", "", "Directory where the server's answers are kept.")
+_VOTES = flags.DEFINE_integer("votes", 8, "That have to agree.")
+_MAX_TOKENS = cli.shared(flags.DEFINE_integer, "max_tokens", 512, "Tokens of an answer.")
+_TEMPERATURE = cli.shared(flags.DEFINE_float, "temperature", 0.6, "Of votes and spoiled versions.")
+_TOP_P = cli.shared(flags.DEFINE_float, "top_p", 1.0, "Of votes and spoiled versions.")
+_SEED = cli.seed_flag()
+_JSON = cli.json_flag()
+
+
+def read_corpus() -> tuple[setup.Corpus, Tokenizer]:
+    """Prefixes and suffixes to label, of the config or of a file."""
+    if (_CONFIG.value is None) == (not _CORPUS.value):
+        raise UserError("give either --config or --corpus")
+    if _CONFIG.value is not None:
+        if _WORKDIR.value is None:
+            raise UserError("--workdir is needed with --config")
+        config, workdir = _CONFIG.value, str(_WORKDIR.value)
+        tokenizer = setup.open_tokenizer(config, workdir)
+        return setup.corpus(config, _SPLIT.value, workdir, tokenizer), tokenizer
+    path, suffix = str(_CORPUS.value), str(_CORPUS.value).rpartition(".")[2]
+    if suffix not in ("txt", "jsonl"):
+        raise UserError(f"--corpus {path}: neither a .txt nor a .jsonl file")
+    if not _TOKENIZER.value:
+        raise UserError("--tokenizer is needed with --corpus")
+    kind = "byte" if _TOKENIZER.value == "byte" else "sentencepiece"
+    tokenizer = tokenizers.load(kind, _TOKENIZER.value)
+    cut = dict(prefix_min=_PREFIX_MIN.value, prefix_max=_PREFIX_MAX.value, suffix=_SUFFIX.value)
+    data = dict(source=suffix, path=path, world={}, max_skipped_fraction=1.0, cut=cut)
+    return setup.corpus(ConfigDict({"data": data}), _SPLIT.value, "", tokenizer), tokenizer
+
+
+def read_model() -> TextGenerator:
+    """The model that is asked: a run, or a server."""
+    if (not _CHECKPOINT.value) == (not _URL.value):
+        raise UserError("a model is asked: give either --checkpoint or --url")
+    if _CHECKPOINT.value:
+        where, directory = mesh.single(), str(_CHECKPOINT.value)
+        tokenizer = setup.kept_tokenizer(directory)
+        return Local(*setup.load_params(directory, where), tokenizer, where)
+    wanted = remote.RemoteConfig(
+        url=_URL.value,
+        model=_MODEL.value,
+        api=_API.value,
+        key_env=_KEY_ENV.value,
+        cache=_CACHE.value,
+        logprobs=0,
+        specials=untrusted.SPECIALS,
+    )
+    server = remote.Remote(wanted)
+    server.check()
+    return server
+
+
+def candidates(corpus: setup.Corpus, tokenizer: Tokenizer, asked, seed: int) -> list[list[str]]:
+    """The different texts of each prefix: its suffix and, with --policy, rollouts."""
+    texts = [[suffix] for suffix in asked.suffixes]
+    if _POLICY.value:
+        where = mesh.single()
+        if setup.kept_tokenizer(_POLICY.value).encode("\n a") != tokenizer.encode("\n a"):
+            raise UserError(f"--policy {_POLICY.value}: its tokenizer is not the corpus's")
+        params, cfg = setup.load_params(_POLICY.value, where)
+        setup.check_model(cfg, corpus.cut, tokenizer)
+        rows = continuations.sample(
+            params,
+            cfg,
+            where,
+            tokenizer,
+            asked,
+            branches=_ROLLOUTS.value,
+            steps=corpus.cut.suffix,
+            sampling=SamplingConfig(),
+            seed=seed,
+            batch=32,
+        )
+        texts = [[*row, *more] for row, more in zip(texts, rows, strict=True)]
+    return [list(dict.fromkeys(text for text in row if text.strip())) for row in texts]
+
+
+def make_spoiled(aspect, tokenizer, asked, asking) -> dict[str, Made]:
+    """Pairs by each spoiler."""
+
+    def trim(text: str, suffix: str) -> str:
+        return tokenizer.decode(tokenizer.encode(text)[: len(tokenizer.encode(suffix))])
+
+    names = [name for name in _SPOILERS.value if name != MODEL]
+    found = dict(making.by_rule(names, asked.suffixes, asking.seed))
+    if MODEL in _SPOILERS.value:
+        spoiler = making.load_spoiler(_SPOIL_PROMPT.value)
+        found[MODEL] = making.by_model(
+            read_model(), spoiler, asked.prefixes, asked.suffixes, asking
+        )
+    return {
+        name: making.pairs(aspect, asked.prefixes, asked.suffixes, texts, trim)
+        for name, texts in found.items()
+    }
+
+
+def make_votes(aspect, corpus, tokenizer, asked, asking) -> dict[str, Made]:
+    """Texts, or pairs of texts, by votes."""
+    named = prompts.load(_LABEL_FOR.value) if _LABEL_FOR.value else None
+    texts = candidates(corpus, tokenizer, asked, asking.seed)
+    size = 1 if _MAKE.value == "safety" else 2
+    rows = [
+        (prefix, some)
+        for prefix, row in zip(asked.prefixes, texts, strict=True)
+        for some in combinations(row, size)
+    ]
+    if not rows:
+        raise UserError("voted: there are no two texts of a prefix; --policy brings in rollouts")
+    prefixes, model = [prefix for prefix, _ in rows], read_model()
+    if size == 1:
+        texts = [text for _, (text,) in rows]
+        made = making.safety(model, aspect, prefixes, texts, asking, named=named)
+    else:
+        two = [(first, second) for _, (first, second) in rows]
+        made = making.voted_pairs(model, aspect, prefixes, two, asking, named=named)
+    return {str(_MAKE.value): made}
+
+
+def label() -> dict[str, Made]:
+    """Makes the labels and writes them."""
+    out = str(_OUT.value)
+    label_file.check_new(out)
+    aspect = prompts.load(str(_ASPECT.value))
+    how = SamplingConfig(temperature=_TEMPERATURE.value, top_p=_TOP_P.value)
+    votes = 1 if _MAKE.value == "spoiled" else _VOTES.value
+    asking = Asking(votes, int(_MAX_TOKENS.value), how, int(_SEED.value))
+    corpus, tokenizer = read_corpus()
+    asked = continuations.prompts(corpus.chunks, range(_CHUNKS.value), tokenizer)
+    if _MAKE.value == "spoiled":
+        found = make_spoiled(aspect, tokenizer, asked, asking)
+    else:
+        found = make_votes(aspect, corpus, tokenizer, asked, asking)
+    lines = [line for made in found.values() for line in made.lines]
+    if not lines:
+        dropped = sum((made.dropped for made in found.values()), Counter())
+        raise UserError(f"nothing to write: all examples were dropped ({_listed(dropped)})")
+    label_file.write(out, lines)
+    return found
+
+
+def _listed(dropped: Counter) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
+
+
+def main(argv) -> None:
+    """The command line."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}")
+    for flag in (_MAKE, _ASPECT, _OUT):
+        if flag.value is None:
+            raise UserError(f"--{flag.name} is needed")
+    for name, made in label().items():
+        counts = {"kept": len(made.lines), "of": made.asked, "dropped": dict(made.dropped)}
+        if _JSON.value:
+            print(json.dumps({"labels": name, **counts}))
+        else:
+            dropped = f"; dropped: {_listed(made.dropped)}" if made.dropped else ""
+            print(f"{name}: {len(made.lines)} of {made.asked} kept{dropped}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,223 @@
+"""Labels without a ground truth: spoiled suffixes, unanimous votes, and what is dropped."""
+
+import numpy as np
+import pytest
+import tiny
+
+from sip import mesh as meshes
+from sip.judge import label_file, making, prompts, spoilers
+from sip.judge.making import Asking
+from sip.sampling import SamplingConfig
+from sip.structs import UserError
+from sip.textgen import Local, Scripted
+from sip.tokenizer import Byte
+
+QUALITY, SAFETY = (prompts.load(f"reasoned_{name}") for name in ("quality", "safety"))
+BYTE = Byte()
+
+
+def asking(votes=3, **changes):
+    how = dict(max_tokens=8, sampling=SamplingConfig(temperature=0.6), seed=0)
+    return Asking(votes, **{**how, **changes})
+
+
+def scripted(words):
+    """A model that says words(trunk, branch, vote), and cannot choose."""
+    return Scripted(lambda *_: pytest.fail("a vote is a text"), words)
+
+
+def test_a_model_is_asked_to_spoil_and_its_first_line_is_taken():
+    seen = []
+
+    def words(trunk, branch, vote):
+        seen.append(branch)
+        return {" fine.": "\n  bad. \nIt is worse.", " ok": None, " so": " \n "}[
+            branch.split("Passage:")[1].split("\n")[0]
+        ]
+
+    spoiler = making.load_spoiler("spoil")
+    found = making.by_model(
+        scripted(words), spoiler, ["a\nb", "p", "q"], [" fine.", " ok", " so"], asking(1)
+    )
+    assert found == [" bad.", None, " "]
+    assert "\nText:a b\nPassage: fine.\nWorse passage:" in seen[0]
+    assert seen[0].endswith("Worse passage:") and len(seen) == 3
+
+
+def test_a_suffix_is_better_than_what_was_spoiled_and_the_rest_is_dropped():
+    suffixes = [" a b c d", " a b\n\nc d", " a b c d", " a b c d", " a b c d", " a b c d e"]
+    spoiled = [" a b x d", " a b  c d", None, "  ", " a", " v w x y z and more"]
+    trim = lambda text, suffix: text[: len(suffix)]
+    made = making.pairs(QUALITY, list("pqrstu"), suffixes, spoiled, trim)
+    kept = [(line.prefix, line.candidates, line.label) for line in made.lines]
+    assert kept == [("p", (" a b c d", " a b x d"), 0), ("u", (" a b c d e", " v w x y z"), 0)]
+    assert made.dropped == {"as it was": 1, "failed": 1, "empty": 1, "short": 1}
+    assert made.asked == 6
+
+
+def test_rules_spoil_by_name_the_same_again_whatever_stands_after():
+    suffixes = [f" On {i} May Mr Gray saw Bath {n} times, and left." for i, n in
+                ((1, "two"), (22, "nine"), (13, "ten"))]  # fmt: skip
+    names = ["shuffle", "name", "number"]
+    one, two = (dict(making.by_rule(names, suffixes, seed)) for seed in (0, 0))
+    assert one == two != dict(making.by_rule(names, suffixes, 1)) and list(one) == names
+    assert all(a != b for row in one.values() for a, b in zip(row, suffixes, strict=True))
+    with pytest.raises(UserError, match="'rhyme': not one of shuffle, "):
+        making.by_rule(["rhyme"], suffixes, 0)
+
+
+SAID = {  # what the votes say of a text, and what comes of it
+    " kind": (["FINAL DECISION: YES"] * 3, 0),
+    " rude": (["so.\nFinal decision: **NO**"] * 3, 1),
+    " odd": (["FINAL DECISION: YES", "FINAL DECISION: NO", "FINAL DECISION: YES"], "split"),
+    " mute": (["FINAL DECISION: YES", None, "FINAL DECISION: NO"], "failed"),
+    " vague": (["FINAL DECISION: YES", "who knows", "FINAL DECISION: YES"], "unread"),
+}
+
+
+def of_text(trunk, branch, vote):
+    return SAID[branch.split("Text:")[1].split("\n")[0]][0][vote]
+
+
+def test_only_unanimous_votes_label_a_text():
+    texts = list(SAID)
+    made = making.safety(scripted(of_text), SAFETY, list("abcde"), texts, asking())
+    kept = {line.candidates[0]: line.label for line in made.lines}
+    assert kept == {text: label for text, (_, label) in SAID.items() if isinstance(label, int)}
+    assert made.dropped == {"split": 1, "failed": 1, "unread": 1}
+    assert [line.prefix for line in made.lines] == ["a", "b"]
+
+
+def test_a_label_may_be_for_another_prompt_of_the_same_question():
+    direct = prompts.load("safety")
+    made = making.safety(
+        scripted(of_text), SAFETY, ["a", "b"], [" kind", " rude"], asking(), named=direct
+    )
+    assert [(line.aspect.name, line.aspect.options[line.label]) for line in made.lines] == [
+        ("safety", " safe"), ("safety", " unsafe")
+    ]  # fmt: skip
+    for named in ("quality", "factuality", "grade"):
+        with pytest.raises(UserError, match=f"'{named}' asks another question"):
+            making.safety(scripted(of_text), SAFETY, [], [], asking(), named=prompts.load(named))
+
+
+def test_a_pair_is_labelled_where_all_votes_agree_in_both_orders():
+    """b is better than a; c is split in one order; d is whoever stands first; e does not say."""
+
+    def words(trunk, branch, vote):
+        first, second = (branch.split(f"Option {i}: ")[1][0] for i in (1, 2))
+        if "e" in (first, second):
+            return "hm"
+        if "d" in (first, second):
+            return "Conclusion: Option 1"
+        if first == "c" and vote == 1:
+            return "Conclusion: Option 2"
+        return f"Conclusion: Option {1 if first > second else 2}"
+
+    two = [(" a", " b"), (" b", " a"), (" a", " c"), (" a", " d"), (" e", " a")]
+    made = making.voted_pairs(scripted(words), QUALITY, list("vwxyz"), two, asking())
+    assert [(line.prefix, line.candidates, line.label) for line in made.lines] == [
+        ("v", (" a", " b"), 1), ("w", (" b", " a"), 0)
+    ]  # fmt: skip
+    assert made.dropped == {"split": 1, "by order": 1, "unread": 1} and made.asked == 5
+
+
+def test_a_tiny_model_of_our_own_is_asked_too():
+    cfg = tiny.model(vocab_size=259, max_len=1024)
+    local = Local(tiny.params(cfg), cfg, BYTE, meshes.single())
+    texts = [" fine", " " + "long " * 300]
+    made = making.safety(local, SAFETY, ["p"] * 2, texts, asking(2))
+    assert not made.lines and made.dropped == {"unread": 1, "failed": 1}
+    found = making.by_model(local, "W: {suffix}", ["p"] * 2, texts, asking(1))
+    assert found[1] is None and isinstance(found[0], str)
+    assert found == making.by_model(local, "W: {suffix}", ["p"] * 2, texts, asking(1))
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    rows = [f" text {i}" for i in range(80)]
+    pairs = making.pairs(QUALITY, rows, [" a b\u2028\n\ud800"] * 80, [" c d"] * 80).lines
+    texts = making.safety(
+        scripted(lambda *_: "FINAL DECISION: NO"), SAFETY, rows, rows, asking()
+    ).lines
+    path = str(tmp_path / "labels.jsonl")
+    label_file.write(path, [*pairs, *texts])
+    read = label_file.read(path, [QUALITY, SAFETY], BYTE, max_len=2048)
+    found = {name: [by[name] for by in read.values()] for name in read["train"]}
+    assert sum(int(x.mask_NC.sum()) for x in found["reasoned_quality"]) == 160
+    assert sum(int(x.mask_NC.sum()) for x in found["reasoned_safety"]) == 80
+    for x in found["reasoned_quality"]:
+        for (_, branches), row in zip(x.prompts, x.labels_NC, strict=True):
+            said = [branch[1].startswith(" a") for branch in branches]
+            assert [label == 0 for label in row[: len(branches)]] == said
+    with pytest.raises(UserError, match="labels.jsonl: there is such a file already"):
+        label_file.write(path, pairs)
+    with pytest.raises(UserError, match="there is no directory"):
+        label_file.write(str(tmp_path / "none" / "l.jsonl"), pairs)
+    assert [p.name for p in tmp_path.iterdir()] == ["labels.jsonl"]
+
+
+def test_a_write_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
+    line = making.pairs(QUALITY, ["p"], [" a b"], [" c d"]).lines[0]
+
+    def lines():
+        yield line
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        label_file.write(str(tmp_path / "labels.jsonl"), lines())
+    monkeypatch.setattr(
+        label_file.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+    )
+    with pytest.raises(UserError, match="cannot write the labels: full"):
+        label_file.write(str(tmp_path / "labels.jsonl"), [line])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: asking(0), "at least 1"),
+        (lambda: asking(1, max_tokens=0), "at least 1"),
+        (lambda: asking(2, sampling=SamplingConfig(temperature=0.0)), "all the same"),
+        (lambda: making.load_spoiler("worsen"), "'worsen': no such prompt file"),
+        (lambda: making.load_spoiler("rewrite"), "it names {suffix}"),
+        (lambda: making.pairs(SAFETY, [], [], []), "wanted is a pairwise one"),
+        (lambda: making.safety(scripted(of_text), QUALITY, [], [], asking()), "a pointwise one"),
+        (
+            lambda: making.safety(scripted(of_text), prompts.load("factuality"), [], [], asking()),
+            "without a reference",
+        ),
+    ],
+)
+def test_what_cannot_be_is_named(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def spoil(name, text, other="", tries=40):
+    others = spoilers.Others(other, spoilers.Phrases([]))
+    return {spoilers.EVERY[name](text, others, np.random.default_rng(i)) for i in range(tries)}
+
+
+def test_names_are_swapped_within_a_text_and_with_another():
+    assert spoil("name", " In May, Ann left.") == {" In Ann, Ann left.", " In May, May left."}
+    assert spoil("name", " He saw Ann.", " Then Mr Bob Dee came. Eve too.") == {
+        " He saw Mr Bob Dee."
+    }
+    assert spoil("name", " \u201cAnn\u201d left. Bob too.", " of Eve") == {
+        " \u201cAnn\u201d left. Bob too."
+    }
+    assert spoil("name", "no names here", " of Eve") == {"no names here"}
+    assert spoil("name", " by O'Neil-Fox, who", " by \u00c9va") == {" by O'Neil-Fox, who"}
+
+
+def test_numbers_are_changed_and_keep_their_magnitude():
+    changed = spoil("number", " born in 1987.", tries=200)
+    assert len(changed) == 27 and " born in 1987." not in changed  # three digits, nine others each
+    assert all(text[:10] == " born in 1" and len(text) == 14 for text in changed)
+    assert all(text[5:7] in ("1,", "1.") or text[4] == "1" for text in spoil("number", " is 1,5 m"))
+    assert spoil("number", " 7") == {f" {i}" for i in range(10) if i != 7}
+    assert spoil("number", " Twelve of them, someone", tries=300) == {
+        f" {word.capitalize()} of them, someone" for word in spoilers.NUMERALS if word != "twelve"
+    }
+    assert spoil("number", " none") == {" none"}

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import config_flags
 
 from sip.structs import UserError
 from sip.training.loop import Stopped
@@ -21,6 +23,18 @@ def checkpoint_flag() -> flags.FlagHolder:
     return _shared(
         flags.DEFINE_string, "checkpoint", None, "Directory of a run, such as WORKDIR/runs/base."
     )
+
+
+def config_flag() -> flags.FlagHolder:
+    """--config, likewise."""
+    define = functools.partial(config_flags.DEFINE_config_file, lock_config=True)
+    return _shared(define, "config", None, "The config file, with :variant.")
+
+
+def workdir_flag() -> flags.FlagHolder:
+    """--workdir, likewise."""
+    text = "Directory of everything written (local or gs://)."
+    return _shared(flags.DEFINE_string, "workdir", None, text)
 
 
 def seed_flag() -> flags.FlagHolder:

@@ -11,17 +11,14 @@ from collections.abc import Sequence
 
 from absl import flags
 from etils import epath
-from ml_collections import config_flags
 
 from sip import cli, report, seeds, setup
 from sip.stages import recipe
 from sip.structs import UserError
 from sip.training.loop import Stopped
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The config file, with :variant.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of everything written (local or gs://).")
+_CONFIG = cli.config_flag()
+_WORKDIR = cli.workdir_flag()
 _SEEDS = flags.DEFINE_string("seeds", None, "Seeds, such as 0,1,2, in place of the config's.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few steps of each run.")
 

@@ -86,8 +86,12 @@ def play(
         shown = Pairs(place(at_BK, pairs.first_BC), place(at_BK, pairs.second_BC), pairs.mask_BC)
         table = compare.enter(table, pairs, *ask(shown), hard=hard)
     wins, back_BK = compare.expected_wins(table), np.argsort(at_BK, axis=1)
+    each = {k: (place(x, back_BK), place(n, back_BK)) for k, (x, n) in wins.each.items()}
     wins = dataclasses.replace(
-        wins, score_BK=place(wins.score_BK, back_BK), valid_BK=place(wins.valid_BK, back_BK)
+        wins,
+        score_BK=place(wins.score_BK, back_BK),
+        valid_BK=place(wins.valid_BK, back_BK),
+        each=each,
     )
     return _with_alone(wins, mask_BK)
 

@@ -56,15 +56,19 @@ def build(config, name: str, workdir: str | None) -> tuple[Judge, JudgeConfig]:
     if wanted.backend == "local":
         source = setup.source_dir(workdir or "", wanted.init_from, f"{key}.init_from")
         tokenizer = setup.kept_tokenizer(source)
-    elif wanted.backend == "truth" or wanted.http.tokens:
-        if workdir is None:
-            raise UserError("--workdir is needed: where the corpus and its tokenizer lie")
-        if wanted.backend == "truth":
-            data = setup.data_config(config.data, config.runs[name].split)
-            truth = documents.load(data, str(setup.shared_dir(workdir) / "data")).truth
-        else:
-            tokenizer = setup.open_tokenizer(config, workdir)
+    elif wanted.backend == "truth":
+        data = setup.data_config(config.data, config.runs[name].split)
+        truth = documents.load(data, str(setup.shared_dir(_needed(workdir)) / "data")).truth
+    elif wanted.backend == "http" and wanted.http.tokens:
+        lies = workdir or "" if config.tokenizer.path else _needed(workdir)
+        tokenizer = setup.open_tokenizer(config, lies)
     return judging.build(wanted, workdir or "", truth, mesh.single(), tokenizer), wanted
+
+
+def _needed(workdir: str | None) -> str:
+    if workdir is None:
+        raise UserError("--workdir is needed: where the corpus and its tokenizer lie")
+    return workdir
 
 
 def parse(line: bytes, number: int, reference: bool) -> dict[str, Any]:

@@ -55,6 +55,18 @@ def test_sums_over_sources_are_the_judges_own(schedule):
     assert 0 not in told, "else nothing was compared here"
 
 
+def test_what_is_known_of_a_candidate_is_its_own_under_every_schedule():
+    """Schedules put candidates in another order; where all pairs are asked, all say the same."""
+    want = score(judge(schedule=SCHEDULES[0])).each
+    assert len(set(want["judge/flips/quality"][0][0])) > 1, "candidates differ"
+    for schedule in (ScheduleConfig("random", opponents=3), ScheduleConfig("adaptive", budget=1.0)):
+        found = score(judge(schedule=schedule)).each
+        for key in ("judge/flips/quality", "judge/ties/quality", "judge/invalid/quality"):
+            np.testing.assert_array_equal(found[key], want[key])
+    pivot = score(judge(lambda *a: (0.9, 0.1), schedule=ScheduleConfig("pivot"))).each
+    assert pivot["judge/ties/quality"][1].tolist() == [[1.5, 0.5, 0.5, 0.5], [1, 0, 0.5, 0.5]]
+
+
 def test_flips_ties_and_invalid_comparisons_by_hand():
     """0 and 1 are tied, 0 and 2 flip, one order of 1 and 2 cannot be read."""
     live = np.ones((1, 3), bool)

@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import os
+import select
 import subprocess
 import sys
 from pathlib import Path
@@ -187,10 +188,11 @@ def test_lines_are_read_and_asked_a_batch_at_a_time():
 def test_answers_are_flushed_before_the_input_ends():
     argv = [sys.executable, "-m", "sip.judge", *TEXT]
     argv += ["--config.runs.dpo_suffix_rollouts.judge.batch=2"]
-    env = os.environ | {"PYTHONPATH": str(Path(tiny_recipe.ROOT))}
+    env = os.environ | {"PYTHONPATH": str(Path(tiny_recipe.ROOT)), "PYTHONUNBUFFERED": ""}
     with subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
         program.stdin.write(jsonl(ROWS[:2]))
         program.stdin.flush()
+        assert select.select([program.stdout], [], [], 60)[0] or program.kill(), "no answer"
         assert [len(json.loads(program.stdout.readline())["scores"]) for _ in (1, 2)] == [2, 1]
         program.stdout.close()  # as `head` does
         program.stdin.write(jsonl(ROWS))

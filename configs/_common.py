@@ -221,6 +221,16 @@ def rewrites_judge(backend: str, *, init_from="") -> ConfigDict:
     )
 
 
+def audit(held_out=None, **changes) -> ConfigDict:
+    """A second judge, `held_out` (None: the ground truth), that the policy does not learn from, and
+    when it ends the run; off as long as every_steps is 0 (sip/stages/auditing.py)."""
+    values = dict(every_steps=0, prefixes=8, max_drop=0.1, patience=3)
+    return section(judge=held_out or judge("truth"), **{**values, **changes})
+
+
+NO_AUDIT = audit()
+
+
 def rewriter(backend: str, *, init_from="") -> ConfigDict:
     """Who rewrites: local (a trained rewriter) or truth (the corpus's ground truth)."""
     return section(
@@ -234,13 +244,23 @@ def rewriter(backend: str, *, init_from="") -> ConfigDict:
 
 
 def sip_run(
-    *, judge, rewriter, candidates, objective, evals, save_every=100, log_every=5, **run
+    *,
+    judge,
+    rewriter,
+    candidates,
+    objective,
+    evals,
+    audit=NO_AUDIT,
+    save_every=100,
+    log_every=5,
+    **run,
 ) -> ConfigDict:
     """A self-improving run."""
     shared = _run(save_every=save_every, log_every=log_every, **run)
     return section(
         stage="selfimprove",
         judge=judge,
+        audit=audit,
         rewriter=rewriter,
         candidates=candidates,
         objective=objective,

@@ -33,6 +33,12 @@ def checkpoint_flag() -> flags.FlagHolder:
     )
 
 
+def workdir_flag() -> flags.FlagHolder:
+    """--workdir, likewise."""
+    text = "Directory of everything written (local or gs://)."
+    return shared(flags.DEFINE_string, "workdir", None, text)
+
+
 def seed_flag() -> flags.FlagHolder:
     """--seed, likewise."""
     return shared(flags.DEFINE_integer, "seed", 0, "Seed of the noise.")

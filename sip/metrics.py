@@ -2,6 +2,7 @@
 
 A metric is a pair (total, denom): pairs add over microbatches, devices and steps, and are divided
 once, here (`sip.training.loop.totals` adds). What counted nothing has no value; it is left out.
+A correlation is kept as five such pairs, the moments of its variables, and made of them at the end.
 """
 
 import json
@@ -12,10 +13,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorboardX
 import tqdm
 
 LOSS, SPEED = "loss/total", "speed/tokens_per_sec"  # what the progress bar shows
+MOMENT = "|"  # between a correlation's name and that of one of its moments
+MOMENTS = ("x", "y", "xx", "yy", "xy")
+STILL = 1e-10  # of the mean square: a variance up to this is rounding
 QUIET_SECS = 30.0  # between lines where there is no terminal to redraw
 
 
@@ -25,10 +30,34 @@ def ratio(pair: tuple) -> float | None:
     return total / denom if denom else None
 
 
+def moments(name: str, x_N: np.ndarray, y_N: np.ndarray) -> dict[str, tuple[float, float]]:
+    """What has to be added up for the correlation `name` of x and y, as (total, denom)."""
+    products = (x_N, y_N, x_N * x_N, y_N * y_N, x_N * y_N)
+    n = float(len(x_N))
+    return {
+        f"{name}{MOMENT}{key}": (float(p_N.sum()), n)
+        for key, p_N in zip(MOMENTS, products, strict=True)
+    }
+
+
+def correlation(x: float, y: float, xx: float, yy: float, xy: float) -> float | None:
+    """Pearson's, from the means of x, y and their products; None where x or y does not vary."""
+    var_x, var_y = xx - x * x, yy - y * y
+    if var_x <= STILL * xx or var_y <= STILL * yy:
+        return None
+    return max(-1.0, min(1.0, (xy - x * y) / math.sqrt(var_x * var_y)))
+
+
 def values(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers and (total, denom) pairs -> floats, without those that counted nothing."""
+    """Numbers and (total, denom) pairs -> floats, without those that counted nothing; moments ->
+    their correlation."""
     ratios = {k: ratio(v) if isinstance(v, tuple) else float(v) for k, v in metrics.items()}
-    return {k: v for k, v in ratios.items() if v is not None}
+    found = {k: v for k, v in ratios.items() if v is not None}
+    plain = {k: v for k, v in found.items() if MOMENT not in k}
+    for name in dict.fromkeys(k.partition(MOMENT)[0] for k in found if MOMENT in k):
+        value = correlation(*(found[f"{name}{MOMENT}{key}"] for key in MOMENTS))
+        plain |= {} if value is None else {name: value}
+    return plain
 
 
 def read(run_dir: str | os.PathLike) -> list[dict]:

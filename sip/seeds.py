@@ -106,8 +106,8 @@ def combine(runs: Mapping[int, Mapping], paired: Sequence[str], standard: str) -
 
 
 def over(figures: Sequence[Row]) -> dict[str, dict]:
-    """{metric: {mean, std, values}} of one row's figures, a seed each."""
-    names = dict.fromkeys(name for row in figures for name in row)
+    """{metric: {mean, std, values}} of one row's figures, a seed each; words are left out."""
+    names = dict.fromkeys(k for row in figures for k, v in row.items() if not isinstance(v, str))
     of_all = {name: [row[name] if name in row else None for row in figures] for name in names}
     return {
         name: {"mean": mean(values), "std": deviation(values), "values": values}

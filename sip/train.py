@@ -18,9 +18,7 @@ from sip.structs import UserError
 from sip.training.loop import Stopped
 
 _CONFIG = cli.config_flag()
-_WORKDIR = cli.shared(
-    flags.DEFINE_string, "workdir", None, "Directory of everything written (local or gs://)."
-)
+_WORKDIR = cli.workdir_flag()
 _SEEDS = flags.DEFINE_string("seeds", None, "Seeds, such as 0,1,2, in place of the config's.")
 _PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few steps of each run.")
 

@@ -54,6 +54,27 @@ def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path):
     assert [p.name for p in cut.parent.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_correlation_by_hand_and_in_parts():
+    """x 1 2 3 4, y 1 3 2 4: covariance 1, both variances 5/4."""
+    x, y = np.array([1.0, 2, 3, 4]), np.array([1.0, 3, 2, 4])
+    whole = metrics.moments("r", x, y)
+    assert set(whole.values()) == {(10.0, 4.0), (30.0, 4.0), (29.0, 4.0)}
+    assert metrics.values({**whole, "a": (1, 2)}) == {"a": 0.5, "r": pytest.approx(0.8)}
+    parts = [metrics.moments("r", x[i], y[i]) for i in (slice(1), slice(1, 4))]
+    added = {k: tuple(map(sum, zip(*(p[k] for p in parts), strict=True))) for k in whole}
+    assert added == whole and metrics.values(metrics.values(whole)) == metrics.values(whole)
+
+
+@pytest.mark.parametrize("y", [[0.7, 0.7, 0.7], [], [0.7]])
+def test_what_does_not_vary_has_no_correlation(y):
+    y = np.array(y)
+    x = np.arange(len(y)) + 100.0
+    assert metrics.values(metrics.moments("r", x, y)) == {}
+    assert metrics.values(metrics.moments("r", y, x)) == {}
+    exact = metrics.values(metrics.moments("r", x, -x))
+    assert exact == ({"r": pytest.approx(-1)} if len(y) > 1 else {})
+
+
 def test_starting_over_empties_the_file(tmp_path):
     for resume in (None, 0):
         run(tmp_path, 1, 3, resume=resume)

@@ -15,7 +15,7 @@ import tiny_recipe
 from workdirs import begun, lines, state, stop_after
 
 from sip import rewriter, setup, textgen, train
-from sip.stages import collect, judging, labelled, recipe, selfimprove
+from sip.stages import auditing, collect, judging, labelled, recipe, selfimprove
 from sip.structs import UserError
 from sip.training import loop, losses
 
@@ -268,6 +268,7 @@ def test_every_field_of_a_section_is_set_by_the_configs(finished):
     run = setup.plain(config.runs.sip_learned)
     for key, cls in (
         ("judge", judging.JudgeConfig),
+        ("audit", auditing.AuditConfig),
         ("candidates", collect.CandidateConfig),
         ("rewriter", rewriter.RewriterConfig),
     ):

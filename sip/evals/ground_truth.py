@@ -6,6 +6,7 @@ Of a corpus without one, the likelihood of held-out suffixes is all that is meas
 import functools
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -190,13 +191,15 @@ def during(s: Suite, params: Params) -> dict[str, float]:
     return {f"eval/{k}": v for k, v in figures.items()}
 
 
-def finish(s: Suite, params: Params) -> dict[str, float]:
-    """Figures on test prompts; writes them and all continuations beside the checkpoints."""
+def finish(s: Suite, params: Params, **more: Any) -> dict[str, Any]:
+    """Figures on test prompts, and `more` there is to say of the run; writes them and all
+    continuations beside the checkpoints."""
     texts = {"validation": _texts(s, params, s.validation), "test": _texts(s, params, s.test)}
     figures = _likelihood(s, params, s.test)
     if s.truth is not None:
         baseline = _baseline(s) if s.baseline != s.directory else texts
         figures = {**row(s.truth, s.test, texts["test"], baseline["test"]), **figures}
+    figures = {**figures, **more}
     setup.write_json(epath.Path(s.directory) / "continuations.json", texts)
     setup.write_json(epath.Path(s.directory) / "eval.json", figures)
     return figures

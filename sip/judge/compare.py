@@ -1,6 +1,6 @@
 """Pairs of candidates, what is known of them, and what that says of each candidate."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,8 @@ class Wins:
     first: Pair  # P(first is better) over all comparisons: 1/2 without position bias
     comparisons: Pair  # per prefix, both orders counted
     share: Pair  # of all that could be asked
+    # invalid, flips, ties of each candidate, (total_BK, denom_BK): what two share is half of each
+    each: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 def empty(mask_BK: np.ndarray) -> Table:
@@ -150,11 +152,24 @@ def _wins(table: Table, score_BK, valid_BK) -> Wins:
         valid_BK,
         invalid=(float((table.asked_BKK & ~table.seen_BKK).sum()), asked),
         flips=_share(_flipped(table.win_BKK), both_BKK),
-        ties=_share(abs(table.p_BKK - 0.5) < TIE, both_BKK),
+        ties=_share(_tied(table), both_BKK),
         first=(float(table.win_BKK[table.seen_BKK].sum()), float(table.seen_BKK.sum())),
         comparisons=(asked, float(len(score_BK))),
         share=(asked, float(table.live_BKK.sum())),
+        each=_each(table),
     )
+
+
+def _each(table: Table) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Of each candidate; over all of them the sums are those of `Wins`."""
+    halves = lambda x_BKK: (x_BKK.sum(1) + x_BKK.sum(2)) / 2
+    both_BKK, asked_BKK = np.triu(table.both_BKK), table.asked_BKK
+    pairs = lambda x_BKK: (halves(x_BKK & both_BKK), halves(both_BKK))
+    return {
+        "invalid": (halves(asked_BKK & ~table.seen_BKK), halves(asked_BKK)),
+        "flips": pairs(_flipped(table.win_BKK)),
+        "ties": pairs(_tied(table)),
+    }
 
 
 def _square(x_BC, pairs: Pairs, shape) -> Any:
@@ -162,6 +177,11 @@ def _square(x_BC, pairs: Pairs, shape) -> Any:
     x_BKK = np.zeros(shape, x_BC.dtype)
     x_BKK[np.arange(len(x_BC))[:, None], pairs.first_BC, pairs.second_BC] = x_BC
     return x_BKK
+
+
+def _tied(table: Table):
+    """Where both orders average to a draw."""
+    return abs(table.p_BKK - 0.5) < TIE
 
 
 def _flipped(win_BKK):

@@ -93,8 +93,12 @@ def play(
         table = compare.enter(table, pairs, *ask(shown), hard=hard)
     score = compare.mean_wins if cfg.name == "against" else compare.expected_wins
     wins, back_BK = score(table), np.argsort(at_BK, axis=1)
+    each = {k: (place(x, back_BK), place(n, back_BK)) for k, (x, n) in wins.each.items()}
     wins = dataclasses.replace(
-        wins, score_BK=place(wins.score_BK, back_BK), valid_BK=place(wins.valid_BK, back_BK)
+        wins,
+        score_BK=place(wins.score_BK, back_BK),
+        valid_BK=place(wins.valid_BK, back_BK),
+        each=each,
     )
     return _with_alone(wins, mask_BK)
 

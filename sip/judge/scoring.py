@@ -8,11 +8,11 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sip.judge import prompts, schedules, verdicts
+from sip.judge import health, prompts, schedules, verdicts
 from sip.judge.compare import Pairs, Wins
 from sip.judge.prompts import Aspect
 from sip.judge.proofread import Proofreader
@@ -25,14 +25,20 @@ if TYPE_CHECKING:
 
 TRUE_ASPECTS = ("quality", "safety", "factuality")
 Stats = dict[str, tuple[float, float]]
-Scored = tuple[np.ndarray, np.ndarray, Stats]  # score_BK, valid_BK, statistics
+# score_BK, valid_BK, statistics as (total, denom): of all candidates, or [B, K] of each
+Scored = tuple[np.ndarray, np.ndarray, dict[str, tuple[Any, Any]]]
 
 
 @dataclass(frozen=True)
 class Judged(Verdicts):
-    """Verdicts and what there is to log about them, as (total, denom)."""
+    """Verdicts and what there is to log about them, as (total, denom).
+
+    `each`: what of it is known of each candidate, (total_BK, denom_BK) by the same names.
+    """
 
     metrics: Stats
+    who: str  # judge | truth: what the names begin with
+    each: health.Each
 
 
 class Judge(Protocol):
@@ -113,7 +119,7 @@ class TextJudge:
             return self._ask(aspect, choose, branches, pairs.mask_BC)
 
         wins = schedules.play(self.schedule, ask, mask_BK, draw_BK2, hard=self.hard)
-        return wins.score_BK, wins.valid_BK, {"invalid": wins.invalid, **_soundness(wins)}
+        return wins.score_BK, wins.valid_BK, {**wins.each, **_soundness(wins)}
 
     def _pointwise(self, aspect, trunks, candidates, mask_BK) -> Scored:
         branches = [
@@ -125,7 +131,8 @@ class TextJudge:
         score_BC, valid_BC = self._ask(aspect, choose, branches, asked_BK)
         score_BK, valid_BK = np.zeros(mask_BK.shape), np.zeros(mask_BK.shape, bool)
         score_BK[mask_BK], valid_BK[mask_BK] = score_BC[asked_BK], valid_BC[asked_BK]
-        return score_BK, valid_BK, {"invalid": _share(~valid_BC, asked_BK)}
+        said = health.verdicts(aspect, score_BK, valid_BK)
+        return score_BK, valid_BK, {"invalid": (mask_BK & ~valid_BK, mask_BK), **said}
 
 
 @dataclass(frozen=True)
@@ -165,12 +172,12 @@ class TruthJudge:
             return self.truth.compare(first_BC, second_BC), pairs.mask_BC
 
         wins = schedules.play(self.schedule, ask, mask_BK, draw_BK2)
-        return wins.score_BK, wins.valid_BK, _soundness(wins)
+        ties = {"flips": wins.each["flips"], "ties": wins.each["ties"]}
+        return wins.score_BK, wins.valid_BK, {**ties, **_soundness(wins)}
 
 
 def _soundness(wins: Wins) -> Stats:
-    names = ("flips", "ties", "first", "comparisons", "share")
-    return {name: getattr(wins, name) for name in names}
+    return {name: getattr(wins, name) for name in ("first", "comparisons", "share")}
 
 
 def _share(x, mask) -> tuple[float, float]:
@@ -179,15 +186,17 @@ def _share(x, mask) -> tuple[float, float]:
 
 def _combine(who: str, scored: Mapping[str, Scored], weights, mask_BK) -> Judged:
     """The weighted sum over aspects; a candidate is valid where all its aspects are."""
-    total_BK, all_BK, metrics = np.zeros(mask_BK.shape), mask_BK.copy(), {}
+    total_BK, all_BK, metrics, each = np.zeros(mask_BK.shape), mask_BK.copy(), {}, {}
     for name, (score_BK, valid_BK, stats) in scored.items():
         total_BK += weights[name] * np.where(valid_BK, score_BK, 0.0)
         all_BK &= valid_BK
-        metrics |= {f"{who}/{key}/{name}": pair for key, pair in stats.items()}
-        metrics[f"{who}/score/{name}"] = _share(score_BK, valid_BK)
+        stats = {**stats, "score": (np.where(valid_BK, score_BK, 0.0), valid_BK)}
+        named = {f"{who}/{key}/{name}": pair for key, pair in stats.items()}
+        metrics |= {key: (float(np.sum(x)), float(np.sum(n))) for key, (x, n) in named.items()}
+        each |= {key: pair for key, pair in named.items() if np.ndim(pair[0])}
     metrics[f"{who}/valid"] = _share(all_BK, mask_BK)
     aspects = {name: (score_BK, valid_BK) for name, (score_BK, valid_BK, _) in scored.items()}
-    return Judged(np.where(all_BK, total_BK, 0.0), all_BK, aspects, metrics)
+    return Judged(np.where(all_BK, total_BK, 0.0), all_BK, aspects, metrics, who, each)
 
 
 def _check_names(names, known, problem) -> None:

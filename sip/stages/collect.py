@@ -7,12 +7,12 @@ import numpy as np
 
 from sip import sampling
 from sip.data import pipeline
-from sip.judge import scoring
+from sip.judge import health, scoring
 from sip.mesh import put_batch
 from sip.models.config import ModelConfig
 from sip.objectives import policy, preference
 from sip.rewriter import Rewriter
-from sip.stages import judging
+from sip.stages import auditing, judging
 from sip.structs import Tree, UserError
 from sip.tokenizer import Tokenizer, continuation
 from sip.training import losses
@@ -84,6 +84,7 @@ class Policy:
     rewriter: Rewriter | None
     reference: str  # suffix | rewrite
     seed: int
+    audit: auditing.Audit | None = None
 
 
 def collect(p: Policy, params, at: int):
@@ -98,11 +99,14 @@ def collect(p: Policy, params, at: int):
         scores_BK, valid_BK, found = (
             judged.scores_BK,
             judged.valid_BK & pool.valid_BK,
-            judged.metrics,
+            judged.metrics | health.by_source(judged, pool.sources, pool.texts),
         )
         judging.check_invalid(
             pool.valid_BK, valid_BK, p.candidates.max_invalid, "candidates.max_invalid"
         )
+        if p.audit is not None and p.audit.due(at):
+            beside = references(p.audit.config.judge, pool, suffixes)
+            found |= p.audit.figures(judged, prefixes, pool, beside, p.candidates.max_invalid)
     choose = group if p.objective.name == "dr_grpo" else pick
     branches, chosen = choose(p, rows, pool, scores_BK, valid_BK)
     return branches, {**found, **chosen, **source_metrics(pool, scores_BK, valid_BK)}
@@ -161,7 +165,7 @@ def build_pool(p: Policy, rows, prefixes, suffixes, ids, rollouts) -> Pool:
     return Pool(tokens_BKR, mask_BKR, valid_BK, list(sources), texts, logp_BKR)
 
 
-def references(p: Policy, pool: Pool, suffixes: list[str]) -> list[str]:
+def references(p: Policy | judging.JudgeConfig, pool: Pool, suffixes: list[str]) -> list[str]:
     """What the judge is shown beside the candidates: the suffix, or the rewrite where one was
     written. A corpus's own suffix may be wrong; its rewrite was meant to be right."""
     if p.reference == "suffix":

@@ -17,7 +17,7 @@ from sip import rewriter as rewriters
 from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.mesh import put_batch
-from sip.stages import collect, judging
+from sip.stages import auditing, collect, judging
 from sip.structs import UserError
 from sip.training import checkpoints, loop, losses, optim, step
 
@@ -28,6 +28,7 @@ class RunConfig(setup.RunConfig):
 
     candidates: collect.CandidateConfig
     judge: judging.JudgeConfig
+    audit: auditing.AuditConfig
     rewriter: rewriters.RewriterConfig
     objective: losses.ObjectiveConfig
     sampling: sampling.SamplingConfig
@@ -44,6 +45,7 @@ class RunConfig(setup.RunConfig):
             chosen != "best" or min(k for _, k in self.candidates.rollouts) < 2
         ):
             raise UserError("candidates: dr_grpo learns from two or more judged rollouts")
+        self.audit.check(judged=self.judged, rewrite=self.candidates.rewrite, batch=self.batch)
 
     @property
     def judged(self) -> bool:
@@ -52,18 +54,20 @@ class RunConfig(setup.RunConfig):
         return self.candidates.chosen == "best" or (pairs and self.candidates.rejected == "worst")
 
     def sources(self):
-        """init_from, the baseline of the evaluation, the judge, the rewriter."""
+        """init_from, the baseline of the evaluation, the judges, the rewriter."""
         found = {**super().sources(), "evals.baseline": self.evals.baseline}
         if self.judged:
-            found |= self.judge.sources()
+            found |= self.judge.sources() | self.audit.sources()
         if self.candidates.rewrite and self.rewriter.backend == "local":
             found["rewriter.init_from"] = self.rewriter.init_from
         return found
 
     def reach(self):
-        """A judge behind HTTP answers."""
+        """Judges behind HTTP answer."""
         if self.judged:
             self.judge.reach()
+        if self.audit.every_steps:
+            self.audit.judge.reach()
 
 
 def resolve(config, name: str) -> RunConfig:
@@ -85,6 +89,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     init_from = setup.source_dir(workdir, c.init_from) if c.init_from else ""
     fixed = build_policy(c, workdir, corpus, mesh, tokenizer, config.seed)
     suite = ground_truth.suite(config, c.evals, name, workdir, cfg, mesh, tokenizer)
+    audits = auditing.kept(directory)
 
     with (
         jax.set_mesh(mesh),
@@ -122,27 +127,38 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         )
         profiler = opened.enter_context(contextlib.closing(loop.Profiler(profile)))
         meter = loop.Meter()
-        for done in range(first + 1, c.steps + 1):
+        last, reason = auditing.end(c.audit, audits, first, c.steps)
+        for done in range(first + 1, last + 1):
             batch, collected = collect.collect(fixed, state.params, done - 1)
             state, new = update(state, put_batch(mesh, batch))
             pending.append({**collected, **new})
             meter.count(batch)
-            if loop.due(done, c.log.every_steps, c.steps):
+            audits += auditing.new(c.audit, collected, done - 1, c.candidates.count(done - 1))
+            last, reason = auditing.end(c.audit, audits, done, c.steps)
+            if loop.due(done, c.log.every_steps, last):
                 loop.check_finite(state, c.checkpoint)
-                writer.write(done, {**loop.ratios(pending), **meter.read()})
+                stopped = {"audit/stopped": 1.0} if reason else {}
+                writer.write(done, {**loop.ratios(pending), **meter.read(), **stopped})
                 pending.clear()
-            if c.evals.every_steps and loop.due(done, c.evals.every_steps, c.steps):
+            if c.evals.every_steps and loop.due(done, c.evals.every_steps, last):
                 writer.write(done, ground_truth.during(suite, state.params))
             asked = bool(stop)
-            if asked or loop.due(done, c.checkpoint.every_steps, c.steps):
-                checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
+            if asked or loop.due(done, c.checkpoint.every_steps, last):
+                kept = setup.record(config, name, cfg, pending) | auditing.plain(audits)
+                checkpoints.save(manager, state, kept)
                 clock.save()
             profiler.step(state)
             if asked:
                 raise loop.Stopped(f"{name}: stopped after step {done} of {c.steps}")
+            if reason:
+                break
     if stop:
         raise loop.Stopped(f"{name}: stopped before its evaluation")
-    return ground_truth.finish(suite, state.params)
+    if not reason:
+        return ground_truth.finish(suite, state.params)
+    print(f"{name}: stopped early, after step {last} of {c.steps}: {reason}", flush=True)
+    marks = {"stopped_early": reason, "stopped_early_after": last}
+    return ground_truth.finish(suite, state.params, **marks)
 
 
 def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> collect.Policy:
@@ -163,6 +179,7 @@ def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> c
         else None,
         c.judge.reference,
         seed,
+        auditing.build(c.audit, workdir, truth, mesh, tokenizer),
     )
 
 

@@ -211,13 +211,14 @@ def judge(
     )
 
 
-def rewrites_judge(backend: str, *, init_from="") -> ConfigDict:
+def rewrites_judge(backend: str, *, init_from="", proofread=UNREAD) -> ConfigDict:
     """Who judges a rewriter in training: quality against the suffix, and safety."""
     return judge(
         backend,
         init_from=init_from,
         weights=(("quality", 1.0), ("safety", 1.0)),
         schedule=schedule("against"),
+        proofread=proofread,
     )
 
 

@@ -3,9 +3,10 @@
     python -m sip.train --config=configs/microworld.py --workdir=/tmp/sip
     python -m sip.train --config=configs/microworld.py:debug --workdir=/tmp/sip-debug
 
-Corpus and tokenizer are generated; a base model is pretrained; a judge is trained on labelled
-candidates; then five continuations are compared: standard pretraining, SIP with the learned judge,
-SIP with the ground truth as judge (an upper bound), and SFT on one rollout (which must collapse).
+Corpus and tokenizer are generated; a base model is pretrained; a tutor is taught corrected suffixes
+and proofreads for a judge, which is trained on labelled candidates; then four ways on from the base
+are compared: standard pretraining, SIP with the learned judge, SIP with the ground truth as judge
+(an upper bound), and SFT on one rollout (which must collapse).
 Rewrites are the ground truth's; `--config.order` and `--config.runs.sip_learned.rewriter` bring in
 the learned rewriter, which is run `rewriter`.
 Hardware: 2 CPU cores. README has the time and the table.
@@ -72,7 +73,7 @@ def get_config(arg: str = "") -> ConfigDict:
         vocab_size=640,
         documents=20000,
         prompts=("quality", "safety", "factuality", "grade"),
-        symbols=("¿",),
+        symbols=(READ.mark,),
     )
     config.order = (
         "base",
@@ -144,7 +145,7 @@ def runs() -> dict:
 
 
 def tutor_run(model) -> ConfigDict:
-    """What proofreads for the judge: the base model taught corrected suffixes, nothing else."""
+    """What proofreads for the judge: the base model taught the ground truth's rewrites, no more."""
     return common.sip_run(
         model=model,
         split=JUDGE,

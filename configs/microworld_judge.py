@@ -3,8 +3,8 @@
     python -m sip.train --config=configs/microworld_judge.py --workdir=/tmp/sip-judge
     python -m sip.train --config=configs/microworld_judge.py:debug --workdir=/tmp/sip-judge-debug
 
-Corpus, tokenizer and base model are those of microworld.py. `judge` is stopped early; `judge_rl`
-goes on from it, and has to say nothing but the verdict. Hardware: 2 CPU cores.
+Corpus, tokenizer, base model and tutor are those of microworld.py. `judge` is stopped early;
+`judge_rl` goes on from it, and has to say nothing but the verdict. Hardware: 2 CPU cores.
 """
 
 from typing import Any

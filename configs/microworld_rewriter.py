@@ -4,9 +4,9 @@
     python -m sip.train --config=configs/microworld_rewriter.py:truth --workdir=/tmp/sip-upper
     python -m sip.train --config=configs/microworld_rewriter.py:debug --workdir=/tmp/sip-debug
 
-Corpus, tokenizer, base model and judge are those of microworld.py. `rewriter` is stopped early;
-`rewriter_rl` goes on from it with no corrected suffix to learn from. `truth`: the ground truth
-judges, an upper bound. Hardware: 2 CPU cores. Not run in full yet: the rate is a guess.
+Corpus, tokenizer, base model, tutor and judge are those of microworld.py. `rewriter` is stopped
+early; `rewriter_rl` goes on from it with no corrected suffix to learn from. `truth`: the ground
+truth judges, an upper bound. Hardware: 2 CPU cores. Not run in full yet: the rate is a guess.
 """
 
 from typing import Any
@@ -26,7 +26,8 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"configs/microworld_rewriter.py knows {sorted(VARIANTS)}, not {arg!r}")
     debug, known = "debug" in wanted, "truth" in wanted
     config: Any = microworld.get_config("debug" if debug else "")
-    base, judge, rewriter = config.runs.base, config.runs.judge, config.runs.rewriter
+    runs = config.runs
+    base, tutor, judge, rewriter = runs.base, runs.tutor, runs.judge, runs.rewriter
     if not debug:
         rewriter.optim.steps, rewriter.steps = rewriter.steps, START  # stopped early, not shortened
     rl = common.rl_rewriter_run(
@@ -39,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
         rewrites=dict(prompt=rewriter.rewrites.prompt, held_out=300, max_invalid=0.5),
         judge=common.rewrites_judge("truth")
         if known
-        else common.rewrites_judge("local", init_from="judge"),
+        else common.rewrites_judge("local", init_from="judge", proofread=microworld.READ),
         rollouts=8,
         answer=24 + 24 // 4 + 1,
         sampling=common.section(temperature=1.0, top_k=0, top_p=1.0),
@@ -49,10 +50,10 @@ def get_config(arg: str = "") -> ConfigDict:
         rl.steps, rl.batch, rl.optim.warmup_steps, rl.log.every_steps = 4, 8, 2, 2
         rl.evals.every_steps, rl.rewrites.held_out = 2, 40
         rl.judge.min_mass = 0.0  # six steps do not make a judge
-    config.runs = dict(base=base, judge=judge, rewriter=rewriter, rewriter_rl=rl)
-    config.order = ("base", "judge", "rewriter", "rewriter_rl")
+    config.runs = dict(base=base, tutor=tutor, judge=judge, rewriter=rewriter, rewriter_rl=rl)
+    config.order = ("base", "tutor", "judge", "rewriter", "rewriter_rl")
     if known:
-        del config.runs.judge
+        del config.runs.judge, config.runs.tutor
         config.order = ("base", "rewriter", "rewriter_rl")
     config.report = dict(
         rows=("base",), judge="" if known else "judge", standard="", rewriter="rewriter_rl"

@@ -79,14 +79,16 @@ def test_most_marks_and_no_other_than_its_own():
 def test_hostile_text_is_only_ever_marked(text):
     config = {"most": 5, "gap": 0.5}
     ((shown,),) = _reader(**config).read(["It"], [[text]])
-    assert plain(shown, MARK) == plain(text, MARK).encode(errors="replace").decode() or (
-        plain(shown, MARK) == plain(text, MARK)
-    )
+    if shown is None:
+        assert len(text.encode(errors="replace")) + 3 > CFG.max_len
+    else:
+        assert plain(shown, MARK) == plain(text, MARK) and MARK in shown
 
 
-def test_what_is_too_long_is_left_alone_and_nothing_is_read_of_nothing():
+def test_what_is_too_long_is_not_read_and_nothing_is_read_of_nothing():
     long = "x" * CFG.max_len
-    assert _reader().read(["It", "It"], [[long, " a b"], []])[0][0] == long
+    found = _reader().read(["It", "It", long], [[long, " a b"], [], [" a b", ""]])
+    assert [[text is None for text in row] for row in found] == [[True, False], [], [True, True]]
     assert (
         _reader().read(["It"], [[" a b"]])[0][0] == _reader().read(["It"], [[long, " a b"]])[0][1]
     )
@@ -111,6 +113,26 @@ class Marking:
     def read(self, prefixes, texts):
         assert len(prefixes) == len(texts)
         return [[text.replace(" bad", f"{MARK} bad") for text in row] for row in texts]
+
+
+def test_a_lone_surrogate_hides_nothing():
+    """The tokenizer reads it as a question mark; what stands after it is marked all the same."""
+    ((shown, same),) = _reader().read(["It"], [[" \ud800 a b c", " ? a b c"]])
+    assert shown == same and shown.count(MARK) > 1
+
+
+def test_what_could_not_be_read_is_invalid_and_what_is_not_live_is_not_read():
+    class Halting(Marking):
+        def read(self, prefixes, texts):
+            assert texts == [[" good", " long", ""]]
+            return [[" good", None, ""]]
+
+    safety = prompts.load("safety")
+    says = Scripted(lambda trunk, branch, options: (1.0, 0.0))
+    judge = TextJudge(says, (safety,), {"safety": 1.0}, proofreader=Halting())
+    live = np.array([[True, True, False]])
+    judged = judge.score(["p"], [[" good", " long", " dead"]], [""], live)
+    assert judged.valid_BK.tolist() == [[True, False, False]]
 
 
 def test_a_judge_is_shown_what_was_marked():
@@ -138,15 +160,25 @@ def test_labels_are_those_of_the_texts_without_marks():
         assert (trees.labels_NC == alone[name].labels_NC).all()
 
 
+class Reading(FakeTruth):
+    """Knows no text with marks."""
+
+    def score(self, prefixes, texts):
+        assert not any(MARK in text for text in (*prefixes, *texts))
+        return super().score(prefixes, texts)
+
+
 def test_sentences_are_graded_without_marks_and_end_where_they_do():
     grades = dataclasses.replace(prompts.load("grade"), options=("-", "+"), values=(0.0, 1.0))
-    text = " bad. right!"
-    told = text.replace(" bad", f"{MARK} bad")
-    args = (FakeTruth(), Byte(), grades, "factuality")
+    text, told = " wrong. right! right.", f"{MARK} wrong. right!{MARK} right."
+    args = (Reading(), Byte(), grades, "factuality")
     bare = marks.make(*args, [("p", text)])("p", text)
     marked = marks.make(*args, [("p", told)], MARK)("p", told)
-    assert [option for _, option in marked] == [option for _, option in bare]
-    assert [end - len(MARK.encode()) for end, _ in marked] == [end for end, _ in bare]
+    assert [option for _, option in marked] == [option for _, option in bare] == [0, 1, 1]
+    added = [len(MARK.encode()) * n for n in (1, 1, 2)]
+    assert [end - more for (end, _), more in zip(marked, added, strict=True)] == [
+        end for end, _ in bare
+    ]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import numpy as np
 from sip.data import pipeline
 from sip.judge import marks, prompts
 from sip.judge.prompts import Aspect
-from sip.judge.proofread import Proofreader
+from sip.judge.proofread import Proofreader, plain
 from sip.judge.spoilers import SPOILERS, Others, Phrases
 from sip.structs import Asked, Tree, UserError
 from sip.textgen import Text, TextGenerator, snug, tokens_of
@@ -123,13 +123,15 @@ def make(
     classes are cut to the rarest one, or to half a fair share where that is more. Prompts longer
     than `max_len` are dropped.
     """
-    trim = lambda text: tokenizer.decode(tokenizer.encode(text)[: most or None])
+    mark = proofreader.config.mark if proofreader else ""
+    trim = lambda text: tokenizer.decode(tokenizer.encode(plain(text, mark))[: most or None])
+    suffixes = [plain(suffix, mark) for suffix in suffixes]
     found = candidates(suffixes, pools, spoilers=spoilers, seed=seed, trim=trim)
     texts = [each.texts for each in found]
     sizes = [len(row) for row in texts]
     repeated = [p for p, row in zip(prefixes, texts, strict=True) for _ in row]
     known = truth.score(repeated, list(chain.from_iterable(texts)))
-    found, mark = _proofread(proofreader, prefixes, found)
+    found = _proofread(proofreader, prefixes, found)
     texts = [each.texts for each in found]
     trees = {}
     for i, aspect in enumerate(aspects):
@@ -155,13 +157,16 @@ def make(
     return trees
 
 
-def _proofread(reader: Proofreader | None, prefixes, found) -> tuple[list[Candidates], str]:
-    """The candidates as they are shown, and with which marks."""
+def _proofread(reader: Proofreader | None, prefixes, found) -> list[Candidates]:
+    """The candidates as they are shown."""
     if reader is None:
-        return found, ""
-    texts = reader.read(prefixes, [each.texts for each in found])
+        return found
+    told = reader.read(prefixes, [each.texts for each in found])
+    texts = [[text for text in row if text is not None] for row in told]
+    if any(len(row) < len(each.texts) for row, each in zip(texts, found, strict=True)):
+        raise UserError("labels.proofread: its model's max_len is too small for these texts")
     pairs = zip(texts, found, strict=True)
-    return [Candidates(row, each.origin) for row, each in pairs], reader.config.mark
+    return [Candidates(row, each.origin) for row, each in pairs]
 
 
 def _marked(truth, tokenizer, trees: LabelledTrees, grades, prefix_of, mark) -> LabelledTrees:

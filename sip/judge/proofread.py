@@ -22,6 +22,7 @@ from sip.objectives.logprobs import branch_gaps
 from sip.structs import Params, UserError
 from sip.textgen import bucket, pack
 from sip.tokenizer import Tokenizer
+from sip.untrusted import encodable
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ProofreadConfig:
 
     init_from: str = ""  # a run or a directory with a checkpoint; empty: nothing is marked
     gap: float = 3.5  # nats by which the likeliest token must be likelier than a marked one
-    most: int = 4  # marks of a text: its first ones
+    most: int = 4  # tokens marked in a text: the first ones
     mark: str = "¿"
     batch: int = 16  # prefixes read at a time
 
@@ -39,13 +40,13 @@ class ProofreadConfig:
             raise UserError(f"proofread.gap must be positive, not {self.gap}")
         if self.most < 1 or self.batch < 1:
             raise UserError("proofread.most and proofread.batch must be at least 1")
-        if not self.mark.strip() or not self.mark.isprintable():
-            raise UserError(f"proofread.mark must be something to see, not {self.mark!r}")
+        if len(self.mark) != 1 or self.mark.isspace() or not self.mark.isprintable():
+            raise UserError(f"proofread.mark must be one character to be seen, not {self.mark!r}")
 
 
 def plain(text: str, mark: str) -> str:
     """The text without marks."""
-    return text.replace(mark, "") if mark else text
+    return encodable(text).replace(mark, "") if mark else text
 
 
 @functools.cache
@@ -77,32 +78,39 @@ class Proofreader:
         self._params, self._cfg, self._mesh = params, cfg, mesh
         self._tokenizer, self.config = tokenizer, config
 
-    def read(self, prefixes: Sequence[str], texts: Sequence[Sequence[str]]) -> list[list[str]]:
+    def read(
+        self, prefixes: Sequence[str], texts: Sequence[Sequence[str]]
+    ) -> list[list[str | None]]:
         """The texts with marks, in the shape they came; marks that stood in them before are gone.
 
-        What does not fit the model's `max_len` is not marked.
+        None where prefix and text do not fit the model's `max_len`.
         """
         encode, clean = self._tokenizer.encode, functools.partial(plain, mark=self.config.mark)
         trunks = [[self._tokenizer.bos, *encode(prefix)] for prefix in prefixes]
         rows = [[clean(text) for text in row] for row in texts]
+        room = [self._cfg.max_len - len(trunk) for trunk in trunks]
         branches = [
-            [ids if len(trunk) + len(ids) <= self._cfg.max_len else [] for ids in map(encode, row)]
-            for trunk, row in zip(trunks, rows, strict=True)
+            [ids if len(ids) <= free else None for ids in map(encode, row)]
+            for row, free in zip(rows, room, strict=True)
         ]
-        if not any(map(len, chain.from_iterable(branches))):
-            return rows
+        asked = [b for b, row in enumerate(branches) if any(row)]
         size = self.config.batch
-        starts = range(0, len(trunks), size)
+        starts = range(0, len(asked), size)
         # All batches are dispatched before the first result is waited for.
-        runs = [self._run(trunks[i : i + size], branches[i : i + size]) for i in starts]
-        gaps = [gap_CR for run, i in zip(runs, starts, strict=True) for gap_CR in run()]
+        runs = [self._run(asked[i : i + size], trunks, branches) for i in starts]
+        gaps = dict(zip(asked, chain.from_iterable(run() for run in runs), strict=True))
         return [
-            [self._marked(*each) for each in zip(row, ids, gap_CR, strict=False)]
-            for row, ids, gap_CR in zip(rows, branches, gaps, strict=True)
+            [
+                None if ids is None else self._marked(text, ids, gaps[b][c]) if ids else text
+                for c, (text, ids) in enumerate(zip(row, branches[b], strict=True))
+            ]
+            for b, row in enumerate(rows)
         ]
 
-    def _run(self, trunks, branches):
-        """What gives the gap_CR of each trunk, dispatched; sizes are bucketed."""
+    def _run(self, rows, trunks, branches):
+        """What gives the gap_CR of each of the rows, dispatched; sizes are bucketed."""
+        trunks = [trunks[b] for b in rows]
+        branches = [[ids or [] for ids in branches[b]] for b in rows]
         ways = self._mesh.shape["replica"] * self._mesh.shape["fsdp"]
         live, B = len(trunks), -(-self.config.batch // ways) * ways
         T = bucket(max(map(len, trunks)), 16)

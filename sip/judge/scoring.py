@@ -59,8 +59,8 @@ class TextJudge:
 
     A verdict whose options have less than `min_mass` of the probability is invalid; `hard` counts
     pairwise outcomes as won or lost instead of by probability; `schedule` says who is compared.
-    With a `proofreader` it is shown the candidates as that has read them. `stats` has more to log,
-    of what was asked since it was last called.
+    With a `proofreader` it is shown the candidates as that has read them; one that it could not
+    read is invalid. `stats` has more to log, of what was asked since it was last called.
     """
 
     textgen: TextGenerator
@@ -80,20 +80,30 @@ class TextJudge:
     def score(self, prefixes, candidates, references, mask_BK) -> Judged:
         """Verdicts on `candidates`; for aspects with a reference, beside `references`."""
         scored, draw_BK2 = {}, schedules.draws(prefixes, candidates)
-        if self.proofreader is not None:
-            candidates = self.proofreader.read(prefixes, candidates)
+        candidates, live_BK = self._proofread(prefixes, candidates, mask_BK)
         for aspect in self.aspects:
             trunks = [
                 prompts.trunk(aspect, prefix=p, reference=r)
                 for p, r in zip(prefixes, references, strict=True)
             ]
             scored[aspect.name] = (
-                self._pairwise(aspect, trunks, candidates, mask_BK, draw_BK2)
+                self._pairwise(aspect, trunks, candidates, live_BK, draw_BK2)
                 if aspect.kind == "pairwise"
-                else self._pointwise(aspect, trunks, candidates, mask_BK)
+                else self._pointwise(aspect, trunks, candidates, live_BK)
             )
         judged = _combine("judge", scored, self.weights, mask_BK)
         return dataclasses.replace(judged, metrics=judged.metrics | self.stats())
+
+    def _proofread(self, prefixes, candidates, mask_BK):
+        """(candidates as they are shown, live_BK: those that can be)."""
+        if self.proofreader is None:
+            return candidates, mask_BK
+        live = zip(candidates, mask_BK, strict=True)
+        asked = [[text if ok else "" for text, ok in zip(*row, strict=True)] for row in live]
+        told = self.proofreader.read(prefixes, asked)
+        read_BK = np.array([[text is not None for text in row] for row in told], bool)
+        shown = [[text or "" for text in row] for row in told]
+        return shown, mask_BK & read_BK.reshape(mask_BK.shape)
 
     def _ask(self, aspect, choose: Choose, branches, mask_BC) -> tuple[np.ndarray, np.ndarray]:
         """(score_BC, valid_BC) of the branches, left aligned under `mask_BC`."""

@@ -65,7 +65,7 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring.Judge
     if wanted.backend == "local" or (wanted.backend == "http" and wanted.http.tokens):
         for aspect in aspects:
             prompts.check_options(tokenizer, aspect)
-    reader = proofreader(wanted.proofread, workdir, mesh, tokenizer)
+    reader = proofreader(wanted.proofread, workdir, mesh, "judge.proofread.init_from")
     how = (aspects, wanted.weights, wanted.min_mass, wanted.hard, wanted.schedule, reader)
     if wanted.backend == "rule":
         return scoring.TextJudge(ruled(wanted.rule), *how)
@@ -80,12 +80,14 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring.Judge
     return scoring.TextJudge(local, *how)
 
 
-def proofreader(wanted: ProofreadConfig, workdir, mesh, tokenizer) -> Proofreader | None:
-    """The proofreader of a `proofread` section, None where nothing is marked."""
+def proofreader(wanted: ProofreadConfig, workdir, mesh, key: str) -> Proofreader | None:
+    """The proofreader of a `proofread` section, with its own tokenizer; None where nothing is
+    marked. `key` names its `init_from`."""
     if not wanted.init_from:
         return None
-    source = setup.source_dir(workdir, wanted.init_from, "proofread.init_from")
-    return Proofreader(*setup.load_params(source, mesh), tokenizer, mesh, wanted)
+    source = setup.source_dir(workdir, wanted.init_from, key)
+    params, cfg = setup.load_params(source, mesh)
+    return Proofreader(params, cfg, setup.kept_tokenizer(source), mesh, wanted)
 
 
 def check_invalid(asked_BK: np.ndarray, valid_BK: np.ndarray, most: float, key: str) -> None:

@@ -1,7 +1,7 @@
 """A judge's labelled examples of a run: to learn from, and held out to grade it by."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
@@ -32,7 +32,7 @@ class LabelConfig:
     rewrites: bool = True
     reference: str = "suffix"  # suffix | rewrite: as the judge will be shown
     spoilers: int = 2
-    proofread: ProofreadConfig = field(default_factory=ProofreadConfig)  # as the judge's own
+    proofread: ProofreadConfig = ProofreadConfig()  # as the judge's own
 
     def __post_init__(self):
         if self.reference not in ("suffix", "rewrite"):
@@ -82,7 +82,7 @@ def made(
     if corpus.documents.truth is None:
         raise UserError("labels: this corpus has no ground truth to label with")
     source = setup.load_params(setup.source_dir(workdir, wanted.source), mesh)
-    reader = judging.proofreader(wanted.proofread, workdir, mesh, tokenizer)
+    reader = judging.proofreader(wanted.proofread, workdir, mesh, "labels.proofread.init_from")
 
     def labelled(corpus, documents, seed):
         asked = continuations.prompts(corpus.chunks, range(documents), tokenizer)

@@ -59,6 +59,7 @@ def check_run(config, name: str, workdir: str, cut: setup.CutConfig, earlier: li
         raise UserError(f"config runs.{name}.stage must be one of {sorted(STAGES)}, not {stage!r}")
     run = STAGES[stage].resolve(config, name)
     setup.check_model(run.model, cut)
+    check_proofread(config, name)
     for key, source in run.sources().items():
         if source and source not in earlier:
             setup.source_dir(workdir, source, f"config runs.{name}.{key}")
@@ -67,6 +68,24 @@ def check_run(config, name: str, workdir: str, cut: setup.CutConfig, earlier: li
             run.reach()
         except UserError as e:
             raise UserError(f"config runs.{name}: {e}") from None
+
+
+def check_proofread(config, name: str) -> None:
+    """A judge of the recipe is shown what it was taught on: texts read by the same proofreader."""
+    run = config.runs[name]
+    sections = [("judge", run.judge)] if "judge" in run else []
+    sections += [("audit.judge", run.audit.judge)] if "audit" in run else []
+    for key, judge in sections:
+        source = judge.init_from if judge.backend == "local" else ""
+        taught = config.runs[source] if source in config.runs else {}
+        if "labels" not in taught:
+            continue
+        here, there = (dict(x.proofread, batch=0) for x in (judge, taught["labels"]))
+        if here != there and (here["init_from"] or there["init_from"]):
+            raise UserError(
+                f"config runs.{name}.{key}.proofread differs from runs.{source}.labels.proofread: "
+                "a judge is to be shown texts as it was taught to read them"
+            )
 
 
 def claim(config, workdir: str) -> None:

@@ -86,7 +86,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.runs = runs()
     config.report = dict(
-        rows=("base", "standard", "sip_learned", "sip_oracle", "sft_one_rollout"),
+        rows=("base", "standard", "tutor", "sip_learned", "sip_oracle", "sft_one_rollout"),
         judge="judge",
         standard="standard",
     )
@@ -100,7 +100,7 @@ def runs() -> dict:
     tune = dict(model=model, split=FRESH, init_from="base", evals=watched)
     sip = dict(
         tune,
-        steps=36,
+        steps=32,
         batch=16,
         optim=common.adamw(6e-4, warmup_steps=10, schedule="constant"),
         objective=common.objective("rf_nll"),

@@ -12,7 +12,7 @@ from sip import report
 from sip.structs import UserError
 
 pytest_plugins = ["tiny_fixtures"]
-ROWS = {"base", "standard", "sip_learned", "sip_oracle", "sft_one_rollout"}
+ROWS = {"base", "standard", "tutor", "sip_learned", "sip_oracle", "sft_one_rollout"}
 FIGURES = {
     "win_rate_standard", "win_rate_unsafe", "factuality", "safety", "safety_unsafe", "coherence",
     "nll_clean", "distinct", "facts_per_suffix",

@@ -153,10 +153,11 @@ def test_one_seed_has_no_spread_and_without_a_standard_nothing_is_paired():
 
 def test_only_rows_evaluated_on_the_same_prefixes_are_paired(pair):
     config = tiny_recipe.get_config()
-    assert report.comparable(config) == ["base", "sip_learned", "sip_oracle", "sft_one_rollout"]
+    rows = ["base", "tutor", "sip_learned", "sip_oracle", "sft_one_rollout"]
+    assert report.comparable(config) == rows
     config.runs.sip_oracle.evals.split = "validation"
     config.runs.base.evals.unsafe = 4
-    assert report.comparable(config) == ["sip_learned", "sft_one_rollout"]
+    assert report.comparable(config) == ["tutor", "sip_learned", "sft_one_rollout"]
     config.report.standard = ""
     assert report.comparable(config) == []
 

@@ -105,7 +105,7 @@ def test_what_is_taught_is_what_a_judge_is_shown():
     for n, (trunk, branches) in enumerate(noted.prompts):
         ids = trees.tree.tokens_BT[n][trees.tree.mask_BT[n]].tolist()
         failed = trees.prefixes[n] == "prefix 3"
-        assert (ids == [tok.bos, *tokens_of(tok.encode, trunk)]) != failed
+        assert (ids == [tok.bos, *tokens_of(tok, trunk)]) != failed
         assert trees.prompts[n][1] == branches and "Known" not in "".join(trees.prompts[n][0])
     safety = _made()["safety"]
     assert set(safety.prefixes) == {""} and "Known" not in str(safety.prompts)
@@ -119,7 +119,7 @@ def test_each_token_of_the_notes_is_asked_for_where_it_follows():
     assert len(found) == len(PREFIXES)
     for n, (prefix, text) in enumerate(zip(PREFIXES, notes, strict=True)):
         trunk, branch = RECALL.prompt(prefix)
-        plain = [tok.bos, *tokens_of(tok.encode, (*trunk, *branch, text)), tok.eos]
+        plain = [tok.bos, *tokens_of(tok, (*trunk, *branch, text)), tok.eos]
         fork, live = int(found.tree.fork_BC[n, 0]), asked.mask_BCM[n, 0]
         at = fork + asked.at_BCM[n, 0][live]
         tree = [*found.tree.tokens_BT[n, :fork], *found.tree.tokens_BCR[n, 0]]

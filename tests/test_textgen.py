@@ -176,7 +176,7 @@ def test_buckets_are_few_and_never_too_small():
 
 
 def test_tokens_of_segments_are_their_tokens_joined():
-    assert tokens_of(Byte().encode, ("ab", "", "c")) == tokens_of(Byte().encode, "abc")
+    assert tokens_of(Byte(), ("ab", "", "c")) == tokens_of(Byte(), "abc")
 
 
 def test_scripted_sees_the_whole_text_and_pads_ragged_rows():

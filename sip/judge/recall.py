@@ -5,7 +5,6 @@ claim. One that has first written what it knows (arXiv 2110.08387, 2210.01296) n
 Notes hang on the prefix alone: they are written once and stand in the trunk, for all candidates.
 """
 
-import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from sip.judge import prompts
 from sip.sampling import SamplingConfig
 from sip.structs import Asked, Tree, UserError
 from sip.template import fields, fill, pieces
-from sip.textgen import Ids, TextGenerator, snug, tokens_of
+from sip.textgen import Cached, Ids, TextGenerator, snug, tokens_of
 from sip.tokenizer import Tokenizer
 
 MARKERS = "=== trunk\n", "\n=== branch\n", "\n=== shown\n"
@@ -64,7 +63,7 @@ def load(name: str) -> Recall:
     header, trunk, branch, shown = prompts.split("recall", name, text, MARKERS)
     try:
         entries = dict(line.split(": ", 1) for line in header.splitlines() if line)
-        tokens = int(entries.pop("tokens"))
+        tokens, _ = int(entries.pop("tokens")), int(entries.pop("version", "1"))
     except (ValueError, KeyError) as error:
         raise UserError(f"recall {name!r}: bad header in the prompt file ({error})") from None
     if entries:
@@ -131,11 +130,11 @@ def examples(
     max_len: int,
 ) -> RecallExamples:
     """True notes to learn; those too long for `recall.tokens` or `max_len` are left out."""
-    encode, kept = functools.cache(tokenizer.encode), []
+    cached, kept = Cached(tokenizer), []
     for prefix, text in dict(zip(prefixes, notes, strict=True)).items():
         trunk, branch = recall.prompt(prefix)
-        ids = [tokenizer.bos, *tokens_of(encode, trunk)]
-        begun, said = tokens_of(encode, branch), [*encode(text), tokenizer.eos]
+        ids = [tokenizer.bos, *tokens_of(cached, trunk)]
+        begun, said = tokens_of(cached, branch), [*cached.encode(text), tokenizer.eos]
         if len(said) <= recall.tokens and len(ids) + len(begun) + len(said) <= max_len:
             kept.append((prefix, text, ids, begun, said))
     if not kept:

@@ -1,6 +1,5 @@
 """Rewriting examples of a split, to learn from: prompts, and the rewrites that should follow."""
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from sip import rewriter
 from sip.data import pipeline
 from sip.evals.continuations import Prompts
 from sip.structs import Tree, UserError
-from sip.textgen import bucket, pack
+from sip.textgen import Cached, bucket, pack
 from sip.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -54,12 +53,12 @@ def make(
     max_len: int,
 ) -> Examples:
     """Examples of prefixes and suffixes; those longer than `max_len` are dropped."""
-    encode = functools.cache(tokenizer.encode)
+    cached = Cached(tokenizer)
     rows = []
     better = truth.rewrite(asked.prefixes, asked.suffixes, words)
     for prefix, suffix, text in zip(asked.prefixes, asked.suffixes, better, strict=True):
-        before = rewriter.prompt_ids(prompt, tokenizer, encode, prefix, suffix)
-        after = rewriter.answer_ids(tokenizer, encode, suffix, text)
+        before = rewriter.prompt_ids(prompt, tokenizer, cached, prefix, suffix)
+        after = rewriter.answer_ids(tokenizer, cached.encode, suffix, text)
         if len(before) + len(after) <= max_len and len(after) > 1:
             rows.append((before, after))
     if not rows:

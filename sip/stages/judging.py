@@ -1,5 +1,6 @@
 """Who judges: the `judge` section of a run, and the judge that it names."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -127,7 +128,8 @@ def of_policy(
     """The policy as a judge, on its own mesh, given its parameters; those of another step are
     another argument of the same programs."""
     local = _local(wanted, None, cfg, mesh, tokenizer)
-    return lambda params: _asking(wanted, local.of(params), seed)
+    judge = _asking(wanted, local, seed)
+    return lambda params: dataclasses.replace(judge, textgen=local.of(params))
 
 
 def _local(wanted: JudgeConfig, params: Params, cfg: ModelConfig, mesh, tokenizer) -> Local:

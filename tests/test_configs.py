@@ -156,7 +156,7 @@ def test_the_text_config_is_an_ablation_but_for_data_and_judge():
 
 
 def test_a_users_own_aspect_is_one_file_and_one_flag(tmp_path):
-    """From the command line to a score; the micro-world's aspects are left out."""
+    """From the command line to a score."""
     (tmp_path / "calm.v2.txt").write_text(
         'kind: pointwise\noptions: ["calm", "loud"]\nvalues: [1, 0]\n'
         "=== trunk\nHow calm?\n=== branch\nText:{text}\nIt is:"
@@ -169,7 +169,7 @@ def test_a_users_own_aspect_is_one_file_and_one_flag(tmp_path):
     judge = judging.build(wanted, str(tmp_path), None, None, None)
     found = judge.score(["p"], [[" a b c d", " a a a a"]], [""], np.ones((1, 2), bool))
     assert list(found.aspects) == ["calm.v2"]
-    assert found.scores_BK.tolist() == [[0.5, 0.125]], "half of the share of distinct words"
+    assert np.allclose(found.scores_BK, [[0.5, 0.125]]), "half of the share of distinct words"
 
 
 def test_an_ablation_comes_with_what_it_needs_and_an_unknown_one_is_named():

@@ -65,7 +65,7 @@ End with Calmer: A, B or tie.
 
 
 def reasoning(path, asked):
-    """Says of every third text that it is unsafe, and of two that the first is calmer, or nothing."""
+    """Three answers in turn: the first is calmer and a text is safe, or is not, or nothing."""
     words = ["Calmer: A. FINAL DECISION: YES", "Calmer: A. FINAL DECISION: NO", "I do not know."]
     assert "logprobs" not in asked
     texts = words * (asked["n"] // 3) if "n" in asked else ["."]

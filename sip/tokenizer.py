@@ -23,7 +23,7 @@ SPACE = "\u2581"  # what SentencePiece writes for a space inside pieces
 # remove_extra_whitespaces to false: of a protobuf field given twice the later value counts.
 AS_IT_STANDS = b"\x1a\x04\x18\x00\x20\x00"
 USER_DEFINED = 4  # the type of a piece that is found before the others are
-WORD = r"\s*\w*"  # symbols that any text may hold: words, options among them, and white space
+WORD = r"[^\S\n]*\w*"  # what any line may hold: a word, options among them, or white space
 
 
 class Tokenizer(Protocol):
@@ -109,7 +109,7 @@ class SentencePiece:
         proto: Any = sentencepiece_model_pb2  # made at run time
         pieces = proto.ModelProto.FromString(self.serialized()).pieces
         symbols = [p.piece.replace(SPACE, " ") for p in pieces if p.type == USER_DEFINED]
-        phrases = [s for s in symbols if len(s) > 1 and not re.fullmatch(WORD, s)]
+        phrases = list(filter(is_phrase, symbols))
         return re.compile(f"(?={'|'.join(map(re.escape, phrases))})") if phrases else None
 
     def serialized(self) -> bytes:
@@ -131,6 +131,11 @@ def load(kind: str, path: str | os.PathLike | None = None) -> Tokenizer:
     if not path:
         raise UserError("tokenizer kind 'sentencepiece' needs the path of a model")
     return SentencePiece(path)
+
+
+def is_phrase(symbol: str) -> bool:
+    """Whether a symbol is kept out of `plain` text: it is neither a word nor a single character."""
+    return len(symbol) > 1 and not re.fullmatch(WORD, symbol)
 
 
 def continuation(tok: Tokenizer, prefix_ids: Sequence[int], ids: Sequence[int]) -> str:

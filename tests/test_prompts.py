@@ -188,3 +188,12 @@ def test_symbols_are_the_options_and_the_templates_own_words():
     symbols = prompts.symbols([prompts.load("quality"), prompts.load("safety")])
     assert {" one", " two", " safe", " unsafe", "\nOne:", "\nTwo:", "\nBetter:"} <= set(symbols)
     assert "" not in symbols and len(set(symbols)) == len(symbols)
+
+
+def test_words_that_any_text_may_hold_are_no_symbols_of_a_template():
+    """A tokenizer could not keep them out of text under judgement."""
+    text = GOOD.replace("\nA\n", "\nCalm\n").replace("B{text}", "Q{text}:")
+    assert prompts.symbols([prompts.parse("calm", text)]) == ("\nQ", "y", "n")
+    own = [part for a in ASPECTS.values() for part in (a.trunk, a.branch)]
+    words = {word for part in own for word in template.pieces(part)[::2] if word}
+    assert words <= set(prompts.symbols(ASPECTS.values())), "of the built-in ones none is"

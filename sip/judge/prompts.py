@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from sip.structs import UserError
 from sip.template import fields, fill, pieces
-from sip.tokenizer import Tokenizer
+from sip.tokenizer import Tokenizer, is_phrase
 
 MARKERS = "=== trunk\n", "\n=== branch\n"
 FIELDS = {"pairwise": ["first", "second"], "pointwise": ["text"]}
@@ -127,11 +127,14 @@ def branch(aspect: Aspect, *candidates: str) -> tuple[str, ...]:
 
 
 def symbols(aspects: Iterable[Aspect]) -> tuple[str, ...]:
-    """Strings that a tokenizer trained for these prompts should hold as single tokens."""
+    """Strings that a tokenizer trained for these prompts should hold as single tokens.
+
+    Of a template's own words those that it keeps out of text under judgement, if they are symbols.
+    """
     found: dict[str, None] = {}
     for aspect in aspects:
         literals = pieces(aspect.trunk)[::2] + pieces(aspect.branch)[::2]
-        found.update(dict.fromkeys(s for s in (*literals, *aspect.options) if s))
+        found.update(dict.fromkeys((*filter(is_phrase, literals), *aspect.options)))
     return tuple(found)
 
 

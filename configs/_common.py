@@ -189,21 +189,31 @@ def judge(
     backend: str,
     *,
     init_from="",
+    live=False,
     rule="",
     reference="suffix",
     weights=(("quality", 1.0), ("safety", 1.0), ("factuality", 1.0)),
     schedule=ALL_PAIRS,
     proofread=UNREAD,
 ) -> ConfigDict:
-    """Who judges: local (a trained judge), http (a server), rule, or truth (the corpus's own)."""
+    """Who judges: local (a trained judge, or with init_from "policy" what is trained), http (a
+    server), rule, or truth (the corpus's own).
+
+    `weights` names built-in aspects or paths of prompt files; votes, max_tokens and sampling are of
+    those that are answered after reasoning.
+    """
     return section(
         backend=backend,
         init_from=init_from,
+        live=live,
         rule=rule,
         http=http(),
-        weights=dict(weights),
+        weights=tuple(weights),
         min_mass=0.5,
         hard=False,
+        votes=1,
+        max_tokens=512,
+        sampling=section(temperature=0.6, top_k=0, top_p=0.6),
         batch=16,
         reference=reference,
         proofread=proofread,

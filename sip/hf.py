@@ -9,9 +9,9 @@ import numpy as np
 
 from sip.models.config import ModelConfig
 from sip.structs import Params, UserError
-from sip.tokenizer import SPACE, SentencePiece
+from sip.tokenizer import SPACE, USER_DEFINED, SentencePiece
 
-UNIGRAM, CONTROL, USER_DEFINED = 1, 3, 4  # numbers of sentencepiece_model.proto
+UNIGRAM, CONTROL = 1, 3  # numbers of sentencepiece_model.proto
 # Names of byte tokens and of the unknown one, which must not be read out of text.
 NAMED = "<(?=unk>|0x[0-9A-F]{2}>)"
 

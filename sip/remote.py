@@ -158,8 +158,11 @@ class Remote:
 
     def _prompt(self, trunk: Text, branch: Text) -> str | list[int]:
         if self._config.tokens and self._tokenizer:
-            encode = self._tokenizer.encode
-            return [self._tokenizer.bos, *tokens_of(encode, trunk), *tokens_of(encode, branch)]
+            return [
+                self._tokenizer.bos,
+                *tokens_of(self._tokenizer, trunk),
+                *tokens_of(self._tokenizer, branch),
+            ]
         trunk, branch = ((text,) if isinstance(text, str) else text for text in (trunk, branch))
         between = () if len(trunk) % 2 == 0 else ("",)  # the branch starts at an even place again
         return untrusted.join([*trunk, *between, *branch], self._config.specials)

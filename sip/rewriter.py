@@ -4,7 +4,6 @@ A learned one is asked as in arXiv 2601.21343: the prefix's last words stand aga
 to rewrite and before the answer, which so goes on where the prefix ends.
 """
 
-import functools
 import importlib.resources
 import pathlib
 import re
@@ -21,7 +20,7 @@ from sip.mesh import put_batch
 from sip.models.config import ModelConfig
 from sip.structs import Params, UserError
 from sip.textgen import Ids, bucket, pack, tokens_of
-from sip.tokenizer import Tokenizer, continuation
+from sip.tokenizer import Cached, Encoder, Tokenizer, continuation
 
 if TYPE_CHECKING:
     from sip.data.documents import Truth
@@ -116,10 +115,10 @@ def last_words(text: str, count: int = WORDS) -> str:
 
 
 def prompt_ids(
-    prompt: Prompt, tokenizer: Tokenizer, encode: Callable[[str], Ids], prefix: str, suffix: str
+    prompt: Prompt, tokenizer: Tokenizer, encoder: Encoder, prefix: str, suffix: str
 ) -> Ids:
     """The tokens of a prompt, BOS and its segments' joined."""
-    return [tokenizer.bos, *tokens_of(encode, prompt.segments(prefix, suffix))]
+    return [tokenizer.bos, *tokens_of(encoder, prompt.segments(prefix, suffix))]
 
 
 def answer_ids(
@@ -160,7 +159,8 @@ class Exchange:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Prompt):
         self._tokenizer, self._prompt = tokenizer, prompt
-        self._encode = functools.lru_cache(maxsize=1 << 14)(tokenizer.encode)
+        self._cached = Cached(tokenizer, 1 << 14)
+        self._encode = self._cached.encode
         newline = self._encode("\n")
         self.stops = (tokenizer.eos, *(newline if len(newline) == 1 else ()))
 
@@ -168,7 +168,7 @@ class Exchange:
         """The prompt of one suffix."""
         words = template.quote(last_words(prefix))
         return Asked(
-            prompt_ids(self._prompt, self._tokenizer, self._encode, prefix, suffix),
+            prompt_ids(self._prompt, self._tokenizer, self._cached, prefix, suffix),
             self._encode(words),
             self._encode(template.quote(suffix)),
             zlib.crc32(f"{prefix}|{suffix}".encode("utf-8", "replace")),

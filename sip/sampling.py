@@ -132,7 +132,7 @@ def answer(
     params: Params,
     cfg: ModelConfig,
     tree: Tree,
-    rows_B,
+    noise_BC,
     key,
     *,
     votes: int,
@@ -142,7 +142,8 @@ def answer(
 ) -> Rollouts:
     """`votes` continuations of each branch of a tree; branch c's stand at c * votes + j.
 
-    The trunk is encoded once for all branches, a branch once for all its votes.
+    The trunk is encoded once for all branches, a branch once for all its votes. noise_BC: a number
+    per branch that addresses its noise.
     """
     out = decoder.apply(params, cfg, tree, keep_cache=True)
     last_BC = jnp.maximum(tree.mask_BCR.sum(-1) - 1, 0)
@@ -150,7 +151,8 @@ def answer(
     hidden_BCD = jnp.repeat(hidden_BCD, votes, axis=1)
     cache: Any = out.cache
     fork_BC = jnp.repeat(tree.fork_BC, votes, axis=1)
-    keys_BC = noise_keys(key, rows_B, fork_BC.shape[1])
+    keys_BC = jax.vmap(lambda noise_C: noise_keys(key, noise_C, votes))(noise_BC)
+    keys_BC = keys_BC.reshape(fork_BC.shape)
     grown = _grown(tree.tokens_BT, fork_BC, jnp.zeros((*fork_BC.shape, 1), jnp.int32))
     cache = decoder.fan(cache, votes, steps)
     return decode(params, cfg, grown, hidden_BCD, cache, keys_BC, steps, sampling, stop)
@@ -208,6 +210,6 @@ def answering(
     sampling: SamplingConfig,
     stop: tuple[int, ...] = (),
 ):
-    """The jitted (params, tree, rows_B, key) -> Rollouts."""
+    """The jitted (params, tree, noise_BC, key) -> Rollouts."""
     fixed = {"votes": votes, "steps": steps, "sampling": sampling, "stop": stop}
     return jax.jit(lambda params, *args: answer(params, cfg, *args, **fixed))

@@ -344,27 +344,29 @@ def start_state(
         abstract = step.abstract_state(cfg, tx, mesh, reference=reference)
         state, kept = checkpoints.restore(manager, abstract)
         return state, int(state.step), [kept["pending"]]
+    made = fresh_state(cfg, tx, mesh, seed=seed, init_from=init_from, reference=reference)
+    return made, 0, []
+
+
+def fresh_state(
+    cfg: ModelConfig, tx, mesh, *, seed: int, init_from: str, reference: bool
+) -> TrainState:
+    """The state at step 0, the same every time."""
     if not init_from:
-        return step.init_state(cfg, tx, mesh, seed, reference=reference), 0, []
+        return step.init_state(cfg, tx, mesh, seed, reference=reference)
     params, found = load_params(init_from, mesh)
     if _widths(found) != _widths(cfg) or found.layers > cfg.layers:
         raise UserError(f"init_from {init_from}: its model is {found}, the config says {cfg}")
     if found.layers < cfg.layers:
         params = decoder.deepen(params, cfg)
-    return step.state_of(params, cfg, tx, mesh, reference=reference), 0, []
+    return step.state_of(params, cfg, tx, mesh, reference=reference)
 
 
 def _widths(cfg: ModelConfig):
+    """Shapes of all but the axis of layers."""
     shapes = jax.eval_shape(lambda: decoder.init(cfg, jax.random.key(0)))
-    return jax.tree.map(
-        lambda x: x.shape,
-        {
-            **shapes,
-            "blocks": jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes["blocks"]
-            ),
-        },
-    )
+    layers = jax.tree.map(lambda x: x.shape[1:], shapes.pop("blocks"))
+    return layers, jax.tree.map(lambda x: x.shape, shapes)
 
 
 def record(config, name: str, cfg: ModelConfig, pending) -> dict[str, Any]:

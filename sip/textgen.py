@@ -3,12 +3,16 @@
 A prompt is a trunk, shared by several branches, and a branch. Either is a text or a tuple of
 segments that are encoded one by one: their token lists joined are the authority, and a segment
 that many prompts share (a candidate in 2 * (K - 1) ordered pairs) is encoded once. By convention
-text under judgement stands at a tuple's odd places, the template's own words at the even ones.
+text under judgement stands at a tuple's odd places, the template's own words at the even ones: no
+symbol of a template comes out of text under judgement.
 """
 
+import copy
 import dataclasses
 import functools
 import math
+import zlib
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -24,7 +28,7 @@ from sip.models.config import ModelConfig
 from sip.objectives.logprobs import option_logprobs
 from sip.sampling import SamplingConfig, answering, encode
 from sip.structs import Params, Tree, UserError
-from sip.tokenizer import Tokenizer, continuation
+from sip.tokenizer import Cached, Encoder, Tokenizer, continuation
 
 Text = str | tuple[str, ...]
 Ids = list[int]
@@ -57,8 +61,9 @@ class TextGenerator(Protocol):
     ) -> list[list[list[str | None]]]:
         """texts[b][c][j]: J continuations of trunk b and its branch c; None where it failed.
 
-        `votes` is J. A text has at most `max_tokens` tokens, drawn by `sampling`; the same
-        arguments give the same texts, as far as the model behind it keeps to seeds.
+        `votes` is J. A text has at most `max_tokens` tokens, drawn by `sampling`. Noise is
+        addressed by seed, prompt and vote: a prompt gets the same texts whatever is asked beside
+        it, as far as the model behind it keeps to seeds.
         """
         ...
 
@@ -157,10 +162,11 @@ def bucket(n: int, multiple: int = 1) -> int:
     return -(-max(n, 1) // step) * step
 
 
-def tokens_of(encode: Callable[[str], Ids], text: Text) -> Ids:
-    """The token list of a text: its segments', joined."""
+def tokens_of(encoder: Encoder, text: Text) -> Ids:
+    """The token list of a text: its segments', joined; those at odd places hold no phrase."""
     pieces = (text,) if isinstance(text, str) else text
-    return list(chain.from_iterable(map(encode, pieces)))
+    encodings = ((encoder.encode, encoder.plain)[i % 2](piece) for i, piece in enumerate(pieces))
+    return list(chain.from_iterable(encodings))
 
 
 def pack(
@@ -189,6 +195,15 @@ def _padded(rows: Sequence[Ids], width: int, pad: int) -> tuple[Any, Any]:
     tokens_NW = np.full(mask_NW.shape, pad, np.int32)
     tokens_NW[mask_NW] = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths_N.sum()))
     return tokens_NW, mask_NW
+
+
+def addresses(trunks: Sequence[Ids], branches: Sequence[Sequence[Ids]], C: int) -> np.ndarray:
+    """noise_BC: a number per prompt, a hash of its tokens; 0 where there is none."""
+    noise_BC = np.zeros((len(trunks), C), np.uint32)
+    for b, (trunk, row) in enumerate(zip(trunks, branches, strict=True)):
+        known = zlib.crc32(array("i", trunk).tobytes())
+        noise_BC[b, : len(row)] = [zlib.crc32(array("i", ids).tobytes(), known) for ids in row]
+    return noise_BC
 
 
 @functools.cache
@@ -247,7 +262,13 @@ class Local:
         self._params, self._cfg, self._mesh = params, cfg, mesh
         self._tokenizer, self._batch, self._multiple = tokenizer, batch, multiple
         self._keep_bytes = keep_bytes
-        self._encode = functools.lru_cache(maxsize=1 << 14)(tokenizer.encode)
+        self._cached = Cached(tokenizer, 1 << 14)
+
+    def of(self, params: Params) -> "Local":
+        """The same with other parameters of the same shapes; nothing is compiled for them."""
+        other = copy.copy(self)
+        other._params = params
+        return other
 
     def choose(self, trunks, branches, options) -> np.ndarray:
         """logp_BCO of the options' tokens; NaN where a prompt is too long."""
@@ -295,12 +316,11 @@ class Local:
         return 2 * math.prod(part) * jnp.dtype(c.compute_dtype).itemsize
 
     def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
-        """texts[b][c][j]; None where a prompt and its answer would be too long. The noise hangs on
-        `seed`, b, c and j."""
+        """texts[b][c][j]; None where a prompt and its answer would be too long."""
         trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=max_tokens)
         run = answering(self._cfg, votes, max_tokens, sampling, (self._tokenizer.eos,))
         key = jax.random.key(seed)
-        ask = lambda tree, last_BC, rows_B, first: run(self._params, tree, rows_B, key)
+        ask = lambda tree, last_BC, noise_BC, first: run(self._params, tree, noise_BC, key)
         said: list[list[list[str | None]]] = [[[None] * votes for _ in row] for row in branches]
         for rows, rollouts in self._in_batches(trunk_ids, branch_ids, ask):
             tokens_BCR, mask_BCR = np.asarray(rollouts.tokens_BCR), np.asarray(rollouts.mask_BCR)
@@ -332,7 +352,7 @@ class Local:
         ]
 
     def _option(self, option: str) -> int:
-        ids = self._encode(option)
+        ids = self._cached.encode(option)
         if len(ids) != 1:
             raise UserError(f"textgen: option {option!r} is {len(ids)} tokens, not one")
         return ids[0]
@@ -341,8 +361,8 @@ class Local:
         """Token lists of trunks and branches, and which prompts fit. Others are emptied, and so are
         trunks too long for any branch."""
         bos, limit = self._tokenizer.bos, self._cfg.max_len - room
-        trunk_ids = [[bos, *tokens_of(self._encode, trunk)] for trunk in trunks]
-        branch_ids = [[tokens_of(self._encode, branch) for branch in row] for row in branches]
+        trunk_ids = [[bos, *tokens_of(self._cached, trunk)] for trunk in trunks]
+        branch_ids = [[tokens_of(self._cached, branch) for branch in row] for row in branches]
         fits = [
             [0 < len(ids) <= limit - len(trunk) for ids in row]
             for trunk, row in zip(trunk_ids, branch_ids, strict=True)
@@ -355,7 +375,7 @@ class Local:
         return trunk_ids, branch_ids, fits
 
     def _run(self, rows, trunk_ids, branch_ids, ask):
-        """ask(tree, last_BC, rows_B, first row) on the device, padded to bucketed sizes."""
+        """ask(tree, last_BC, noise_BC, first row) on the device, padded to bucketed sizes."""
         trunk_ids, branch_ids = ([ids[b] for b in rows] for ids in (trunk_ids, branch_ids))
         ways = self._mesh.shape["replica"] * self._mesh.shape["fsdp"]
         B = min(1 << (len(rows) - 1).bit_length(), self._batch)
@@ -364,11 +384,12 @@ class Local:
         C = bucket(max(map(len, branch_ids)))
         R = bucket(max(map(len, chain.from_iterable(branch_ids)), default=1), self._multiple)
         trunk_ids = [*trunk_ids, *[[self._tokenizer.bos]] * extra]
-        tree = pack(trunk_ids, [*branch_ids, *[[]] * extra], self._tokenizer.pad, T, C, R)
+        branch_ids = [*branch_ids, *[[]] * extra]
+        tree = pack(trunk_ids, branch_ids, self._tokenizer.pad, T, C, R)
         last_BC = np.maximum(tree.mask_BCR.sum(-1, dtype=np.int32) - 1, 0)
         with jax.set_mesh(self._mesh):
-            rows_B = np.array([*rows, *[0] * extra], np.int32)
-            return ask(*put_batch(self._mesh, (tree, last_BC, rows_B)), rows[0])
+            noise_BC = addresses(trunk_ids, branch_ids, C)
+            return ask(*put_batch(self._mesh, (tree, last_BC, noise_BC)), rows[0])
 
 
 def about(textgen: TextGenerator, trunks: Sequence[Text]) -> Choose:

@@ -6,12 +6,13 @@ never produced from text. Tokens of parts equal those of the whole only at word 
 they differ the token list is authoritative and text is `continuation`.
 """
 
+import functools
 import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import sentencepiece
 
@@ -21,6 +22,8 @@ SPACE = "\u2581"  # what SentencePiece writes for a space inside pieces
 # Appended to a serialised model it sets normalizer_spec's add_dummy_prefix and
 # remove_extra_whitespaces to false: of a protobuf field given twice the later value counts.
 AS_IT_STANDS = b"\x1a\x04\x18\x00\x20\x00"
+USER_DEFINED = 4  # the type of a piece that is found before the others are
+WORD = r"[^\S\n]*\w*"  # what any line may hold: a word, options among them, or white space
 
 
 class Tokenizer(Protocol):
@@ -33,9 +36,33 @@ class Tokenizer(Protocol):
         """Ids of the text alone: no special tokens, no dummy prefix."""
         ...
 
+    def plain(self, text: str) -> list[int]:
+        """Ids of a text that is no template's own: no phrase of the tokenizer's comes out of it.
+
+        A phrase is a symbol of more than one word or mark, as a prompt's lines are. Where one
+        stands in the text it is spelled out; what is decoded is the same.
+        """
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; special tokens and ids outside the vocabulary have none."""
         ...
+
+
+class Encoder(Protocol):
+    """A tokenizer, as far as it makes tokens."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def plain(self, text: str) -> list[int]: ...
+
+
+class Cached:
+    """A tokenizer's encodings, the latest of them kept."""
+
+    def __init__(self, tokenizer: Encoder, size: int | None = None):
+        self.encode = functools.lru_cache(size)(tokenizer.encode)
+        self.plain = functools.lru_cache(size)(tokenizer.plain)
 
 
 class Byte:
@@ -45,6 +72,9 @@ class Byte:
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode(errors="replace"))
+
+    def plain(self, text: str) -> list[int]:
+        return self.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(int(i) for i in ids if 0 <= i < 256).decode(errors="replace")
@@ -80,6 +110,24 @@ class SentencePiece:
             ids += self._space + self._model.encode(part)
         return ids
 
+    def plain(self, text: str) -> list[int]:
+        text = text.encode(errors="replace").decode()
+        found = self._phrases.finditer(text.replace(SPACE, " ")) if self._phrases else ()
+        cuts = [one.start() + 1 for one in found]
+        parts = zip([0, *cuts], [*cuts, len(text)], strict=True)
+        return [i for start, end in parts for i in self.encode(text[start:end])]
+
+    @functools.cached_property
+    def _phrases(self) -> re.Pattern | None:
+        """Where a phrase starts, also inside another one."""
+        from sentencepiece import sentencepiece_model_pb2
+
+        proto: Any = sentencepiece_model_pb2  # made at run time
+        pieces = proto.ModelProto.FromString(self.serialized()).pieces
+        symbols = [p.piece.replace(SPACE, " ") for p in pieces if p.type == USER_DEFINED]
+        phrases = list(filter(is_phrase, symbols))
+        return re.compile(f"(?={'|'.join(map(re.escape, phrases))})") if phrases else None
+
     def serialized(self) -> bytes:
         """The model as loaded: a ModelProto of sentencepiece."""
         return self._model.serialized_model_proto()
@@ -99,6 +147,11 @@ def load(kind: str, path: str | os.PathLike | None = None) -> Tokenizer:
     if not path:
         raise UserError("tokenizer kind 'sentencepiece' needs the path of a model")
     return SentencePiece(path)
+
+
+def is_phrase(symbol: str) -> bool:
+    """Whether a symbol is kept out of `plain` text: it is neither a word nor a single character."""
+    return len(symbol) > 1 and not re.fullmatch(WORD, symbol)
 
 
 def continuation(tok: Tokenizer, prefix_ids: Sequence[int], ids: Sequence[int]) -> str:

@@ -106,6 +106,7 @@ def test_a_bad_audit_is_refused_by_its_name(tmp_path):
     refused("runs.dpo_rollouts.audit: audit: .*max_drop", max_drop=-0.1)
     refused("audit.judge.reference: there is no rewrite", judge=dict(reference="rewrite"))
     refused("audit.judge.init_from", judge=dict(backend="local", init_from="nowhere"))
+    refused("audit.judge.init_from: the policy", judge=dict(backend="local", init_from="policy"))
     refused("runs.dpo_rollouts.audit.judge: judge.backend", judge=dict(backend="guess"))
     refused("runs.dpo_rollouts.audit.judge.*url is needed", judge=dict(backend="http"))
     config = tiny_recipe.get_config("sft_one_rollout,truth")
@@ -140,7 +141,7 @@ def audited(judge, other, **changes):
     """A policy that learns what `judge` likes, absolutely, under the eyes of `other`."""
     config = tiny_recipe.get_config(f"{NAME},truth")
     run = config.runs[NAME]
-    weights = {"safety": 1.0}  # judged alone: a score does not hang on the pool
+    weights = (("safety", 1.0),)  # judged alone: a score does not hang on the pool
     run.judge.update(backend="rule", rule=judge)
     run.audit.judge.update(backend="rule", rule=other)
     run.judge.weights = run.audit.judge.weights = weights

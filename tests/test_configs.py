@@ -6,6 +6,7 @@ import math
 import re
 import sys
 
+import numpy as np
 import pytest
 import tiny_recipe
 from absl import flags
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from workdirs import begun, lines
 
 from sip import setup
-from sip.stages import recipe
+from sip.stages import judging, recipe
 from sip.structs import UserError
 
 pytest_plugins = ["tiny_fixtures"]
@@ -118,7 +119,11 @@ WRONG = [
     ("runs.sip_learned.judge.backend", "guess", "runs.sip_learned.judge: judge.backend"),
     ("runs.sip_learned.judge.schedule.name", "swiss", "runs.sip_learned.judge.schedule: schedule"),
     ("runs.sip_learned.judge.schedule.budget", 25.0, "schedule.budget must be in \\(0, 1\\]"),
-    ("runs.sip_learned.judge.weights", {"quality": "much"}, "runs.sip_learned.judge.weights"),
+    ("runs.sip_learned.judge.weights", (("quality", "much"),), "runs.sip_learned.judge.weights"),
+    ("runs.sip_learned.judge.weights", (("qualty", 1.0),), "'qualty': no such prompt file"),
+    ("runs.sip_learned.judge.weights", (("safety", 1.0),) * 2, "two aspects 'safety'"),
+    ("runs.sip_learned.judge.votes", 0, "judge.votes must be at least 1"),
+    ("runs.sip_learned.judge.live", True, "judge.live: for backend local and init_from 'policy'"),
     ("runs.sip_learned.rewriter.init_from", "nowhere", "runs.sip_learned.rewriter.init_from"),
     ("runs.sip_learned.rewriter.backend", "guess", "runs.sip_learned.rewriter: rewriter.backend"),
     ("runs.rewriter.rewrites.held_out", 0, "runs.rewriter.rewrites: documents and held_out"),
@@ -160,6 +165,23 @@ def test_the_text_config_is_an_ablation_but_for_data_and_judge():
     )
     keys = recipe.differing(setup.plain(text.get_config()), theirs)
     assert keys and {k for k in keys if not re.match(r"data\.|runs\.\w+\.judge\.", k)} == set()
+
+
+def test_a_users_own_aspect_is_one_file_and_one_flag(tmp_path):
+    """From the command line to a score."""
+    (tmp_path / "calm.v2.txt").write_text(
+        'kind: pointwise\noptions: ["calm", "loud"]\nvalues: [1, 0]\n'
+        "=== trunk\nHow calm?\n=== branch\nText:{text}\nIt is:"
+    )
+    name, weights = importlib.import_module("text").RUN, f"(('{tmp_path}/calm.v2.txt', 0.5),)"
+    flag = f"--config.runs.{name}.judge.weights={weights}"
+    config = load(tiny_recipe.ROOT / "configs" / "text.py", *FLAGS["text"], flag)
+    recipe.check(config, str(tmp_path))
+    wanted = recipe.STAGES["selfimprove"].resolve(config, name).judge
+    judge = judging.build(wanted, str(tmp_path), None, None, None)
+    found = judge.score(["p"], [[" a b c d", " a a a a"]], [""], np.ones((1, 2), bool))
+    assert list(found.aspects) == ["calm.v2"]
+    assert np.allclose(found.scores_BK, [[0.5, 0.125]]), "half of the share of distinct words"
 
 
 def test_an_ablation_comes_with_what_it_needs_and_an_unknown_one_is_named():

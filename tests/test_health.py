@@ -78,7 +78,6 @@ def test_flips_ties_and_invalid_comparisons_by_hand():
         pairs,
         np.array([[said[pair] for pair in shown]]),
         np.array([[pair != (2, 1) for pair in shown]]),
-        hard=False,
     )
     each = compare.mean_wins(table).each
     assert [x.tolist() for x in each["ties"]] == [[[1, 0.5, 0.5]], [[1, 0.5, 0.5]]]

@@ -50,6 +50,46 @@ def test_a_run_is_judged_over_http_and_logs_what_that_took(finished, quick, tmp_
     assert call(train, CONFIG, f"--workdir={workdir}", *argv) == 0, "finished: no server is needed"
 
 
+CALM = """kind: pairwise
+options: ["A", "tie", "B"]
+values: [1, 0.5, 0]
+verdict: "Calmer:"
+=== trunk
+Which continuation is calmer?
+Text:{prefix}
+=== branch
+A:{first}
+B:{second}
+End with Calmer: A, B or tie.
+"""
+
+
+def reasoning(path, asked):
+    """Three answers in turn: the first is calmer and a text is safe, or is not, or nothing."""
+    words = ["Calmer: A. FINAL DECISION: YES", "Calmer: A. FINAL DECISION: NO", "I do not know."]
+    assert "logprobs" not in asked
+    texts = words * (asked["n"] // 3) if "n" in asked else ["."]
+    return {"choices": [{"text": text} for text in texts]}
+
+
+def test_a_run_is_judged_by_reasons_and_a_users_own_aspect(finished, quick, tmp_path):
+    """One prompt file and one flag; three votes each, of which one cannot be read."""
+    workdir, path = begun(finished, tmp_path / "work", "base"), tmp_path / "calm.txt"
+    path.write_text(CALM)
+    with serve(reasoning) as server:
+        argv = flags(url=server.url, model="judge", logprobs=0)
+        argv += [f"--config.runs.{RUN}.judge.weights=(('{path}', 1.0), ('reasoned_safety', 2.0))"]
+        argv += [f"--config.runs.{RUN}.judge.votes=3"]
+        assert call(train, CONFIG, f"--workdir={workdir}", *argv) == 0
+        asked = server.asked[-1][2]
+    last = lines(workdir, RUN)[0]
+    assert (asked["temperature"], asked["top_p"], asked["max_tokens"]) == (0.6, 0.6, 512)
+    assert last["judge/valid"] == 1 and last["judge/score/reasoned_safety"] == 0.5
+    assert last["judge/agreement/reasoned_safety"] == 0.5 and last["judge/agreement/calm"] == 1
+    assert last["judge/invalid_votes/calm"] == pytest.approx(1 / 3)
+    assert last["judge/score/calm"] == 0.5 and last["judge/flips/calm"] == 1
+
+
 REFUSED = {  # flags, the server's first answers, what the line has to name
     "no url": ({}, [], "url is needed"),
     "no model": ({"url": "{url}"}, [], "model is needed"),

@@ -152,10 +152,17 @@ REFUSED = {
     "no such run": ([RECIPE, "--run=judge"], "--run: no judge in 'judge'"),
     "no checkpoint": (
         [RECIPE, "--run=sip_learned"], "runs.sip_learned.judge.init_from 'judge': neither"),
+    "a policy": ([RECIPE, "--run=sip_learned", "--config.runs.sip_learned.judge.init_from=policy"],
+        "judge.init_from: only the policy of a self-improving run judges itself"),
     "no corpus": ([RECIPE, "--run=sip_oracle"], "--workdir is needed"),
     "no tokenizer to send tokens by": (
         [*TEXT, *(f"--config.runs.dpo_suffix_rollouts.judge.{part}" for part in (
             "backend=http", "http.url=http://127.0.0.1:1/v1", "http.model=m", "http.tokens=True"))],
+        "--workdir is needed"),
+    "no tokenizer to proofread by": (
+        [*TEXT, *(f"--config.runs.dpo_suffix_rollouts.judge.{part}" for part in (
+            "backend=http", "http.url=http://127.0.0.1:1/v1", "http.model=m",
+            "proofread.init_from=tutor"))],
         "--workdir is needed"),
     "a bad judge": ([*TEXT, "--config.runs.dpo_suffix_rollouts.judge.rule=none"], "no rule 'none'"),
     "a stray argument": ([*TEXT, "file"], "unexpected argument 'file'"),

@@ -1,5 +1,7 @@
 """Labels without a ground truth: spoiled suffixes, unanimous votes, and what is dropped."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tiny
@@ -120,6 +122,20 @@ def test_a_pair_is_labelled_where_all_votes_agree_in_both_orders():
         ("v", (" a", " b"), 1), ("w", (" b", " a"), 0)
     ]  # fmt: skip
     assert made.dropped == {"split": 1, "by order": 1, "unread": 1} and made.asked == 5
+
+
+def test_a_tie_is_one_in_both_orders():
+    aspect = dataclasses.replace(QUALITY, options=("A", "tie", "B"), values=(1.0, 0.5, 0.0))
+
+    def words(_, branch, vote):
+        first, second = (line.split(":", 1)[1] for line in branch.split("\n")[1:3])
+        tied = {first, second} == {" a", " b"} or first == " c"
+        return f"Conclusion: {'tie' if tied else 'A' if first > second else 'B'}"
+
+    two = [(" a", " b"), (" a", " c"), (" b", " d")]
+    made = making.voted_pairs(scripted(words), aspect, list("xyz"), two, asking())
+    assert [(line.prefix, line.label) for line in made.lines] == [("x", 1), ("z", 2)]
+    assert made.dropped == {"by order": 1}
 
 
 def test_a_tiny_model_of_our_own_is_asked_too():

@@ -1,6 +1,8 @@
 """Prompts as data: the templates, their options, and text that would rather be a prompt."""
 
 import dataclasses
+import hashlib
+from pathlib import Path
 
 import hostile
 import pytest
@@ -8,15 +10,66 @@ import pytest
 from sip import template
 from sip.judge import prompts
 from sip.structs import UserError
-from sip.tokenizer import Byte
+from sip.tokenizer import Byte, SentencePiece
 
 NAMES = ("quality", "safety", "factuality")
+TEMPLATES = Path(prompts.__file__).parent / "templates"
+ASPECTS = {p.stem: prompts.load(p.stem) for p in TEMPLATES.glob("*.txt")}
+WORDS = {  # version, and a hash of everything but the version's line
+    "coherence": (1, "7ad8e74a6de0"),
+    "factuality": (1, "dcf806e51f29"),
+    "factuality_alone": (1, "faa40f0c5b33"),
+    "grade": (1, "2ade0ebc30c7"),
+    "match": (1, "9ea69299445b"),
+    "quality": (1, "39c7081913f8"),
+    "reasoned_quality": (1, "e1d0bd41550b"),
+    "reasoned_safety": (1, "460c5cc4cc01"),
+    "safety": (1, "031697841b74"),
+}
 
 HOSTILE = list(hostile.TEXTS.values())
 
 
 def _pair(candidate):
     return prompts.branch(prompts.load("quality"), candidate, " plain words")
+
+
+@pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.txt")), ids=lambda path: path.stem)
+def test_other_words_have_another_version(path):
+    first, rest = path.read_text().split("\n", 1)
+    words = hashlib.sha256(rest.encode()).hexdigest()[:12]
+    assert (first, words) == (f"version: {WORDS[path.stem][0]}", WORDS[path.stem][1])
+
+
+@pytest.mark.parametrize("name", ["mistral_v1", "mistral_v3"])
+@pytest.mark.parametrize("aspect", ASPECTS.values(), ids=ASPECTS)
+def test_an_instruction_is_at_most_100_tokens(aspect, name):
+    """All of a prompt's own words together."""
+    path = (
+        Path(__file__).resolve().parents[1].parent / f"shared/data/tokenizers/mistral/{name}.model"
+    )
+    if not path.exists():
+        pytest.skip(f"no {path.name} in the data directory beside the repository")
+    own = [*template.pieces(aspect.trunk)[::2], *template.pieces(aspect.branch)[::2]]
+    tokens = sum(len(SentencePiece(path).encode(piece)) for piece in own)
+    assert len(" ".join(own).split()) <= tokens <= 100
+
+
+def test_the_aspects_that_a_judge_may_be_asked_about():
+    shape = lambda name: (ASPECTS[name].kind, ASPECTS[name].values, ASPECTS[name].reference)
+    assert shape("coherence") == ("pairwise", (1.0, 0.5, 0.0), False)
+    assert shape("match") == ("pointwise", (1.0, 0.0), True)
+    assert shape("factuality_alone") == ("pointwise", (1.0, 0.5, 0.0), False)
+    assert all(a.version == WORDS[name][0] for name, a in ASPECTS.items())
+
+
+@pytest.mark.parametrize("values", ["[1, 0.4, 0]", "[0, 0.5, 1]", "[1, 0, 0.5]", "[0, 1]"])
+def test_a_tie_stands_between_two_wins(values):
+    text = (TEMPLATES / "coherence.txt").read_text()
+    options = '["A", "B"]' if values.count(",") == 1 else '["A", "tie", "B"]'
+    text = text.replace('[" A", " tie", " B"]', options).replace("[1.0, 0.5, 0.0]", values)
+    with pytest.raises(UserError, match="between them 0.5 for a tie"):
+        prompts.parse("mine", text)
 
 
 def test_the_quality_prompt_reads_as_written():
@@ -100,6 +153,7 @@ GOOD = 'kind: pointwise\noptions: ["y", "n"]\nvalues: [1, 0]\n=== trunk\nA\n=== 
         (GOOD.replace("\nA\n", "\n{suffix}\n"), "prefix"),
         ('verdict: "said:\n' + GOOD, "header"),
         ("verdict: 3\n" + GOOD, "verdict must be a string"),
+        ("version: new\n" + GOOD, "header"),
         ("colour: red\n" + GOOD, "colour"),
         ("nonsense\n" + GOOD, "header"),
     ],
@@ -133,3 +187,12 @@ def test_symbols_are_the_options_and_the_templates_own_words():
     symbols = prompts.symbols([prompts.load("quality"), prompts.load("safety")])
     assert {" one", " two", " safe", " unsafe", "\nOne:", "\nTwo:", "\nBetter:"} <= set(symbols)
     assert "" not in symbols and len(set(symbols)) == len(symbols)
+
+
+def test_words_that_any_text_may_hold_are_no_symbols_of_a_template():
+    """A tokenizer could not keep them out of text under judgement."""
+    text = GOOD.replace("\nA\n", "\nCalm\n").replace("B{text}", "Q{text}:")
+    assert prompts.symbols([prompts.parse("calm", text)]) == ("\nQ", "y", "n")
+    own = [part for a in ASPECTS.values() for part in (a.trunk, a.branch)]
+    words = {word for part in own for word in template.pieces(part)[::2] if word}
+    assert words <= set(prompts.symbols(ASPECTS.values())), "of the built-in ones none is"

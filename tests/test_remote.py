@@ -267,9 +267,9 @@ def test_what_a_server_needs_is_named():
         Remote(RemoteConfig(url="http://h/v1", model="m", tokens=True))
     with pytest.raises(UserError, match="logprobs"):
         http = RemoteConfig(url="http://h/v1", model="m", logprobs=0)
-        judging.JudgeConfig("http", {"quality": 1.0}, http)
+        judging.JudgeConfig("http", (("quality", 1.0),), http)
     with pytest.raises(UserError, match="url is needed"):
-        judging.JudgeConfig("http", {"quality": 1.0})
+        judging.JudgeConfig("http", (("quality", 1.0),))
 
 
 def test_the_configs_http_section_is_complete():

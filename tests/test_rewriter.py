@@ -25,6 +25,8 @@ class Letters:
     def encode(self, text):
         return [self.letters.index(c) for c in text]
 
+    plain = encode
+
     def decode(self, ids):
         return "".join(self.letters[i] for i in ids if i < 13)
 
@@ -78,7 +80,7 @@ def test_last_words_keep_the_space_around_them(text, words):
 
 def test_a_prompts_tokens_are_its_segments_tokens():
     prompt, byte = rewriter.load("rewrite"), Byte()
-    ids = rewriter.prompt_ids(prompt, byte, byte.encode, "a b", " c")
+    ids = rewriter.prompt_ids(prompt, byte, byte, "a b", " c")
     joined = sum((byte.encode(s) for s in prompt.segments("a b", " c")), [byte.bos])
     assert (
         ids
@@ -129,7 +131,7 @@ def test_an_answer_is_as_long_as_the_suffix_at_most_and_ends_with_eos():
 def plain(sample, prefix, suffix, seed=0):
     """Tokens of one rewrite, of one unpadded prompt by itself."""
     letters = Letters()
-    ids = rewriter.prompt_ids(PROMPT, letters, letters.encode, prefix, suffix)
+    ids = rewriter.prompt_ids(PROMPT, letters, letters, prefix, suffix)
     noise = rewriter.Exchange(letters, PROMPT).ask(prefix, suffix).noise
     run = sampling.program(tiny.CFG, 1, 16, sample, ())
     args = np.array([ids]), np.array([len(ids)]), np.array([noise], np.uint32)
@@ -214,7 +216,7 @@ def test_a_prompt_too_long_is_invalid_and_its_neighbours_are_not(monkeypatch):
 
 def test_the_longest_prompt_that_fits_leaves_room_for_the_longest_rewrite(monkeypatch):
     letters, room = Letters(), tiny.CFG.max_len - 11
-    size = lambda n: len(rewriter.prompt_ids(PROMPT, letters, letters.encode, "a" * n, SUFFIX))
+    size = lambda n: len(rewriter.prompt_ids(PROMPT, letters, letters, "a" * n, SUFFIX))
     n = max(n for n in range(40) if size(n) <= room)
     made = scripted(monkeypatch, [SUFFIX + "$"] * 2)
     assert made.rewrite(["a" * n, "a" * (n + 1)], [SUFFIX] * 2)[1].tolist() == [True, False]

@@ -205,8 +205,9 @@ def test_the_micro_worlds_rewriter_runs_its_debug_variants(arg, finished, quick,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(judge=dict(weights={"quality": 1.0})), "judge.weights"),
-        (dict(judge=dict(weights={"quality": 2.0, "safety": 1.0})), "judge.weights"),
+        (dict(judge=dict(weights=(("quality", 1.0),))), "judge.weights"),
+        (dict(judge=dict(weights=(("quality", 2.0), ("safety", 1.0)))), "judge.weights"),
+        (dict(judge=dict(backend="local", init_from="policy")), "judge.init_from: a rewriter"),
         (dict(judge=dict(schedule=dict(name="all"))), "judge.schedule.name must be 'against'"),
         (dict(rewrites=dict(held_out=0)), r"rewrites: held_out"),
         (dict(rewrites=dict(max_invalid=1.5)), r"rewrites: max_invalid"),

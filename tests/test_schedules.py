@@ -51,29 +51,27 @@ def _play(cfg, court, mask=None, draws=None, **options):
     return schedules.play(cfg, court, mask, _draws(B, K) if draws is None else draws, **options)
 
 
-def _mean_by_loop(outcome, valid, mask, hard):
+def _mean_by_loop(outcome, valid, mask):
     """Score and validity as all pairs have always given them."""
     B, K = mask.shape
     score, sound = np.zeros((B, K)), np.zeros((B, K), bool)
-    rounded = lambda p: (1.0 if p > 0.5 else 0.0 if p < 0.5 else 0.5) if hard else p
     for b, i in np.argwhere(mask):
         others = [j for j in range(K) if j != i and mask[b, j]]
         met = [j for j in others if valid[b, i, j] and valid[b, j, i]]
         total = 0.0
         for j in met:
-            total += (rounded(outcome[b, i, j]) + 1.0 - rounded(outcome[b, j, i])) / 2
+            total += (outcome[b, i, j] + 1.0 - outcome[b, j, i]) / 2
         if 2 * len(met) > len(others):
             score[b, i], sound[b, i] = total / len(met), True
     return score, sound
 
 
-@pytest.mark.parametrize("hard", [False, True])
-def test_all_is_the_mean_over_all_opponents_bit_for_bit(hard):
+def test_all_is_the_mean_over_all_opponents_bit_for_bit():
     rng = np.random.default_rng(3)
     outcome = np.round(rng.random((20, 6, 6)), 1)
     valid, mask = rng.random(outcome.shape) < 0.85, rng.random((20, 6)) < 0.8
-    wins = _play(ScheduleConfig(), Court(outcome, valid), mask, hard=hard)
-    score, sound = _mean_by_loop(outcome, valid, mask, hard)
+    wins = _play(ScheduleConfig(), Court(outcome, valid), mask)
+    score, sound = _mean_by_loop(outcome, valid, mask)
     assert np.array_equal(wins.score_BK, score) and np.array_equal(wins.valid_BK, sound)
     assert 0 < sound.sum() < mask.sum()
 
@@ -216,7 +214,7 @@ def test_strengths_of_parts_that_never_met_are_not_compared():
     asked = table.live_BKK & (side[:, None] == side)
     pairs = compare.pairs_of(asked)
     ones = np.ones(pairs.mask_BC.shape)
-    wins = compare.expected_wins(compare.enter(table, pairs, ones, ones > 0, hard=False))
+    wins = compare.expected_wins(compare.enter(table, pairs, ones, ones > 0))
     assert wins.valid_BK.tolist() == [side.tolist()]
 
 
@@ -238,7 +236,7 @@ def test_half_of_few_opponents_is_enough():
     for last, expected in ((1, [True] * 4), (3, [False, True, True, True])):
         shown = pairs.first_BC * 4 + pairs.second_BC
         valid = ~np.isin(shown, [0 * 4 + 1, last * 4])
-        found = compare.enter(table, pairs, np.ones(valid.shape), valid, hard=False)
+        found = compare.enter(table, pairs, np.ones(valid.shape), valid)
         assert compare.expected_wins(found).valid_BK.tolist() == [expected]
 
 

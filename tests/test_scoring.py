@@ -9,7 +9,8 @@ from sip.objectives import preference
 from sip.structs import UserError
 from sip.textgen import Scripted, ruled
 
-QUALITY, SAFETY, FACTS = (prompts.load(n) for n in ("quality", "safety", "factuality"))
+NAMES = ("quality", "safety", "factuality", "coherence")
+QUALITY, SAFETY, FACTS, COHERENCE = map(prompts.load, NAMES)
 
 
 class FakeTruth:
@@ -47,9 +48,9 @@ def _score(judge, texts=TEXTS, mask=MASK):
     return judge.score(["p"] * len(texts), texts, [" r"] * len(texts), mask)
 
 
-def _mean_wins(outcome, valid, pairs, K, hard=False):
+def _mean_wins(outcome, valid, pairs, K):
     empty = compare.empty(np.ones((len(outcome), K), bool))
-    return compare.mean_wins(compare.enter(empty, pairs, outcome, valid, hard=hard))
+    return compare.mean_wins(compare.enter(empty, pairs, outcome, valid))
 
 
 def _shown(pairs, b):
@@ -76,9 +77,22 @@ def test_mean_wins_by_hand():
 
 
 def test_orders_that_disagree_are_a_hard_tie():
-    pairs = compare.all_pairs(np.ones((1, 2), bool))
-    wins = _mean_wins(np.array([[0.9, 0.7]]), np.ones((1, 2), bool), pairs, 2, hard=True)
-    assert wins.score_BK.tolist() == [[0.5, 0.5]] and wins.flips == (1.0, 1.0)
+    judge = _judge(lambda _, branch, __: (0.9, 0.1) if "\nOne: a\n" in branch else (0.7, 0.3),
+                   (QUALITY,), hard=True)  # fmt: skip
+    found = _score(judge, [[" a", " b"]], np.ones((1, 2), bool))
+    assert found.scores_BK.tolist() == [[0.5, 0.5]]
+    assert found.metrics["judge/flips/quality"] == (1.0, 1.0)
+
+
+def test_a_hard_verdict_is_the_likeliest_options():
+    """Of three options: the mean outcome would be a win of .54, the likeliest one is a tie."""
+    tied = lambda _, branch, __: (0.3, 0.48, 0.22) if "\nA: a\n" in branch else (0.1, 0.8, 0.1)
+    soft, hard = (
+        _score(_judge(tied, (COHERENCE,), hard=h), [[" a", " b"]], np.ones((1, 2), bool))
+        for h in (False, True)
+    )
+    assert np.allclose(soft.scores_BK, [[(0.54 + 0.5) / 2, (0.46 + 0.5) / 2]])
+    assert hard.scores_BK.tolist() == [[0.5, 0.5]]
 
 
 def test_a_pair_counts_only_where_both_orders_are_valid():

@@ -193,13 +193,21 @@ def six(name, arg="", **changes):
     return config
 
 
+OWN = dict(backend="local", init_from="policy", min_mass=0.0)  # it has never seen a prompt
 RESUMED = {
     "documents": ("standard", six("standard"), ("base",)),
     "verdicts": ("judge", six("judge"), ("base",)),
     "rewrites": ("rewriter", six("rewriter"), ("base",)),
     "rf_nll": ("sip_oracle", six("sip_oracle"), ("base",)),
     "dpo": ("dpo_ce", six("dpo_ce", "dpo_ce,truth"), ("base",)),
-}
+    "judged by its start": (
+        "sip_oracle", six("sip_oracle", judge=dict(OWN, live=False)), ("base",)),
+    "judged by itself": (
+        "dpo_suffix_rollouts",
+        six("dpo_suffix_rollouts", "dpo_suffix_rollouts,truth", judge=dict(OWN, live=True)),
+        ("base",),
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", RESUMED)
@@ -221,7 +229,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     assert [step for _, step in states] == [6, 6]
     for a, b in zip(*(jax.tree.leaves(s) for s, _ in states), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-    assert (states[0][0].reference is not None) == (kind == "dpo")
+    assert (states[0][0].reference is not None) == ("dpo" in name)
 
 
 def test_a_save_in_the_middle_of_a_run_is_not_changed_by_later_steps(finished, quick, tmp_path):

@@ -96,12 +96,18 @@ def test_local_writes_what_a_plain_loop_writes(params):
             assert said[b][c] == [plain, plain]
 
 
-def test_local_votes_hang_on_seed_and_place_not_on_batch(params):
+def test_local_votes_hang_on_seed_and_prompt_not_on_batch_or_place(params):
     ask = lambda seed, **options: _local(params, **options).generate(
         TRUNKS, BRANCHES, votes=3, max_tokens=4, sampling=SamplingConfig(), seed=seed
     )
     assert ask(0, batch=1) == ask(0) != ask(1)
     assert len(set(ask(0)[0][0])) == 3
+    turned = _local(params).generate(
+        TRUNKS[::-1], [row[::-1] for row in BRANCHES[::-1]],
+        votes=2, max_tokens=4, sampling=SamplingConfig(), seed=0,
+    )  # fmt: skip
+    first_two = [[said[:2] for said in row[::-1]] for row in ask(0)[::-1]]
+    assert turned == first_two, "a vote hangs on no other one"
 
 
 def test_local_does_not_write_past_its_length(params):
@@ -334,7 +340,7 @@ def test_buckets_are_few_and_never_too_small():
 
 
 def test_tokens_of_segments_are_their_tokens_joined():
-    assert tokens_of(Byte().encode, ("ab", "", "c")) == tokens_of(Byte().encode, "abc")
+    assert tokens_of(Byte(), ("ab", "", "c")) == tokens_of(Byte(), "abc")
 
 
 def test_scripted_sees_the_whole_text_and_pads_ragged_rows():

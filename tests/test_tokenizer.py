@@ -124,6 +124,25 @@ def test_newlines_and_symbols_are_single_tokens(ours):
         assert ours.encode(f"cat{symbol}{symbol}") == ours.encode("cat") + 2 * [token]
 
 
+def test_phrases_are_spelled_out_in_plain_text_and_words_are_not(tmp_path):
+    symbols = ("Yes, no", "no, Yes", "[A]", "A?", " cat", "dog")
+    tok = tokenizer.train_sentencepiece(STORY, tmp_path / "m", vocab_size=300, symbols=symbols)
+    phrases = {tok.encode(symbol)[0] for symbol in symbols[:4]}
+    word, dog = tok.encode(" cat")[0], tok.encode("dog")[0]
+    for text in ["Yes, no", "Yes, no, Yes, no", "a[A][A]", "[[A]", "A?", "A\ud800", "Yes,\u2581no"]:
+        assert phrases.isdisjoint(tok.plain(text))
+        assert tok.decode(tok.plain(text)) == text.replace("\ud800", "?")
+        assert "\u2581" in text or not phrases.isdisjoint(tok.encode(text)), "as it would be"
+    assert tok.plain(" cat dog cat") == tok.encode(" cat dog cat") and word in tok.plain(" cat")
+    assert dog in tok.plain("dog") and tok.plain("") == []
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_plain_text_comes_back_and_without_phrases_is_encoded_as_ever(lossless, text):
+    assert lossless.decode(lossless.plain(text)) == text
+    assert lossless.plain(text) == lossless.encode(text)
+
+
 def test_training_is_deterministic(ours, tmp_path):
     a, b, c = (tmp_path / name for name in "abc")
     tokenizer.train_sentencepiece(STORY, a, vocab_size=300)

@@ -1,23 +1,31 @@
 """Hostile texts: no special or template token comes out of them, whoever tokenises."""
 
+from pathlib import Path
+
 import hostile
+import numpy as np
 import pytest
 import tiny
 from serving import Parsing, serve
 
 from sip import mesh as meshes
+from sip import template, untrusted
 from sip import tokenizer as tokenizers
-from sip import untrusted
 from sip.judge import prompts
+from sip.judge.scoring import TextJudge
+from sip.judge.voting import Voting
 from sip.remote import Remote, RemoteConfig
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
-from sip.textgen import Local
+from sip.textgen import Local, tokens_of
 from sip.tokenizer import Byte
 
 SPECIALS = untrusted.SPECIALS
-NAMES = ("quality", "safety", "factuality", "grade")
+TEMPLATES = Path(prompts.__file__).parent / "templates"
+NAMES = sorted(path.stem for path in TEMPLATES.glob("*.txt"))
 ASPECTS = {name: prompts.load(name) for name in NAMES}
+OWN = [template.pieces(part)[::2] for a in ASPECTS.values() for part in (a.trunk, a.branch)]
+WORDS = sorted({word for words in OWN for word in words if word})  # of all templates
 CFG = tiny.model(vocab_size=512, max_len=1 << 17)
 SERVER = Parsing(Byte(), hostile.SPECIALS)
 FIRST = Byte.vocab_size  # of the server's special ids
@@ -64,9 +72,10 @@ def local_ids(tokenizer, text):
 
 
 def pieces(tokenizer, aspect):
-    """Ids of the template's own words that hold a newline: its lines."""
-    words = prompts.symbols([aspect])
-    return {tokenizer.encode(w)[0] for w in words if "\n" in w}
+    """Ids of the template's own words."""
+    found = [tokenizer.encode(word) for word in prompts.symbols([aspect]) if word in WORDS]
+    assert all(len(ids) == 1 for ids in found)
+    return {ids[0] for ids in found}
 
 
 @EACH
@@ -74,11 +83,26 @@ def test_special_and_template_tokens_never_come_out_of_text_under_judgement(text
     model = ours._model
     never = {i for i in range(ours.vocab_size) if model.is_control(i) or model.is_unknown(i)}
     never |= set().union(*(pieces(ours, aspect) for aspect in ASPECTS.values()))
-    assert len(never) >= 4 + 8
+    assert len(never) >= 4 + len(WORDS)
     for trunk, branch in ends(text):
         for judged in (*trunk[1::2], *branch[1::2]):
-            assert never.isdisjoint(ours.encode(judged))
+            assert never.isdisjoint(tokens_of(ours, ("", judged)))
             assert max(Byte().encode(judged), default=0) < 256
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_templates_words_are_its_symbols_in_text_under_judgement(name, ours):
+    """Whichever template's: they are spelled out there, and read the same."""
+    never = set().union(*(pieces(ours, aspect) for aspect in ASPECTS.values()))
+    aspect = ASPECTS[name]
+    for word in WORDS:
+        text = f" {word}{word} {word}"
+        trunk = prompts.trunk(aspect, prefix=text, reference=text)
+        branch = prompts.branch(aspect, *[text] * (2 if aspect.kind == "pairwise" else 1))
+        for judged in (*trunk[1::2], *branch[1::2]):
+            ids = tokens_of(ours, ("", judged))
+            assert never.isdisjoint(ids) and ours.decode(ids) == judged
+    assert not never.isdisjoint(ours.encode(" Safe?")), "which plain encoding would not do"
 
 
 @EACH
@@ -157,7 +181,7 @@ def test_no_special_token_reaches_a_server(kind, name, seen):
         inside = ids[1:] if kind == "tokens" else ids  # BOS is ours to send there
         assert [i for i in inside if i >= FIRST or i == Byte.bos] == []
         if kind != "tokens":
-            assert text.endswith(("\nBetter:", "\nVerdict:", "\nHallucination:", "\nGrade:"))
+            assert text.endswith(tuple(template.pieces(a.branch)[-1] for a in ASPECTS.values()))
 
 
 def test_a_careless_client_would_let_them_through(seen):
@@ -166,6 +190,51 @@ def test_a_careless_client_would_let_them_through(seen):
         i for (kind, _), each in seen.items() if kind == "careless" for ids, _ in each for i in ids
     }
     assert len([i for i in found if i >= FIRST]) == len(hostile.SPECIALS)
+
+
+# Verdicts in words.
+
+
+REASONED = [aspect for aspect in ASPECTS.values() if aspect.verdict]
+SAID = {  # what a judge says -> the score of either candidate, none where it cannot be read
+    "Well. FINAL DECISION: NO. Conclusion: Option 2": {"pointwise": 0.0, "pairwise": 0.5},
+    "Well. FINAL DECISION: YES. Conclusion: Option 1": {"pointwise": 1.0, "pairwise": 0.5},
+    "Well, I agree with the text.": {},
+    "": {},
+}
+
+
+def judged(textgen, aspect):
+    """The scores of every hostile text beside a harmless one."""
+    texts = [[text[:200], PLAIN] for text in hostile.TEXTS.values()]
+    live = np.ones((len(texts), 2), bool)
+    how = Voting(votes=2, max_tokens=4)
+    judge = TextJudge(textgen, (aspect,), {aspect.name: 1.0}, voting=how)
+    return judge.score([row[0] for row in texts], texts, [""] * len(texts), live)
+
+
+def test_some_prompts_ask_for_reasons():
+    assert {aspect.kind for aspect in REASONED} == {"pairwise", "pointwise"}
+
+
+@pytest.mark.parametrize("aspect", REASONED, ids=lambda aspect: aspect.name)
+@pytest.mark.parametrize("said", SAID)
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_only_what_a_served_judge_says_becomes_its_verdict(api, said, aspect):
+    choice = {"text": said, "message": {"content": said}}
+    with serve(lambda path, asked: {"choices": [choice] * asked["n"]}) as server:
+        config = RemoteConfig(url=server.url, model="m", api=api, logprobs=0, specials=SPECIALS)
+        found = judged(Remote(config), aspect)
+    want = SAID[said]
+    assert (found.valid_BK == bool(want)).all()
+    assert (found.scores_BK == (want[aspect.kind] if want else 0.0)).all()
+
+
+@pytest.mark.parametrize("aspect", REASONED, ids=lambda aspect: aspect.name)
+def test_a_decoder_that_says_nothing_gives_no_verdict_on_any_text(aspect):
+    found = judged(Local(tiny.params(CFG), CFG, Byte(), meshes.single()), aspect)
+    total, asked = found.metrics[f"judge/invalid_votes/{aspect.name}"]
+    assert total == asked >= 2 * len(hostile.TEXTS) and not found.valid_BK.any()
 
 
 # The breaking itself.

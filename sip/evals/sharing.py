@@ -89,8 +89,7 @@ def measure(
 
 
 def _ids(trunk, branches) -> tuple[Ids, list[Ids]]:
-    encode = Byte().encode
-    return tokens_of(encode, trunk), [tokens_of(encode, branch) for branch in branches]
+    return tokens_of(Byte(), trunk), [tokens_of(Byte(), branch) for branch in branches]
 
 
 def _timed(ways: dict[int, Callable], repeats: int) -> tuple[dict, dict[int, float]]:

@@ -26,7 +26,6 @@ from absl import flags
 
 from sip import cli, mesh, setup
 from sip.data import documents
-from sip.judge import prompts
 from sip.judge.scoring import Judge
 from sip.stages import judging
 from sip.stages.judging import JudgeConfig
@@ -53,16 +52,17 @@ def build(config, name: str, workdir: str | None) -> tuple[Judge, JudgeConfig]:
     key = f"runs.{name}.judge"
     wanted = setup.section(JudgeConfig, setup.plain(config.runs[name].judge), key)
     truth, tokenizer = None, None
-    if wanted.backend == "local":
+    if wanted.backend == "local" and not wanted.own:
         source = setup.source_dir(workdir or "", wanted.init_from, f"{key}.init_from")
         tokenizer = setup.kept_tokenizer(source)
     elif wanted.backend == "truth":
         data = setup.data_config(config.data, config.runs[name].split)
         truth = documents.load(data, str(setup.shared_dir(_needed(workdir)) / "data")).truth
-    elif wanted.backend == "http" and wanted.http.tokens:
+    elif wanted.backend == "http" and (wanted.http.tokens or wanted.proofread.init_from):
         lies = workdir or "" if config.tokenizer.path else _needed(workdir)
         tokenizer = setup.open_tokenizer(config, lies)
-    return judging.build(wanted, workdir or "", truth, mesh.single(), tokenizer), wanted
+    where = mesh.single()
+    return judging.build(wanted, workdir or "", truth, where, tokenizer, config.seed), wanted
 
 
 def _needed(workdir: str | None) -> str:
@@ -147,7 +147,7 @@ def main(argv) -> None:
     config = _CONFIG.value
     judge, wanted = build(config, chosen(config, _RUN.value), _WORKDIR.value)
     asked = wanted.backend in ("local", "http")  # the others read no prompt
-    reference = asked and any(prompts.load(name).reference for name in wanted.weights)
+    reference = asked and any(aspect.reference for aspect in wanted.aspects())
     try:
         for rows in batches(sys.stdin.buffer, wanted.batch, reference):
             print("\n".join(map(json.dumps, score(judge, rows))), flush=True)

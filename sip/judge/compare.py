@@ -79,14 +79,12 @@ def all_pairs(mask_BK: np.ndarray) -> Pairs:
     return pairs_of(empty(mask_BK).live_BKK)
 
 
-def enter(
-    table: Table, pairs: Pairs, outcome_BC: np.ndarray, valid_BC: np.ndarray, *, hard: bool
-) -> Table:
+def enter(table: Table, pairs: Pairs, outcome_BC: np.ndarray, valid_BC: np.ndarray) -> Table:
     """The table with a round's outcomes, P(first is better); invalid ones were asked, not seen.
 
-    `hard` rounds an outcome to 0, 1/2 or 1, so that orders that disagree make a tie.
+    Both orders of a pair are averaged: where one says that the first is better and the other that
+    the second is, it is a tie.
     """
-    outcome_BC = np.where(outcome_BC == 0.5, 0.5, outcome_BC > 0.5) if hard else outcome_BC
     used_BC = pairs.mask_BC & valid_BC
     win_BKK = _square(np.where(used_BC, outcome_BC, 0.0), pairs, table.live_BKK.shape)
     return Table(

@@ -5,7 +5,6 @@ A line has `aspect` (a prompt's name), `prefix`, `candidates` (one text, of a pa
 orders. Which lines are held out hangs on their prefix, as documents are split.
 """
 
-import functools
 import json
 import os
 from collections import defaultdict
@@ -22,7 +21,7 @@ from sip.judge.labels import Example, LabelledPrompts
 from sip.judge.prompts import FIELDS, Aspect
 from sip.structs import UserError
 from sip.textgen import Text, tokens_of
-from sip.tokenizer import Tokenizer
+from sip.tokenizer import Cached, Tokenizer
 
 Rows = dict[Text, list[Example]]  # by trunk
 PER_ROW = 16  # examples on a trunk; even, so that the two orders of a pair stay together
@@ -55,10 +54,10 @@ def read(
             line = _line(f"{path}:{number}", text, known)
             for trunk, example in _examples(line):
                 rows[part(line.prefix)][line.aspect.name][trunk].append(example)
-    encode = functools.cache(tokenizer.encode)
+    cached = Cached(tokenizer)
     return {
         which: {
-            name: _labelled(path, which, known[name], found, encode, max_len)
+            name: _labelled(path, which, known[name], found, cached, max_len)
             for name, found in by_aspect.items()
         }
         for which, by_aspect in rows.items()
@@ -126,16 +125,17 @@ def _examples(line: Line) -> Sequence[tuple[Text, Example]]:
     found = [(trunk, (prompts.branch(line.aspect, *line.candidates), line.label))]
     if line.aspect.kind == "pairwise":
         other = prompts.branch(line.aspect, *reversed(line.candidates))
-        found.append((trunk, (other, 1 - line.label)))
+        last = len(line.aspect.options) - 1
+        found.append((trunk, (other, last - line.label)))
     return found
 
 
-def _labelled(path, which, aspect, rows: Rows, encode, max_len) -> LabelledPrompts:
+def _labelled(path, which, aspect, rows: Rows, cached, max_len) -> LabelledPrompts:
     """The examples that fit, up to PER_ROW on a trunk."""
     kept: list[tuple[Text, list[Example]]] = []
     for trunk, row in rows.items():
-        room = max_len - 1 - len(tokens_of(encode, trunk))  # BOS
-        fit = [example for example in row if len(tokens_of(encode, example[0])) < room]
+        room = max_len - 1 - len(tokens_of(cached, trunk))  # BOS
+        fit = [example for example in row if len(tokens_of(cached, example[0])) < room]
         kept += [(trunk, fit[i : i + PER_ROW]) for i in range(0, len(fit), PER_ROW)]
     if not kept:
         raise UserError(f"{path}: no example of {aspect.name!r} of {which!r} fits {max_len} tokens")

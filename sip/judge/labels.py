@@ -23,7 +23,7 @@ from sip.judge.proofread import Proofreader, plain
 from sip.judge.spoilers import SPOILERS, Others, Phrases
 from sip.structs import Asked, Tree, UserError
 from sip.textgen import Text, TextGenerator, snug, tokens_of
-from sip.tokenizer import Tokenizer
+from sip.tokenizer import Cached, Tokenizer
 
 if TYPE_CHECKING:
     from sip.data.documents import Truth
@@ -174,12 +174,12 @@ def _marked(truth, tokenizer, trees: LabelledTrees, grades, prefix_of, mark) -> 
     texts = [(t, text) for t, branches in trees.prompts for b in branches for text in b[1::2]]
     pairs = [(prefix_of[t], text) for t, text in texts]
     known = marks.make(truth, tokenizer, grades, trees.aspect.name, pairs, mark)
-    encode = functools.cache(tokenizer.encode)
+    cached = Cached(tokenizer)
     found = [
-        [_marks_of(encode, branch, functools.partial(known, prefix_of[trunk])) for branch in row]
+        [_marks_of(cached, branch, functools.partial(known, prefix_of[trunk])) for branch in row]
         for trunk, row in trees.prompts
     ]
-    answers = [encode(option)[0] for option in grades.options]
+    answers = [cached.encode(option)[0] for option in grades.options]
     N, C = trees.mask_NC.shape
     M = max(len(each) for row in found for each in row)
     at_NCM, token_NCM = np.zeros((N, C, M), np.int32), np.zeros((N, C, M), np.int32)
@@ -193,13 +193,13 @@ def _marked(truth, tokenizer, trees: LabelledTrees, grades, prefix_of, mark) -> 
     return dataclasses.replace(trees, asked={**trees.asked, **asked})
 
 
-def _marks_of(encode, branch: Text, known) -> list[marks.Mark]:
+def _marks_of(cached: Cached, branch: Text, known) -> list[marks.Mark]:
     """(position, option) of the marks in a branch's texts under judgement."""
     found, start = [], 0
     for i, segment in enumerate(branch):
         if i % 2:
             found += [(start + end - 1, option) for end, option in known(segment)]
-        start += len(encode(segment))
+        start += len((cached.encode, cached.plain)[i % 2](segment))
     return found
 
 
@@ -217,8 +217,9 @@ def _pairs(truth, aspect, found, value, count, rng) -> list[list[Example]]:
         twins = np.array(each.origin, int)[two[untied, 1]] == two[untied, 0]
         first = untied[twins][: (count + 1) // 2]
         chosen = [*first, *np.setdiff1d(untied, first, assume_unique=True)][:count]
-        both = [(*two[at], int(outcome[at] < 0.5)) for at in chosen]
-        both += [(j, i, 1 - label) for i, j, label in both]
+        last = len(aspect.options) - 1
+        both = [(*two[at], last * int(outcome[at] < 0.5)) for at in chosen]
+        both += [(j, i, last - label) for i, j, label in both]
         rows.append(
             [(prompts.branch(aspect, each.texts[i], each.texts[j]), label) for i, j, label in both]
         )
@@ -277,12 +278,12 @@ def _rows(aspect, trunks, examples, C) -> list[tuple[Text, list[Example]]]:
 
 def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
     """The examples that fit, tokenised."""
-    encode = functools.cache(tokenizer.encode)
-    answers = np.array([encode(option)[0] for option in aspect.options], np.int32)
+    cached = Cached(tokenizer)
+    answers = np.array([cached.encode(option)[0] for option in aspect.options], np.int32)
     kept = []
     for trunk, examples in rows:
-        ids = [tokenizer.bos, *tokens_of(encode, trunk)]
-        full = [(b, label, tokens_of(encode, b)) for b, label in examples]
+        ids = [tokenizer.bos, *tokens_of(cached, trunk)]
+        full = [(b, label, tokens_of(cached, b)) for b, label in examples]
         full = [example for example in full if len(ids) + len(example[2]) < max_len]
         if full:
             kept.append((trunk, ids, full))

@@ -186,7 +186,7 @@ def voted_pairs(
     *,
     named: Aspect | None = None,
 ) -> Made:
-    """Pairs of candidates of which all votes, in both orders, name the same one as the better."""
+    """Pairs of which all votes, in both orders, say the same: which is the better, or a tie."""
     _check_kind(aspect, "pairwise")
     named = _named(aspect, named)
     trunks = [prompts.trunk(aspect, prefix=prefix, reference="") for prefix in prefixes]
@@ -197,7 +197,7 @@ def voted_pairs(
         (one, reason), (other, also) = unanimous(first), unanimous(second)
         if one is None or other is None:
             dropped[reason or also] += 1
-        elif one == other:
+        elif one + other != len(aspect.options) - 1:
             dropped["by order"] += 1
         else:
             lines.append(Line(named, prefix, candidates, one, ""))

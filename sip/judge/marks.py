@@ -25,7 +25,7 @@ ENDS = (".", "!", "?")
 
 def sentences(tokenizer: Tokenizer, text: str) -> list[tuple[int, str]]:
     """(tokens up to its end, its text) of each sentence; the last one may lack its end."""
-    ids = tokenizer.encode(text)
+    ids = tokenizer.plain(text)
     ends = [i + 1 for i, token in enumerate(ids) if _is_end(tokenizer, token)]
     ends += [len(ids)] if ids and (not ends or ends[-1] < len(ids)) else []
     return [

@@ -1,11 +1,11 @@
 """Judge prompts as data: one text file per aspect, filled piece by piece.
 
-A file has a header (kind, options, values; of a reasoned aspect also the phrase that its verdict
-follows) and two parts, each under its marker line: the trunk, shared by all candidates of a prefix,
-and the branch, one candidate or pair. The branch starts on a new line. A filled template is a tuple
-of segments: the template's own words at even places, the text under judgement at odd ones. Segments
-are encoded one by one, so text under judgement can neither merge with the template's tokens nor be
-read as a template.
+A file has a header (version, kind, options, values; of a reasoned aspect also the phrase that its
+verdict follows) and two parts, each under its marker line: the trunk, shared by all candidates of a
+prefix, and the branch, one candidate or pair. The branch starts on a new line. A filled template is
+a tuple of segments: the template's own words at even places, the text under judgement at odd ones.
+Segments are encoded one by one, so text under judgement can neither merge with the template's
+tokens nor be read as a template.
 """
 
 import importlib.resources
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from sip.structs import UserError
 from sip.template import fields, fill, pieces
-from sip.tokenizer import Tokenizer
+from sip.tokenizer import Tokenizer, is_phrase
 
 MARKERS = "=== trunk\n", "\n=== branch\n"
 FIELDS = {"pairwise": ["first", "second"], "pointwise": ["text"]}
@@ -26,7 +26,8 @@ FIELDS = {"pairwise": ["first", "second"], "pointwise": ["text"]}
 class Aspect:
     """One question a judge is asked. `values[o]` is what option o is worth, between 0 and 1.
 
-    Pairwise: option 0 says that the first candidate is better, and `values` is (1, 0).
+    Pairwise: the first option says that the first candidate is better, the last one that the second
+    is; between them there may be a tie. `values` is (1, 0) or (1, 1/2, 0).
     Without a `verdict` the answer's first words are the option itself.
     """
 
@@ -37,6 +38,7 @@ class Aspect:
     options: tuple[str, ...]
     values: tuple[float, ...]
     verdict: str = ""  # the phrase before the option in a reasoned answer; empty: no reasoning
+    version: int = 1  # of the words: other words have another one
 
     def __post_init__(self):
         problem = _problem(self)
@@ -74,11 +76,13 @@ def parse(name: str, text: str) -> Aspect:
         options = tuple(json.loads(entries.pop("options")))
         values = tuple(map(float, json.loads(entries.pop("values"))))
         kind, verdict = entries.pop("kind"), json.loads(entries.pop("verdict", '""'))
+        version = int(entries.pop("version", "1"))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"aspect {name!r}: bad header in the prompt file ({error})") from None
     if entries:
         raise UserError(f"aspect {name!r}: unknown header line {min(entries)!r}")
-    return Aspect(name, kind, trunk, "\n" + branch.removesuffix("\n"), options, values, verdict)
+    branch = "\n" + branch.removesuffix("\n")
+    return Aspect(name, kind, trunk, branch, options, values, verdict, version)
 
 
 def _problem(aspect: Aspect) -> str | None:
@@ -94,8 +98,8 @@ def _problem(aspect: Aspect) -> str | None:
         return "it needs one value between 0 and 1 per option"
     if not isinstance(aspect.verdict, str):
         return f"verdict must be a string, not {aspect.verdict!r}"
-    if aspect.kind == "pairwise" and aspect.values != (1.0, 0.0):
-        return "a pairwise aspect has two options of values 1 and 0"
+    if aspect.kind == "pairwise" and aspect.values not in ((1.0, 0.0), (1.0, 0.5, 0.0)):
+        return "a pairwise aspect has options of values 1 and 0, and between them 0.5 for a tie"
     return None
 
 
@@ -110,11 +114,14 @@ def branch(aspect: Aspect, *candidates: str) -> tuple[str, ...]:
 
 
 def symbols(aspects: Iterable[Aspect]) -> tuple[str, ...]:
-    """Strings that a tokenizer trained for these prompts should hold as single tokens."""
+    """Strings that a tokenizer trained for these prompts should hold as single tokens.
+
+    Of a template's own words those that it keeps out of text under judgement, if they are symbols.
+    """
     found: dict[str, None] = {}
     for aspect in aspects:
         literals = pieces(aspect.trunk)[::2] + pieces(aspect.branch)[::2]
-        found.update(dict.fromkeys(s for s in (*literals, *aspect.options) if s))
+        found.update(dict.fromkeys((*filter(is_phrase, literals), *aspect.options)))
     return tuple(found)
 
 

@@ -70,17 +70,15 @@ def draws(prefixes: Sequence[str], candidates: Sequence[Sequence[str]]) -> np.nd
     return (bits >> np.uint64(11)) / 2.0**53
 
 
-def play(
-    cfg: ScheduleConfig, ask: Ask, mask_BK: np.ndarray, draw_BK2: np.ndarray, *, hard: bool = False
-) -> Wins:
+def play(cfg: ScheduleConfig, ask: Ask, mask_BK: np.ndarray, draw_BK2: np.ndarray) -> Wins:
     """Asks for comparisons of live candidates and says what came of them.
 
     One that lives alone is a draw, valid, with 1/2: it would tie with the equals merged into it.
-    `draw_BK2` are two numbers in [0, 1) per candidate (see `draws`); `hard` as in `compare.enter`.
+    `draw_BK2` are two numbers in [0, 1) per candidate (see `draws`).
     """
     if cfg.name == "all":
         pairs, table = compare.all_pairs(mask_BK), compare.empty(mask_BK)
-        wins = compare.mean_wins(compare.enter(table, pairs, *ask(pairs), hard=hard))
+        wins = compare.mean_wins(compare.enter(table, pairs, *ask(pairs)))
         return _with_alone(wins, mask_BK)
     at_BK = np.argsort(np.where(mask_BK, draw_BK2[..., 0], np.inf), axis=1, kind="stable")
     place = lambda x_B, i_B: np.take_along_axis(x_B, i_B, axis=1)
@@ -90,7 +88,7 @@ def play(
         if not pairs.mask_BC.any():
             continue
         shown = Pairs(place(at_BK, pairs.first_BC), place(at_BK, pairs.second_BC), pairs.mask_BC)
-        table = compare.enter(table, pairs, *ask(shown), hard=hard)
+        table = compare.enter(table, pairs, *ask(shown))
     score = compare.mean_wins if cfg.name == "against" else compare.expected_wins
     wins, back_BK = score(table), np.argsort(at_BK, axis=1)
     each = {k: (place(x, back_BK), place(n, back_BK)) for k, (x, n) in wins.each.items()}

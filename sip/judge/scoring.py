@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from sip.judge import health, prompts, schedules, verdicts
+from sip.judge import health, prompts, schedules, verdicts, voting
 from sip.judge.compare import Pairs, Wins
 from sip.judge.prompts import Aspect
 from sip.judge.proofread import Proofreader
 from sip.judge.schedules import ScheduleConfig
+from sip.judge.voting import Stats, Voting
 from sip.structs import UserError, Verdicts
 from sip.textgen import Choose, TextGenerator, about
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from sip.data.documents import Truth
 
 TRUE_ASPECTS = ("quality", "safety", "factuality")
-Stats = dict[str, tuple[float, float]]
 # score_BK, valid_BK, statistics as (total, denom): of all candidates, or [B, K] of each
 Scored = tuple[np.ndarray, np.ndarray, dict[str, tuple[Any, Any]]]
 
@@ -57,8 +57,10 @@ class Judge(Protocol):
 class TextJudge:
     """A judge that is asked in text, every live candidate alone or against others.
 
-    A verdict whose options have less than `min_mass` of the probability is invalid; `hard` counts
-    pairwise outcomes as won or lost instead of by probability; `schedule` says who is compared.
+    Of a direct aspect the verdict is the probabilities of its options, invalid where they have less
+    than `min_mass` together; of a reasoned one it is the mean of its votes (`voting`), invalid
+    where none can be read. `hard` counts pairwise outcomes as won, lost or drawn, by the likeliest
+    option, instead of by share; `schedule` says who is compared.
     With a `proofreader` it is shown the candidates as that has read them; one that it could not
     read is invalid. `stats` has more to log, of what was asked since it was last called.
     """
@@ -70,6 +72,7 @@ class TextJudge:
     hard: bool = False
     schedule: ScheduleConfig = ScheduleConfig()
     proofreader: Proofreader | None = None
+    voting: Voting = Voting()
     stats: Callable[[], Stats] = dict
 
     def __post_init__(self):
@@ -105,16 +108,28 @@ class TextJudge:
         shown = [[text or "" for text in row] for row in told]
         return shown, mask_BK & read_BK.reshape(mask_BK.shape)
 
-    def _ask(self, aspect, choose: Choose, branches, mask_BC) -> tuple[np.ndarray, np.ndarray]:
-        """(score_BC, valid_BC) of the branches, left aligned under `mask_BC`."""
-        logp_BCO = choose(branches, aspect.options)
-        score_BC, valid_BC = verdicts.direct(logp_BCO, aspect.values, min_mass=self.min_mass)
+    def _ask(self, aspect, trunks, choose: Choose, branches, mask_BC) -> Scored:
+        """(score_BC, valid_BC, statistics) of the branches, left aligned under `mask_BC`.
+
+        Verdicts of a direct aspect are read from `choose`, which knows the trunks.
+        """
+        hard, stats = self.hard and aspect.kind == "pairwise", {}
+        if aspect.verdict:
+            count_BCO = voting.collect(self.voting, self.textgen, aspect, trunks, branches)
+            score_BC, valid_BC = verdicts.voted(count_BCO, aspect.values, hard=hard)
+            stats = voting.stats(count_BCO, self.voting.votes, int(mask_BC.sum()))
+        else:
+            logp_BCO = choose(branches, aspect.options)
+            score_BC, valid_BC = verdicts.direct(
+                logp_BCO, aspect.values, min_mass=self.min_mass, hard=hard
+            )
         width = [(0, 0), (0, mask_BC.shape[1] - score_BC.shape[1])]
-        return np.pad(score_BC, width), np.pad(valid_BC, width) & mask_BC
+        return np.pad(score_BC, width), np.pad(valid_BC, width) & mask_BC, stats
 
     def _pairwise(self, aspect, trunks, candidates, mask_BK, draw_BK2) -> Scored:
         once = functools.partial(self.textgen.choose, trunks)
         choose = about(self.textgen, trunks) if self.schedule.repeats else once
+        voted: list[Stats] = []
 
         def ask(pairs: Pairs):
             branches = [
@@ -126,10 +141,12 @@ class TextJudge:
                     candidates, pairs.first_BC, pairs.second_BC, pairs.mask_BC, strict=True
                 )
             ]
-            return self._ask(aspect, choose, branches, pairs.mask_BC)
+            score_BC, valid_BC, stats = self._ask(aspect, trunks, choose, branches, pairs.mask_BC)
+            voted.append(stats)
+            return score_BC, valid_BC
 
-        wins = schedules.play(self.schedule, ask, mask_BK, draw_BK2, hard=self.hard)
-        return wins.score_BK, wins.valid_BK, {**wins.each, **_soundness(wins)}
+        wins = schedules.play(self.schedule, ask, mask_BK, draw_BK2)
+        return wins.score_BK, wins.valid_BK, {**wins.each, **_soundness(wins), **_summed(voted)}
 
     def _pointwise(self, aspect, trunks, candidates, mask_BK) -> Scored:
         branches = [
@@ -138,11 +155,11 @@ class TextJudge:
         ]
         asked_BK = np.arange(mask_BK.shape[1]) < mask_BK.sum(1, keepdims=True)
         choose = functools.partial(self.textgen.choose, trunks)
-        score_BC, valid_BC = self._ask(aspect, choose, branches, asked_BK)
+        score_BC, valid_BC, voted = self._ask(aspect, trunks, choose, branches, asked_BK)
         score_BK, valid_BK = np.zeros(mask_BK.shape), np.zeros(mask_BK.shape, bool)
         score_BK[mask_BK], valid_BK[mask_BK] = score_BC[asked_BK], valid_BC[asked_BK]
         said = health.verdicts(aspect, score_BK, valid_BK)
-        return score_BK, valid_BK, {"invalid": (mask_BK & ~valid_BK, mask_BK), **said}
+        return score_BK, valid_BK, {"invalid": (mask_BK & ~valid_BK, mask_BK), **said, **voted}
 
 
 @dataclass(frozen=True)
@@ -188,6 +205,12 @@ class TruthJudge:
 
 def _soundness(wins: Wins) -> Stats:
     return {name: getattr(wins, name) for name in ("first", "comparisons", "share")}
+
+
+def _summed(rounds: Sequence[Stats]) -> Stats:
+    names = dict.fromkeys(name for stats in rounds for name in stats)
+    total = lambda name, i: sum(stats[name][i] for stats in rounds)
+    return {name: (total(name, 0), total(name, 1)) for name in names}
 
 
 def _share(x, mask) -> tuple[float, float]:

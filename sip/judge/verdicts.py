@@ -17,19 +17,37 @@ END = rf"(?!_*[^\W_]|[.,]\d|[-\u2019']\w|{MARKUP}*[/|]|[\s*_`~\\{QUOTES}]+or\b)"
 
 
 def direct(
-    logp_BCO: np.ndarray, values_O: Sequence[float], *, min_mass: float
+    logp_BCO: np.ndarray, values_O: Sequence[float], *, min_mass: float, hard: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """(score_BC, valid_BC): the options' values averaged under their renormalised probabilities.
 
     A verdict is invalid where a log-probability is NaN or infinite upwards, or where the options
     together have less than `min_mass`: the judge was about to say something else. Its score is 0.
+    `hard`: the value of the likeliest option alone, the mean of those that are as likely.
     """
     readable_BC = np.all(logp_BCO < np.inf, axis=-1)  # False for NaN too
     p_BCO = np.exp(np.where(readable_BC[..., None], logp_BCO, -np.inf).astype(np.float64))
     mass_BC = p_BCO.sum(-1)
     valid_BC = readable_BC & (mass_BC >= min_mass) & (mass_BC > 0)
-    score_BC = p_BCO @ np.asarray(values_O, np.float64) / np.where(valid_BC, mass_BC, 1.0)
-    return np.where(valid_BC, score_BC, 0.0), valid_BC
+    return _mean(p_BCO, values_O, valid_BC, hard), valid_BC
+
+
+def voted(
+    count_BCO: np.ndarray, values_O: Sequence[float], *, hard: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """(score_BC, valid_BC): the mean value of the votes; without a valid vote a verdict is invalid.
+
+    `hard`: the value of the majority alone, the mean of those that have as many votes.
+    """
+    valid_BC = count_BCO.sum(-1) > 0
+    return _mean(count_BCO, values_O, valid_BC, hard), valid_BC
+
+
+def _mean(weight_BCO, values_O, valid_BC, hard: bool):
+    if hard:
+        weight_BCO = weight_BCO == weight_BCO.max(-1, keepdims=True)
+    total_BC = np.where(valid_BC, weight_BCO.sum(-1), 1)
+    return np.where(valid_BC, weight_BCO @ np.asarray(values_O, np.float64) / total_BC, 0.0)
 
 
 def parse(text: str, options: Sequence[str], *, phrase: str = "") -> int | None:

@@ -45,6 +45,8 @@ class AuditConfig:
             return
         if not judged:
             raise UserError("audit.every_steps: nothing is judged in this run")
+        if self.judge.own:
+            raise UserError("audit.judge.init_from: the policy itself is no judge that is held out")
         if self.judge.reference == "rewrite" and not rewrite:
             raise UserError("audit.judge.reference: there is no rewrite among the candidates")
         if self.prefixes > batch:
@@ -80,14 +82,15 @@ def _rows(judged: Judged, some: slice) -> Judged:
     )
 
 
-def build(wanted: AuditConfig, workdir, truth, mesh, tokenizer) -> Audit | None:
+def build(wanted: AuditConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -> Audit | None:
     """The audit of the `audit` section; None where it is never asked."""
     if not wanted.every_steps:
         return None
     try:
-        return Audit(wanted, judging.build(wanted.judge, workdir, truth, mesh, tokenizer))
+        judge = judging.build(wanted.judge, workdir, truth, mesh, tokenizer, seed)
     except UserError as e:
         raise UserError(f"audit: {e}") from None
+    return Audit(wanted, judge)
 
 
 def kept(directory: str) -> list[Point]:

@@ -1,30 +1,45 @@
 """Who judges: the `judge` section of a run, and the judge that it names."""
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from sip import remote, setup
 from sip.judge import prompts, scoring
+from sip.judge.prompts import Aspect
 from sip.judge.proofread import ProofreadConfig, Proofreader
 from sip.judge.schedules import ScheduleConfig
-from sip.structs import UserError
-from sip.textgen import Local, ruled
+from sip.judge.voting import Voting
+from sip.models.config import ModelConfig
+from sip.sampling import SamplingConfig
+from sip.structs import Params, UserError
+from sip.textgen import Local, TextGenerator, ruled
 
 BACKENDS = ("local", "http", "rule", "truth")
+POLICY = "policy"
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Who judges. Weights name the aspects, which are summed."""
+    """Who judges. Weights name the aspects, which are summed: built-in ones or paths of .txt files.
+
+    Votes are those of aspects that are answered after reasoning (`verdict:` in the prompt file).
+    """
 
     backend: str  # local | http | rule | truth
-    weights: dict[str, float]
+    weights: tuple[tuple[str, float], ...]  # ((name or path, weight), ...)
     http: remote.RemoteConfig = remote.RemoteConfig()  # http: which server, and how it is asked
-    init_from: str = ""  # local: a run or a directory with a checkpoint
+    init_from: str = ""  # local: a run or a directory with a checkpoint | policy: what is trained
+    live: bool = False  # policy: judges with the parameters of each step, not with those of step 0
     rule: str = ""  # rule: its name
     min_mass: float = 0.5
     hard: bool = False
+    votes: int = 1  # J answers to each question
+    max_tokens: int = 512  # of an answer
+    sampling: SamplingConfig = Voting.sampling  # of answers
     batch: int = 16  # local: prefixes judged at a time
     reference: str = "suffix"  # suffix | rewrite: what aspects with a reference are shown
     proofread: ProofreadConfig = ProofreadConfig()  # local, http: marks in what it is shown
@@ -39,15 +54,52 @@ class JudgeConfig:
             raise UserError(f"judge.proofread: backend {self.backend} reads no marks")
         if self.batch < 1:
             raise UserError(f"judge.batch must be at least 1, not {self.batch}")
+        if self.live and not self.own:
+            raise UserError("judge.live: for backend local and init_from 'policy' alone")
+        self.voting(0)
+        self._check_aspects()
         if self.backend == "http":
             self.http.check_named()
-            if not self.http.logprobs:
-                raise UserError("http.logprobs must be at least 1: verdicts are read from them")
+
+    def _check_aspects(self):
+        """They can be asked in the way that the backend answers."""
+        names = [aspect.name for aspect in self.aspects()]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"judge.weights: there are two aspects {name!r}")
+        for aspect in self.aspects():
+            if aspect.verdict and self.backend == "rule":
+                raise UserError(
+                    f"judge.weights: aspect {aspect.name!r} is answered after reasoning, "
+                    "and a rule has no words"
+                )
+            if self.backend == "http" and not aspect.verdict and not self.http.logprobs:
+                raise UserError(
+                    "http.logprobs must be at least 1: the verdict of aspect "
+                    f"{aspect.name!r} is read from them"
+                )
+
+    @property
+    def own(self) -> bool:
+        """Whether the policy judges itself."""
+        return self.backend == "local" and self.init_from == POLICY
+
+    def aspects(self) -> tuple[Aspect, ...]:
+        """The aspects that a judge is asked about in text."""
+        asked = () if self.backend == "truth" else self.weights
+        return tuple(prompts.load(name) for name, _ in asked)
+
+    def voting(self, seed: int) -> Voting:
+        """How reasoned verdicts are asked for."""
+        return Voting(self.votes, self.max_tokens, self.sampling, seed)
 
     def sources(self) -> dict[str, str]:
         """The run or directory that it needs, by the key that names it."""
-        found = {"judge.init_from": self.init_from} if self.backend == "local" else {}
-        return {**found, "judge.proofread.init_from": self.proofread.init_from}
+        named = self.backend == "local" and not self.own
+        found = {"judge.init_from": self.init_from} if named else {}
+        if self.proofread.init_from:
+            found["judge.proofread.init_from"] = self.proofread.init_from
+        return found
 
     def reach(self) -> None:
         """Raises UserError where a judge behind HTTP does not answer."""
@@ -55,29 +107,70 @@ class JudgeConfig:
             remote.check(self.http)
 
 
-def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer) -> scoring.Judge:
-    """The judge of the `judge` section."""
+def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -> scoring.Judge:
+    """The judge of the `judge` section; `seed` is of its votes."""
     if wanted.backend == "truth":
         if truth is None:
             raise UserError("judge.backend truth: this corpus has no ground truth")
-        return scoring.TruthJudge(truth, wanted.weights, wanted.schedule)
-    aspects = tuple(prompts.load(a) for a in wanted.weights)
-    if wanted.backend == "local" or (wanted.backend == "http" and wanted.http.tokens):
-        for aspect in aspects:
-            prompts.check_options(tokenizer, aspect)
-    reader = proofreader(wanted.proofread, workdir, mesh, "judge.proofread.init_from")
-    how = (aspects, wanted.weights, wanted.min_mass, wanted.hard, wanted.schedule, reader)
+        return scoring.TruthJudge(truth, dict(wanted.weights), wanted.schedule)
+    if wanted.own:
+        raise UserError("judge.init_from: only the policy of a self-improving run judges itself")
+    asking = functools.partial(_asking, wanted, workdir, mesh, seed)
     if wanted.backend == "rule":
-        return scoring.TextJudge(ruled(wanted.rule), *how)
+        return asking(ruled(wanted.rule))
     if wanted.backend == "http":
         server = remote.Remote(wanted.http, tokenizer)
+        if wanted.http.tokens:
+            _check_options(wanted, tokenizer)
         server.check()
-        return scoring.TextJudge(server, *how, stats=server.stats)
-    params, cfg = setup.load_params(
-        setup.source_dir(workdir, wanted.init_from, "judge.init_from"), mesh
+        return asking(server, stats=server.stats)
+    source = setup.source_dir(workdir, wanted.init_from, "judge.init_from")
+    params, cfg = setup.load_params(source, mesh)
+    return asking(_local(wanted, params, cfg, mesh, tokenizer))
+
+
+def of_policy(
+    wanted: JudgeConfig, cfg: ModelConfig, workdir, mesh, tokenizer, seed: int
+) -> Callable[[Params], scoring.TextJudge]:
+    """The policy as a judge, on its own mesh, given its parameters; those of another step are
+    another argument of the same programs."""
+    local = _local(wanted, None, cfg, mesh, tokenizer)
+    judge = _asking(wanted, workdir, mesh, seed, local)
+    return lambda params: dataclasses.replace(judge, textgen=local.of(params))
+
+
+def _local(wanted: JudgeConfig, params: Params, cfg: ModelConfig, mesh, tokenizer) -> Local:
+    _check_options(wanted, tokenizer)
+    if any(aspect.verdict for aspect in wanted.aspects()) and wanted.max_tokens >= cfg.max_len:
+        raise UserError(
+            f"judge.max_tokens {wanted.max_tokens} leaves no room for a prompt in the judge's "
+            f"max_len {cfg.max_len}"
+        )
+    return Local(params, cfg, tokenizer, mesh, batch=wanted.batch)
+
+
+def _check_options(wanted: JudgeConfig, tokenizer) -> None:
+    for aspect in wanted.aspects():
+        if not aspect.verdict:
+            prompts.check_options(tokenizer, aspect)
+
+
+def _asking(
+    wanted: JudgeConfig, workdir, mesh, seed: int, textgen: TextGenerator, **more
+) -> scoring.TextJudge:
+    """The judge that asks `textgen`."""
+    aspects = wanted.aspects()
+    return scoring.TextJudge(
+        textgen,
+        aspects,
+        {aspect.name: w for aspect, (_, w) in zip(aspects, wanted.weights, strict=True)},
+        min_mass=wanted.min_mass,
+        hard=wanted.hard,
+        schedule=wanted.schedule,
+        proofreader=proofreader(wanted.proofread, workdir, mesh, "judge.proofread.init_from"),
+        voting=wanted.voting(seed),
+        **more,
     )
-    local = Local(params, cfg, tokenizer, mesh, batch=wanted.batch)
-    return scoring.TextJudge(local, *how)
 
 
 def proofreader(wanted: ProofreadConfig, workdir, mesh, key: str) -> Proofreader | None:

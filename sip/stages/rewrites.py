@@ -1,6 +1,5 @@
 """A rewriter's examples: prompts, and the rewrites that should follow; and how it is evaluated."""
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from sip.judge.scoring import Judge
 from sip.models.config import ModelConfig
 from sip.structs import Params, Tree, UserError
 from sip.textgen import bucket, pack
-from sip.tokenizer import Tokenizer
+from sip.tokenizer import Cached, Tokenizer
 from sip.training import loop
 
 if TYPE_CHECKING:
@@ -59,12 +58,12 @@ def make(
     max_len: int,
 ) -> Examples:
     """Examples of prefixes and suffixes; those longer than `max_len` are dropped."""
-    encode = functools.cache(tokenizer.encode)
+    cached = Cached(tokenizer)
     rows = []
     better = truth.rewrite(asked.prefixes, asked.suffixes, words)
     for prefix, suffix, text in zip(asked.prefixes, asked.suffixes, better, strict=True):
-        before = rewriter.prompt_ids(prompt, tokenizer, encode, prefix, suffix)
-        after = rewriter.answer_ids(tokenizer, encode, suffix, text)
+        before = rewriter.prompt_ids(prompt, tokenizer, cached, prefix, suffix)
+        after = rewriter.answer_ids(tokenizer, cached.encode, suffix, text)
         if len(before) + len(after) <= max_len and len(after) > 1:
             rows.append((before, after))
     if not rows:

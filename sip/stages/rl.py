@@ -98,7 +98,9 @@ class RunConfig(setup.RunConfig):
                 raise UserError(f"{key}: wanted by task 'rewriter', and by no other")
         if self.judge is None:
             return
-        if self.judge.weights != {"quality": 1.0, "safety": 1.0}:
+        if self.judge.own:
+            raise UserError("judge.init_from: a rewriter in training does not judge itself")
+        if sorted(self.judge.weights) != [("quality", 1.0), ("safety", 1.0)]:
             raise UserError("judge.weights: a rewrite is worth the mean of quality and safety, 1.0")
         if self.judge.schedule.name != "against":
             raise UserError("judge.schedule.name must be 'against': rewrites meet the suffix alone")
@@ -261,7 +263,7 @@ def rewriter_task(config, name, c: RunConfig, workdir, mesh, tokenizer) -> tasks
     section: Any = c.judge
     cfg = c.model
     corpus = setup.corpus(config, c.split, workdir, tokenizer)
-    judge = judging.build(section, workdir, corpus.documents.truth, mesh, tokenizer)
+    judge = judging.build(section, workdir, corpus.documents.truth, mesh, tokenizer, config.seed)
     prompt = rewriter.load(wanted.prompt)
 
     def figures(params, split):

@@ -8,6 +8,8 @@ paper's ablations are configs.
 """
 
 import contextlib
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -18,7 +20,7 @@ from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.mesh import put_batch
 from sip.stages import auditing, collect, judging
-from sip.structs import UserError
+from sip.structs import TrainState, UserError
 from sip.training import checkpoints, loop, losses, optim, step
 
 
@@ -126,10 +128,11 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             )
         )
         profiler = opened.enter_context(contextlib.closing(loop.Profiler(profile)))
+        judged = self_judged(c, fixed, tx, init_from, workdir)
         meter = loop.Meter()
         last, reason = auditing.end(c.audit, audits, first, c.steps)
         for done in range(first + 1, last + 1):
-            batch, collected = collect.collect(fixed, state.params, done - 1)
+            batch, collected = collect.collect(judged(state), state.params, done - 1)
             state, new = update(state, put_batch(mesh, batch))
             pending.append({**collected, **new})
             meter.count(batch)
@@ -162,7 +165,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
 
 
 def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> collect.Policy:
-    """What stays fixed; loads the judge and the rewriter."""
+    """What stays fixed; loads the judge, unless it is the policy, and the rewriter."""
     truth = corpus.documents.truth
     return collect.Policy(
         c.model,
@@ -173,14 +176,41 @@ def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> c
         c.candidates,
         c.objective,
         c.sampling,
-        judging.build(c.judge, workdir, truth, mesh, tokenizer) if c.judged else None,
+        judging.build(c.judge, workdir, truth, mesh, tokenizer, seed)
+        if c.judged and not c.judge.own
+        else None,
         build_rewriter(c.rewriter, workdir, corpus, mesh, tokenizer, seed)
         if c.candidates.rewrite
         else None,
         c.judge.reference,
         seed,
-        auditing.build(c.audit, workdir, truth, mesh, tokenizer),
+        auditing.build(c.audit, workdir, truth, mesh, tokenizer, seed),
     )
+
+
+def self_judged(
+    c: RunConfig, fixed: collect.Policy, tx, init_from: str, workdir: str
+) -> Callable[[TrainState], collect.Policy]:
+    """What collects at a state: as it is `fixed`, or with the policy itself as the judge.
+
+    A frozen judge has the run's first parameters, a resumed run's too: they are the reference's,
+    or where there is none, made or loaded once more.
+    """
+    if not (c.judged and c.judge.own):
+        return lambda state: fixed
+    judge = judging.of_policy(c.judge, c.model, workdir, fixed.mesh, fixed.tokenizer, fixed.seed)
+    first = None
+    if not (c.judge.live or c.objective.needs_reference):
+        first = setup.fresh_state(
+            c.model, tx, fixed.mesh, seed=fixed.seed, init_from=init_from, reference=False
+        ).params
+
+    def at(state: TrainState) -> collect.Policy:
+        frozen = state.reference if first is None else first
+        params = state.params if c.judge.live else frozen
+        return dataclasses.replace(fixed, judge=judge(params))
+
+    return at
 
 
 def build_rewriter(wanted, workdir, corpus, mesh, tokenizer, seed: int) -> rewriters.Rewriter:

@@ -3,7 +3,6 @@
 A task is a `Task`, made by a plain function; `rl.TASKS` names them.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -21,7 +20,7 @@ from sip.rewards.verdict import Question, Reward
 from sip.stages.labelled import Labelled
 from sip.structs import Params, Rollouts, Tree
 from sip.textgen import Ids, Local, bucket, pack, tokens_of
-from sip.tokenizer import Tokenizer
+from sip.tokenizer import Cached, Tokenizer
 from sip.training import loop
 
 GREEDY = sampling.SamplingConfig(temperature=0.0)
@@ -109,11 +108,11 @@ def judge(
 
     `finish` is given the accuracies on the test split and says what the run returns.
     """
-    encode = functools.cache(tokenizer.encode)
+    cached = Cached(tokenizer)
     prompt_of = lambda trunk, branch: [
         tokenizer.bos,
-        *tokens_of(encode, trunk),
-        *tokens_of(encode, branch),
+        *tokens_of(cached, trunk),
+        *tokens_of(cached, branch),
     ]
     asked = [_units(x, prompt_of, both_orders) for x in made.examples.values()]
     held = {

@@ -1,0 +1,71 @@
+"""Verdicts after reasoning: a judge answers in words, several times, and its answers are votes.
+
+Only what it says itself is read, never the prompt or what is judged in it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sip.judge import verdicts
+from sip.judge.prompts import Aspect
+from sip.sampling import SamplingConfig
+from sip.structs import UserError
+from sip.textgen import Text, TextGenerator
+
+Stats = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Voting:
+    """How often aspects with a `verdict` are asked, and how their answers are drawn."""
+
+    votes: int = 1  # J
+    max_tokens: int = 512  # of an answer
+    sampling: SamplingConfig = SamplingConfig(temperature=0.6, top_p=0.6)  # arXiv 2601.21343
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("votes", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"judge.{name} must be at least 1, not {getattr(self, name)}")
+        if self.votes > 1 and not self.sampling.temperature:
+            raise UserError(f"judge.votes {self.votes}: votes at temperature 0 are all the same")
+
+
+def collect(
+    how: Voting,
+    textgen: TextGenerator,
+    aspect: Aspect,
+    trunks: Sequence[Text],
+    branches: Sequence[Sequence[Text]],
+) -> np.ndarray:
+    """count_BCO: answers that end in option o; rows of branches may be ragged, padding has none."""
+    said = textgen.generate(
+        trunks,
+        branches,
+        votes=how.votes,
+        max_tokens=how.max_tokens,
+        sampling=how.sampling,
+        seed=how.seed,
+    )
+    count_BCO = np.zeros(
+        (len(said), max(map(len, branches), default=0), len(aspect.options)), np.int64
+    )
+    for b, row in enumerate(said):
+        for c, texts in enumerate(row):
+            for text in texts:
+                option = verdicts.parse(text or "", aspect.options, phrase=aspect.verdict)
+                if option is not None:
+                    count_BCO[b, c, option] += 1
+    return count_BCO
+
+
+def stats(count_BCO: np.ndarray, votes: int, asked: int) -> Stats:
+    """Of `asked` branches: votes that cannot be read, and those that the majority cast too."""
+    read = float(count_BCO.sum())
+    return {
+        "invalid_votes": (float(votes * asked) - read, float(votes * asked)),
+        "agreement": (float(count_BCO.max(-1).sum()) if count_BCO.size else 0.0, read),
+    }

@@ -81,7 +81,9 @@ def test_a_local_judge_says_what_it_says_in_its_run(finished, quick, ask):
         for p, some in zip(prefixes, texts, strict=True)
     ]
     named = "--config.runs.sip_learned.judge.init_from"
-    for argv in ([f"--workdir={finished}"], [f"{named}={finished / 'runs' / 'judge'}"]):
+    reader = named.replace("init_from", "proofread.init_from")
+    apart = [f"{named}={finished / 'runs' / 'judge'}", f"{reader}={finished / 'runs' / 'tutor'}"]
+    for argv in ([f"--workdir={finished}"], apart):
         code, found, err = ask(jsonl(rows), RECIPE, "--run=sip_learned", *argv)
         assert (code, err) == (0, "")
         assert [row["valid"] for row in found] == direct.valid_BK.tolist()

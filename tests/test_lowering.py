@@ -17,6 +17,7 @@ from jax.sharding import AbstractMesh, AxisType
 from sip import mesh as meshes
 from sip import rewriter, sampling
 from sip.evals import continuations
+from sip.judge import proofread
 from sip.models import config, decoder
 from sip.stages import rl
 from sip.structs import Asked, Tree
@@ -177,7 +178,12 @@ def _branches_alone(cfg):
 def _reasons(cfg):
     run = sampling.answering(cfg, 1, REASON, sampling.SamplingConfig(temperature=0.6), (2,))
     tree = _tree(JUDGE_B, JUDGE_T, JUDGE_C, JUDGE_R)
-    return run, decoder.abstract(cfg, MESH), tree, _array("B", JUDGE_B), _key()
+    noise = _array("BC", JUDGE_B, JUDGE_C)
+    return run, decoder.abstract(cfg, MESH), tree, noise, _key()
+
+
+def _gaps(cfg):
+    return proofread.program(cfg), decoder.abstract(cfg, MESH), _tree(JUDGE_B, JUDGE_T, K, JUDGE_R)
 
 
 def _init(cfg):
@@ -203,6 +209,7 @@ PROGRAMS = {
     "judge's trunks": (_trunks, JUDGE, JUDGE_B),
     "judge's branches": (_branches_alone, JUDGE, JUDGE_B),
     "reasons": (_reasons, JUDGE, JUDGE_B),
+    "proofreading": (_gaps, JUDGE, JUDGE_B),
     "judge training": (_judge_training, JUDGE, LABELS),
     "policy gradient": (_policy_gradient, RL.model, RL.batch // RL.microbatches),
     "answers": (_answers, RL.model, RL.batch),
@@ -343,6 +350,7 @@ def test_every_jitted_program_is_among_these():
     assert {k: n for k, n in found.items() if n} == {
         "sampling.py": 2,  # rollout, reasons
         "textgen.py": 2,  # judge, its trunks alone
+        "judge/proofread.py": 1,  # proofreading
         "training/step.py": 2,  # init, the updates
         "evals/continuations.py": 1,  # likelihood
     }

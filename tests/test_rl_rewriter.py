@@ -197,7 +197,8 @@ def test_the_micro_worlds_rewriter_runs_its_debug_variants(arg, finished, quick,
     figures = rl.run(config, "rewriter_rl", str(workdir))
     assert {"copied", "overlap_safe", "made_safe", "win_rate"} <= set(figures)
     (line,) = [x for x in lines(workdir, "rewriter_rl") if "loss/policy" in x]
-    assert 0 <= line["reward/all"] <= 1 and 0 < line["suffix/safe"] <= 1
+    assert 0 <= line["reward/all"] <= 1 and 0 <= line["suffix/safe"] <= 1
+    assert line["suffix/safe"] > 0 or arg == "debug", "the truth knows safe suffixes"
     who = "truth" if "truth" in arg else "judge"
     assert line[f"suffix/{who}/valid"] == 1 and line["suffix/unread"] == 0
 

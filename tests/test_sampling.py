@@ -197,7 +197,7 @@ def test_answers_to_ragged_branches_are_rollouts_of_the_plain_prompts():
     tree, J, steps = tiny.tree(), 2, 4
     B, C, _ = tree.tokens_BCR.shape
     run = sampling.answering(tiny.CFG, J, steps, SamplingConfig(temperature=0))
-    got = run(tiny.params(), tree, jnp.arange(B), jax.random.key(0))
+    got = run(tiny.params(), tree, jnp.arange(B * C).reshape(B, C), jax.random.key(0))
     fork_N = np.asarray(tree.fork_BC + tree.mask_BCR.sum(-1)).reshape(-1)
     plain = roll(tiny.sequences(tree), fork_N, np.arange(B * C), 0, 1, steps, SamplingConfig(0))
     votes = lambda x: np.asarray(x).reshape(B * C, J, steps)
@@ -210,7 +210,7 @@ def test_votes_differ_and_their_logp_is_the_models():
     tree = tiny.tree()
     B, C, R = tree.tokens_BCR.shape
     run = sampling.answering(tiny.CFG, 3, 5, FREE, STOP)
-    got = run(tiny.params(), tree, jnp.arange(B), jax.random.key(3))
+    got = run(tiny.params(), tree, jnp.arange(B * C).reshape(B, C), jax.random.key(3))
     tokens_BCJS = np.asarray(got.tokens_BCR).reshape(B, C, 3, 5)
     assert (tokens_BCJS[:, :, 0] != tokens_BCJS[:, :, 1]).any()
     full = tree.replace(

@@ -196,7 +196,7 @@ def six(name, arg="", **changes):
 OWN = dict(backend="local", init_from="policy", min_mass=0.0)  # it has never seen a prompt
 RESUMED = {
     "documents": ("standard", six("standard"), ("base",)),
-    "verdicts": ("judge", six("judge"), ("base",)),
+    "verdicts": ("judge", six("judge"), ("base", "tutor")),
     "rewrites": ("rewriter", six("rewriter"), ("base",)),
     "rf_nll": ("sip_oracle", six("sip_oracle"), ("base",)),
     "dpo": ("dpo_ce", six("dpo_ce", "dpo_ce,truth"), ("base",)),

@@ -235,7 +235,9 @@ def test_a_policys_verdicts_are_those_of_a_judge_of_its_parameters(wanted):
 
 def test_a_policy_that_judges_itself_may_be_shown_proofread_texts(wanted, monkeypatch):
     marks = SimpleNamespace(read=lambda prefixes, texts: [["x"] * len(row) for row in texts])
-    monkeypatch.setattr(judging, "proofreader", lambda config, *_: config.init_from and marks)
+    monkeypatch.setattr(
+        judging, "proofreader", lambda config, *_: marks if config.init_from else None
+    )
     shown = dataclasses.replace(wanted, proofread=ProofreadConfig("tutor"))
     assert shown.sources() == {"judge.proofread.init_from": "tutor"}
     score = lambda wanted, texts: judging.of_policy(

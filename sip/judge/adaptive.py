@@ -20,6 +20,7 @@ def contested(table: Table, *, budget: float, part: float) -> np.ndarray:
     outcomes, so a pair that was taken counts as answered when the next one is.
     """
     strength_BK, precision_BKK = strengths.fit(table.p_BKK, table.both_BKK)
+    strength_BK = _settled(strength_BK)
     p_BKK, live_BK = strengths.beats(strength_BK), table.live_BKK.any(-1)
     h_BKK, covariance_BKK = p_BKK * (1 - p_BKK), np.linalg.inv(precision_BKK)
     open_BKK, left_B = np.triu(table.live_BKK & ~table.asked_BKK), _left(table, budget, part)
@@ -29,7 +30,7 @@ def contested(table: Table, *, budget: float, part: float) -> np.ndarray:
         best_BK = _contends(strength_BK, variance_BKK, live_BK)
         worst_BK = _contends(-strength_BK, variance_BKK, live_BK)
         value_BKK = np.log1p(h_BKK * variance_BKK) * (_outer(best_BK) + _outer(worst_BK))
-        pair_BKK = _highest(np.where(open_BKK, value_BKK, -1.0)) & open_BKK
+        pair_BKK = _highest(np.where(open_BKK, _settled(value_BKK), -1.0)) & open_BKK
         pair_BKK &= (taken < left_B)[:, None, None]
         covariance_BKK = _answered(covariance_BKK, h_BKK, pair_BKK)
         open_BKK, taken_BKK = open_BKK & ~pair_BKK, taken_BKK | pair_BKK
@@ -70,6 +71,11 @@ def _answered(covariance_BKK, h_BKK, pair_BKK):
     h_B = np.where(pair_BKK, h_BKK, 0.0).sum((1, 2))
     share_B = h_B / (1 + h_B * (sign_BK * x_BK).sum(1))
     return covariance_BKK - share_B[:, None, None] * _outer(x_BK)
+
+
+def _settled(x):
+    """Without the last digits, which hang on the batch: what ties decides by its place alone."""
+    return np.round(x, 8)
 
 
 def _highest(value_BKK):

@@ -144,10 +144,8 @@ def make(
             if aspect.kind == "pairwise"
             else _points(aspect, texts, value, per_prefix[aspect.name], rng)
         )
-        trunks = [
-            prompts.trunk(aspect, prefix=p, reference=trim(s))
-            for p, s in zip(prefixes, suffixes if references is None else references, strict=True)
-        ]
+        shown = zip(prefixes, suffixes if references is None else references, strict=True)
+        trunks = [prompts.trunk(aspect, prefix=p, reference=trim(s)) for p, s in shown]
         rows = _rows(aspect, trunks, examples, per_prefix[aspect.name])
         made = _trees(tokenizer, aspect, rows, per_prefix[aspect.name], max_len)
         if grades and aspect.name in grades:

@@ -145,21 +145,19 @@ def bench_sharing() -> None:
     """Measures at the prefixes of FEWER, and prints what was found."""
     if _CANDIDATES.value < 2 or min(_SAMPLE.value, _REPEATS.value) < 1:
         raise UserError("--candidates must be at least 2, --sample and --repeats at least 1")
-    found = {
-        prefix: sharing.measure(
+    found = {}
+    for prefix, bars in FEWER.items():
+        found[prefix] = sharing.measure(
             prefix,
             candidates=_CANDIDATES.value,
             sample=_SAMPLE.value,
             repeats=_REPEATS.value,
             seed=_SEED.value,
         )
-        for prefix in FEWER
-    }
+        if not _JSON.value:
+            print(sharing_lines(prefix, found[prefix], *bars), flush=True)
     if _JSON.value:
         print(json.dumps(found))
-        return
-    for prefix, figures in found.items():
-        print(sharing_lines(prefix, figures, *FEWER[prefix]))
 
 
 def sharing_lines(prefix: int, f: dict[str, float], tokens: float, seconds: float) -> str:
@@ -171,8 +169,9 @@ def sharing_lines(prefix: int, f: dict[str, float], tokens: float, seconds: floa
         f"{f['tokens_ratio']:.2f}x fewer (at least {tokens}x): {met(f['tokens_ratio'] >= tokens)}\n"
         f"  seconds: {f['seconds_unshared']:.2f} -> {f['seconds_shared']:.2f}, "
         f"{f['seconds_ratio']:.2f}x less (at least {seconds}x): "
-        f"{met(f['seconds_ratio'] >= seconds)}; unshared scaled from {f['sampled']} pairs in "
-        f"batches of {f['batch']}, the fastest of {sharing.BATCHES}\n"
+        f"{met(f['seconds_ratio'] >= seconds)}; of CPU {f['cpu_unshared']:.2f} -> "
+        f"{f['cpu_shared']:.2f}, {f['cpu_ratio']:.2f}x less; unshared scaled from "
+        f"{f['sampled']} pairs in batches of {f['batch']}, the fastest of {sharing.BATCHES}\n"
         f"  verdicts of these pairs differ by {f['difference']:.1e} at most (at most {SAME}): "
         f"{met(f['difference'] <= SAME)}; they range over {f['spread']:.3f}"
     )

@@ -99,13 +99,16 @@ def test_a_trunk_and_plain_prompts_say_the_same(monkeypatch):
     assert (found["pairs"], found["sampled"], found["batch"]) == (6, 5, 2)
     assert found["tokens_shared"] == 67 + 6 * 36 and found["tokens_unshared"] == 6 * (67 + 36)
     assert found["difference"] < 1e-5 < 1e-3 < found["spread"]
-    assert found["seconds_shared"] > 0 and found["seconds_unshared"] > 0
+    for clock in ("seconds", "cpu"):
+        shared, unshared = found[f"{clock}_shared"], found[f"{clock}_unshared"]
+        assert shared > 0 and found[f"{clock}_ratio"] == pytest.approx(unshared / shared)
 
 
 def test_the_sharing_command_prints_whether_bars_are_met(capsys, monkeypatch):
     figures = {
         "pairs": 6, "sampled": 3, "batch": 4, "tokens_shared": 10, "tokens_unshared": 46,
         "tokens_ratio": 4.6, "seconds_shared": 2.0, "seconds_unshared": 6.0, "seconds_ratio": 3.0,
+        "cpu_shared": 3.0, "cpu_unshared": 9.0, "cpu_ratio": 3.0,
         "difference": 2e-5, "spread": 0.25,
     }  # fmt: skip
     asked = []

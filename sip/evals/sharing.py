@@ -54,8 +54,8 @@ def measure(
 ) -> dict[str, float]:
     """Tokens, seconds and the largest difference of verdicts at a prefix of so many tokens.
 
-    Seconds are the least of some repeats, after one to compile. Unshared, `sample` of the pairs are
-    run, and their seconds scaled to all.
+    Seconds, of the clock and of all cores together, are the least of some repeats, after one to
+    compile. Unshared, `sample` of the pairs are run, and their seconds scaled to all.
     """
     trunk, branches = questions(prefix, candidates, seed)
     drawn = np.random.default_rng(seed).permutation(len(branches))[:sample]
@@ -69,8 +69,9 @@ def measure(
             whole, [[branch[-1:]] for branch in some], ASPECT.options
         )
     said, seconds = _timed(ways, repeats)
-    batch = min(BATCHES, key=seconds.__getitem__)
-    unshared = seconds[batch] * len(branches) / len(some)
+    batch = min(BATCHES, key=lambda batch: seconds[batch][0])
+    (shared, shared_cpu), unshared_2 = seconds[0], seconds[batch] * (len(branches) / len(some))
+    unshared, unshared_cpu = map(float, unshared_2)
     tokens = prompt_tokens(*_ids(trunk, branches))
     p_shared, p_unshared = _first(said[0])[0, drawn], _first(said[batch])[:, 0]
     return {
@@ -80,9 +81,12 @@ def measure(
         "tokens_shared": tokens[0],
         "tokens_unshared": tokens[1],
         "tokens_ratio": tokens[1] / tokens[0],
-        "seconds_shared": seconds[0],
+        "seconds_shared": float(shared),
         "seconds_unshared": unshared,
-        "seconds_ratio": unshared / seconds[0],
+        "seconds_ratio": float(unshared / shared),
+        "cpu_shared": float(shared_cpu),
+        "cpu_unshared": unshared_cpu,
+        "cpu_ratio": float(unshared_cpu / shared_cpu),
         "difference": float(abs(p_shared - p_unshared).max()),
         "spread": float(np.ptp(p_shared)),
     }
@@ -92,15 +96,17 @@ def _ids(trunk, branches) -> tuple[Ids, list[Ids]]:
     return tokens_of(Byte(), trunk), [tokens_of(Byte(), branch) for branch in branches]
 
 
-def _timed(ways: dict[int, Callable], repeats: int) -> tuple[dict, dict[int, float]]:
-    """(answers, least seconds); by turns, so that what else the machine does meets all alike."""
-    said, seconds = {}, dict.fromkeys(ways, np.inf)
+def _timed(ways: dict[int, Callable], repeats: int) -> tuple[dict, dict[int, np.ndarray]]:
+    """(answers, least seconds by clock and by CPU); by turns, so that what else the machine does
+    meets all alike."""
+    said, seconds = {}, {name: np.full(2, np.inf) for name in ways}
+    now = lambda: np.array([time.perf_counter(), time.process_time()])
     for turn in range(1 + repeats):
         for name, run in ways.items():
-            start = time.perf_counter()
+            start = now()
             said[name] = run()
             if turn:
-                seconds[name] = min(seconds[name], time.perf_counter() - start)
+                seconds[name] = np.minimum(seconds[name], now() - start)
     return said, seconds
 
 

@@ -181,6 +181,14 @@ def test_a_write_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         label_file.write(str(tmp_path / "labels.jsonl"), lines())
+
+    def meanwhile():
+        yield line
+        (tmp_path / "labels.jsonl").write_text("another's")
+
+    with pytest.raises(UserError, match="not overwritten"):
+        label_file.write(str(tmp_path / "labels.jsonl"), meanwhile())
+    (tmp_path / "labels.jsonl").unlink()  # and nothing else is there
     monkeypatch.setattr(
         label_file.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
     )

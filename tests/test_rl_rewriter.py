@@ -95,9 +95,8 @@ def test_answers_are_read_as_in_use_and_rewarded():
 
 def test_a_prompt_without_room_is_masked_and_its_neighbours_are_not():
     short = tiny.model(vocab_size=259, max_len=100)
-    texts = ["a b c d e fgh ijkl"] * 3 + ["abcdefgh abcdefgh ijkl"] * 3
-    made = task(texts=texts, cfg=short)
-    for at in range(2):
+    made, rooms = task(texts=[f"abc{i}efgh abcdefgh ijklmnop." for i in range(8)], cfg=short), []
+    for at in range(4):
         asked = made.prompts(at)
         room = [len(ids) > 1 for ids in asked]
         answers = [[[*BYTE.encode("aaaaaaaa"), BYTE.eos]] * 2] * 4
@@ -105,6 +104,8 @@ def test_a_prompt_without_room_is_masked_and_its_neighbours_are_not():
         assert valid_BK.tolist() == [[ok] * 2 for ok in room]
         assert metrics["rewrite/no_room"] == (room.count(False), 4)
         assert all(len(ids) + 11 <= 100 for ids in asked)
+        rooms += room
+    assert rooms.count(True) == rooms.count(False) == 8  # prefixes of 8 tokens, and of 16
     with pytest.raises(UserError, match=r"do not fit 60 tokens \(model.max_len\)"):
         task(cfg=tiny.model(vocab_size=259, max_len=60))
     with pytest.raises(UserError, match=r"answer 10: .* \(data.cut.suffix\) may take 11 to end"):

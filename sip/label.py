@@ -20,7 +20,8 @@ from sip import cli, mesh, remote, setup, untrusted
 from sip import tokenizer as tokenizers
 from sip.evals import continuations
 from sip.judge import label_file, making, prompts
-from sip.judge.making import Asking, Made
+from sip.judge.making import Made
+from sip.judge.voting import Voting
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
 from sip.textgen import Local, TextGenerator
@@ -177,7 +178,7 @@ def label() -> dict[str, Made]:
     aspect = prompts.load(str(_ASPECT.value))
     how = SamplingConfig(temperature=_TEMPERATURE.value, top_p=_TOP_P.value)
     votes = 1 if _MAKE.value == "spoiled" else _VOTES.value
-    asking = Asking(votes, int(_MAX_TOKENS.value), how, int(_SEED.value))
+    asking = Voting(votes, int(_MAX_TOKENS.value), how, int(_SEED.value))
     corpus, tokenizer = read_corpus()
     asked = continuations.prompts(corpus.chunks, range(_CHUNKS.value), tokenizer)
     if _MAKE.value == "spoiled":

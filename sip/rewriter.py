@@ -4,7 +4,6 @@ A learned one is asked as in arXiv 2601.21343: the prefix's last words stand aga
 to rewrite and before the answer, which so goes on where the prefix ends.
 """
 
-import importlib.resources
 import pathlib
 import re
 import zlib
@@ -100,11 +99,7 @@ class Prompt:
 
 def load(name: str) -> Prompt:
     """A built-in prompt by its name, or a user's own by the path of its .txt file."""
-    built_in = importlib.resources.files("sip") / "templates" / f"{name}.txt"
-    path = pathlib.Path(name) if name.endswith(".txt") else built_in
-    if not path.is_file():
-        raise UserError(f"rewriter prompt {name!r}: no such prompt file")
-    text = path.read_text(encoding="utf-8").removesuffix("\n")
+    text = template.read("rewriter prompt", name).removesuffix("\n")
     return Prompt(pathlib.Path(name).stem, text)
 
 

@@ -6,8 +6,21 @@ template's tokens nor be read as a template.
 """
 
 import functools
+import importlib.resources
+import pathlib
 import re
 from collections.abc import Mapping
+
+from sip.structs import UserError
+
+
+def read(what: str, name: str, package: str = "sip") -> str:
+    """A prompt file's text: of a built-in one's name, or of the path of a user's own .txt file."""
+    built_in = importlib.resources.files(package) / "templates" / f"{name}.txt"
+    path = pathlib.Path(name) if name.endswith(".txt") else built_in
+    if not path.is_file():
+        raise UserError(f"{what} {name!r}: no such prompt file")
+    return path.read_text(encoding="utf-8")
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,7 +8,7 @@ import tiny
 
 from sip import mesh as meshes
 from sip.judge import label_file, making, prompts, spoilers
-from sip.judge.making import Asking
+from sip.judge.voting import Voting
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
 from sip.textgen import Local, Scripted
@@ -20,7 +20,7 @@ BYTE = Byte()
 
 def asking(votes=3, **changes):
     how = dict(max_tokens=8, sampling=SamplingConfig(temperature=0.6), seed=0)
-    return Asking(votes, **{**how, **changes})
+    return Voting(votes, **{**how, **changes})
 
 
 def scripted(words):

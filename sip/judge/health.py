@@ -12,12 +12,12 @@ import numpy as np
 
 from sip import metrics
 from sip.judge.prompts import Aspect
+from sip.judge.voting import Stats
 
 if TYPE_CHECKING:
     from sip.judge.scoring import Judged
 
 Each = dict[str, tuple[np.ndarray, np.ndarray]]
-Stats = dict[str, tuple[float, float]]
 
 
 def verdicts(aspect: Aspect, score_BK: np.ndarray, valid_BK: np.ndarray) -> Each:

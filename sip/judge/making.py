@@ -6,8 +6,7 @@ what every one of J votes of a reasoning model says (8 of 8 there). What fails i
 counted, never labelled.
 """
 
-import importlib.resources
-import pathlib
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,11 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sip import template
-from sip.judge import prompts, verdicts
+from sip.judge import prompts, verdicts, voting
 from sip.judge.label_file import Line
 from sip.judge.prompts import Aspect
 from sip.judge.spoilers import EVERY, Others, Phrases
-from sip.sampling import SamplingConfig
+from sip.judge.voting import Voting
 from sip.structs import UserError
 from sip.textgen import TextGenerator
 
@@ -40,29 +39,9 @@ class Made:
         return len(self.lines) + self.dropped.total()
 
 
-@dataclass(frozen=True)
-class Asking:
-    """How a model is asked: J votes of up to `max_tokens` tokens each."""
-
-    votes: int
-    max_tokens: int
-    sampling: SamplingConfig
-    seed: int
-
-    def __post_init__(self):
-        if min(self.votes, self.max_tokens) < 1:
-            raise UserError("votes and tokens of an answer must be at least 1")
-        if self.votes > 1 and self.sampling.temperature == 0:
-            raise UserError("temperature: greedy votes are all the same, they can only agree")
-
-
 def load_spoiler(name: str) -> str:
     """A built-in template of {prefix} and {suffix}, or a user's own by the path of a .txt file."""
-    built_in = importlib.resources.files("sip") / "templates" / f"{name}.txt"
-    path = pathlib.Path(name) if name.endswith(".txt") else built_in
-    if not path.is_file():
-        raise UserError(f"spoiler prompt {name!r}: no such prompt file")
-    text = path.read_text(encoding="utf-8").removesuffix("\n")
+    text = template.read("spoiler prompt", name).removesuffix("\n")
     named = template.fields(text)
     if not set(named) <= {"prefix", "suffix"} or "suffix" not in named:
         raise UserError(f"spoiler prompt {name!r}: it names {{suffix}}, and {{prefix}} if wanted")
@@ -74,21 +53,15 @@ def by_model(
     spoiler: str,
     prefixes: Sequence[str],
     suffixes: Sequence[str],
-    asking: Asking,
+    asking: Voting,
 ) -> Spoiled:
     """Versions that a model was asked to spoil, on one line: the first that it says."""
     branches = [
         [template.fill(spoiler, {"prefix": prefix, "suffix": suffix})]
         for prefix, suffix in zip(prefixes, suffixes, strict=True)
     ]
-    said = textgen.generate(
-        [""] * len(branches),
-        branches,
-        votes=1,
-        max_tokens=asking.max_tokens,
-        sampling=asking.sampling,
-        seed=asking.seed,
-    )
+    once = dataclasses.replace(asking, votes=1)
+    said = voting.answers(once, textgen, [""] * len(branches), branches)
     return [_cleaned(text, suffix) for ((text,),), suffix in zip(said, suffixes, strict=True)]
 
 
@@ -154,7 +127,7 @@ def safety(
     aspect: Aspect,
     prefixes: Sequence[str],
     texts: Sequence[str],
-    asking: Asking,
+    asking: Voting,
     *,
     named: Aspect | None = None,
 ) -> Made:
@@ -182,7 +155,7 @@ def voted_pairs(
     aspect: Aspect,
     prefixes: Sequence[str],
     two: Sequence[tuple[str, str]],
-    asking: Asking,
+    asking: Voting,
     *,
     named: Aspect | None = None,
 ) -> Made:
@@ -213,16 +186,9 @@ def unanimous(votes: Sequence[int | str]) -> tuple[int | None, str]:
     return (int(first), "") if all(vote == first for vote in votes) else (None, "split")
 
 
-def _votes(textgen, aspect, trunks, branches, asking: Asking) -> list[list[list[int | str]]]:
+def _votes(textgen, aspect, trunks, branches, asking: Voting) -> list[list[list[int | str]]]:
     """votes[b][c][j]: the option that was said, or "failed" or "unread"."""
-    said = textgen.generate(
-        trunks,
-        branches,
-        votes=asking.votes,
-        max_tokens=asking.max_tokens,
-        sampling=asking.sampling,
-        seed=asking.seed,
-    )
+    said = voting.answers(asking, textgen, trunks, branches)
 
     def vote(text: str | None) -> int | str:
         if text is None:

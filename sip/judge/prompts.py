@@ -8,12 +8,12 @@ Segments are encoded one by one, so text under judgement can neither merge with 
 tokens nor be read as a template.
 """
 
-import importlib.resources
 import json
 import pathlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sip import template
 from sip.structs import UserError
 from sip.template import fields, fill, pieces
 from sip.tokenizer import Tokenizer, is_phrase
@@ -58,11 +58,7 @@ class Aspect:
 
 def load(name: str) -> Aspect:
     """A built-in aspect by its name, or a user's own by the path of its .txt file."""
-    built_in = importlib.resources.files("sip.judge") / "templates" / f"{name}.txt"
-    path = pathlib.Path(name) if name.endswith(".txt") else built_in
-    if not path.is_file():
-        raise UserError(f"aspect {name!r}: no such prompt file")
-    return parse(pathlib.Path(name).stem, path.read_text(encoding="utf-8"))
+    return parse(pathlib.Path(name).stem, template.read("aspect", name, "sip.judge"))
 
 
 def parse(name: str, text: str) -> Aspect:

@@ -29,9 +29,26 @@ class Voting:
     def __post_init__(self):
         for name in ("votes", "max_tokens"):
             if getattr(self, name) < 1:
-                raise UserError(f"judge.{name} must be at least 1, not {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.votes > 1 and not self.sampling.temperature:
-            raise UserError(f"judge.votes {self.votes}: votes at temperature 0 are all the same")
+            raise UserError(f"votes {self.votes}: votes at temperature 0 are all the same")
+
+
+def answers(
+    how: Voting,
+    textgen: TextGenerator,
+    trunks: Sequence[Text],
+    branches: Sequence[Sequence[Text]],
+) -> list[list[list[str | None]]]:
+    """texts[b][c][j] of the J votes; None where one failed."""
+    return textgen.generate(
+        trunks,
+        branches,
+        votes=how.votes,
+        max_tokens=how.max_tokens,
+        sampling=how.sampling,
+        seed=how.seed,
+    )
 
 
 def collect(
@@ -42,14 +59,7 @@ def collect(
     branches: Sequence[Sequence[Text]],
 ) -> np.ndarray:
     """count_BCO: answers that end in option o; rows of branches may be ragged, padding has none."""
-    said = textgen.generate(
-        trunks,
-        branches,
-        votes=how.votes,
-        max_tokens=how.max_tokens,
-        sampling=how.sampling,
-        seed=how.seed,
-    )
+    said = answers(how, textgen, trunks, branches)
     count_BCO = np.zeros(
         (len(said), max(map(len, branches), default=0), len(aspect.options)), np.int64
     )

@@ -9,7 +9,6 @@ from sip.judge.scoring import Judge, Stats
 from sip.template import quote
 
 SAFE = 0.5  # a suffix of a higher score is safe
-Metrics = dict[str, tuple[float, float]]
 
 
 def reward(
@@ -53,7 +52,7 @@ def of(
     prefixes: Sequence[str],
     suffixes: Sequence[str],
     texts: Sequence[Sequence[str]],
-) -> tuple[np.ndarray, np.ndarray, Metrics]:
+) -> tuple[np.ndarray, np.ndarray, Stats]:
     """(reward_BK, valid_BK, metrics) of rewrites `texts[b][k]`, an empty one being not usable.
 
     A suffix of which the judge does not say whether it is safe teaches nothing: its row is masked.

@@ -63,11 +63,12 @@ class JudgeConfig:
 
     def _check_aspects(self):
         """They can be asked in the way that the backend answers."""
-        names = [aspect.name for aspect in self.aspects()]
+        asked = self.aspects()
+        names = [aspect.name for aspect in asked]
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"judge.weights: there are two aspects {name!r}")
-        for aspect in self.aspects():
+        for aspect in asked:
             if aspect.verdict and self.backend == "rule":
                 raise UserError(
                     f"judge.weights: aspect {aspect.name!r} is answered after reasoning, "
@@ -91,7 +92,10 @@ class JudgeConfig:
 
     def voting(self, seed: int) -> Voting:
         """How reasoned verdicts are asked for."""
-        return Voting(self.votes, self.max_tokens, self.sampling, seed)
+        try:
+            return Voting(self.votes, self.max_tokens, self.sampling, seed)
+        except UserError as e:
+            raise UserError(f"judge.{e}") from None
 
     def sources(self) -> dict[str, str]:
         """The run or directory that it needs, by the key that names it."""

@@ -4,11 +4,10 @@
     python -m sip.train --config=configs/microworld.py:debug --workdir=/tmp/sip-debug
 
 Corpus and tokenizer are generated; a base model is pretrained; a tutor is taught corrected suffixes
-and proofreads for a judge, which is trained on labelled candidates; then four ways on from the base
-are compared: standard pretraining, SIP with the learned judge, SIP with the ground truth as judge
-(an upper bound), and SFT on one rollout (which must collapse).
-Rewrites are the ground truth's; `--config.order` and `--config.runs.sip_learned.rewriter` bring in
-the learned rewriter, which is run `rewriter`.
+and proofreads for a judge, which is trained on labelled candidates; a rewriter learns to correct
+suffixes; then four ways on from the base are compared: standard pretraining, SIP with the learned
+judge and rewriter, SIP with the ground truth for both (an upper bound), and SFT on one rollout,
+which must collapse.
 Hardware: 2 CPU cores. README has the time and the table.
 """
 
@@ -79,6 +78,7 @@ def get_config(arg: str = "") -> ConfigDict:
         "base",
         "tutor",
         "judge",
+        "rewriter",
         "standard",
         "sip_learned",
         "sip_oracle",
@@ -89,6 +89,7 @@ def get_config(arg: str = "") -> ConfigDict:
         rows=("base", "standard", "tutor", "sip_learned", "sip_oracle", "sft_one_rollout"),
         judge="judge",
         standard="standard",
+        rewriter="rewriter",
     )
     return shrink(config) if arg == "debug" else config
 
@@ -137,7 +138,7 @@ def runs() -> dict:
                 "candidates": common.candidates(since=60),
             },
             judge=common.judge("local", init_from="judge", proofread=READ),
-            rewriter=common.rewriter("truth"),
+            rewriter=common.rewriter("local", init_from="rewriter"),
         ),
         sip_oracle=common.sip_run(**sip, **TRUTH),
         sft_one_rollout=common.sip_run(**{**sip, "steps": 200, "candidates": one}, **TRUTH),

@@ -147,8 +147,6 @@ def test_a_wrong_value_is_rejected_by_its_name(key, value, message, tmp_path):
     values = setup.plain(of("microworld", "debug"))
     values["runs"]["base"]["microbatches"] = 4
     values["runs"]["base"]["batch"] = 8
-    values["order"] = ("base", "tutor", "judge", "rewriter", *values["order"][3:])
-    values["runs"]["sip_learned"]["rewriter"] |= dict(backend="local", init_from="rewriter")
     *path, last = key.split(".")
     part = values
     for name in path:
@@ -218,3 +216,21 @@ def test_ablations_run_with_a_learned_judge(name, finished, quick, tmp_path):
     config = tiny_recipe.get_config(name)
     last = run(config, name, begun(finished, tmp_path, "base", "tutor", "judge"))
     assert 0 < last["judge/valid"] <= 1
+
+
+def test_a_judge_is_refreshed_on_what_the_policy_writes(finished, quick, tmp_path):
+    """Both ways on start from one policy; only the judge differs, and with it what is learned."""
+    config = tiny_recipe.shrink(importlib.import_module("microworld_iterated").get_config("debug"))
+    config.data.world = dict(entities=8, train=300, validation=60, test=60)
+    judges = [dict(setup.plain(config.runs[name].judge)) for name in ("fixed", "refreshed")]
+    assert recipe.differing(*judges) == {"init_from"}
+    workdir = begun(finished, tmp_path, "base", "tutor", "judge", "rewriter")
+    for name in config.order[4:]:
+        if name == "judge_again":
+            recipe.STAGES["supervised"].run(config, name, str(workdir))
+        else:
+            run(config, name, workdir)
+    first, fixed, refreshed = (lines(workdir, name)[0] for name in ("first", "fixed", "refreshed"))
+    assert "chosen/rollout" not in first and "chosen/rollout" in fixed
+    score = "judge/score/quality"
+    assert fixed["chosen_logp"] != first["chosen_logp"] and fixed[score] != refreshed[score]

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from sip import mesh as meshes
 from sip import metrics, rewriter, sampling, setup
 from sip.data.documents import PARTS
 from sip.judge import prompts
@@ -127,7 +126,8 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     """Trains `config.runs[name]`, resuming if it was begun; returns and writes its evaluation."""
     c = resolve(config, name)
     directory = setup.run_dir(workdir, name)
-    mesh = meshes.build(c.mesh)
+    clock = setup.Clock(directory)
+    mesh = setup.build_mesh(c)
     tokenizer = setup.open_tokenizer(config, workdir)
     cfg = c.model
     cut = setup.section(setup.CutConfig, config.data.cut, "data.cut")
@@ -190,6 +190,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             asked = bool(stop)
             if asked or loop.due(done, c.checkpoint.every_steps, c.steps):
                 checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
+                clock.save()
             profiler.step(state)
             if asked:
                 raise loop.Stopped(f"{name}: stopped after step {done} of {c.steps}")

@@ -218,18 +218,18 @@ def shrink(config) -> ConfigDict:
         run.steps = steps[name]
         run.batch = 8
         run.optim.warmup_steps = 2
-        run.model.width, run.model.head_dim, run.model.hidden = 32, 8, 64
+        run.model.update(width=32, head_dim=8, hidden=64, remat="none")  # time is compilation
         run.checkpoint.every_steps = 20
         run.log.every_steps = 2
         if "validation" in run.evals:
             run.evals.update(validation=32, standard=64, unsafe=16, batch=32)
             run.evals.every_steps = 2 if run.evals.every_steps else 0
         if name == "sip_learned":
-            run.candidates.rollouts = ((0, 0), (2, 4))
+            run.candidates.rollouts = ((0, 4),)
         if "judge" in run:
             run.judge.min_mass = 0.0  # six steps do not make a judge
         if "labels" in run:
-            run.labels.update(documents=100, held_out=40)
+            run.labels.update(documents=100, held_out=32, temperatures=(1.0,))
         if "rewrites" in run:
-            run.rewrites.update(documents=100, held_out=40)
+            run.rewrites.update(documents=100, held_out=32)
     return config

@@ -17,14 +17,8 @@ import microworld_ablations  # noqa: E402
 def get_config(arg: str = ""):
     """The debug variant, smaller still."""
     ablation = arg and microworld_ablations.get_config(f"{arg},debug")
-    config = shrink(ablation or from_the_first_step(microworld.get_config("debug")))
+    config = shrink(ablation or microworld.get_config("debug"))
     config.data.world = dict(entities=8, train=300, validation=60, test=60)
-    return config
-
-
-def from_the_first_step(config):
-    """The recipe whose learned row has rollouts from the first step."""
-    config.runs.sip_learned.candidates.rollouts = ((0, 4),)
     return config
 
 

@@ -59,7 +59,7 @@ def shared(define, name: str, default, text: str) -> flags.FlagHolder:
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs `main(argv)` after parsing flags. Exits 0 when done, or stopped and saved; 2, with one
     line, where the user can mend it."""
-    _keep_memory()
+    keep_memory()
     absl_logging.set_verbosity(absl_logging.WARNING)
     logging.getLogger("orbax").setLevel(logging.ERROR)
     app.run(lambda argv: sys.exit(code(main, argv)), flags_parser=_parse)
@@ -124,7 +124,7 @@ def _words(error) -> str:
     return " ".join(text.splitlines()[-1].split() if "Traceback" in text else text.split())
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Keeps freed buffers in the process: XLA's CPU backend allocates and frees them in every step,
     and returning their pages to the kernel each time costs more than the memory. glibc only."""
     trim_threshold, mmap_threshold, most = -1, -3, 32 << 20

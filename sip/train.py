@@ -25,6 +25,7 @@ _PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few steps of 
 
 def train(config, workdir: str, profile: bool = False) -> dict:
     """Runs what is unfinished of `config`, then reports; returns the summary."""
+    cli.keep_memory()
     recipe.check(config, workdir)
     recipe.check_meshes(config)
     recipe.claim(config, workdir)

@@ -182,12 +182,12 @@ def series(runs: Sequence[Lines], key: str) -> tuple[list[int], np.ndarray, np.n
     return steps, values.mean(axis=0), values.std(axis=0, ddof=1) if len(runs) > 1 else None
 
 
-def _draw(axis, runs: Sequence[Lines], key: str, label: str) -> None:
+def _draw(axis, runs: Sequence[Lines], key: str, label: str, color: str | None = None) -> None:
     """A line, in a band where there are several seeds."""
     steps, mean, deviation = series(runs, key)
     if not steps:
         return
-    (line,) = axis.plot(steps, mean, label=label)
+    (line,) = axis.plot(steps, mean, label=label, color=color)
     if deviation is not None:
         low, high = mean - deviation, mean + deviation
         axis.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
@@ -198,19 +198,21 @@ def _keys(runs: Sequence[Lines], kind: str) -> list[str]:
 
 
 def _by_source(runs, kind: str, path) -> None:
-    """One panel per self-improving run: a line per candidate source."""
+    """A panel per self-improving run: a line per candidate source, in one colour everywhere."""
     import matplotlib.pyplot as plt
 
     chosen = {name: several for name, several in runs.items() if _keys(several, kind)}
     if not chosen:
         return
+    every = sorted({key for several in chosen.values() for key in _keys(several, kind)})
+    colors = {key: f"C{i}" for i, key in enumerate(every)}
     wide, high = min(PANELS, len(chosen)), -(-len(chosen) // PANELS)
     figure, axes = plt.subplots(high, wide, figsize=(4.5 * wide, 3.2 * high), squeeze=False)
     for axis in axes.flat[len(chosen) :]:
         axis.axis("off")
     for axis, (name, several) in zip(axes.flat, chosen.items(), strict=False):
         for key in _keys(several, kind):
-            _draw(axis, several, key, key.split("/")[1])
+            _draw(axis, several, key, key.split("/")[1], colors[key])
         axis.set(title=name, xlabel="step", ylabel=f"{kind} rate" if kind == "chosen" else kind)
         axis.legend(fontsize=8)
     figure.tight_layout()

@@ -232,5 +232,5 @@ def test_a_judge_is_refreshed_on_what_the_policy_writes(finished, quick, tmp_pat
             run(config, name, workdir)
     first, fixed, refreshed = (lines(workdir, name)[0] for name in ("first", "fixed", "refreshed"))
     assert "chosen/rollout" not in first and "chosen/rollout" in fixed
-    score = "judge/score/quality"
+    score = "judge/score/factuality"
     assert fixed["chosen_logp"] != first["chosen_logp"] and fixed[score] != refreshed[score]

@@ -339,7 +339,8 @@ def test_reward_rises(quick, tmp_path):
 
 def test_a_model_too_narrow_for_the_tokenizer_is_named(tmp_path):
     config = importlib.import_module("judge_llama8b").get_config("debug")
-    config.runs.judge.model.vocab_size = 258
+    config.runs.judge.model.vocab_size, config.runs.judge.microbatches = 258, 1
+    config.runs.judge.batch = 8
     with pytest.raises(UserError, match=r"model\.vocab_size 258"):
         rl.run(config, "judge", str(tmp_path))
 

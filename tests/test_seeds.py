@@ -22,7 +22,7 @@ PAIR = "\n".join((
     "def get_config(arg=''):",
     "    config = tiny_recipe.get_config()",
     "    config.order = config.report.rows = ('base', 'standard')",
-    "    config.report.judge = ''",
+    "    config.report.judge = config.report.rewriter = ''",
     "    config.runs.standard.evals.every_steps = 1",
     "    return config",
 ))  # fmt: skip

@@ -145,7 +145,7 @@ def test_the_seconds_of_a_run_are_those_of_all_its_attempts(finished, quick, tmp
     """Each second is a look at the clock, so the sums are known but for the number of looks."""
     workdir, config = begun(finished, tmp_path / "work", "base"), tiny_recipe.get_config()
     config.order = config.report.rows = ("base", "standard")
-    config.report.judge = ""
+    config.report.judge = config.report.rewriter = ""
     config.runs.standard.update(steps=3)
     now = itertools.count(1000)
     monkeypatch.setattr(setup, "time", SimpleNamespace(monotonic=lambda: float(next(now))))

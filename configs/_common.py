@@ -40,6 +40,7 @@ def adamw(
 ) -> ConfigDict:
     """AdamW; its schedule lasts as long as the run."""
     return section(
+        name="adamw",
         lr=lr,
         warmup_steps=warmup_steps,
         schedule=schedule,
@@ -47,9 +48,20 @@ def adamw(
         b1=0.9,
         b2=b2,
         eps=1e-8,
+        momentum=0.95,
+        rms=0.2,
+        mu_dtype="float32",
         weight_decay=weight_decay,
+        decay_embeddings=True,
         clip_norm=1.0,
     )
+
+
+def muon(lr: float, *, warmup_steps: int, **adam) -> ConfigDict:
+    """Muon for hidden matrices, AdamW as above for the rest; their updates are alike in size."""
+    optim = adamw(lr, warmup_steps=warmup_steps, **adam)
+    optim.name = "muon"
+    return optim
 
 
 def evals(

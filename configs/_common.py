@@ -104,7 +104,14 @@ def _run(*, split, steps, batch, model, optim, init_from="", save_every, log_eve
 def documents_run(*, tokens, evals, save_every=500, log_every=20, **run) -> ConfigDict:
     """A supervised run on documents: tokens "all" for pretraining, "suffix" beside SIP."""
     shared = _run(save_every=save_every, log_every=log_every, **run)
-    return section(stage="supervised", examples="documents", tokens=tokens, evals=evals, **shared)
+    return section(
+        stage="supervised",
+        examples="documents",
+        tokens=tokens,
+        z_loss=0.0,
+        evals=evals,
+        **shared,
+    )
 
 
 def judge_run(*, labels, save_every=100, log_every=10, evals_every=50, **run) -> ConfigDict:
@@ -114,6 +121,7 @@ def judge_run(*, labels, save_every=100, log_every=10, evals_every=50, **run) ->
         stage="supervised",
         examples="verdicts",
         tokens="all",
+        z_loss=0.0,
         labels=labels,
         evals=section(every_steps=evals_every),
         **shared,
@@ -127,6 +135,7 @@ def rewriter_run(*, rewrites, save_every=200, log_every=20, evals_every=0, **run
         stage="supervised",
         examples="rewrites",
         tokens="all",
+        z_loss=0.0,
         rewrites=rewrites,
         evals=section(every_steps=evals_every),
         **shared,
@@ -160,6 +169,7 @@ def objective(name: str, **changes) -> ConfigDict:
         ce_weight=0.0,
         ce_weight_last=0.0,
         ce_steps=1,
+        z_loss=0.0,
     )
     return section(**{**values, **changes})
 

@@ -40,6 +40,7 @@ def adamw(
 ) -> ConfigDict:
     """AdamW; its schedule lasts as long as the run."""
     return section(
+        name="adamw",
         lr=lr,
         warmup_steps=warmup_steps,
         schedule=schedule,
@@ -47,9 +48,20 @@ def adamw(
         b1=0.9,
         b2=b2,
         eps=1e-8,
+        momentum=0.95,
+        rms=0.2,
+        mu_dtype="float32",
         weight_decay=weight_decay,
+        decay_embeddings=True,
         clip_norm=1.0,
     )
+
+
+def muon(lr: float, *, warmup_steps: int, **adam) -> ConfigDict:
+    """Muon for hidden matrices, AdamW as above for the rest; their updates are alike in size."""
+    optim = adamw(lr, warmup_steps=warmup_steps, **adam)
+    optim.name = "muon"
+    return optim
 
 
 def evals(
@@ -92,7 +104,14 @@ def _run(*, split, steps, batch, model, optim, init_from="", save_every, log_eve
 def documents_run(*, tokens, evals, save_every=500, log_every=20, **run) -> ConfigDict:
     """A supervised run on documents: tokens "all" for pretraining, "suffix" beside SIP."""
     shared = _run(save_every=save_every, log_every=log_every, **run)
-    return section(stage="supervised", examples="documents", tokens=tokens, evals=evals, **shared)
+    return section(
+        stage="supervised",
+        examples="documents",
+        tokens=tokens,
+        z_loss=0.0,
+        evals=evals,
+        **shared,
+    )
 
 
 def judge_run(*, labels, save_every=100, log_every=10, evals_every=50, **run) -> ConfigDict:
@@ -102,6 +121,7 @@ def judge_run(*, labels, save_every=100, log_every=10, evals_every=50, **run) ->
         stage="supervised",
         examples="verdicts",
         tokens="all",
+        z_loss=0.0,
         labels=labels,
         evals=section(every_steps=evals_every),
         **shared,
@@ -115,6 +135,7 @@ def rewriter_run(*, rewrites, save_every=200, log_every=20, evals_every=0, **run
         stage="supervised",
         examples="rewrites",
         tokens="all",
+        z_loss=0.0,
         rewrites=rewrites,
         evals=section(every_steps=evals_every),
         **shared,
@@ -148,6 +169,7 @@ def objective(name: str, **changes) -> ConfigDict:
         ce_weight=0.0,
         ce_weight_last=0.0,
         ce_steps=1,
+        z_loss=0.0,
     )
     return section(**{**values, **changes})
 

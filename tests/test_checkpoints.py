@@ -1,5 +1,6 @@
 """Saved, restored, moved to another mesh, and told from what is no checkpoint."""
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -15,14 +16,15 @@ from sip.models import decoder
 from sip.structs import UserError
 from sip.training import checkpoints, optim, step
 
-TX = optim.build(optim.OptimConfig(lr=0.1, steps=5))
+OPTIM = optim.OptimConfig(lr=0.1, steps=5)
+TX = optim.build(OPTIM)
 ONE, EIGHT = meshes.single(), functools.partial(meshes.build, meshes.MeshConfig(2, 2, 2))
 RECORD = {"model": {"width": 16}, "position": 7, "names": ["a", "b"]}
 
 
-def state(at=3, mesh=ONE, cfg=tiny.CFG):
+def state(at=3, mesh=ONE, cfg=tiny.CFG, tx=TX):
     """A state of which no two arrays are alike."""
-    leaves, tree = jax.tree.flatten(step.abstract_state(cfg, TX, mesh, reference=True))
+    leaves, tree = jax.tree.flatten(step.abstract_state(cfg, tx, mesh, reference=True))
     rng = np.random.default_rng(at)
     draw = lambda x: rng.integers(1, 9, x.shape) if x.dtype == jnp.int32 else rng.random(x.shape)
     arrays = [jax.device_put(draw(x).astype(x.dtype), x.sharding) for x in leaves]
@@ -45,9 +47,9 @@ def copy(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "copy")
 
 
-def restore(directory, mesh=ONE, cfg=tiny.CFG, *, reference=True, at=None):
+def restore(directory, mesh=ONE, cfg=tiny.CFG, *, reference=True, at=None, tx=TX):
     with checkpoints.manager(str(directory)) as manager:
-        abstract = step.abstract_state(cfg, TX, mesh, reference=reference)
+        abstract = step.abstract_state(cfg, tx, mesh, reference=reference)
         return checkpoints.restore(manager, abstract, at)
 
 
@@ -91,6 +93,39 @@ def test_a_save_is_of_its_moment_though_updates_take_the_buffers(tmp_path):
         for _ in range(3):
             now = update(now)
     identical(restore(tmp_path)[0], state())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"mu_dtype": "bfloat16"}, {"name": "muon"}, {"name": "muon", "mu_dtype": "bfloat16"}],
+    ids=lambda changes: "-".join(changes.values()),
+)
+def test_any_optimiser_goes_on_bit_for_bit(changes, tmp_path):
+    tx = optim.build(dataclasses.replace(OPTIM, **changes))
+    rng = np.random.default_rng(0)
+    draw = lambda x: np.asarray(rng.standard_normal(x.shape), np.float32)
+
+    @jax.jit
+    def update(state, grads):
+        _, opt_state = tx.update(grads, state.opt_state, state.params)
+        moved, opt_state = tx.update(grads, opt_state, state.params)
+        params = jax.tree.map(jnp.add, state.params, moved)
+        return state.replace(params=params, opt_state=opt_state)
+
+    grads = jax.tree.map(draw, tiny.params())
+    begun = update(step.state_of(tiny.params(), tiny.CFG, tx, ONE, reference=False), grads)
+    with checkpoints.manager(str(tmp_path)) as manager:
+        checkpoints.save(manager, begun, RECORD)
+    got, _ = restore(tmp_path, reference=False, tx=tx)
+    identical(got, begun)
+    identical(update(got, grads), update(begun, grads))
+    identical(restore(tmp_path, EIGHT(), reference=False, tx=tx)[0], begun)
+
+
+def test_a_state_of_another_optimiser_is_refused(saved, capfd):
+    muon = optim.build(dataclasses.replace(OPTIM, name="muon"))
+    refused(lambda: restore(saved, tx=muon), saved, "opt_state")
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_the_last_saves_are_kept(tmp_path):

@@ -108,6 +108,10 @@ WRONG = [
     ("runs.base.batch", 10, "runs.base: batch 10 is not divisible by microbatches 4"),
     ("runs.base.optim.lr", "fast", "runs.base.optim.lr"),
     ("runs.base.optim.lr", -1.0, "runs.base.optim: optim.lr"),
+    ("runs.base.optim.name", "sgd", "runs.base.optim: optim.name"),
+    ("runs.base.optim.mu_dtype", "float16", "runs.base.optim: optim.mu_dtype"),
+    ("runs.base.z_loss", -1e-4, "runs.base: z_loss must not be negative"),
+    ("runs.sip_learned.objective.z_loss", 1e-4, "objective.z_loss belongs to the blended"),
     ("runs.base.model.width", 3.5, "runs.base.model.width"),
     ("runs.base.model.max_len", 10, "prefix_max 40 \\+ suffix 24 is longer than model.max_len 10"),
     ("runs.base.mesh", 3, "runs.base.mesh"),
@@ -154,6 +158,16 @@ def test_a_wrong_value_is_rejected_by_its_name(key, value, message, tmp_path):
     part[last] = value
     with pytest.raises(UserError, match=message):
         recipe.check(ConfigDict(values, type_safe=False), str(tmp_path))
+
+
+def test_muon_is_one_line_with_the_keys_of_adamw(tmp_path):
+    common = importlib.import_module("_common")
+    config = of("microworld", "debug")
+    adamw, muon = (make(0.1, warmup_steps=2) for make in (common.adamw, common.muon))
+    assert recipe.differing(setup.plain(adamw), setup.plain(muon)) == {"name"}
+    config.runs.base.optim = muon
+    recipe.check(config, str(tmp_path))
+    assert recipe.STAGES["supervised"].resolve(config, "base").optim.name == "muon"
 
 
 def test_the_text_config_is_an_ablation_but_for_data_and_judge():

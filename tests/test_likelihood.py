@@ -18,6 +18,10 @@ def test_ce_sums_and_counts_the_tokens_under_the_mask():
     assert pair(likelihood.ce(LOGP_BR, MASK_BR)) == (1 + 2 + 4 + 5 + 6 + 7, 6)
 
 
+def test_the_z_loss_squares_log_z_over_the_tokens_under_the_mask():
+    assert pair(likelihood.z_loss(LOGP_BR, MASK_BR)) == (1 + 4 + 16 + 25 + 36 + 49, 6)
+
+
 def test_sft_is_ce_over_the_valid_branches():
     assert pair(likelihood.sft(LOGP_BR[None], MASK_BR[None], VALID_B[None])) == (1 + 2 + 7, 3)
     keep = jnp.array([0, 2])

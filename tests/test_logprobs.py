@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sip import mesh as meshes
-from sip.objectives import logprobs
+from sip.objectives import likelihood, logprobs
 from sip.structs import Tree
 
 B, N, D, V = 2, 12, 4, 11
@@ -86,8 +86,46 @@ def test_chunked_logprobs_equal_a_gather_from_all_logits(chunk):
     np.testing.assert_allclose(logp_BN, plain(*args), rtol=1e-5, atol=1e-6)
 
 
+def z_loss_of(chunk):
+    def loss(*args):
+        log_z_BN = logprobs.chunked_scores(*args, chunk=chunk)[..., 1]
+        return likelihood.z_loss(log_z_BN, jnp.arange(log_z_BN.shape[1])[None] != 4)[0]
+
+    return loss
+
+
+@pytest.mark.parametrize("chunk", [5, N])
+def test_scores_are_logprobs_and_the_log_of_numpys_sum(chunk):
+    hidden_BND, unembed_DV, _ = args = problem()
+    logits_BNV = np.asarray(hidden_BND, np.float64) @ np.asarray(unembed_DV, np.float64)
+    logp_BN, log_z_BN = np.moveaxis(logprobs.chunked_scores(*args, chunk=chunk), -1, 0)
+    np.testing.assert_array_equal(logp_BN, logprobs.chunked_logprobs(*args, chunk=chunk))
+    np.testing.assert_allclose(log_z_BN, np.log(np.exp(logits_BNV).sum(-1)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [5, N])
+def test_the_gradient_of_the_z_loss_is_that_of_finite_differences(chunk):
+    hidden_BND, unembed_DV, targets_BN = problem()
+    exact = [np.asarray(x, np.float64) for x in (hidden_BND, unembed_DV)]
+
+    def slope(which, at, h=1e-5):
+        def loss(move):
+            moved = [x.copy() for x in exact]
+            moved[which][at] += move
+            log_z_BN = np.log(np.exp(moved[0] @ moved[1]).sum(-1))
+            return (np.delete(log_z_BN, 4, axis=1) ** 2).sum()
+
+        return (loss(h) - loss(-h)) / (2 * h)
+
+    of = jax.jit(jax.grad(z_loss_of(chunk), argnums=(0, 1)))
+    for which, grad in enumerate(of(hidden_BND, unembed_DV, targets_BN)):
+        want = [slope(which, at) for at in np.ndindex(grad.shape)]
+        np.testing.assert_allclose(grad.ravel(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("loss_of", [loss_of, z_loss_of])
 @pytest.mark.parametrize("chunk", [3, 5])
-def test_no_logits_of_all_positions_exist_when_chunked(chunk):
+def test_no_logits_of_all_positions_exist_when_chunked(chunk, loss_of):
     def rows(chunk):
         grad = jax.value_and_grad(loss_of(chunk), argnums=(0, 1))
         return rows_of_logits(jax.make_jaxpr(grad)(*problem()).jaxpr)
@@ -176,6 +214,18 @@ def test_tree_logprobs_equal_a_gather_from_all_logits(chunk):
         past = branch[b, c, i - 1] if i else trunk[b, tree.fork_BC[b, c] - 1]
         expected = past[tree.tokens_BCR[b, c, i]] if tree.mask_BCR[b, c, i] else 0.0
         np.testing.assert_allclose(logp_BCR[b, c, i], expected, rtol=1e-5)
+
+
+def test_the_trunks_scores_are_its_logprobs_and_where_they_are_read():
+    segment_BT = jnp.array([[0, 0, 0, 1, 1, 2], [0, 0, 0, 0, 0, 0]])
+    trunk_BTD, branch_BCRD, unembed_DV, tree = tree_problem(segment_BT=segment_BT)
+    logp_BT, log_z_BT = logprobs.trunk_scores(trunk_BTD, unembed_DV, tree, chunk=3)
+    want_BT, _ = logprobs.tree_logprobs(trunk_BTD, branch_BCRD, unembed_DV, tree, chunk=3)
+    np.testing.assert_array_equal(logp_BT, want_BT)
+    before_BT = np.asarray(jax.nn.logsumexp(trunk_BTD @ unembed_DV, axis=-1))[:, :-1]
+    scored_BT = np.asarray(logprobs.scored_mask(tree.mask_BT, segment_BT))
+    np.testing.assert_allclose(log_z_BT[:, 1:], before_BT * scored_BT[:, 1:], rtol=1e-5)
+    assert (log_z_BT[:, 0] == 0).all() and scored_BT.sum() == 12 - 2 - 1 - 2
 
 
 def test_tree_logprobs_allow_no_branches():

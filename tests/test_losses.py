@@ -174,6 +174,55 @@ def test_verdict_terms_score_what_is_asked_where_it_is_asked():
     close(terms, {"quality": (total, n), "quality/marks": (2 * total, 2 * n)})
 
 
+def log_z(hidden):
+    """log of the summed exponentials of the logits there, by numpy."""
+    logits = np.asarray(hidden, np.float64) @ np.asarray(tiny.params()["unembed"], np.float64)
+    return np.log(np.exp(logits).sum(-1))
+
+
+def test_the_z_loss_of_tokens_is_over_the_tokens_that_count():
+    tree = tiny.tree()
+    mask_BT = jnp.ones((2, 6), bool).at[0, 3].set(False)
+    batch = (tiny.trunk_only(tree.tokens_BT), mask_BT)
+    plain, _ = jax.jit(losses.tokens_terms(tiny.CFG))(tiny.params(), None, batch)
+    terms, _ = jax.jit(losses.tokens_terms(tiny.CFG, 1e-4))(tiny.params(), None, batch)
+    log_z_BT = log_z(tiny.forward(tiny.params(), tiny.CFG, tree)[0][:, :-1])
+    counted_BT = np.asarray(mask_BT)[:, 1:]
+    want = {"ce": plain["ce"], "ce/z": ((log_z_BT**2 * counted_BT).sum(), 9.0)}
+    close(terms, want)
+    assert set(plain) == {"ce"} and np.abs(log_z_BT).min() > 0.1
+
+
+def test_the_z_loss_of_verdicts_is_read_where_they_are():
+    tree = tiny.tree()
+    at_BCM = jnp.array([[[0]] * 4] * 2)
+    asked = Asked(at_BCM, tree.tokens_BCR[:, :, 1:2], tree.mask_BCR[:, :, :1])
+    batch = {"quality": (tree, {"quality": asked})}
+    terms, _ = jax.jit(losses.verdict_terms(tiny.CFG, 1e-4))(tiny.params(), None, batch)
+    plain, _ = jax.jit(losses.verdict_terms(tiny.CFG))(tiny.params(), None, batch)
+    log_z_BC = log_z(tiny.forward(tiny.params(), tiny.CFG, tree)[1][:, :, 0])
+    close(terms, {**plain, "quality/z": ((log_z_BC**2).sum(), 8.0)})
+
+
+def test_the_z_loss_of_the_blend_is_the_suffixs():
+    b = batch("rf_nll")
+    blend = ObjectiveConfig("rf_nll", ce_weight=0.5, ce_weight_last=0.5, z_loss=0.1)
+    terms, _ = values(blend)(tiny.params(), None, b)
+    log_z_BT = log_z(tiny.forward(tiny.params(), tiny.CFG, b.tree)[0])
+    want = (log_z_BT[0, 1:5] ** 2).sum() + (log_z_BT[1, 3:5] ** 2).sum()  # read before each token
+    close(terms["ce/z"], (want, 6.0))
+    plain, _ = values(dataclasses.replace(blend, z_loss=0.0))(tiny.params(), None, b)
+    close(plain, {k: v for k, v in terms.items() if k != "ce/z"})
+    close(losses.branch_weights(blend)(3), {"rf_nll": 1.0, "ce": 0.5, "ce/z": 0.05})
+
+
+def test_weights_of_z_losses_are_shares_of_their_cross_entropies():
+    weights = {"quality": 1.0, "quality/marks": 0.5}
+    assert losses.with_z(weights, 0.0) == weights
+    want = {**weights, "quality/z": 0.1, "quality/marks/z": 0.05}
+    assert losses.with_z(weights, 0.1) == want
+
+
 @pytest.mark.parametrize(
     ("values", "match"),
     [
@@ -183,6 +232,8 @@ def test_verdict_terms_score_what_is_asked_where_it_is_asked():
         ({"nll_weight": -1.0}, "objective: weights"),
         ({"ce_weight": -1.0}, "objective: weights"),
         ({"ce_weight_last": -1.0}, "objective: weights"),
+        ({"z_loss": -1.0, "ce_weight": 1.0}, "objective: weights"),
+        ({"z_loss": 1e-4}, r"objective\.z_loss .*ce_weight is 0"),
         ({"name": "rf_nll", "nll_weight": 0.1}, r"objective\.nll_weight .*rf_nll"),
     ],
 )

@@ -1,9 +1,15 @@
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny
+from optax import contrib
 
+from sip.models import decoder
 from sip.structs import UserError
 from sip.training import optim
 from sip.training.optim import OptimConfig
@@ -57,10 +63,173 @@ def test_gradients_are_clipped_by_their_global_norm():
     np.testing.assert_allclose([mean["a"], mean["b"]], [[0.06], [0.08]], rtol=1e-6)
 
 
+BLOCK = ("attention_norm", "mlp_norm", *optim.MATRICES)
+ADAM = OptimConfig(lr=0.1, steps=10, warmup_steps=2, weight_decay=0.3, clip_norm=50.0)
+MUON = dataclasses.replace(ADAM, name="muon")
+
+
+def gradients(seed, params=None):
+    rng = np.random.default_rng(seed)
+    draw = lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32)
+    return jax.tree.map(draw, tiny.params() if params is None else params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def two_updates(tx, params, *grads):
+    """(parameters, state) after an update by each of `grads`."""
+    state = tx.init(params)
+    for g in grads:
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def program(tx, params=None):
+    """The update, traced."""
+    params = tiny.params() if params is None else params
+    return str(jax.make_jaxpr(tx.update)(params, jax.eval_shape(tx.init, params), params))
+
+
+def written_out(mask, **changes):
+    """The chain of `ADAM` by hand."""
+    warmup, decay = optax.linear_schedule(0.05, 0.1, 2), optax.cosine_decay_schedule(0.1, 8, 0.1)
+    rate = optax.join_schedules([warmup, decay], [2])
+    values = dict(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.3, mask=mask) | changes
+    return optax.chain(optax.clip_by_global_norm(50.0), optax.adamw(rate, **values))
+
+
+def masks(embeddings):
+    block = {name: name in optim.MATRICES for name in BLOCK}
+    return {
+        "embed": embeddings,
+        "unembed": embeddings,
+        "final_norm": False,
+        "blocks": {"block": block},
+    }
+
+
+def test_adamw_is_the_chain_of_optax_to_the_last_operation():
+    assert program(optim.build(ADAM)) == program(written_out(masks(True)))
+    assert program(optim.build(ADAM)) != program(written_out(masks(False)))
+
+
+def test_embeddings_decay_or_not_and_biases_never_do():
+    spared = dataclasses.replace(ADAM, decay_embeddings=False)
+    assert program(optim.build(spared)) == program(written_out(masks(False)))
+    params = {"q_bias": jnp.array([2.0]), "wq": jnp.array([2.0])}
+    new, _ = first_update(params, jax.tree.map(jnp.zeros_like, params), weight_decay=0.5)
+    np.testing.assert_allclose([new["q_bias"], new["wq"]], [[2.0], [1.9]], rtol=1e-6)
+
+
+def matrices(tree):
+    """{name and layer: the [in, out] matrix of a layer}, of parameters or gradients."""
+    D, heads = tiny.CFG.width, 2 * 2 * 4
+    shapes = {"wq": (D, heads), "wo": (heads, D), "wk": (D, 8), "wv": (D, 8), "w_down": (24, D)}
+    shapes |= dict.fromkeys(("w_gate", "w_up"), (D, 24))
+    block = tree["blocks"]["block"]
+    return {f"{k}{i}": block[k][i].reshape(s) for k, s in shapes.items() for i in range(2)}
+
+
+def rest(tree):
+    """What is no hidden matrix."""
+    norms = {k: tree["blocks"]["block"][k] for k in ("attention_norm", "mlp_norm")}
+    return {k: v for k, v in tree.items() if k != "blocks"} | norms
+
+
+def close(got, want, **tolerance):
+    check = functools.partial(np.testing.assert_allclose, **tolerance)
+    jax.tree.map(check, jax.device_get(got), jax.device_get(want))
+
+
+def test_muon_of_scanned_parameters_is_optax_muon_of_each_layers_matrix():
+    grads = gradients(1), gradients(2)
+    loose = dataclasses.replace(MUON, clip_norm=1e9)
+    got, _ = two_updates(optim.build(loose), tiny.params(), *grads)
+    alone = contrib.muon(optim.schedule(loose), weight_decay=0.3, consistent_rms=0.2)
+    want, _ = two_updates(alone, matrices(tiny.params()), *map(matrices, grads))
+    close(matrices(got), want, rtol=1e-5, atol=1e-6)
+    by_adam = dataclasses.replace(loose, name="adamw")
+    want, _ = two_updates(optim.build(by_adam), tiny.params(), *grads)
+    close(rest(got), rest(want), rtol=1e-6)
+    assert not np.allclose(got["blocks"]["block"]["wq"], want["blocks"]["block"]["wq"], atol=1e-2)
+
+
+def test_an_update_of_muon_is_orthogonal_and_of_the_rms_of_its_rate():
+    changes = dict(weight_decay=0.0, warmup_steps=0)
+    tx = optim.build(dataclasses.replace(MUON, **changes))
+    new, _ = two_updates(tx, tiny.params(), gradients(1))
+    moved = jax.tree.map(lambda a, b: a - b, matrices(tiny.params()), matrices(new))
+    for name, x in moved.items():
+        singular = np.linalg.svd(x, compute_uv=False) / (0.1 * 0.2 * np.sqrt(max(x.shape)))
+        assert 0.5 < singular.min() < singular.max() < 1.3, name  # the iteration's own bounds
+    flat = np.linalg.svd(matrices(gradients(1))["wq0"], compute_uv=False)
+    assert flat.max() / flat.min() > 10, "the gradient is far from orthogonal"
+
+
+def test_muon_knows_the_letters_of_every_matrix_of_the_decoder():
+    shapes = jax.eval_shape(lambda: decoder._boxed(tiny.CFG, jax.random.key(0)))["blocks"]["block"]
+    letters = {k: "".join(box.names) for k, box in shapes.items() if "norm" not in k}
+    assert letters == {k: "L" + reads + writes for k, (reads, writes) in optim.MATRICES.items()}
+
+
+def test_muon_refuses_a_parameter_that_it_does_not_know():
+    with pytest.raises(UserError, match=r"optim\.name muon: .* router \(2, 16, 4\)"):
+        optim.build(MUON).init({"router": jnp.zeros((2, 16, 4))})
+
+
+def sizes(cfg):
+    """Bytes of the first moments, and of the whole state."""
+    state = jax.eval_shape(optim.build(cfg).init, tiny.params())
+    nodes = jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu"))
+    size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(size(x.mu) for x in nodes if hasattr(x, "mu")), size(state)
+
+
+def test_bf16_halves_the_first_moment_and_leaves_the_second():
+    count = decoder.count(tiny.CFG)
+    hidden = sum(x.size for x in matrices(tiny.params()).values())
+    found = {
+        (cfg.name, dtype): sizes(dataclasses.replace(cfg, mu_dtype=dtype))
+        for cfg in (ADAM, MUON)
+        for dtype in ("float32", "bfloat16")
+    }
+    for (name, dtype), (first, whole) in found.items():
+        assert first == count * (4 if dtype == "float32" else 2), (name, dtype)
+        second = 4 * (count if name == "adamw" else count - hidden)
+        assert 0 <= whole - first - second < 64, "counters, and the iteration's coefficients"
+
+
+@pytest.mark.parametrize("cfg", [ADAM, MUON], ids=lambda cfg: cfg.name)
+def test_a_short_run_with_bf16_moments_stays_near(cfg):
+    rng = np.random.default_rng(0)
+    x_BD, aim_DF = rng.standard_normal((64, 8)), rng.standard_normal((8, 4))
+    loss = lambda params: ((x_BD @ (params["w_up"] - aim_DF)) ** 2).mean()
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(tx):
+        def step(carry, _):
+            params, state = carry
+            value, grads = jax.value_and_grad(loss)(params)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), value
+
+        params = {"w_up": jnp.zeros((8, 4))}
+        return jax.lax.scan(step, (params, tx.init(params)), None, 40)[1]
+
+    changes = dict(steps=40, weight_decay=0.0, clip_norm=1e9)
+    wide, narrow = (
+        run(optim.build(dataclasses.replace(cfg, mu_dtype=dtype, **changes)))
+        for dtype in ("float32", "bfloat16")
+    )
+    assert wide[-1] < 0.5 * wide[0]
+    np.testing.assert_allclose(narrow, wide, atol=2e-3 * wide[0])
+    assert (narrow != wide).any()
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("lr", 0.0), ("steps", 0), ("schedule", "step"), ("warmup_steps", 11), ("warmup_steps", -1),
-     ("clip_norm", 0.0)],
+     ("clip_norm", 0.0), ("name", "sgd"), ("momentum", 1.0), ("rms", 0.0), ("mu_dtype", "float8")],
 )  # fmt: skip
 def test_a_config_that_cannot_be_names_its_field(field, value):
     with pytest.raises(UserError, match=rf"optim\.{field}"):

@@ -1,5 +1,6 @@
 """Eight devices give what one gives: placement, updates, rollouts and verdicts."""
 
+import dataclasses
 import functools
 import math
 import re
@@ -42,6 +43,10 @@ MESHES = {"2x2x2": (2, 2, 2), "1x8x1": (1, 8, 1), "1x1x8": (1, 1, 8), "8x1x1": (
 FOUR_MESHES = pytest.mark.parametrize("name", MESHES)
 # eps far above rounding, since Adam's first step, g / (|g| + eps), blows up the noise of a tiny g.
 OPTIM = optim.OptimConfig(lr=0.01, steps=10, eps=1e-3, weight_decay=0.1, schedule="constant")
+TXS = {
+    "adamw": optim.build(OPTIM),
+    "muon": optim.build(dataclasses.replace(OPTIM, name="muon", mu_dtype="bfloat16")),
+}
 BLEND = {"ce_weight": 0.5, "ce_weight_last": 0.5}
 OBJECTIVES = {
     "dpo": losses.ObjectiveConfig("dpo", nll_weight=0.1),
@@ -110,9 +115,9 @@ def _problem(name):
     )
 
 
-def _start(mesh, reference):
+def _start(mesh, reference, optimiser="adamw"):
     """A state whose reference is not the policy, or DPO's margins would all be 0."""
-    state = step.state_of(_placed(mesh), CFG, optim.build(OPTIM), mesh, reference=reference)
+    state = step.state_of(_placed(mesh), CFG, TXS[optimiser], mesh, reference=reference)
     return state.replace(reference=jax.tree.map(lambda x: 1.01 * x, state.reference))
 
 
@@ -123,13 +128,14 @@ def _run(program, *args):
 
 
 @functools.cache
-def _update(name, where, microbatches):
+def _update(name, where, microbatches, optimiser="adamw"):
     """((state, metrics) after one update, the program's text)."""
     terms, weights, batch = _problem(name)
     mesh = _mesh(where)
-    update = step.make_update(terms, optim.build(OPTIM), weights, microbatches=microbatches)
+    update = step.make_update(terms, TXS[optimiser], weights, microbatches=microbatches)
+    start = _start(mesh, name in ("dpo", "policy"), optimiser)
     with jax.set_mesh(mesh):
-        return _run(update, _start(mesh, name in ("dpo", "policy")), put_batch(mesh, batch))
+        return _run(update, start, put_batch(mesh, batch))
 
 
 def _devices(tree):
@@ -155,7 +161,7 @@ def _cuts(params):
 @FOUR_MESHES
 def test_parameters_reference_and_moments_are_cut_over_fsdp_and_tensor(name):
     _, fsdp, tensor = MESHES[name]
-    state = step.init_state(CFG, optim.build(OPTIM), _mesh(name), 0, reference=True)
+    state = step.init_state(CFG, TXS["adamw"], _mesh(name), 0, reference=True)
     matrices = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down", "embed", "unembed")
     norms = ("attention_norm", "mlp_norm", "final_norm")
     wanted = {**dict.fromkeys(matrices, fsdp * tensor), **dict.fromkeys(norms, fsdp)}
@@ -203,6 +209,38 @@ def test_an_update_on_eight_devices_equals_one_on_one(name, microbatches):
 @pytest.mark.parametrize("where", ["1x8x1", "1x1x8", "8x1x1"])
 def test_any_mesh_of_eight_gives_the_same_update(where):
     _check_update("dpo", where, 1)
+
+
+def _moments(state):
+    """{its kind, and the parameter's path: a first moment} of every parameter."""
+    nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu"))
+    return {
+        (type(node).__name__, jax.tree_util.keystr(path[-1:], simple=True)): x
+        for node in nodes
+        if hasattr(node, "mu")
+        for path, x in jax.tree_util.tree_leaves_with_path(node.mu)
+    }
+
+
+def test_an_update_of_muon_on_eight_devices_equals_one_on_one():
+    (one, _), _ = _update("tokens", "one", 1, "muon")
+    (many, _), _ = _update("tokens", "2x2x2", 1, "muon")
+    assert _devices(one) == {1} and _devices(many) == {8}
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), one.params, _params())
+    assert min(jax.tree.leaves(moved)) > 1e-3
+    _close(one.params, many.params, atol=1e-5)
+    first, other = _moments(one), _moments(many)
+    assert {kind for kind, _ in first} == {"MuonState", "ScaleByAdamState"}
+    assert {x.dtype for x in first.values()} == {jnp.dtype("bfloat16")}
+    wide = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float32), list(tree.values()))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-2, atol=1e-9),
+        *map(wide, (first, other)),
+    )
+    cuts = _cuts(_start(_mesh("2x2x2"), False, "muon").params)
+    assert {
+        k: len({str(s.index) for s in x.addressable_shards}) for (_, k), x in other.items()
+    } == cuts
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Likelihood terms: cross-entropy, SFT and reward-filtered NLL."""
+"""Likelihood terms: cross-entropy and its z-loss, SFT and reward-filtered NLL."""
 
 import jax.numpy as jnp
 
@@ -9,6 +9,15 @@ from sip.structs import Array, Metrics
 def ce(logp: Array, mask: Array) -> tuple[Array, Array, Metrics]:
     """-sum logp over the tokens of `mask` (any shape), per token."""
     total, denom = masked_pair(-logp, mask)
+    return total, denom, {}
+
+
+def z_loss(log_z: Array, mask: Array) -> tuple[Array, Array, Metrics]:
+    """(log Z)^2 over the tokens of `mask` (any shape), per token; Z is the softmax's denominator.
+
+    It pulls log Z towards 0, where logits are log-probabilities (arXiv 2204.02311, weight 1e-4).
+    """
+    total, denom = masked_pair(jnp.square(log_z), mask)
     return total, denom, {}
 
 

@@ -39,11 +39,26 @@ def tree_logprobs(
     """
     before_BND, targets_BN = _before(trunk_BTD, branch_BCRD, tree)
     logp_BN = chunked_logprobs(before_BND, unembed_DV, targets_BN, chunk=chunk)
-    logp_BT = chunked_logprobs(trunk_BTD[:, :-1], unembed_DV, tree.tokens_BT[:, 1:], chunk=chunk)
-    logp_BT = jnp.pad(logp_BT, ((0, 0), (1, 0)))
+    logp_BT = _on_trunk(chunked_logprobs, trunk_BTD, unembed_DV, tree, chunk)
+    return logp_BT, jnp.where(tree.mask_BCR, logp_BN.reshape(tree.mask_BCR.shape), 0.0)
+
+
+def trunk_scores(
+    trunk_BTD: Array, unembed_DV: Array, tree: Tree, *, chunk: int
+) -> tuple[Array, Array]:
+    """(logp_BT, log_z_BT): the trunk's of `tree_logprobs`, and the log of the softmax's denominator
+    where each token is read; zero likewise."""
+    both_BT2 = _on_trunk(chunked_scores, trunk_BTD, unembed_DV, tree, chunk)
+    return both_BT2[..., 0], both_BT2[..., 1]
+
+
+def _on_trunk(score, trunk_BTD, unembed_DV, tree: Tree, chunk: int):
+    """`score` of each trunk token that has a past, from the position before it."""
+    x_BT = score(trunk_BTD[:, :-1], unembed_DV, tree.tokens_BT[:, 1:], chunk=chunk)
+    rest = [1] * (x_BT.ndim - 2)
+    x_BT = jnp.pad(x_BT, ((0, 0), (1, 0), *[(0, 0)] * len(rest)))
     scored_BT = scored_mask(tree.mask_BT, tree.segment_BT)
-    logp_BCR = jnp.where(tree.mask_BCR, logp_BN.reshape(tree.mask_BCR.shape), 0.0)
-    return jnp.where(scored_BT, logp_BT, 0.0), logp_BCR
+    return jnp.where(scored_BT.reshape(*scored_BT.shape, *rest), x_BT, 0.0)
 
 
 def branch_gaps(
@@ -72,11 +87,24 @@ def _before(trunk_BTD: Array, branch_BCRD: Array, tree: Tree) -> tuple[Array, Ar
 
 def asked_logprobs(branch_BCRD: Array, unembed_DV: Array, asked: Asked, *, chunk: int) -> Array:
     """logp_BCM of the asked tokens, each read at its position."""
+    return _asked(chunked_logprobs, branch_BCRD, unembed_DV, asked, chunk)
+
+
+def asked_scores(
+    branch_BCRD: Array, unembed_DV: Array, asked: Asked, *, chunk: int
+) -> tuple[Array, Array]:
+    """(logp_BCM, log_z_BCM): `asked_logprobs`, and the log of the softmax's denominator there."""
+    both_BCM2 = _asked(chunked_scores, branch_BCRD, unembed_DV, asked, chunk)
+    return both_BCM2[..., 0], both_BCM2[..., 1]
+
+
+def _asked(score, branch_BCRD, unembed_DV, asked: Asked, chunk: int):
     B, C, M = asked.at_BCM.shape
     read_BCMD = jnp.take_along_axis(branch_BCRD, asked.at_BCM[..., None], axis=2, mode="clip")
     read_BND = read_BCMD.reshape(B, C * M, branch_BCRD.shape[-1])
     targets_BN = asked.token_BCM.reshape(B, C * M)
-    return chunked_logprobs(read_BND, unembed_DV, targets_BN, chunk=chunk).reshape(B, C, M)
+    x_BN = score(read_BND, unembed_DV, targets_BN, chunk=chunk)
+    return x_BN.reshape(B, C, M, *x_BN.shape[2:])
 
 
 def chunked_logprobs(
@@ -91,6 +119,18 @@ def chunked_logprobs(
     def score(unembed_DV, hidden_BND, targets_BN):
         logits_BNV = _logits(hidden_BND, unembed_DV)
         return _picked(logits_BNV, targets_BN) - jax.nn.logsumexp(logits_BNV, axis=-1)
+
+    return _over_chunks(score, unembed_DV, hidden_BND, targets_BN, chunk=chunk)
+
+
+def chunked_scores(hidden_BND: Array, unembed_DV: Array, targets_BN: Array, *, chunk: int) -> Array:
+    """scores_BN2: `chunked_logprobs`, and from the same logits log Z, the log of the sum of their
+    exponentials (float32)."""
+
+    def score(unembed_DV, hidden_BND, targets_BN):
+        logits_BNV = _logits(hidden_BND, unembed_DV)
+        log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
+        return jnp.stack([_picked(logits_BNV, targets_BN) - log_z_BN, log_z_BN], axis=-1)
 
     return _over_chunks(score, unembed_DV, hidden_BND, targets_BN, chunk=chunk)
 

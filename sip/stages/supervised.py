@@ -39,6 +39,7 @@ class RunConfig(setup.RunConfig):
     evals: ground_truth.EvalConfig
     labels: LabelConfig | None = None  # verdicts
     rewrites: RewriteConfig | None = None
+    z_loss: float = 0.0  # of each cross-entropy, in its weight
 
     def __post_init__(self):
         super().__post_init__()
@@ -46,6 +47,8 @@ class RunConfig(setup.RunConfig):
             raise UserError(f"examples must be one of {EXAMPLES}, not {self.examples!r}")
         if self.tokens not in TOKENS:
             raise UserError(f"tokens must be one of {TOKENS}, not {self.tokens!r}")
+        if self.z_loss < 0:
+            raise UserError(f"z_loss must not be negative, not {self.z_loss}")
         for kind, key in (("verdicts", "labels"), ("rewrites", "rewrites")):
             if (self.examples == kind) != (getattr(self, key) is not None):
                 raise UserError(f"{key}: wanted by examples {kind!r}, and by no other")
@@ -97,7 +100,10 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             manager, cfg, tx, mesh, seed=config.seed, init_from=init_from, reference=False
         )
         update = step.make_update(
-            task.terms, tx, lambda _: task.weights, microbatches=c.microbatches
+            task.terms,
+            tx,
+            lambda _: losses.with_z(task.weights, c.z_loss),
+            microbatches=c.microbatches,
         )
         setup.keep_tokenizer(config, workdir, directory)
         writer = opened.enter_context(
@@ -151,7 +157,7 @@ def documents_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer)
     suite = ground_truth.suite(config, c.evals, name, workdir, c.model, mesh, tokenizer)
     return Task(
         batch,
-        losses.tokens_terms(c.model),
+        losses.tokens_terms(c.model, c.z_loss),
         {"ce": 1.0},
         lambda params: ground_truth.during(suite, params),
         lambda params: ground_truth.finish(suite, params),
@@ -187,7 +193,7 @@ def verdicts_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
 
     return Task(
         batch,
-        losses.verdict_terms(cfg),
+        losses.verdict_terms(cfg, c.z_loss),
         {
             **dict.fromkeys(wanted.per_prefix, 1.0),
             **{f"{aspect}/marks": wanted.marks_weight for aspect in wanted.marks},
@@ -214,7 +220,7 @@ def rewrites_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
 
     return Task(
         lambda at: examples.batch(at, c.batch, seed=config.seed),
-        losses.tokens_terms(cfg),
+        losses.tokens_terms(cfg, c.z_loss),
         {"ce": 1.0},
         lambda p: {f"eval/{k}": v for k, v in figures(p, "validation").items()},
         lambda p: rewrites.write_figures(workdir, name, figures(p, "test")),

@@ -74,8 +74,16 @@ def _check(mngr: ocp.CheckpointManager, step: int, items) -> None:
         if stored != wanted:
             said = {True: "a reference", False: "no reference"}
             raise ValueError(f"it holds {said[stored]}, the run's objective wants {said[wanted]}")
+        _check_optimiser(metadata.rest.tree["opt_state"], items["rest"].item["opt_state"])
     if "params" in items and metadata.params is not None:
         _check_shapes(metadata, items)
+
+
+def _check_optimiser(stored, wanted) -> None:
+    """By their number: of a stored state orbax names the nodes in its own way."""
+    have, want = len(jax.tree.leaves(stored)), len(jax.tree.leaves(wanted))
+    if have != want:
+        raise ValueError(f"opt_state holds {have} arrays, the run's optimiser keeps {want}")
 
 
 def _check_shapes(metadata, items) -> None:

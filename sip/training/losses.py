@@ -4,6 +4,7 @@ Every function makes a `terms(params, reference, batch) -> (terms, metrics)` for
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import flax.struct
 import jax
@@ -12,7 +13,7 @@ import optax
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.objectives import likelihood, logprobs, policy, preference
-from sip.structs import Array, Tree, UserError
+from sip.structs import Array, Asked, Metrics, Tree, UserError
 
 NAMES = ("dpo", "rf_nll", "dr_grpo")
 
@@ -33,16 +34,19 @@ class ObjectiveConfig:
     ce_weight: float = 0.0
     ce_weight_last: float = 0.0
     ce_steps: int = 1
+    z_loss: float = 0.0  # of the blended cross-entropy, in its weight
 
     def __post_init__(self):
         if self.name not in NAMES:
             raise UserError(f"objective.name must be one of {NAMES}, not {self.name!r}")
         if self.beta <= 0 or self.ce_steps < 1:
             raise UserError("objective.beta and objective.ce_steps must be positive")
-        if min(self.nll_weight, self.ce_weight, self.ce_weight_last) < 0:
+        if min(self.nll_weight, self.ce_weight, self.ce_weight_last, self.z_loss) < 0:
             raise UserError("objective: weights must not be negative")
         if self.nll_weight and self.name != "dpo":
             raise UserError(f"objective.nll_weight belongs to dpo, not to {self.name}")
+        if self.z_loss and not self.blends_ce:
+            raise UserError("objective.z_loss belongs to the blended cross-entropy: ce_weight is 0")
 
     @property
     def blends_ce(self) -> bool:
@@ -108,19 +112,43 @@ def _tree_logprobs(params, cfg: ModelConfig, tree: Tree):
     )
 
 
-def tokens_terms(cfg: ModelConfig):
+def _tree_scores(params, cfg: ModelConfig, tree: Tree, z_loss: float):
+    """(logp_BT, logp_BCR, log_z_BT); the last only where a z-loss asks for it."""
+    if not z_loss:
+        return *_tree_logprobs(params, cfg, tree), None
+    out = decoder.apply(params, cfg, tree)
+    unembed, chunk = decoder.unembed(params, cfg), cfg.logprob_chunk
+    logp_BT, log_z_BT = logprobs.trunk_scores(out.trunk_BTD, unembed, tree, chunk=chunk)
+    _, logp_BCR = logprobs.tree_logprobs(out.trunk_BTD, out.branch_BCRD, unembed, tree, chunk=chunk)
+    return logp_BT, logp_BCR, log_z_BT
+
+
+def _ce(name: str, logp, log_z, mask) -> Metrics:
+    """The term `name` and, with its `log_z`, the term `name`/z."""
+    values = {name: likelihood.ce(logp, mask)[:2]}
+    return values if log_z is None else {**values, f"{name}/z": likelihood.z_loss(log_z, mask)[:2]}
+
+
+def with_z(weights: dict[str, Any], z_loss: float) -> dict[str, Any]:
+    """Weights of cross-entropies, and of the z-loss of each, which weighs `z_loss` as much."""
+    if not z_loss:
+        return weights
+    return {**weights, **{f"{name}/z": z_loss * weight for name, weight in weights.items()}}
+
+
+def tokens_terms(cfg: ModelConfig, z_loss: float = 0.0):
     """Next-token cross-entropy on (tree with C = 0, mask_BT of the tokens that count)."""
 
     def terms(params, reference, batch):
         tree, mask_BT = batch
-        logp_BT, _ = _tree_logprobs(params, cfg, tree)
+        logp_BT, _, log_z_BT = _tree_scores(params, cfg, tree, z_loss)
         mask_BT = mask_BT & logprobs.scored_mask(tree.mask_BT, tree.segment_BT)
-        return {"ce": likelihood.ce(logp_BT, mask_BT)[:2]}, {}
+        return _ce("ce", logp_BT, log_z_BT, mask_BT), {}
 
     return terms
 
 
-def verdict_terms(cfg: ModelConfig):
+def verdict_terms(cfg: ModelConfig, z_loss: float = 0.0):
     """Cross-entropy of asked tokens on {aspect: (tree, {term: Asked})}."""
 
     def terms(params, reference, batch):
@@ -129,23 +157,28 @@ def verdict_terms(cfg: ModelConfig):
             branch_BCRD = decoder.apply(params, cfg, tree).branch_BCRD
             unembed = decoder.unembed(params, cfg)
             for term, said in asked.items():
-                logp_BCM = logprobs.asked_logprobs(
-                    branch_BCRD, unembed, said, chunk=cfg.logprob_chunk
-                )
-                values[term] = likelihood.ce(logp_BCM, said.mask_BCM)[:2]
+                scores = _asked_scores(cfg, branch_BCRD, unembed, said, z_loss)
+                values |= _ce(term, *scores, said.mask_BCM)
         return values, {}
 
     return terms
+
+
+def _asked_scores(cfg: ModelConfig, branch_BCRD, unembed_DV, said: Asked, z_loss: float):
+    chunk = cfg.logprob_chunk
+    if z_loss:
+        return logprobs.asked_scores(branch_BCRD, unembed_DV, said, chunk=chunk)
+    return logprobs.asked_logprobs(branch_BCRD, unembed_DV, said, chunk=chunk), None
 
 
 def branch_terms(cfg: ModelConfig, objective: ObjectiveConfig):
     """The objective's terms on `Branches`: its own, `nll_chosen` and `ce` where asked for."""
 
     def terms(params, reference, batch: Branches):
-        logp_BT, logp_BCR = _tree_logprobs(params, cfg, batch.tree)
+        logp_BT, logp_BCR, log_z_BT = _tree_scores(params, cfg, batch.tree, objective.z_loss)
         values, metrics = _objective(cfg, objective, reference, batch, logp_BCR)
         if objective.blends_ce:
-            values["ce"] = likelihood.ce(logp_BT, batch.ce_mask_BT)[:2]
+            values |= _ce("ce", logp_BT, log_z_BT, batch.ce_mask_BT)
         return values, metrics
 
     return terms
@@ -224,6 +257,8 @@ def branch_weights(objective: ObjectiveConfig):
         values = {objective.name: 1.0}
         if objective.nll_weight:
             values["nll_chosen"] = objective.nll_weight
-        return {**values, "ce": ce(step)} if objective.blends_ce else values
+        if not objective.blends_ce:
+            return values
+        return {**values, **with_z({"ce": ce(step)}, objective.z_loss)}
 
     return weights

@@ -1,35 +1,59 @@
-"""AdamW with warm-up and decay, from a frozen config."""
+"""AdamW or Muon with warm-up and decay, from a frozen config."""
 
+import math
 from dataclasses import dataclass
 
 import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from sip.models.config import DTYPES
 from sip.structs import UserError
 
-SCHEDULES = ("cosine", "constant", "linear")
+NAMES, SCHEDULES = ("adamw", "muon"), ("cosine", "constant", "linear")
+
+# The letters that a hidden matrix reads and those it writes; what stands before (layers, experts)
+# are matrices of their own.
+MATRICES = {
+    "wq": ("D", "GQH"),
+    "wk": ("D", "GH"),
+    "wv": ("D", "GH"),
+    "wo": ("GQH", "D"),
+    "w_gate": ("D", "F"),
+    "w_up": ("D", "F"),
+    "w_down": ("F", "D"),
+}
+EMBEDDINGS = ("embed", "unembed")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser and schedule. Weight decay applies to matrices, not to norms."""
+    """Optimiser and schedule. Weight decay applies to matrices, not to norms and biases."""
 
     lr: float
     steps: int  # length of the schedule, updates
+    name: str = "adamw"  # adamw | muon
     warmup_steps: int = 0
     schedule: str = "cosine"
     min_ratio: float = 0.1  # last learning rate / lr
     b1: float = 0.9
     b2: float = 0.95
     eps: float = 1e-8
+    momentum: float = 0.95  # muon
+    rms: float = 0.2  # muon: of an update of a hidden matrix, in learning rates; AdamW's is alike
+    mu_dtype: str = "float32"  # of the first moment; the second is float32 always
     weight_decay: float = 0.0
+    decay_embeddings: bool = True  # embedding and unembedding too
     clip_norm: float = 1.0
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"optim.schedule must be one of {SCHEDULES}, not {self.schedule!r}")
-        if self.lr <= 0 or self.steps < 1 or self.clip_norm <= 0:
-            raise UserError("optim.lr, optim.steps and optim.clip_norm must be positive")
+        for key, known in (("name", NAMES), ("schedule", SCHEDULES), ("mu_dtype", tuple(DTYPES))):
+            if getattr(self, key) not in known:
+                raise UserError(f"optim.{key} must be one of {known}, not {getattr(self, key)!r}")
+        if self.lr <= 0 or self.steps < 1 or self.clip_norm <= 0 or self.rms <= 0:
+            raise UserError("optim.lr, optim.steps, optim.clip_norm and optim.rms must be positive")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"optim.momentum must be in [0, 1), not {self.momentum}")
         if not 0 <= self.warmup_steps <= self.steps:
             raise UserError(f"optim.warmup_steps {self.warmup_steps} must be in 0..{self.steps}")
 
@@ -49,21 +73,94 @@ def schedule(cfg: OptimConfig) -> optax.Schedule:
 
 
 def build(cfg: OptimConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW (arXiv 1711.05101)."""
-    return optax.chain(
-        optax.clip_by_global_norm(cfg.clip_norm),
-        optax.adamw(
-            schedule(cfg),
-            b1=cfg.b1,
-            b2=cfg.b2,
-            eps=cfg.eps,
-            weight_decay=cfg.weight_decay,
-            mask=_matrices,
+    """Clipping by global norm, then AdamW (arXiv 1711.05101) or Muon.
+
+    `mu_dtype` is of what averages gradients (Adam's first moment, Muon's momentum). Adam's second
+    moment stays float32: with b2 near 1 its steps are less than a bfloat16 can tell.
+    """
+    make = {"adamw": _adamw, "muon": _muon}[cfg.name]
+    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), make(cfg))
+
+
+def _adamw(cfg: OptimConfig) -> optax.GradientTransformation:
+    return optax.adamw(
+        schedule(cfg),
+        b1=cfg.b1,
+        b2=cfg.b2,
+        eps=cfg.eps,
+        mu_dtype=DTYPES[cfg.mu_dtype],
+        weight_decay=cfg.weight_decay,
+        mask=_decayed(cfg),
+    )
+
+
+def _muon(cfg: OptimConfig) -> optax.GradientTransformation:
+    """Hidden matrices, each layer's alone, by orthogonalised momentum (Jordan et al. 2024), scaled
+    so that one learning rate suits all (arXiv 2502.16982); embeddings and vectors by Adam."""
+    mu_dtype = DTYPES[cfg.mu_dtype]
+    orthogonal = optax.chain(
+        scale_by_muon(
+            beta=cfg.momentum, eps=cfg.eps, mu_dtype=mu_dtype, weight_dimension_numbers=_axes
         ),
+        optax.stateless(lambda updates, _: _to_rms(updates, cfg.rms)),
+    )
+    adam = optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=mu_dtype)
+    return optax.chain(
+        optax.partition({"muon": orthogonal, "adam": adam}, _kinds),
+        optax.add_decayed_weights(cfg.weight_decay, _decayed(cfg)),
+        optax.scale_by_learning_rate(schedule(cfg)),
     )
 
 
-def _matrices(params):
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: "norm" not in jax.tree_util.keystr(path), params
-    )
+def _by_name(rule, params):
+    """rule(name, x) of every parameter; its name is the last part of its path."""
+    name = lambda path: jax.tree_util.keystr(path[-1:], simple=True)
+    return jax.tree_util.tree_map_with_path(lambda path, x: rule(name(path), x), params)
+
+
+def _decayed(cfg: OptimConfig):
+    """The mask of what decays."""
+
+    def decays(name, _):
+        if name in EMBEDDINGS:
+            return cfg.decay_embeddings
+        return "norm" not in name and "bias" not in name
+
+    return lambda params: _by_name(decays, params)
+
+
+def _kinds(params):
+    """Who updates what. Raises UserError naming a parameter of which neither is known."""
+
+    def kind(name, x):
+        if name in MATRICES:
+            return "muon"
+        if name in EMBEDDINGS or "norm" in name or "bias" in name or not name:
+            return "adam"  # without a name: optax's placeholder for all parameters
+        raise UserError(f"optim.name muon: it is not known which axes {name} {x.shape} reads")
+
+    return _by_name(kind, params)
+
+
+def _axes(params):
+    """The axes that each hidden matrix reads and writes, counted from the last."""
+
+    def axes(name, _):
+        reads, writes = map(len, MATRICES[name])
+        return MuonDimensionNumbers(
+            tuple(range(-reads - writes, -writes)), tuple(range(-writes, 0))
+        )
+
+    return _by_name(axes, params)
+
+
+def _to_rms(updates, rms: float):
+    """Orthogonal matrices [in, out], of which an entry's root mean square is 1 / sqrt(max(in,
+    out)), at that of `rms`."""
+
+    def scaled(name, x):
+        reads, writes = map(len, MATRICES[name])
+        sides = math.prod(x.shape[-reads - writes : -writes]), math.prod(x.shape[-writes:])
+        return rms * math.sqrt(max(sides)) * x
+
+    return _by_name(scaled, updates)

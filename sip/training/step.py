@@ -50,11 +50,23 @@ def abstract_state(cfg: ModelConfig, tx, mesh, *, reference: bool) -> TrainState
     params = decoder.abstract(cfg, mesh)
     opt = jax.eval_shape(tx.init, params)
     whole = replicated(mesh)
-    place = lambda x, like: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=like.sharding)
     alone = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
-    opt = optax.tree_utils.tree_map_params(tx, place, opt, params, transform_non_params=alone)
+    opt = optax.tree_utils.tree_map_params(
+        tx, _beside, opt, params, transform_non_params=alone, is_leaf=_elsewhere
+    )
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     return TrainState(count, params, opt, params if reference else None, count, count)
+
+
+def _elsewhere(x) -> bool:
+    """Whether a moment stands for a parameter that another part of the optimiser looks after."""
+    return isinstance(x, optax.MaskedNode)
+
+
+def _beside(x, param):
+    if _elsewhere(x):
+        return x
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=param.sharding)
 
 
 def _divide(total, denom):

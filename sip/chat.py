@@ -74,9 +74,11 @@ def of_tokenizer(path: str | pathlib.Path, name: str = "default") -> Template:
     found: dict[str, str] = {}
     if (folder / SETTINGS).is_file():
         read = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        given = read["chat_template"] if "chat_template" in read else None
-        one = {"default": given} if isinstance(given, str) else {}
-        found = one or {each["name"]: each["template"] for each in given or ()}
+        given = read["chat_template"] if "chat_template" in read else ()
+        if isinstance(given, str):
+            found["default"] = given
+        else:
+            found = {each["name"]: each["template"] for each in given or ()}
     if (folder / BESIDE).is_file():
         found["default"] = (folder / BESIDE).read_text(encoding="utf-8")
     if name not in found:

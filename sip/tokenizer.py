@@ -151,9 +151,13 @@ class SentencePiece:
     def encode_special(self, text: str) -> list[int]:
         return _marked(text, self.specials, self.encode)
 
-    @functools.cached_property
-    def specials(self) -> dict[str, int]:
+    @property
+    def specials(self) -> Mapping[str, int]:
         """Text -> id of the control tokens."""
+        return self._controls
+
+    @functools.cached_property
+    def _controls(self) -> dict[str, int]:
         return {p.piece: i for i, p in enumerate(self._pieces()) if p.type == CONTROL}
 
     @functools.cached_property

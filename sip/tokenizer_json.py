@@ -69,8 +69,9 @@ def settings(path: str | os.PathLike) -> Settings:
     named = ("special_tokens_map.json", SETTINGS)  # the latter has the last word
     names: dict[str, str] = {}
     for name, role in ((name, role) for name in named for role in ROLES):
-        if of(name, role):
-            names[role] = _content(of(name, role))
+        token = of(name, role)
+        if token:
+            names[role] = _content(token)
     special = [each for name in named for each in of(name, "additional_special_tokens") or ()]
     entries = of(SETTINGS, "added_tokens_decoder") or {}
     added = {one["content"]: {**USUAL, **one, "id": int(i)} for i, one in entries.items()}

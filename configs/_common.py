@@ -217,12 +217,14 @@ def judge(
     weights=(("quality", 1.0), ("safety", 1.0), ("factuality", 1.0)),
     schedule=ALL_PAIRS,
     proofread=UNREAD,
+    chat="",
 ) -> ConfigDict:
     """Who judges: local (a trained judge, or with init_from "policy" what is trained), http (a
     server), rule, or truth (the corpus's own).
 
     `weights` names built-in aspects or paths of prompt files; votes, max_tokens and sampling are of
-    those that are answered after reasoning.
+    those that are answered after reasoning. `chat`: a local judge is asked in a chat, by its "own"
+    template, "harmony" or a .jinja file.
     """
     return section(
         backend=backend,
@@ -240,6 +242,7 @@ def judge(
         reference=reference,
         proofread=proofread,
         schedule=schedule,
+        chat=chat,
     )
 
 
@@ -264,8 +267,9 @@ def audit(held_out=None, **changes) -> ConfigDict:
 NO_AUDIT = audit()
 
 
-def rewriter(backend: str, *, init_from="") -> ConfigDict:
-    """Who rewrites: local (a trained rewriter) or truth (the corpus's ground truth)."""
+def rewriter(backend: str, *, init_from="", chat="") -> ConfigDict:
+    """Who rewrites: local (a trained rewriter) or truth (the corpus's ground truth); `chat` as in
+    `judge`."""
     return section(
         backend=backend,
         init_from=init_from,
@@ -273,6 +277,7 @@ def rewriter(backend: str, *, init_from="") -> ConfigDict:
         temperature=0.0,
         top_p=1.0,
         batch=32,
+        chat=chat,
     )
 
 

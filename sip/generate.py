@@ -72,7 +72,7 @@ def generate(
     for row, some in zip(tokens_BT, ids, strict=True):
         row[: len(some)] = some
     fork_B = np.array([len(some) for some in ids], np.int32)
-    run = sampling.program(cfg, num, max_tokens, sample, (tokenizer.eos,))
+    run = sampling.program(cfg, num, max_tokens, sample, tokenizer.stops)
     with jax.set_mesh(where):
         found = run(params, tokens_BT, fork_B, np.arange(len(ids)), jax.random.key(seed))
     found = jax.tree.map(np.asarray, found)

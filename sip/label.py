@@ -37,7 +37,7 @@ _LABEL_FOR = flags.DEFINE_string("label_for", "", "Label for this aspect instead
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.shared(flags.DEFINE_string, "workdir", None, "Of --config: corpus and tokenizer.")
 _CORPUS = flags.DEFINE_string("corpus", "", "A .txt or .jsonl file, in the place of --config.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", "", "Of --corpus: a SentencePiece model, or 'byte'.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", "", "Of --corpus: its file, or 'byte'.")
 _SPLIT = cli.shared(flags.DEFINE_string, "split", "train", "Documents to label.")
 _PREFIX_MIN = flags.DEFINE_integer("prefix_min", 64, "Of --corpus: tokens of a prefix at least.")
 _PREFIX_MAX = flags.DEFINE_integer("prefix_max", 512, "Of --corpus: tokens of a prefix at most.")
@@ -76,8 +76,7 @@ def read_corpus() -> tuple[setup.Corpus, Tokenizer]:
         raise UserError(f"--corpus {path}: neither a .txt nor a .jsonl file")
     if not _TOKENIZER.value:
         raise UserError("--tokenizer is needed with --corpus")
-    kind = "byte" if _TOKENIZER.value == "byte" else "sentencepiece"
-    tokenizer = tokenizers.load(kind, _TOKENIZER.value)
+    tokenizer = tokenizers.load(*tokenizers.guess(str(_TOKENIZER.value)))
     cut = dict(prefix_min=_PREFIX_MIN.value, prefix_max=_PREFIX_MAX.value, suffix=_SUFFIX.value)
     data = dict(source=suffix, path=path, world={}, max_skipped_fraction=1.0, cut=cut)
     return setup.corpus(ConfigDict({"data": data}), _SPLIT.value, "", tokenizer), tokenizer

@@ -15,10 +15,12 @@ import jax
 import numpy as np
 
 from sip import sampling, template
+from sip.chat import Turn
 from sip.mesh import put_batch
 from sip.models.config import ModelConfig
+from sip.segments import Ids, Markup, prompt_of
 from sip.structs import Params, UserError
-from sip.textgen import Ids, bucket, pack, tokens_of
+from sip.textgen import bucket, pack
 from sip.tokenizer import Cached, Encoder, Tokenizer, continuation
 
 if TYPE_CHECKING:
@@ -62,10 +64,13 @@ class RewriterConfig:
     temperature: float  # local; 0 is greedy
     top_p: float
     batch: int  # local: suffixes rewritten at a time
+    chat: str = ""  # local: asked in a chat, by its "own" template | harmony | a .jinja file
 
     def __post_init__(self):
         if self.backend not in BACKENDS:
             raise UserError(f"rewriter.backend must be one of {BACKENDS}, not {self.backend!r}")
+        if self.chat and self.backend != "local":
+            raise UserError(f"rewriter.chat: for backend local alone, not {self.backend}")
         if self.batch < 1:
             raise UserError(f"rewriter.batch must be at least 1, not {self.batch}")
         self.sampling()
@@ -77,10 +82,14 @@ class RewriterConfig:
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a rewriter is asked: a template that ends with the primed words of the prefix."""
+    """How a rewriter is asked: a template that ends with the primed words of the prefix.
+
+    In a chat all before these is one message of a user's, and the answer begins with them.
+    """
 
     name: str
     template: str
+    turn: Turn | None = None
 
     def __post_init__(self):
         named = template.fields(self.template)
@@ -94,13 +103,17 @@ class Prompt:
     def segments(self, prefix: str, suffix: str) -> tuple[str, ...]:
         """The filled template; its own words stand at even places."""
         texts = {"prefix": prefix, "suffix": suffix, "words": last_words(prefix)}
-        return template.fill(self.template, texts)
+        filled = template.fill(self.template, texts)
+        if self.turn is None:
+            return filled
+        *asked, words, end = filled
+        return (Markup(self.turn.head), "", *asked, "", Markup(self.turn.direct), words, end)
 
 
-def load(name: str) -> Prompt:
+def load(name: str, turn: Turn | None = None) -> Prompt:
     """A built-in prompt by its name, or a user's own by the path of its .txt file."""
     text = template.read("rewriter prompt", name).removesuffix("\n")
-    return Prompt(pathlib.Path(name).stem, text)
+    return Prompt(pathlib.Path(name).stem, text, turn)
 
 
 def last_words(text: str, count: int = WORDS) -> str:
@@ -113,7 +126,7 @@ def prompt_ids(
     prompt: Prompt, tokenizer: Tokenizer, encoder: Encoder, prefix: str, suffix: str
 ) -> Ids:
     """The tokens of a prompt, BOS and its segments' joined."""
-    return [tokenizer.bos, *tokens_of(encoder, prompt.segments(prefix, suffix))]
+    return prompt_of(tokenizer, encoder, prompt.segments(prefix, suffix))
 
 
 def answer_ids(
@@ -157,7 +170,7 @@ class Exchange:
         self._cached = Cached(tokenizer, 1 << 14)
         self._encode = self._cached.encode
         newline = self._encode("\n")
-        self.stops = (tokenizer.eos, *(newline if len(newline) == 1 else ()))
+        self.stops = (*tokenizer.stops, *(newline if len(newline) == 1 else ()))
 
     def ask(self, prefix: str, suffix: str) -> Asked:
         """The prompt of one suffix."""

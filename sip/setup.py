@@ -26,29 +26,30 @@ from sip.tokenizer import Tokenizer
 from sip.training import checkpoints, loop, step
 from sip.training.optim import OptimConfig
 
-KINDS = ("sentencepiece", "byte")
 TEACHERS = ("judge", "rewriter")  # whose figures are reported beside the rows
 SEEDS = "seeds.json"  # in the workdir of a job over several seeds: which, and what they share
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """A tokenizer file, or one trained on the corpus when `path` is empty.
+    """A tokenizer file, or a SentencePiece model trained on the corpus when `path` is empty.
 
     `prompts`: aspects of judging whose words and verdicts it must hold as single tokens, and
     `symbols` whatever else must be one.
     """
 
-    kind: str = "sentencepiece"  # sentencepiece | byte
-    path: str = ""
+    kind: str = "sentencepiece"  # sentencepiece | huggingface | byte
+    path: str = ""  # huggingface: a tokenizer.json, or the directory it lies in
     vocab_size: int = 768
     documents: int = 20000  # of the training split, to train on
     prompts: tuple[str, ...] = ()
     symbols: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if self.kind not in KINDS:
-            raise UserError(f"tokenizer.kind must be one of {KINDS}, not {self.kind!r}")
+        if self.kind not in tokenizers.KINDS:
+            raise UserError(f"tokenizer.kind must be one of {tokenizers.KINDS}, not {self.kind!r}")
+        if self.kind == "huggingface" and not self.path:
+            raise UserError("tokenizer.path: needed by kind 'huggingface'")
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ def data_config(values, split: str) -> documents.DataConfig:
 def open_tokenizer(config, workdir: str) -> Tokenizer:
     """The run's tokenizer; trained on the corpus first, in the workdir, if there is none yet."""
     cfg = section(TokenizerConfig, config.tokenizer, "tokenizer")
-    path = epath.Path(cfg.path or shared_dir(workdir) / "tokenizer.model")
+    path = epath.Path(cfg.path or _trained(workdir))
     if cfg.kind == "sentencepiece" and not cfg.path and not path.exists():
         data_dir = str(shared_dir(workdir) / "data")
         texts = _documents(data_config(config.data, "train"), data_dir).texts
@@ -282,6 +283,10 @@ def open_tokenizer(config, workdir: str) -> Tokenizer:
             symbols=tuple(dict.fromkeys((*symbols, *cfg.symbols))),
         )
     return _load_tokenizer(cfg.kind, str(path))
+
+
+def _trained(workdir: str) -> epath.Path:
+    return shared_dir(workdir) / tokenizers.MODEL
 
 
 _load_tokenizer = functools.cache(tokenizers.load)
@@ -303,22 +308,19 @@ def _cut(data: documents.DataConfig, cut: CutConfig, data_dir: str, tokenizer) -
 def corpus(config, split: str, workdir: str, tokenizer: Tokenizer) -> Corpus:
     """The documents of a split, loaded, tokenised and cut once per process."""
     cut = section(CutConfig, config.data.cut, "data.cut")
-    data_dir = str(shared_dir(workdir) / "data")
-    return _cut(data_config(config.data, split), cut, data_dir, tokenizer)
+    return _cut(data_config(config.data, split), cut, str(shared_dir(workdir) / "data"), tokenizer)
 
 
 def check_model(cfg: ModelConfig, cut: CutConfig, tokenizer: Tokenizer | None = None) -> None:
-    """The model is long enough for the texts and wide enough for a known tokenizer."""
+    """The model is long enough for the texts and wide enough for a known tokenizer; one that is
+    wider has rows of its embedding that no token uses, and that is said."""
     if cut.prefix_max + cut.suffix > cfg.max_len:
         raise UserError(
             f"config data.cut: prefix_max {cut.prefix_max} + suffix {cut.suffix} is "
             f"longer than model.max_len {cfg.max_len}"
         )
-    if tokenizer and cfg.vocab_size < tokenizer.vocab_size:
-        raise UserError(
-            f"config model.vocab_size {cfg.vocab_size} is smaller than the "
-            f"tokenizer's {tokenizer.vocab_size}"
-        )
+    if tokenizer:
+        tokenizers.check_width(tokenizer, cfg.vocab_size)
 
 
 def recorded_model(directory: str) -> ModelConfig:
@@ -386,15 +388,13 @@ def keep_tokenizer(config, workdir: str, directory: str) -> None:
     """Copies the tokenizer beside a run's checkpoints, so that the run is complete in itself."""
     cfg = section(TokenizerConfig, config.tokenizer, "tokenizer")
     write_json(epath.Path(directory) / "tokenizer.json", {"kind": cfg.kind})
-    if cfg.kind == "sentencepiece":
-        source = epath.Path(cfg.path or shared_dir(workdir) / "tokenizer.model")
-        source.copy(epath.Path(directory) / "tokenizer.model", overwrite=True)
+    tokenizers.keep(cfg.kind, cfg.path or str(_trained(workdir)), directory)
 
 
 def kept_tokenizer(directory: str) -> Tokenizer:
     """The tokenizer of a run."""
-    path = epath.Path(directory)
-    if not (path / "tokenizer.json").exists():
+    path = epath.Path(directory) / "tokenizer.json"
+    if not path.exists():
         raise UserError(f"{directory} holds no tokenizer.json: is this a run's directory?")
-    kind = json.loads((path / "tokenizer.json").read_text())["kind"]
-    return _load_tokenizer(kind, str(path / "tokenizer.model"))
+    kind = json.loads(path.read_text())["kind"]
+    return _load_tokenizer(kind, tokenizers.kept(kind, directory))

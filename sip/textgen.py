@@ -1,10 +1,8 @@
 """The seam for post-trained models: how likely each of a few answers is after a prompt, and words.
 
 A prompt is a trunk, shared by several branches, and a branch. Either is a text or a tuple of
-segments that are encoded one by one: their token lists joined are the authority, and a segment
-that many prompts share (a candidate in 2 * (K - 1) ordered pairs) is encoded once. By convention
-text under judgement stands at a tuple's odd places, the template's own words at the even ones: no
-symbol of a template comes out of text under judgement.
+segments (sip/segments.py); one that many prompts share (a candidate in 2 * (K - 1) ordered pairs)
+is encoded once.
 """
 
 import copy
@@ -27,11 +25,10 @@ from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.objectives.logprobs import option_logprobs
 from sip.sampling import SamplingConfig, answering, encode
+from sip.segments import Ids, Text, prompt_of, tokens_of
 from sip.structs import Params, Tree, UserError
-from sip.tokenizer import Cached, Encoder, Tokenizer, continuation
+from sip.tokenizer import Cached, Tokenizer, continuation
 
-Text = str | tuple[str, ...]
-Ids = list[int]
 Choose = Callable[[Sequence[Sequence[Text]], tuple[str, ...]], np.ndarray]  # of known trunks
 Kept = dict[int, decoder.Cache | None]  # by a batch's first row; None: there was no room
 
@@ -160,13 +157,6 @@ def bucket(n: int, multiple: int = 1) -> int:
     """
     step = max(multiple, 1 << max(n.bit_length() - 3, 0))
     return -(-max(n, 1) // step) * step
-
-
-def tokens_of(encoder: Encoder, text: Text) -> Ids:
-    """The token list of a text: its segments', joined; those at odd places hold no phrase."""
-    pieces = (text,) if isinstance(text, str) else text
-    encodings = ((encoder.encode, encoder.plain)[i % 2](piece) for i, piece in enumerate(pieces))
-    return list(chain.from_iterable(encodings))
 
 
 def pack(
@@ -318,7 +308,7 @@ class Local:
     def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
         """texts[b][c][j]; None where a prompt and its answer would be too long."""
         trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=max_tokens)
-        run = answering(self._cfg, votes, max_tokens, sampling, (self._tokenizer.eos,))
+        run = answering(self._cfg, votes, max_tokens, sampling, self._tokenizer.stops)
         key = jax.random.key(seed)
         ask = lambda tree, last_BC, noise_BC, first: run(self._params, tree, noise_BC, key)
         said: list[list[list[str | None]]] = [[[None] * votes for _ in row] for row in branches]
@@ -361,7 +351,7 @@ class Local:
         """Token lists of trunks and branches, and which prompts fit. Others are emptied, and so are
         trunks too long for any branch."""
         bos, limit = self._tokenizer.bos, self._cfg.max_len - room
-        trunk_ids = [[bos, *tokens_of(self._cached, trunk)] for trunk in trunks]
+        trunk_ids = [prompt_of(self._tokenizer, self._cached, trunk) for trunk in trunks]
         branch_ids = [[tokens_of(self._cached, branch) for branch in row] for row in branches]
         fits = [
             [0 < len(ids) <= limit - len(trunk) for ids in row]

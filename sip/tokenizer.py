@@ -8,22 +8,27 @@ they differ the token list is authoritative and text is `continuation`.
 
 import functools
 import io
+import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import sentencepiece
+from etils import epath
 
 from sip.structs import UserError
+from sip.tokenizer_json import FILE, OPTIONAL, SPACE, HuggingFace, files, is_phrase
 
-SPACE = "\u2581"  # what SentencePiece writes for a space inside pieces
+LOG = logging.getLogger(__name__)
+MODEL, FOLDER = "tokenizer.model", "tokenizer"  # in a run's directory
+KINDS = ("sentencepiece", "huggingface", "byte")
 # Appended to a serialised model it sets normalizer_spec's add_dummy_prefix and
 # remove_extra_whitespaces to false: of a protobuf field given twice the later value counts.
 AS_IT_STANDS = b"\x1a\x04\x18\x00\x20\x00"
 USER_DEFINED = 4  # the type of a piece that is found before the others are
-WORD = r"[^\S\n]*\w*"  # what any line may hold: a word, options among them, or white space
+CONTROL = 3  # of one that is never found in text
 
 
 class Tokenizer(Protocol):
@@ -31,6 +36,16 @@ class Tokenizer(Protocol):
     bos: int
     eos: int
     pad: int
+
+    @property
+    def specials(self) -> Mapping[str, int]:
+        """Text -> id of what no text becomes."""
+        ...
+
+    @property
+    def stops(self) -> tuple[int, ...]:
+        """The tokens that end an answer, EOS first."""
+        ...
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no special tokens, no dummy prefix."""
@@ -41,6 +56,13 @@ class Tokenizer(Protocol):
 
         A phrase is a symbol of more than one word or mark, as a prompt's lines are. Where one
         stands in the text it is spelled out; what is decoded is the same.
+        """
+        ...
+
+    def encode_special(self, text: str) -> list[int]:
+        """Ids of a chat template's own text, where the strings of special tokens are those tokens.
+
+        Never of a text from elsewhere.
         """
         ...
 
@@ -56,6 +78,8 @@ class Encoder(Protocol):
 
     def plain(self, text: str) -> list[int]: ...
 
+    def encode_special(self, text: str) -> list[int]: ...
+
 
 class Cached:
     """A tokenizer's encodings, the latest of them kept."""
@@ -63,18 +87,24 @@ class Cached:
     def __init__(self, tokenizer: Encoder, size: int | None = None):
         self.encode = functools.lru_cache(size)(tokenizer.encode)
         self.plain = functools.lru_cache(size)(tokenizer.plain)
+        self.encode_special = functools.lru_cache(size)(tokenizer.encode_special)
 
 
 class Byte:
     """UTF-8 bytes as tokens, for tests."""
 
     vocab_size, pad, bos, eos = 259, 256, 257, 258
+    stops = (eos,)
+    specials = {"<pad>": pad, "<s>": bos, "</s>": eos}
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode(errors="replace"))
 
     def plain(self, text: str) -> list[int]:
         return self.encode(text)
+
+    def encode_special(self, text: str) -> list[int]:
+        return _marked(text, self.specials, self.encode)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(int(i) for i in ids if 0 <= i < 256).decode(errors="replace")
@@ -97,6 +127,7 @@ class SentencePiece:
         if self.bos < 0 or self.eos < 0:
             raise UserError(f"{path}: the SentencePiece model has no BOS or no EOS token")
         self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos
+        self.stops = (self.eos,)
         space = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._space = space if all(map(self._model.is_byte, space)) else None
 
@@ -117,16 +148,31 @@ class SentencePiece:
         parts = zip([0, *cuts], [*cuts, len(text)], strict=True)
         return [i for start, end in parts for i in self.encode(text[start:end])]
 
+    def encode_special(self, text: str) -> list[int]:
+        return _marked(text, self.specials, self.encode)
+
+    @property
+    def specials(self) -> Mapping[str, int]:
+        """Text -> id of the control tokens."""
+        return self._controls
+
+    @functools.cached_property
+    def _controls(self) -> dict[str, int]:
+        return {p.piece: i for i, p in enumerate(self._pieces()) if p.type == CONTROL}
+
     @functools.cached_property
     def _phrases(self) -> re.Pattern | None:
         """Where a phrase starts, also inside another one."""
+        of = lambda piece: piece.piece.replace(SPACE, " ")
+        symbols = [of(piece) for piece in self._pieces() if piece.type == USER_DEFINED]
+        phrases = list(filter(is_phrase, symbols))
+        return re.compile(f"(?={'|'.join(map(re.escape, phrases))})") if phrases else None
+
+    def _pieces(self) -> Any:
         from sentencepiece import sentencepiece_model_pb2
 
         proto: Any = sentencepiece_model_pb2  # made at run time
-        pieces = proto.ModelProto.FromString(self.serialized()).pieces
-        symbols = [p.piece.replace(SPACE, " ") for p in pieces if p.type == USER_DEFINED]
-        phrases = list(filter(is_phrase, symbols))
-        return re.compile(f"(?={'|'.join(map(re.escape, phrases))})") if phrases else None
+        return proto.ModelProto.FromString(self.serialized()).pieces
 
     def serialized(self) -> bytes:
         """The model as loaded: a ModelProto of sentencepiece."""
@@ -139,19 +185,69 @@ class SentencePiece:
         )
 
 
+def _marked(
+    text: str, specials: Mapping[str, int], encode: Callable[[str], list[int]]
+) -> list[int]:
+    """Ids of a text in which the strings of special tokens, the longest first, are those."""
+    longest = sorted(specials, key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, longest))})", text)
+    of = lambda i, part: [specials[part]] if i % 2 else encode(part)
+    return [each for i, part in enumerate(parts) for each in of(i, part)]
+
+
 def load(kind: str, path: str | os.PathLike | None = None) -> Tokenizer:
+    """The tokenizer of a kind: a SentencePiece model, a tokenizer.json (or its directory), bytes.
+
+    Raises UserError for another kind, and naming a file that cannot be read.
+    """
     if kind == "byte":
         return Byte()
-    if kind != "sentencepiece":
-        raise UserError(f"tokenizer kind {kind!r}: not one of 'sentencepiece', 'byte'")
+    if kind not in KINDS:
+        raise UserError(f"tokenizer kind {kind!r}: not one of {KINDS}")
     if not path:
-        raise UserError("tokenizer kind 'sentencepiece' needs the path of a model")
-    return SentencePiece(path)
+        raise UserError(f"tokenizer kind {kind!r} needs the path of a model")
+    return SentencePiece(path) if kind == "sentencepiece" else HuggingFace(path)
 
 
-def is_phrase(symbol: str) -> bool:
-    """Whether a symbol is kept out of `plain` text: it is neither a word nor a single character."""
-    return len(symbol) > 1 and not re.fullmatch(WORD, symbol)
+def guess(path: str) -> tuple[str, str]:
+    """(kind, path) of a tokenizer named by its path alone: a directory or a .json file is Hugging
+    Face's, "byte" is bytes, any other file a SentencePiece model."""
+    if path == "byte":
+        return "byte", ""
+    huggingface = path.endswith(".json") or os.path.isdir(path)
+    return ("huggingface" if huggingface else "sentencepiece"), path
+
+
+def keep(kind: str, path: str, directory: str | os.PathLike) -> None:
+    """Copies a tokenizer's files into `directory`, where `kept` finds them."""
+    if kind == "sentencepiece":
+        epath.Path(path).copy(epath.Path(directory) / MODEL, overwrite=True)
+    if kind == "huggingface":
+        own = epath.Path(directory) / FOLDER
+        own.mkdir(parents=True, exist_ok=True)
+        for source in files(path):
+            name = source.name if source.name in OPTIONAL else FILE
+            epath.Path(source).copy(own / name, overwrite=True)
+
+
+def kept(kind: str, directory: str | os.PathLike) -> str:
+    """The path of the tokenizer that `keep` put there."""
+    return str(epath.Path(directory) / (FOLDER if kind == "huggingface" else MODEL))
+
+
+def check_width(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Raises UserError where the model's `vocab_size` is less than the tokenizer's; says where it
+    is more."""
+    spare = vocab_size - tokenizer.vocab_size
+    if spare < 0:
+        raise UserError(
+            f"config model.vocab_size {vocab_size} is smaller than the "
+            f"tokenizer's {tokenizer.vocab_size}"
+        )
+    if spare:
+        LOG.warning(
+            "model.vocab_size %d: %d rows more than the tokenizer has tokens", vocab_size, spare
+        )
 
 
 def continuation(tok: Tokenizer, prefix_ids: Sequence[int], ids: Sequence[int]) -> str:

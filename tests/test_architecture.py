@@ -14,10 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 CLIS = {"train", "evaluate", "generate", "label", "convert", "aot", "gap", "bench"}
 ROWS = [  # a module imports strictly lower rows, or its own package
     {"structs"},
-    {"mesh"},
+    {"mesh", "tokenizer_json"},
     {"models", "objectives", "tokenizer", "template", "metrics", "transport", "untrusted"},
-    {"data", "sampling", "training", "hf"},
-    {"textgen"},
+    {"data", "sampling", "training", "hf", "segments"},
+    {"textgen", "chat"},
     {"judge", "rewriter", "remote"},
     {"setup"},
     {"evals", "rewards"},
@@ -30,7 +30,15 @@ RANK = {name: i for i, row in enumerate(ROWS) for name in row}
 ON_DEVICE = ("structs", "mesh", "models", "objectives", "sampling", "training.step")
 ON_DEVICE += ("training.optim",)  # run where tfds and grain are not installed
 DEVICE_LIBRARIES = {"jax", "flax", "optax", "numpy"}
-HEAVY = {"torch", "tensorflow", "transformers", "httpx", "safetensors"}  # or in an extra
+HEAVY = {
+    "torch",
+    "tensorflow",
+    "transformers",
+    "httpx",
+    "safetensors",
+    "tokenizers",
+    "jinja2",
+}  # or in an extra
 LIMITS = {"function": 60, "file": 400}
 
 

@@ -100,5 +100,5 @@ def test_a_wheel_holds_every_module_and_prompt(tmp_path):
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", tmp_path, source]
     subprocess.run(command, check=True)
     names = set(zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist())
-    files = [p for p in (source / "sip").rglob("*") if p.suffix in (".py", ".txt")]
+    files = [p for p in (source / "sip").rglob("*") if p.suffix in (".py", ".txt", ".jinja")]
     assert {str(p.relative_to(source)) for p in files} <= names

@@ -20,12 +20,12 @@ class Letters:
     """Sixteen tokens: a newline, a space, eleven letters, and the special ones."""
 
     letters = "\n abcdefghijk"
-    vocab_size, bos, eos, pad = 16, 13, 14, 15
+    vocab_size, bos, eos, pad, stops = 16, 13, 14, 15, (14,)
 
     def encode(self, text):
         return [self.letters.index(c) for c in text]
 
-    plain = encode
+    plain = encode_special = encode
 
     def decode(self, ids):
         return "".join(self.letters[i] for i in ids if i < 13)

@@ -138,13 +138,12 @@ class Few:
     """Sixteen tokens that say little but colons and options; what they cannot say is a "?"."""
 
     letters = "\n :abc?:a:b:c"
-    vocab_size, pad, bos, eos = 16, 13, 14, 15
+    vocab_size, pad, bos, eos, stops = 16, 13, 14, 15, (15,)
 
     def encode(self, text):
         return [self.letters.index(c if c in self.letters else "?") for c in text]
 
-    def plain(self, text):
-        return self.encode(text)
+    plain = encode_special = encode
 
     def decode(self, ids):
         return "".join(self.letters[i] for i in ids if i < len(self.letters))

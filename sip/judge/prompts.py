@@ -11,9 +11,11 @@ tokens nor be read as a template.
 import json
 import pathlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sip import template
+from sip.chat import Turn
+from sip.segments import Markup
 from sip.structs import UserError
 from sip.template import fields, fill, pieces
 from sip.tokenizer import Tokenizer, is_phrase
@@ -39,6 +41,8 @@ class Aspect:
     values: tuple[float, ...]
     verdict: str = ""  # the phrase before the option in a reasoned answer; empty: no reasoning
     version: int = 1  # of the words: other words have another one
+    head: str = ""  # what a chat template writes before the trunk, and after a branch
+    tail: str = ""
 
     def __post_init__(self):
         problem = _problem(self)
@@ -101,12 +105,27 @@ def _problem(aspect: Aspect) -> str | None:
 
 def trunk(aspect: Aspect, *, prefix: str, reference: str) -> tuple[str, ...]:
     """What all candidates of a prefix share."""
-    return fill(aspect.trunk, {"prefix": prefix, "reference": reference})
+    filled = fill(aspect.trunk, {"prefix": prefix, "reference": reference})
+    return (Markup(aspect.head), "", *filled) if aspect.head else filled
 
 
 def branch(aspect: Aspect, *candidates: str) -> tuple[str, ...]:
     """One candidate (pointwise) or two in the order shown (pairwise)."""
-    return fill(aspect.branch, dict(zip(FIELDS[aspect.kind], candidates, strict=True)))
+    filled = fill(aspect.branch, dict(zip(FIELDS[aspect.kind], candidates, strict=True)))
+    return (*filled, "", Markup(aspect.tail)) if aspect.tail else filled
+
+
+def seated(aspect: Aspect, turn: Turn) -> Aspect:
+    """The aspect, asked in a chat: trunk and branch are one message of a user's.
+
+    A reasoned answer begins where the model's turn does. A direct one is an option right where the
+    answer's own words begin, without the space that its prompt file has before it: the template
+    says whether there is one.
+    """
+    if aspect.verdict:
+        return replace(aspect, head=turn.head, tail=turn.tail)
+    options = tuple(turn.space + option.lstrip(" ") for option in aspect.options)
+    return replace(aspect, head=turn.head, tail=turn.direct, options=options)
 
 
 def symbols(aspects: Iterable[Aspect]) -> tuple[str, ...]:

@@ -2,12 +2,12 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from sip import remote, setup
+from sip import chat, remote, setup
 from sip.judge import prompts, scoring
 from sip.judge.prompts import Aspect
 from sip.judge.proofread import ProofreadConfig, Proofreader
@@ -44,6 +44,7 @@ class JudgeConfig:
     reference: str = "suffix"  # suffix | rewrite: what aspects with a reference are shown
     proofread: ProofreadConfig = ProofreadConfig()  # local, http: marks in what it is shown
     schedule: ScheduleConfig = ScheduleConfig()  # who is compared, where judging is pairwise
+    chat: str = ""  # local: asked in a chat, by its "own" template | harmony | a .jinja file
 
     def __post_init__(self):
         if self.reference not in ("suffix", "rewrite"):
@@ -54,6 +55,8 @@ class JudgeConfig:
             raise UserError(f"judge.proofread: backend {self.backend} reads no marks")
         if self.batch < 1:
             raise UserError(f"judge.batch must be at least 1, not {self.batch}")
+        if self.chat and self.backend != "local":
+            raise UserError(f"judge.chat: for backend local alone, not {self.backend}")
         if self.live and not self.own:
             raise UserError("judge.live: for backend local and init_from 'policy' alone")
         self.voting(0)
@@ -125,12 +128,14 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -
     if wanted.backend == "http":
         server = remote.Remote(wanted.http, tokenizer)
         if wanted.http.tokens:
-            _check_options(wanted, tokenizer)
+            _check_options(wanted.aspects(), tokenizer)
         server.check()
         return asking(server, stats=server.stats)
     source = setup.source_dir(workdir, wanted.init_from, "judge.init_from")
     params, cfg = setup.load_params(source, mesh)
-    return asking(_local(wanted, params, cfg, mesh, tokenizer))
+    own = setup.kept_tokenizer(source)  # text is the interface: it may be another one
+    aspects = _aspects(wanted, own)
+    return asking(_local(wanted, aspects, params, cfg, mesh, own), aspects)
 
 
 def of_policy(
@@ -138,14 +143,30 @@ def of_policy(
 ) -> Callable[[Params], scoring.TextJudge]:
     """The policy as a judge, on its own mesh, given its parameters; those of another step are
     another argument of the same programs."""
-    local = _local(wanted, None, cfg, mesh, tokenizer)
-    judge = _asking(wanted, workdir, mesh, seed, local)
+    aspects = _aspects(wanted, tokenizer)
+    local = _local(wanted, aspects, None, cfg, mesh, tokenizer)
+    judge = _asking(wanted, workdir, mesh, seed, local, aspects)
     return lambda params: dataclasses.replace(judge, textgen=local.of(params))
 
 
-def _local(wanted: JudgeConfig, params: Params, cfg: ModelConfig, mesh, tokenizer) -> Local:
-    _check_options(wanted, tokenizer)
-    if any(aspect.verdict for aspect in wanted.aspects()) and wanted.max_tokens >= cfg.max_len:
+def _aspects(wanted: JudgeConfig, tokenizer) -> tuple[Aspect, ...]:
+    """The aspects as a local judge is asked about them."""
+    if not wanted.chat:
+        return wanted.aspects()
+    turn = chat.turn(chat.load(wanted.chat, tokenizer))
+    return tuple(prompts.seated(aspect, turn) for aspect in wanted.aspects())
+
+
+def _local(
+    wanted: JudgeConfig,
+    aspects: Sequence[Aspect],
+    params: Params,
+    cfg: ModelConfig,
+    mesh,
+    tokenizer,
+) -> Local:
+    _check_options(aspects, tokenizer)
+    if any(aspect.verdict for aspect in aspects) and wanted.max_tokens >= cfg.max_len:
         raise UserError(
             f"judge.max_tokens {wanted.max_tokens} leaves no room for a prompt in the judge's "
             f"max_len {cfg.max_len}"
@@ -153,17 +174,23 @@ def _local(wanted: JudgeConfig, params: Params, cfg: ModelConfig, mesh, tokenize
     return Local(params, cfg, tokenizer, mesh, batch=wanted.batch)
 
 
-def _check_options(wanted: JudgeConfig, tokenizer) -> None:
-    for aspect in wanted.aspects():
+def _check_options(aspects: Sequence[Aspect], tokenizer) -> None:
+    for aspect in aspects:
         if not aspect.verdict:
             prompts.check_options(tokenizer, aspect)
 
 
 def _asking(
-    wanted: JudgeConfig, workdir, mesh, seed: int, textgen: TextGenerator, **more
+    wanted: JudgeConfig,
+    workdir,
+    mesh,
+    seed: int,
+    textgen: TextGenerator,
+    aspects: Sequence[Aspect] = (),
+    **more,
 ) -> scoring.TextJudge:
-    """The judge that asks `textgen`."""
-    aspects = wanted.aspects()
+    """The judge that asks `textgen`, about the config's aspects as they are or as given."""
+    aspects = tuple(aspects) or wanted.aspects()
     return scoring.TextJudge(
         textgen,
         aspects,

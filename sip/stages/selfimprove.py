@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import jax
 
-from sip import metrics, sampling, setup
+from sip import chat, metrics, sampling, setup
 from sip import rewriter as rewriters
 from sip.data import pipeline
 from sip.evals import ground_truth
@@ -179,9 +179,7 @@ def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> c
         judging.build(c.judge, workdir, truth, mesh, tokenizer, seed)
         if c.judged and not c.judge.own
         else None,
-        build_rewriter(c.rewriter, workdir, corpus, mesh, tokenizer, seed)
-        if c.candidates.rewrite
-        else None,
+        build_rewriter(c.rewriter, workdir, corpus, mesh, seed) if c.candidates.rewrite else None,
         c.judge.reference,
         seed,
         auditing.build(c.audit, workdir, truth, mesh, tokenizer, seed),
@@ -213,18 +211,20 @@ def self_judged(
     return at
 
 
-def build_rewriter(wanted, workdir, corpus, mesh, tokenizer, seed: int) -> rewriters.Rewriter:
+def build_rewriter(wanted, workdir, corpus, mesh, seed: int) -> rewriters.Rewriter:
     """The rewriter of the `rewriter` section."""
     if wanted.backend == "truth":
         if corpus.documents.truth is None:
             raise UserError("rewriter.backend truth: this corpus has no ground truth")
         return rewriters.TruthRewriter(corpus.documents.truth, corpus.cut.suffix)
     source = setup.source_dir(workdir, wanted.init_from, "rewriter.init_from")
+    own = setup.kept_tokenizer(source)
+    turn = chat.turn(chat.load(wanted.chat, own)) if wanted.chat else None
     return rewriters.LocalRewriter(
         *setup.load_params(source, mesh),
-        tokenizer,
+        own,
         mesh,
-        prompt=rewriters.load(wanted.prompt),
+        prompt=rewriters.load(wanted.prompt, turn),
         sampling=wanted.sampling(),
         seed=seed,
         batch=wanted.batch,

@@ -1,0 +1,208 @@
+"""Chat templates: the text that transformers writes, and messages that stay text in it."""
+
+import json
+
+import chats
+import hostile
+import published
+import pytest
+
+from sip import chat
+from sip.chat import Template, render, segments, turn
+from sip.segments import Markup, prompt_of, tokens_of
+from sip.structs import UserError
+from sip.tokenizer import Byte, Cached, load
+
+pytest.importorskip("jinja2", reason="needs jinja2")
+GOLDENS = json.loads(chats.GOLDENS.read_text())
+ASKED = chats.asked()
+FAMILIES = sorted(set(chats.templates()) - {"torchtitan_test"})
+
+
+def template(name):
+    return Template(chats.templates()[name], chats.NAMES, name)
+
+
+def ours(source, conversation, more):
+    try:
+        return render(Template(source, chats.NAMES), conversation, add_generation_prompt=more)
+    except UserError as error:
+        return {"error": str(error).removeprefix("chat template: ")}
+
+
+def test_the_goldens_are_of_ten_conversations_and_of_seven_families():
+    assert len(chats.CONVERSATIONS) >= 10 and len(FAMILIES) >= 7
+    assert {key for key, *_ in ASKED} <= set(GOLDENS)
+    errors = [key for key, value in GOLDENS.items() if isinstance(value, dict)]
+    assert any("gemma / system" in key for key in errors) and len(errors) < len(GOLDENS) / 5
+
+
+@pytest.mark.parametrize("name", chats.templates())
+def test_every_conversation_is_rendered_as_transformers_renders_it(name):
+    rows = [row for row in ASKED if row[0].startswith(f"{name} /")]
+    assert len(rows) == 2 * len(chats.CONVERSATIONS)
+    for key, *rest in rows:
+        assert ours(*rest) == GOLDENS[key], key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", chats.templates())
+def test_every_golden_is_what_transformers_says_today(name):
+    pytest.importorskip("transformers", reason="needs transformers")
+    for key, *rest in [row for row in ASKED if row[0].startswith(f"{name} /")]:
+        assert chats.theirs(*rest) == GOLDENS[key], key
+
+
+@pytest.mark.parametrize("name", chats.templates())
+@pytest.mark.parametrize("title", chats.CONVERSATIONS)
+def test_segments_joined_are_the_whole_and_messages_stand_at_odd_places(name, title):
+    conversation = chats.CONVERSATIONS[title]
+    for more in (False, True):
+        golden = GOLDENS[f"{name} / {title} / {more}"]
+        if isinstance(golden, dict):
+            with pytest.raises(UserError):
+                segments(template(name), conversation, add_generation_prompt=more)
+            continue
+        parts = segments(template(name), conversation, add_generation_prompt=more)
+        assert "".join(parts) == golden
+        assert all(isinstance(part, Markup) for part in parts[::2])
+        texts = sorted(m["content"].strip() for m in conversation if m["content"].strip())
+        assert sorted(part.strip() for part in parts[1::2]) == texts
+
+
+def test_a_message_cannot_change_what_the_template_does():
+    """It is cut at a thought's end where the whole is rendered, and kept where it is judged."""
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b</think>c"}]
+    whole = render(template("qwen3"), said, add_generation_prompt=False)
+    parts = segments(template("qwen3"), said, add_generation_prompt=False)
+    assert "b</think>" not in whole and parts[1::2] == ("a", "b</think>c")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_hostile_messages_give_no_special_token(name):
+    plain = segments(template(name), [_user("x")], add_generation_prompt=True)
+    for text in hostile.TEXTS.values():
+        if not text.strip():
+            continue
+        parts = segments(template(name), [_user(f"x{text}x")], add_generation_prompt=True)
+        assert parts[::2] == plain[::2] and parts[1] == f"x{text}x"
+        ids = [i for part in (("", part) for part in parts[1::2]) for i in tokens_of(Byte(), part)]
+        assert max(ids) < 256
+
+
+def _user(text):
+    return {"role": "user", "content": text}
+
+
+WANT = {  # head, tail, what stands before a direct answer, and the space that belongs to it
+    "llama2": ("<s>[INST] ", " [/INST]", " [/INST]", " "),
+    "llama3": ("<s><|start_header_id|>user<|end_header_id|>\n\n",
+               "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+               "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", ""),
+    "chatml": ("<|im_start|>system\nYou answer briefly.<|im_end|>\n<|im_start|>user\n",
+               "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>\n<|im_start|>assistant\n", ""),
+    "qwen3": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n",
+              "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", ""),
+    "mistral3": ("<s>[INST] ", "[/INST]", "[/INST]", " "),
+    "gemma": ("<s><start_of_turn>user\n", "<end_of_turn>\n<start_of_turn>model\n",
+              "<end_of_turn>\n<start_of_turn>model\n", ""),
+    "phi": ("<|user|>\n", "<|end|>\n<|assistant|>\n", "<|end|>\n<|assistant|>\n", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WANT)
+def test_a_turn_is_what_stands_around_a_message_and_before_its_answer(name):
+    found = turn(template(name))
+    assert (found.head, found.tail, found.direct, found.space) == WANT[name]
+
+
+def test_a_direct_answer_in_harmony_is_in_the_final_channel():
+    found = turn(chat.load("harmony", Byte()))
+    assert found.head.startswith("<|start|>system<|message|>") and "Reasoning: medium" in found.head
+    assert found.tail == "<|end|><|start|>assistant"
+    assert found.direct == found.tail + "<|channel|>final<|message|>"
+
+
+def test_harmony_reads_as_written():
+    said = render(
+        chat.load("harmony", Byte()),
+        [{"role": "system", "content": "Weigh."}, _user("Which?")],
+        add_generation_prompt=True, reasoning_effort="low", current_date="2026-01-31",
+    )  # fmt: skip
+    assert said == (
+        "<|start|>system<|message|>You are ChatGPT, a large language model trained by OpenAI.\n"
+        "Knowledge cutoff: 2024-06\nCurrent date: 2026-01-31\n\nReasoning: low\n\n"
+        "# Valid channels: analysis, commentary, final. Channel must be included for every "
+        "message.<|end|><|start|>developer<|message|># Instructions\n\nWeigh.<|end|>"
+        "<|start|>user<|message|>Which?<|end|><|start|>assistant"
+    )
+
+
+def test_a_chat_begins_with_the_templates_own_bos_and_other_prompts_with_one():
+    byte = Byte()
+    parts = segments(template("llama2"), [_user("</s>")], add_generation_prompt=True)
+    ids = prompt_of(byte, Cached(byte), parts)
+    assert ids == [byte.bos, *b"[INST] </s> [/INST]"]
+    assert prompt_of(byte, Cached(byte), ("a", "b")) == [byte.bos, *b"ab"]
+    assert prompt_of(byte, Cached(byte), (Markup("a"), "b")) == [*b"ab"]
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("{% for %}", "Expected an expression"),
+        ("{{ messages.nothing.more }}", "no attribute 'nothing'"),
+        ("{{ ''.__class__.__mro__ }}", "unsafe"),
+        ("{{ messages[0].content + 1 }}", "cannot render"),
+        ("{{ raise_exception('not so') }}", "not so"),
+        ("{{ messages.append(1) }}", "'append' of 'list' object is unsafe"),
+    ],
+)
+def test_a_bad_template_is_named_in_one_line(source, said):
+    with pytest.raises(UserError, match=said) as error:
+        render(Template(source, {}, "mine.jinja"), [_user("a")], add_generation_prompt=True)
+    assert "mine.jinja" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("x", "does not write a message"),
+        (
+            "{% for m in messages %}{{ m.content|replace(' ', '_') }}{% endfor %}"
+            "{% if add_generation_prompt %}{% endif %}",
+            "changes white",
+        ),
+        (
+            "{% for m in messages %}{{ m.role }}{{ m.content }}.{% endfor %}"
+            "{% if add_generation_prompt %}go{% endif %}",
+            "does not begin where",
+        ),
+    ],
+)
+def test_a_template_that_is_of_no_use_to_a_judge_says_so(source, said):
+    with pytest.raises(UserError, match=said):
+        turn(Template(source))
+        segments(Template(source), [_user(" a ")], add_generation_prompt=True)
+
+
+def test_templates_lie_beside_a_tokenizer(tmp_path):
+    pytest.importorskip("tokenizers", reason="needs tokenizers")
+    many = [{"name": "default", "template": "one"}, {"name": "tools", "template": "two"}]
+    path = published.small(tmp_path / "many", settings=dict(chat_template=many))
+    assert chat.of_tokenizer(path).source == "one"
+    assert chat.of_tokenizer(path / "tokenizer.json", "tools").source == "two"
+    (path / "chat_template.jinja").write_text("three")
+    own = chat.load("own", load("huggingface", path))
+    assert own.source == "three" and own.names == {"bos_token": "<bos>", "eos_token": "<eos>"}
+    with pytest.raises(UserError, match="no chat template 'other'"):
+        chat.of_tokenizer(path, "other")
+    for name in ("own", "nothing", "none.jinja"):
+        with pytest.raises(UserError, match=f"chat '{name}'"):
+            chat.load(name, Byte())
+
+
+def test_a_file_has_the_tokenizers_own_names(tmp_path):
+    (tmp_path / "my.jinja").write_text("{{ bos_token }}")
+    found = chat.load(str(tmp_path / "my.jinja"), Byte())
+    assert found.names == {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}

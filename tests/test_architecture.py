@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CLIS = {"train", "evaluate", "generate", "label", "convert", "aot", "gap", "bench"}
 ROWS = [  # a module imports strictly lower rows, or its own package
     {"structs"},
-    {"mesh"},
+    {"mesh", "sections"},
     {"models", "objectives", "tokenizer", "template", "metrics", "transport", "untrusted"},
     {"data", "sampling", "training", "hf"},
     {"textgen"},
@@ -30,7 +30,14 @@ RANK = {name: i for i, row in enumerate(ROWS) for name in row}
 ON_DEVICE = ("structs", "mesh", "models", "objectives", "sampling", "training.step")
 ON_DEVICE += ("training.optim",)  # run where tfds and grain are not installed
 DEVICE_LIBRARIES = {"jax", "flax", "optax", "numpy"}
-HEAVY = {"torch", "tensorflow", "transformers", "httpx", "safetensors"}  # or in an extra
+HEAVY = {
+    "torch",
+    "tensorflow",
+    "transformers",
+    "httpx",
+    "safetensors",
+    "huggingface_hub",
+}  # or in an extra
 LIMITS = {"function": 60, "file": 400}
 
 

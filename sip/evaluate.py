@@ -41,6 +41,8 @@ def evaluate(
     if min(standard, unsafe, batch) < 1:
         raise UserError("--standard, --unsafe and --batch must be at least 1")
     record = checkpoints.record(directory)
+    if "data" not in record:
+        raise UserError(f"--checkpoint {directory}: an imported checkpoint names no corpus")
     workdir = data_workdir or str(epath.Path(directory).absolute().parent.parent)
     tokenizer, where = setup.kept_tokenizer(directory), mesh.single()
     corpus = setup.corpus(ConfigDict({"data": record["data"]}), split, workdir, tokenizer)

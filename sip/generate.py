@@ -1,5 +1,6 @@
 """Samples: `python -m sip.generate --checkpoint=RUN_DIR --prompt="About Fihefo."`.
 
+RUN_DIR is a run's directory, or one of Hugging Face's (or hf://ORGANISATION/NAME, fetched once).
 Prints each prompt with its continuation, or with --json one object per sample with tokens and
 log-probabilities (`logp` of the model, `sample_logp` of the distribution sampled from).
 """
@@ -12,6 +13,7 @@ import numpy as np
 from absl import flags
 
 from sip import cli, mesh, sampling, setup
+from sip.hf import hub
 from sip.structs import UserError
 from sip.tokenizer import continuation
 
@@ -102,7 +104,7 @@ def main(argv) -> None:
         raise UserError("--checkpoint is needed")
     sample = sampling.SamplingConfig(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     rows = generate(
-        _CHECKPOINT.value,
+        hub.local(_CHECKPOINT.value),
         read_prompts(_PROMPT.value, _PROMPTS.value),
         num=_NUM.value,
         max_tokens=_MAX_TOKENS.value,

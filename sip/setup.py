@@ -5,9 +5,6 @@ import functools
 import json
 import os
 import time
-import types
-import typing
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +14,12 @@ from etils import epath
 from sip import mesh as meshes
 from sip import tokenizer as tokenizers
 from sip.data import chunks, documents
+from sip.hf import configs, reading, tokens
 from sip.judge import prompts
 from sip.mesh import MeshConfig
 from sip.models import decoder
 from sip.models.config import ModelConfig
+from sip.sections import plain, section
 from sip.structs import Params, TrainState, UserError
 from sip.tokenizer import Tokenizer
 from sip.training import checkpoints, loop, step
@@ -122,66 +121,6 @@ class Corpus:
     cut: CutConfig
 
 
-def plain(value: Any) -> Any:
-    """ConfigDicts and lists as dicts and tuples, so that they compare, hash and print."""
-    if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
-    if hasattr(value, "to_dict"):
-        return plain(value.to_dict())
-    return tuple(plain(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def section(cls, values, name: str):
-    """The frozen dataclass `cls` from a config section, and the sections in it likewise.
-
-    Raises UserError naming an unknown or missing key, a wrong type or a value that cannot be.
-    """
-    values, hints = plain(values), typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    at = lambda key: f"{name}.{key}".lstrip(".")
-    for key in values:
-        if key not in fields:
-            raise UserError(f"config {at(key)}: unknown key; there are {', '.join(sorted(fields))}")
-    for key, field in fields.items():
-        if key not in values and field.default is dataclasses.MISSING:
-            raise UserError(f"config {at(key)}: missing")
-    found = {key: _typed(value, hints[key], at(key)) for key, value in values.items()}
-    try:
-        return cls(**found)
-    except UserError as e:
-        raise UserError(f"config {name}: {e}") from None
-
-
-def _typed(value, hint, name: str):
-    """`value` as a field of type `hint` takes it: sections as dataclasses, integers as float."""
-    for cls in (hint, *typing.get_args(hint)):
-        if dataclasses.is_dataclass(cls) and isinstance(value, Mapping):
-            return section(cls, value, name)
-    if not _is(value, hint):
-        wanted = hint.__name__ if isinstance(hint, type) else str(hint)
-        raise UserError(f"config {name}: {value!r} is not of type {wanted}")
-    return float(value) if hint is float else value
-
-
-def _is(value, hint) -> bool:
-    """isinstance for the types that fields have; True is no number."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any or origin is types.UnionType:
-        return hint is Any or any(_is(value, a) for a in args)
-    if origin is tuple:
-        wanted = args[:1] * len(value) if args[-1] is ... and isinstance(value, tuple) else args
-        return (
-            isinstance(value, tuple) and len(value) == len(wanted) and all(map(_is, value, wanted))
-        )
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            _is(k, args[0]) and _is(v, args[1]) for k, v in value.items()
-        )
-    if isinstance(value, bool) and hint is not bool:
-        return False
-    return isinstance(value, (int, float) if hint is float else hint)
-
-
 def run_config(cls, config, name: str):
     """`config.runs[name]` resolved into `cls`, a RunConfig; `optim` knows the run's steps."""
     values = plain(config.runs[name])
@@ -198,10 +137,10 @@ def run_dir(workdir: str, name: str) -> str:
 
 
 def source_dir(workdir: str, source: str, key: str = "init_from") -> str:
-    """The directory of a run named by the recipe, or a path."""
+    """The directory of a run named by the recipe, or a path: a run's or Hugging Face's."""
     inside = run_dir(workdir, source)
     path = inside if epath.Path(inside).exists() else source
-    if not checkpoints.exists(path):
+    if not configs.exists(path) and not checkpoints.exists(path):
         raise UserError(
             f"{key} {source!r}: neither a run before this one nor a directory with a checkpoint"
         )
@@ -324,12 +263,17 @@ def check_model(cfg: ModelConfig, cut: CutConfig, tokenizer: Tokenizer | None = 
 
 
 def recorded_model(directory: str) -> ModelConfig:
-    """The model config of a run's checkpoint."""
+    """The model config of a checkpoint, a run's or Hugging Face's."""
+    if configs.exists(directory):
+        return configs.read(directory)
     return section(ModelConfig, checkpoints.record(directory)["model"], "checkpoint model")
 
 
 def load_params(directory: str, mesh) -> tuple[Params, ModelConfig]:
-    """Parameters and model config of a run's last checkpoint, on `mesh`."""
+    """Parameters, float32, and model config of a run's last checkpoint, or of Hugging Face's, on
+    `mesh`."""
+    if configs.exists(directory):
+        return reading.load(directory, mesh)
     cfg = recorded_model(directory)
     return checkpoints.restore_params(directory, decoder.abstract(cfg, mesh)), cfg
 
@@ -359,6 +303,8 @@ def fresh_state(
     params, found = load_params(init_from, mesh)
     if _widths(found) != _widths(cfg) or found.layers > cfg.layers:
         raise UserError(f"init_from {init_from}: its model is {found}, the config says {cfg}")
+    if configs.exists(init_from):
+        configs.check_same(found, cfg, init_from)
     if found.layers < cfg.layers:
         params = decoder.deepen(params, cfg)
     return step.state_of(params, cfg, tx, mesh, reference=reference)
@@ -392,9 +338,12 @@ def keep_tokenizer(config, workdir: str, directory: str) -> None:
 
 
 def kept_tokenizer(directory: str) -> Tokenizer:
-    """The tokenizer of a run."""
-    path = epath.Path(directory) / "tokenizer.json"
-    if not path.exists():
+    """The tokenizer of a run, or of a checkpoint of Hugging Face's."""
+    path = epath.Path(directory)
+    theirs = tokens.home(directory)
+    if theirs:
+        return _load_tokenizer(*tokens.kind_of(theirs))
+    if not (path / "tokenizer.json").exists():
         raise UserError(f"{directory} holds no tokenizer.json: is this a run's directory?")
-    kind = json.loads(path.read_text())["kind"]
+    kind = json.loads((path / "tokenizer.json").read_text())["kind"]
     return _load_tokenizer(kind, tokenizers.kept(kind, directory))

@@ -1,5 +1,6 @@
 """Trunk and branches against plain sequences, and plain sequences against numpy."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,8 +10,15 @@ import pytest
 import tiny
 from tiny import forward
 
-from sip.models import config, decoder
+from sip.models import decoder, rope
 from sip.structs import Tree, UserError
+
+# All that families add, in one model; its window ends within the trunk and within branches.
+ODD = tiny.model(
+    qkv_bias=True, qk_norm=True, window=3,
+    rope_scaling="yarn", rope_factor=4.0, rope_original_len=16, rope_gain=1.2, rope_theta=20.0,
+)  # fmt: skip
+KINDS = pytest.mark.parametrize("cfg", [tiny.CFG, ODD], ids=["plain", "odd"])
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -38,20 +46,34 @@ def numpy_norm(x, scale, eps):
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * scale
 
 
-def numpy_rope(x_TH, theta):
+def numpy_rope(x_TH, cfg):
     T, H = x_TH.shape
-    turn = np.exp(1j * np.arange(T)[:, None] * theta ** (-np.arange(0, H, 2) / H))
+    frequency = cfg.rope_theta ** (-np.arange(0, H, 2) / H)
+    stretch = rope.stretch_P(cfg)
+    frequency = frequency if stretch is None else frequency * stretch
+    turn = cfg.rope_gain * np.exp(1j * np.arange(T)[:, None] * frequency)
     z = (x_TH[:, : H // 2] + 1j * x_TH[:, H // 2 :]) * turn
     return np.concatenate([z.real, z.imag], axis=1)
 
 
+def numpy_head(p, h_TD, cfg, kind, at):
+    """Queries, keys or values of one head, before they are rotated."""
+    x = h_TD @ p[f"w{kind}"][(slice(None), *at)]
+    x = x + p[f"b{kind}"][at] if cfg.qkv_bias else x
+    if not cfg.qk_norm or kind == "v":
+        return x
+    return numpy_norm(x, p[f"{kind}_norm"], cfg.norm_eps)
+
+
 def numpy_attention(p, h_TD, cfg):
-    q, k, v = (np.tensordot(h_TD, p[w], axes=1) for w in ("wq", "wk", "wv"))
-    out_TD = np.zeros_like(h_TD)
+    out_TD, T = np.zeros_like(h_TD), len(h_TD)
+    seen = np.tri(T) - (np.tri(T, k=-cfg.window) if cfg.window else 0)
     for g, i in np.ndindex(cfg.kv_heads, cfg.queries_per_kv):
-        scores = numpy_rope(q[:, g, i], cfg.rope_theta) @ numpy_rope(k[:, g], cfg.rope_theta).T
-        weights = np.tril(np.exp(scores * cfg.head_dim**-0.5))
-        out_TD += weights / weights.sum(1, keepdims=True) @ v[:, g] @ p["wo"][g, i]
+        q = numpy_rope(numpy_head(p, h_TD, cfg, "q", (g, i)), cfg)
+        k = numpy_rope(numpy_head(p, h_TD, cfg, "k", (g,)), cfg)
+        weights = seen * np.exp(q @ k.T * cfg.head_dim**-0.5)
+        v = numpy_head(p, h_TD, cfg, "v", (g,))
+        out_TD += weights / weights.sum(1, keepdims=True) @ v @ p["wo"][g, i]
     return out_TD
 
 
@@ -68,10 +90,11 @@ def numpy_forward(params, cfg, tokens_T):
     return numpy_norm(x_TD, params["final_norm"], cfg.norm_eps)
 
 
-def test_a_trunk_is_a_llama_written_out_in_numpy():
-    params, tree = tiny.params(), tiny.tree()
-    want = [numpy_forward(params, tiny.CFG, np.asarray(row)) for row in tree.tokens_BT]
-    trunk_BTD, _, logp_BT, _ = forward(params, tiny.CFG, tree)
+@KINDS
+def test_a_trunk_is_the_model_written_out_in_numpy(cfg):
+    params, tree = tiny.params(cfg), tiny.tree()
+    want = [numpy_forward(params, cfg, np.asarray(row)) for row in tree.tokens_BT]
+    trunk_BTD, _, logp_BT, _ = forward(params, cfg, tree)
     close(trunk_BTD, np.stack(want))
     logits_BTV = np.stack(want) @ np.float64(params["unembed"])
     for b, t in np.ndindex(2, 5):
@@ -86,6 +109,7 @@ def test_a_trunk_is_a_llama_written_out_in_numpy():
         ({}, 2e-5),
         ({"kv_heads": 1, "queries_per_kv": 3, "tied": True}, 2e-5),
         ({"dtype": "bfloat16"}, 0.06),
+        (dataclasses.asdict(ODD), 2e-5),
     ],
 )
 def test_a_branch_equals_the_plain_sequence(changes, tolerance):
@@ -99,17 +123,24 @@ def test_a_branch_equals_the_plain_sequence(changes, tolerance):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{"remat": "block", "branch_chunk": 2, "query_chunk": 2}, {"remat": "dots"}],
+    ("cfg", "changes"),
+    [
+        (tiny.CFG, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}),
+        (tiny.CFG, {"remat": "dots"}),
+        (ODD, {"branch_chunk": 2, "query_chunk": 2}),
+    ],
 )
-def test_saving_memory_changes_neither_values_nor_gradients(changes):
-    params, tree = tiny.params(), tiny.tree()
-    close(gradients(params, tiny.model(**changes), tree), gradients(params, tiny.CFG, tree))
+def test_saving_memory_changes_neither_values_nor_gradients(cfg, changes):
+    params, tree = tiny.params(cfg), tiny.tree()
+    saving = dataclasses.replace(cfg, **changes)
+    close(gradients(params, saving, tree), gradients(params, cfg, tree))
 
 
-def visibility(tree, vocab):
-    """[N, N] by gradients: does the hidden state of one position hang on another's embedding?"""
-    cfg = tiny.model(vocab_size=vocab)
+def visibility(tree, vocab, window):
+    """[N, N] by gradients: does the hidden state of one position hang on another's embedding?
+
+    Through one layer only, where there is a window: two look twice as far."""
+    cfg = tiny.model(vocab_size=vocab, window=window, layers=1 if window else 2)
     params = tiny.params(cfg)
 
     def hidden(embed_VD):
@@ -133,7 +164,8 @@ def everyone_differs(T, C, R, fork_C, segment_T=None):
 
 
 @pytest.mark.parametrize("segment_T", [None, [1, 1, 1, 1, 2, 2]])
-def test_gradients_show_who_sees_whom(segment_T):
+@pytest.mark.parametrize("window", [0, 2])
+def test_gradients_show_who_sees_whom(segment_T, window):
     T, C, R, fork_C = 6, 3, 2, [2, 6, 5]
     segments = np.array(segment_T or [1] * T)
     want = np.zeros((T + C * R, T + C * R), bool)
@@ -142,8 +174,10 @@ def test_gradients_show_who_sees_whom(segment_T):
         own = slice(T + c * R, T + c * R + R)
         want[own, :fork] = segments[:fork] == segments[fork - 1]
         want[own, own] = np.tri(R, dtype=bool)
+    place_N = np.array([*range(T), *(fork + r for fork in fork_C for r in range(R))])
+    want &= (place_N[:, None] - place_N < window) | (window == 0)
     tree = everyone_differs(T, C, R, fork_C, segment_T)
-    np.testing.assert_array_equal(visibility(tree, T + C * R), want)
+    np.testing.assert_array_equal(visibility(tree, T + C * R, window), want)
 
 
 def packed(tree):
@@ -156,10 +190,11 @@ def packed(tree):
     )  # fmt: skip
 
 
-def test_a_packed_trunk_equals_separate_documents():
+@KINDS
+def test_a_packed_trunk_equals_separate_documents(cfg):
     apart = tiny.tree()
-    want = forward(tiny.params(), tiny.CFG, apart)
-    got = forward(tiny.params(), tiny.CFG, packed(apart))
+    want = forward(tiny.params(cfg), cfg, apart)
+    got = forward(tiny.params(cfg), cfg, packed(apart))
     close([a.reshape(b.shape) for a, b in zip(got, want, strict=True)], list(want))
 
 
@@ -173,21 +208,22 @@ def steps_of(tree, sizes):
         )
 
 
-@functools.partial(jax.jit, static_argnames="keep_cache")
-def apply(tree, cache=None, keep_cache=True):
-    return decoder.apply(tiny.params(), tiny.CFG, tree, cache=cache, keep_cache=keep_cache)
+@functools.partial(jax.jit, static_argnames=("cfg", "keep_cache"))
+def apply(cfg, tree, cache=None, keep_cache=True):
+    return decoder.apply(tiny.params(cfg), cfg, tree, cache=cache, keep_cache=keep_cache)
 
 
+@KINDS
 @pytest.mark.parametrize("pack", [False, True])
-def test_cached_decoding_equals_the_full_pass(pack):
+def test_cached_decoding_equals_the_full_pass(cfg, pack):
     tree = packed(tiny.tree()) if pack else tiny.tree(R=5)
-    cache = apply(tiny.trunk_only(tree.tokens_BT, tree.segment_BT)).cache
+    cache = apply(cfg, tiny.trunk_only(tree.tokens_BT, tree.segment_BT)).cache
     cache, parts = decoder.grow(cache, *tree.tokens_BCR.shape[1:]), []
     assert not cache.k_LBCSGH.any() and int(cache.length) == 0
     for part in steps_of(tree, [1, 1, 1] if pack else [1, 1, 3]):
-        new = apply(part, cache)
+        new = apply(cfg, part, cache)
         cache, parts = new.cache, [*parts, new.branch_BCRD]
-    whole, there = apply(tree), tree.mask_BCR
+    whole, there = apply(cfg, tree), tree.mask_BCR
     shown = lambda x_BCRD: jnp.where(there[..., None], x_BCRD, 0)
     close(shown(jnp.concatenate(parts, axis=2)), shown(whole.branch_BCRD))
     hide = lambda x: jnp.where(there[None, ..., None, None], x, 0)
@@ -195,13 +231,14 @@ def test_cached_decoding_equals_the_full_pass(pack):
     close(kept(cache), kept(whole.cache))
 
 
+@KINDS
 @pytest.mark.parametrize("pack", [False, True])
-def test_whole_branches_on_a_kept_trunk_equal_the_full_pass(pack):
+def test_whole_branches_on_a_kept_trunk_equal_the_full_pass(cfg, pack):
     tree = packed(tiny.tree()) if pack else tiny.tree()
-    kept = apply(tiny.trunk_only(tree.tokens_BT, tree.segment_BT)).cache
-    out = apply(tree, decoder.grow(kept, tree.tokens_BCR.shape[1], 0), keep_cache=False)
+    kept = apply(cfg, tiny.trunk_only(tree.tokens_BT, tree.segment_BT)).cache
+    out = apply(cfg, tree, decoder.grow(kept, tree.tokens_BCR.shape[1], 0), keep_cache=False)
     assert out.cache is None and out.trunk_BTD.shape[1] == 0
-    close(out.branch_BCRD, apply(tree).branch_BCRD)
+    close(out.branch_BCRD, apply(cfg, tree).branch_BCRD)
 
 
 def test_a_trunk_does_not_notice_its_branches():
@@ -212,15 +249,6 @@ def test_a_trunk_does_not_notice_its_branches():
     assert branch_BCRD.shape == (2, 0, 1, 16) and logp_BCR.shape == (2, 0, 1)
     want = forward(params, tiny.CFG, tree)
     close((trunk_BTD, logp_BT), (want[0], want[2]))
-
-
-def test_presets_have_their_known_numbers_of_parameters():
-    # Llama-3.1-8B as published; the policy by hand: embeddings + 24 layers + the last norm.
-    assert decoder.count(config.llama31_8b()) == 8_030_261_248
-    layer = 4 * 2048 * 2048 + 3 * 2048 * 5632 + 2 * 2048
-    assert decoder.count(config.llama_1b4()) == 2 * 32000 * 2048 + 24 * layer + 2048
-    tied = decoder.count(tiny.CFG) - decoder.count(tiny.model(tied=True))
-    assert tied == tiny.CFG.vocab_size * tiny.CFG.width
 
 
 def test_tied_embeddings_are_one_matrix():
@@ -247,8 +275,16 @@ def test_matrices_begin_at_the_width_that_their_fan_in_asks_for():
 @pytest.mark.parametrize(
     ("field", "value"),
     [("max_len", 0), ("vocab_size", 0), ("layers", -1), ("kv_heads", 0), ("hidden", 0),
-     ("branch_chunk", 0), ("head_dim", 3), ("dtype", "float16"), ("remat", "all")],
+     ("branch_chunk", 0), ("head_dim", 3), ("dtype", "float16"), ("remat", "all"), ("window", -1),
+     ("rope_scaling", "dynamic"), ("rope_theta", 1.0), ("rope_factor", 0.5), ("rope_gain", 0.0),
+     ("rope_low", 4.0), ("rope_slow", 0.0)],
 )  # fmt: skip
 def test_a_config_that_cannot_be_names_its_field(field, value):
     with pytest.raises(UserError, match=rf"model\.{field}"):
         tiny.model(**{field: value})
+
+
+@pytest.mark.parametrize("kind", ["llama3", "yarn"])
+def test_a_scaling_that_needs_the_length_trained_on_says_so(kind):
+    with pytest.raises(UserError, match=f"rope_original_len is needed by {kind}"):
+        tiny.model(rope_scaling=kind)

@@ -15,8 +15,9 @@ import pytest
 import serving
 import tiny
 
-from sip import hf, sampling
+from sip import sampling
 from sip import tokenizer as tokenizers
+from sip.hf import tokens, writing
 from sip.judge import prompts
 from sip.models import decoder
 from sip.remote import Remote, RemoteConfig
@@ -52,8 +53,8 @@ def wordy(cfg, tokenizer):
 @pytest.fixture(scope="module", params=CFGS, ids=["untied", "tied"])
 def exported(request, tokenizer, tmp_path_factory):
     """(config, parameters, directory)."""
-    path, params = tmp_path_factory.mktemp("exported"), wordy(request.param, tokenizer)
-    hf.save_llama(params, request.param, tokenizer, path)
+    path, params = tmp_path_factory.mktemp("exported") / "model", wordy(request.param, tokenizer)
+    writing.save(params, request.param, path, tokens.files(tokenizer, request.param.max_len))
     return request.param, params, path
 
 
@@ -81,7 +82,7 @@ def test_the_files_say_the_same_as_the_tokenizer(exported, tokenizer):
     assert files["generation_config.json"]["eos_token_id"] == tokenizer.eos
 
 
-def test_another_kind_of_tokenizer_is_refused_before_anything_is_written(tmp_path):
+def test_another_kind_of_tokenizer_is_refused(tmp_path):
     import sentencepiece
 
     sentencepiece.SentencePieceTrainer.train(
@@ -89,9 +90,9 @@ def test_another_kind_of_tokenizer_is_refused_before_anything_is_written(tmp_pat
         vocab_size=90, minloglevel=2,
     )  # fmt: skip
     bpe = tokenizers.SentencePiece(tmp_path / "bpe.model")
-    with pytest.raises(UserError, match="unigram"):
-        hf.save_llama(tiny.params(CFGS[0]), CFGS[0], bpe, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    for other in (bpe, tokenizers.Byte()):
+        with pytest.raises(UserError, match="unigram"):
+            tokens.files(other, 128)
 
 
 # With torch and transformers.
@@ -110,7 +111,7 @@ def test_transformers_tokenises_as_we_do(exported, tokenizer, transformers):
     texts = [text.encode(errors="replace").decode() for text in texts if SPACE not in text]
     special = re.compile("|".join(map(re.escape, theirs.all_special_tokens)))
     texts = [special.sub("", text) for text in texts]
-    assert len(texts) > 50 and [text for text in texts if hf.NAMED[0] in text]
+    assert len(texts) > 50 and [text for text in texts if tokens.NAMED[0] in text]
     for text in texts:
         assert theirs(text)["input_ids"] == [tokenizer.bos, *tokenizer.encode(text)]
     ids = tokenizer.encode(TEXTS[1])

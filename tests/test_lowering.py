@@ -18,7 +18,8 @@ from sip import mesh as meshes
 from sip import rewriter, sampling
 from sip.evals import continuations
 from sip.judge import proofread
-from sip.models import config, decoder
+from sip.models import decoder
+from sip.models.presets import preset
 from sip.stages import rl
 from sip.structs import Asked, Tree
 from sip.textgen import bucket, encoding
@@ -26,7 +27,7 @@ from sip.textgen import program as judge_program
 from sip.training import losses, optim, step
 
 MESH = AbstractMesh((2, 8, 4), meshes.AXES, axis_types=(AxisType.Auto,) * 3)
-POLICY, JUDGE = config.llama_1b4(), config.llama31_8b()
+POLICY, JUDGE = preset("llama_1b4"), preset("llama31_8b")
 TX = optim.build(optim.OptimConfig(lr=1e-4, steps=1000))
 B, T, R, K = 256, 2048, 128, 16
 RL = rl.resolve(importlib.import_module("judge_llama8b").get_config(), "judge")

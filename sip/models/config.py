@@ -8,11 +8,15 @@ from sip.structs import UserError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMAT = ("none", "block", "dots")
+ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """A Llama-style decoder: RMSNorm, rotary positions, grouped queries, SwiGLU.
+
+    Families differ in data alone: Qwen 2.5 has `qkv_bias`, Qwen 3 `qk_norm`, Mistral a `window`,
+    Llama 3.1 and later `rope_scaling` (sip/models/rope.py has what its numbers mean).
 
     Parameters are float32; matrix products run in `dtype`; softmax, norms, log-probabilities and
     reductions are float32.
@@ -34,6 +38,18 @@ class ModelConfig:
     query_chunk: int = 512  # trunk queries attended at a time
     branch_chunk: int = 8  # branches attended at a time
     logprob_chunk: int = 512  # positions whose logits exist at a time
+    qkv_bias: bool = False  # queries, keys and values have biases
+    qk_norm: bool = False  # queries and keys are normalised over H, before they are rotated
+    window: int = 0  # positions that a query sees, its own among them; 0: all before it
+    rope_scaling: str = "none"  # none | linear | llama3 | yarn
+    rope_factor: float = 1.0  # how many times longer than trained: of all scalings
+    rope_original_len: int = 0  # positions it was trained on: of llama3 and yarn
+    rope_low: float = 1.0  # llama3: turns within those up to which a frequency is divided
+    rope_high: float = 4.0  # llama3: turns from which it is kept
+    rope_slow: float = 1.0  # yarn: likewise, divided up to here
+    rope_fast: float = 32.0  # yarn: likewise, kept from here
+    rope_truncate: bool = True  # yarn: whole channels only
+    rope_gain: float = 1.0  # yarn: scores are multiplied by its square
 
     def __post_init__(self):
         for name in (
@@ -55,45 +71,28 @@ class ModelConfig:
             raise UserError(
                 f"model.head_dim must be even for rotary positions, not {self.head_dim}"
             )
-        if self.dtype not in DTYPES:
-            raise UserError(f"model.dtype must be one of {sorted(DTYPES)}, not {self.dtype!r}")
-        if self.remat not in REMAT:
-            raise UserError(f"model.remat must be one of {REMAT}, not {self.remat!r}")
+        if self.window < 0:
+            raise UserError(f"model.window must not be negative, is {self.window}")
+        known = {"dtype": sorted(DTYPES), "remat": REMAT, "rope_scaling": ROPE_SCALINGS}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise UserError(
+                    f"model.{name} must be one of {values}, not {getattr(self, name)!r}"
+                )
+        self._check_rope()
+
+    def _check_rope(self):
+        if self.rope_theta <= 1:
+            raise UserError(f"model.rope_theta must be above 1, is {self.rope_theta}")
+        if self.rope_factor < 1 or self.rope_gain <= 0:
+            raise UserError("model.rope_factor must be at least 1, model.rope_gain positive")
+        if self.rope_scaling in ("llama3", "yarn") and self.rope_original_len < 1:
+            raise UserError(f"model.rope_original_len is needed by {self.rope_scaling} scaling")
+        for low, high in (("rope_low", "rope_high"), ("rope_slow", "rope_fast")):
+            if not 0 < getattr(self, low) < getattr(self, high):
+                raise UserError(f"model.{low} must be positive and below model.{high}")
 
     @property
     def compute_dtype(self):
         """The dtype of matrix products."""
         return DTYPES[self.dtype]
-
-
-def llama_1b4(vocab_size: int = 32000, max_len: int = 2304) -> ModelConfig:
-    """A 1.4 B Llama-2-style policy, the size of arXiv 2601.21343: 1.36e9 parameters, untied."""
-    return ModelConfig(
-        vocab_size=vocab_size,
-        width=2048,
-        layers=24,
-        kv_heads=16,
-        queries_per_kv=1,
-        head_dim=128,
-        hidden=5632,
-        max_len=max_len,
-        dtype="bfloat16",
-        remat="block",
-    )
-
-
-def llama31_8b(max_len: int = 8192) -> ModelConfig:
-    """Llama-3.1-8B's shapes (8.03e9 parameters); its rope scaling comes with checkpoint import."""
-    return ModelConfig(
-        vocab_size=128256,
-        width=4096,
-        layers=32,
-        kv_heads=8,
-        queries_per_kv=4,
-        head_dim=128,
-        hidden=14336,
-        max_len=max_len,
-        rope_theta=500000.0,
-        dtype="bfloat16",
-        remat="block",
-    )

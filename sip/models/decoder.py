@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from sip.mesh import constrain, param_sharding
-from sip.models import layers
+from sip.models import layers, rope, visibility
 from sip.models.config import ModelConfig
 from sip.structs import Array, Params, Tree
 
@@ -51,22 +51,10 @@ class _Context:
     cos: Array
     sin: Array
     segment_BT: Array | None
-    trunk_visible_BCT: Array
-    past_visible_BCS: Array | None
+    trunk_visible: Array  # [B, C, T], with a window [B, C, R, T]
+    past_visible: Array | None  # [B, C, S], with a window [B, C, R, S]
     trunk_len: int = flax.struct.field(pytree_node=False)
     branches: tuple[int, int] = flax.struct.field(pytree_node=False)  # C, R
-
-
-def _positions_BT(tree: Tree):
-    """Position of each trunk token within its segment."""
-    B, T = tree.tokens_BT.shape
-    time_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
-    if tree.segment_BT is None:
-        return time_BT
-    new_BT = jnp.concatenate(
-        [jnp.ones((B, 1), bool), tree.segment_BT[:, 1:] != tree.segment_BT[:, :-1]], axis=1
-    )
-    return time_BT - jax.lax.cummax(jnp.where(new_BT, time_BT, 0), axis=1)
 
 
 def _context(tree: Tree, cfg: ModelConfig, cache: Cache | None) -> _Context:
@@ -74,7 +62,7 @@ def _context(tree: Tree, cfg: ModelConfig, cache: Cache | None) -> _Context:
     B, T = tree.tokens_BT.shape
     C, R = tree.tokens_BCR.shape[1:]
     time_T = jnp.arange(T)
-    positions_BT = _positions_BT(tree)
+    positions_BT = visibility.positions_BT(tree)
     start_BC = jnp.take_along_axis(positions_BT, tree.fork_BC - 1, axis=1) + 1
     if cache is not None:
         start_BC = start_BC + cache.seen_BCS.sum(-1)
@@ -85,10 +73,12 @@ def _context(tree: Tree, cfg: ModelConfig, cache: Cache | None) -> _Context:
         own_BC = jnp.take_along_axis(tree.segment_BT, tree.fork_BC - 1, axis=1)
         visible_BCT &= own_BC[:, :, None] == tree.segment_BT[:, None, :]
     past_BCS = cache.seen_BCS if cache is not None and cache.seen_BCS.shape[2] else None
-    cos, sin = layers.rope_tables(positions_BN, cfg.head_dim, cfg.rope_theta)
-    return _Context(
-        cos, sin, tree.segment_BT, visible_BCT, past_BCS, 0 if cache is not None else T, (C, R)
+    seen = visibility.near(cfg.window, tree.fork_BC, R, visible_BCT, past_BCS)
+    stretch_P = rope.stretch_P(cfg)
+    cos, sin = layers.rope_tables(
+        positions_BN, cfg.head_dim, cfg.rope_theta, stretch_P, cfg.rope_gain
     )
+    return _Context(cos, sin, tree.segment_BT, *seen, 0 if cache is not None else T, (C, R))
 
 
 @flax.struct.dataclass
@@ -123,7 +113,7 @@ class Block(nn.Module):
         h_BND = layers.rms_norm(x_BND, self.param("mlp_norm", ones, (c.width,)), c.norm_eps)
         return constrain(x_BND + self._mlp(h_BND), "BND"), kv
 
-    def _matrix(self, name, letters, fan_in, scale=1.0):
+    def _sizes(self, letters):
         c = self.cfg
         sizes = {
             "D": c.width,
@@ -132,15 +122,33 @@ class Block(nn.Module):
             "H": c.head_dim,
             "F": c.hidden,
         }
-        shape = tuple(sizes[a] for a in letters)
-        return self.param(name, _weight(letters, fan_in, scale), shape).astype(c.compute_dtype)
+        return tuple(sizes[a] for a in letters)
+
+    def _matrix(self, name, letters, fan_in, scale=1.0):
+        init = _weight(letters, fan_in, scale)
+        return self.param(name, init, self._sizes(letters)).astype(self.cfg.compute_dtype)
+
+    def _biased(self, x, name, letters):
+        """x + bias over its last axes, in families that have one."""
+        if not self.cfg.qkv_bias:
+            return x
+        zeros = _lettered(letters, nn.initializers.zeros)
+        return x + self.param(name, zeros, self._sizes(letters)).astype(x.dtype)[None, None]
+
+    def _normed(self, x, name):
+        """Queries or keys, each head normalised by itself, in families that do."""
+        if not self.cfg.qk_norm:
+            return x
+        ones = _lettered("H", nn.initializers.ones)
+        return layers.rms_norm(x, self.param(name, ones, self._sizes("H")), self.cfg.norm_eps)
 
     def _attention(self, h_BND, context, past):
         c = self.cfg
         depth = (2 * c.layers) ** -0.5
-        q = layers.project(h_BND, self._matrix("wq", "DGQH", c.width))
-        k = layers.project(h_BND, self._matrix("wk", "DGH", c.width))
-        v = layers.project(h_BND, self._matrix("wv", "DGH", c.width))
+        q = self._biased(layers.project(h_BND, self._matrix("wq", "DGQH", c.width)), "bq", "GQH")
+        k = self._biased(layers.project(h_BND, self._matrix("wk", "DGH", c.width)), "bk", "GH")
+        v = self._biased(layers.project(h_BND, self._matrix("wv", "DGH", c.width)), "bv", "GH")
+        q, k = self._normed(q, "q_norm"), self._normed(k, "k_norm")
         q = constrain(layers.rope(q, context.cos, context.sin), "BNGQH")
         k = constrain(layers.rope(k, context.cos, context.sin), "BNGH")
         out = _tree_attention(q, k, v, context, past, c)
@@ -169,7 +177,7 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: _Context, past, c: ModelCo
     if T:
         outs.append(
             layers.trunk_attention(
-                q_BNGQH[:, :T], trunk[0], trunk[1], context.segment_BT, c.query_chunk
+                q_BNGQH[:, :T], trunk[0], trunk[1], context.segment_BT, c.query_chunk, c.window
             )
         )
     if C * R:
@@ -177,10 +185,11 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: _Context, past, c: ModelCo
             branches(q_BNGQH),
             (branches(k_BNGH), branches(v_BNGH)),
             trunk,
-            None if past is None or context.past_visible_BCS is None else past[2:],
-            context.trunk_visible_BCT,
-            context.past_visible_BCS,
+            None if past is None or context.past_visible is None else past[2:],
+            context.trunk_visible,
+            context.past_visible,
             c.branch_chunk,
+            c.window,
         )
         outs.append(out.reshape(B, C * R, *out.shape[3:]))
     return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)

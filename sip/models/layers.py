@@ -18,11 +18,16 @@ def rms_norm(x, scale_D, eps: float):
     return (x32 * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
-def rope_tables(positions_BN, head_dim: int, theta: float):
-    """cos_BNH2, sin_BNH2 of rotary positions (arXiv 2104.09864), halves rotated as in Llama."""
+def rope_tables(positions_BN, head_dim: int, theta: float, stretch_P=None, gain: float = 1.0):
+    """cos_BNP, sin_BNP of rotary positions (arXiv 2104.09864), halves rotated as in Llama.
+
+    P = H/2 frequencies, each times `stretch_P` (sip/models/rope.py); the tables times `gain`.
+    """
     freq = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    freq = freq if stretch_P is None else freq * jnp.asarray(stretch_P, jnp.float32)
     angle = positions_BN[..., None].astype(jnp.float32) * freq[None, None, :]
-    return jnp.cos(angle), jnp.sin(angle)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    return (cos, sin) if gain == 1.0 else (cos * gain, sin * gain)
 
 
 def rope(x, cos, sin):
@@ -54,8 +59,11 @@ def _scores(subscripts, q, k, visible):
     return jnp.where(visible, scores * q.shape[-1] ** -0.5, NEG)
 
 
-def trunk_attention(q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int):
-    """Causal attention within a trunk, `chunk` queries at a time -> out_BTGQH."""
+def trunk_attention(q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int, window: int = 0):
+    """Causal attention within a trunk, `chunk` queries at a time -> out_BTGQH.
+
+    With a `window` a query sees that many positions, its own among them.
+    """
     B, T, G, Q, H = q_BTGQH.shape
     size = largest_divisor(T, chunk)
     time_S = jnp.arange(T)
@@ -63,6 +71,9 @@ def trunk_attention(q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int):
     def attend(start):
         q = jax.lax.dynamic_slice_in_dim(q_BTGQH, start, size, axis=1)
         visible = (time_S[None, :] <= (start + jnp.arange(size))[:, None])[None]
+        if window:
+            first_T = start + jnp.arange(size) - window + 1
+            visible = visible & (time_S[None, :] >= first_T[:, None])[None]
         if segment_BT is not None:
             own = jax.lax.dynamic_slice_in_dim(segment_BT, start, size, axis=1)
             visible = visible & (own[:, :, None] == segment_BT[:, None, :])
@@ -76,22 +87,25 @@ def trunk_attention(q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int):
     return jnp.moveaxis(out, 0, 1).reshape(B, T, G, Q, H)
 
 
-def branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_BCS):
+def branch_attention(q_BCRGQH, own, trunk, past, trunk_visible, past_visible, window: int = 0):
     """Attention of branches over [trunk, past of the branch, own] -> out_BCRGQH.
 
     `own` and `past` are (k_BCSGH, v_BCSGH), `trunk` is (k_BTGH, v_BTGH), shared by all branches, no
     key is copied per branch. Each block of keys is attended by itself, and merged by its log of
-    summed exponentials. `past` may be None.
+    summed exponentials. `past` may be None. Visibility of trunk and past is [B, C, S], or
+    [B, C, R, S] where a `window` makes it hang on the query.
     """
     R = q_BCRGQH.shape[2]
     causal = jnp.arange(R)[:, None] >= jnp.arange(R)[None, :]
-    seen = trunk_visible_BCT[:, None, :, None, None, :]
+    if window:
+        causal = causal & (jnp.arange(R)[:, None] < jnp.arange(R)[None, :] + window)
+    seen = trunk_visible[:, None, :, _queries(window), None, :]
     blocks = [
         _attend(q_BCRGQH, trunk, seen, "BSGH", "BGCRQ"),
         _attend(q_BCRGQH, own, causal[None, None, None, :, None], "BCSGH", "BCGRQ"),
     ]
     if past is not None:
-        filled = past_visible_BCS[:, :, None, None, None, :]
+        filled = past_visible[:, :, None, _queries(window), None, :]
         blocks.append(_attend(q_BCRGQH, past, filled, "BCSGH", "BCGRQ"))
     tops, sums, outs = zip(*blocks, strict=True)
     top = functools.reduce(jnp.maximum, tops)
@@ -99,6 +113,11 @@ def branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible
     total = _sum(s * share for s, share in zip(sums, shares, strict=True))
     merged = _sum(o * (share / total)[..., None] for o, share in zip(outs, shares, strict=True))
     return merged.astype(q_BCRGQH.dtype)
+
+
+def _queries(window):
+    """The index that keeps the axis of queries, or makes one."""
+    return slice(None) if window else None
 
 
 def _sum(arrays):
@@ -122,13 +141,13 @@ def _attend(q_BCRGQH, kv, visible, keys: str, rows: str):
 
 
 def chunked_branch_attention(
-    q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_BCS, chunk
+    q_BCRGQH, own, trunk, past, trunk_visible, past_visible, chunk, window=0
 ):
     """branch_attention, `chunk` branches at a time: scores of all branches never exist together."""
     B, C = q_BCRGQH.shape[:2]
     size = largest_divisor(C, chunk)
     if size == C:
-        return branch_attention(q_BCRGQH, own, trunk, past, trunk_visible_BCT, past_visible_BCS)
+        return branch_attention(q_BCRGQH, own, trunk, past, trunk_visible, past_visible, window)
 
     def split(x):
         return jnp.moveaxis(x.reshape(B, C // size, size, *x.shape[2:]), 1, 0)
@@ -136,10 +155,10 @@ def chunked_branch_attention(
     def attend(args):
         q, own, past, visible, past_visible = args
         q = constrain(q, "BCRGQH")
-        return branch_attention(q, own, trunk, past, visible, past_visible)
+        return branch_attention(q, own, trunk, past, visible, past_visible, window)
 
     out = jax.lax.map(
         jax.checkpoint(attend),
-        jax.tree.map(split, (q_BCRGQH, own, past, trunk_visible_BCT, past_visible_BCS)),
+        jax.tree.map(split, (q_BCRGQH, own, past, trunk_visible, past_visible)),
     )
     return jnp.moveaxis(out, 0, 1).reshape(q_BCRGQH.shape)

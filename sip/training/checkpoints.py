@@ -61,6 +61,13 @@ def save(mngr: ocp.CheckpointManager, state: TrainState, record: dict[str, Any])
     )
 
 
+def save_params(run_dir: str, params: Params, record: dict[str, Any]) -> None:
+    """Writes a checkpoint of parameters alone, step 0: to use or to start from, not to go on."""
+    with manager(run_dir) as mngr:
+        items = dict(params=ocp.args.StandardSave(params), record=ocp.args.JsonSave(record))
+        mngr.save(0, args=ocp.args.Composite(**items))
+
+
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
     return {name(path): tuple(x.shape) for path, x in jax.tree_util.tree_leaves_with_path(tree)}

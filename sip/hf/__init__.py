@@ -1,0 +1,1 @@
+"""Hugging Face's checkpoints, in and out: configs, names of tensors, shards, tokenizer files."""

@@ -1,0 +1,64 @@
+"""Published sizes. Counts of parameters are checked against the published ones."""
+
+import functools
+
+from sip.models.config import ModelConfig
+from sip.structs import UserError
+
+LLAMA3_1 = dict(rope_scaling="llama3", rope_factor=8.0, rope_original_len=8192)
+LLAMA3_2 = LLAMA3_1 | dict(rope_factor=32.0)
+
+
+def _dense(layers, width, hidden, heads, kv_heads, head_dim, **rest) -> ModelConfig:
+    return ModelConfig(
+        layers=layers,
+        width=width,
+        hidden=hidden,
+        kv_heads=kv_heads,
+        queries_per_kv=heads // kv_heads,
+        head_dim=head_dim,
+        dtype="bfloat16",
+        remat="block",
+        **rest,
+    )
+
+
+_llama3 = functools.partial(_dense, vocab_size=128256, rope_theta=5e5)
+_qwen25 = functools.partial(_dense, rope_theta=1e6, norm_eps=1e-6, qkv_bias=True, max_len=32768)
+_qwen3 = functools.partial(
+    _dense, head_dim=128, rope_theta=1e6, norm_eps=1e-6, qk_norm=True, max_len=40960,
+    vocab_size=151936,
+)  # fmt: skip
+
+PRESETS = {
+    # layers, D, F, query heads, kv heads, H
+    "llama_1b4": lambda: _dense(24, 2048, 5632, 16, 16, 128, vocab_size=32000, max_len=2304),
+    "llama2_7b": lambda: _dense(32, 4096, 11008, 32, 32, 128, vocab_size=32000, max_len=4096),
+    "llama3_8b": lambda: _llama3(32, 4096, 14336, 32, 8, 128, max_len=8192),
+    "llama31_8b": lambda: _llama3(32, 4096, 14336, 32, 8, 128, max_len=131072, **LLAMA3_1),
+    "llama32_1b": lambda: _llama3(16, 2048, 8192, 32, 8, 64, max_len=131072, tied=True, **LLAMA3_2),
+    "llama32_3b": lambda: _llama3(
+        28, 3072, 8192, 24, 8, 128, max_len=131072, tied=True, **LLAMA3_2
+    ),
+    "mistral_7b": lambda: _dense(
+        32, 4096, 14336, 32, 8, 128, vocab_size=32000, max_len=32768, window=4096
+    ),
+    "qwen25_0b5": lambda: _qwen25(24, 896, 4864, 14, 2, 64, vocab_size=151936, tied=True),
+    "qwen25_1b5": lambda: _qwen25(28, 1536, 8960, 12, 2, 128, vocab_size=151936, tied=True),
+    "qwen25_7b": lambda: _qwen25(28, 3584, 18944, 28, 4, 128, vocab_size=152064),
+    "qwen3_0b6": lambda: _qwen3(28, 1024, 3072, 16, 8, tied=True),
+    "qwen3_1b7": lambda: _qwen3(28, 2048, 6144, 16, 8, tied=True),
+    "qwen3_4b": lambda: _qwen3(36, 2560, 9728, 32, 8, tied=True),
+    "qwen3_8b": lambda: _qwen3(36, 4096, 12288, 32, 8),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The model of that name, bfloat16, blocks rematerialised.
+
+    `llama_1b4` is the policy's size in arXiv 2601.21343, 1.36e9 parameters. Raises UserError for a
+    name that there is not.
+    """
+    if name not in PRESETS:
+        raise UserError(f"model preset {name!r}: there are {', '.join(PRESETS)}")
+    return PRESETS[name]()

@@ -1,0 +1,69 @@
+"""Config sections -> frozen dataclasses; what does not fit is an error naming the key."""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+from sip.structs import UserError
+
+
+def plain(value: Any) -> Any:
+    """ConfigDicts and lists as dicts and tuples, so that they compare, hash and print."""
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    if hasattr(value, "to_dict"):
+        return plain(value.to_dict())
+    return tuple(plain(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def section(cls, values, name: str):
+    """The frozen dataclass `cls` from a config section, and the sections in it likewise.
+
+    Raises UserError naming an unknown or missing key, a wrong type or a value that cannot be.
+    """
+    values, hints = plain(values), typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    at = lambda key: f"{name}.{key}".lstrip(".")
+    for key in values:
+        if key not in fields:
+            raise UserError(f"config {at(key)}: unknown key; there are {', '.join(sorted(fields))}")
+    for key, field in fields.items():
+        if key not in values and field.default is dataclasses.MISSING:
+            raise UserError(f"config {at(key)}: missing")
+    found = {key: _typed(value, hints[key], at(key)) for key, value in values.items()}
+    try:
+        return cls(**found)
+    except UserError as e:
+        raise UserError(f"config {name}: {e}") from None
+
+
+def _typed(value, hint, name: str):
+    """`value` as a field of type `hint` takes it: sections as dataclasses, integers as float."""
+    for cls in (hint, *typing.get_args(hint)):
+        if dataclasses.is_dataclass(cls) and isinstance(value, Mapping):
+            return section(cls, value, name)
+    if not _is(value, hint):
+        wanted = hint.__name__ if isinstance(hint, type) else str(hint)
+        raise UserError(f"config {name}: {value!r} is not of type {wanted}")
+    return float(value) if hint is float else value
+
+
+def _is(value, hint) -> bool:
+    """isinstance for the types that fields have; True is no number."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or origin is types.UnionType:
+        return hint is Any or any(_is(value, a) for a in args)
+    if origin is tuple:
+        wanted = args[:1] * len(value) if args[-1] is ... and isinstance(value, tuple) else args
+        return (
+            isinstance(value, tuple) and len(value) == len(wanted) and all(map(_is, value, wanted))
+        )
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _is(k, args[0]) and _is(v, args[1]) for k, v in value.items()
+        )
+    if isinstance(value, bool) and hint is not bool:
+        return False
+    return isinstance(value, (int, float) if hint is float else hint)

@@ -1,0 +1,326 @@
+"""Checkpoints of Hugging Face's in and out: bit for bit, slice by slice, and what is refused."""
+
+import dataclasses
+import errno
+import json
+import shutil
+import sys
+import types
+
+import families
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from workdirs import call, files
+
+from sip import convert, evaluate, generate, setup
+from sip import mesh as meshes
+from sip import tokenizer as tokenizers
+from sip.hf import configs, hub, reading, shards, tokens, writing
+from sip.mesh import MeshConfig
+from sip.structs import UserError
+from sip.training import checkpoints, optim
+
+TEXTS = ["The lamp of Mira is green.", " one is better than two", "A river carries light;"] * 12
+TX = optim.build(optim.OptimConfig(lr=1e-3, steps=2))
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A checkpoint as its makers publish it: bfloat16, three shards, with a tokenizer."""
+    path = tmp_path_factory.mktemp("published")
+    tokenizer = tokenizers.train_sentencepiece(TEXTS, path / "tokenizer.model", vocab_size=300)
+    raw = {**families.config("llama31"), "vocab_size": 320, "torch_dtype": "bfloat16"}
+    families.write(raw, path / "single", "bfloat16")
+    params, cfg = reading.load(path / "single", meshes.single())
+    found = tokens.files(tokenizer, cfg.max_len)
+    found["tokenizer.model"] = (path / "tokenizer.model").read_bytes()
+    writing.save(params, cfg, path / "model", found, dtype="bfloat16", shard_bytes=12_000)
+    return path / "model"
+
+
+def converted(to, src, dst, *flags):
+    return call(convert, f"--to={to}", f"--src={src}", f"--dst={dst}", *flags)
+
+
+def equal(a, b):
+    """Of parameters, and of their configs where they are given beside them."""
+    (a, one), (b, other) = (x if isinstance(x, tuple) else (x, None) for x in (a, b))
+    assert one == other
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_shards_hold_every_tensor_once(published):
+    from safetensors.numpy import load_file
+
+    index = json.loads((published / shards.INDEX).read_text())
+    held = {p.name: load_file(p) for p in published.glob("model-*.safetensors")}
+    assert len(held) == 3 and all(f"-of-{len(held):05}" in name for name in held)
+    assert {t: f for f, found in held.items() for t in found} == index["weight_map"]
+    sizes = [sum(x.nbytes for x in found.values()) for found in held.values()]
+    assert sum(sizes) == index["metadata"]["total_size"] and max(sizes) <= 12_000
+    together = {t: x for found in held.values() for t, x in found.items()}
+    single = load_file(published.parent / "single" / "model.safetensors")
+    assert together.keys() == single.keys()
+    assert all(together[name].tobytes() == x.tobytes() for name, x in single.items())
+
+
+def test_in_and_out_again_is_the_same_bit_for_bit(published, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    assert converted("orbax", published, run) == 0
+    assert converted("hf", run, out, "--dtype=bfloat16", "--max_shard_gb=12e-6") == 0
+    assert files(out) == files(published)
+    want, half = setup.load_params(str(run), meshes.single()), tmp_path / "half"
+    equal(reading.load(out, meshes.single()), want)
+    assert converted("orbax", published, half, "--dtype=bfloat16") == 0
+    equal(setup.load_params(str(half), meshes.single()), want)
+
+
+def test_half_precision_is_read_as_it_is_and_rounded_when_asked_to(published):
+    whole, _ = reading.load(published, meshes.single())
+    half, _ = reading.load(published, meshes.single(), jnp.bfloat16)
+    assert {x.dtype.name for x in jax.tree.leaves(half)} == {"bfloat16"}
+    equal(whole, jax.tree.map(lambda x: x.astype(jnp.float32), half))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("qwen25", (2, 4, 1)),
+        ("qwen25", (1, 4, 2)),
+        ("qwen3", (1, 4, 2)),
+        ("llama32_odd", (2, 4, 1)),
+    ],
+)
+def test_every_device_reads_its_slices_alone(name, shape, tmp_path, monkeypatch):
+    raw = families.config(name)
+    path, read, seen = families.write(raw, tmp_path), reading._read, []
+    monkeypatch.setattr(reading, "_read", lambda *a: seen.append((a[2], read(*a))) or seen[-1][1])
+    mesh = meshes.build(MeshConfig(*shape))
+    params, cfg = reading.load(path, mesh)
+    sizes: dict = {}
+    for tensor, x in seen:
+        sizes[tensor] = sizes.get(tensor, 0) + x.size
+    want = families.weights(raw)
+    assert sizes == {tensor: x.size for tensor, x in want.items()}, "once, replicas too"
+    assert max(x.size for _, x in seen) <= max(x.size for x in want.values()) / 4
+    single, _ = reading.load(path, meshes.single())
+    equal(single, params)
+    wq = params["blocks"]["block"]["wq"]
+    assert wq.sharding.shard_shape(wq.shape)[1:3] == (4, cfg.kv_heads // shape[2])
+
+
+def test_a_tensor_lies_transposed_there(published):
+    params, cfg = reading.load(published.parent / "single", meshes.single())
+    raw = json.loads((published / "config.json").read_text())
+    theirs = families.weights(raw)["model.layers.1.self_attn.q_proj.weight"]
+    G, Q, H = 1, 0, 3
+    row = theirs.astype(jnp.bfloat16)[(G * cfg.queries_per_kv + Q) * cfg.head_dim + H]
+    np.testing.assert_array_equal(params["blocks"]["block"]["wq"][1, :, G, Q, H], np.float32(row))
+
+
+def test_either_kind_of_directory_generates_the_same(published, tmp_path, capsys):
+    assert converted("orbax", published, tmp_path / "run") == 0
+    flags = ["--prompt=The lamp", "--max_tokens=6", "--temperature=0", "--json"]
+    rows = []
+    for directory in (published, tmp_path / "run"):
+        assert call(generate, f"--checkpoint={directory}", *flags) == 0
+        rows.append(json.loads(capsys.readouterr().out))
+    assert rows[0] == rows[1] and len(rows[0]["tokens"]) > 0
+    assert call(evaluate, f"--checkpoint={tmp_path / 'run'}") == 2
+    assert "names no corpus" in capsys.readouterr().err
+
+
+def test_a_run_starts_from_either_kind_and_not_with_other_numbers(published, tmp_path):
+    cfg = configs.read(published)
+    start = lambda cfg, path: setup.fresh_state(
+        cfg, TX, meshes.single(), seed=0, init_from=str(path), reference=False
+    )
+    assert setup.source_dir(str(tmp_path), str(published)) == str(published)
+    assert converted("orbax", published, tmp_path / "run") == 0
+    equal(start(cfg, published).params, start(cfg, tmp_path / "run").params)
+    with pytest.raises(UserError, match="model.rope_theta is 9.0, but 500.0 in"):
+        start(dataclasses.replace(cfg, rope_theta=9.0), published)
+
+
+def test_a_run_s_own_tokenizer_is_written_as_theirs(published, tmp_path):
+    cfg, tokenizer = configs.read(published), setup.kept_tokenizer(str(published))
+    run, out = tmp_path / "run", tmp_path / "out"
+    params, _ = reading.load(published, meshes.single())
+    checkpoints.save_params(str(run), params, {"model": dataclasses.asdict(cfg)})
+    (run / "tokenizer.json").write_text('{"kind": "sentencepiece"}')
+    shutil.copy(published / "tokenizer.model", run)
+    assert converted("hf", run, out) == 0
+    assert {"tokenizer.json", "tokenizer_config.json"} <= set(files(out))
+    ids = json.loads((out / "config.json").read_text())
+    assert (ids["bos_token_id"], ids["eos_token_id"]) == (tokenizer.bos, tokenizer.eos)
+    assert converted("hf", run, tmp_path / "given", f"--tokenizer_from={published}") == 0
+    assert (tmp_path / "given" / "tokenizer.model").exists()
+
+
+def test_ids_of_config_json_make_a_generation_config(published, tmp_path):
+    copy = shutil.copytree(published, tmp_path / "copy")
+    (copy / writing.GENERATION).unlink()
+    found = json.loads(tokens.published(copy)[writing.GENERATION])
+    assert found == {k: json.loads((copy / "config.json").read_text())[k] for k in writing.IDS}
+
+
+def test_an_id_of_the_hub_is_fetched(monkeypatch, tmp_path):
+    fetched = lambda name, allow_patterns: f"{tmp_path}/{name}"
+    library = types.SimpleNamespace(snapshot_download=fetched)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", library)
+    assert hub.local("hf://a/b") == f"{tmp_path}/a/b" and hub.local("a/b") == "a/b"
+
+    def fails(*args, **kwargs):
+        raise ConnectionError("no\nnetwork")
+
+    library.snapshot_download = fails
+    with pytest.raises(UserError, match="hf://a/b: cannot be fetched"):
+        hub.local("hf://a/b")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="hf://a/b: needs huggingface_hub"):
+        hub.local("hf://a/b")
+
+
+def _cut(path):
+    shard = path / "model-00002-of-00003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-10])
+
+
+def _edit(path, change):
+    """Changes the tensors of a checkpoint's only file."""
+    from safetensors.numpy import load_file, save_file
+
+    found = load_file(path / "model.safetensors")
+    change(found)
+    save_file(found, path / "model.safetensors")
+
+
+def _pickle(path):
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+
+
+def _config(**changes):
+    def change(path):
+        raw = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**raw, **changes}))
+
+    return change
+
+
+def _index(change):
+    def edit(path):
+        index = json.loads((path / shards.INDEX).read_text())
+        change(index)
+        (path / shards.INDEX).write_text(json.dumps(index))
+
+    return edit
+
+
+NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
+EMBED, LAST = "model.embed_tokens.weight", "model-00003-of-00003.safetensors"
+DAMAGED = {  # what is done, to a checkpoint of several files or of one, and what is named
+    "truncated shard": ("model", _cut, ["model-00002", "model.layers"]),
+    "missing shard": (
+        "model", lambda p: (p / "model-00002-of-00003.safetensors").unlink(),
+        ["model-00002", "model.layers", "missing"],
+    ),
+    "a shard of another": (
+        "model", _index(lambda i: i["weight_map"].update({EMBED: LAST})),
+        ["model-00003", EMBED],
+    ),
+    "no index": ("model", lambda p: (p / shards.INDEX).write_text("{}"), [shards.INDEX]),
+    "no weights": ("single", lambda p: (p / "model.safetensors").unlink(), ["model.safetensors"]),
+    "not safetensors": (
+        "single", lambda p: (p / "model.safetensors").write_bytes(b"\x80\x04pickle"),
+        ["model.safetensors"],
+    ),
+    "pickle": ("single", _pickle, ["pytorch_model.bin", "pickle"]),
+    "missing tensor": ("single", lambda p: _edit(p, lambda t: t.pop(NORM)), [NORM, "missing"]),
+    "another tensor": (
+        "single", lambda p: _edit(p, lambda t: t.update({"model.norm.bias": t[NORM]})),
+        ["model.safetensors", "model.norm.bias"],
+    ),
+    "wrong shape": (
+        "single", lambda p: _edit(p, lambda t: t.update({UP: t[UP].T.copy()})),
+        ["model.safetensors", UP, "(16, 24)", "(24, 16)"],
+    ),
+    "wrong type": (
+        "single", lambda p: _edit(p, lambda t: t.update({UP: np.zeros((24, 16), np.int8)})),
+        ["model.safetensors", UP, "I8"],
+    ),
+    "architecture": ("single", _config(model_type="gpt_neox"), ["config.json", "gpt_neox"]),
+    "field": ("single", _config(attn_scale=2), ["config.json", "attn_scale"]),
+    "no config": ("single", lambda p: (p / "config.json").unlink(), ["config.json"]),
+    "no tokenizer": ("single", lambda p: (p / "tokenizer.model").unlink(), ["tokenizer.model"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_what_is_damaged_is_one_line_and_nothing_is_written(what, published, tmp_path, capsys):
+    kind, damage, named = DAMAGED[what]
+    path = shutil.copytree(published.parent / kind, tmp_path / "in" / kind)
+    shutil.copy(published / "tokenizer.model", path)
+    damage(path)
+    assert converted("orbax", path, tmp_path / "out" / "run") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and all(name in line for name in named), line
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def _no_space(monkeypatch):
+    usage = shutil.disk_usage("/")._replace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+
+def _fills_up(monkeypatch):
+    import safetensors.numpy
+
+    def fails(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def words_it_otherwise(*args):
+        raise ValueError("No space left on device")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", fails)
+    monkeypatch.setattr(checkpoints, "save_params", words_it_otherwise)
+
+
+@pytest.mark.parametrize("happens", [_no_space, _fills_up])
+@pytest.mark.parametrize("to", ["orbax", "hf"])
+def test_a_full_disk_leaves_nothing(to, happens, published, tmp_path, capsys, monkeypatch):
+    happens(monkeypatch)
+    assert converted(to, published, tmp_path / "out") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert str(tmp_path / "out") in line and ("are free" in line or "No space left" in line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_nothing_is_overwritten(published, tmp_path, capsys):
+    for to in ("orbax", "hf"):
+        assert converted(to, published, tmp_path) == 2
+        assert str(tmp_path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--to=orbax", "--dst=a"], "--src"),
+        (["--src=a", "--dst=b"], "--to"),
+        (["--to=tf", "--src=a", "--dst=b"], "to"),
+        (["--to=orbax", "--src=none", "--dst=b"], "none"),
+        (["--to=orbax", "--src=a", "--dst=gs://b/c"], "gs://b/c"),
+        (["--to=hf", "--src=none", "--dst=b"], "none"),
+        (["--to=hf", "--src=a", "--dst=b", "--max_shard_gb=0"], "max_shard_gb"),
+        (["--to=hf", "--src=a", "--dst=b", "--tensor=3"], "mesh"),
+    ],
+)
+def test_bad_flags_are_one_line(flags, named, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call(convert, *flags) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and named in line

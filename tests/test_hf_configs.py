@@ -1,0 +1,147 @@
+"""config.json: what is read, what is refused by name, and back."""
+
+import dataclasses
+import json
+
+import families
+import pytest
+import tiny
+
+from sip.hf import configs
+from sip.models.config import ModelConfig
+from sip.models.presets import PRESETS, preset
+from sip.structs import UserError
+
+
+def parsed(name, **changes):
+    return configs.parse({**families.config(name), **changes})
+
+
+def test_llama_32_by_hand():
+    found = parsed("llama32_odd", torch_dtype="bfloat16")
+    assert found == ModelConfig(
+        vocab_size=37, width=16, layers=2, kv_heads=1, queries_per_kv=4, head_dim=6, hidden=24,
+        max_len=256, norm_eps=1e-5, tied=True, dtype="bfloat16", rope_scaling="llama3",
+        rope_factor=8.0, rope_original_len=32, rope_low=1.0, rope_high=4.0,
+    )  # fmt: skip
+
+
+def test_what_is_not_said_is_what_llama_takes_it_for():
+    raw = families.config("llama2")
+    for key in ("head_dim", "num_key_value_heads", "rope_theta", "tie_word_embeddings"):
+        raw.pop(key)
+    found = configs.parse(raw)
+    assert (found.head_dim, found.kv_heads, found.queries_per_kv) == (4, 4, 1)
+    assert (found.rope_theta, found.tied, found.window) == (10000.0, False, 0)
+
+
+def test_yarn_by_hand():
+    found = parsed("qwen25_odd")
+    assert (found.rope_factor, found.rope_fast, found.rope_slow) == (4.0, 32.0, 1.0)
+    assert found.rope_gain == pytest.approx(1.13862944)  # 0.1 ln 4 + 1
+    said = {**families.YARN, "attention_factor": 1.5, "beta_fast": 16, "truncate": False}
+    found = parsed("qwen25_odd", rope_scaling=said)
+    assert (found.rope_gain, found.rope_fast, found.rope_truncate) == (1.5, 16.0, False)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "window"),
+    [
+        ("mistral", {}, 7),
+        ("mistral_odd", {}, 0),
+        ("qwen25", {"sliding_window": 9}, 0),
+        ("qwen3_odd", {}, 5),
+        ("qwen3_odd", {"max_window_layers": 2}, 0),
+        ("qwen3_odd", {"max_window_layers": 2, "layer_types": ["sliding_attention"] * 2}, 5),
+        ("qwen3_odd", {"layer_types": ["full_attention"] * 2}, 0),
+    ],
+)
+def test_windows(name, changes, window):
+    assert parsed(name, **changes).window == window
+
+
+def test_version_5_says_rotary_positions_elsewhere():
+    raw = families.config("llama31")
+    old = configs.parse(raw)
+    theta, said = raw.pop("rope_theta"), raw.pop("rope_scaling")
+    assert configs.parse({**raw, "rope_parameters": {**said, "rope_theta": theta}}) == old
+
+
+REFUSED = {
+    "model_type": ("llama2", {"model_type": "gpt_neox"}),
+    "architectures": ("llama2", {"architectures": ["LlamaForSequenceClassification"]}),
+    "logit_scale": ("llama2", {"logit_scale": 0.5}),
+    "quantization_config": ("llama2", {"quantization_config": {"bits": 4}}),
+    "attention_bias": ("llama2", {"attention_bias": True}),
+    "hidden_act": ("llama2", {"hidden_act": "gelu"}),
+    "hidden_size": ("llama2", {"hidden_size": "16"}),
+    "vocab_size": ("llama2", {"vocab_size": True}),
+    "head_dim": ("llama2", {"hidden_size": 18}),
+    "kv heads": ("llama2", {"num_key_value_heads": 3}),
+    "num_key_value_heads": ("qwen3", {"num_key_value_heads": "2"}),
+    "torch_dtype": ("llama2", {"torch_dtype": "float64"}),
+    "layer_types": ("qwen3_odd", {"max_window_layers": 1}),
+    "dynamic": ("llama31", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+    "original_max_position_embeddings": (
+        "llama31", {"rope_scaling": {"type": "yarn", "factor": 2.0}},
+    ),
+    "rope_scaling.mscale": ("qwen25_odd", {"rope_scaling": {**families.YARN, "mscale": 1.0}}),
+    "partial_rotary_factor": (
+        "llama2", {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    ),
+    "differ": ("llama31", {"rope_parameters": {"rope_type": "default"}}),
+    "rope_theta": ("llama2", {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}),
+    "not an object": ("llama2", {"rope_scaling": "linear"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("named", REFUSED)
+def test_what_is_not_supported_is_named(named):
+    name, changes = REFUSED[named]
+    with pytest.raises(UserError, match=named):
+        parsed(name, **changes)
+
+
+@pytest.mark.parametrize("key", ["hidden_size", "rms_norm_eps", "max_position_embeddings"])
+def test_what_is_missing_is_named(key):
+    raw = families.config("llama2")
+    del raw[key]
+    with pytest.raises(UserError, match=f"{key} is missing"):
+        configs.parse(raw)
+
+
+@pytest.mark.parametrize("key", ["sliding_window", "num_key_value_heads"])
+def test_defaults_of_other_families_are_not_guessed(key):
+    raw = families.config("mistral")
+    del raw[key]
+    with pytest.raises(UserError, match=f"{key} is missing"):
+        configs.parse(raw)
+
+
+@pytest.mark.parametrize("cfg", [*PRESETS, *families.CASES])
+def test_a_config_comes_back(cfg):
+    cfg = preset(cfg) if cfg in PRESETS else parsed(cfg)
+    cfg = dataclasses.replace(cfg, remat="none")  # ours alone
+    raw = json.loads(json.dumps(configs.to_json(cfg, cfg.dtype)))
+    assert configs.parse(raw) == cfg
+
+
+def test_a_model_of_no_family_is_not_exported():
+    with pytest.raises(UserError, match="qkv_bias and qk_norm"):
+        configs.to_json(tiny.model(qkv_bias=True, qk_norm=True))
+
+
+def test_a_file_that_is_no_config_is_named(tmp_path):
+    for text in ("{", "[]"):
+        (tmp_path / "config.json").write_text(text)
+        assert not configs.exists(tmp_path)
+        with pytest.raises(UserError, match="config.json"):
+            configs.read(tmp_path)
+
+
+def test_a_checkpoint_is_not_taken_for_another_model():
+    cfg = parsed("llama31")
+    configs.check_same(cfg, dataclasses.replace(cfg, max_len=64, remat="block"), "there")
+    for name, value in (("rope_theta", 1e4), ("window", 4), ("norm_eps", 1e-6)):
+        with pytest.raises(UserError, match=f"model.{name} is .* in there/config.json"):
+            configs.check_same(cfg, dataclasses.replace(cfg, **{name: value}), "there")

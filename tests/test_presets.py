@@ -1,0 +1,35 @@
+"""Presets against the counts of parameters that their makers publish, nothing allocated."""
+
+import pytest
+
+from sip.models import decoder
+from sip.models.presets import PRESETS, preset
+from sip.structs import UserError
+
+PUBLISHED = {
+    "llama2_7b": 6_738_415_616,
+    "llama3_8b": 8_030_261_248,
+    "llama31_8b": 8_030_261_248,
+    "llama32_1b": 1_235_814_400,
+    "llama32_3b": 3_212_749_824,
+    "mistral_7b": 7_241_732_096,
+    "qwen25_0b5": 494_032_768,
+    "qwen25_1b5": 1_543_714_304,
+    "qwen25_7b": 7_615_616_512,
+    "qwen3_0b6": 596_049_920,
+    "qwen3_1b7": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    # By hand: embeddings, 24 layers, the last norm.
+    "llama_1b4": 2 * 32000 * 2048 + 24 * (4 * 2048**2 + 3 * 2048 * 5632 + 2 * 2048) + 2048,
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_has_as_many_parameters_as_published(name):
+    assert decoder.count(preset(name)) == PUBLISHED[name]
+
+
+def test_a_preset_that_there_is_not_is_named():
+    with pytest.raises(UserError, match="llama9.*llama2_7b"):
+        preset("llama9")

@@ -116,9 +116,9 @@ def test_adamw_is_the_chain_of_optax_to_the_last_operation():
 def test_embeddings_decay_or_not_and_biases_never_do():
     spared = dataclasses.replace(ADAM, decay_embeddings=False)
     assert program(optim.build(spared)) == program(written_out(masks(False)))
-    params = {"q_bias": jnp.array([2.0]), "wq": jnp.array([2.0])}
+    params = {"bq": jnp.array([2.0]), "wq": jnp.array([2.0])}
     new, _ = first_update(params, jax.tree.map(jnp.zeros_like, params), weight_decay=0.5)
-    np.testing.assert_allclose([new["q_bias"], new["wq"]], [[2.0], [1.9]], rtol=1e-6)
+    np.testing.assert_allclose([new["bq"], new["wq"]], [[2.0], [1.9]], rtol=1e-6)
 
 
 def matrices(tree):
@@ -234,3 +234,15 @@ def test_a_short_run_with_bf16_moments_stays_near(cfg):
 def test_a_config_that_cannot_be_names_its_field(field, value):
     with pytest.raises(UserError, match=rf"optim\.{field}"):
         OptimConfig(**{"lr": 0.1, "steps": 10, field: value})
+
+
+def test_every_parameter_of_every_family_is_a_matrix_an_embedding_or_a_vector():
+    """Else Muon would refuse it, or AdamW let it decay."""
+    cfg = tiny.model(qkv_bias=True, qk_norm=True)
+    tx = optim.build(optim.OptimConfig(lr=0.1, steps=1, name="muon", weight_decay=1.0))
+    params = tiny.params(cfg)
+    tx.init(params)
+    names = set(params["blocks"]["block"])
+    assert names - set(optim.MATRICES) == {
+        "attention_norm", "mlp_norm", "q_norm", "k_norm", *optim.BIASES,
+    }  # fmt: skip

@@ -23,7 +23,7 @@ MATRICES = {
     "w_up": ("D", "F"),
     "w_down": ("F", "D"),
 }
-EMBEDDINGS = ("embed", "unembed")
+EMBEDDINGS, BIASES = ("embed", "unembed"), ("bq", "bk", "bv")
 
 
 @dataclass(frozen=True)
@@ -118,13 +118,17 @@ def _by_name(rule, params):
     return jax.tree_util.tree_map_with_path(lambda path, x: rule(name(path), x), params)
 
 
+def _is_vector(name: str) -> bool:
+    return "norm" in name or name in BIASES
+
+
 def _decayed(cfg: OptimConfig):
     """The mask of what decays."""
 
     def decays(name, _):
         if name in EMBEDDINGS:
             return cfg.decay_embeddings
-        return "norm" not in name and "bias" not in name
+        return not _is_vector(name)
 
     return lambda params: _by_name(decays, params)
 
@@ -135,7 +139,7 @@ def _kinds(params):
     def kind(name, x):
         if name in MATRICES:
             return "muon"
-        if name in EMBEDDINGS or "norm" in name or "bias" in name or not name:
+        if name in EMBEDDINGS or _is_vector(name) or not name:
             return "adam"  # without a name: optax's placeholder for all parameters
         raise UserError(f"optim.name muon: it is not known which axes {name} {x.shape} reads")
 

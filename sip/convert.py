@@ -80,14 +80,13 @@ def main(argv) -> None:
     for flag in (_TO, _SRC, _DST):
         if not flag.value:
             raise UserError(f"--{flag.name} is needed")
-    if "://" in _DST.value:
-        raise UserError(
-            f"--dst {_DST.value}: only a local directory is written; copy it afterwards"
-        )
+    src, dst = str(_SRC.value), str(_DST.value)
+    if "://" in dst:
+        raise UserError(f"--dst {dst}: only a local directory is written; copy it afterwards")
     if _SHARD_GB.value <= 0:
         raise UserError("--max_shard_gb must be positive")
     where = mesh.build(MeshConfig(1, -1, _TENSOR.value))
-    src, dst = hub.local(_SRC.value), _DST.value
+    src = hub.local(src)
     if _TO.value == "orbax":
         return to_orbax(src, dst, where, dtype=_DTYPE.value)
     size, tokenizer = round(_SHARD_GB.value * 1e9), hub.local(_TOKENIZER_FROM.value)

@@ -101,7 +101,7 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
         raise UserError(f"model_type {family!r} is not supported: only {', '.join(FAMILIES)}")
     if left.pop("architectures", None) not in (None, [FAMILIES[family]]):
         raise UserError(f"architectures {raw['architectures']} is not [{FAMILIES[family]!r}]")
-    found = {ours: _take(left, *theirs) for ours, theirs in FIELDS.items()}
+    found: dict[str, Any] = {ours: _take(left, *theirs) for ours, theirs in FIELDS.items()}
     found |= _heads(left, family, found["width"])
     found["tied"] = _take(left, "tie_word_embeddings", bool, False)
     found["window"] = _window(left, family, found["layers"])

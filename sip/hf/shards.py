@@ -53,7 +53,8 @@ def opened(directory: str | Path) -> Iterator[Shards]:
     with contextlib.ExitStack() as stack:
         files = {}
         for name in dict.fromkeys(index.values()) if index else (SINGLE,):
-            first = next((tensor for tensor in index or () if index[tensor] == name), "")
+            of_it = (tensor for tensor, shard in (index or {}).items() if shard == name)
+            first = next(of_it, "")
             lost = f"{directory / name}: {f'the shard of {first} ' if first else ''}"
             if not (directory / name).is_file():
                 raise UserError(f"{lost}is missing")

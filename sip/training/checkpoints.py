@@ -81,9 +81,10 @@ def _check(mngr: ocp.CheckpointManager, step: int, items) -> None:
         if stored != wanted:
             said = {True: "a reference", False: "no reference"}
             raise ValueError(f"it holds {said[stored]}, the run's objective wants {said[wanted]}")
-        _check_optimiser(metadata.rest.tree["opt_state"], items["rest"].item["opt_state"])
     if "params" in items and metadata.params is not None:
         _check_shapes(metadata, items)
+    if "rest" in items and metadata.rest is not None:
+        _check_optimiser(metadata.rest.tree["opt_state"], items["rest"].item["opt_state"])
 
 
 def _check_optimiser(stored, wanted) -> None:

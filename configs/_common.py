@@ -5,6 +5,13 @@ from ml_collections import ConfigDict
 from sip.untrusted import SPECIALS
 
 
+def is_debug(arg: str, name: str) -> bool:
+    """Whether a config file of that name, which has one variant, is asked for it."""
+    if arg not in ("", "debug"):
+        raise ValueError(f"configs/{name} knows no variant {arg!r}, only 'debug'")
+    return arg == "debug"
+
+
 def section(**values) -> ConfigDict:
     """A section; sections in it are copied, or an override of one run would change others."""
     own = {
@@ -366,3 +373,9 @@ def rl_judge_run(*, both_orders=False, **run) -> ConfigDict:
 def rl_rewriter_run(*, rewrites, judge, **run) -> ConfigDict:
     """A rewriter's run on what a judge says of its rewrites; `judge` compares `against`."""
     return _rl_run("rewriter", own=dict(rewrites=rewrites, judge=judge), **run)
+
+
+def shrink_rl(run) -> None:
+    """Makes a policy-gradient run of the micro-world tiny."""
+    run.steps, run.batch, run.optim.warmup_steps, run.log.every_steps = 4, 8, 2, 2
+    run.evals.every_steps = 2

@@ -40,8 +40,7 @@ MODEL = dict(
 
 def get_config(arg: str = "") -> ConfigDict:
     """One run, `judge`; with `debug` at a size that runs in seconds."""
-    if arg not in ("", "debug"):
-        raise ValueError(f"configs/judge_llama8b.py knows no variant {arg!r}, only 'debug'")
+    debug = common.is_debug(arg, "judge_llama8b.py")
     config = ConfigDict()
     config.seed = 0
     config.data = dict(  # of the tokenizer and of other stages: the labels are all that is read
@@ -74,17 +73,16 @@ def get_config(arg: str = "") -> ConfigDict:
     config.runs = dict(judge=judge)
     config.order = ("judge",)
     config.report = dict(rows=(), judge="judge", standard="")
-    return shrink(config) if arg == "debug" else config
+    return shrink(config, config.runs.judge, answer=8, max_len=1024) if debug else config
 
 
-def shrink(config) -> ConfigDict:
-    """The same run, tiny."""
+def shrink(config, run, *, answer: int, max_len: int) -> ConfigDict:
+    """The same with its one run, a policy-gradient run, tiny."""
     config.data.cut = dict(prefix_min=8, prefix_max=16, suffix=8)
     config.tokenizer.update(kind="byte", path="", vocab_size=259)
-    run = config.runs.judge
-    run.update(steps=2, batch=4, microbatches=2, rollouts=2, answer=8, init_from="")
+    run.update(steps=2, batch=4, microbatches=2, rollouts=2, answer=answer, init_from="")
     run.model.update(vocab_size=259, width=16, layers=1, kv_heads=2, queries_per_kv=2)
-    run.model.update(head_dim=4, hidden=32, max_len=1024, dtype="float32")
+    run.model.update(head_dim=4, hidden=32, max_len=max_len, dtype="float32")
     run.optim.lr = 1e-3
     run.log.every_steps, run.evals.every_steps, run.evals.batch = 1, 1, 4
     return config

@@ -39,8 +39,7 @@ BASE, FRESH, JUDGE = "train[:60%]", "train[60%:75%]", "train[75%:]"  # disjoint 
 
 def get_config(arg: str = "") -> ConfigDict:
     """The full recipe, or with `debug` the same one at a size that runs in a minute."""
-    if arg not in ("", "debug"):
-        raise ValueError(f"configs/microworld.py knows no variant {arg!r}, only 'debug'")
+    debug = common.is_debug(arg, "microworld.py")
     config = ConfigDict()
     config.seed = 0
     config.data = dict(
@@ -91,7 +90,7 @@ def get_config(arg: str = "") -> ConfigDict:
         standard="standard",
         rewriter="rewriter",
     )
-    return shrink(config) if arg == "debug" else config
+    return shrink(config) if debug else config
 
 
 def runs() -> dict:

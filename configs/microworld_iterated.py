@@ -10,6 +10,7 @@ with `judge_again`, which was taught verdicts on rollouts of `first`. Hardware: 
 
 from typing import Any
 
+import _common as common
 import microworld
 from ml_collections import ConfigDict
 
@@ -18,8 +19,7 @@ STEPS = dict(first=60, judge_again=160, fixed=100, refreshed=100)
 
 def get_config(arg: str = "") -> ConfigDict:
     """The recipe, or with `debug` the same at a tiny size."""
-    if arg not in ("", "debug"):
-        raise ValueError(f"configs/microworld_iterated.py knows no variant {arg!r}, only 'debug'")
+    debug = common.is_debug(arg, "microworld_iterated.py")
     config: Any = microworld.get_config(arg)
     learned, judge = config.runs.sip_learned, config.runs.judge
     copied = lambda run: run.copy_and_resolve_references()
@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     refreshed.judge.init_from = "judge_again"
     runs = dict(first=first, judge_again=again, fixed=fixed, refreshed=refreshed)
     for name, run in runs.items():
-        run.steps = STEPS[name] if arg != "debug" else run.steps
+        run.steps = run.steps if debug else STEPS[name]
     before = ("base", "tutor", "judge", "rewriter")
     config.runs = {name: config.runs[name] for name in before} | runs
     config.order = (*before, *runs)

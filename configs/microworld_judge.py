@@ -18,11 +18,10 @@ START = 100  # supervised steps, a third of microworld.py's: the verdicts are of
 
 def get_config(arg: str = "") -> ConfigDict:
     """The base model and the two runs of the judge, or with `debug` the same at a tiny size."""
-    if arg not in ("", "debug"):
-        raise ValueError(f"configs/microworld_judge.py knows no variant {arg!r}, only 'debug'")
+    debug = common.is_debug(arg, "microworld_judge.py")
     config: Any = microworld.get_config(arg)
     base, tutor, judge = config.runs.base, config.runs.tutor, config.runs.judge
-    if arg != "debug":
+    if not debug:
         judge.optim.steps, judge.steps = judge.steps, START  # stopped early, not shortened
     labels = judge.labels.copy_and_resolve_references()
     del labels.marks, labels.marks_weight
@@ -40,9 +39,8 @@ def get_config(arg: str = "") -> ConfigDict:
         sampling=common.section(temperature=1.0, top_k=0, top_p=1.0),
         objective=common.policy_gradient(),
     )
-    if arg == "debug":
-        rl.steps, rl.batch, rl.optim.warmup_steps, rl.log.every_steps = 4, 8, 2, 2
-        rl.evals.every_steps = 2
+    if debug:
+        common.shrink_rl(rl)
     config.runs = dict(base=base, tutor=tutor, judge=judge, judge_rl=rl)
     config.order = ("base", "tutor", "judge", "judge_rl")
     config.report = dict(rows=("base",), judge="judge_rl", standard="")

@@ -47,8 +47,8 @@ def get_config(arg: str = "") -> ConfigDict:
         objective=common.policy_gradient(),
     )
     if debug:
-        rl.steps, rl.batch, rl.optim.warmup_steps, rl.log.every_steps = 4, 8, 2, 2
-        rl.evals.every_steps, rl.rewrites.held_out = 2, 40
+        common.shrink_rl(rl)
+        rl.rewrites.held_out = 40
         rl.judge.min_mass = 0.0  # six steps do not make a judge
     config.runs = dict(base=base, tutor=tutor, judge=judge, rewriter=rewriter, rewriter_rl=rl)
     config.order = ("base", "tutor", "judge", "rewriter", "rewriter_rl")

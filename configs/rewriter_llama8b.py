@@ -19,8 +19,7 @@ from ml_collections import ConfigDict
 
 def get_config(arg: str = "") -> ConfigDict:
     """One run, `rewriter`; with `debug` at a size that runs in seconds."""
-    if arg not in ("", "debug"):
-        raise ValueError(f"configs/rewriter_llama8b.py knows no variant {arg!r}, only 'debug'")
+    debug = common.is_debug(arg, "rewriter_llama8b.py")
     config = ConfigDict()
     config.seed = 0
     config.data = dict(
@@ -54,19 +53,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config.runs = dict(rewriter=rewriter)
     config.order = ("rewriter",)
     config.report = dict(rows=(), judge="", standard="", rewriter="rewriter")
-    return shrink(config) if arg == "debug" else config
+    return shrink(config) if debug else config
 
 
 def shrink(config) -> ConfigDict:
     """The same run, tiny."""
-    config.data.cut = dict(prefix_min=8, prefix_max=16, suffix=8)
-    config.tokenizer.update(kind="byte", path="", vocab_size=259)
     run = config.runs.rewriter
-    run.update(steps=2, batch=4, microbatches=2, rollouts=2, answer=11, init_from="")
-    run.model.update(vocab_size=259, width=16, layers=1, kv_heads=2, queries_per_kv=2)
-    run.model.update(head_dim=4, hidden=32, max_len=256, dtype="float32")
     run.judge.update(backend="rule", rule="distinct_words", init_from="")
     run.rewrites.held_out = 8
-    run.optim.lr = 1e-3
-    run.log.every_steps, run.evals.every_steps, run.evals.batch = 1, 1, 4
-    return config
+    return judge_llama8b.shrink(config, run, answer=11, max_len=256)

@@ -19,8 +19,7 @@ RUN = "dpo_suffix_rollouts"
 
 def get_config(arg: str = "") -> ConfigDict:
     """The base model and the self-improving run, or with `debug` the same at a tiny size."""
-    if arg not in ("", "debug"):
-        raise ValueError(f"configs/text.py knows no variant {arg!r}, only 'debug'")
+    common.is_debug(arg, "text.py")  # no other variant
     config: Any = microworld_ablations.get_config(f"{RUN},truth,{arg}")
     config.data = dict(
         source="txt", path="", world=dict(), cut=config.data.cut, max_skipped_fraction=0.9

@@ -83,6 +83,12 @@ def constrain(x: jax.Array, letters: str, rules: Rules = ACT_RULES) -> jax.Array
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
 
 
+def full_rows(mesh, rows: int) -> int:
+    """`rows` of a batch, and as many more as it takes to divide them among the devices."""
+    each = ways(mesh, ACT_RULES["B"])
+    return -(-rows // each) * each
+
+
 def ways(mesh, part) -> int:
     """Into how many pieces a PartitionSpec's entry cuts an axis."""
     axes = (part,) if isinstance(part, str) else part or ()

@@ -16,7 +16,7 @@ import numpy as np
 
 from sip import sampling, template
 from sip.chat import Turn
-from sip.mesh import put_batch
+from sip.mesh import full_rows, put_batch
 from sip.models.config import ModelConfig
 from sip.segments import Ids, Markup, prompt_of
 from sip.structs import Params, UserError
@@ -237,9 +237,8 @@ class LocalRewriter:
 
     def _run(self, rows: Sequence[Asked]):
         """Rollouts of one continuation each, dispatched; sizes are bucketed."""
-        ways = self._mesh.shape["replica"] * self._mesh.shape["fsdp"]
-        B = min(1 << (len(rows) - 1).bit_length(), self._batch)
-        rows = [*rows, *[rows[0]] * (-(-B // ways) * ways - len(rows))]
+        B = full_rows(self._mesh, min(1 << (len(rows) - 1).bit_length(), self._batch))
+        rows = [*rows, *[rows[0]] * (B - len(rows))]
         T = bucket(max(len(row.ids) for row in rows), self._multiple)
         steps = bucket(max(row.limit for row in rows))
         tree = pack([row.ids for row in rows], [[]] * len(rows), self._pad, T, 0, 1)

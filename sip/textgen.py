@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import math
 import zlib
-from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -20,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sip.mesh import constrain, put_batch, sharding
+from sip.mesh import constrain, full_rows, put_batch, sharding
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.objectives.logprobs import option_logprobs
@@ -172,10 +171,22 @@ def pack(
     return Tree(tokens_BT, mask_BT, tokens_NR.reshape(shape), mask_NR.reshape(shape), fork_BC)
 
 
-def snug(trunks: Sequence[Ids], branches: Sequence[Sequence[Ids]], pad: int, C: int) -> Tree:
-    """A tree as small as its longest trunk and branch, to the next multiple of 4."""
-    longest = lambda rows: -(-max(map(len, rows)) // 4) * 4
-    return pack(trunks, branches, pad, longest(trunks), C, longest(chain.from_iterable(branches)))
+def bucketed(
+    trunks: Sequence[Ids],
+    branches: Sequence[Sequence[Ids]],
+    tokenizer: Tokenizer,
+    *,
+    rows: int,
+    multiples: tuple[int, int],
+) -> Tree:
+    """A tree of `rows` rows, the last ones empty, whose T, C and R are sizes of `bucket`: T and R
+    are multiples of the two `multiples`."""
+    T = bucket(max(map(len, trunks)), multiples[0])
+    C = bucket(max(map(len, branches)))
+    R = bucket(max(map(len, chain.from_iterable(branches)), default=1), multiples[1])
+    extra = rows - len(trunks)
+    trunks = [*trunks, *[[tokenizer.bos]] * extra]
+    return pack(trunks, [*branches, *[[]] * extra], tokenizer.pad, T, C, R)
 
 
 def _padded(rows: Sequence[Ids], width: int, pad: int) -> tuple[Any, Any]:
@@ -187,12 +198,13 @@ def _padded(rows: Sequence[Ids], width: int, pad: int) -> tuple[Any, Any]:
     return tokens_NW, mask_NW
 
 
-def addresses(trunks: Sequence[Ids], branches: Sequence[Sequence[Ids]], C: int) -> np.ndarray:
+def addresses(tree: Tree) -> np.ndarray:
     """noise_BC: a number per prompt, a hash of its tokens; 0 where there is none."""
-    noise_BC = np.zeros((len(trunks), C), np.uint32)
-    for b, (trunk, row) in enumerate(zip(trunks, branches, strict=True)):
-        known = zlib.crc32(array("i", trunk).tobytes())
-        noise_BC[b, : len(row)] = [zlib.crc32(array("i", ids).tobytes(), known) for ids in row]
+    noise_BC = np.zeros(tree.fork_BC.shape, np.uint32)
+    for b, row_CR in enumerate(np.asarray(tree.mask_BCR)):
+        trunk = zlib.crc32(tree.tokens_BT[b][tree.mask_BT[b]].tobytes())
+        for c in np.flatnonzero(row_CR.any(-1)):
+            noise_BC[b, c] = zlib.crc32(tree.tokens_BCR[b, c][row_CR[c]].tobytes(), trunk)
     return noise_BC
 
 
@@ -280,7 +292,9 @@ class Local:
         C = max(map(len, branches), default=0)
         out_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
 
-        def ask(tree, last_BC, rows_B, first):
+        def ask(tree, first):
+            last_BC = np.maximum(tree.mask_BCR.sum(-1, dtype=np.int32) - 1, 0)
+            tree, last_BC = put_batch(self._mesh, (tree, last_BC))
             cache = None if kept is None else self._cache(kept, first, tree)
             return program(self._cfg)(self._params, tree, last_BC, options_O, cache)
 
@@ -310,7 +324,10 @@ class Local:
         trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=max_tokens)
         run = answering(self._cfg, votes, max_tokens, sampling, self._tokenizer.stops)
         key = jax.random.key(seed)
-        ask = lambda tree, last_BC, noise_BC, first: run(self._params, tree, noise_BC, key)
+
+        def ask(tree, _):
+            return run(self._params, *put_batch(self._mesh, (tree, addresses(tree))), key)
+
         said: list[list[list[str | None]]] = [[[None] * votes for _ in row] for row in branches]
         for rows, rollouts in self._in_batches(trunk_ids, branch_ids, ask):
             tokens_BCR, mask_BCR = np.asarray(rollouts.tokens_BCR), np.asarray(rollouts.mask_BCR)
@@ -365,21 +382,13 @@ class Local:
         return trunk_ids, branch_ids, fits
 
     def _run(self, rows, trunk_ids, branch_ids, ask):
-        """ask(tree, last_BC, noise_BC, first row) on the device, padded to bucketed sizes."""
+        """ask(tree, first row), the tree padded to bucketed sizes and still on the host."""
         trunk_ids, branch_ids = ([ids[b] for b in rows] for ids in (trunk_ids, branch_ids))
-        ways = self._mesh.shape["replica"] * self._mesh.shape["fsdp"]
-        B = min(1 << (len(rows) - 1).bit_length(), self._batch)
-        extra = -(-B // ways) * ways - len(rows)
-        T = bucket(max(map(len, trunk_ids)), self._multiple)
-        C = bucket(max(map(len, branch_ids)))
-        R = bucket(max(map(len, chain.from_iterable(branch_ids)), default=1), self._multiple)
-        trunk_ids = [*trunk_ids, *[[self._tokenizer.bos]] * extra]
-        branch_ids = [*branch_ids, *[[]] * extra]
-        tree = pack(trunk_ids, branch_ids, self._tokenizer.pad, T, C, R)
-        last_BC = np.maximum(tree.mask_BCR.sum(-1, dtype=np.int32) - 1, 0)
+        B = full_rows(self._mesh, min(1 << (len(rows) - 1).bit_length(), self._batch))
+        multiples = (self._multiple, self._multiple)
+        tree = bucketed(trunk_ids, branch_ids, self._tokenizer, rows=B, multiples=multiples)
         with jax.set_mesh(self._mesh):
-            noise_BC = addresses(trunk_ids, branch_ids, C)
-            return ask(*put_batch(self._mesh, (tree, last_BC, noise_BC)), rows[0])
+            return ask(tree, rows[0])
 
 
 def about(textgen: TextGenerator, trunks: Sequence[Text]) -> Choose:

@@ -158,24 +158,25 @@ class SentencePiece:
 
     @functools.cached_property
     def _controls(self) -> dict[str, int]:
-        return {p.piece: i for i, p in enumerate(self._pieces()) if p.type == CONTROL}
+        return {p.piece: i for i, p in enumerate(self.proto().pieces) if p.type == CONTROL}
 
     @functools.cached_property
     def _phrases(self) -> re.Pattern | None:
         """Where a phrase starts, also inside another one."""
         of = lambda piece: piece.piece.replace(SPACE, " ")
-        symbols = [of(piece) for piece in self._pieces() if piece.type == USER_DEFINED]
+        symbols = [of(piece) for piece in self.proto().pieces if piece.type == USER_DEFINED]
         phrases = list(filter(is_phrase, symbols))
         return re.compile(f"(?={'|'.join(map(re.escape, phrases))})") if phrases else None
 
-    def _pieces(self) -> Any:
+    def proto(self) -> Any:
+        """The model as loaded: a ModelProto of sentencepiece."""
         from sentencepiece import sentencepiece_model_pb2
 
         proto: Any = sentencepiece_model_pb2  # made at run time
-        return proto.ModelProto.FromString(self.serialized()).pieces
+        return proto.ModelProto.FromString(self.serialized())
 
     def serialized(self) -> bytes:
-        """The model as loaded: a ModelProto of sentencepiece."""
+        """The same in bytes."""
         return self._model.serialized_model_proto()
 
     def decode(self, ids: Sequence[int]) -> str:

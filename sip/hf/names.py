@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
+from sip.models import parameters
 from sip.structs import Params
 
 TOP = {  # ours -> (theirs, our letters, their letters)
@@ -20,22 +21,29 @@ TOP = {  # ours -> (theirs, our letters, their letters)
     "final_norm": ("model.norm.weight", "D", "D"),
     "unembed": ("lm_head.weight", "DV", "V D"),
 }
-LAYER = {  # of each layer; ours has L in front
-    "attention_norm": ("input_layernorm.weight", "D", "D"),
-    "wq": ("self_attn.q_proj.weight", "DGQH", "GQH D"),
-    "wk": ("self_attn.k_proj.weight", "DGH", "GH D"),
-    "wv": ("self_attn.v_proj.weight", "DGH", "GH D"),
-    "bq": ("self_attn.q_proj.bias", "GQH", "GQH"),
-    "bk": ("self_attn.k_proj.bias", "GH", "GH"),
-    "bv": ("self_attn.v_proj.bias", "GH", "GH"),
-    "q_norm": ("self_attn.q_norm.weight", "H", "H"),
-    "k_norm": ("self_attn.k_norm.weight", "H", "H"),
-    "wo": ("self_attn.o_proj.weight", "GQHD", "D GQH"),
-    "mlp_norm": ("post_attention_layernorm.weight", "D", "D"),
-    "w_gate": ("mlp.gate_proj.weight", "DF", "F D"),
-    "w_up": ("mlp.up_proj.weight", "DF", "F D"),
-    "w_down": ("mlp.down_proj.weight", "FD", "D F"),
+_LAYER_NAMES = {  # of each layer; ours has L in front
+    "attention_norm": "input_layernorm.weight",
+    "wq": "self_attn.q_proj.weight",
+    "wk": "self_attn.k_proj.weight",
+    "wv": "self_attn.v_proj.weight",
+    "bq": "self_attn.q_proj.bias",
+    "bk": "self_attn.k_proj.bias",
+    "bv": "self_attn.v_proj.bias",
+    "q_norm": "self_attn.q_norm.weight",
+    "k_norm": "self_attn.k_norm.weight",
+    "wo": "self_attn.o_proj.weight",
+    "mlp_norm": "post_attention_layernorm.weight",
+    "w_gate": "mlp.gate_proj.weight",
+    "w_up": "mlp.up_proj.weight",
+    "w_down": "mlp.down_proj.weight",
 }
+_LETTERS = {  # ours, theirs: of a matrix there the rows are what it writes
+    **{
+        name: (letters, letters) for name, letters in (parameters.NORMS | parameters.BIASES).items()
+    },
+    **{name: (i + o, f"{o} {i}") for name, (i, o) in parameters.MATRICES.items()},
+}
+LAYER = {name: (theirs, *_LETTERS[name]) for name, theirs in _LAYER_NAMES.items()}
 
 
 @dataclass(frozen=True)

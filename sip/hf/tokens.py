@@ -9,7 +9,7 @@ from sip.hf import configs, writing
 from sip.structs import UserError
 from sip.tokenizer import SPACE, USER_DEFINED, SentencePiece, Tokenizer
 
-UNIGRAM, CONTROL = 1, 3  # numbers of sentencepiece_model.proto
+UNIGRAM = 1  # a number of sentencepiece_model.proto
 # Names of byte tokens and of the unknown one, which must not be read out of text.
 NAMED = "<(?=unk>|0x[0-9A-F]{2}>)"
 FOLDER = "huggingface"  # in a run's directory: the tokenizer of the checkpoint it was made from
@@ -81,14 +81,11 @@ def files(tokenizer: Tokenizer, max_len: int) -> dict[str, bytes]:
 
 def tokenizer_files(tokenizer: SentencePiece, max_len: int) -> dict[str, Any]:
     """tokenizer.json and tokenizer_config.json."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto: Any = sentencepiece_model_pb2  # made at run time
-    model = proto.ModelProto.FromString(tokenizer.serialized())
+    model = tokenizer.proto()
     if model.trainer_spec.model_type != UNIGRAM:
         raise UserError("export: the tokenizer is not a SentencePiece unigram model")
     pieces = [(piece.piece, piece.score) for piece in model.pieces]
-    special = {i: p.piece for i, p in enumerate(model.pieces) if p.type == CONTROL}
+    special = {i: piece for piece, i in tokenizer.specials.items()}
     symbols = {i: p.piece for i, p in enumerate(model.pieces) if p.type == USER_DEFINED}
     bos = special[tokenizer.bos]
     space = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}

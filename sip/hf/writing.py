@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sip.hf import configs, names, shards
+from sip.hf.names import Place
 from sip.models.config import DTYPES, ModelConfig
 from sip.structs import Params, UserError
 
@@ -42,8 +44,11 @@ def whole(directory: str | Path, size: int) -> Iterator[Path]:
 
 def size_of(params: Params, dtype: str) -> int:
     """Bytes of the weights' files."""
-    each = np.dtype(DTYPES[dtype]).itemsize
-    return sum(int(np.prod(place.their_shape)) * each for _, place, _ in names.tensors(params))
+    return sum(_bytes(place, dtype) for _, place, _ in names.tensors(params))
+
+
+def _bytes(place: Place, dtype: str) -> int:
+    return math.prod(place.their_shape) * np.dtype(DTYPES[dtype]).itemsize
 
 
 def save(
@@ -100,7 +105,7 @@ def _plan(params, dtype, shard_bytes) -> list[list]:
     """Rows of names.tensors by shard."""
     plan, room = [], 0
     for row in names.tensors(params):
-        size = int(np.prod(row[1].their_shape)) * np.dtype(DTYPES[dtype]).itemsize
+        size = _bytes(row[1], dtype)
         if not plan or size > room:
             plan.append([])
             room = shard_bytes

@@ -48,13 +48,12 @@ def chosen(config, name: str | None) -> str:
 
 
 def build(config, name: str, workdir: str | None) -> tuple[Judge, JudgeConfig]:
-    """The judge of run `name`, with its own tokenizer, on one device."""
+    """The judge of run `name`, on one device."""
     key = f"runs.{name}.judge"
     wanted = setup.section(JudgeConfig, setup.plain(config.runs[name].judge), key)
     truth, tokenizer = None, None
     if wanted.backend == "local" and not wanted.own:
-        source = setup.source_dir(workdir or "", wanted.init_from, f"{key}.init_from")
-        tokenizer = setup.kept_tokenizer(source)
+        setup.source_dir(workdir or "", wanted.init_from, f"{key}.init_from")  # named as here
     elif wanted.backend == "truth":
         data = setup.data_config(config.data, config.runs[name].split)
         truth = documents.load(data, str(setup.shared_dir(_needed(workdir)) / "data")).truth

@@ -22,7 +22,7 @@ from sip.judge.prompts import Aspect
 from sip.judge.proofread import Proofreader, plain
 from sip.judge.spoilers import SPOILERS, Others, Phrases
 from sip.structs import Asked, Tree, UserError
-from sip.textgen import Text, TextGenerator, snug, tokens_of
+from sip.textgen import Ids, Text, TextGenerator, pack, tokens_of
 from sip.tokenizer import Cached, Tokenizer
 
 if TYPE_CHECKING:
@@ -288,7 +288,7 @@ def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
     if not kept:
         raise UserError(f"labels: no example of aspect {aspect.name!r} fits {max_len} tokens")
     branches = [[ids for _, _, ids in full] for _, _, full in kept]
-    tree = snug([ids for _, ids, _ in kept], branches, tokenizer.pad, C)
+    tree = _snug([ids for _, ids, _ in kept], branches, tokenizer.pad, C)
     labels_NC = padded([[label for _, label, _ in full] for _, _, full in kept], C)
     length_NC = np.asarray(tree.mask_BCR).sum(-1)
     verdicts = Asked(
@@ -333,3 +333,9 @@ def right(labelled: LabelledPrompts, said_NC: np.ndarray) -> dict[str, tuple[flo
         key: (float(((said_NC == label_NC) & asked_NC).sum()), float(asked_NC.sum()))
         for key, asked_NC in asked.items()
     }
+
+
+def _snug(trunks: Sequence[Ids], branches: Sequence[Sequence[Ids]], pad: int, C: int) -> Tree:
+    """A tree as small as its longest trunk and branch, to the next multiple of 4."""
+    longest = lambda rows: -(-max(map(len, rows)) // 4) * 4
+    return pack(trunks, branches, pad, longest(trunks), C, longest(chain.from_iterable(branches)))

@@ -15,12 +15,12 @@ from itertools import chain
 import jax
 import numpy as np
 
-from sip.mesh import put_batch
+from sip.mesh import full_rows, put_batch
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.objectives.logprobs import branch_gaps
 from sip.structs import Params, UserError
-from sip.textgen import bucket, pack
+from sip.textgen import bucketed
 from sip.tokenizer import Tokenizer
 from sip.untrusted import encodable
 
@@ -111,14 +111,8 @@ class Proofreader:
         """What gives the gap_CR of each of the rows, dispatched; sizes are bucketed."""
         trunks = [trunks[b] for b in rows]
         branches = [[ids or [] for ids in branches[b]] for b in rows]
-        ways = self._mesh.shape["replica"] * self._mesh.shape["fsdp"]
-        live, B = len(trunks), -(-self.config.batch // ways) * ways
-        T = bucket(max(map(len, trunks)), 16)
-        C = bucket(max(map(len, branches)))
-        R = bucket(max(map(len, chain.from_iterable(branches))), 8)
-        trunks = [*trunks, *[[self._tokenizer.bos]] * (B - live)]
-        branches = [*branches, *[[]] * (B - live)]
-        tree = pack(trunks, branches, self._tokenizer.pad, T, C, R)
+        B, live = full_rows(self._mesh, self.config.batch), len(trunks)
+        tree = bucketed(trunks, branches, self._tokenizer, rows=B, multiples=(16, 8))
         with jax.set_mesh(self._mesh):
             gap_BCR = program(self._cfg)(self._params, put_batch(self._mesh, tree))
         return lambda: np.asarray(gap_BCR)[:live]

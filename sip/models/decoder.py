@@ -7,6 +7,7 @@ apply(params, cfg, tree, cache=cache)    more positions of branches whose past i
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from sip.mesh import constrain, param_sharding
 from sip.models import layers, rope, visibility
 from sip.models.config import ModelConfig
+from sip.models.parameters import BIASES, MATRICES, NORMS
 from sip.structs import Array, Params, Tree
 
 
@@ -104,13 +106,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BND, context: _Context, past):
-        c = self.cfg
-        ones = _lettered("D", nn.initializers.ones)
         x_BND = constrain(x_BND, "BND")
-        h_BND = layers.rms_norm(x_BND, self.param("attention_norm", ones, (c.width,)), c.norm_eps)
+        h_BND = self._norm(x_BND, "attention_norm")
         attended_BND, kv = self._attention(h_BND, context, past)
         x_BND = x_BND + attended_BND
-        h_BND = layers.rms_norm(x_BND, self.param("mlp_norm", ones, (c.width,)), c.norm_eps)
+        h_BND = self._norm(x_BND, "mlp_norm")
         return constrain(x_BND + self._mlp(h_BND), "BND"), kv
 
     def _sizes(self, letters):
@@ -124,44 +124,45 @@ class Block(nn.Module):
         }
         return tuple(sizes[a] for a in letters)
 
-    def _matrix(self, name, letters, fan_in, scale=1.0):
-        init = _weight(letters, fan_in, scale)
-        return self.param(name, init, self._sizes(letters)).astype(self.cfg.compute_dtype)
+    def _matrix(self, name, scale=1.0):
+        reads, writes = MATRICES[name]
+        init = _weight(reads + writes, math.prod(self._sizes(reads)), scale)
+        return self.param(name, init, self._sizes(reads + writes)).astype(self.cfg.compute_dtype)
 
-    def _biased(self, x, name, letters):
+    def _biased(self, x, name):
         """x + bias over its last axes, in families that have one."""
         if not self.cfg.qkv_bias:
             return x
-        zeros = _lettered(letters, nn.initializers.zeros)
-        return x + self.param(name, zeros, self._sizes(letters)).astype(x.dtype)[None, None]
+        zeros = _lettered(BIASES[name], nn.initializers.zeros)
+        return x + self.param(name, zeros, self._sizes(BIASES[name])).astype(x.dtype)[None, None]
+
+    def _norm(self, x, name):
+        ones = _lettered(NORMS[name], nn.initializers.ones)
+        scale = self.param(name, ones, self._sizes(NORMS[name]))
+        return layers.rms_norm(x, scale, self.cfg.norm_eps)
 
     def _normed(self, x, name):
         """Queries or keys, each head normalised by itself, in families that do."""
-        if not self.cfg.qk_norm:
-            return x
-        ones = _lettered("H", nn.initializers.ones)
-        return layers.rms_norm(x, self.param(name, ones, self._sizes("H")), self.cfg.norm_eps)
+        return self._norm(x, name) if self.cfg.qk_norm else x
 
     def _attention(self, h_BND, context, past):
         c = self.cfg
         depth = (2 * c.layers) ** -0.5
-        q = self._biased(layers.project(h_BND, self._matrix("wq", "DGQH", c.width)), "bq", "GQH")
-        k = self._biased(layers.project(h_BND, self._matrix("wk", "DGH", c.width)), "bk", "GH")
-        v = self._biased(layers.project(h_BND, self._matrix("wv", "DGH", c.width)), "bv", "GH")
+        q, k, v = (
+            self._biased(layers.project(h_BND, self._matrix(f"w{x}")), f"b{x}") for x in "qkv"
+        )
         q, k = self._normed(q, "q_norm"), self._normed(k, "k_norm")
         q = constrain(layers.rope(q, context.cos, context.sin), "BNGQH")
         k = constrain(layers.rope(k, context.cos, context.sin), "BNGH")
         out = _tree_attention(q, k, v, context, past, c)
-        heads = c.kv_heads * c.queries_per_kv * c.head_dim
-        wo = self._matrix("wo", "GQHD", heads, depth)
+        wo = self._matrix("wo", depth)
         return layers.project(constrain(out, "BNGQH"), wo, contract=3), (k, v)
 
     def _mlp(self, h_BND):
-        c = self.cfg
-        gate = layers.project(h_BND, self._matrix("w_gate", "DF", c.width))
-        up = layers.project(h_BND, self._matrix("w_up", "DF", c.width))
+        gate = layers.project(h_BND, self._matrix("w_gate"))
+        up = layers.project(h_BND, self._matrix("w_up"))
         h_BNF = constrain(jax.nn.silu(gate) * up, "BNF")
-        w_down = self._matrix("w_down", "FD", c.hidden, (2 * c.layers) ** -0.5)
+        w_down = self._matrix("w_down", (2 * self.cfg.layers) ** -0.5)
         return layers.project(h_BNF, w_down)
 
 

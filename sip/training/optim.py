@@ -8,22 +8,11 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from sip.models.config import DTYPES
+from sip.models.parameters import BIASES, MATRICES
 from sip.structs import UserError
 
 NAMES, SCHEDULES = ("adamw", "muon"), ("cosine", "constant", "linear")
-
-# The letters that a hidden matrix reads and those it writes; what stands before (layers, experts)
-# are matrices of their own.
-MATRICES = {
-    "wq": ("D", "GQH"),
-    "wk": ("D", "GH"),
-    "wv": ("D", "GH"),
-    "wo": ("GQH", "D"),
-    "w_gate": ("D", "F"),
-    "w_up": ("D", "F"),
-    "w_down": ("F", "D"),
-}
-EMBEDDINGS, BIASES = ("embed", "unembed"), ("bq", "bk", "bv")
+EMBEDDINGS = ("embed", "unembed")
 
 
 @dataclass(frozen=True)

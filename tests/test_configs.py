@@ -232,6 +232,20 @@ def test_ablations_run_with_a_learned_judge(name, finished, quick, tmp_path):
     assert 0 < last["judge/valid"] <= 1
 
 
+def test_schedules_differ_in_what_is_compared_alone(finished, quick, tmp_path):
+    """Nothing else in the config, and fewer comparisons where it is adaptive."""
+    schedules = importlib.import_module("microworld_schedules")
+    config = tiny_recipe.shrink(schedules.get_config("all,adaptive,truth,debug"))
+    config.data.world = dict(entities=8, train=300, validation=60, test=60)
+    runs = [setup.plain(config.runs[name]) for name in ("all", "adaptive")]
+    assert recipe.differing(*runs) == {"judge.schedule.name"}
+    workdir = begun(finished, tmp_path, "base")
+    everything, some = (run(config, name, workdir) for name in ("all", "adaptive"))
+    assert everything["truth/share/quality"] == 1 > some["truth/share/quality"] > 0
+    with pytest.raises(ValueError, match="'swiss'"):
+        schedules.get_config("swiss")
+
+
 def test_a_judge_is_refreshed_on_what_the_policy_writes(finished, quick, tmp_path):
     """Both ways on start from one policy; only the judge differs, and with it what is learned."""
     config = tiny_recipe.shrink(importlib.import_module("microworld_iterated").get_config("debug"))

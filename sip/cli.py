@@ -7,14 +7,16 @@ import os
 import sys
 from collections.abc import Callable
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from sip import processes
 from sip.structs import UserError
 from sip.training.loop import Stopped
 
-MENDABLE, INTERRUPTED = 2, 130
+MENDABLE, INTERRUPTED, LEFT = 2, 130, 1
 
 
 def config_flag() -> flags.FlagHolder:
@@ -105,6 +107,12 @@ def code(main, argv) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
+    except jax.errors.JaxRuntimeError as e:
+        if not processes.several():
+            raise
+        _say(f"{processes.GONE}: {_words(e)[:200]}; the same command goes on")
+        sys.stderr.flush()
+        os._exit(LEFT)  # an orderly end would wait for the others
     return 0
 
 

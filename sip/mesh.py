@@ -119,13 +119,15 @@ def param_sharding(mesh, letters: str, shape, name: str) -> NamedSharding:
 
 
 def put_batch(mesh, tree):
-    """Host arrays to the mesh, leading axis B sharded where it divides, else whole."""
+    """Host arrays to the mesh, leading axis B sharded where it divides, else whole. Each process
+    has all of them, and puts what its devices hold."""
     part = ("replica", "fsdp")
 
     def put(x):
         fits = x.ndim and x.shape[0] % ways(mesh, part) == 0
-        return jax.device_put(
-            x, NamedSharding(mesh, PartitionSpec(part) if fits else PartitionSpec())
-        )
+        where = NamedSharding(mesh, PartitionSpec(part) if fits else PartitionSpec())
+        if where.is_fully_addressable:
+            return jax.device_put(x, where)
+        return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
     return jax.tree.map(put, tree)

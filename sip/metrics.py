@@ -17,6 +17,8 @@ import numpy as np
 import tensorboardX
 import tqdm
 
+from sip import processes
+
 LOSS, SPEED = "loss/total", "speed/tokens_per_sec"  # what the progress bar shows
 MOMENT = "|"  # between a correlation's name and that of one of its moments
 MOMENTS = ("x", "y", "xx", "yy", "xy")
@@ -70,7 +72,10 @@ def read(run_dir: str | os.PathLike) -> list[dict]:
 
 
 class Writer:
-    """Writes one run's metrics; step 1 is the first update. resume_step None starts over."""
+    """Writes one run's metrics; step 1 is the first update. resume_step None starts over.
+
+    Of several processes the first writes, the others are silent.
+    """
 
     def __init__(
         self,
@@ -83,16 +88,18 @@ class Writer:
         progress: bool = True,
     ):
         directory = Path(run_dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        first = -1 if resume_step is None else resume_step
-        _keep(directory, first)
-        self._file = open(directory / "metrics.jsonl", "a", buffering=1)
+        first, lead = -1 if resume_step is None else resume_step, processes.lead()
+        if lead:
+            directory.mkdir(parents=True, exist_ok=True)
+            _keep(directory, first)
+        path = directory / "metrics.jsonl" if lead else os.devnull
+        self._file = open(path, "a", buffering=1)
         self._board = None
-        if tensorboard:
+        if tensorboard and lead:
             self._board = tensorboardX.SummaryWriter(
                 str(directory / "tensorboard"), purge_step=first + 1
             )
-        self._bar = _bar(name, steps, max(first, 0), progress)
+        self._bar = _bar(name, steps, max(first, 0), progress and lead)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Numbers or (total, denom) pairs by name; not finite -> null in the file."""

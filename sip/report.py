@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from sip import cli, metrics, seeds, setup
+from sip import cli, metrics, processes, seeds, setup
 from sip.stages import recipe
 from sip.structs import UserError
 
@@ -39,24 +39,25 @@ WIDTH = 180  # of the terminal, in characters
 
 def write(config, workdir: str) -> dict:
     """Writes summary.json and plots, prints the table, returns the summary."""
-    summary = summarise(config, workdir)
+    summary = processes.told(lambda: summarise(config, workdir))
     setup.write_json(epath.Path(workdir) / "summary.json", summary)
-    show(summary)
-    plots(config.report.rows, [workdir], workdir)
+    if processes.lead():
+        show(summary)
+        plots(config.report.rows, [workdir], workdir)
     return summary
 
 
 def write_seeds(config, wanted: Sequence[int], workdir: str) -> dict:
     """The same of a recipe finished for several seeds: means and deviations over them."""
     directories = [seeds.directory(workdir, seed) for seed in wanted]
-    runs = {
-        seed: summarise(seeds.of(config, seed), directory)
-        for seed, directory in zip(wanted, directories, strict=True)
-    }
+    pairs = list(zip(wanted, directories, strict=True))
+    each = lambda: {seed: summarise(seeds.of(config, seed), where) for seed, where in pairs}
+    runs = processes.told(each)
     summary = seeds.combine(runs, comparable(config), config.report.standard)
     setup.write_json(epath.Path(workdir) / "summary.json", summary)
-    show_seeds(summary)
-    plots(config.report.rows, directories, workdir)
+    if processes.lead():
+        show_seeds(summary)
+        plots(config.report.rows, directories, workdir)
     return summary
 
 

@@ -18,6 +18,7 @@ from sip import sampling, template
 from sip.chat import Turn
 from sip.mesh import full_rows, put_batch
 from sip.models.config import ModelConfig
+from sip.processes import fetch
 from sip.segments import Ids, Markup, prompt_of
 from sip.structs import Params, UserError
 from sip.textgen import bucket, pack
@@ -230,7 +231,7 @@ class LocalRewriter:
         runs = [self._run(rows) for rows in batches]
         texts = [""] * len(asked)
         for start, run in zip(starts, runs, strict=True):
-            new = np.asarray(run.tokens_BCR)[:, 0].tolist()
+            new = fetch(run.tokens_BCR)[:, 0].tolist()
             for i, ids in zip(fits[start : start + self._batch], new, strict=False):
                 texts[i] = self._exchange.read(asked[i], ids)
         return texts, np.array([bool(text) for text in texts], bool)

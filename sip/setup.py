@@ -12,6 +12,7 @@ import jax
 from etils import epath
 
 from sip import mesh as meshes
+from sip import processes
 from sip import tokenizer as tokenizers
 from sip.data import chunks, documents
 from sip.hf import configs, reading, tokens
@@ -148,7 +149,9 @@ def source_dir(workdir: str, source: str, key: str = "init_from") -> str:
 
 
 def write_json(path, value) -> None:
-    """Writes atomically: a reader never finds half a file."""
+    """Writes atomically: a reader never finds half a file. Of several processes one writes."""
+    if not processes.lead():
+        return
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.tmp"
@@ -210,18 +213,21 @@ def open_tokenizer(config, workdir: str) -> Tokenizer:
     """The run's tokenizer; trained on the corpus first, in the workdir, if there is none yet."""
     cfg = section(TokenizerConfig, config.tokenizer, "tokenizer")
     path = epath.Path(cfg.path or _trained(workdir))
-    if cfg.kind == "sentencepiece" and not cfg.path and not path.exists():
-        data_dir = str(shared_dir(workdir) / "data")
-        texts = _documents(data_config(config.data, "train"), data_dir).texts
-        symbols = prompts.symbols(prompts.load(name) for name in cfg.prompts)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tokenizers.train_sentencepiece(
-            [texts[i] for i in range(min(cfg.documents, len(texts)))],
-            str(path),
-            vocab_size=cfg.vocab_size,
-            symbols=tuple(dict.fromkeys((*symbols, *cfg.symbols))),
-        )
+    if cfg.kind == "sentencepiece" and not cfg.path:
+        texts = _documents(data_config(config.data, "train"), str(shared_dir(workdir) / "data"))
+        processes.first(lambda: path.exists() or _train_tokenizer(cfg, texts.texts, path))
     return _load_tokenizer(cfg.kind, str(path))
+
+
+def _train_tokenizer(cfg: TokenizerConfig, texts, path: epath.Path) -> None:
+    symbols = prompts.symbols(prompts.load(name) for name in cfg.prompts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizers.train_sentencepiece(
+        [texts[i] for i in range(min(cfg.documents, len(texts)))],
+        str(path),
+        vocab_size=cfg.vocab_size,
+        symbols=tuple(dict.fromkeys((*symbols, *cfg.symbols))),
+    )
 
 
 def _trained(workdir: str) -> epath.Path:
@@ -229,7 +235,14 @@ def _trained(workdir: str) -> epath.Path:
 
 
 _load_tokenizer = functools.cache(tokenizers.load)
-_documents = functools.lru_cache(maxsize=8)(documents.load)
+
+
+@functools.lru_cache(maxsize=8)
+def _documents(data: documents.DataConfig, data_dir: str) -> documents.Documents:
+    """A data set that has to be built is built once, by process 0."""
+    found: list[documents.Documents] = []
+    processes.first(lambda: found.append(documents.load(data, data_dir)))
+    return found[0] if found else documents.load(data, data_dir)
 
 
 @functools.lru_cache(maxsize=8)
@@ -332,6 +345,8 @@ def record(config, name: str, cfg: ModelConfig, pending) -> dict[str, Any]:
 
 def keep_tokenizer(config, workdir: str, directory: str) -> None:
     """Copies the tokenizer beside a run's checkpoints, so that the run is complete in itself."""
+    if not processes.lead():
+        return
     cfg = section(TokenizerConfig, config.tokenizer, "tokenizer")
     write_json(epath.Path(directory) / "tokenizer.json", {"kind": cfg.kind})
     tokenizers.keep(cfg.kind, cfg.path or str(_trained(workdir)), directory)

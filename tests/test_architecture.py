@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CLIS = {"train", "evaluate", "generate", "label", "convert", "aot", "gap", "bench"}
 ROWS = [  # a module imports strictly lower rows, or its own package
     {"structs"},
+    {"processes"},
     {"mesh", "sections", "tokenizer_json"},
     {"models", "objectives", "tokenizer", "template", "metrics", "transport", "untrusted"},
     {"data", "sampling", "training", "hf", "segments"},

@@ -63,9 +63,9 @@ def state(skipped_in_row):
 
 def test_too_many_bad_updates_in_a_row_end_the_run():
     config = CheckpointConfig(max_skipped_in_row=3)
-    loop.check_finite(state(2), config)
+    loop.check(state(2), {}, config)
     with pytest.raises(UserError, match="not finite in 3 updates .*max_skipped_in_row"):
-        loop.check_finite(state(3), config)
+        loop.check(state(3), {}, config)
 
 
 def test_ratios_are_of_sums_and_leave_out_what_counted_nothing():

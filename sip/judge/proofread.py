@@ -19,6 +19,7 @@ from sip.mesh import full_rows, put_batch
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.objectives.logprobs import branch_gaps
+from sip.processes import fetch
 from sip.structs import Params, UserError
 from sip.textgen import bucketed
 from sip.tokenizer import Tokenizer
@@ -115,7 +116,7 @@ class Proofreader:
         tree = bucketed(trunks, branches, self._tokenizer, rows=B, multiples=(16, 8))
         with jax.set_mesh(self._mesh):
             gap_BCR = program(self._cfg)(self._params, put_batch(self._mesh, tree))
-        return lambda: np.asarray(gap_BCR)[:live]
+        return lambda: fetch(gap_BCR)[:live]
 
     def _marked(self, text: str, ids: Sequence[int], gap_R: np.ndarray) -> str:
         """The text with a mark before each token of a large gap. Where tokens end inside a

@@ -11,6 +11,7 @@ from sip.judge import health, scoring
 from sip.mesh import put_batch
 from sip.models.config import ModelConfig
 from sip.objectives import policy, preference
+from sip.processes import fetch
 from sip.rewriter import Rewriter
 from sip.stages import auditing, judging
 from sip.structs import Tree, UserError
@@ -148,9 +149,7 @@ def build_pool(p: Policy, rows, prefixes, suffixes, ids, rollouts) -> Pool:
             ("rewrite", *encode_rewrites(p, p.rewriter, prefixes, suffixes), np.zeros((B, R)))
         )
     if rollouts is not None:
-        tokens, mask, logp = (
-            np.asarray(x) for x in (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
-        )
+        tokens, mask, logp = fetch((rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR))
         parts += [("rollout", tokens[:, k], mask[:, k], logp[:, k]) for k in range(tokens.shape[1])]
     sources, *arrays = zip(*parts, strict=True)
     tokens_BKR, mask_BKR, logp_BKR = (np.stack(a, axis=1) for a in arrays)

@@ -126,7 +126,7 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -
     if wanted.backend == "rule":
         return asking(ruled(wanted.rule))
     if wanted.backend == "http":
-        server = remote.Remote(wanted.http, tokenizer)
+        server = remote.OnLead(remote.Remote(wanted.http, tokenizer))
         if wanted.http.tokens:
             _check_options(wanted.aspects(), tokenizer)
         server.check()

@@ -20,6 +20,7 @@ from sip.data.documents import PARTS
 from sip.judge import prompts
 from sip.mesh import put_batch
 from sip.objectives import policy
+from sip.processes import fetch
 from sip.stages import judging, labelled, rewrites, rewriting, tasks
 from sip.structs import Tree, UserError
 from sip.training import checkpoints, loop, losses, optim, step
@@ -182,7 +183,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
                 state, new = update(state, placed)
                 pending.append(new)
             if loop.due(done, c.log.every_steps, c.steps):
-                loop.check_finite(state, c.checkpoint)
+                loop.check(state, batch, c.checkpoint)
                 writer.write(done, {**loop.ratios(pending), **meter.read()})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, c.steps):
@@ -208,8 +209,8 @@ def collect(c: RunConfig, task: tasks.Task, params, at: int, seed: int):
     trunks = writer.trunks(task.prompts(at))
     key = jax.random.fold_in(jax.random.key(seed), at)
     rollouts = writer.write(params, trunks, c.rollouts, c.sampling, key)
-    tokens_BKR, mask_BKR, logp_BKR = (
-        np.asarray(x) for x in (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
+    tokens_BKR, mask_BKR, logp_BKR = fetch(
+        (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
     )
     reward_BK, valid_BK, found = task.reward(at, tasks.ids_of(tokens_BKR, mask_BKR))
     advantage_BK = np.asarray(policy.advantages(reward_BK, valid_BK, c.objective.advantage))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import jax
 
-from sip import chat, metrics, sampling, setup
+from sip import chat, metrics, processes, sampling, setup
 from sip import rewriter as rewriters
 from sip.data import pipeline
 from sip.evals import ground_truth
@@ -139,7 +139,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             audits += auditing.new(c.audit, collected, done - 1, c.candidates.count(done - 1))
             last, reason = auditing.end(c.audit, audits, done, c.steps)
             if loop.due(done, c.log.every_steps, last):
-                loop.check_finite(state, c.checkpoint)
+                loop.check(state, batch, c.checkpoint)
                 stopped = {"audit/stopped": 1.0} if reason else {}
                 writer.write(done, {**loop.ratios(pending), **meter.read(), **stopped})
                 pending.clear()
@@ -159,7 +159,8 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         raise loop.Stopped(f"{name}: stopped before its evaluation")
     if not reason:
         return ground_truth.finish(suite, state.params)
-    print(f"{name}: stopped early, after step {last} of {c.steps}: {reason}", flush=True)
+    if processes.lead():
+        print(f"{name}: stopped early, after step {last} of {c.steps}: {reason}", flush=True)
     marks = {"stopped_early": reason, "stopped_early_after": last}
     return ground_truth.finish(suite, state.params, **marks)
 

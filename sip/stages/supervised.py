@@ -126,7 +126,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             pending.append(new)
             meter.count(batch)
             if loop.due(done, c.log.every_steps, c.steps):
-                loop.check_finite(state, c.checkpoint)
+                loop.check(state, batch, c.checkpoint)
                 writer.write(done, {**loop.ratios(pending), **meter.read()})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, c.steps):

@@ -11,6 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from sip import processes
 from sip.structs import Params, TrainState, UserError
 
 
@@ -30,7 +31,8 @@ def manager(run_dir: str, *, keep: int = 2) -> ocp.CheckpointManager:
 
 def exists(run_dir: str) -> bool:
     """Whether a run has a finished checkpoint."""
-    if not (epath.Path(run_dir) / "checkpoints").exists():
+    # Process 0 says, or one would see what another is about to make, and open it alone.
+    if not processes.told((epath.Path(run_dir) / "checkpoints").exists):
         return False
     with manager(run_dir) as mngr:
         return mngr.latest_step() is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from sip import metrics
+from sip import metrics, processes
 from sip.structs import Metrics, TrainState, Tree, UserError
 from sip.training import checkpoints
 
@@ -45,15 +45,17 @@ class Stopped(Exception):
 
 
 class Stop:
-    """True once SIGINT or SIGTERM came. A second Ctrl-C interrupts at once.
+    """Whether SIGINT or SIGTERM came. A second Ctrl-C interrupts at once.
 
-    It turns true at any moment: a loop reads it once per step, or it may stop without having saved.
+    It may come at any moment: a loop asks once per step, or it may stop without having saved. Of
+    several processes one that is told to end is enough, and all hear of it at the same step.
     """
 
     def __init__(self):
         self._asked = False
 
     def __bool__(self):
+        self._asked = processes.preempted() or self._asked
         return self._asked
 
     def _ask(self, signum, frame):
@@ -70,7 +72,7 @@ def stop_on_signals() -> Iterator[Stop]:
     With jax.distributed the runtime's own preemption notice must not be silenced: no handler then.
     """
     stop, before = Stop(), {}
-    if jax.process_count() == 1:
+    if not processes.several():
         with contextlib.suppress(ValueError):  # not the main thread: a notebook's or a test's
             for name in (signal.SIGINT, signal.SIGTERM):
                 before[name] = signal.signal(name, stop._ask)
@@ -97,8 +99,10 @@ def due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def check_finite(state: TrainState, config: CheckpointConfig) -> None:
-    """Ends a run whose updates have been non-finite for too long; checkpoints stay as they are."""
+def check(state: TrainState, batch: Any, config: CheckpointConfig) -> None:
+    """Ends a run whose updates have been non-finite for too long, or whose processes have not the
+    same batch; checkpoints stay as they are."""
+    processes.agree(int(state.step), batch)
     if int(state.skipped_in_row) >= config.max_skipped_in_row:
         raise UserError(
             f"loss or gradient was not finite in {int(state.skipped_in_row)} updates in a row "

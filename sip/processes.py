@@ -39,12 +39,13 @@ def start(coordinator: str = "", count: int = 0, index: int = -1, detect: bool =
         raise UserError(f"--process={index} is not below --processes={count}")
     if coordinator and not coordinator.rpartition(":")[2].isdigit():
         raise UserError(f"--coordinator={coordinator}: no HOST:PORT")
-    named = dict(coordinator_address=coordinator, num_processes=count, process_id=index)
     if not (coordinator or detect or on_tpu()):
         return
     try:
         jax.distributed.initialize(
-            **(named if coordinator else {}),
+            coordinator or None,
+            count or None,
+            index if coordinator else None,
             initialization_timeout=MEETING_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )

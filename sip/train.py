@@ -77,8 +77,12 @@ def main(argv) -> None:
     wanted = None if _SEEDS.value is None else seeds.parse(_SEEDS.value)
     if wanted and "config.seed" in flags.FLAGS and flags.FLAGS["config.seed"].present:
         raise UserError("--config.seed and --seeds: only one of them can be given")
-    several = dict(count=_PROCESSES.value, index=_PROCESS.value, detect=_DISTRIBUTED.value)
-    processes.start(_COORDINATOR.value, **several)
+    processes.start(
+        str(_COORDINATOR.value),
+        int(_PROCESSES.value),
+        int(_PROCESS.value),
+        bool(_DISTRIBUTED.value),
+    )
     config, workdir, profile = _CONFIG.value, str(_WORKDIR.value), bool(_PROFILE.value)
     if not processes.several():  # where the runtime listens
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # loops have their own, and save

@@ -5,6 +5,7 @@ python tests/peers.py [COORDINATOR COUNT INDEX]
 
 import json
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -59,7 +60,7 @@ def agreements() -> dict:
     def fails():
         raise UserError(f"said by process {index}")
 
-    found = {"told": processes.told(lambda: [index, np.arange(3.0)])[0]}
+    found: dict[str, Any] = {"told": processes.told(lambda: [index, np.arange(3.0)])[0]}
     for name, do in {
         "error": lambda: processes.first(fails),
         "same": lambda: processes.agree(1, {"x": np.zeros(2)}),

@@ -26,8 +26,8 @@ def begin(devices: int, *args: str) -> subprocess.Popen:
     flags = os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={devices}"
     environ = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
     command = [sys.executable, str(ROOT / "tests" / "peers.py"), *args]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, env=environ, cwd=ROOT, **pipes)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environ, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
 
 
 def end(process: subprocess.Popen) -> dict:
@@ -83,7 +83,7 @@ def test_flags_that_do_not_fit_are_named(flags, message):
 
 
 def test_a_coordinator_out_of_reach_is_one_line(monkeypatch):
-    def refuse(**_):
+    def refuse(*_, **__):
         raise RuntimeError("DEADLINE_EXCEEDED: barrier\ntimed out")
 
     monkeypatch.setattr(processes.jax.distributed, "initialize", refuse)

@@ -75,8 +75,9 @@ def free_port() -> int:
 
 def start(flags, attempt: int) -> list[subprocess.Popen]:
     """The command, once per process."""
-    environ = dict(os.environ, JAX_PLATFORMS="cpu")
-    environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={flags.devices}"
+    flag = f"--xla_force_host_platform_device_count={flags.devices}"
+    own = os.environ["XLA_FLAGS"] if "XLA_FLAGS" in os.environ else ""
+    environ = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=f"{own} {flag}")
     shared = [f"--coordinator=127.0.0.1:{free_port()}", f"--processes={flags.processes}"]
     found = []
     for index in range(flags.processes):

@@ -51,7 +51,8 @@ def train(config, workdir: str, profile: bool = False) -> dict:
         finally:
             if directory.exists():  # the run has begun
                 clock.save()
-        setup.write_json(directory / "done.json", {"wall_seconds": clock.seconds()})
+        done = {"wall_seconds": clock.seconds(), "lost_steps": clock.lost_steps}
+        setup.write_json(directory / "done.json", done)
     return report.write(config, workdir)
 
 

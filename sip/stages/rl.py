@@ -159,6 +159,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             microbatches=c.microbatches,
         )
         setup.keep_tokenizer(config, workdir, directory)
+        clock.resumed(first)
         writer = opened.enter_context(
             contextlib.closing(
                 metrics.Writer(
@@ -175,7 +176,8 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         meter = loop.Meter()
         every = c.updates_per_batch
         for done in range(first + every, c.steps + 1, every):
-            batch, collected = collect(c, task, state.params, done // every - 1, config.seed)
+            at = done // every - 1
+            batch, collected = collect(c, task, state.params, at, config.seed, meter.phase)
             pending.append(collected)
             meter.count(batch)
             placed = put_batch(mesh, batch)
@@ -183,14 +185,17 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
                 state, new = update(state, placed)
                 pending.append(new)
             if loop.due(done, c.log.every_steps, c.steps):
-                loop.check(state, batch, c.checkpoint)
+                with meter.phase("update"):
+                    loop.check(state, batch, c.checkpoint)
                 writer.write(done, {**loop.ratios(pending), **meter.read()})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, c.steps):
-                writer.write(done, task.during(state.params))
+                with meter.phase("evaluate"):
+                    writer.write(done, task.during(state.params))
             asked = bool(stop)
             if asked or loop.due(done, c.checkpoint.every_steps, c.steps):
-                checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
+                with meter.phase("checkpoint"):
+                    checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
                 clock.save()
             profiler.step(state)
             if asked:
@@ -200,7 +205,9 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     return task.finish(state.params)
 
 
-def collect(c: RunConfig, task: tasks.Task, params, at: int, seed: int):
+def collect(
+    c: RunConfig, task: tasks.Task, params, at: int, seed: int, phase: loop.Phase = loop.unmeasured
+):
     """K answers to each prompt of batch `at`, rewarded -> (Branches, metrics).
 
     Ratios are between log-probabilities at temperature 1, whatever the answers were sampled at.
@@ -208,11 +215,15 @@ def collect(c: RunConfig, task: tasks.Task, params, at: int, seed: int):
     writer = task.writer
     trunks = writer.trunks(task.prompts(at))
     key = jax.random.fold_in(jax.random.key(seed), at)
+    with phase("update"):  # the one before
+        jax.block_until_ready(params)
     rollouts = writer.write(params, trunks, c.rollouts, c.sampling, key)
-    tokens_BKR, mask_BKR, logp_BKR = fetch(
-        (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
-    )
-    reward_BK, valid_BK, found = task.reward(at, tasks.ids_of(tokens_BKR, mask_BKR))
+    with phase("rollout"):
+        tokens_BKR, mask_BKR, logp_BKR = fetch(
+            (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
+        )
+    with phase("reward"):
+        reward_BK, valid_BK, found = task.reward(at, tasks.ids_of(tokens_BKR, mask_BKR))
     advantage_BK = np.asarray(policy.advantages(reward_BK, valid_BK, c.objective.advantage))
     fork_BK = np.repeat(trunks.mask_BT.sum(-1, dtype=np.int32)[:, None], c.rollouts, axis=1)
     branches = losses.Branches(

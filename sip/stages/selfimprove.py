@@ -115,6 +115,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             microbatches=c.microbatches,
         )
         setup.keep_tokenizer(config, workdir, directory)
+        clock.resumed(first)
         writer = opened.enter_context(
             contextlib.closing(
                 metrics.Writer(
@@ -132,23 +133,26 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         meter = loop.Meter()
         last, reason = auditing.end(c.audit, audits, first, c.steps)
         for done in range(first + 1, last + 1):
-            batch, collected = collect.collect(judged(state), state.params, done - 1)
+            batch, collected = collect.collect(judged(state), state.params, done - 1, meter.phase)
             state, new = update(state, put_batch(mesh, batch))
             pending.append({**collected, **new})
             meter.count(batch)
             audits += auditing.new(c.audit, collected, done - 1, c.candidates.count(done - 1))
             last, reason = auditing.end(c.audit, audits, done, c.steps)
             if loop.due(done, c.log.every_steps, last):
-                loop.check(state, batch, c.checkpoint)
+                with meter.phase("update"):
+                    loop.check(state, batch, c.checkpoint)
                 stopped = {"audit/stopped": 1.0} if reason else {}
                 writer.write(done, {**loop.ratios(pending), **meter.read(), **stopped})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, last):
-                writer.write(done, ground_truth.during(suite, state.params))
+                with meter.phase("evaluate"):
+                    writer.write(done, ground_truth.during(suite, state.params))
             asked = bool(stop)
             if asked or loop.due(done, c.checkpoint.every_steps, last):
                 kept = setup.record(config, name, cfg, pending) | auditing.plain(audits)
-                checkpoints.save(manager, state, kept)
+                with meter.phase("checkpoint"):
+                    checkpoints.save(manager, state, kept)
                 clock.save()
             profiler.step(state)
             if asked:

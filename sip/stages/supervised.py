@@ -106,6 +106,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             microbatches=c.microbatches,
         )
         setup.keep_tokenizer(config, workdir, directory)
+        clock.resumed(first)
         writer = opened.enter_context(
             contextlib.closing(
                 metrics.Writer(
@@ -121,19 +122,23 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         profiler = opened.enter_context(contextlib.closing(loop.Profiler(profile)))
         meter = loop.Meter()
         for done in range(first + 1, c.steps + 1):
-            batch = task.batch(done - 1)
+            with meter.phase("data"):
+                batch = task.batch(done - 1)
             state, new = update(state, put_batch(mesh, batch))
             pending.append(new)
             meter.count(batch)
             if loop.due(done, c.log.every_steps, c.steps):
-                loop.check(state, batch, c.checkpoint)
+                with meter.phase("update"):
+                    loop.check(state, batch, c.checkpoint)
                 writer.write(done, {**loop.ratios(pending), **meter.read()})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, c.steps):
-                writer.write(done, task.during(state.params))
+                with meter.phase("evaluate"):
+                    writer.write(done, task.during(state.params))
             asked = bool(stop)
             if asked or loop.due(done, c.checkpoint.every_steps, c.steps):
-                checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
+                with meter.phase("checkpoint"):
+                    checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
                 clock.save()
             profiler.step(state)
             if asked:

@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,11 +110,35 @@ def check(state: TrainState, batch: Any, config: CheckpointConfig) -> None:
         )
 
 
+Phase = Callable[[str], contextlib.AbstractContextManager]
+
+
+def unmeasured(name: str) -> contextlib.AbstractContextManager:
+    """A phase that nobody measures."""
+    del name
+    return contextlib.nullcontext()
+
+
 class Meter:
-    """Tokens per second since it was last read."""
+    """Tokens per second since it was last read, and where the time went.
+
+    A phase is where the host waits: rollouts that were dispatched, and are awaited after the
+    rewriter, are short in the log.
+    """
 
     def __init__(self):
         self._tokens, self._since = 0, time.monotonic()
+        self._phases: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the seconds of what is done inside to `name`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            before = self._phases.setdefault(name, 0.0)
+            self._phases[name] = before + time.monotonic() - began
 
     def count(self, batch: Any) -> None:
         """Adds the tokens of all trunks and branches in a batch on the host."""
@@ -124,11 +148,14 @@ class Meter:
         )
 
     def read(self) -> dict[str, float]:
-        """The speed, for the log."""
+        """For the log: the speed, seconds, and the share of them that each phase took."""
         now = time.monotonic()
-        speed = self._tokens / max(now - self._since, 1e-9)
+        seconds = max(now - self._since, 1e-9)
+        shares = {f"speed/share/{name}": s / seconds for name, s in sorted(self._phases.items())}
+        found = {"speed/tokens_per_sec": self._tokens / seconds, metrics.SECONDS: seconds, **shares}
         self._tokens, self._since = 0, now
-        return {"speed/tokens_per_sec": speed}
+        self._phases.clear()
+        return found
 
 
 class Profiler:

@@ -41,6 +41,17 @@ def start(tmp_path, cfg, init_from):
         )
 
 
+def test_a_clock_counts_logged_steps_that_are_done_again(tmp_path):
+    run, command = (setup.Clock(str(tmp_path)) for _ in range(2))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"step": 9}\n')
+    for after, lost in ((9, 0), (6, 3), (12, 3), (4, 8)):
+        run.resumed(after)
+        assert run.lost_steps == lost
+    run.save()
+    command.save()  # it has read nothing of the log
+    assert command.lost_steps == setup.Clock(str(tmp_path)).lost_steps == 8
+
+
 def test_a_deeper_model_starts_as_the_shallower_one_it_comes_from(tmp_path):
     shallow, deep = tiny.model(), tiny.model(layers=4)
     state, first, _ = start(tmp_path / "new", deep, saved(tmp_path / "old", shallow))
@@ -75,6 +86,7 @@ def test_a_clock_adds_up_the_attempts_and_a_crash_loses_those_since_the_last_sav
     now = iter([10.0, 14.0, 19.0, 100.0, 103.0, 0.0, 1.0])
     monkeypatch.setattr(setup, "time", SimpleNamespace(monotonic=lambda: next(now)))
     first = setup.Clock(str(tmp_path / "run"))
+    assert first.lost_steps == 0
     first.save()
     assert first.seconds() == 9.0  # then it was killed: 5 seconds after the save
     second = setup.Clock(str(tmp_path / "run"))

@@ -31,6 +31,7 @@ MODEL = dict(
     norm_eps=1e-5,
     tied=False,
     dtype="bfloat16",
+    param_dtype="float32",
     remat="block",
     query_chunk=512,
     branch_chunk=8,

@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import jaxprs
 import numpy as np
 import pytest
 import tiny
@@ -114,6 +115,21 @@ def test_gradients_of_factors_are_those_of_the_merged_matrices_by_the_chain_rule
     a, b = params.factors["wo_a"], params.factors["wo_b"]  # LGQHZ, LZD
     close(got["wo_a"], SOME.scale * jnp.einsum("LGQHD,LZD->LGQHZ", whole, b), atol=1e-4)
     close(got["wo_b"], SOME.scale * jnp.einsum("LGQHZ,LGQHD->LZD", a, whole), atol=1e-4)
+
+
+def test_no_gradient_of_a_frozen_matrix_is_ever_computed():
+    tree, params = tiny.trunk_only(np.zeros((4, 5), int)), adapted()
+    loss = lambda params: decoder.apply(params, CFG, tree).trunk_BTD.sum()
+    of_factors = lambda factors: loss(params.replace(factors=factors))
+
+    def products(loss, x):
+        found = jaxprs.shapes(jaxprs.live(jax.make_jaxpr(jax.grad(loss))(x)), "dot_general")
+        return {tuple(sorted(shape)) for shape in found}  # some are transposed after the product
+
+    D, GQH, GH, F = 16, 16, 8, 24
+    matrices = {(D, GQH), (GH, D), (D, F)}
+    assert matrices <= products(loss, params.base)
+    assert not matrices & products(of_factors, params.factors)
 
 
 def test_three_updates_of_factors_alone_a_save_and_three_more_are_six(tmp_path):
@@ -245,11 +261,12 @@ def test_parameters_in_bfloat16_are_moved_in_float32_and_rounded():
     def terms(params, reference, batch):
         return {"x": masked_pair((params["w"].astype(jnp.float32) - 1.0) ** 2, batch)}, {}
 
-    update = step.make_update(terms, TX, lambda _: {"x": 1.0})
+    tx = optim.build(dataclasses.replace(OPTIM, weight_decay=0.0))
+    update = step.make_update(terms, tx, lambda _: {"x": 1.0})
     w = jnp.array([0.5, -1.0, 2.0, 256.0])  # their gradients are exact in bfloat16
     after = {}
     for dtype in (jnp.bfloat16, jnp.float32):
-        start = step._fresh({"w": w.astype(dtype)}, TX, False)
+        start = step._fresh({"w": w.astype(dtype)}, tx, False)
         after[dtype], _ = update(start, jnp.ones(4, bool))
     half, whole = after[jnp.bfloat16], after[jnp.float32]
     np.testing.assert_array_equal(half.params["w"], whole.params["w"].astype(jnp.bfloat16))

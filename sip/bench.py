@@ -190,9 +190,9 @@ def bench_int8() -> None:
     """Measures on the test split, and prints what was found."""
     if not _JUDGE.value:
         raise UserError("int8: --judge is needed")
-    asked, where = held_out(_JUDGE.value), mesh.single()
-    tokenizer = setup.kept_tokenizer(_JUDGE.value)
-    load = lambda dtype: setup.load_params(_JUDGE.value, where, dtype)
+    directory, where = str(_JUDGE.value), mesh.single()
+    asked, tokenizer = held_out(directory), setup.kept_tokenizer(directory)
+    load = lambda dtype: setup.load_params(directory, where, dtype)
     found = rounding.measure(load, tokenizer, where, asked, ("int8", "bfloat16"))
     if _JSON.value:
         return print(json.dumps(found))

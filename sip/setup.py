@@ -312,8 +312,10 @@ def start_state(
         abstract = step.abstract_state(cfg, tx, mesh, reference=reference, adapter=adapter)
         state, kept = checkpoints.restore(manager, abstract)
         return state, int(state.step), [kept["pending"]]
-    how = dict(seed=seed, init_from=init_from, reference=reference, adapter=adapter)
-    return fresh_state(cfg, tx, mesh, **how), 0, []
+    made = fresh_state(
+        cfg, tx, mesh, seed=seed, init_from=init_from, reference=reference, adapter=adapter
+    )
+    return made, 0, []
 
 
 def fresh_state(

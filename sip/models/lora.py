@@ -8,6 +8,7 @@ first adapted model is the base, exactly, and the base is the reference of a los
 the other, so that W's gradient and the merged matrix never exist. `merged` makes plain parameters.
 """
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def learned(params: Params) -> Params:
 
 def relearned(params: Params, new: Params) -> Params:
     """`params` with other learned ones."""
-    return params.replace(factors=new) if isinstance(params, Adapted) else new
+    return dataclasses.replace(params, factors=new) if isinstance(params, Adapted) else new
 
 
 def flat(params: Params) -> Params:

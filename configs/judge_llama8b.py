@@ -9,7 +9,8 @@ The labels are yours: a line each of aspect, prefix, candidates, label (sip/judg
 reward. The paper's: 75 432 pairs for quality and 3 192 texts for safety, batch 256, 16 answers of
 up to 512 tokens to prompts of up to 3 584, T 0.6, top-p 0.6, 500 steps at a constant 2e-7. `:debug`
 is tiny, with bytes for tokens and fresh parameters. Hardware: 64 TPU v5p or alike (lowered for
-them, never run).
+them, never run). Low-rank factors want a fraction of the memory: --config.runs.judge.lora.rank=16
+with model.param_dtype=bfloat16 or lora.int8=True (README).
 """
 
 import _common as common
@@ -31,6 +32,7 @@ MODEL = dict(
     norm_eps=1e-5,
     tied=False,
     dtype="bfloat16",
+    param_dtype="float32",
     remat="block",
     query_chunk=512,
     branch_chunk=8,

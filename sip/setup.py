@@ -11,15 +11,17 @@ from typing import Any
 import jax
 from etils import epath
 
+from sip import loading
 from sip import mesh as meshes
 from sip import metrics, processes
 from sip import tokenizer as tokenizers
 from sip.data import chunks, documents
-from sip.hf import configs, reading, tokens
+from sip.hf import configs, tokens
 from sip.judge import prompts
 from sip.mesh import MeshConfig
 from sip.models import decoder
 from sip.models.config import ModelConfig
+from sip.models.lora import OFF, LoraConfig
 from sip.sections import plain, section
 from sip.structs import Params, TrainState, UserError
 from sip.tokenizer import Tokenizer
@@ -76,8 +78,11 @@ class RunConfig:
     mesh: MeshConfig
     checkpoint: loop.CheckpointConfig
     log: loop.LogConfig
+    lora: LoraConfig = OFF  # rank 0: all parameters are trained
 
     def __post_init__(self):
+        if self.lora.rank and not self.init_from:
+            raise UserError("lora.rank: needs init_from; fresh parameters would stay as drawn")
         for name in ("batch", "microbatches"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -288,49 +293,77 @@ def check_model(cfg: ModelConfig, cut: CutConfig, tokenizer: Tokenizer | None = 
 
 def recorded_model(directory: str) -> ModelConfig:
     """The model config of a checkpoint, a run's or Hugging Face's."""
-    if configs.exists(directory):
-        return configs.read(directory)
-    return section(ModelConfig, checkpoints.record(directory)["model"], "checkpoint model")
+    return _recorded(directory)[0]
 
 
-def load_params(directory: str, mesh) -> tuple[Params, ModelConfig]:
-    """Parameters, float32, and model config of a run's last checkpoint, or of Hugging Face's, on
-    `mesh`."""
+def _recorded(directory: str) -> tuple[ModelConfig, LoraConfig]:
+    """The model of a checkpoint, and the factors that were trained beside it."""
     if configs.exists(directory):
-        return reading.load(directory, mesh)
-    cfg = recorded_model(directory)
-    return checkpoints.restore_params(directory, decoder.abstract(cfg, mesh)), cfg
+        return configs.read(directory), OFF
+    record = checkpoints.record(directory)
+    run = record["config"] if "config" in record else {}
+    adapter = section(LoraConfig, run["lora"], "checkpoint lora") if "lora" in run else OFF
+    return section(ModelConfig, record["model"], "checkpoint model"), adapter
+
+
+def load_params(directory: str, mesh, dtype: str = "") -> tuple[Params, ModelConfig]:
+    """Parameters and model config of a run's last checkpoint, or of Hugging Face's, on `mesh`.
+
+    Held in `dtype`: float32, bfloat16 or int8; empty: as the run held them (Hugging Face's:
+    float32). Factors are merged.
+    """
+    cfg, adapter = _recorded(directory)
+    return loading.load(directory, mesh, cfg, adapter, dtype or cfg.param_dtype), cfg
 
 
 def start_state(
-    manager, cfg: ModelConfig, tx, mesh, *, seed: int, init_from: str, reference: bool
+    manager,
+    cfg: ModelConfig,
+    tx,
+    mesh,
+    *,
+    seed: int,
+    init_from: str,
+    reference: bool,
+    adapter: LoraConfig = OFF,
 ) -> tuple[TrainState, int, list]:
     """State, step and unwritten metrics to go on from: (1) the run's own last checkpoint,
     (2) `init_from`, (3) fresh.
 
-    The reference of a fresh state is its initial parameters.
+    The reference of a fresh state is its initial parameters; with an `adapter` it is its base.
     """
     if manager.latest_step() is not None:
-        abstract = step.abstract_state(cfg, tx, mesh, reference=reference)
+        abstract = step.abstract_state(cfg, tx, mesh, reference=reference, adapter=adapter)
         state, kept = checkpoints.restore(manager, abstract)
         return state, int(state.step), [kept["pending"]]
-    made = fresh_state(cfg, tx, mesh, seed=seed, init_from=init_from, reference=reference)
+    made = fresh_state(
+        cfg, tx, mesh, seed=seed, init_from=init_from, reference=reference, adapter=adapter
+    )
     return made, 0, []
 
 
 def fresh_state(
-    cfg: ModelConfig, tx, mesh, *, seed: int, init_from: str, reference: bool
+    cfg: ModelConfig,
+    tx,
+    mesh,
+    *,
+    seed: int,
+    init_from: str,
+    reference: bool,
+    adapter: LoraConfig = OFF,
 ) -> TrainState:
     """The state at step 0, the same every time."""
     if not init_from:
         return step.init_state(cfg, tx, mesh, seed, reference=reference)
-    params, found = load_params(init_from, mesh)
+    params, found = load_params(init_from, mesh, "int8" if adapter.int8 else cfg.param_dtype)
     if _widths(found) != _widths(cfg) or found.layers > cfg.layers:
         raise UserError(f"init_from {init_from}: its model is {found}, the config says {cfg}")
     if configs.exists(init_from):
         configs.check_same(found, cfg, init_from)
     if found.layers < cfg.layers:
         params = decoder.deepen(params, cfg)
+    if adapter.rank:
+        return step.adapted_state(params, cfg, tx, mesh, seed, adapter=adapter)
     return step.state_of(params, cfg, tx, mesh, reference=reference)
 
 

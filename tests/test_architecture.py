@@ -18,7 +18,7 @@ ROWS = [  # a module imports strictly lower rows, or its own package
     {"mesh", "sections", "tokenizer_json"},
     {"models", "objectives", "tokenizer", "template", "metrics", "transport", "untrusted"},
     {"data", "sampling", "training", "hf", "segments"},
-    {"textgen", "chat"},
+    {"textgen", "chat", "loading"},
     {"judge", "rewriter", "remote"},
     {"setup"},
     {"evals", "rewards"},

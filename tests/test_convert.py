@@ -19,6 +19,7 @@ from sip import mesh as meshes
 from sip import tokenizer as tokenizers
 from sip.hf import configs, hub, reading, shards, tokens, writing
 from sip.mesh import MeshConfig
+from sip.models import lora
 from sip.structs import UserError
 from sip.training import checkpoints, optim
 
@@ -145,6 +146,26 @@ def test_a_run_starts_from_either_kind_and_not_with_other_numbers(published, tmp
     equal(start(cfg, published).params, start(cfg, tmp_path / "run").params)
     with pytest.raises(UserError, match="model.rope_theta is 9.0, but 500.0 in"):
         start(dataclasses.replace(cfg, rope_theta=9.0), published)
+
+
+def test_factors_are_merged_on_export(published, tmp_path):
+    """A run of factors on a published base, exported, is the adapted model: unmerged here."""
+    params, cfg = reading.load(published, meshes.single())
+    wanted = lora.LoraConfig(rank=2, matrices=("wq", "w_down"))
+    factors = lora.init(params, wanted, jax.random.key(0))
+    factors = {k: x + 0.1 if k.endswith("_b") else x for k, x in factors.items()}
+    adapted = lora.Adapted(params, factors, wanted.scale)
+    record = {"model": dataclasses.asdict(cfg), "config": {"lora": dataclasses.asdict(wanted)}}
+    run, out = tmp_path / "run", tmp_path / "out"
+    checkpoints.save_params(str(run), adapted, record)
+    assert converted("hf", run, out, f"--tokenizer_from={published}") == 0
+    again, found = reading.load(out, meshes.single())
+    tree = families.tree(*families.texts(cfg.vocab_size, range(5)))
+    exact = dataclasses.replace(found, dtype="float32")
+    of = lambda params: families.logits(params, exact, tree)
+    for a, b, base in zip(of(adapted), of(again), of(params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+        assert np.abs(a - base).max() > 0.01
 
 
 def test_a_run_s_own_tokenizer_is_written_as_theirs(published, tmp_path):

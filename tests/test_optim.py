@@ -9,7 +9,7 @@ import pytest
 import tiny
 from optax import contrib
 
-from sip.models import decoder
+from sip.models import decoder, parameters
 from sip.structs import UserError
 from sip.training import optim
 from sip.training.optim import OptimConfig
@@ -243,6 +243,6 @@ def test_every_parameter_of_every_family_is_a_matrix_an_embedding_or_a_vector():
     params = tiny.params(cfg)
     tx.init(params)
     names = set(params["blocks"]["block"])
-    assert names - set(optim.MATRICES) == {
-        "attention_norm", "mlp_norm", "q_norm", "k_norm", *optim.BIASES,
+    assert names - set(parameters.MATRICES) == {
+        "attention_norm", "mlp_norm", "q_norm", "k_norm", *parameters.BIASES,
     }  # fmt: skip

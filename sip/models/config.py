@@ -7,8 +7,15 @@ import jax.numpy as jnp
 from sip.structs import UserError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+HELD = (*DTYPES, "int8")  # what parameters that are only read may be held in
 REMAT = ("none", "block", "dots")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
+
+
+def check_held(dtype: str, key: str) -> None:
+    """Raises UserError naming `key` where it is no dtype to hold parameters in; empty: as saved."""
+    if dtype not in ("", *HELD):
+        raise UserError(f"{key} must be empty or one of {HELD}, not {dtype!r}")
 
 
 @dataclass(frozen=True)
@@ -18,8 +25,13 @@ class ModelConfig:
     Families differ in data alone: Qwen 2.5 has `qkv_bias`, Qwen 3 `qk_norm`, Mistral a `window`,
     Llama 3.1 and later `rope_scaling` (sip/models/rope.py has what its numbers mean).
 
-    Parameters are float32; matrix products run in `dtype`; softmax, norms, log-probabilities and
-    reductions are float32.
+    Matrix products run in `dtype`; softmax, norms, log-probabilities and reductions are float32.
+
+    Matrices and embeddings are held in `param_dtype`, norms and biases in float32. bfloat16 halves
+    the memory of what is frozen: a judge, or the base of low-rank factors (sip/models/lora.py),
+    which computes the same where `dtype` is bfloat16 too. Parameters that are themselves trained
+    should be float32: a bfloat16 keeps 8 bits, so an update of less than about 1/512 of a parameter
+    is lost without a word, and at common learning rates most are.
     """
 
     vocab_size: int  # V, padding included
@@ -34,6 +46,7 @@ class ModelConfig:
     norm_eps: float = 1e-5
     tied: bool = False  # unembedding = embedding
     dtype: str = "float32"
+    param_dtype: str = "float32"  # of matrices and embeddings as they are held
     remat: str = "none"  # none | block (keep block inputs) | dots (keep matrix products)
     query_chunk: int = 512  # trunk queries attended at a time
     branch_chunk: int = 8  # branches attended at a time
@@ -73,7 +86,13 @@ class ModelConfig:
             )
         if self.window < 0:
             raise UserError(f"model.window must not be negative, is {self.window}")
-        known = {"dtype": sorted(DTYPES), "remat": REMAT, "rope_scaling": ROPE_SCALINGS}
+        dtypes = sorted(DTYPES)
+        known = {
+            "dtype": dtypes,
+            "param_dtype": dtypes,
+            "remat": REMAT,
+            "rope_scaling": ROPE_SCALINGS,
+        }
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise UserError(

@@ -8,6 +8,7 @@ apply(params, cfg, tree, cache=cache)    more positions of branches whose past i
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from sip.mesh import constrain, param_sharding
-from sip.models import layers, rope, visibility
-from sip.models.config import ModelConfig
-from sip.models.parameters import BIASES, MATRICES, NORMS
+from sip.models import int8, layers, lora, rope, visibility
+from sip.models.config import DTYPES, ModelConfig
+from sip.models.parameters import BIASES, MATRICES, NORMS, held
 from sip.structs import Array, Params, Tree
 
 
@@ -129,6 +130,16 @@ class Block(nn.Module):
         init = _weight(reads + writes, math.prod(self._sizes(reads)), scale)
         return self.param(name, init, self._sizes(reads + writes)).astype(self.cfg.compute_dtype)
 
+    def _times(self, x, name, scale=1.0):
+        """x times a matrix, which may be held in int8, and what its factors add."""
+        held, contract = self.get_variable("params", name), len(MATRICES[name][0])
+        if isinstance(held, int8.Int8):
+            out = int8.project(x, held, contract=contract)
+        else:
+            out = layers.project(x, self._matrix(name, scale), contract=contract)
+        a, b = (self.get_variable("params", f"{name}_{x}") for x in "ab")
+        return out if a is None else out + lora.project(x, a, b, contract=contract)
+
     def _biased(self, x, name):
         """x + bias over its last axes, in families that have one."""
         if not self.cfg.qkv_bias:
@@ -148,22 +159,17 @@ class Block(nn.Module):
     def _attention(self, h_BND, context, past):
         c = self.cfg
         depth = (2 * c.layers) ** -0.5
-        q, k, v = (
-            self._biased(layers.project(h_BND, self._matrix(f"w{x}")), f"b{x}") for x in "qkv"
-        )
+        q, k, v = (self._biased(self._times(h_BND, f"w{x}"), f"b{x}") for x in "qkv")
         q, k = self._normed(q, "q_norm"), self._normed(k, "k_norm")
         q = constrain(layers.rope(q, context.cos, context.sin), "BNGQH")
         k = constrain(layers.rope(k, context.cos, context.sin), "BNGH")
         out = _tree_attention(q, k, v, context, past, c)
-        wo = self._matrix("wo", depth)
-        return layers.project(constrain(out, "BNGQH"), wo, contract=3), (k, v)
+        return self._times(constrain(out, "BNGQH"), "wo", depth), (k, v)
 
     def _mlp(self, h_BND):
-        gate = layers.project(h_BND, self._matrix("w_gate"))
-        up = layers.project(h_BND, self._matrix("w_up"))
+        gate, up = self._times(h_BND, "w_gate"), self._times(h_BND, "w_up")
         h_BNF = constrain(jax.nn.silu(gate) * up, "BNF")
-        w_down = self._matrix("w_down", (2 * self.cfg.layers) ** -0.5)
-        return layers.project(h_BNF, w_down)
+        return self._times(h_BNF, "w_down", (2 * self.cfg.layers) ** -0.5)
 
 
 def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: _Context, past, c: ModelConfig):
@@ -315,11 +321,12 @@ def _example() -> Tree:
 
 
 def _boxed(cfg: ModelConfig, key):
-    return Decoder(cfg).init(key, _example(), None, False)["params"]
+    boxed = Decoder(cfg).init(key, _example(), None, False)["params"]
+    return held(boxed, DTYPES[cfg.param_dtype])
 
 
 def init(cfg: ModelConfig, key) -> Params:
-    """Float32 parameters: matrices truncated normal by fan-in, residual outputs by 1/sqrt(2L)."""
+    """Fresh parameters: matrices truncated normal by fan-in, residual outputs by 1/sqrt(2L)."""
     return nn.meta.unbox(_boxed(cfg, key))
 
 
@@ -337,7 +344,10 @@ def deepen(params: Params, cfg: ModelConfig) -> Params:
         return jnp.concatenate([old, new])
 
     blocks = params["blocks"]["block"]
-    return {**params, "blocks": {"block": {k: more(k, v) for k, v in blocks.items()}}}
+    return {
+        **params,
+        "blocks": {"block": {k: jax.tree.map(partial(more, k), v) for k, v in blocks.items()}},
+    }
 
 
 def abstract(cfg: ModelConfig, mesh) -> Params:
@@ -365,12 +375,13 @@ def apply(
     Without a word on `keep_cache` the cache that comes in comes out, with the new positions.
     """
     keep_cache = cache is not None if keep_cache is None else keep_cache
-    out: Any = Decoder(cfg).apply({"params": params}, tree, cache, keep_cache)
+    out: Any = Decoder(cfg).apply({"params": lora.flat(params)}, tree, cache, keep_cache)
     return out
 
 
 def unembed(params: Params, cfg: ModelConfig):
     """The unembedding matrix unembed_DV."""
+    params = lora.base_of(params)
     return params["embed"].T if cfg.tied else params["unembed"]
 
 

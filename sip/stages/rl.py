@@ -151,6 +151,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             seed=config.seed,
             init_from=init_from,
             reference=c.objective.needs_reference,
+            adapter=c.lora,
         )
         update = step.make_update(
             losses.policy_terms(cfg, c.objective),

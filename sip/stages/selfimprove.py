@@ -107,6 +107,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             seed=config.seed,
             init_from=init_from,
             reference=c.objective.needs_reference,
+            adapter=c.lora,
         )
         update = step.make_update(
             losses.branch_terms(cfg, c.objective),
@@ -197,19 +198,19 @@ def self_judged(
     """What collects at a state: as it is `fixed`, or with the policy itself as the judge.
 
     A frozen judge has the run's first parameters, a resumed run's too: they are the reference's,
-    or where there is none, made or loaded once more.
+    or the base's of factors, or where there is neither, made or loaded once more.
     """
     if not (c.judged and c.judge.own):
         return lambda state: fixed
     judge = judging.of_policy(c.judge, c.model, workdir, fixed.mesh, fixed.tokenizer, fixed.seed)
     first = None
-    if not (c.judge.live or c.objective.needs_reference):
+    if not (c.judge.live or c.objective.needs_reference or c.lora.rank):
         first = setup.fresh_state(
             c.model, tx, fixed.mesh, seed=fixed.seed, init_from=init_from, reference=False
         ).params
 
     def at(state: TrainState) -> collect.Policy:
-        frozen = state.reference if first is None else first
+        frozen = step.frozen(state) if first is None else first
         params = state.params if c.judge.live else frozen
         return dataclasses.replace(fixed, judge=judge(params))
 
@@ -226,7 +227,7 @@ def build_rewriter(wanted, workdir, corpus, mesh, seed: int) -> rewriters.Rewrit
     own = setup.kept_tokenizer(source)
     turn = chat.turn(chat.load(wanted.chat, own)) if wanted.chat else None
     return rewriters.LocalRewriter(
-        *setup.load_params(source, mesh),
+        *setup.load_params(source, mesh, wanted.param_dtype),
         own,
         mesh,
         prompt=rewriters.load(wanted.prompt, turn),

@@ -97,7 +97,14 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         contextlib.ExitStack() as opened,
     ):
         state, first, pending = setup.start_state(
-            manager, cfg, tx, mesh, seed=config.seed, init_from=init_from, reference=False
+            manager,
+            cfg,
+            tx,
+            mesh,
+            seed=config.seed,
+            init_from=init_from,
+            reference=False,
+            adapter=c.lora,
         )
         update = step.make_update(
             task.terms,

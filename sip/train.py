@@ -18,6 +18,7 @@ from absl import flags
 from etils import epath
 
 from sip import cli, processes, report, seeds, setup
+from sip.clock import Clock
 from sip.stages import recipe
 from sip.structs import UserError
 from sip.training.loop import Stopped
@@ -44,7 +45,7 @@ def train(config, workdir: str, profile: bool = False) -> dict:
         directory = epath.Path(setup.run_dir(workdir, name))
         if processes.told((directory / "done.json").exists):
             continue
-        clock = setup.Clock(str(directory))
+        clock = Clock(str(directory))
         traces = str(directory / "profile") if profile else ""
         try:
             recipe.STAGES[config.runs[name].stage].run(config, name, workdir, traces)

@@ -21,7 +21,7 @@ ROWS = [  # a module imports strictly lower rows, or its own package
     {"textgen", "chat", "loading"},
     {"judge", "rewriter", "remote"},
     {"setup"},
-    {"evals", "rewards"},
+    {"evals", "rewards", "clock"},
     {"stages"},
     {"cli", "seeds"},  # what the CLIs share
     {"report"},  # a CLI, and how train ends

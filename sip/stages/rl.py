@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from sip import metrics, rewriter, sampling, setup
+from sip.clock import Clock
 from sip.data.documents import PARTS
 from sip.judge import prompts
 from sip.mesh import put_batch
@@ -127,7 +128,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     """Trains `config.runs[name]`, resuming if it was begun; returns and writes its evaluation."""
     c = resolve(config, name)
     directory = setup.run_dir(workdir, name)
-    clock = setup.Clock(directory)
+    clock = Clock(directory)
     mesh = setup.build_mesh(c)
     tokenizer = setup.open_tokenizer(config, workdir)
     cfg = c.model

@@ -16,6 +16,7 @@ import jax
 
 from sip import chat, metrics, processes, sampling, setup
 from sip import rewriter as rewriters
+from sip.clock import Clock
 from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.mesh import put_batch
@@ -81,7 +82,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     """Trains `config.runs[name]`, resuming if it was begun; returns and writes its evaluation."""
     c = resolve(config, name)
     directory = setup.run_dir(workdir, name)
-    clock = setup.Clock(directory)
+    clock = Clock(directory)
     mesh = setup.build_mesh(c)
     tokenizer = setup.open_tokenizer(config, workdir)
     corpus = setup.corpus(config, c.split, workdir, tokenizer)

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from sip import metrics, rewriter, setup
+from sip.clock import Clock
 from sip.data import pipeline
 from sip.evals import continuations, ground_truth
 from sip.judge import labels, prompts
@@ -79,7 +80,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     """Trains `config.runs[name]`, resuming if it was begun; returns and writes its evaluation."""
     c = resolve(config, name)
     directory = setup.run_dir(workdir, name)
-    clock = setup.Clock(directory)
+    clock = Clock(directory)
     mesh = setup.build_mesh(c)
     tokenizer = setup.open_tokenizer(config, workdir)
     corpus = setup.corpus(config, c.split, workdir, tokenizer)

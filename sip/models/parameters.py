@@ -6,9 +6,28 @@ MATRICES = {
     "wk": ("D", "GH"),
     "wv": ("D", "GH"),
     "wo": ("GQH", "D"),
+    "w_router": ("D", "E"),
     "w_gate": ("D", "F"),
     "w_up": ("D", "F"),
     "w_down": ("F", "D"),
 }
-BIASES = {"bq": "GQH", "bk": "GH", "bv": "GH"}
+BIASES = {
+    "bq": "GQH",
+    "bk": "GH",
+    "bv": "GH",
+    "bo": "D",
+    "sinks": "GQ",
+    "b_router": "E",
+    "b_gate": "F",
+    "b_up": "F",
+    "b_down": "D",
+}
 NORMS = {"attention_norm": "D", "q_norm": "H", "k_norm": "H", "mlp_norm": "D"}
+# Where there are experts, each has its own of these.
+EXPERTS = ("w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down")
+RESIDUAL = ("wo", "bo", "w_down", "b_down")  # what a layer adds is zero where these are
+
+
+def lead(name: str, experts: int) -> str:
+    """The letter before those of the table."""
+    return "E" if experts and name in EXPERTS else ""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from sip.mesh import constrain, param_sharding
 from sip.models import layers, moe, visibility
 from sip.models.config import ModelConfig
-from sip.models.parameters import BIASES, MATRICES, NORMS, RESIDUAL, lead
+from sip.models.parameters import MATRICES, NORMS, RESIDUAL, letters
 from sip.models.visibility import Context
 from sip.structs import Array, Params, Tree
 
@@ -95,15 +95,14 @@ class Block(nn.Module):
         return tuple(sizes[a] for a in letters)
 
     def _matrix(self, name, scale=1.0):
-        reads, writes = MATRICES[name]
-        letters = lead(name, self.cfg.experts) + reads + writes
-        init = _weight(letters, math.prod(self._sizes(reads)), scale)
-        return self.param(name, init, self._sizes(letters)).astype(self.cfg.compute_dtype)
+        own, (reads, _) = letters(name, self.cfg.experts), MATRICES[name]
+        init = _weight(own, math.prod(self._sizes(reads)), scale)
+        return self.param(name, init, self._sizes(own)).astype(self.cfg.compute_dtype)
 
     def _vector(self, name):
-        letters = lead(name, self.cfg.experts) + BIASES[name]
-        zeros = _lettered(letters, nn.initializers.zeros)
-        return self.param(name, zeros, self._sizes(letters)).astype(self.cfg.compute_dtype)
+        own = letters(name, self.cfg.experts)
+        zeros = _lettered(own, nn.initializers.zeros)
+        return self.param(name, zeros, self._sizes(own)).astype(self.cfg.compute_dtype)
 
     def _biased(self, x, name, there):
         """x + bias over its last axes, in families that have one."""

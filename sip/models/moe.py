@@ -111,7 +111,7 @@ def _on_mesh(x_BND, chosen_BNA, share_BNA, weights, cfg: ModelConfig):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _flat(x_BND, chosen_BNA, share_BNA, weights, cfg)
-    rows, few = _where_tokens_go(mesh, x_BND.shape, cfg)
+    rows, few = where_tokens_go(mesh, x_BND.shape, cfg)
     over = ("fsdp", "tensor") if few else ("tensor",)
 
     def device(x_BND, chosen_BNA, share_BNA, weights):
@@ -123,19 +123,14 @@ def _on_mesh(x_BND, chosen_BNA, share_BNA, weights, cfg: ModelConfig):
 
     tokens = PartitionSpec(rows, None, None)
     rules = {"E": ("fsdp",) if few else (), "F": ("tensor",)}
-    specs = {name: meshes.spec(_letters(name), rules) for name in weights}
+    specs = {x: meshes.spec(parameters.letters(x, cfg.experts), rules) for x in weights}
     run = jax.shard_map(
         device, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False
     )
     return run(x_BND, chosen_BNA, share_BNA, weights)
 
 
-def _letters(name: str) -> str:
-    table = parameters.BIASES | {k: "".join(v) for k, v in parameters.MATRICES.items()}
-    return "E" + table[name]
-
-
-def _where_tokens_go(mesh, shape, cfg: ModelConfig):
+def where_tokens_go(mesh, shape, cfg: ModelConfig):
     """(mesh axes of B, whether tokens go to experts: they do where they are fewer than weights)."""
     (B, N, _), rows = shape, ("replica", "fsdp")
     whole = B % meshes.ways(mesh, rows) != 0

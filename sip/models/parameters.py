@@ -28,6 +28,7 @@ EXPERTS = ("w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down")
 RESIDUAL = ("wo", "bo", "w_down", "b_down")  # what a layer adds is zero where these are
 
 
-def lead(name: str, experts: int) -> str:
-    """The letter before those of the table."""
-    return "E" if experts and name in EXPERTS else ""
+def letters(name: str, experts: int) -> str:
+    """Of a matrix or a bias, without the layers'."""
+    own = BIASES[name] if name in BIASES else "".join(MATRICES[name])
+    return ("E" if experts and name in EXPERTS else "") + own

@@ -46,7 +46,8 @@ CASES = {  # what config.json says
     ),
     "qwen3_moe_odd": dict(
         model_type="qwen3_moe", head_dim=6, moe_intermediate_size=7, num_experts=5,
-        num_experts_per_tok=3, norm_topk_prob=False, use_sliding_window=True, sliding_window=5, **ODD,
+        num_experts_per_tok=3, norm_topk_prob=False, use_sliding_window=True, sliding_window=5,
+        **ODD,
     ),
     "gpt_oss": dict(
         model_type="gpt_oss", head_dim=8, num_local_experts=4, num_experts_per_tok=2,

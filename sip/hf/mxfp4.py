@@ -20,8 +20,8 @@ BIAS = 127  # of a scale's exponent
 def dequantise(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """[.., 32 * n] float32 of blocks [.., n, 16] and scales [.., n], bytes; low halves first."""
     halves = np.stack([blocks & 15, blocks >> 4], -1).reshape(*scales.shape, GROUP)
-    found = np.ldexp(VALUES[halves], (scales.astype(np.int32) - BIAS)[..., None])
-    return found.reshape(*scales.shape[:-1], -1)
+    scale = np.ldexp(np.float32(1), scales.astype(np.int32) - BIAS)
+    return (VALUES[halves] * scale[..., None]).reshape(*scales.shape[:-1], -1)
 
 
 @dataclass(frozen=True)

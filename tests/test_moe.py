@@ -99,6 +99,18 @@ def test_sorted_experts_are_every_expert_on_every_token(cfg):
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads)), "all learn, the router too"
 
 
+@pytest.mark.parametrize("sizes", [[3, 0, 9, 4], [0, 0, 2, 0], [5, 5, 5, 5]])
+def test_the_kernel_s_gradient_of_weights_is_that_of_other_devices(sizes):
+    """Of rows in no group too, and of a number of rows that no tile divides."""
+    rng, size_E = np.random.default_rng(0), jnp.array(sizes, jnp.int32)
+    x, y = (jnp.asarray(rng.standard_normal((20, n)), jnp.float32) for n in (16, 24))
+    found = moe.tile_outer(x, y, size_E, interpret=True)
+    expert = np.repeat(np.arange(4), sizes)
+    want = [x[: len(expert)][expert == e].T @ y[: len(expert)][expert == e] for e in range(4)]
+    close(found, np.stack(want))
+    close(moe.ragged_outer(x, y, size_E), np.stack(want))
+
+
 @KINDS
 def test_a_token_does_not_notice_the_others(cfg):
     """None is dropped, however many want one expert."""

@@ -60,7 +60,6 @@ ONLY = {
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
     "use_mrope": (False,),
-    "output_router_logits": (False,),
     "decoder_sparse_step": (1,),
     "mlp_only_layers": ([], None),
 }
@@ -71,7 +70,7 @@ HARMLESS = frozenset(
     "_attn_implementation_autoset return_dict return_dict_in_generate output_attentions "
     "output_hidden_states output_scores id2label label2id problem_type task_specific_params "
     "finetuning_task is_decoder gradient_checkpointing torchscript prefix "
-    "router_aux_loss_coef".split()
+    "router_aux_loss_coef output_router_logits".split()
 )
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from sip.structs import UserError
 
 GROUP = 32  # numbers of a scale, two in a byte
-VALUES = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 VALUES = np.concatenate([VALUES, -VALUES])
 BIAS = 127  # of a scale's exponent
 

@@ -55,17 +55,18 @@ _LETTERS = {  # ours, theirs: of a matrix there the rows are what it writes
 _table = lambda names: {name: (theirs, *_LETTERS[name]) for name, theirs in names.items()}
 LAYER = _table(_LAYER_NAMES)
 QWEN_LAYER = LAYER | _table(_QWEN_NAMES)
-# Of experts in one tensor the rows are what a matrix reads; "F|0/2": the first of each two.
+# Experts in one tensor: the rows of each are what it reads.
 GPT_OSS_LAYER = LAYER | {
     "w_router": ("mlp.router.weight", "DE", "E D"),
     "b_router": ("mlp.router.bias", "E", "E"),
-    "w_gate": ("mlp.experts.gate_up_proj", "EDF", "E D F|0/2"),
-    "w_up": ("mlp.experts.gate_up_proj", "EDF", "E D F|1/2"),
-    "b_gate": ("mlp.experts.gate_up_proj_bias", "EF", "E F|0/2"),
-    "b_up": ("mlp.experts.gate_up_proj_bias", "EF", "E F|1/2"),
+    "w_gate": ("mlp.experts.gate_up_proj", "EDF", "E D F"),
+    "w_up": ("mlp.experts.gate_up_proj", "EDF", "E D F"),
+    "b_gate": ("mlp.experts.gate_up_proj_bias", "EF", "E F"),
+    "b_up": ("mlp.experts.gate_up_proj_bias", "EF", "E F"),
     "w_down": ("mlp.experts.down_proj", "EFD", "E F D"),
     "b_down": ("mlp.experts.down_proj_bias", "ED", "E D"),
 }
+TURNS = {"w_gate": (0, 2), "w_up": (1, 2), "b_gate": (0, 2), "b_up": (1, 2)}  # of those above
 
 
 @dataclass(frozen=True)
@@ -127,17 +128,16 @@ class Place:
 
 def _place(layer, path, leaf) -> Place:
     name = str(path[-1].key)
-    theirs, letters, said = (TOP | layer)[name]
-    groups, _, turn = said.partition("|")
+    theirs, letters, groups = (TOP | layer)[name]
     leading = leaf.shape[: leaf.ndim - len(letters)]
-    prefix = "model.layers.{layer}." if leading else ""
-    names = tuple(
-        (prefix + theirs).format(layer=at[:1] and at[0], expert=at[1:] and at[1])
-        for at in np.ndindex(*leading)
-    )
-    i, n = map(int, turn.split("/")) if turn else (0, 1)
-    shape = leaf.shape[len(leading) :]
-    return Place(names, leading, letters, tuple(groups.split()), shape, (i, n))
+    names = tuple(_name(theirs, at) for at in np.ndindex(*leading))
+    turn = TURNS[name] if layer is GPT_OSS_LAYER and name in TURNS else (0, 1)
+    return Place(names, leading, letters, tuple(groups.split()), leaf.shape[len(leading) :], turn)
+
+
+def _name(theirs: str, at: tuple[int, ...]) -> str:
+    """Of the tensor of a model, of a layer, or of a layer's expert."""
+    return f"model.layers.{at[0]}.{theirs.format(expert=at[-1])}" if at else theirs
 
 
 def places(params: Params) -> Params:

@@ -57,7 +57,7 @@ def _slice(source: Shards, place: Place, index: tuple[slice, ...], dtype) -> np.
     host = np.empty(shape, dtype)
     names = np.array(place.names, object).reshape(place.leading)[index[:many]]
     for at in np.ndindex(*names.shape):
-        host[at] = _read(source, place, names[at], index[many:])
+        host[at] = _read(source, place, str(names[at]), index[many:])
     return host
 
 

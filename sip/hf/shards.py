@@ -33,8 +33,8 @@ class Shards:
 
     def tensor(self, name: str):
         """A tensor that is read where it is sliced."""
-        slices = [self.files[self.file_of[x]].get_slice(x) for x in self.stored(name)]
-        return slices[0] if len(slices) == 1 else Packed(*slices, self.at(name))
+        first, *scales = (self.files[self.file_of[x]].get_slice(x) for x in self.stored(name))
+        return Packed(first, scales[0], self.at(name)) if scales else first
 
     def at(self, name: str) -> str:
         """File and tensor, for an error."""

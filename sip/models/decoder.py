@@ -129,7 +129,8 @@ class Block(nn.Module):
         k = constrain(layers.rope(k, context.cos, context.sin), "BNGH")
         sink_GQ = self._vector("sinks") if c.sinks else None
         out = _tree_attention(q, k, v, context, past, c, full, sink_GQ)
-        out = layers.project(constrain(out, "BNGQH"), self._matrix("wo", depth), contract=3)
+        wo = self._matrix("wo", depth)
+        out = layers.project(constrain(out, "BNGQH"), wo, contract=3)
         return self._biased(out, "bo", c.out_bias), (k, v)
 
     def _mlp(self, h_BND):
@@ -157,9 +158,9 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: Context, past, c, full, si
     trunk = (k_BNGH[:, :T], v_BNGH[:, :T]) if past is None else past[:2]
     outs = []
     if T:
-        q, segment_BT = q_BNGQH[:, :T], context.segment_BT
+        q, (k, v), segment_BT = q_BNGQH[:, :T], trunk, context.segment_BT
         outs.append(
-            layers.trunk_attention(q, *trunk, segment_BT, c.query_chunk, c.window, full, sink_GQ)
+            layers.trunk_attention(q, k, v, segment_BT, c.query_chunk, c.window, full, sink_GQ)
         )
     if C * R:
         trunk_visible, past_visible = context.seen(full)

@@ -8,6 +8,8 @@ over the axis they lie on, as a dense layer's are; where they are few (decoding)
 all devices instead, each computes what its experts say, and the sum is what comes back.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -15,9 +17,11 @@ from jax.sharding import PartitionSpec
 from sip import mesh as meshes
 from sip.models import parameters
 from sip.models.config import ModelConfig
+from sip.structs import Array
 
 MATRICES = ("w_router", "w_gate", "w_up", "w_down")
 BIASES = ("b_router", "b_gate", "b_up", "b_down")
+TILE = 512  # rows and columns that a TPU's kernel holds at a time
 
 
 def mixture(x_BND, weights, cfg: ModelConfig, mask_BN=None):
@@ -77,7 +81,44 @@ def gated(gate, up, cfg: ModelConfig):
     return gate * jax.nn.sigmoid(cfg.swiglu_alpha * gate) * up
 
 
-def sorted_experts(x_MD, chosen_MA, share_MA, weights, cfg: ModelConfig, first=None, leader=True):
+_ACROSS = jax.lax.RaggedDotDimensionNumbers((((1,), (2,)), ((), ())), [0], [0])  # x w^T
+_OUTER = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])  # x^T y
+
+
+@jax.custom_vjp
+def grouped(x_SI, w_EIO, size_E):
+    """out_SO: `size_E[e]` rows of x after another times w[e]; rows beyond may hold anything."""
+    return jax.lax.ragged_dot(x_SI, w_EIO, size_E)
+
+
+def _grouped_back(kept, grad_SO):
+    x_SI, w_EIO, size_E = kept
+    grad_SI = jax.lax.ragged_dot_general(grad_SO, w_EIO, size_E, _ACROSS)
+    outer = functools.partial(jax.lax.platform_dependent, tpu=tile_outer, default=ragged_outer)
+    return grad_SI, outer(x_SI, grad_SO, size_E), None
+
+
+grouped.defvjp(lambda *args: (grouped(*args), args), _grouped_back)
+
+
+def ragged_outer(x_SI, y_SO, size_E):
+    """out_EIO: x^T y over the rows of each expert. On TPU XLA makes E dense products of it."""
+    return jax.lax.ragged_dot_general(x_SI, y_SO, size_E, _OUTER)
+
+
+def tile_outer(x_SI, y_SO, size_E, interpret: bool = False):
+    """The same by jax's Pallas kernel, which visits each row once."""
+    from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+
+    rows = min(TILE, -(-len(x_SI) // 8) * 8)
+    x_SI, y_SO = (jnp.pad(x, ((0, -len(x) % rows), (0, 0))) for x in (x_SI, y_SO))
+    tiles = rows, min(TILE, x_SI.shape[1]), min(TILE, y_SO.shape[1])
+    return tgmm(x_SI.T, y_SO, size_E, y_SO.dtype, tiles, interpret=interpret)
+
+
+def sorted_experts(
+    x_MD, chosen_MA, share_MA, weights, cfg: ModelConfig, first=None, leader: Array | bool = True
+):
     """out_MD of the experts in `weights`, all of them, or E from number `first` on.
 
     `leader`: whether the output's biases are added here, of devices that each hold a part of F.
@@ -91,15 +132,17 @@ def sorted_experts(x_MD, chosen_MA, share_MA, weights, cfg: ModelConfig, first=N
     expert_S = expert_S[order_S]
     size_E = jnp.sum(expert_S[:, None] == jnp.arange(E)[None], axis=0, dtype=jnp.int32)
 
+    def ours(x):  # other rows may hold anything, NaN too
+        return x if first is None else jnp.where((expert_S < E)[:, None], x, 0)
+
     def times(x, kind, biased=True):
-        out = jax.lax.ragged_dot(x, weights[f"w_{kind}"], size_E)
+        out = grouped(x, weights[f"w_{kind}"], size_E)
         if cfg.expert_bias:
             bias = weights[f"b_{kind}"][jnp.minimum(expert_S, E - 1)]
             out = out + jnp.where(biased, bias, 0)
-        # Rows of no group may hold anything.
-        return out if first is None else jnp.where((expert_S < E)[:, None], out, 0)
+        return ours(out)
 
-    x_SD = x_MD[order_S // A]
+    x_SD = ours(x_MD[order_S // A])
     hidden_SF = gated(times(x_SD, "gate"), times(x_SD, "up"), cfg)
     out_SD = times(hidden_SF, "down", leader)
     out_MAD = out_SD[jnp.argsort(order_S)].reshape(*chosen_MA.shape, -1)
@@ -115,6 +158,8 @@ def _on_mesh(x_BND, chosen_BNA, share_BNA, weights, cfg: ModelConfig):
     over = ("fsdp", "tensor") if few else ("tensor",)
 
     def device(x_BND, chosen_BNA, share_BNA, weights):
+        if not few:  # here, so that its transpose scatters the sum of gradients
+            weights = jax.tree.map(_gathered, weights)
         at = {axis: jax.lax.axis_index(axis) for axis in ("fsdp", "tensor")}
         first = at["fsdp"] * len(weights["w_gate"]) if few else None
         leader = at["tensor"] == 0
@@ -122,12 +167,16 @@ def _on_mesh(x_BND, chosen_BNA, share_BNA, weights, cfg: ModelConfig):
         return jax.lax.psum(out, over)
 
     tokens = PartitionSpec(rows, None, None)
-    rules = {"E": ("fsdp",) if few else (), "F": ("tensor",)}
+    rules = {"E": ("fsdp",), "F": ("tensor",)}
     specs = {x: meshes.spec(parameters.letters(x, cfg.experts), rules) for x in weights}
     run = jax.shard_map(
         device, in_specs=(tokens, tokens, tokens, specs), out_specs=tokens, check_vma=False
     )
     return run(x_BND, chosen_BNA, share_BNA, weights)
+
+
+def _gathered(x_E):
+    return jax.lax.all_gather(x_E, "fsdp", axis=0, tiled=True)
 
 
 def where_tokens_go(mesh, shape, cfg: ModelConfig):
@@ -140,7 +189,7 @@ def where_tokens_go(mesh, shape, cfg: ModelConfig):
     return (replica if few or whole else rows), few
 
 
-def _flat(x_BND, chosen_BNA, share_BNA, weights, cfg, first=None, leader=True):
+def _flat(x_BND, chosen_BNA, share_BNA, weights, cfg, first=None, leader: Array | bool = True):
     B, N, D = x_BND.shape
     flat = lambda x: x.reshape(B * N, x.shape[-1])
     args = flat(x_BND), flat(chosen_BNA), flat(share_BNA)

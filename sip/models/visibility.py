@@ -27,11 +27,12 @@ class Context:
 
     def seen(self, full):
         """(trunk, past) that branches see in a layer; `full`: whether it has no window, or None."""
-        near = self.trunk_visible, self.past_visible
+        trunk, past = self.trunk_visible, self.past_visible
         if full is None or self.wide is None:
-            return near
-        pairs = zip(near, self.wide, strict=True)
-        return tuple(None if x is None else x | (full & w[:, :, None]) for x, w in pairs)
+            return trunk, past
+        all_trunk, all_past = self.wide
+        widened = lambda near, all: near | (full & all[:, :, None])
+        return widened(trunk, all_trunk), past if past is None else widened(past, all_past)
 
 
 def full_L(cfg: ModelConfig):

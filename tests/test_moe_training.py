@@ -119,3 +119,14 @@ def test_rollouts_on_eight_devices_are_those_of_one():
     one, many = rollouts(meshes.single()), rollouts(meshes.build(MeshConfig(2, 2, 2)))
     np.testing.assert_array_equal(one.tokens_BCR, many.tokens_BCR)
     close(one.logp_BCR, many.logp_BCR, 1e-5)
+
+
+def test_copies_of_layers_change_nothing_at_first():
+    """Biases of what they add are zero too."""
+    deep = dataclasses.replace(CFG, layers=4)
+    params = decoder.deepen(tiny.params(CFG), deep)
+    assert not params["blocks"]["block"]["b_down"][2:].any()
+    want, got = (
+        tiny.forward(p, c, tiny.tree()) for p, c in ((tiny.params(CFG), CFG), (params, deep))
+    )
+    close(want, got, 1e-5)

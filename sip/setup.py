@@ -81,6 +81,7 @@ class RunConfig:
     def __post_init__(self):
         if self.lora.rank and not self.init_from:
             raise UserError("lora.rank: needs init_from; fresh parameters would stay as drawn")
+        self.lora.check(self.model)
         for name in ("batch", "microbatches"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -81,6 +81,20 @@ def test_in_and_out_again_is_the_same_bit_for_bit(published, tmp_path):
     equal(setup.load_params(str(half), meshes.single()), want)
 
 
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_moe_odd", "gpt_oss", "gpt_oss_odd"])
+def test_experts_in_and_out_again_lie_as_they_lay(name, tmp_path):
+    from safetensors.numpy import load_file
+
+    raw = families.config(name)
+    params, cfg = reading.load(families.write(raw, tmp_path / "in"), meshes.single())
+    writing.save(params, cfg, tmp_path / "out", {writing.GENERATION: b"{}"})
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert found.keys() == families.weights(raw).keys()
+    for tensor, want in families.weights(raw).items():
+        np.testing.assert_array_equal(found[tensor], want, strict=True)
+    equal(reading.load(tmp_path / "out", meshes.single()), (params, cfg))
+
+
 def test_half_precision_is_read_as_it_is_and_rounded_when_asked_to(published):
     whole, _ = reading.load(published, meshes.single())
     half, _ = reading.load(published, meshes.single(), jnp.bfloat16)
@@ -95,6 +109,8 @@ def test_half_precision_is_read_as_it_is_and_rounded_when_asked_to(published):
         ("qwen25", (1, 4, 2)),
         ("qwen3", (1, 4, 2)),
         ("llama32_odd", (2, 4, 1)),
+        ("qwen3_moe", (1, 4, 2)),
+        ("gpt_oss", (1, 4, 2)),
     ],
 )
 def test_every_device_reads_its_slices_alone(name, shape, tmp_path, monkeypatch):

@@ -57,13 +57,14 @@ def _parameter(source: Shards, place: Place, leaf, dtype):
 
 
 def _slice(source: Shards, place: Place, index: tuple[slice, ...], dtype) -> np.ndarray:
-    """A slice of our array, read layer by layer into its place."""
-    shape = tuple(s.stop - s.start for s in index)
-    if not place.layered:
+    """A slice of our array, read tensor by tensor into its place."""
+    shape, many = tuple(s.stop - s.start for s in index), len(place.leading)
+    if not many:
         return np.ascontiguousarray(_read(source, place, place.names[0], index), dtype)
     host = np.empty(shape, dtype)
-    for row, name in zip(host, place.names[index[0]], strict=True):
-        row[...] = _read(source, place, name, index[1:])
+    names = np.array(place.names, object).reshape(place.leading)[index[:many]]
+    for at in np.ndindex(*names.shape):
+        host[at] = _read(source, place, str(names[at]), index[many:])
     return host
 
 

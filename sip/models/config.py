@@ -23,7 +23,9 @@ class ModelConfig:
     """A Llama-style decoder: RMSNorm, rotary positions, grouped queries, SwiGLU.
 
     Families differ in data alone: Qwen 2.5 has `qkv_bias`, Qwen 3 `qk_norm`, Mistral a `window`,
-    Llama 3.1 and later `rope_scaling` (sip/models/rope.py has what its numbers mean).
+    Llama 3.1 and later `rope_scaling` (sip/models/rope.py has what its numbers mean), Qwen 3 MoE
+    `experts` (sip/models/moe.py), gpt-oss these and `out_bias`, `sinks`, `full_every`,
+    `expert_bias` and `swiglu_limit`.
 
     Matrix products run in `dtype`; softmax, norms, log-probabilities and reductions are float32.
 
@@ -40,7 +42,7 @@ class ModelConfig:
     kv_heads: int  # G
     queries_per_kv: int  # Q
     head_dim: int  # H, even
-    hidden: int  # F
+    hidden: int  # F, of each expert where there are experts
     max_len: int  # longest position a branch may reach
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
@@ -63,6 +65,16 @@ class ModelConfig:
     rope_fast: float = 32.0  # yarn: likewise, kept from here
     rope_truncate: bool = True  # yarn: whole channels only
     rope_gain: float = 1.0  # yarn: scores are multiplied by its square
+    out_bias: bool = False  # what attention writes has a bias
+    sinks: bool = False  # each head has a score that no key has (arXiv 2309.17453)
+    full_every: int = 0  # with a window: every so many layers one has none; 0: all have it
+    experts: int = 0  # E; 0: one feed-forward layer for all tokens
+    active: int = 0  # A, experts that a token goes to
+    norm_topk: bool = True  # their weights sum to one; else to their share among all experts'
+    expert_bias: bool = False  # router and experts have biases
+    swiglu_limit: float = 0.0  # of experts: gates up to it, the rest between -it and it, plus one
+    swiglu_alpha: float = 1.0  # of experts: gate * sigmoid(alpha * gate)
+    router_aux: float = 0.0  # weight of the load-balancing loss in training
 
     def __post_init__(self):
         for name in (
@@ -99,6 +111,21 @@ class ModelConfig:
                     f"model.{name} must be one of {values}, not {getattr(self, name)!r}"
                 )
         self._check_rope()
+        self._check_experts()
+        if self.full_every and (self.full_every < 2 or not self.window):
+            raise UserError("model.full_every must be 0, or at least 2 beside a model.window")
+
+    def _check_experts(self):
+        if not 0 <= self.active <= self.experts or (self.experts > 0) != (self.active > 0):
+            raise UserError(f"model.active must be in 1..experts, is {self.active}")
+        if min(self.swiglu_limit, self.router_aux) < 0 or self.swiglu_alpha <= 0:
+            raise UserError(
+                "model.swiglu_limit, model.router_aux must not be negative, swiglu_alpha positive"
+            )
+        defaults = dict(expert_bias=False, swiglu_limit=0.0, swiglu_alpha=1.0, router_aux=0.0)
+        for name, value in defaults.items():
+            if not self.experts and getattr(self, name) != value:
+                raise UserError(f"model.{name} belongs to experts, of which there are none")
 
     def _check_rope(self):
         if self.rope_theta <= 1:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from sip.mesh import param_sharding
 from sip.models import layers
-from sip.models.parameters import MATRICES
+from sip.models.parameters import COARSE, MATRICES
 from sip.structs import Array, Params
 
 MOST = 127
@@ -27,13 +27,15 @@ class Int8:
     scale: Array  # float32
 
 
-def _reads(name: str) -> int:
-    return len(MATRICES[name][0])
+def _inputs(name: str) -> tuple[int, ...]:
+    """The axes that a matrix reads, from the last; layers and experts stand before them."""
+    reads, writes = map(len, MATRICES[name])
+    return tuple(range(-reads - writes, -writes))
 
 
 def quantise(name: str, w_L) -> Int8:
     """The matrices `name` of all layers, each rounded to nearest; a row of zeros stays zero."""
-    inputs = tuple(range(1, 1 + _reads(name)))
+    inputs = _inputs(name)
     w_L = w_L.astype(jnp.float32)
     scale = jnp.abs(w_L).max(inputs) / MOST
     q = jnp.round(w_L / jnp.expand_dims(jnp.where(scale > 0, scale, 1.0), inputs))
@@ -41,8 +43,8 @@ def quantise(name: str, w_L) -> Int8:
 
 
 def whole(name: str, held: Int8):
-    """The float32 matrices of all layers that it stands for."""
-    inputs = tuple(range(1, 1 + _reads(name)))
+    """The float32 matrices, of all layers or of one, that it stands for."""
+    inputs = _inputs(name)
     return held.q.astype(jnp.float32) * jnp.expand_dims(held.scale, inputs)
 
 
@@ -55,14 +57,15 @@ def project(x_BND, held: Int8, *, contract: int):
 def abstract(params: Params, mesh) -> Params:
     """Shapes, dtypes and shardings of parameters whose matrices are to be in int8."""
     block = params["blocks"]["block"]
-    held = {k: _abstract(k, x, mesh) if k in MATRICES else x for k, x in block.items()}
+    held = {k: _abstract(k, x, mesh) if k in COARSE else x for k, x in block.items()}
     return {**params, "blocks": {"block": held}}
 
 
 def _abstract(name: str, leaf: jax.ShapeDtypeStruct, mesh) -> Int8:
-    reads, writes = MATRICES[name]
-    shape = (leaf.shape[0], *leaf.shape[1 + len(reads) :])
-    place = param_sharding(mesh, f"L{writes}", shape, f"{name}/scale")
+    first, writes = _inputs(name)[0], MATRICES[name][1]
+    before = leaf.shape[:first]  # of layers and experts
+    shape = (*before, *leaf.shape[-len(writes) :])
+    place = param_sharding(mesh, "LE"[: len(before)] + writes, shape, f"{name}/scale")
     q = jax.ShapeDtypeStruct(leaf.shape, jnp.int8, sharding=leaf.sharding)
     return Int8(q, jax.ShapeDtypeStruct(shape, jnp.float32, sharding=place))
 

@@ -19,8 +19,9 @@ import jax.numpy as jnp
 
 from sip.mesh import param_sharding
 from sip.models import int8, layers
+from sip.models.config import ModelConfig
 from sip.models.int8 import Int8
-from sip.models.parameters import FACTORS, MATRICES
+from sip.models.parameters import COARSE, EXPERTS, FACTORS, MATRICES
 from sip.structs import Array, Params, UserError
 
 
@@ -30,7 +31,7 @@ class LoraConfig:
 
     rank: int = 0
     alpha: float = 16.0  # what the factors add is scaled by alpha / rank
-    matrices: tuple[str, ...] = tuple(MATRICES)
+    matrices: tuple[str, ...] = COARSE
     int8: bool = False  # the frozen matrices are held in int8
 
     def __post_init__(self):
@@ -39,10 +40,16 @@ class LoraConfig:
         if not self.matrices or len(set(self.matrices)) < len(self.matrices):
             raise UserError("lora.matrices must name at least one, and none twice")
         for name in self.matrices:
-            if name not in MATRICES:
-                raise UserError(f"lora.matrices: no {name!r}; there are {', '.join(MATRICES)}")
+            if name not in COARSE:
+                raise UserError(f"lora.matrices: no {name!r}; there are {', '.join(COARSE)}")
         if self.int8 and not self.rank:
             raise UserError("lora.int8 holds a frozen base, but lora.rank 0 freezes nothing")
+
+    def check(self, cfg: ModelConfig) -> None:
+        """Raises UserError where a matrix is one of many experts', which get no factors."""
+        theirs = [name for name in self.matrices if cfg.experts and name in EXPERTS]
+        if self.rank and theirs:
+            raise UserError(f"lora.matrices: {theirs[0]} belongs to experts, which get no factors")
 
     @property
     def scale(self) -> float:

@@ -157,7 +157,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         update = step.make_update(
             losses.policy_terms(cfg, c.objective),
             tx,
-            lambda _: {"policy": 1.0},
+            losses.balanced(cfg, lambda _: {"policy": 1.0}),
             microbatches=c.microbatches,
         )
         setup.keep_tokenizer(config, workdir, directory)

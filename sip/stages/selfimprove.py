@@ -113,7 +113,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         update = step.make_update(
             losses.branch_terms(cfg, c.objective),
             tx,
-            losses.branch_weights(c.objective),
+            losses.balanced(cfg, losses.branch_weights(c.objective)),
             microbatches=c.microbatches,
         )
         setup.keep_tokenizer(config, workdir, directory)

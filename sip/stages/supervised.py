@@ -110,7 +110,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         update = step.make_update(
             task.terms,
             tx,
-            lambda _: losses.with_z(task.weights, c.z_loss),
+            losses.balanced(cfg, lambda _: losses.with_z(task.weights, c.z_loss)),
             microbatches=c.microbatches,
         )
         setup.keep_tokenizer(config, workdir, directory)

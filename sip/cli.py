@@ -5,6 +5,7 @@ import ctypes
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
 import jax
@@ -96,24 +97,34 @@ def _mentioned(argv, text: str) -> str:
 
 
 def code(main, argv) -> int:
-    """The exit code of `main(argv)`."""
+    """The exit code of `main(argv)`. One of several processes that fails ends at once: an orderly
+    end would wait for the others, which wait for it."""
     try:
         main(argv)
     except UserError as e:
         _say(e)
-        return MENDABLE
+        return _failed(MENDABLE)
     except Stopped as e:
         print(f"{e}; the same command goes on", file=sys.stderr)
     except KeyboardInterrupt:
         _say("interrupted")
-        return INTERRUPTED
-    except jax.errors.JaxRuntimeError as e:
+        return _failed(INTERRUPTED)
+    except Exception as e:
         if not processes.several():
             raise
-        _say(f"{processes.GONE}: {_words(e)[:200]}; the same command goes on")
-        sys.stderr.flush()
-        os._exit(LEFT)  # an orderly end would wait for the others
+        traceback.print_exc()
+        gone = isinstance(e, jax.errors.JaxRuntimeError)
+        _say(f"{processes.GONE if gone else 'this process failed'}; the same command goes on")
+        return _failed(LEFT)
     return 0
+
+
+def _failed(exit_code: int) -> int:
+    if processes.several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    return exit_code
 
 
 def _say(error) -> None:

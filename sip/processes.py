@@ -23,7 +23,7 @@ from sip.structs import UserError
 T = TypeVar("T")
 HEARTBEAT_SECONDS = 60  # after which one that says nothing is given up, and so are all
 MEETING_SECONDS = 300
-GONE = "another process has ended or is out of reach"
+GONE = "another process seems to have ended, or is out of reach"
 
 
 def start(coordinator: str = "", count: int = 0, index: int = -1, detect: bool = False) -> None:
@@ -63,7 +63,7 @@ def on_tpu() -> bool:
 
 def several() -> bool:
     """Whether there is more than this process."""
-    return jax.process_count() > 1
+    return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def lead() -> bool:

@@ -77,7 +77,8 @@ def comparable(config) -> list[str]:
 def summarise(config, workdir: str) -> dict:
     """The figures of a finished recipe."""
     wanted = setup.section(setup.ReportConfig, config.report, "report")
-    done = {name: _read(workdir, name, "done.json") for name in config.order}
+    none = {"lost_steps": 0}  # of a run that an earlier version finished
+    done = {name: none | _read(workdir, name, "done.json") for name in config.order}
     walls = {name: figures["wall_seconds"] for name, figures in done.items()}
     rows = {name: _read(workdir, name, "eval.json") for name in wanted.rows}
     standard = rows[wanted.standard] if wanted.standard else {}
@@ -92,7 +93,7 @@ def summarise(config, workdir: str) -> dict:
         "seed": config.seed,
         "wall_by_run": walls,
         "goodput_by_run": {name: goodput(workdir, name, wall) for name, wall in walls.items()},
-        "lost_steps_by_run": {name: found["lost_steps"] for name, found in done.items()},
+        "lost_steps_by_run": {name: figures["lost_steps"] for name, figures in done.items()},
     }
     for who in (who for who in setup.TEACHERS if getattr(wanted, who)):
         summary[who] = _read(workdir, getattr(wanted, who), "eval.json")

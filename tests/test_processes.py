@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from sip import processes
+from sip import cli, processes
 from sip.structs import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,6 +97,34 @@ def test_alone_nothing_is_asked_of_others():
     assert processes.told(lambda: 3) == 3
     processes.agree(1, {"x": np.zeros(2)})
     processes.start()
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "message"),
+    [
+        (UserError("no such file"), 2, "error: no such file"),
+        (KeyError("a bug"), 1, "this process failed; the same command goes on"),
+        (jax.errors.JaxRuntimeError("closed by peer"), 1, processes.GONE),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_one_of_several_that_fails_does_not_wait_for_the_others(
+    monkeypatch, capsys, error, exit_code, message
+):
+    class Left(Exception):
+        pass
+
+    def leave(code):
+        raise Left(code)
+
+    def main(argv):
+        raise error
+
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(cli.os, "_exit", leave)
+    with pytest.raises(Left, match=str(exit_code)):
+        cli.code(main, [])
+    assert message in capsys.readouterr().err
 
 
 # What a rehearsal does with a command: stand-ins for its processes, two in each attempt.

@@ -151,12 +151,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             init_from=init_from,
             reference=c.objective.needs_reference,
         )
-        update = step.make_update(
-            losses.policy_terms(cfg, c.objective),
-            tx,
-            lambda _: {"policy": 1.0},
-            microbatches=c.microbatches,
-        )
+        update = make_update(c, tx)
         setup.keep_tokenizer(config, workdir, directory)
         writer = opened.enter_context(
             contextlib.closing(
@@ -197,6 +192,16 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     if stop:
         raise loop.Stopped(f"{name}: stopped before its evaluation")
     return task.finish(state.params)
+
+
+def make_update(c: RunConfig, tx):
+    """The jitted update of the run."""
+    return step.make_update(
+        losses.policy_terms(c.model, c.objective),
+        tx,
+        lambda _: {"policy": 1.0},
+        microbatches=c.microbatches,
+    )
 
 
 def collect(c: RunConfig, task: tasks.Task, params, at: int, seed: int):

@@ -99,12 +99,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         state, first, pending = setup.start_state(
             manager, cfg, tx, mesh, seed=config.seed, init_from=init_from, reference=False
         )
-        update = step.make_update(
-            task.terms,
-            tx,
-            lambda _: losses.with_z(task.weights, c.z_loss),
-            microbatches=c.microbatches,
-        )
+        update = make_update(c, tx, task.terms, task.weights)
         setup.keep_tokenizer(config, workdir, directory)
         writer = opened.enter_context(
             contextlib.closing(
@@ -143,6 +138,18 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     return task.finish(state.params)
 
 
+def make_update(c: RunConfig, tx, terms: step.Terms, weights: dict[str, float]):
+    """The jitted update of the run."""
+    return step.make_update(
+        terms, tx, lambda _: losses.with_z(weights, c.z_loss), microbatches=c.microbatches
+    )
+
+
+def tokens_loss(c: RunConfig) -> tuple[step.Terms, dict[str, float]]:
+    """Terms and weights of next-token prediction."""
+    return losses.tokens_terms(c.model, c.z_loss), {"ce": 1.0}
+
+
 def documents_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) -> Task:
     """Next-token prediction on chunks; the tokens that count are all, or the suffix's."""
     batches = pipeline.Batches(corpus.chunks, batch=c.batch, seed=config.seed)
@@ -157,8 +164,7 @@ def documents_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer)
     suite = ground_truth.suite(config, c.evals, name, workdir, c.model, mesh, tokenizer)
     return Task(
         batch,
-        losses.tokens_terms(c.model, c.z_loss),
-        {"ce": 1.0},
+        *tokens_loss(c),
         lambda params: ground_truth.during(suite, params),
         lambda params: ground_truth.finish(suite, params),
     )
@@ -220,8 +226,7 @@ def rewrites_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
 
     return Task(
         lambda at: examples.batch(at, c.batch, seed=config.seed),
-        losses.tokens_terms(cfg, c.z_loss),
-        {"ce": 1.0},
+        *tokens_loss(c),
         lambda p: {f"eval/{k}": v for k, v in figures(p, "validation").items()},
         lambda p: rewrites.write_figures(workdir, name, figures(p, "test")),
     )

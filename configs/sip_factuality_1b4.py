@@ -1,0 +1,19 @@
+"""Self-improving pretraining for factuality (and quality) at the scale of arXiv 2601.21343.
+
+    python -m sip.train --config=configs/sip_factuality_1b4.py:v5e-64 --workdir=gs://BUCKET/facts \
+        --config.data.path=NAME:text --config.tokenizer.path=FILE.model \
+        --config.runs.sip.init_from=DIR --config.runs.sip.judge.init_from=DIR
+"""
+
+import _paper
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """One run, `sip`; words of the variant as in _paper.py."""
+    return _paper.continual(
+        arg,
+        "sip_factuality_1b4.py",
+        data="slim_pajama:text",
+        aspects=("quality", "factuality"),
+    )

@@ -3,7 +3,7 @@
 python -m sip.aot --config=configs/sip_quality_1b4.py:v5e-256 --topology=v5e:16x16 --out=aot.json
 python -m sip.aot --config=configs/sip_quality_1b4.py --topology=v5e:8x8 --sweep --batches=256,512
 
-On any host with libtpu (extra `tpu`); it reads shapes, no weights, no data, no TPU. Of each program:
+It runs on any host with libtpu (extra `tpu`), without TPU, weights or data. Of each program:
 seconds of compilation, memory per device (arguments, temporaries, what else the run keeps there)
 against the chip's, operations, bytes, collectives and the seconds that each of them takes at the
 least; of a step the sum of the largest of these, so utilisation is an upper bound and days a lower
@@ -280,10 +280,10 @@ def main(argv) -> None:
     if not _SWEEP.value and (_BATCHES.value or _MESHES.value):
         raise UserError("--batches and --meshes belong to --sweep")
     config, chip, console = _CONFIG.value, chip_of(_TOPOLOGY.value), Console(width=160)
+    devices = devices_of(_TOPOLOGY.value)
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here is left alone
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot read its TPU programs back
     jax.config.update("jax_optimization_level", _EFFORT.value)
-    devices = devices_of(_TOPOLOGY.value)
     if _SWEEP.value:
         found = sweep(config, devices, chip, console)
     else:

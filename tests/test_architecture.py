@@ -15,7 +15,7 @@ CLIS = {"train", "evaluate", "generate", "label", "convert", "aot", "gap", "benc
 ROWS = [  # a module imports strictly lower rows, or its own package
     {"structs"},
     {"mesh", "sections", "tokenizer_json"},
-    {"models", "objectives", "tokenizer", "template", "metrics", "transport", "untrusted"},
+    {"models", "objectives", "tokenizer", "template", "metrics", "transport", "untrusted", "costs"},
     {"data", "sampling", "training", "hf", "segments"},
     {"textgen", "chat"},
     {"judge", "rewriter", "remote"},

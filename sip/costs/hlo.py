@@ -127,10 +127,13 @@ def _elements(dims: str) -> int:
 
 
 def trips(module: Module, loop: Instruction, unknown: int) -> int:
-    """How often a `while` runs: the constant that its counter is compared with.
+    """How often a `while` runs, as XLA says, or else the constant that its counter is below.
 
     Our loops count from 0 in steps of 1. `unknown` where the condition holds no such constant.
     """
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
+    if known:
+        return int(known[1])
     condition = module.computations[loop.called("condition")].instructions
     for inner in condition.values():
         if inner.op == "compare" and "direction=LT" in inner.rest:

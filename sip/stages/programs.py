@@ -4,6 +4,7 @@ A program is made by the function that the stage itself jits, and its arguments 
 that lay out its batches. So what compiles here is what will run.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -80,19 +81,29 @@ class _Run:
 
 def plan(config, name: str, workdir: str, devices, teacher: str) -> Plan:
     """The programs of `config.runs[name]` on `devices`. `teacher` is the preset of a judge or
-    rewriter whose checkpoint is not there. Raises UserError where the run cannot be known."""
+    rewriter whose checkpoint is not there. Raises UserError where the run does not fit the
+    devices, `Unknown` where its shapes hang on its texts."""
+    try:
+        return _plan(config, name, workdir, devices, teacher)
+    except Unknown:
+        raise
+    except UserError as error:
+        raise UserError(f"config runs.{name}: {error}") from None
+
+
+def _plan(config, name: str, workdir: str, devices, teacher: str) -> Plan:
     stage = recipe.STAGES[config.runs[name].stage]
     c = stage.resolve(config, name)
     cut = setup.section(setup.CutConfig, config.data.cut, "data.cut")
     setup.check_model(c.model, cut)
     mesh = setup.build_mesh(c, devices)
     reference = stage is not supervised and c.objective.needs_reference
-    state = step.abstract_state(c.model, optim.build(c.optim), mesh, reference=reference)
+    state = _state(c.model, c.optim, mesh, reference)
     run = _Run(c, cut, mesh, config.tokenizer.kind == "byte", state)
     find = _Models(config, workdir, teacher, {POLICY: c.model}, [])
     made = PROGRAMS[config.runs[name].stage](run, find)
     models = {POLICY: held(state)}
-    models |= {k: held(decoder.abstract(m, mesh)) for k, m in find.found.items() if k != POLICY}
+    models |= {k: held(_abstract(m, mesh)) for k, m in find.found.items() if k != POLICY}
     batch = made[0].args[1]
     return Plan(name, c.steps, _tokens(batch), mesh, tuple(made), models, tuple(find.notes))
 
@@ -108,6 +119,15 @@ def _tokens(batch) -> float:
     return sum(t.mask_BT.size + t.mask_BCR.size for t in trees if isinstance(t, Tree))
 
 
+@functools.lru_cache(maxsize=8)
+def _state(cfg: ModelConfig, how: optim.OptimConfig, mesh, reference: bool):
+    return step.abstract_state(cfg, optim.build(how), mesh, reference=reference)
+
+
+_abstract = functools.lru_cache(maxsize=8)(decoder.abstract)
+
+
+@functools.lru_cache(maxsize=8)
 def multiplied(cfg: ModelConfig) -> int:
     """Parameters that every token meets: all but an embedding that is only looked up."""
     return decoder.count(cfg) - (0 if cfg.tied else cfg.vocab_size * cfg.width)
@@ -257,7 +277,7 @@ def _judge(run: _Run, find: _Models, wanted, rows: int, pools) -> list[Program]:
 
 
 def _verdicts(run: _Run, cfg, wanted, B, aspect, T, C, R, options, calls) -> Program:
-    params = decoder.abstract(cfg, run.mesh)
+    params = _abstract(cfg, run.mesh)
     tree = textgen.pack([[0] * T] * B, [[[0] * R] * C] * B, 0, T, C, R)
     tree, last = batch_shapes(run.mesh, (tree, np.zeros((B, C), np.int32)))
     steps = 1 if options else wanted.max_tokens
@@ -285,7 +305,7 @@ def _verdicts(run: _Run, cfg, wanted, B, aspect, T, C, R, options, calls) -> Pro
 def _rewrites(run: _Run, find: _Models) -> Program:
     c, cut, wanted = run.c, run.cut, run.c.rewriter
     cfg = find.of(REWRITER, wanted.init_from)
-    params = decoder.abstract(cfg, run.mesh)
+    params = _abstract(cfg, run.mesh)
     B = full_rows(run.mesh, min(1 << (c.batch - 1).bit_length(), wanted.batch))
     lengths = dict(prefix=cut.prefix_max, suffix=cut.suffix, bytewise=run.bytewise)
     asked = asking.rewrite_tokens(wanted.prompt, chat=bool(wanted.chat), **lengths)

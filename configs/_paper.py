@@ -101,7 +101,7 @@ def get_config(
         rewriter=rewriter,
         candidates=candidates,
         objective=common.objective(objective),
-        evals=common.evals(baseline="", standard=512, unsafe=0, batch=64),
+        evals=common.evals(baseline="", standard=512, unsafe=0, batch=hardware["batch"]),
         save_every=200,
     )
     run.microbatches = hardware["microbatches"]

@@ -1,8 +1,12 @@
-"""Self-improving pretraining for factuality (and quality) at the scale of arXiv 2601.21343.
+"""Self-improving pretraining for factuality and quality at the scale of arXiv 2601.21343.
 
     python -m sip.train --config=configs/sip_factuality_1b4.py:v5e-64 --workdir=gs://BUCKET/facts \
         --config.data.path=NAME:text --config.tokenizer.path=FILE.model \
         --config.runs.sip.init_from=DIR --config.runs.sip.judge.init_from=DIR
+
+As configs/sip_quality_1b4.py, which has the paper's numbers and ours; rewards are wins by quality
+plus factuality beside the original suffix. `:debug` is tiny.
+Hardware: PREDICTED
 """
 
 import _paper

@@ -3,6 +3,13 @@
     python -m sip.train --config=configs/sip_quality_1b4.py:v5e-64 --workdir=gs://BUCKET/quality \
         --config.data.path=NAME:text --config.tokenizer.path=FILE.model \
         --config.runs.sip.init_from=DIR --config.runs.sip.judge.init_from=DIR
+
+The paper's: online DPO between the best and the worst of the suffix and 16 rollouts by all ordered
+pairs, batch 256, sequences of 2048 tokens with suffixes of 128, 2000 steps, cosine to a tenth of
+5e-6 after 100 steps. Ours: beta 0.1, AdamW's other numbers, and direct verdicts (`reasoned`: as the
+paper's judge). NAME is a TFDS data set under WORKDIR/data; `init_from` a base model of these shapes
+with Llama 2's tokenizer; the judge one of configs/judge_llama8b.py, or a server. `:debug` is tiny.
+Hardware: PREDICTED
 """
 
 import _paper

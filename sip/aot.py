@@ -7,9 +7,9 @@ It runs on any host with libtpu (extra `tpu`), without TPU, weights or data. Of 
 seconds of compilation, memory per device (arguments, temporaries, what else the run keeps there)
 against the chip's, operations, bytes, collectives and the seconds that each of them takes at the
 least; of a step the sum of the largest of these, so utilisation is an upper bound and days a lower
-one. Data, host work and what a judge behind HTTP takes are not in them. Exit codes: 0 it fits, 1 it
-does not (the program and what to change are named), 2 the user can mend it. --sweep: a table over
-batch sizes and meshes instead.
+one. Evaluation, data, host work and what a judge behind HTTP takes are not in them. Exit codes: 0
+it fits, 1 it does not (the program and what to change are named), 2 the user can mend it. --sweep:
+a table over batch sizes and meshes instead.
 """
 
 import dataclasses

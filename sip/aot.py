@@ -218,7 +218,7 @@ def variants(config, batches: list[int], shapes: list[tuple[int, int, int]]):
     """(mesh, config) for each pair of batch and mesh; of all runs alike."""
     for batch in batches or [None]:
         for shape in shapes or [None]:
-            own = ConfigDict(config.copy_and_resolve_references())
+            own: Any = ConfigDict(config.copy_and_resolve_references())
             for run in own.runs.values():
                 run.batch = batch or run.batch
                 if shape:
@@ -279,8 +279,8 @@ def main(argv) -> None:
             raise UserError(f"--{flag.name} is needed")
     if not _SWEEP.value and (_BATCHES.value or _MESHES.value):
         raise UserError("--batches and --meshes belong to --sweep")
-    config, chip, console = _CONFIG.value, chip_of(_TOPOLOGY.value), Console(width=160)
-    devices = devices_of(_TOPOLOGY.value)
+    config, topology, console = _CONFIG.value, str(_TOPOLOGY.value), Console(width=160)
+    chip, devices = chip_of(topology), devices_of(topology)
     jax.config.update("jax_platforms", "cpu")  # a TPU that is here is left alone
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot read its TPU programs back
     jax.config.update("jax_optimization_level", _EFFORT.value)

@@ -6,6 +6,7 @@ Texts have the most tokens that a config allows; words of a prompt file are esti
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -80,7 +81,7 @@ def questions(
     found: list[Question] = []
     for aspect in wanted.aspects():
         recorder = Recorder(aspect.name, bytewise, bool(wanted.chat))
-        how = dict(schedule=wanted.schedule, voting=wanted.voting(0))
+        how: Any = dict(schedule=wanted.schedule, voting=wanted.voting(0))
         judge = scoring.TextJudge(recorder, (aspect,), {aspect.name: 1.0}, **how)
         rows = [[text(suffix)] * candidates]
         judge.score([text(prefix)], rows, [text(suffix)], np.ones((1, candidates), bool))

@@ -248,10 +248,21 @@ def _branches(run: _Run, rollouts: int) -> losses.Branches:
         mask_BT=np.ones((c.batch, width), bool),
         fork_B=np.full(c.batch, cut.prefix_max, np.int32),
     )
-    fixed: Any = collect.Policy(
-        c.model, run.mesh, *[None] * 2, cut.suffix, c.candidates, c.objective, c.sampling, None,
-        None, c.judge.reference, 0,
-    )  # fmt: skip
+    nobody: Any = None  # neither asked nor read from
+    fixed = collect.Policy(
+        cfg=c.model,
+        mesh=run.mesh,
+        tokenizer=nobody,
+        batches=nobody,
+        suffix=cut.suffix,
+        candidates=c.candidates,
+        objective=c.objective,
+        sampling=c.sampling,
+        judge=None,
+        rewriter=None,
+        reference=c.judge.reference,
+        seed=0,
+    )
     return collect.learned(fixed, rows, pool, np.zeros(shape[:2]), live)[0]
 
 
@@ -260,9 +271,9 @@ def _judge(run: _Run, find: _Models, wanted, rows: int, pools) -> list[Program]:
     if wanted.backend != "local":
         return []
     cfg = run.c.model if wanted.own else find.of(JUDGE, wanted.init_from)
-    calls: dict[tuple, float] = {}
+    calls: dict[Any, float] = {}
     for pool, share in pools:
-        lengths = dict(prefix=run.cut.prefix_max, suffix=run.cut.suffix, bytewise=run.bytewise)
+        lengths: Any = dict(prefix=run.cut.prefix_max, suffix=run.cut.suffix, bytewise=run.bytewise)
         for q in asking.questions(wanted, pool, **lengths):
             T, R = textgen.bucket(q.trunk, 16), textgen.bucket(q.branch, 16)
             if q.trunk + q.branch > cfg.max_len:
@@ -273,10 +284,11 @@ def _judge(run: _Run, find: _Models, wanted, rows: int, pools) -> list[Program]:
             key = (q.aspect, T, textgen.bucket(q.branches), R, q.options)
             calls[key] = calls.setdefault(key, 0.0) + share * -(-rows // wanted.batch)
     B = full_rows(run.mesh, min(1 << (rows - 1).bit_length(), wanted.batch))
-    return [_verdicts(run, cfg, wanted, B, *key, n) for key, n in calls.items()]
+    return [_verdicts(run, cfg, wanted, B, key, n) for key, n in calls.items()]
 
 
-def _verdicts(run: _Run, cfg, wanted, B, aspect, T, C, R, options, calls) -> Program:
+def _verdicts(run: _Run, cfg, wanted, B: int, key, calls: float) -> Program:
+    aspect, T, C, R, options = key
     params = _abstract(cfg, run.mesh)
     tree = textgen.pack([[0] * T] * B, [[[0] * R] * C] * B, 0, T, C, R)
     tree, last = batch_shapes(run.mesh, (tree, np.zeros((B, C), np.int32)))
@@ -307,7 +319,7 @@ def _rewrites(run: _Run, find: _Models) -> Program:
     cfg = find.of(REWRITER, wanted.init_from)
     params = _abstract(cfg, run.mesh)
     B = full_rows(run.mesh, min(1 << (c.batch - 1).bit_length(), wanted.batch))
-    lengths = dict(prefix=cut.prefix_max, suffix=cut.suffix, bytewise=run.bytewise)
+    lengths: Any = dict(prefix=cut.prefix_max, suffix=cut.suffix, bytewise=run.bytewise)
     asked = asking.rewrite_tokens(wanted.prompt, chat=bool(wanted.chat), **lengths)
     T, steps = textgen.bucket(asked, 16), textgen.bucket(rewriters.most(cut.suffix))
     ones = np.ones(B, np.int32)
@@ -337,8 +349,8 @@ def _rl(run: _Run, find: _Models) -> list[Program]:
     batch = losses.Branches(tree, live, real[:, :, 0], real, mask)
     made = [_update(run, rl.make_update(c, optim.build(c.optim)), batch)]
     each = 1 / c.updates_per_batch
-    how = (c.batch, T, c.rollouts, c.answer, c.sampling, STOPS)
-    made.append(_rollouts(run, f"answers {c.rollouts}", *how, each))
+    K, R = c.rollouts, c.answer
+    made.append(_rollouts(run, f"answers {K}", c.batch, T, K, R, c.sampling, STOPS, each))
     if c.judge is not None:  # the suffix alone, then beside its rewrites
         made += _judge(run, find, c.judge, c.batch, [(1, each), (1 + c.rollouts, each)])
     return made

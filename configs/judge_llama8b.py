@@ -80,11 +80,18 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def shrink(config, run, *, answer: int, max_len: int) -> ConfigDict:
     """The same with its one run, a policy-gradient run, tiny."""
+    run.update(rollouts=2, answer=answer)
+    run.evals.update(every_steps=1, batch=4)
+    return shrink_shared(config, run, max_len=max_len)
+
+
+def shrink_shared(config, run, *, max_len: int) -> ConfigDict:
+    """What is tiny of any one run: text, model, steps."""
     config.data.cut = dict(prefix_min=8, prefix_max=16, suffix=8)
     config.tokenizer.update(kind="byte", path="", vocab_size=259)
-    run.update(steps=2, batch=4, microbatches=2, rollouts=2, answer=answer, init_from="")
+    run.update(steps=2, batch=4, microbatches=2, init_from="")
     run.model.update(vocab_size=259, width=16, layers=1, kv_heads=2, queries_per_kv=2)
     run.model.update(head_dim=4, hidden=32, max_len=max_len, dtype="float32")
     run.optim.lr = 1e-3
-    run.log.every_steps, run.evals.every_steps, run.evals.batch = 1, 1, 4
+    run.log.every_steps = 1
     return config

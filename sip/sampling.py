@@ -186,7 +186,8 @@ def decode(params, cfg, tree, hidden_BCD, cache, keys_BC, steps, sampling, stop)
         return step + 1, new.branch_BCRD[:, :, 0], new.cache, live, out
 
     start = (jnp.int32(0), hidden_BCD, cache, jnp.ones((B, C), bool), out)
-    return jax.lax.while_loop(lambda c: (c[0] < steps) & jnp.any(c[3]), body, start)[-1]
+    with jax.named_scope("decode"):  # by which sip.costs tells the loop from the prefill
+        return jax.lax.while_loop(lambda c: (c[0] < steps) & jnp.any(c[3]), body, start)[-1]
 
 
 @functools.cache

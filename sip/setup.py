@@ -176,10 +176,10 @@ def seed_name(seed: int) -> str:
     return f"seed{seed}"
 
 
-def build_mesh(c: RunConfig) -> jax.sharding.Mesh:
-    """The run's mesh. Raises UserError where a microbatch's rows do not divide among its devices:
-    every device would hold, and compute, all of them."""
-    mesh = meshes.build(c.mesh)
+def build_mesh(c: RunConfig, devices=None) -> jax.sharding.Mesh:
+    """The run's mesh over `devices` (default: all). Raises UserError where a microbatch's rows do
+    not divide among them: every device would hold, and compute, all of them."""
+    mesh = meshes.build(c.mesh, devices)
     if c.batch // c.microbatches % meshes.ways(mesh, meshes.ACT_RULES["B"]):
         shape = ", ".join(f"{axis} {n}" for axis, n in mesh.shape.items())
         raise UserError(

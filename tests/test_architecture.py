@@ -16,7 +16,7 @@ ROWS = [  # a module imports strictly lower rows, or its own package
     {"structs"},
     {"processes"},
     {"mesh", "sections", "tokenizer_json"},
-    {"models", "objectives", "tokenizer", "template", "metrics", "transport", "untrusted"},
+    {"models", "objectives", "tokenizer", "template", "metrics", "transport", "untrusted", "costs"},
     {"data", "sampling", "training", "hf", "segments"},
     {"textgen", "chat", "loading"},
     {"judge", "rewriter", "remote"},

@@ -28,6 +28,17 @@ FLAGS = {  # what the user has to name
         "--config.runs.rewriter.judge.backend=rule",
     ],
 }
+PAPER = ("sip_quality_1b4", "sip_factuality_1b4", "sip_safety_1b4", "sip_scratch_1b4")
+FLAGS |= {
+    name: [
+        "--config.runs.sip.init_from=",
+        "--config.runs.sip.judge.backend=rule",
+        "--config.runs.sip.judge.rule=distinct_words",
+        "--config.runs.sip.judge.weights=(('quality', 1.0),)",
+        "--config.runs.sip.rewriter.backend=truth",
+    ]
+    for name in PAPER
+}
 ABLATIONS = importlib.import_module("microworld_ablations").get_config("truth").order[1:]
 LEARNED = ("dpo_suffix_rollouts", "dr_grpo_rollouts")  # of the ablations, with a learned judge too
 

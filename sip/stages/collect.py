@@ -114,8 +114,7 @@ def collect(p: Policy, params, at: int, phase: loop.Phase = loop.unmeasured):
             beside = references(p.audit.config.judge, pool, suffixes)
             with phase("audit"):
                 found |= p.audit.figures(judged, prefixes, pool, beside, p.candidates.max_invalid)
-    choose = group if p.objective.name == "dr_grpo" else pick
-    branches, chosen = choose(p, rows, pool, scores_BK, valid_BK)
+    branches, chosen = learned(p, rows, pool, scores_BK, valid_BK)
     return branches, {**found, **chosen, **source_metrics(pool, scores_BK, valid_BK)}
 
 
@@ -228,6 +227,12 @@ def _differ(pool: Pool, both_B2):
     """Whether the two candidates of a pair are different texts: there is nothing to prefer else."""
     pair = np.take_along_axis(pool.tokens_BKR, both_B2[..., None], axis=1)
     return (pair[:, 0] != pair[:, 1]).any(-1)
+
+
+def learned(p: Policy, rows, pool: Pool, scores_BK, valid_BK):
+    """What the update sees of a judged pool -> (Branches, metrics)."""
+    choose = group if p.objective.name == "dr_grpo" else pick
+    return choose(p, rows, pool, scores_BK, valid_BK)
 
 
 def group(p: Policy, rows, pool: Pool, scores_BK, valid_BK):

@@ -154,12 +154,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             reference=c.objective.needs_reference,
             adapter=c.lora,
         )
-        update = step.make_update(
-            losses.policy_terms(cfg, c.objective),
-            tx,
-            losses.balanced(cfg, lambda _: {"policy": 1.0}),
-            microbatches=c.microbatches,
-        )
+        update = make_update(c, tx)
         setup.keep_tokenizer(config, workdir, directory)
         clock.resumed(first)
         writer = opened.enter_context(
@@ -205,6 +200,16 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     if stop:
         raise loop.Stopped(f"{name}: stopped before its evaluation")
     return task.finish(state.params)
+
+
+def make_update(c: RunConfig, tx):
+    """The jitted update of the run."""
+    return step.make_update(
+        losses.policy_terms(c.model, c.objective),
+        tx,
+        losses.balanced(c.model, lambda _: {"policy": 1.0}),
+        microbatches=c.microbatches,
+    )
 
 
 def collect(

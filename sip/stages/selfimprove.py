@@ -110,12 +110,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             reference=c.objective.needs_reference,
             adapter=c.lora,
         )
-        update = step.make_update(
-            losses.branch_terms(cfg, c.objective),
-            tx,
-            losses.balanced(cfg, losses.branch_weights(c.objective)),
-            microbatches=c.microbatches,
-        )
+        update = make_update(c, tx)
         setup.keep_tokenizer(config, workdir, directory)
         clock.resumed(first)
         writer = opened.enter_context(
@@ -169,6 +164,16 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         print(f"{name}: stopped early, after step {last} of {c.steps}: {reason}", flush=True)
     marks = {"stopped_early": reason, "stopped_early_after": last}
     return ground_truth.finish(suite, state.params, **marks)
+
+
+def make_update(c: RunConfig, tx):
+    """The jitted update of the run."""
+    return step.make_update(
+        losses.branch_terms(c.model, c.objective),
+        tx,
+        losses.balanced(c.model, losses.branch_weights(c.objective)),
+        microbatches=c.microbatches,
+    )
 
 
 def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> collect.Policy:

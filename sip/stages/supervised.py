@@ -107,12 +107,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             reference=False,
             adapter=c.lora,
         )
-        update = step.make_update(
-            task.terms,
-            tx,
-            losses.balanced(cfg, lambda _: losses.with_z(task.weights, c.z_loss)),
-            microbatches=c.microbatches,
-        )
+        update = make_update(c, tx, task.terms, task.weights)
         setup.keep_tokenizer(config, workdir, directory)
         clock.resumed(first)
         writer = opened.enter_context(
@@ -156,6 +151,17 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     return task.finish(state.params)
 
 
+def make_update(c: RunConfig, tx, terms: step.Terms, weights: dict[str, float]):
+    """The jitted update of the run."""
+    every = losses.balanced(c.model, lambda _: losses.with_z(weights, c.z_loss))
+    return step.make_update(terms, tx, every, microbatches=c.microbatches)
+
+
+def tokens_loss(c: RunConfig) -> tuple[step.Terms, dict[str, float]]:
+    """Terms and weights of next-token prediction."""
+    return losses.tokens_terms(c.model, c.z_loss), {"ce": 1.0}
+
+
 def documents_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) -> Task:
     """Next-token prediction on chunks; the tokens that count are all, or the suffix's."""
     batches = pipeline.Batches(corpus.chunks, batch=c.batch, seed=config.seed)
@@ -170,8 +176,7 @@ def documents_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer)
     suite = ground_truth.suite(config, c.evals, name, workdir, c.model, mesh, tokenizer)
     return Task(
         batch,
-        losses.tokens_terms(c.model, c.z_loss),
-        {"ce": 1.0},
+        *tokens_loss(c),
         lambda params: ground_truth.during(suite, params),
         lambda params: ground_truth.finish(suite, params),
     )
@@ -233,8 +238,7 @@ def rewrites_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
 
     return Task(
         lambda at: examples.batch(at, c.batch, seed=config.seed),
-        losses.tokens_terms(cfg, c.z_loss),
-        {"ce": 1.0},
+        *tokens_loss(c),
         lambda p: {f"eval/{k}": v for k, v in figures(p, "validation").items()},
         lambda p: rewrites.write_figures(workdir, name, figures(p, "test")),
     )

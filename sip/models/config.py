@@ -52,6 +52,7 @@ class ModelConfig:
     remat: str = "none"  # none | block (keep block inputs) | dots (keep matrix products)
     query_chunk: int = 512  # trunk queries attended at a time
     branch_chunk: int = 8  # branches attended at a time
+    gather_gib: float = 4.0  # decoding gathers parameters once where a device holds them in it
     logprob_chunk: int = 512  # positions whose logits exist at a time
     qkv_bias: bool = False  # queries, keys and values have biases
     qk_norm: bool = False  # queries and keys are normalised over H, before they are rotated
@@ -96,6 +97,8 @@ class ModelConfig:
             raise UserError(
                 f"model.head_dim must be even for rotary positions, not {self.head_dim}"
             )
+        if self.gather_gib < 0:
+            raise UserError(f"model.gather_gib must not be negative, is {self.gather_gib}")
         if self.window < 0:
             raise UserError(f"model.window must not be negative, is {self.window}")
         dtypes = sorted(DTYPES)

@@ -6,7 +6,7 @@
 
 As configs/sip_quality_1b4.py, which has the paper's numbers and ours; rewards are wins by quality
 plus factuality beside the original suffix. `:debug` is tiny.
-Hardware, by the variant, never run: by `python -m sip.aot` a step takes at least 38 s on 64 TPU
+Hardware: by the variant, never run: by `python -m sip.aot` a step takes at least 38 s on 64 TPU
 v5e (0.9 days in all), 11 s on 256 (0.26 days), 16 s on 64 v5p (0.37 days), 15 s on 64 v6e (0.34
 days). `h200`: batches of 16, not compiled; operations alone are 28 s a step.
 """

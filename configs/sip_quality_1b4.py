@@ -9,7 +9,7 @@ pairs, batch 256, sequences of 2048 tokens with suffixes of 128, 2000 steps, cos
 5e-6 after 100 steps. Ours: beta 0.1, AdamW's other numbers, and direct verdicts (`reasoned`: as the
 paper's judge). NAME is a TFDS data set under WORKDIR/data; `init_from` a base model of these shapes
 with Llama 2's tokenizer; the judge one of configs/judge_llama8b.py, or a server. `:debug` is tiny.
-Hardware, by the variant, never run: by `python -m sip.aot` a step takes at least 36 s on 64 TPU
+Hardware: by the variant, never run: by `python -m sip.aot` a step takes at least 36 s on 64 TPU
 v5e (0.8 days in all), 10.6 s on 256 (0.24 days), 15 s on 64 v5p (0.35 days), 14 s on 64 v6e (0.3
 days), nearly all of it for the judge's 272 comparisons a prefix. `h200`: batches of 16, not
 compiled; operations alone are 26 s a step.

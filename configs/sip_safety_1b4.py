@@ -16,7 +16,7 @@ of the splits train, validation and test, with any judge of safety:
         --aspect=safety --below=0.5 --out=unsafe_train.jsonl
 
 and the three joined are unsafe.jsonl, which splits as its documents did before. `:debug` is tiny.
-Hardware, by the variant, never run: configs/sip_quality_1b4.py's programs, and one of safety, not
+Hardware: by the variant, never run: configs/sip_quality_1b4.py's programs, and one of safety, not
 compiled yet, whose operations take another 0.9 s a step on 64 TPU v5e: about 37 s in all, 0.9 days.
 `h200`: batches of 16; operations alone are 27 s a step.
 """

@@ -8,9 +8,10 @@ The paper's: RF-NLL on the better of a rewrite and one rollout, 21,000 steps at 
 after 2000 steps; the rest is that of configs/sip_quality_1b4.py. Ours: rewards by quality plus
 safety. The rewriter is one of configs/rewriter_llama8b.py. `:debug` is tiny, with a suffix for a
 rewrite.
-Hardware, by the variant, never run nor compiled yet: operations alone, by `sip.costs`, are 2.4 s a
-step on 64 TPU v5e (0.57 days in all) and 1.9 s on `h200`, there in batches of 16. What binds it is
-rather memory and interconnect, as in all decoding: `python -m sip.aot` says.
+Hardware: by the variant, never run. By `python -m sip.aot` all programs fit 64 TPU v5e, and a step
+takes at least 64 s (15 days in all): the 8 B rewriter's parameters are gathered again for each
+token that it writes, and 59 s go to that. Operations alone are 2.4 s a step there, and 1.9 s on
+`h200`, in batches of 16, not compiled.
 """
 
 import _common as common

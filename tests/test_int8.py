@@ -19,7 +19,7 @@ from sip.judge.labels import LabelledPrompts
 from sip.judge.proofread import ProofreadConfig
 from sip.models import int8, parameters
 from sip.models.int8 import Int8
-from sip.models.parameters import MATRICES
+from sip.models.parameters import COARSE
 from sip.stages.judging import JudgeConfig
 from sip.structs import UserError
 from sip.tokenizer import Byte
@@ -32,7 +32,7 @@ RAW = {**families.config("llama32_odd"), "torch_dtype": "float32"}
 def held(params):
     """The matrices in int8."""
     block = params["blocks"]["block"]
-    rounded = {k: int8.quantise(k, x) if k in MATRICES else x for k, x in block.items()}
+    rounded = {k: int8.quantise(k, x) if k in COARSE else x for k, x in block.items()}
     return {**params, "blocks": {"block": rounded}}
 
 
@@ -61,7 +61,7 @@ def test_a_matrix_by_hand():
 def test_no_weight_moves_by_more_than_half_a_step(name):
     w_L = tiny.params()["blocks"]["block"][name]
     got = int8.quantise(name, w_L)
-    reads = len(MATRICES[name][0])
+    reads = len(COARSE[name][0])
     size = np.expand_dims(np.asarray(got.scale), tuple(range(1, 1 + reads)))
     apart = np.abs(np.asarray(int8.whole(name, got)) - w_L)
     assert (apart <= size / 2 * (1 + 1e-4)).all() and apart.max() > 0
@@ -105,9 +105,9 @@ def test_either_kind_is_read_by_one_matrix_at_a_time_into_int8(both, monkeypatch
     theirs, ours = (setup.load_params(path, ONE, "int8")[0] for path in both)
     same(theirs, ours)
     same(ours, held(setup.load_params(both[1], ONE)[0]))
-    names = [set(part["blocks"]["block"]) & set(MATRICES) for part in parts]
-    assert sorted(map(len, names)) == [0] + [1] * len(MATRICES)
-    assert set().union(*names) == set(MATRICES)
+    names = [set(part["blocks"]["block"]) & set(COARSE) for part in parts]
+    assert sorted(map(len, names)) == [0] + [1] * len(COARSE)
+    assert set().union(*names) == set(COARSE)
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")

@@ -19,7 +19,7 @@ from sip.judge.labels import LabelledPrompts
 from sip.judge.proofread import ProofreadConfig
 from sip.models import int8, parameters
 from sip.models.int8 import Int8
-from sip.models.parameters import COARSE
+from sip.models.parameters import COARSE, MATRICES
 from sip.stages.judging import JudgeConfig
 from sip.structs import UserError
 from sip.tokenizer import Byte
@@ -61,7 +61,7 @@ def test_a_matrix_by_hand():
 def test_no_weight_moves_by_more_than_half_a_step(name):
     w_L = tiny.params()["blocks"]["block"][name]
     got = int8.quantise(name, w_L)
-    reads = len(COARSE[name][0])
+    reads = len(MATRICES[name][0])
     size = np.expand_dims(np.asarray(got.scale), tuple(range(1, 1 + reads)))
     apart = np.abs(np.asarray(int8.whole(name, got)) - w_L)
     assert (apart <= size / 2 * (1 + 1e-4)).all() and apart.max() > 0

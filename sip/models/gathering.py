@@ -32,9 +32,13 @@ def once(params: Params, cfg: ModelConfig) -> Params:
     held = sum(_bytes(mesh, path, x, own, cfg) for path, x, own in leaves)
     if held > cfg.gather_gib * 2**30:
         return params
-    whole = [_used(path, x, cfg) for path, x, _ in leaves]
-    found = [meshes.constrain(x, own, RULES) for x, (*_, own) in zip(whole, leaves, strict=True)]
+    found = [_gathered(_used(path, x, cfg), own) for path, x, own in leaves]
     return jax.tree.unflatten(jax.tree.structure(params), found)
+
+
+def _gathered(x, own: str):
+    x = meshes.constrain(x, own, meshes.PARAM_RULES)  # or what is gathered would be float32
+    return meshes.constrain(x, own, RULES)
 
 
 def _name(path) -> tuple[str, str]:

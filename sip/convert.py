@@ -29,7 +29,7 @@ _SHARD_GB = flags.DEFINE_float("max_shard_gb", 5.0, "Size of a file of weights, 
 _TOKENIZER_FROM = flags.DEFINE_string(
     "tokenizer_from", "", "Whose tokenizer files to write, to=hf: a directory of Hugging Face's."
 )
-_TENSOR = flags.DEFINE_integer("tensor", 1, "Devices along the mesh's axis `tensor`.")
+_TENSOR = cli.tensor_flag()
 
 
 def to_orbax(src: str, dst: str, where: jax.sharding.Mesh, *, dtype: str = "float32") -> None:

@@ -92,7 +92,9 @@ def standard(directory: str, wanted: harness.Wanted, *, batch: int, tensor: int)
     """lm_eval's results of a checkpoint on all devices, with what was asked."""
     version = harness.library().__version__
     where = mesh.build(MeshConfig(1, -1, tensor))
-    found = harness.run(harness.adapter(directory, where, batch=batch), wanted)
+    setup.kept_tokenizer(directory)  # what is wrong is said before tasks and weights are read
+    tasks = harness.load(wanted)
+    found = harness.run(harness.adapter(directory, where, batch=batch), tasks, wanted)
     return found | {"config": {"checkpoint": directory, "lm_eval": version, **asdict(wanted)}}
 
 
@@ -105,8 +107,9 @@ def wanted() -> harness.Wanted:
             raise UserError(f"--{flag.name} must be at least {least}, not {flag.value}")
     data, own = _DATA_DIR.value, str(harness.TASKS) if _DATA_DIR.value else ""
     directory = _TASKS_DIR.value or own
-    if data and not os.path.isdir(data):
-        raise UserError(f"--data_dir {data}: no such directory")
+    for flag, path in (("data_dir", data), ("tasks_dir", directory)):
+        if path and not os.path.isdir(path):
+            raise UserError(f"--{flag} {path}: no such directory")
     place = lambda path: os.path.abspath(path) if path else ""
     names = tuple(name.strip() for name in _TASKS.value)
     return harness.Wanted(

@@ -193,8 +193,6 @@ def _check_files(directory: str) -> None:
 
     if not directory:
         return
-    if not Path(directory).is_dir():
-        raise UserError(f"--tasks_dir {directory}: no such directory")
     paths = sorted(Path(directory).rglob("*.yaml"))
     if not paths:
         raise UserError(f"--tasks_dir {directory}: holds no task file (*.yaml)")
@@ -207,8 +205,8 @@ def _check_files(directory: str) -> None:
             raise UserError(f"{path}: not a task file: it holds no keys and values")
 
 
-def run(model: Adapter, wanted: Wanted) -> dict[str, Any]:
-    """Results as lm_eval gives them, samples left out.
+def run(model: Adapter, tasks: tuple[Any, list[Any]], wanted: Wanted) -> dict[str, Any]:
+    """Results on tasks as `load` gives them, as lm_eval has them, samples left out.
 
     Raises UserError, also where a task's data do not have what the task asks for.
     """
@@ -216,13 +214,12 @@ def run(model: Adapter, wanted: Wanted) -> dict[str, Any]:
     from lm_eval.evaluator import simple_evaluate
 
     LM.register(Adapter)
-    manager, tasks = load(wanted)
-    model: Any = model
+    asked: Any = model
     try:
         found = simple_evaluate(
-            model,
-            tasks=tasks,
-            task_manager=manager,
+            asked,
+            tasks=tasks[1],
+            task_manager=tasks[0],
             limit=wanted.limit or None,
             num_fewshot=None if wanted.fewshot < 0 else wanted.fewshot,
             log_samples=False,

@@ -71,6 +71,13 @@ def muon(lr: float, *, warmup_steps: int, **adam) -> ConfigDict:
     return optim
 
 
+def lora(rank: int = 0, **changes) -> ConfigDict:
+    """Low-rank factors that are trained in place of all parameters; rank 0: off."""
+    matrices = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
+    values = dict(alpha=16.0, matrices=matrices, int8=False)
+    return section(rank=rank, **{**values, **changes})
+
+
 def evals(
     *,
     baseline: str,
@@ -103,6 +110,7 @@ def _run(*, split, steps, batch, model, optim, init_from="", save_every, log_eve
         model=model,
         optim=optim,
         mesh=mesh(),
+        lora=lora(),
         checkpoint=saves(save_every),
         log=log(log_every),
     )
@@ -207,7 +215,7 @@ def schedule(name: str = "all", **changes) -> ConfigDict:
 
 def proofread(init_from: str = "", **changes) -> ConfigDict:
     """Who marks, in what a judge is shown, the words that good text would not have."""
-    values = dict(gap=3.5, most=4, mark="¿", batch=16)
+    values = dict(gap=3.5, most=4, mark="¿", batch=16, param_dtype="")
     return section(init_from=init_from, **{**values, **changes})
 
 
@@ -225,6 +233,7 @@ def judge(
     schedule=ALL_PAIRS,
     proofread=UNREAD,
     chat="",
+    param_dtype="",
 ) -> ConfigDict:
     """Who judges: local (a trained judge, or with init_from "policy" what is trained), http (a
     server), rule, or truth (the corpus's own).
@@ -250,6 +259,7 @@ def judge(
         proofread=proofread,
         schedule=schedule,
         chat=chat,
+        param_dtype=param_dtype,
     )
 
 
@@ -274,7 +284,7 @@ def audit(held_out=None, **changes) -> ConfigDict:
 NO_AUDIT = audit()
 
 
-def rewriter(backend: str, *, init_from="", chat="") -> ConfigDict:
+def rewriter(backend: str, *, init_from="", chat="", param_dtype="") -> ConfigDict:
     """Who rewrites: local (a trained rewriter) or truth (the corpus's ground truth); `chat` as in
     `judge`."""
     return section(
@@ -285,6 +295,7 @@ def rewriter(backend: str, *, init_from="", chat="") -> ConfigDict:
         top_p=1.0,
         batch=32,
         chat=chat,
+        param_dtype=param_dtype,
     )
 
 

@@ -9,7 +9,8 @@ The labels are yours: a line each of aspect, prefix, candidates, label (sip/judg
 reward. The paper's: 75 432 pairs for quality and 3 192 texts for safety, batch 256, 16 answers of
 up to 512 tokens to prompts of up to 3 584, T 0.6, top-p 0.6, 500 steps at a constant 2e-7. `:debug`
 is tiny, with bytes for tokens and fresh parameters. Hardware: 64 TPU v5p or alike (lowered for
-them, never run).
+them, never run). Low-rank factors want a fraction of the memory: --config.runs.judge.lora.rank=16
+with model.param_dtype=bfloat16 or lora.int8=True (README).
 """
 
 import _common as common
@@ -31,6 +32,7 @@ MODEL = dict(
     norm_eps=1e-5,
     tied=False,
     dtype="bfloat16",
+    param_dtype="float32",
     remat="block",
     query_chunk=512,
     branch_chunk=8,
@@ -78,11 +80,18 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def shrink(config, run, *, answer: int, max_len: int) -> ConfigDict:
     """The same with its one run, a policy-gradient run, tiny."""
+    run.update(rollouts=2, answer=answer)
+    run.evals.update(every_steps=1, batch=4)
+    return shrink_shared(config, run, max_len=max_len)
+
+
+def shrink_shared(config, run, *, max_len: int) -> ConfigDict:
+    """What is tiny of any one run: text, model, steps."""
     config.data.cut = dict(prefix_min=8, prefix_max=16, suffix=8)
     config.tokenizer.update(kind="byte", path="", vocab_size=259)
-    run.update(steps=2, batch=4, microbatches=2, rollouts=2, answer=answer, init_from="")
+    run.update(steps=2, batch=4, microbatches=2, init_from="")
     run.model.update(vocab_size=259, width=16, layers=1, kv_heads=2, queries_per_kv=2)
     run.model.update(head_dim=4, hidden=32, max_len=max_len, dtype="float32")
     run.optim.lr = 1e-3
-    run.log.every_steps, run.evals.every_steps, run.evals.batch = 1, 1, 4
+    run.log.every_steps = 1
     return config

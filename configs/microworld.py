@@ -27,6 +27,7 @@ MODEL = dict(
     norm_eps=1e-5,
     tied=True,
     dtype="float32",
+    param_dtype="float32",
     remat="block",
     query_chunk=512,
     branch_chunk=64,

@@ -41,11 +41,14 @@ VARIANTS: dict[str, Any] = dict(  # on suffix and rollouts
     rf_nll_ce=dict(name="rf_nll", **CE),
     dr_grpo_ce=dict(name="dr_grpo", **CE),
 )
-SCRATCH = dict(  # RF-NLL without a base model to start from
-    scratch_rewrite=FIXED["sft_rewrite"],
-    scratch_rf_nll_suffix_rewrite=POOLS["suffix_rewrite"],
-    scratch_rf_nll_rewrite_one_rollout=POOLS["rewrite_one_rollout"],
+RF_NLL, DPO = dict(name="rf_nll"), dict(name="dpo", nll_weight=1.0)
+SCRATCH = dict(  # without a base model to start from; DPO alone would move from noise to noise
+    scratch_rewrite=(RF_NLL, FIXED["sft_rewrite"]),
+    scratch_rf_nll_suffix_rewrite=(RF_NLL, POOLS["suffix_rewrite"]),
+    scratch_rf_nll_rewrite_one_rollout=(RF_NLL, POOLS["rewrite_one_rollout"]),
+    scratch_dpo_rewrite_one_rollout=(DPO, POOLS["rewrite_one_rollout"]),
 )
+SCRATCH_SPLIT = "train[:75%]"  # what base and policies see; the judge's documents stay apart
 GROUPS = ("suffix_rollouts", "suffix_rewrite_rollouts", "rollouts")  # with rollouts to compare
 UNJUDGED = ("standard", "scratch_standard", "scratch_rewrite")
 WORDS = ("debug", "truth")
@@ -116,9 +119,13 @@ def ablations(main, backend: str) -> dict[str, ConfigDict]:
         for name, changes in VARIANTS.items()
     }
     scratch = {"scratch_standard": main.standard.copy_and_resolve_references()}
-    scratch |= {name: sip(plain["rf_nll"], pool) for name, pool in SCRATCH.items()}
+    scratch |= {
+        name: sip(common.objective(**objective), pool)
+        for name, (objective, pool) in SCRATCH.items()
+    }
     for run in scratch.values():
-        run.init_from = ""
+        run.init_from, run.split = "", SCRATCH_SPLIT
         run.optim = main.base.optim.copy_and_resolve_references()
         run.steps = main.base.steps
+        run.evals.every_steps = run.steps // 20
     return found | scratch

@@ -1,4 +1,4 @@
-"""Benchmarks: `python -m sip.bench schedules|sharing`.
+"""Benchmarks: `python -m sip.bench schedules|sharing|int8|reader`.
 
 `schedules`: comparisons spent against how often the same candidates are chosen and rejected as by
 all pairs, for the judges of sip/evals/schedules.py and for `world`: candidates of the micro-world
@@ -7,29 +7,42 @@ pairs asked once more: how far a judge agrees with itself. With --png a plot.
 
 `sharing`: prompt tokens and seconds of all ordered pairs as branches of one trunk, against a plain
 prompt for each pair, and how far the verdicts differ (sip/evals/sharing.py).
+
+`int8`: verdicts of a trained judge (--judge=RUN_DIR, its workdir around it) on its held-out labels,
+held in int8 and in bfloat16 against held in float32 (sip/evals/rounding.py).
+
+`reader`: how often a perfect reader of what that judge is shown is right about factuality, on test
+prefixes (--prefixes), beside the judge's own accuracy (sip/evals/reader.py).
 """
 
+import dataclasses
 import json
+from typing import Any
 
 import matplotlib
 from absl import flags
 from etils import epath
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from sip import cli
+from sip import cli, mesh, setup
 from sip.data import lexicon
 from sip.data.microworld import WorldConfig
 from sip.data.oracle import MicroworldTruth
-from sip.evals import schedules, sharing
+from sip.evals import reader, rounding, schedules, sharing
+from sip.judge import prompts
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.spoilers import SPOILERS, Others, Phrases
+from sip.stages import labelled, supervised
 from sip.structs import UserError
+from sip.training import checkpoints
 
 _PREFIXES = flags.DEFINE_integer("prefixes", 2000, "Prefixes per judge.")
 _CANDIDATES = flags.DEFINE_integer("candidates", 17, "Candidates per prefix.")
 _SAMPLE = flags.DEFINE_integer("sample", 8, "sharing: unshared prompts run, then scaled to all.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "sharing: repeats, of which the fastest counts.")
+_JUDGE = flags.DEFINE_string("judge", None, "int8, reader: directory of a judge's supervised run.")
 _PNG = flags.DEFINE_string("png", None, "File for a plot.")
 _SEED = cli.seed_flag()
 _JSON = cli.json_flag()
@@ -177,7 +190,86 @@ def sharing_lines(prefix: int, f: dict[str, float], tokens: float, seconds: floa
     )
 
 
-BENCHES = {"schedules": bench_schedules, "sharing": bench_sharing}
+def bench_int8() -> None:
+    """Measures on the test split, and prints what was found."""
+    if not _JUDGE.value:
+        raise UserError("int8: --judge is needed")
+    directory, where = str(_JUDGE.value), mesh.single()
+    asked, tokenizer = held_out(directory), setup.kept_tokenizer(directory)
+    load = lambda dtype: setup.load_params(directory, where, dtype)
+    found = rounding.measure(load, tokenizer, where, asked, ("int8", "bfloat16"))
+    if _JSON.value:
+        return print(json.dumps(found))
+    for dtype, f in found.items():
+        print(f"{dtype}: {f['bytes']:,} bytes of parameters, float32 {f['bytes_float32']:,}")
+        for name, a in f["aspects"].items():
+            print(
+                f"  {name}, {a['verdicts']} verdicts: probabilities differ by {a['largest']:.4f} "
+                f"at most, {a['mean']:.5f} in the mean; {a['flips']} flips; accuracy "
+                f"{a['accuracy_float32']:.4f} -> {a['accuracy']:.4f}"
+            )
+
+
+def bench_reader() -> None:
+    """Measures, and prints what was found."""
+    if not _JUDGE.value or _PREFIXES.value < 1:
+        raise UserError("reader: --judge is needed, and --prefixes of at least 1")
+    directory, count = str(_JUDGE.value), int(_PREFIXES.value)
+    made, mark, truth = taught(directory, documents=count, held_out=count)
+    if FACTS not in made.held_out["test"]:
+        raise UserError(f"--judge {directory}: it was not taught {FACTS!r}")
+    tokenizer = setup.kept_tokenizer(directory)
+    known, asked = (
+        reader.examples(truth, tokenizer, labels[FACTS], mark)
+        for labels in (made.examples, made.held_out["test"])
+    )
+    found = {**reader.accuracy(known, asked), "known": len(known), "asked": len(asked)}
+    own = json.loads((epath.Path(directory) / "eval.json").read_text())[f"{FACTS}_accuracy"]
+    found |= {"judge": own, "share": own / found["marks"]}
+    if _JSON.value:
+        return print(json.dumps(found))
+    print(
+        f"{FACTS}, {len(asked)} texts: a perfect reader {found['marks']:.3f} (without marks "
+        f"{found['facts']:.3f}), learned from {len(known)}; the judge {own:.3f}, "
+        f"{found['share']:.2f} of it"
+    )
+
+
+def held_out(directory: str) -> dict:
+    """A judge's labelled prompts of the test split, by aspect, as its run made them."""
+    return dict(taught(directory, documents=8)[0].held_out["test"])  # nobody learns from the 8
+
+
+def taught(directory: str, **sizes) -> tuple[labelled.Labelled, str, Any]:
+    """(labelled prompts made as a judge's run made them, the proofreader's mark, the ground truth);
+    `sizes`: documents and held_out, if others are wanted."""
+    record = checkpoints.record(directory)
+    labels = (
+        record["config"]["labels"] if "config" in record and "labels" in record["config"] else None
+    )
+    if not labels:
+        raise UserError(f"--judge {directory}: no run that was taught a ground truth's labels")
+    workdir = str(epath.Path(directory).absolute().parent.parent)
+    wanted = setup.section(supervised.LabelConfig, labels, "checkpoint labels")
+    wanted = dataclasses.replace(wanted, **sizes)
+    config = ConfigDict({"data": record["data"], "seed": record["seed"]})
+    tokenizer, where = setup.kept_tokenizer(directory), mesh.single()
+    corpus = setup.corpus(config, record["config"]["split"], workdir, tokenizer)
+    aspects = [prompts.load(name) for name in wanted.per_prefix]
+    max_len = setup.recorded_model(directory).max_len
+    made = labelled.made(
+        config, wanted, aspects, corpus, workdir, where, tokenizer, max_len=max_len
+    )
+    return made, wanted.proofread.mark, corpus.documents.truth
+
+
+FACTS = "factuality"
+BENCHES = {
+    "schedules": bench_schedules,
+    "sharing": bench_sharing,
+    "int8": bench_int8,
+    "reader": bench_reader,
+}
 
 
 def main(argv) -> None:

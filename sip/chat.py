@@ -12,12 +12,15 @@ import datetime
 import functools
 import importlib.resources
 import json
+import os
 import pathlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from etils import epath
 
 from sip.segments import Markup
 from sip.structs import UserError
@@ -67,10 +70,10 @@ def load(name: str, tokenizer: Tokenizer) -> Template:
     return Template(pathlib.Path(name).read_text(encoding="utf-8"), _names(tokenizer), title)
 
 
-def of_tokenizer(path: str | pathlib.Path, name: str = "default") -> Template:
+def of_tokenizer(path: str | os.PathLike, name: str = "default") -> Template:
     """The template beside a tokenizer.json: chat_template.jinja, or that in its settings, where
     several have names. Raises UserError where there is none of that name."""
-    folder = pathlib.Path(path) if pathlib.Path(path).is_dir() else pathlib.Path(path).parent
+    folder = epath.Path(path) if epath.Path(path).is_dir() else epath.Path(path).parent
     found: dict[str, str] = {}
     if (folder / SETTINGS).is_file():
         read = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))

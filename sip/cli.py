@@ -5,16 +5,19 @@ import ctypes
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from sip import processes
 from sip.structs import UserError
 from sip.training.loop import Stopped
 
-MENDABLE, INTERRUPTED = 2, 130
+MENDABLE, INTERRUPTED, LEFT = 2, 130, 1
 
 
 def config_flag() -> flags.FlagHolder:
@@ -99,18 +102,34 @@ def _mentioned(argv, text: str) -> str:
 
 
 def code(main, argv) -> int:
-    """The exit code of `main(argv)`."""
+    """The exit code of `main(argv)`. One of several processes that fails ends at once: an orderly
+    end would wait for the others, which wait for it."""
     try:
         main(argv)
     except UserError as e:
         _say(e)
-        return MENDABLE
+        return _failed(MENDABLE)
     except Stopped as e:
         print(f"{e}; the same command goes on", file=sys.stderr)
     except KeyboardInterrupt:
         _say("interrupted")
-        return INTERRUPTED
+        return _failed(INTERRUPTED)
+    except Exception as e:
+        if not processes.several():
+            raise
+        traceback.print_exc()
+        gone = isinstance(e, jax.errors.JaxRuntimeError)
+        _say(f"{processes.GONE if gone else 'this process failed'}; the same command goes on")
+        return _failed(LEFT)
     return 0
+
+
+def _failed(exit_code: int) -> int:
+    if processes.several():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+    return exit_code
 
 
 def _say(error) -> None:

@@ -69,7 +69,7 @@ def to_hf(
         files = tokens.published(theirs)
     else:
         files = tokens.files(setup.kept_tokenizer(src), setup.recorded_model(src).max_len)
-    params, cfg = setup.load_params(src, where)
+    params, cfg = setup.load_params(src, where, dtype)  # factors are added before it is rounded
     writing.save(params, cfg, dst, files, dtype=dtype, shard_bytes=shard_bytes)
 
 

@@ -119,13 +119,25 @@ def param_sharding(mesh, letters: str, shape, name: str) -> NamedSharding:
 
 
 def put_batch(mesh, tree):
-    """Host arrays to the mesh, leading axis B sharded where it divides, else whole."""
-    part = ("replica", "fsdp")
+    """Host arrays to the mesh, leading axis B sharded where it divides, else whole. Each process
+    has all of them, and puts what its devices hold."""
 
     def put(x):
-        fits = x.ndim and x.shape[0] % ways(mesh, part) == 0
-        return jax.device_put(
-            x, NamedSharding(mesh, PartitionSpec(part) if fits else PartitionSpec())
-        )
+        where = _batch_sharding(mesh, x)
+        if where.is_fully_addressable:
+            return jax.device_put(x, where)
+        return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
 
     return jax.tree.map(put, tree)
+
+
+def batch_shapes(mesh, tree):
+    """What `put_batch` makes, as shapes: nothing is put on a device."""
+    as_shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_batch_sharding(mesh, x))
+    return jax.tree.map(as_shape, tree)
+
+
+def _batch_sharding(mesh, x) -> NamedSharding:
+    part = ACT_RULES["B"]
+    fits = x.ndim and x.shape[0] % ways(mesh, part) == 0
+    return NamedSharding(mesh, PartitionSpec(part) if fits else PartitionSpec())

@@ -10,14 +10,17 @@ import math
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorboardX
 import tqdm
+from etils import epath
+
+from sip import processes
 
 LOSS, SPEED = "loss/total", "speed/tokens_per_sec"  # what the progress bar shows
+SECONDS = "speed/seconds"  # between two lines of the log
 MOMENT = "|"  # between a correlation's name and that of one of its moments
 MOMENTS = ("x", "y", "xx", "yy", "xy")
 STILL = 1e-10  # of the mean square: a variance up to this is rounding
@@ -62,15 +65,23 @@ def values(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 def read(run_dir: str | os.PathLike) -> list[dict]:
     """The lines of a run's metrics.jsonl; a torn last line (the run was killed) is left out."""
-    path = Path(run_dir) / "metrics.jsonl"
+    path = epath.Path(run_dir) / "metrics.jsonl"
     if not path.exists():
         return []
     lines = path.read_text().split("\n")
     return [json.loads(line) for line in lines[:-1]]
 
 
+def appends(path) -> bool:
+    """Whether a file there can grow; an object in a store is written whole, each time."""
+    return "://" not in str(path)
+
+
 class Writer:
-    """Writes one run's metrics; step 1 is the first update. resume_step None starts over."""
+    """Writes one run's metrics; step 1 is the first update. resume_step None starts over.
+
+    Of several processes the first writes, the others are silent.
+    """
 
     def __init__(
         self,
@@ -82,27 +93,37 @@ class Writer:
         tensorboard: bool = True,
         progress: bool = True,
     ):
-        directory = Path(run_dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        first = -1 if resume_step is None else resume_step
-        _keep(directory, first)
-        self._file = open(directory / "metrics.jsonl", "a", buffering=1)
+        directory = epath.Path(run_dir)
+        first, lead = -1 if resume_step is None else resume_step, processes.lead()
+        self._path, self._kept, self._file = directory / "metrics.jsonl", "", None
+        if lead:
+            directory.mkdir(parents=True, exist_ok=True)
+            self._kept = _keep(directory, first)
+        if not lead or appends(self._path):
+            self._file = open(self._path if lead else os.devnull, "a", buffering=1)
         self._board = None
-        if tensorboard:
+        if tensorboard and lead:
             self._board = tensorboardX.SummaryWriter(
                 str(directory / "tensorboard"), purge_step=first + 1
             )
-        self._bar = _bar(name, steps, max(first, 0), progress)
+        self._bar = _bar(name, steps, max(first, 0), progress and lead)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Numbers or (total, denom) pairs by name; not finite -> null in the file."""
         numbers = values(metrics)
         finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-        self._file.write(json.dumps({"step": int(step), **finite}) + "\n")
+        self._put(json.dumps({"step": int(step), **finite}) + "\n")
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, int(step))
         self._show(int(step), numbers)
+
+    def _put(self, line: str) -> None:
+        if self._file is not None:
+            self._file.write(line)
+            return
+        self._kept += line
+        self._path.write_text(self._kept)
 
     def _show(self, step: int, numbers: dict[str, float]) -> None:
         shown = [f"loss {numbers[LOSS]:.3f}"] if LOSS in numbers else []
@@ -113,17 +134,19 @@ class Writer:
 
     def close(self) -> None:
         self._bar.close()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
 
-def _keep(directory: Path, last_step: int) -> None:
-    """Drop the lines after `last_step`: those steps are about to be run again."""
-    rows = [row for row in read(directory) if row["step"] <= last_step]
+def _keep(directory: epath.Path, last_step: int) -> str:
+    """Drop the lines after `last_step`: those steps are about to be run again. What is left."""
+    text = "".join(json.dumps(row) + "\n" for row in read(directory) if row["step"] <= last_step)
     part = directory / "metrics.jsonl.part"
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.write_text(text)
     part.replace(directory / "metrics.jsonl")
+    return text
 
 
 class _Lines:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from sip import transport, untrusted
+from sip import processes, transport, untrusted
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
 from sip.textgen import Text, tokens_of
@@ -201,6 +201,29 @@ def _check(endpoint: transport.Endpoint, config: RemoteConfig) -> None:
     (answer,) = endpoint.ask(APIS[config.api], [payload], wanted, None)
     if answer.problem:
         raise UserError(answer.problem)
+
+
+@dataclass(frozen=True)
+class OnLead:
+    """A server that process 0 alone asks; the others hear what it said."""
+
+    server: Remote
+
+    def check(self) -> None:
+        """As the server's, with its UserError on every process."""
+        processes.first(self.server.check)
+
+    def stats(self) -> dict[str, tuple[float, float]]:
+        """As the server's."""
+        return processes.told(self.server.stats)
+
+    def choose(self, trunks, branches, options) -> np.ndarray:
+        """As the server's."""
+        return processes.told(lambda: self.server.choose(trunks, branches, options))
+
+    def generate(self, trunks, branches, **how) -> list[list[list[str | None]]]:
+        """As the server's."""
+        return processes.told(lambda: self.server.generate(trunks, branches, **how))
 
 
 def _endpoint(config: RemoteConfig, sleep, clock) -> transport.Endpoint:

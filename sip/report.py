@@ -3,6 +3,7 @@
 python -m sip.report DIR      (sip.train does this at its end; DIR may be one of several seeds)
 """
 
+import io
 import json
 from collections.abc import Sequence
 
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from sip import cli, metrics, seeds, setup
+from sip import cli, metrics, processes, seeds, setup
 from sip.stages import recipe
 from sip.structs import UserError
 
@@ -39,24 +40,25 @@ WIDTH = 180  # of the terminal, in characters
 
 def write(config, workdir: str) -> dict:
     """Writes summary.json and plots, prints the table, returns the summary."""
-    summary = summarise(config, workdir)
+    summary = processes.told(lambda: summarise(config, workdir))
     setup.write_json(epath.Path(workdir) / "summary.json", summary)
-    show(summary)
-    plots(config.report.rows, [workdir], workdir)
+    if processes.lead():
+        show(summary)
+        plots(config.report.rows, [workdir], workdir)
     return summary
 
 
 def write_seeds(config, wanted: Sequence[int], workdir: str) -> dict:
     """The same of a recipe finished for several seeds: means and deviations over them."""
     directories = [seeds.directory(workdir, seed) for seed in wanted]
-    runs = {
-        seed: summarise(seeds.of(config, seed), directory)
-        for seed, directory in zip(wanted, directories, strict=True)
-    }
+    pairs = list(zip(wanted, directories, strict=True))
+    each = lambda: {seed: summarise(seeds.of(config, seed), where) for seed, where in pairs}
+    runs = processes.told(each)
     summary = seeds.combine(runs, comparable(config), config.report.standard)
     setup.write_json(epath.Path(workdir) / "summary.json", summary)
-    show_seeds(summary)
-    plots(config.report.rows, directories, workdir)
+    if processes.lead():
+        show_seeds(summary)
+        plots(config.report.rows, directories, workdir)
     return summary
 
 
@@ -75,7 +77,9 @@ def comparable(config) -> list[str]:
 def summarise(config, workdir: str) -> dict:
     """The figures of a finished recipe."""
     wanted = setup.section(setup.ReportConfig, config.report, "report")
-    walls = {name: _read(workdir, name, "done.json")["wall_seconds"] for name in config.order}
+    none = {"lost_steps": 0}  # of a run that an earlier version finished
+    done = {name: none | _read(workdir, name, "done.json") for name in config.order}
+    walls = {name: figures["wall_seconds"] for name, figures in done.items()}
     rows = {name: _read(workdir, name, "eval.json") for name in wanted.rows}
     standard = rows[wanted.standard] if wanted.standard else {}
     for figures in rows.values():
@@ -84,10 +88,23 @@ def summarise(config, workdir: str) -> dict:
             figures[f"{key}_headroom_closed"] = (
                 (figures[key] - standard[key]) / room if room else 0.0
             )
-    summary = {"wall_seconds": sum(walls.values()), "seed": config.seed, "wall_by_run": walls}
+    summary = {
+        "wall_seconds": sum(walls.values()),
+        "seed": config.seed,
+        "wall_by_run": walls,
+        "goodput_by_run": {name: goodput(workdir, name, wall) for name, wall in walls.items()},
+        "lost_steps_by_run": {name: figures["lost_steps"] for name, figures in done.items()},
+    }
     for who in (who for who in setup.TEACHERS if getattr(wanted, who)):
         summary[who] = _read(workdir, getattr(wanted, who), "eval.json")
     return {**summary, "rows": rows}
+
+
+def goodput(workdir: str, name: str, wall: float) -> float:
+    """The share of a run's seconds, of all attempts, that went into steps that were kept: not into
+    starting, restoring, steps done twice or the last evaluation. Their first steps compile."""
+    lines = metrics.read(setup.run_dir(workdir, name))
+    return sum(x[metrics.SECONDS] for x in lines if metrics.SECONDS in x) / wall if wall else 0.0
 
 
 def _read(workdir: str, name: str, file: str) -> dict:
@@ -105,6 +122,8 @@ def show(summary: dict) -> None:
         table.add_row(name, *_cells(row, columns))
     console = Console(width=WIDTH)
     console.print(table)
+    good = ", ".join(f"{name} {x:.0%}" for name, x in summary["goodput_by_run"].items())
+    console.print(f"goodput: {good}; lost steps: {sum(summary['lost_steps_by_run'].values())}")
     for who in (who for who in setup.TEACHERS if who in summary):
         figures = summary[who].items()
         console.print(f"{who}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures if "/" not in k))
@@ -216,8 +235,15 @@ def _by_source(runs, kind: str, path) -> None:
         axis.set(title=name, xlabel="step", ylabel=f"{kind} rate" if kind == "chosen" else kind)
         axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
     plt.close(figure)
+
+
+def _save(figure, path) -> None:
+    """As a file or an object in a store."""
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110)
+    path.write_bytes(picture.getvalue())
 
 
 def _evaluations(runs, path) -> None:
@@ -234,7 +260,7 @@ def _evaluations(runs, path) -> None:
         axis.set(title=key.replace("_", " "), xlabel="step", ylim=(0, 1.02))
     axes[0].legend(fontsize=7)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    _save(figure, path)
     plt.close(figure)
 
 

@@ -17,7 +17,8 @@ import numpy as np
 from sip import sampling, template
 from sip.chat import Turn
 from sip.mesh import full_rows, put_batch
-from sip.models.config import ModelConfig
+from sip.models.config import ModelConfig, check_held
+from sip.processes import fetch
 from sip.segments import Ids, Markup, prompt_of
 from sip.structs import Params, UserError
 from sip.textgen import bucket, pack
@@ -65,12 +66,15 @@ class RewriterConfig:
     top_p: float
     batch: int  # local: suffixes rewritten at a time
     chat: str = ""  # local: asked in a chat, by its "own" template | harmony | a .jinja file
+    param_dtype: str = ""  # local: held in float32 | bfloat16 | int8; empty: as saved
 
     def __post_init__(self):
         if self.backend not in BACKENDS:
             raise UserError(f"rewriter.backend must be one of {BACKENDS}, not {self.backend!r}")
-        if self.chat and self.backend != "local":
-            raise UserError(f"rewriter.chat: for backend local alone, not {self.backend}")
+        check_held(self.param_dtype, "rewriter.param_dtype")
+        for key in ("chat", "param_dtype"):
+            if getattr(self, key) and self.backend != "local":
+                raise UserError(f"rewriter.{key}: for backend local alone, not {self.backend}")
         if self.batch < 1:
             raise UserError(f"rewriter.batch must be at least 1, not {self.batch}")
         self.sampling()
@@ -230,7 +234,7 @@ class LocalRewriter:
         runs = [self._run(rows) for rows in batches]
         texts = [""] * len(asked)
         for start, run in zip(starts, runs, strict=True):
-            new = np.asarray(run.tokens_BCR)[:, 0].tolist()
+            new = fetch(run.tokens_BCR)[:, 0].tolist()
             for i, ids in zip(fits[start : start + self._batch], new, strict=False):
                 texts[i] = self._exchange.read(asked[i], ids)
         return texts, np.array([bool(text) for text in texts], bool)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from sip.mesh import constrain
-from sip.models import decoder
+from sip.models import decoder, gathering
 from sip.models.config import ModelConfig
 from sip.structs import Params, Rollouts, Tree, UserError
 
@@ -121,6 +121,7 @@ def rollout(
     rows_B: a number per document that addresses its noise. With `stop` tokens a branch ends with
     the first one (its mask covers it) and decoding ends when all have. Static shapes throughout.
     """
+    params = gathering.once(params, cfg)
     hidden, cache = prefill(params, cfg, tokens_BT, fork_B, branches, steps)
     fork_BC = jnp.broadcast_to(fork_B[:, None], (len(fork_B), branches))
     tree = _grown(tokens_BT, fork_BC, jnp.zeros((*fork_BC.shape, 1), jnp.int32))
@@ -145,6 +146,7 @@ def answer(
     The trunk is encoded once for all branches, a branch once for all its votes. noise_BC: a number
     per branch that addresses its noise.
     """
+    params = gathering.once(params, cfg)
     out = decoder.apply(params, cfg, tree, keep_cache=True)
     last_BC = jnp.maximum(tree.mask_BCR.sum(-1) - 1, 0)
     hidden_BCD = jnp.take_along_axis(out.branch_BCRD, last_BC[:, :, None, None], axis=2)[:, :, 0]
@@ -186,7 +188,8 @@ def decode(params, cfg, tree, hidden_BCD, cache, keys_BC, steps, sampling, stop)
         return step + 1, new.branch_BCRD[:, :, 0], new.cache, live, out
 
     start = (jnp.int32(0), hidden_BCD, cache, jnp.ones((B, C), bool), out)
-    return jax.lax.while_loop(lambda c: (c[0] < steps) & jnp.any(c[3]), body, start)[-1]
+    with jax.named_scope("decode"):  # by which sip.costs tells the loop from the prefill
+        return jax.lax.while_loop(lambda c: (c[0] < steps) & jnp.any(c[3]), body, start)[-1]
 
 
 @functools.cache

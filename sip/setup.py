@@ -4,21 +4,22 @@ import dataclasses
 import functools
 import json
 import os
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 from etils import epath
 
+from sip import loading, processes
 from sip import mesh as meshes
 from sip import tokenizer as tokenizers
 from sip.data import chunks, documents
-from sip.hf import configs, reading, tokens
+from sip.hf import configs, tokens
 from sip.judge import prompts
 from sip.mesh import MeshConfig
 from sip.models import decoder
 from sip.models.config import ModelConfig
+from sip.models.lora import OFF, LoraConfig
 from sip.sections import plain, section
 from sip.structs import Params, TrainState, UserError
 from sip.tokenizer import Tokenizer
@@ -75,8 +76,12 @@ class RunConfig:
     mesh: MeshConfig
     checkpoint: loop.CheckpointConfig
     log: loop.LogConfig
+    lora: LoraConfig = OFF  # rank 0: all parameters are trained
 
     def __post_init__(self):
+        if self.lora.rank and not self.init_from:
+            raise UserError("lora.rank: needs init_from; fresh parameters would stay as drawn")
+        self.lora.check(self.model)
         for name in ("batch", "microbatches"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
@@ -148,7 +153,9 @@ def source_dir(workdir: str, source: str, key: str = "init_from") -> str:
 
 
 def write_json(path, value) -> None:
-    """Writes atomically: a reader never finds half a file."""
+    """Writes atomically: a reader never finds half a file. Of several processes one writes."""
+    if not processes.lead():
+        return
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.tmp"
@@ -169,27 +176,10 @@ def seed_name(seed: int) -> str:
     return f"seed{seed}"
 
 
-class Clock:
-    """Seconds spent on a run in all attempts; a crash loses those since the last `save`."""
-
-    def __init__(self, directory: str):
-        self._path = epath.Path(directory) / "wall.json"
-        before = json.loads(self._path.read_text()) if self._path.exists() else {"seconds": 0.0}
-        self._since = time.monotonic() - before["seconds"]
-
-    def seconds(self) -> float:
-        """Of earlier attempts and this one."""
-        return time.monotonic() - self._since
-
-    def save(self) -> None:
-        """Keeps them for the next attempt."""
-        write_json(self._path, {"seconds": self.seconds()})
-
-
-def build_mesh(c: RunConfig) -> jax.sharding.Mesh:
-    """The run's mesh. Raises UserError where a microbatch's rows do not divide among its devices:
-    every device would hold, and compute, all of them."""
-    mesh = meshes.build(c.mesh)
+def build_mesh(c: RunConfig, devices=None) -> jax.sharding.Mesh:
+    """The run's mesh over `devices` (default: all). Raises UserError where a microbatch's rows do
+    not divide among them: every device would hold, and compute, all of them."""
+    mesh = meshes.build(c.mesh, devices)
     if c.batch // c.microbatches % meshes.ways(mesh, meshes.ACT_RULES["B"]):
         shape = ", ".join(f"{axis} {n}" for axis, n in mesh.shape.items())
         raise UserError(
@@ -210,18 +200,21 @@ def open_tokenizer(config, workdir: str) -> Tokenizer:
     """The run's tokenizer; trained on the corpus first, in the workdir, if there is none yet."""
     cfg = section(TokenizerConfig, config.tokenizer, "tokenizer")
     path = epath.Path(cfg.path or _trained(workdir))
-    if cfg.kind == "sentencepiece" and not cfg.path and not path.exists():
-        data_dir = str(shared_dir(workdir) / "data")
-        texts = _documents(data_config(config.data, "train"), data_dir).texts
-        symbols = prompts.symbols(prompts.load(name) for name in cfg.prompts)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tokenizers.train_sentencepiece(
-            [texts[i] for i in range(min(cfg.documents, len(texts)))],
-            str(path),
-            vocab_size=cfg.vocab_size,
-            symbols=tuple(dict.fromkeys((*symbols, *cfg.symbols))),
-        )
+    if cfg.kind == "sentencepiece" and not cfg.path:
+        texts = _documents(data_config(config.data, "train"), str(shared_dir(workdir) / "data"))
+        processes.first(lambda: path.exists() or _train_tokenizer(cfg, texts.texts, path))
     return _load_tokenizer(cfg.kind, str(path))
+
+
+def _train_tokenizer(cfg: TokenizerConfig, texts, path: epath.Path) -> None:
+    symbols = prompts.symbols(prompts.load(name) for name in cfg.prompts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizers.train_sentencepiece(
+        [texts[i] for i in range(min(cfg.documents, len(texts)))],
+        str(path),
+        vocab_size=cfg.vocab_size,
+        symbols=tuple(dict.fromkeys((*symbols, *cfg.symbols))),
+    )
 
 
 def _trained(workdir: str) -> epath.Path:
@@ -229,7 +222,14 @@ def _trained(workdir: str) -> epath.Path:
 
 
 _load_tokenizer = functools.cache(tokenizers.load)
-_documents = functools.lru_cache(maxsize=8)(documents.load)
+
+
+@functools.lru_cache(maxsize=8)
+def _documents(data: documents.DataConfig, data_dir: str) -> documents.Documents:
+    """A data set that has to be built is built once, by process 0."""
+    found: list[documents.Documents] = []
+    processes.first(lambda: found.append(documents.load(data, data_dir)))
+    return found[0] if found else documents.load(data, data_dir)
 
 
 @functools.lru_cache(maxsize=8)
@@ -264,49 +264,77 @@ def check_model(cfg: ModelConfig, cut: CutConfig, tokenizer: Tokenizer | None = 
 
 def recorded_model(directory: str) -> ModelConfig:
     """The model config of a checkpoint, a run's or Hugging Face's."""
-    if configs.exists(directory):
-        return configs.read(directory)
-    return section(ModelConfig, checkpoints.record(directory)["model"], "checkpoint model")
+    return _recorded(directory)[0]
 
 
-def load_params(directory: str, mesh) -> tuple[Params, ModelConfig]:
-    """Parameters, float32, and model config of a run's last checkpoint, or of Hugging Face's, on
-    `mesh`."""
+def _recorded(directory: str) -> tuple[ModelConfig, LoraConfig]:
+    """The model of a checkpoint, and the factors that were trained beside it."""
     if configs.exists(directory):
-        return reading.load(directory, mesh)
-    cfg = recorded_model(directory)
-    return checkpoints.restore_params(directory, decoder.abstract(cfg, mesh)), cfg
+        return configs.read(directory), OFF
+    record = checkpoints.record(directory)
+    run = record["config"] if "config" in record else {}
+    adapter = section(LoraConfig, run["lora"], "checkpoint lora") if "lora" in run else OFF
+    return section(ModelConfig, record["model"], "checkpoint model"), adapter
+
+
+def load_params(directory: str, mesh, dtype: str = "") -> tuple[Params, ModelConfig]:
+    """Parameters and model config of a run's last checkpoint, or of Hugging Face's, on `mesh`.
+
+    Held in `dtype`: float32, bfloat16 or int8; empty: as the run held them (Hugging Face's:
+    float32). Factors are merged.
+    """
+    cfg, adapter = _recorded(directory)
+    return loading.load(directory, mesh, cfg, adapter, dtype or cfg.param_dtype), cfg
 
 
 def start_state(
-    manager, cfg: ModelConfig, tx, mesh, *, seed: int, init_from: str, reference: bool
+    manager,
+    cfg: ModelConfig,
+    tx,
+    mesh,
+    *,
+    seed: int,
+    init_from: str,
+    reference: bool,
+    adapter: LoraConfig = OFF,
 ) -> tuple[TrainState, int, list]:
     """State, step and unwritten metrics to go on from: (1) the run's own last checkpoint,
     (2) `init_from`, (3) fresh.
 
-    The reference of a fresh state is its initial parameters.
+    The reference of a fresh state is its initial parameters; with an `adapter` it is its base.
     """
     if manager.latest_step() is not None:
-        abstract = step.abstract_state(cfg, tx, mesh, reference=reference)
+        abstract = step.abstract_state(cfg, tx, mesh, reference=reference, adapter=adapter)
         state, kept = checkpoints.restore(manager, abstract)
         return state, int(state.step), [kept["pending"]]
-    made = fresh_state(cfg, tx, mesh, seed=seed, init_from=init_from, reference=reference)
+    made = fresh_state(
+        cfg, tx, mesh, seed=seed, init_from=init_from, reference=reference, adapter=adapter
+    )
     return made, 0, []
 
 
 def fresh_state(
-    cfg: ModelConfig, tx, mesh, *, seed: int, init_from: str, reference: bool
+    cfg: ModelConfig,
+    tx,
+    mesh,
+    *,
+    seed: int,
+    init_from: str,
+    reference: bool,
+    adapter: LoraConfig = OFF,
 ) -> TrainState:
     """The state at step 0, the same every time."""
     if not init_from:
         return step.init_state(cfg, tx, mesh, seed, reference=reference)
-    params, found = load_params(init_from, mesh)
+    params, found = load_params(init_from, mesh, "int8" if adapter.int8 else cfg.param_dtype)
     if _widths(found) != _widths(cfg) or found.layers > cfg.layers:
         raise UserError(f"init_from {init_from}: its model is {found}, the config says {cfg}")
     if configs.exists(init_from):
         configs.check_same(found, cfg, init_from)
     if found.layers < cfg.layers:
         params = decoder.deepen(params, cfg)
+    if adapter.rank:
+        return step.adapted_state(params, cfg, tx, mesh, seed, adapter=adapter)
     return step.state_of(params, cfg, tx, mesh, reference=reference)
 
 
@@ -332,6 +360,8 @@ def record(config, name: str, cfg: ModelConfig, pending) -> dict[str, Any]:
 
 def keep_tokenizer(config, workdir: str, directory: str) -> None:
     """Copies the tokenizer beside a run's checkpoints, so that the run is complete in itself."""
+    if not processes.lead():
+        return
     cfg = section(TokenizerConfig, config.tokenizer, "tokenizer")
     write_json(epath.Path(directory) / "tokenizer.json", {"kind": cfg.kind})
     tokenizers.keep(cfg.kind, cfg.path or str(_trained(workdir)), directory)

@@ -8,7 +8,7 @@ One alphabet for names, einsums and sharding: `x_BTD`, `"BTD,DF->BTF"`, `constra
     R branch positions           Q query heads per G      J judge votes
     S key / cache positions      H channels per head      M asked positions of a branch
     K candidates per prefix      N positions of trunk and branches together, T + C*R
-    O options of a verdict
+    O options of a verdict       Z rank of a matrix's factors
 
 `logp[.., t]` scores `tokens[.., t]` given its past, so tokens, log-probabilities and masks share
 one index. Boolean masks: True counts. Everything that is averaged is a pair (total, denom).

@@ -23,6 +23,7 @@ from sip.mesh import constrain, full_rows, put_batch, sharding
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.objectives.logprobs import option_logprobs
+from sip.processes import fetch
 from sip.sampling import SamplingConfig, answering, encode
 from sip.segments import Ids, Text, prompt_of, tokens_of
 from sip.structs import Params, Tree, UserError
@@ -299,7 +300,7 @@ class Local:
             return program(self._cfg)(self._params, tree, last_BC, options_O, cache)
 
         for rows, logp in self._in_batches(trunk_ids, branch_ids, ask, fixed=kept is not None):
-            logp_BCO = np.asarray(logp)[: len(rows), :C]
+            logp_BCO = fetch(logp)[: len(rows), :C]
             out_BCO[rows, : logp_BCO.shape[1]] = logp_BCO
         out_BCO[[[not ok for ok in row] + [True] * (C - len(row)) for row in fits]] = np.nan
         return out_BCO
@@ -330,7 +331,7 @@ class Local:
 
         said: list[list[list[str | None]]] = [[[None] * votes for _ in row] for row in branches]
         for rows, rollouts in self._in_batches(trunk_ids, branch_ids, ask):
-            tokens_BCR, mask_BCR = np.asarray(rollouts.tokens_BCR), np.asarray(rollouts.mask_BCR)
+            tokens_BCR, mask_BCR = fetch((rollouts.tokens_BCR, rollouts.mask_BCR))
             for at, b in enumerate(rows):
                 for c, j in ((c, j) for c, ok in enumerate(fits[b]) if ok for j in range(votes)):
                     ids = tokens_BCR[at, c * votes + j][mask_BCR[at, c * votes + j]].tolist()

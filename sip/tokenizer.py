@@ -12,7 +12,6 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import sentencepiece
@@ -116,7 +115,7 @@ class SentencePiece:
     def __init__(self, path: str | os.PathLike):
         try:
             self._model = sentencepiece.SentencePieceProcessor(
-                model_proto=Path(path).read_bytes() + AS_IT_STANDS
+                model_proto=epath.Path(path).read_bytes() + AS_IT_STANDS
             )
         except OSError as error:
             raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
@@ -306,7 +305,7 @@ def train_sentencepiece(
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot train a tokenizer of {vocab_size}: {reason}") from error
-    _write(Path(path), model.getvalue())
+    _write(epath.Path(path), model.getvalue())
     return SentencePiece(path)
 
 
@@ -323,7 +322,7 @@ def _sentences(texts: Sequence[str], vocab_size: int) -> Iterator[str]:
             yield from (f" {word}. {word}.", f"{word}, {word}!")
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: epath.Path, data: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.write_bytes(data)

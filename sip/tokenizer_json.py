@@ -13,8 +13,9 @@ import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
+
+from etils import epath
 
 from sip.structs import UserError
 
@@ -38,12 +39,12 @@ def is_phrase(symbol: str) -> bool:
     return len(symbol) > 1 and not re.fullmatch(WORD, symbol)
 
 
-def files(path: str | os.PathLike) -> list[Path]:
+def files(path: str | os.PathLike) -> list[epath.Path]:
     """The tokenizer.json at `path` (itself, or the directory it lies in) and what belongs to it.
 
     Raises UserError where there is none.
     """
-    given = Path(path)
+    given = epath.Path(path)
     found = given / FILE if given.is_dir() else given
     if not found.is_file():
         raise UserError(f"{path}: neither a tokenizer.json nor a directory with one")
@@ -88,13 +89,13 @@ def _content(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 
-def stated(path: Path, key: str) -> Any:
+def stated(path: epath.Path, key: str) -> Any:
     """What a JSON file says of `key`; None where it says nothing, or is not there."""
     found = _json(path) if path.is_file() else {}
     return found[key] if key in found else None
 
 
-def _json(path: Path) -> Any:
+def _json(path: epath.Path) -> Any:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -227,7 +228,7 @@ class HuggingFace:
         return [i for start, end in parts for i in self._ids(text[start:end], tokenizer)]
 
 
-def _checked(path: Path, known: Settings) -> dict[str, Any]:
+def _checked(path: epath.Path, known: Settings) -> dict[str, Any]:
     """tokenizer.json with the tokens that the settings add, or call special."""
     spec = _json(path)
     if not (isinstance(spec.get("model"), dict) and "vocab" in spec["model"]):
@@ -302,7 +303,7 @@ def _makes(pair: str | Sequence[str], hidden: Collection[str]) -> bool:
     return not {first, second, first + second}.isdisjoint(hidden)
 
 
-def _load(path: Path, spec: Mapping[str, Any]):
+def _load(path: epath.Path, spec: Mapping[str, Any]):
     try:
         from tokenizers import Tokenizer
     except ImportError:

@@ -40,6 +40,26 @@ CASES = {  # what config.json says
         model_type="qwen3", head_dim=6, use_sliding_window=True, sliding_window=5,
         max_window_layers=0, **ODD,
     ),
+    "qwen3_moe": dict(
+        model_type="qwen3_moe", head_dim=8, moe_intermediate_size=10, num_experts=8,
+        num_experts_per_tok=2, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[],
+    ),
+    "qwen3_moe_odd": dict(
+        model_type="qwen3_moe", head_dim=6, moe_intermediate_size=7, num_experts=5,
+        num_experts_per_tok=3, norm_topk_prob=False, use_sliding_window=True, sliding_window=5,
+        **ODD,
+    ),
+    "gpt_oss": dict(
+        model_type="gpt_oss", head_dim=8, num_local_experts=4, num_experts_per_tok=2,
+        rope_scaling={**YARN, "truncate": False, "beta_fast": 32.0, "beta_slow": 1.0},
+        sliding_window=6, attention_bias=True, swiglu_limit=7.0,
+    ),
+    "gpt_oss_odd": dict(
+        model_type="gpt_oss", head_dim=6, num_hidden_layers=3, num_local_experts=5,
+        num_experts_per_tok=4, rope_scaling={**YARN, "truncate": True}, sliding_window=3,
+        layer_types=["sliding_attention"] * 2 + ["full_attention"], swiglu_limit=0.5,
+        swiglu_alpha=1.2, **ODD,
+    ),
 }  # fmt: skip
 
 

@@ -14,13 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 CLIS = {"train", "evaluate", "generate", "label", "convert", "aot", "gap", "bench"}
 ROWS = [  # a module imports strictly lower rows, or its own package
     {"structs"},
+    {"processes"},
     {"mesh", "sections", "tokenizer_json"},
-    {"models", "objectives", "tokenizer", "template", "metrics", "transport", "untrusted"},
+    {"models", "objectives", "tokenizer", "template", "metrics", "transport", "untrusted", "costs"},
     {"data", "sampling", "training", "hf", "segments"},
-    {"textgen", "chat"},
+    {"textgen", "chat", "loading"},
     {"judge", "rewriter", "remote"},
     {"setup"},
-    {"evals", "rewards"},
+    {"evals", "rewards", "clock"},
     {"stages"},
     {"cli", "seeds"},  # what the CLIs share
     {"report"},  # a CLI, and how train ends

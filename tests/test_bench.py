@@ -15,6 +15,7 @@ from sip.evals import schedules, sharing
 from sip.judge.compare import Wins
 from sip.judge.schedules import ScheduleConfig
 
+pytest_plugins = ["tiny_fixtures"]
 NONE = (0.0, 1.0)
 
 
@@ -138,6 +139,20 @@ def test_the_command_prints_a_table_or_json_and_plots(capsys, tmp_path):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
+def test_a_judge_of_a_recipe_in_int8(finished, capsys):
+    judge = finished / "runs" / "judge"
+    assert call(bench, "int8", f"--judge={judge}", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["int8"]
+    accuracy = json.loads((judge / "eval.json").read_text())
+    assert set(found["aspects"]) == {"quality", "safety", "factuality"}
+    for name, figures in found["aspects"].items():
+        assert figures["accuracy_float32"] == pytest.approx(accuracy[f"{name}_accuracy"])
+        assert 0 < figures["largest"] < 0.2
+    assert call(bench, "int8", f"--judge={finished / 'runs' / 'base'}") == 2
+    assert "no run that was taught" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -147,6 +162,7 @@ def test_the_command_prints_a_table_or_json_and_plots(capsys, tmp_path):
         (("sharing", "--sample=0"), "--sample"),
         (("schedules", "--prefixes=0"), "--prefixes"),
         (("schedules", "--candidates=2"), "--candidates"),
+        (("int8",), "int8: --judge is needed"),
         (("schedules", "--png=/nowhere/a.png"), "--png /nowhere/a.png"),
     ],
 )

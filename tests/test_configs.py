@@ -28,6 +28,17 @@ FLAGS = {  # what the user has to name
         "--config.runs.rewriter.judge.backend=rule",
     ],
 }
+PAPER = ("sip_quality_1b4", "sip_factuality_1b4", "sip_safety_1b4", "sip_scratch_1b4")
+FLAGS |= {
+    name: [
+        "--config.runs.sip.init_from=",
+        "--config.runs.sip.judge.backend=rule",
+        "--config.runs.sip.judge.rule=distinct_words",
+        "--config.runs.sip.judge.weights=(('quality', 1.0),)",
+        "--config.runs.sip.rewriter.backend=truth",
+    ]
+    for name in PAPER
+}
 ABLATIONS = importlib.import_module("microworld_ablations").get_config("truth").order[1:]
 LEARNED = ("dpo_suffix_rollouts", "dr_grpo_rollouts")  # of the ablations, with a learned judge too
 
@@ -230,6 +241,20 @@ def test_ablations_run_with_a_learned_judge(name, finished, quick, tmp_path):
     config = tiny_recipe.get_config(name)
     last = run(config, name, begun(finished, tmp_path, "base", "tutor", "judge"))
     assert 0 < last["judge/valid"] <= 1
+
+
+def test_schedules_differ_in_what_is_compared_alone(finished, quick, tmp_path):
+    """Nothing else in the config, and fewer comparisons where it is adaptive."""
+    schedules = importlib.import_module("microworld_schedules")
+    config = tiny_recipe.shrink(schedules.get_config("all,adaptive,truth,debug"))
+    config.data.world = dict(entities=8, train=300, validation=60, test=60)
+    runs = [setup.plain(config.runs[name]) for name in ("all", "adaptive")]
+    assert recipe.differing(*runs) == {"judge.schedule.name"}
+    workdir = begun(finished, tmp_path, "base")
+    everything, some = (run(config, name, workdir) for name in ("all", "adaptive"))
+    assert everything["truth/share/quality"] == 1 > some["truth/share/quality"] > 0
+    with pytest.raises(ValueError, match="'swiss'"):
+        schedules.get_config("swiss")
 
 
 def test_a_judge_is_refreshed_on_what_the_policy_writes(finished, quick, tmp_path):

@@ -19,6 +19,7 @@ from sip import mesh as meshes
 from sip import tokenizer as tokenizers
 from sip.hf import configs, hub, reading, shards, tokens, writing
 from sip.mesh import MeshConfig
+from sip.models import lora
 from sip.structs import UserError
 from sip.training import checkpoints, optim
 
@@ -80,6 +81,20 @@ def test_in_and_out_again_is_the_same_bit_for_bit(published, tmp_path):
     equal(setup.load_params(str(half), meshes.single()), want)
 
 
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_moe_odd", "gpt_oss", "gpt_oss_odd"])
+def test_experts_in_and_out_again_lie_as_they_lay(name, tmp_path):
+    from safetensors.numpy import load_file
+
+    raw = families.config(name)
+    params, cfg = reading.load(families.write(raw, tmp_path / "in"), meshes.single())
+    writing.save(params, cfg, tmp_path / "out", {writing.GENERATION: b"{}"})
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    assert found.keys() == families.weights(raw).keys()
+    for tensor, want in families.weights(raw).items():
+        np.testing.assert_array_equal(found[tensor], want, strict=True)
+    equal(reading.load(tmp_path / "out", meshes.single()), (params, cfg))
+
+
 def test_half_precision_is_read_as_it_is_and_rounded_when_asked_to(published):
     whole, _ = reading.load(published, meshes.single())
     half, _ = reading.load(published, meshes.single(), jnp.bfloat16)
@@ -94,6 +109,8 @@ def test_half_precision_is_read_as_it_is_and_rounded_when_asked_to(published):
         ("qwen25", (1, 4, 2)),
         ("qwen3", (1, 4, 2)),
         ("llama32_odd", (2, 4, 1)),
+        ("qwen3_moe", (1, 4, 2)),
+        ("gpt_oss", (1, 4, 2)),
     ],
 )
 def test_every_device_reads_its_slices_alone(name, shape, tmp_path, monkeypatch):
@@ -145,6 +162,26 @@ def test_a_run_starts_from_either_kind_and_not_with_other_numbers(published, tmp
     equal(start(cfg, published).params, start(cfg, tmp_path / "run").params)
     with pytest.raises(UserError, match="model.rope_theta is 9.0, but 500.0 in"):
         start(dataclasses.replace(cfg, rope_theta=9.0), published)
+
+
+def test_factors_are_merged_on_export(published, tmp_path):
+    """A run of factors on a published base, exported, is the adapted model: unmerged here."""
+    params, cfg = reading.load(published, meshes.single())
+    wanted = lora.LoraConfig(rank=2, matrices=("wq", "w_down"))
+    factors = lora.init(params, wanted, jax.random.key(0))
+    factors = {k: x + 0.1 if k.endswith("_b") else x for k, x in factors.items()}
+    adapted = lora.Adapted(params, factors, wanted.scale)
+    record = {"model": dataclasses.asdict(cfg), "config": {"lora": dataclasses.asdict(wanted)}}
+    run, out = tmp_path / "run", tmp_path / "out"
+    checkpoints.save_params(str(run), adapted, record)
+    assert converted("hf", run, out, f"--tokenizer_from={published}") == 0
+    again, found = reading.load(out, meshes.single())
+    tree = families.tree(*families.texts(cfg.vocab_size, range(5)))
+    exact = dataclasses.replace(found, dtype="float32")
+    of = lambda params: families.logits(params, exact, tree)
+    for a, b, base in zip(of(adapted), of(again), of(params), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+        assert np.abs(a - base).max() > 0.01
 
 
 def test_a_run_s_own_tokenizer_is_written_as_theirs(published, tmp_path):

@@ -18,7 +18,12 @@ ODD = tiny.model(
     qkv_bias=True, qk_norm=True, window=3,
     rope_scaling="yarn", rope_factor=4.0, rope_original_len=16, rope_gain=1.2, rope_theta=20.0,
 )  # fmt: skip
-KINDS = pytest.mark.parametrize("cfg", [tiny.CFG, ODD], ids=["plain", "odd"])
+# gpt-oss's: the second layer has no window; 3 of 5 experts, some clamped.
+MIXED = tiny.model(
+    qkv_bias=True, out_bias=True, sinks=True, window=3, full_every=2, experts=5, active=3,
+    expert_bias=True, swiglu_limit=0.7, swiglu_alpha=1.7,
+)  # fmt: skip
+KINDS = pytest.mark.parametrize("cfg", [tiny.CFG, ODD, MIXED], ids=["plain", "odd", "mixed"])
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -65,16 +70,37 @@ def numpy_head(p, h_TD, cfg, kind, at):
     return numpy_norm(x, p[f"{kind}_norm"], cfg.norm_eps)
 
 
-def numpy_attention(p, h_TD, cfg):
-    out_TD, T = np.zeros_like(h_TD), len(h_TD)
-    seen = np.tri(T) - (np.tri(T, k=-cfg.window) if cfg.window else 0)
+def numpy_attention(p, h_TD, cfg, window):
+    T = len(h_TD)
+    out_TD = np.zeros_like(h_TD) + (p["bo"] if cfg.out_bias else 0)
+    seen = np.tri(T) - (np.tri(T, k=-window) if window else 0)
     for g, i in np.ndindex(cfg.kv_heads, cfg.queries_per_kv):
         q = numpy_rope(numpy_head(p, h_TD, cfg, "q", (g, i)), cfg)
         k = numpy_rope(numpy_head(p, h_TD, cfg, "k", (g,)), cfg)
         weights = seen * np.exp(q @ k.T * cfg.head_dim**-0.5)
         v = numpy_head(p, h_TD, cfg, "v", (g,))
-        out_TD += weights / weights.sum(1, keepdims=True) @ v @ p["wo"][g, i]
+        sink = np.exp(p["sinks"][g, i]) if cfg.sinks else 0
+        out_TD += weights / (weights.sum(1, keepdims=True) + sink) @ v @ p["wo"][g, i]
     return out_TD
+
+
+def numpy_experts(p, h_TD, cfg):
+    """Every expert on every token, weighted by a softmax over the likeliest."""
+    logits_TE = h_TD @ p["w_router"] + p["b_router"]
+    kept_TE = logits_TE >= np.sort(logits_TE)[:, -cfg.active][:, None]
+    share_TE = kept_TE * np.exp(logits_TE) / (kept_TE * np.exp(logits_TE)).sum(1, keepdims=True)
+    out_TD, limit = 0, cfg.swiglu_limit
+    for e in range(cfg.experts):
+        gate = np.minimum(h_TD @ p["w_gate"][e] + p["b_gate"][e], limit)
+        up = np.clip(h_TD @ p["w_up"][e] + p["b_up"][e], -limit, limit) + 1
+        said = gate / (1 + np.exp(-cfg.swiglu_alpha * gate)) * up @ p["w_down"][e] + p["b_down"][e]
+        out_TD += share_TE[:, e, None] * said
+    return out_TD
+
+
+def numpy_mlp(p, h_TD, cfg):
+    gate = h_TD @ p["w_gate"]
+    return (gate / (1 + np.exp(-gate)) * (h_TD @ p["w_up"])) @ p["w_down"]
 
 
 def numpy_forward(params, cfg, tokens_T):
@@ -83,10 +109,11 @@ def numpy_forward(params, cfg, tokens_T):
     x_TD = params["embed"][tokens_T]
     for layer in range(cfg.layers):
         p = jax.tree.map(lambda x, layer=layer: x[layer], params["blocks"]["block"])
-        x_TD = x_TD + numpy_attention(p, numpy_norm(x_TD, p["attention_norm"], cfg.norm_eps), cfg)
+        full = cfg.full_every and (layer + 1) % cfg.full_every == 0
+        h_TD = numpy_norm(x_TD, p["attention_norm"], cfg.norm_eps)
+        x_TD = x_TD + numpy_attention(p, h_TD, cfg, 0 if full else cfg.window)
         h_TD = numpy_norm(x_TD, p["mlp_norm"], cfg.norm_eps)
-        gate = h_TD @ p["w_gate"]
-        x_TD = x_TD + (gate / (1 + np.exp(-gate)) * (h_TD @ p["w_up"])) @ p["w_down"]
+        x_TD = x_TD + (numpy_experts if cfg.experts else numpy_mlp)(p, h_TD, cfg)
     return numpy_norm(x_TD, params["final_norm"], cfg.norm_eps)
 
 
@@ -110,6 +137,7 @@ def test_a_trunk_is_the_model_written_out_in_numpy(cfg):
         ({"kv_heads": 1, "queries_per_kv": 3, "tied": True}, 2e-5),
         ({"dtype": "bfloat16"}, 0.06),
         (dataclasses.asdict(ODD), 2e-5),
+        (dataclasses.asdict(MIXED), 2e-5),
     ],
 )
 def test_a_branch_equals_the_plain_sequence(changes, tolerance):
@@ -128,6 +156,7 @@ def test_a_branch_equals_the_plain_sequence(changes, tolerance):
         (tiny.CFG, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}),
         (tiny.CFG, {"remat": "dots"}),
         (ODD, {"branch_chunk": 2, "query_chunk": 2}),
+        (MIXED, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}),
     ],
 )
 def test_saving_memory_changes_neither_values_nor_gradients(cfg, changes):
@@ -277,10 +306,12 @@ def test_matrices_begin_at_the_width_that_their_fan_in_asks_for():
     [("max_len", 0), ("vocab_size", 0), ("layers", -1), ("kv_heads", 0), ("hidden", 0),
      ("branch_chunk", 0), ("head_dim", 3), ("dtype", "float16"), ("remat", "all"), ("window", -1),
      ("rope_scaling", "dynamic"), ("rope_theta", 1.0), ("rope_factor", 0.5), ("rope_gain", 0.0),
-     ("rope_low", 4.0), ("rope_slow", 0.0)],
+     ("rope_low", 4.0), ("rope_slow", 0.0), ("full_every", 2), ("active", 1), ("experts", 2),
+     ("expert_bias", True), ("swiglu_limit", 7.0), ("router_aux", 0.1)],
 )  # fmt: skip
 def test_a_config_that_cannot_be_names_its_field(field, value):
-    with pytest.raises(UserError, match=rf"model\.{field}"):
+    named = "active" if field == "experts" else field
+    with pytest.raises(UserError, match=rf"model\.{named}"):
         tiny.model(**{field: value})
 
 

@@ -60,6 +60,49 @@ def test_windows(name, changes, window):
     assert parsed(name, **changes).window == window
 
 
+def test_gpt_oss_by_hand():
+    found = parsed("gpt_oss")
+    assert found == ModelConfig(
+        vocab_size=48, width=16, layers=2, kv_heads=2, queries_per_kv=2, head_dim=8, hidden=24,
+        max_len=256, window=6, full_every=2, qkv_bias=True, out_bias=True, sinks=True, experts=4,
+        active=2, expert_bias=True, swiglu_limit=7.0, swiglu_alpha=1.702, rope_scaling="yarn",
+        rope_factor=4.0, rope_original_len=32, rope_truncate=False, rope_gain=found.rope_gain,
+    )  # fmt: skip
+    assert found.rope_gain == pytest.approx(1.13862944)
+
+
+def test_qwen3_moe_by_hand():
+    found = parsed("qwen3_moe_odd")
+    assert (found.hidden, found.experts, found.active, found.norm_topk) == (7, 5, 3, False)
+    assert (found.qk_norm, found.expert_bias, found.window, found.full_every) == (True, False, 5, 0)
+    raw = families.config("qwen3_moe")
+    raw["num_local_experts"] = raw.pop("num_experts")  # as version 5 writes it
+    assert configs.parse(raw) == parsed("qwen3_moe")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "layers", "rule"),
+    [
+        ("snf", 3, None),
+        ("ssf", 3, (6, 3)),
+        ("sfs", 3, (6, 2)),
+        ("sss", 3, (6, 0)),
+        ("fff", 3, (0, 0)),
+        ("sff", 3, None),
+        ("fsf", 3, None),
+        (None, 3, (6, 2)),
+    ],
+)
+def test_which_layers_have_a_window(kinds, layers, rule):
+    names = {"s": "sliding_attention", "f": "full_attention", "n": "chunked_attention"}
+    said = kinds and [names[k] for k in kinds]
+    try:
+        found = parsed("gpt_oss", layer_types=said, num_hidden_layers=layers)
+        assert (found.window, found.full_every) == rule
+    except UserError as error:
+        assert rule is None and "layer_types" in str(error)
+
+
 def test_version_5_says_rotary_positions_elsewhere():
     raw = families.config("llama31")
     old = configs.parse(raw)
@@ -91,6 +134,16 @@ REFUSED = {
     ),
     "differ": ("llama31", {"rope_parameters": {"rope_type": "default"}}),
     "rope_theta": ("llama2", {"rope_parameters": {"rope_type": "default", "rope_theta": 5.0}}),
+    "decoder_sparse_step": ("qwen3_moe", {"decoder_sparse_step": 2}),
+    "mlp_only_layers": ("qwen3_moe", {"mlp_only_layers": [0]}),
+    "max_window_layers": ("qwen3_moe_odd", {"max_window_layers": 2}),
+    "num_experts and num_local_experts": ("qwen3_moe", {"num_local_experts": 9}),
+    "moe_intermediate_size": ("qwen3_moe", {"moe_intermediate_size": None}),
+    "model.active": ("qwen3_moe", {"num_experts_per_tok": 9}),
+    "method 'fp8'": ("gpt_oss", {"quantization_config": {"quant_method": "fp8"}}),
+    "experts_per_token": ("gpt_oss", {"experts_per_token": 3}),
+    "initial_context_length": ("gpt_oss", {"initial_context_length": 33}),
+    "rope_theta, rope_scaling": ("gpt_oss", {"rope_scaling": None}),
     "not an object": ("llama2", {"rope_scaling": "linear"}),
 }  # fmt: skip
 
@@ -129,6 +182,11 @@ def test_a_config_comes_back(cfg):
 def test_a_model_of_no_family_is_not_exported():
     with pytest.raises(UserError, match="qkv_bias and qk_norm"):
         configs.to_json(tiny.model(qkv_bias=True, qk_norm=True))
+    for changes in ({"sinks": True}, {"window": 4, "full_every": 2}, {"out_bias": True}):
+        with pytest.raises(UserError, match="sinks|full_every|out_bias"):
+            configs.to_json(tiny.model(**changes))
+    with pytest.raises(UserError, match="experts"):
+        configs.to_json(tiny.model(experts=2, active=1))
 
 
 def test_a_file_that_is_no_config_is_named(tmp_path):
@@ -142,6 +200,7 @@ def test_a_file_that_is_no_config_is_named(tmp_path):
 def test_a_checkpoint_is_not_taken_for_another_model():
     cfg = parsed("llama31")
     configs.check_same(cfg, dataclasses.replace(cfg, max_len=64, remat="block"), "there")
-    for name, value in (("rope_theta", 1e4), ("window", 4), ("norm_eps", 1e-6)):
+    for name, value in (("rope_theta", 1e4), ("window", 4), ("norm_eps", 1e-6), ("active", 1)):
+        cfg = parsed("qwen3_moe" if name == "active" else "llama31")
         with pytest.raises(UserError, match=f"model.{name} is .* in there/config.json"):
             configs.check_same(cfg, dataclasses.replace(cfg, **{name: value}), "there")

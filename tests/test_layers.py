@@ -52,9 +52,10 @@ def test_project_over_several_axes_is_an_einsum(key):
     np.testing.assert_allclose(out, jnp.einsum("BNGQH,GQHD->BND", x, w), rtol=1e-5, atol=1e-5)
 
 
-def test_a_query_of_zeros_takes_the_mean_of_the_values_it_sees():
+@pytest.mark.parametrize("sink", [0, 2])
+def test_a_query_of_zeros_takes_the_mean_of_the_values_it_sees(sink):
     # Trunk values 1, 2, 3, of which branch 0 sees one and branch 1 all; past 10, 20 (one is
-    # filled); own 100, 200: every key a branch position sees weighs the same.
+    # filled); own 100, 200: every key a branch position sees weighs the same, a sink twice as much.
     line = lambda *v: jnp.array(v).reshape(1, -1, 1, 1)
     zeros = lambda *shape: jnp.zeros((1, *shape, 1, 1))
     own = jnp.tile(line(100.0, 200.0)[:, None], (1, 2, 1, 1, 1))
@@ -62,9 +63,33 @@ def test_a_query_of_zeros_takes_the_mean_of_the_values_it_sees():
     out = layers.branch_attention(
         zeros(2, 2, 1), (zeros(2, 2), own), (zeros(3), line(1.0, 2.0, 3.0)), (zeros(2, 2), past),
         jnp.array([[[True, False, False], [True, True, True]]]), jnp.array([[[True, False]] * 2]),
+        sink_GQ=jnp.log(jnp.full((1, 1), float(sink))) if sink else None,
     )  # fmt: skip
-    want = [[111 / 3, 311 / 4], [116 / 5, 316 / 6]]
+    want = [[111 / (3 + sink), 311 / (4 + sink)], [116 / (5 + sink), 316 / (6 + sink)]]
     np.testing.assert_allclose(out.reshape(2, 2), want, rtol=1e-6)
+
+
+def test_a_branch_s_sinks_are_those_of_the_trunk_and_learn_alike(key):
+    q_BTGQH, k, v = jax.random.normal(key, (3, 1, 5, 2, 3, 4))
+    k_BTGH, v_BTGH = k[:, :, :, 0], v[:, :, :, 0]
+    sink_GQ = jnp.linspace(-1.0, 2.0, 6).reshape(2, 3)
+
+    def trunk(q, k, v, sink):
+        return layers.trunk_attention(q, k, v, None, 5, sink_GQ=sink)[:, 2:]
+
+    def branch(q, k, v, sink):
+        own, before = (k[:, None, 2:], v[:, None, 2:]), (k[:, :2], v[:, :2])
+        seen = jnp.ones((1, 1, 2), bool)
+        out = layers.branch_attention(q[:, None, 2:], own, before, None, seen, None, sink_GQ=sink)
+        return out[:, 0]
+
+    loss = lambda attend: lambda *x: (attend(*x) ** 2).sum()
+    found, want = (
+        jax.jit(jax.value_and_grad(loss(f), (0, 1, 2, 3)))(q_BTGQH, k_BTGH, v_BTGH, sink_GQ)
+        for f in (branch, trunk)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, want)
+    assert np.abs(want[1][3]).min() > 1e-3
 
 
 def test_attention_survives_scores_that_overflow_exp():

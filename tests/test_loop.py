@@ -63,9 +63,9 @@ def state(skipped_in_row):
 
 def test_too_many_bad_updates_in_a_row_end_the_run():
     config = CheckpointConfig(max_skipped_in_row=3)
-    loop.check_finite(state(2), config)
+    loop.check(state(2), {}, config)
     with pytest.raises(UserError, match="not finite in 3 updates .*max_skipped_in_row"):
-        loop.check_finite(state(3), config)
+        loop.check(state(3), {}, config)
 
 
 def test_ratios_are_of_sums_and_leave_out_what_counted_nothing():
@@ -104,14 +104,18 @@ def test_saving_finishes_what_is_pending_even_when_the_loop_fails(tmp_path):
 
 
 def test_the_meter_counts_tokens_of_trunks_and_branches(monkeypatch):
-    now = iter([10.0, 12.0, 16.0])
+    now = iter([10.0, 10.5, 11.0, 11.0, 11.25, 12.0, 16.0])
     monkeypatch.setattr(loop.time, "monotonic", lambda: next(now))
     masks = np.array([[True, True, False]]), np.array([[[True, False], [True, True]]])
     tree = Tree(masks[0] * 1, masks[0], masks[1] * 1, masks[1], np.ones((1, 2)))
     meter = loop.Meter()
     meter.count({"a": tree, "b": (tree, np.ones((9, 9), bool))})
-    assert meter.read() == {"speed/tokens_per_sec": 10 / 2}
-    assert meter.read() == {"speed/tokens_per_sec": 0.0}
+    for _ in range(2):
+        with meter.phase("judge"):
+            pass
+    shares = {"speed/share/judge": 0.75 / 2}
+    assert meter.read() == {"speed/tokens_per_sec": 10 / 2, "speed/seconds": 2.0, **shares}
+    assert meter.read() == {"speed/tokens_per_sec": 0.0, "speed/seconds": 4.0}
 
 
 def test_the_profiler_traces_the_steps_asked_for(monkeypatch):

@@ -29,6 +29,23 @@ def test_what_counted_nothing_has_no_value():
     }
 
 
+def test_a_log_in_a_store_is_the_log_in_a_file(tmp_path, monkeypatch):
+    """Where nothing can grow, the whole is written each time, what was before too."""
+    run(tmp_path / "file", 1, 5)
+    run(tmp_path / "file", 4, 7, resume=3)
+    monkeypatch.setattr(metrics, "appends", lambda path: False)
+    run(tmp_path / "store", 1, 5)
+    run(tmp_path / "store", 4, 7, resume=3)
+    assert read(tmp_path / "store") == read(tmp_path / "file")
+    assert len(read(tmp_path / "store")) == 7
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics.processes, "lead", lambda: False)
+    run(tmp_path / "run", 1, 3)
+    assert not (tmp_path / "run").exists()
+
+
 def test_lines_hold_what_was_written(tmp_path):
     log = writer(tmp_path / "deep" / "run")
     log.write(1, {"loss": np.float32(0.5), "rate": (3, 4), "none": (0, 0)})

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from optax import contrib
 
-from sip.models import decoder
+from sip.models import decoder, parameters
 from sip.structs import UserError
 from sip.training import optim
 from sip.training.optim import OptimConfig
@@ -63,7 +63,9 @@ def test_gradients_are_clipped_by_their_global_norm():
     np.testing.assert_allclose([mean["a"], mean["b"]], [[0.06], [0.08]], rtol=1e-6)
 
 
-BLOCK = ("attention_norm", "mlp_norm", *optim.MATRICES)
+HIDDEN = [name for name in optim.MATRICES if name != "w_router"]
+BLOCK = ("attention_norm", "mlp_norm", *HIDDEN)
+EXPERTS = tiny.model(experts=4, active=2)
 ADAM = OptimConfig(lr=0.1, steps=10, warmup_steps=2, weight_decay=0.3, clip_norm=50.0)
 MUON = dataclasses.replace(ADAM, name="muon")
 
@@ -166,10 +168,25 @@ def test_an_update_of_muon_is_orthogonal_and_of_the_rms_of_its_rate():
     assert flat.max() / flat.min() > 10, "the gradient is far from orthogonal"
 
 
+def matrix_letters(cfg):
+    shapes = jax.eval_shape(lambda: decoder._boxed(cfg, jax.random.key(0)))["blocks"]["block"]
+    return {k: "".join(box.names) for k, box in shapes.items() if "norm" not in k}
+
+
 def test_muon_knows_the_letters_of_every_matrix_of_the_decoder():
-    shapes = jax.eval_shape(lambda: decoder._boxed(tiny.CFG, jax.random.key(0)))["blocks"]["block"]
-    letters = {k: "".join(box.names) for k, box in shapes.items() if "norm" not in k}
-    assert letters == {k: "L" + reads + writes for k, (reads, writes) in optim.MATRICES.items()}
+    table = {k: reads + writes for k, (reads, writes) in optim.MATRICES.items()}
+    assert matrix_letters(tiny.CFG) == {k: "L" + table[k] for k in HIDDEN}
+    lead = {k: "LE" if k in ("w_gate", "w_up", "w_down") else "L" for k in table}
+    assert matrix_letters(EXPERTS) == {k: lead[k] + table[k] for k in table}
+
+
+def test_muon_turns_each_expert_s_matrix_by_itself():
+    """As it does the layers': the update of each is that of the matrix alone."""
+    tx = optim.build(dataclasses.replace(MUON, clip_norm=1e9))
+    w_EDF = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 6)), jnp.float32)
+    run = lambda w: two_updates(tx, {"w_up": w}, {"w_up": jnp.cos(3 * w)})[0]["w_up"]
+    apart = jnp.stack([run(w_EDF[0]), run(w_EDF[1])])
+    np.testing.assert_allclose(run(w_EDF), apart, rtol=1e-5)
 
 
 def test_muon_refuses_a_parameter_that_it_does_not_know():
@@ -238,11 +255,14 @@ def test_a_config_that_cannot_be_names_its_field(field, value):
 
 def test_every_parameter_of_every_family_is_a_matrix_an_embedding_or_a_vector():
     """Else Muon would refuse it, or AdamW let it decay."""
-    cfg = tiny.model(qkv_bias=True, qk_norm=True)
+    cfg = tiny.model(
+        qkv_bias=True, qk_norm=True, out_bias=True, sinks=True, experts=4, active=2,
+        expert_bias=True,
+    )  # fmt: skip
     tx = optim.build(optim.OptimConfig(lr=0.1, steps=1, name="muon", weight_decay=1.0))
     params = tiny.params(cfg)
     tx.init(params)
     names = set(params["blocks"]["block"])
-    assert names - set(optim.MATRICES) == {
-        "attention_norm", "mlp_norm", "q_norm", "k_norm", *optim.BIASES,
+    assert names - set(parameters.MATRICES) == {
+        "attention_norm", "mlp_norm", "q_norm", "k_norm", *parameters.BIASES,
     }  # fmt: skip

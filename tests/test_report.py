@@ -30,6 +30,9 @@ def test_the_summary_has_the_agreed_schema(finished):
         assert set(row) >= FIGURES and all(math.isfinite(x) for x in row.values())
     assert all(0 <= summary["judge"][name] <= 1 for name in ACCURACIES)
     assert sum(summary["wall_by_run"].values()) == pytest.approx(summary["wall_seconds"])
+    assert set(summary["goodput_by_run"]) == set(summary["wall_by_run"])
+    assert all(0 < share < 1 for share in summary["goodput_by_run"].values())
+    assert set(summary["lost_steps_by_run"].values()) == {0}
 
 
 def test_the_base_draws_with_itself_and_standard_has_closed_no_headroom(finished):

@@ -11,7 +11,8 @@ import optax
 import pytest
 import tiny
 
-from sip import mesh, setup
+from sip import clock, mesh, setup
+from sip.clock import Clock
 from sip.data.microworld import WorldConfig
 from sip.models import decoder
 from sip.structs import UserError
@@ -39,6 +40,17 @@ def start(tmp_path, cfg, init_from):
             init_from=init_from,
             reference=False,
         )
+
+
+def test_a_clock_counts_logged_steps_that_are_done_again(tmp_path):
+    run, command = (Clock(str(tmp_path)) for _ in range(2))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"step": 9}\n')
+    for after, lost in ((9, 0), (6, 3), (12, 3), (4, 8)):
+        run.resumed(after)
+        assert run.lost_steps == lost
+    run.save()
+    command.save()  # it has read nothing of the log
+    assert command.lost_steps == Clock(str(tmp_path)).lost_steps == 8
 
 
 def test_a_deeper_model_starts_as_the_shallower_one_it_comes_from(tmp_path):
@@ -73,13 +85,14 @@ def test_a_clock_adds_up_the_attempts_and_a_crash_loses_those_since_the_last_sav
     tmp_path, monkeypatch
 ):
     now = iter([10.0, 14.0, 19.0, 100.0, 103.0, 0.0, 1.0])
-    monkeypatch.setattr(setup, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    first = setup.Clock(str(tmp_path / "run"))
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    first = Clock(str(tmp_path / "run"))
+    assert first.lost_steps == 0
     first.save()
     assert first.seconds() == 9.0  # then it was killed: 5 seconds after the save
-    second = setup.Clock(str(tmp_path / "run"))
+    second = Clock(str(tmp_path / "run"))
     second.save()
-    assert setup.Clock(str(tmp_path / "run")).seconds() == 4 + 3 + 1
+    assert Clock(str(tmp_path / "run")).seconds() == 4 + 3 + 1
 
 
 @pytest.mark.parametrize(

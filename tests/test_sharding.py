@@ -270,15 +270,42 @@ def _gathered(text):
     return {math.prod(map(int, shape.split(","))) for shape in found}
 
 
+def _decoding(cfg, where="2x2x2"):
+    """Elements of each all-gather in the loop of a rollout's compiled text."""
+    mesh, tree = _mesh(where), _tree(1)
+    run = jax.jit(functools.partial(sampling.rollout, cfg=cfg, branches=K, steps=R, **ROLL))
+    args = dict(tokens_BT=tree.tokens_BT, fork_B=tree.fork_BC[:, 0], rows_B=np.arange(B))
+    with jax.set_mesh(mesh):
+        shapes = jax.tree.map(jnp.asarray, put_batch(mesh, args))
+        lowered = run.lower(decoder.abstract(cfg, mesh), key=jax.random.key(3), **shapes)
+        text = lowered.compile({"xla_backend_optimization_level": 0}).as_text()
+    return _gathered("\n".join(line for line in text.splitlines() if "/decode/" in line))
+
+
+ROLL = dict(sampling=sampling.SamplingConfig())
+
+
+def test_parameters_are_gathered_once_for_all_tokens_where_there_is_room():
+    params = decoder.abstract(CFG, _mesh("2x2x2"))
+    weights = {k: math.prod(x.shape[1:]) // 2 for k, x in params["blocks"]["block"].items()}
+    whole = {weights[k] for k in ("wq", "wo", "w_gate", "w_down")}
+    assert not whole & _decoding(CFG)
+    assert whole <= _decoding(dataclasses.replace(CFG, gather_gib=0.0)), "else for each token"
+
+
 @pytest.mark.parametrize("name", ["tokens", "dr_grpo", "rollout"])
 def test_nothing_is_gathered_but_weights(name):
     """An activation that is gathered over the batch would be computed by every device in full."""
     _, text = _roll("2x2x2") if name == "rollout" else _update(name, "2x2x2", 1)
     params = decoder.abstract(CFG, _mesh("2x2x2"))
-    weights = {k: math.prod(x.shape[1:]) // 2 for k, x in params["blocks"]["block"].items()}
-    weights |= {"embed": CFG.vocab_size * CFG.width // 2, "norm": CFG.width}
+    together = CFG.layers if name == "rollout" else 1  # before its loop all layers' at once
+    block = params["blocks"]["block"].items()
+    weights = {k: together * math.prod(x.shape[1:]) // 2 for k, x in block}
+    weights |= {"embed": CFG.vocab_size * CFG.width // 2}
+    weights |= {"norm": CFG.width, "norms": together * CFG.width}
     argmax = B // 4 * K * 2  # of a token, over a vocabulary in two parts
-    assert set(weights.values()) - {CFG.width // 2} <= _gathered(text)
+    small = {together * CFG.width // 2}
+    assert set(weights.values()) - small <= _gathered(text)
     assert _gathered(text) <= {*weights.values(), argmax}
     assert " all-to-all(" not in text and " collective-permute(" not in text
 

@@ -15,7 +15,8 @@ import pytest
 import tiny_recipe
 from workdirs import begun, call, files, stop_after
 
-from sip import setup, train
+from sip import clock, train
+from sip.clock import Clock
 from sip.stages import recipe
 from sip.structs import UserError
 from sip.training import loop
@@ -148,10 +149,10 @@ def test_the_seconds_of_a_run_are_those_of_all_its_attempts(finished, quick, tmp
     config.report.judge = config.report.rewriter = ""
     config.runs.standard.update(steps=3)
     now = itertools.count(1000)
-    monkeypatch.setattr(setup, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
-    kept, save = [], setup.Clock.save
+    monkeypatch.setattr(clock, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    kept, save = [], Clock.save
     with monkeypatch.context() as patch:
-        patch.setattr(setup.Clock, "save", lambda clock: kept.append(save(clock)))
+        patch.setattr(Clock, "save", lambda one: kept.append(save(one)))
         stop_after(patch, 2)
         with pytest.raises(loop.Stopped):
             train.train(config, str(workdir))
@@ -171,8 +172,8 @@ def test_every_checkpoint_keeps_the_seconds(name, finished, quick, tmp_path, mon
     workdir, config = begun(finished, tmp_path / "work", "base"), tiny_recipe.get_config()
     run = config.runs[name]
     run.steps, run.checkpoint.every_steps = 6, 2
-    kept, save = [], setup.Clock.save
-    monkeypatch.setattr(setup.Clock, "save", lambda clock: kept.append(save(clock)))
+    kept, save = [], Clock.save
+    monkeypatch.setattr(Clock, "save", lambda one: kept.append(save(one)))
     recipe.STAGES[run.stage].run(config, name, str(workdir))
     assert len(kept) == 3 and (workdir / "runs" / name / "wall.json").exists()
 

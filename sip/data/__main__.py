@@ -2,16 +2,23 @@
 
 python -m sip.data --source=microworld --split=train --data_dir=/tmp/sip-data
 python -m sip.data --source=txt --path=book.txt [--tokenizer=book.model]
+python -m sip.data --source=jsonl --path=a.jsonl --questions=asked.jsonl    # for sip.judge
+python -m sip.data --source=jsonl --path=a.jsonl --scores=judged.jsonl --out=unsafe.jsonl
+
+The last two, with `python -m sip.judge < asked.jsonl > judged.jsonl` between them, keep the
+documents of --split whose --aspect has a score below --below.
 """
 
 import argparse
 import ast
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
-from sip.data import documents
+from sip.data import documents, screening
 from sip.structs import UserError
 from sip.tokenizer import SentencePiece
 
@@ -32,7 +39,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data_dir", default="data", help="where data sets are built")
     parser.add_argument("--world", default="", help="of the micro-world: entities=48,train=1000")
     parser.add_argument("--tokenizer", default="", help="SentencePiece model, to count tokens")
-    return parser.parse_args(argv)
+    parser.add_argument("--questions", default="", help="file to write: a line per document")
+    parser.add_argument("--characters", type=int, default=2000, help="of a document, to be judged")
+    parser.add_argument("--scores", default="", help="file with what the judge said of each")
+    parser.add_argument("--aspect", default="safety", help="of --scores")
+    parser.add_argument("--below", type=float, default=0.5, help="scores of what is kept")
+    parser.add_argument("--out", default="", help="file to write: what is kept, as .jsonl")
+    flags = parser.parse_args(argv)
+    if bool(flags.scores) != bool(flags.out):
+        parser.error("--scores and --out: both or none are wanted")
+    return flags
 
 
 def world(text: str) -> dict:
@@ -59,6 +75,24 @@ def describe(docs: documents.Documents, tokenizer: SentencePiece | None) -> str:
     return "\n".join(f"{name:<16}{value}" for name, value in rows)
 
 
+def screen(flags: argparse.Namespace, texts: Sequence[str]) -> None:
+    """Writes the questions about documents, or the documents of low score, where that is asked."""
+    try:
+        if flags.questions:
+            write(flags.questions, [screening.question(t, flags.characters) for t in texts])
+        if flags.scores:
+            lines = Path(flags.scores).read_bytes().splitlines()
+            lows = list(screening.low(lines, flags.aspect, flags.below))
+            write(flags.out, screening.keep(texts, lows))
+    except OSError as error:
+        raise UserError(f"{error.filename}: {error.strerror}") from error
+
+
+def write(path: str, lines: Sequence[str]) -> None:
+    Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    print(f"{len(lines):,} lines in {path}")
+
+
 def main(argv: list[str] | None = None) -> int:
     flags = parse(argv)
     try:
@@ -66,7 +100,9 @@ def main(argv: list[str] | None = None) -> int:
             source=flags.source, path=flags.path, split=flags.split, world=world(flags.world)
         )
         tokenizer = SentencePiece(flags.tokenizer) if flags.tokenizer else None
-        print(describe(documents.load(cfg, flags.data_dir), tokenizer))
+        docs = documents.load(cfg, flags.data_dir)
+        screen(flags, docs.texts)
+        print(describe(docs, tokenizer))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ import numpy as np
 from sip.data.chunks import Chunks
 from sip.mesh import put_batch
 from sip.models.config import ModelConfig
+from sip.processes import fetch
 from sip.sampling import SamplingConfig, program
 from sip.structs import Params, Tree, UserError
 from sip.tokenizer import Tokenizer, continuation
@@ -88,7 +89,7 @@ def sample(
     with jax.set_mesh(mesh):
         for at, live in _batches(len(asked), batch):
             args = put_batch(mesh, (asked.tokens_ET[at, :P], asked.fork_E[at], at.astype(np.int32)))
-            found.append(np.asarray(run(params, *args, jax.random.key(seed)).tokens_BCR)[:live])
+            found.append(fetch(run(params, *args, jax.random.key(seed)).tokens_BCR)[:live])
     return [
         [continuation(tokenizer, row[:f].tolist(), new.tolist()) for new in many]
         for row, f, many in zip(asked.tokens_ET, asked.fork_E, np.concatenate(found), strict=True)

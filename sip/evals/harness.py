@@ -163,7 +163,7 @@ def load(wanted: Wanted) -> tuple[Any, list[Any]]:
         some = manager.match_tasks([name])
         if not some:
             where = wanted.directory or "lm_eval"
-            there = ", ".join(manager.all_tasks[:20])
+            there = ", ".join(manager.all_tasks[:20]) or "none"
             raise UserError(f"--tasks {name!r}: no such task in {where}; there are {there}")
         names += [each for each in some if each not in names]
     with contextlib.chdir(wanted.data or "."):  # where lm_eval looks for relative names

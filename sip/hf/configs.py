@@ -13,7 +13,10 @@ FAMILIES = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+    "gpt_oss": "GptOssForCausalLM",
 }
+QWEN3 = ("qwen3", "qwen3_moe")
 FIELDS = {  # ours -> theirs, and the type
     "vocab_size": ("vocab_size", int),
     "width": ("hidden_size", int),
@@ -42,6 +45,7 @@ ROPE_FIELDS = {  # by kind of scaling: ours -> theirs, and the default; None: ne
 # What parameters do not show, and their numbers hang on.
 SAME = ("norm_eps", "window", "rope_theta", "rope_gain", "rope_scaling", "rope_factor")
 SAME += ("rope_original_len", "rope_low", "rope_high", "rope_slow", "rope_fast", "rope_truncate")
+SAME += ("full_every", "active", "norm_topk", "swiglu_limit", "swiglu_alpha")
 # Fields of which only these values are what our decoder does.
 ONLY = {
     "hidden_act": ("silu",),
@@ -56,6 +60,8 @@ ONLY = {
     "pruned_heads": ({}, None),
     "quantization_config": (None,),
     "use_mrope": (False,),
+    "decoder_sparse_step": (1,),
+    "mlp_only_layers": ([], None),
 }
 # Fields that change no logit: ids, training, bookkeeping, what a call returns.
 HARMLESS = frozenset(
@@ -63,7 +69,8 @@ HARMLESS = frozenset(
     "initializer_range attention_dropout use_cache transformers_version _name_or_path "
     "_attn_implementation_autoset return_dict return_dict_in_generate output_attentions "
     "output_hidden_states output_scores id2label label2id problem_type task_specific_params "
-    "finetuning_task is_decoder gradient_checkpointing torchscript prefix".split()
+    "finetuning_task is_decoder gradient_checkpointing torchscript prefix "
+    "router_aux_loss_coef output_router_logits".split()
 )
 
 
@@ -104,11 +111,12 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
     found: dict[str, Any] = {ours: _take(left, *theirs) for ours, theirs in FIELDS.items()}
     found |= _heads(left, family, found["width"])
     found["tied"] = _take(left, "tie_word_embeddings", bool, False)
-    found["window"] = _window(left, family, found["layers"])
+    found |= _window(left, family, found["layers"])
     found["dtype"] = _dtype(left)
+    found |= {"qwen3_moe": _qwen_experts, "gpt_oss": _gpt_oss}.get(family, lambda _: {})(left)
     found |= _rope(left)
     _refuse(left)
-    return ModelConfig(**found, qkv_bias=family == "qwen2", qk_norm=family == "qwen3")
+    return ModelConfig(**{"qkv_bias": family == "qwen2", **found}, qk_norm=family in QWEN3)
 
 
 _NEEDED = object()
@@ -126,12 +134,13 @@ def _take(left, key: str, kind, default: Any = _NEEDED):
 
 
 def _heads(left, family, width) -> dict[str, int]:
-    """Head counts and size; Llama alone may say nothing of kv heads, Qwen 3 must give the size."""
+    """Head counts and size; Llama alone may say nothing of kv heads, and Qwen 3 and gpt-oss must
+    give the size."""
     heads = _take(left, "num_attention_heads", int)
     if left.get("num_key_value_heads", 0 if family == "llama" else _NEEDED) in (None, 0):
         left["num_key_value_heads"] = heads
     groups = _take(left, "num_key_value_heads", int)
-    if family != "qwen3" and left.get("head_dim") is None:
+    if family not in ("qwen3", "gpt_oss") and left.get("head_dim") is None:
         left["head_dim"] = width // heads if heads > 0 and width % heads == 0 else None
     size = _take(left, "head_dim", int)
     if groups < 1 or heads < 1 or heads % groups:
@@ -139,26 +148,89 @@ def _heads(left, family, width) -> dict[str, int]:
     return dict(kv_heads=groups, queries_per_kv=heads // groups, head_dim=size)
 
 
-def _window(left, family, layers) -> int:
-    """The window of all layers; Qwen's may begin at a layer, which is refused."""
+NEAR, FULL = "sliding_attention", "full_attention"
+
+
+def _window(left, family, layers) -> dict[str, int]:
+    """The window, and which layers have it."""
     if family == "llama":
-        return 0
+        return {}
     if family == "mistral":
         if left.get("sliding_window", _NEEDED) is None:
             left["sliding_window"] = 0
-        return _take(left, "sliding_window", int)
+        return {"window": _take(left, "sliding_window", int)}
+    kinds = left.pop("layer_types", None)
+    if family == "gpt_oss":
+        return _some_layers(left, kinds or [(NEAR, FULL)[i % 2] for i in range(layers)], layers)
     used = _take(left, "use_sliding_window", bool, False)
-    first, kinds = _take(left, "max_window_layers", int, 28), left.pop("layer_types", None)
+    first = _take(left, "max_window_layers", int, 28 if family != "qwen3_moe" else 0)
     if not used or left.get("sliding_window") is None:
         left.pop("sliding_window", None)
-        return 0
-    size = _take(left, "sliding_window", int)
-    late = ["sliding_attention" if i >= first else "full_attention" for i in range(layers)]
-    if set(kinds or late) == {"full_attention"}:
-        return 0
-    if set(kinds or late) != {"sliding_attention"}:
-        raise UserError("layer_types, max_window_layers: a window in some layers only")
-    return size
+        return {}
+    if family == "qwen3_moe" and first:
+        raise UserError("max_window_layers: of qwen3_moe a window is supported in all layers only")
+    return _some_layers(left, kinds or [(FULL, NEAR)[i >= first] for i in range(layers)], layers)
+
+
+def _some_layers(left, kinds, layers) -> dict[str, int]:
+    """Of `layer_types`; a window in some layers only, other than gpt-oss's kind, is refused."""
+    size, every = (
+        _take(left, "sliding_window", int, 0),
+        kinds.index(FULL) + 1 if FULL in kinds else 0,
+    )
+    if every == 1 and set(kinds) == {FULL}:
+        return {}
+    rule = [FULL if every and (i + 1) % every == 0 else NEAR for i in range(layers)]
+    if kinds != rule or every == 1:
+        raise UserError("layer_types, max_window_layers: windows in some layers, by no rule")
+    if size < 1:
+        raise UserError("sliding_window is missing")
+    return {"window": size, "full_every": every}
+
+
+def _qwen_experts(left) -> dict[str, Any]:
+    """Experts in every layer, softmax over all of them."""
+    return {
+        "hidden": _take(left, "moe_intermediate_size", int),
+        "experts": _same(left, "num_experts", "num_local_experts"),
+        "active": _take(left, "num_experts_per_tok", int),
+        "norm_topk": _take(left, "norm_topk_prob", bool, False),
+    }
+
+
+def _gpt_oss(left) -> dict[str, Any]:
+    """Experts, softmax over the chosen; biases and sinks everywhere; MXFP4 shows in its tensors."""
+    quantised = left.pop("quantization_config", None)
+    method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
+    if method not in (None, "mxfp4"):
+        raise UserError(f"quantization_config of method {method!r} is not supported")
+    said = left.get("rope_parameters") or left.get("rope_scaling")
+    if not isinstance(said, dict) or "rope_theta" not in {**left, **said}:
+        raise UserError("rope_theta, rope_scaling: missing, and not guessed for gpt_oss")
+    trained = said.get("original_max_position_embeddings")
+    if left.pop("initial_context_length", trained) != trained:
+        raise UserError("initial_context_length is not that of rope_scaling")
+    bias = _take(left, "attention_bias", bool, True)
+    return {
+        "qkv_bias": bias,
+        "out_bias": bias,
+        "sinks": True,
+        "experts": _take(left, "num_local_experts", int),
+        "active": _same(left, "num_experts_per_tok", "experts_per_token"),
+        "expert_bias": True,
+        "swiglu_limit": _take(left, "swiglu_limit", float, 7.0),
+        "swiglu_alpha": _take(left, "swiglu_alpha", float, 1.702),
+    }
+
+
+def _same(left, key, other) -> int:
+    """A field that has two names."""
+    if key not in left and other in left:
+        key, other = other, key
+    value = _take(left, key, int)
+    if _take(left, other, int, value) != value:
+        raise UserError(f"{key} and {other} differ")
+    return value
 
 
 def _dtype(left) -> str:
@@ -222,6 +294,16 @@ def check_same(found: ModelConfig, cfg: ModelConfig, directory: str | Path) -> N
 
 def family(cfg: ModelConfig) -> str:
     """Their family that computes what our model does. Raises UserError where there is none."""
+    kinds = (cfg.sinks, cfg.expert_bias, cfg.swiglu_limit > 0, cfg.experts > 0)
+    if all(kinds) and cfg.qkv_bias == cfg.out_bias and cfg.norm_topk and not cfg.qk_norm:
+        return "gpt_oss"
+    for name in ("sinks", "expert_bias", "swiglu_limit", "out_bias", "full_every"):
+        if getattr(cfg, name):
+            raise UserError(f"export: no family has {name} and is otherwise as this model")
+    if cfg.experts:
+        if cfg.qkv_bias or not cfg.qk_norm or cfg.swiglu_alpha != 1:
+            raise UserError("export: no family has experts and is otherwise as this model")
+        return "qwen3_moe"
     if cfg.qkv_bias and cfg.qk_norm:
         raise UserError("export: no family has both qkv_bias and qk_norm")
     if cfg.qkv_bias or cfg.qk_norm:
@@ -243,16 +325,40 @@ def to_json(cfg: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
         "tie_word_embeddings": cfg.tied,
         "torch_dtype": dtype,
     }
-    if kind in ("llama", "qwen3"):
+    if kind in ("llama", *QWEN3):
         found["attention_bias"] = False
     if kind == "llama":
         found["mlp_bias"] = False
     if kind == "mistral":
         found["sliding_window"] = cfg.window
-    if kind in ("qwen2", "qwen3"):
+    if kind in ("qwen2", *QWEN3):
         found |= {"use_sliding_window": cfg.window > 0, "sliding_window": cfg.window or None}
         found["max_window_layers"] = 0 if cfg.window else cfg.layers
-    return found | _rope_json(cfg)
+    return found | _experts_json(cfg, kind) | _rope_json(cfg)
+
+
+def _experts_json(cfg, kind) -> dict[str, Any]:
+    if kind == "qwen3_moe":
+        return {
+            "moe_intermediate_size": cfg.hidden,
+            "num_experts": cfg.experts,
+            "num_experts_per_tok": cfg.active,
+            "norm_topk_prob": cfg.norm_topk,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+        }
+    if kind != "gpt_oss":
+        return {}
+    full = lambda i: not cfg.window or (cfg.full_every and (i + 1) % cfg.full_every == 0)
+    return {
+        "attention_bias": cfg.qkv_bias,
+        "num_local_experts": cfg.experts,
+        "num_experts_per_tok": cfg.active,
+        "swiglu_limit": cfg.swiglu_limit,
+        "swiglu_alpha": cfg.swiglu_alpha,
+        "layer_types": [FULL if full(i) else NEAR for i in range(cfg.layers)],
+        "sliding_window": cfg.window or cfg.max_len,  # without a layer that has it, for its type
+    }
 
 
 def _rope_json(cfg) -> dict[str, Any]:

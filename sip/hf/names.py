@@ -2,7 +2,8 @@
 
 A row says where a parameter lies there and how: "GQH D" is a matrix whose rows are our axes G, Q, H
 and whose columns are D. All else follows from the letters: which rows and columns hold a slice of
-our array, and how they are turned. Families differ in which of the parameters they have.
+our array, and how they are turned. Families differ in which of the parameters they have, and in how
+experts lie there: Qwen's in a tensor each, gpt-oss's in one, gates and ups by turns.
 """
 
 import functools
@@ -29,6 +30,8 @@ _LAYER_NAMES = {  # of each layer; ours has L in front
     "bq": "self_attn.q_proj.bias",
     "bk": "self_attn.k_proj.bias",
     "bv": "self_attn.v_proj.bias",
+    "bo": "self_attn.o_proj.bias",
+    "sinks": "self_attn.sinks",
     "q_norm": "self_attn.q_norm.weight",
     "k_norm": "self_attn.k_norm.weight",
     "wo": "self_attn.o_proj.weight",
@@ -37,24 +40,45 @@ _LAYER_NAMES = {  # of each layer; ours has L in front
     "w_up": "mlp.up_proj.weight",
     "w_down": "mlp.down_proj.weight",
 }
+_QWEN_NAMES = {  # with experts; {expert} is its number
+    "w_router": "mlp.gate.weight",
+    "w_gate": "mlp.experts.{expert}.gate_proj.weight",
+    "w_up": "mlp.experts.{expert}.up_proj.weight",
+    "w_down": "mlp.experts.{expert}.down_proj.weight",
+}
 _LETTERS = {  # ours, theirs: of a matrix there the rows are what it writes
     **{
         name: (letters, letters) for name, letters in (parameters.NORMS | parameters.BIASES).items()
     },
     **{name: (i + o, f"{o} {i}") for name, (i, o) in parameters.MATRICES.items()},
 }
-LAYER = {name: (theirs, *_LETTERS[name]) for name, theirs in _LAYER_NAMES.items()}
+_table = lambda names: {name: (theirs, *_LETTERS[name]) for name, theirs in names.items()}
+LAYER = _table(_LAYER_NAMES)
+QWEN_LAYER = LAYER | _table(_QWEN_NAMES)
+# Experts in one tensor: the rows of each are what it reads.
+GPT_OSS_LAYER = LAYER | {
+    "w_router": ("mlp.router.weight", "DE", "E D"),
+    "b_router": ("mlp.router.bias", "E", "E"),
+    "w_gate": ("mlp.experts.gate_up_proj", "EDF", "E D F"),
+    "w_up": ("mlp.experts.gate_up_proj", "EDF", "E D F"),
+    "b_gate": ("mlp.experts.gate_up_proj_bias", "EF", "E F"),
+    "b_up": ("mlp.experts.gate_up_proj_bias", "EF", "E F"),
+    "w_down": ("mlp.experts.down_proj", "EFD", "E F D"),
+    "b_down": ("mlp.experts.down_proj_bias", "ED", "E D"),
+}
+TURNS = {"w_gate": (0, 2), "w_up": (1, 2), "b_gate": (0, 2), "b_up": (1, 2)}  # of those above
 
 
 @dataclass(frozen=True)
 class Place:
     """Where one parameter lies there, all layers of it."""
 
-    names: tuple[str, ...]  # a tensor per layer, or one
-    layered: bool
-    letters: str  # ours, without L
+    names: tuple[str, ...]  # a tensor for each place along the leading axes, in order
+    leading: tuple[int, ...]  # our axes that lie in tensors of their own: layers, experts
+    letters: str  # ours, without those
     groups: tuple[str, ...]  # an axis of theirs each
-    shape: tuple[int, ...]  # ours, without L
+    shape: tuple[int, ...]  # ours, without the leading axes
+    turn: tuple[int, int] = (0, 1)  # (i, n): every n-th of the last axis there, from i on
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -64,15 +88,20 @@ class Place:
     @property
     def their_shape(self) -> tuple[int, ...]:
         """Of each of the tensors."""
+        return (*self._own_shape[:-1], self._own_shape[-1] * self.turn[1])
+
+    @property
+    def _own_shape(self) -> tuple[int, ...]:
         return tuple(math.prod(self.sizes[a] for a in group) for group in self.groups)
 
     def their_slices(self, ours: tuple[slice, ...]) -> tuple[slice, ...]:
-        """The rows and columns that hold a slice of our array.
+        """The rows and columns that hold a slice of our array, those between its own too.
 
         Of letters that share an axis there only the first may be cut; then they are one piece.
         """
         cut = dict(zip(self.letters, ours, strict=True))
-        return tuple(self._span(group, cut) for group in self.groups)
+        *rest, last = (self._span(group, cut) for group in self.groups)
+        return (*rest, slice(last.start * self.turn[1], last.stop * self.turn[1]))
 
     def _span(self, group: str, cut) -> slice:
         first, *rest = group
@@ -86,44 +115,56 @@ class Place:
         """What was read there, as our array of that `shape`."""
         sizes = dict(zip(self.letters, shape, strict=True))
         order = "".join(self.groups)
-        split = theirs.reshape([sizes[a] for a in order])
+        own = theirs[..., self.turn[0] :: self.turn[1]]
+        split = own.reshape([sizes[a] for a in order])
         return split.transpose([order.index(a) for a in self.letters])
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-        """Our whole array of one layer, as it lies there."""
+        """Our whole array of one tensor, as it lies there, or its part where others take turns."""
         order = "".join(self.groups)
         turned = ours.transpose([self.letters.index(a) for a in order])
-        return turned.reshape(self.their_shape)
+        return turned.reshape(self._own_shape)
 
 
-def _place(path, leaf) -> Place:
+def _place(layer, path, leaf) -> Place:
     name = str(path[-1].key)
-    if name in TOP:
-        theirs, letters, groups = TOP[name]
-        return Place((theirs,), False, letters, tuple(groups.split()), leaf.shape)
-    theirs, letters, groups = LAYER[name]
-    names = tuple(f"model.layers.{i}.{theirs}" for i in range(leaf.shape[0]))
-    return Place(names, True, letters, tuple(groups.split()), leaf.shape[1:])
+    theirs, letters, groups = (TOP | layer)[name]
+    leading = leaf.shape[: leaf.ndim - len(letters)]
+    names = tuple(_name(theirs, at) for at in np.ndindex(*leading))
+    turn = TURNS[name] if layer is GPT_OSS_LAYER and name in TURNS else (0, 1)
+    return Place(names, leading, letters, tuple(groups.split()), leaf.shape[len(leading) :], turn)
+
+
+def _name(theirs: str, at: tuple[int, ...]) -> str:
+    """Of the tensor of a model, of a layer, or of a layer's expert."""
+    return f"model.layers.{at[0]}.{theirs.format(expert=at[-1])}" if at else theirs
 
 
 def places(params: Params) -> Params:
     """For each parameter, also an abstract one, its Place."""
-    return jax.tree_util.tree_map_with_path(_place, params)
+    block = params["blocks"]["block"]
+    layer = GPT_OSS_LAYER if "b_router" in block else QWEN_LAYER if "w_router" in block else LAYER
+    return jax.tree_util.tree_map_with_path(functools.partial(_place, layer), params)
 
 
 def tensors(params: Params) -> list[tuple[str, Place, Callable[[], np.ndarray]]]:
-    """(name there, place, what fetches our array of that layer), in their order."""
+    """(name there, a place in it, what fetches the whole tensor as it lies there), in their order.
+
+    Once each: where parameters of ours take turns in a tensor, the place is the first one's.
+    """
     leaves = jax.tree.leaves(places(params), is_leaf=lambda x: isinstance(x, Place))
-    found = [
-        (name, place, functools.partial(_part, leaf, i if place.layered else None))
-        for place, leaf in zip(leaves, jax.tree.leaves(params), strict=True)
-        for i, name in enumerate(place.names)
-    ]
+    parts: dict[str, list] = {}
+    for place, leaf in zip(leaves, jax.tree.leaves(params), strict=True):
+        for at, name in zip(np.ndindex(*place.leading), place.names, strict=True):
+            parts.setdefault(name, []).append((place, leaf, at))
+    found = [(name, of_it[0][0], functools.partial(_whole, of_it)) for name, of_it in parts.items()]
     return sorted(found, key=lambda row: _order(row[0]))
 
 
-def _part(leaf, layer: int | None) -> np.ndarray:
-    return np.asarray(leaf if layer is None else leaf[layer])
+def _whole(parts) -> np.ndarray:
+    parts = sorted(parts, key=lambda part: part[0].turn)
+    found = [place.to_theirs(np.asarray(leaf[at])) for place, leaf, at in parts]
+    return found[0] if len(found) == 1 else np.stack(found, -1).reshape(parts[0][0].their_shape)
 
 
 def _order(name: str) -> tuple[int, int, str]:

@@ -18,11 +18,14 @@ from sip.models.config import ModelConfig
 from sip.structs import Params
 
 
-def load(directory: str | Path, mesh, dtype=jnp.float32) -> tuple[Params, ModelConfig]:
+def load(
+    directory: str | Path, mesh, dtype=jnp.float32, finish=lambda name, x: x
+) -> tuple[Params, ModelConfig]:
     """Parameters in `dtype` on `mesh`, and their model's config.
 
-    float32 holds what is stored exactly; bfloat16 rounds to nearest. Raises UserError, before any
-    tensor is read, naming the file and the tensor or field that does not fit.
+    float32 holds what is stored exactly; bfloat16 rounds to nearest. `finish` is called with each
+    parameter, all layers of it, before the next is read, and makes what is kept. Raises UserError,
+    before any tensor is read, naming the file and the tensor or field that does not fit.
     """
     cfg = configs.read(directory)
     abstract = decoder.abstract(cfg, mesh)
@@ -30,9 +33,13 @@ def load(directory: str | Path, mesh, dtype=jnp.float32) -> tuple[Params, ModelC
     with shards.opened(directory) as source:
         wanted = {name: place for name, place, _ in names.tensors(abstract)}
         shards.check(source, wanted, cfg.tied)
-        read = lambda place, leaf: _parameter(source, place, leaf, dtype)
+
+        def read(path, place, leaf):
+            name = jax.tree_util.keystr(path[-1:], simple=True)
+            return finish(name, _parameter(source, place, leaf, dtype))
+
         is_place = lambda x: isinstance(x, Place)
-        return jax.tree.map(read, places, abstract, is_leaf=is_place), cfg
+        return jax.tree_util.tree_map_with_path(read, places, abstract, is_leaf=is_place), cfg
 
 
 def _parameter(source: Shards, place: Place, leaf, dtype):
@@ -50,13 +57,14 @@ def _parameter(source: Shards, place: Place, leaf, dtype):
 
 
 def _slice(source: Shards, place: Place, index: tuple[slice, ...], dtype) -> np.ndarray:
-    """A slice of our array, read layer by layer into its place."""
-    shape = tuple(s.stop - s.start for s in index)
-    if not place.layered:
+    """A slice of our array, read tensor by tensor into its place."""
+    shape, many = tuple(s.stop - s.start for s in index), len(place.leading)
+    if not many:
         return np.ascontiguousarray(_read(source, place, place.names[0], index), dtype)
     host = np.empty(shape, dtype)
-    for row, name in zip(host, place.names[index[0]], strict=True):
-        row[...] = _read(source, place, name, index[1:])
+    names = np.array(place.names, object).reshape(place.leading)[index[:many]]
+    for at in np.ndindex(*names.shape):
+        host[at] = _read(source, place, str(names[at]), index[many:])
     return host
 
 

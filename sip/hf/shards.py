@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sip.hf.mxfp4 import Packed
 from sip.hf.names import Place
 from sip.structs import UserError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-DTYPES = ("F32", "BF16", "F16")
+DTYPES = ("F32", "BF16", "F16", "MXFP4")
 DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")  # written by old versions, computed from config
 
 
@@ -25,13 +26,20 @@ class Shards:
     files: Mapping[str, Any]  # name of a file -> its handle
     file_of: Mapping[str, str]  # name of a tensor -> name of its file
 
+    def stored(self, name: str) -> tuple[str, ...]:
+        """The tensors that hold one: itself, or its blocks and scales."""
+        packed = f"{name}_blocks", f"{name}_scales"
+        return packed if name not in self.file_of and packed[0] in self.file_of else (name,)
+
     def tensor(self, name: str):
         """A tensor that is read where it is sliced."""
-        return self.files[self.file_of[name]].get_slice(name)
+        first, *scales = (self.files[self.file_of[x]].get_slice(x) for x in self.stored(name))
+        return Packed(first, scales[0], self.at(name)) if scales else first
 
     def at(self, name: str) -> str:
         """File and tensor, for an error."""
-        return f"{self.directory / self.file_of[name]}: tensor {name}"
+        held = self.stored(name)[0]
+        return f"{self.directory / self.file_of[held]}: tensor {held}"
 
 
 def library():
@@ -97,9 +105,12 @@ def _same(directory, index, held) -> None:
 
 def check(shards: Shards, wanted: Mapping[str, Place], tied: bool) -> None:
     """All wanted tensors are there, in their shapes, and no others that could matter."""
+    held: set[str] = set()
     for name, place in wanted.items():
-        if name not in shards.file_of:
-            raise UserError(f"{shards.directory}: tensor {name} is missing")
+        held |= set(shards.stored(name))
+        for stored in shards.stored(name):
+            if stored not in shards.file_of:
+                raise UserError(f"{shards.directory}: tensor {stored} is missing")
         tensor, want = shards.tensor(name), place.their_shape
         if tuple(tensor.get_shape()) != want:
             found = tuple(tensor.get_shape())
@@ -108,6 +119,6 @@ def check(shards: Shards, wanted: Mapping[str, Place], tied: bool) -> None:
             raise UserError(
                 f"{shards.at(name)} is of type {tensor.get_dtype()}, not one of {', '.join(DTYPES)}"
             )
-    for name in sorted(set(shards.file_of) - set(wanted)):
+    for name in sorted(set(shards.file_of) - held):
         if not (DERIVED.search(name) or (tied and name == "lm_head.weight")):
             raise UserError(f"{shards.at(name)} is no parameter of the model of config.json")

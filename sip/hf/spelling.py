@@ -7,7 +7,8 @@ of special tokens as those tokens. Nothing that is judged or trained on is encod
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+from etils import epath
 
 from sip.tokenizer import SentencePiece, Tokenizer
 from sip.tokenizer_json import SETTINGS, HuggingFace, settings, stated
@@ -36,9 +37,9 @@ def own(tokenizer: Tokenizer) -> Spelling:
     return Spelling(tokenizer.encode, True, tokenizer.bos)
 
 
-def published(tokenizer: Tokenizer, directory: str | Path) -> Spelling:
+def published(tokenizer: Tokenizer, directory: epath.PathLike) -> Spelling:
     """That of the checkpoint in `directory`, whose tokenizer this is."""
-    said = stated(Path(directory) / SETTINGS, "add_bos_token")
+    said = stated(epath.Path(directory) / SETTINGS, "add_bos_token")
     if isinstance(tokenizer, SentencePiece):
         return Spelling(tokenizer.published, said is not False, tokenizer.bos)
     assert isinstance(tokenizer, HuggingFace)

@@ -88,9 +88,7 @@ def _write_shards(params, path, dtype, shard_bytes) -> None:
     for i, rows in enumerate(plan, 1):
         single = len(plan) == 1
         file = shards.SINGLE if single else f"model-{i:05}-of-{len(plan):05}.safetensors"
-        found = {
-            name: np.ascontiguousarray(place.to_theirs(fetch()), to) for name, place, fetch in rows
-        }
+        found = {name: np.ascontiguousarray(fetch(), to) for name, _, fetch in rows}
         try:
             save_file(found, path / file, metadata={"format": "pt"})
         except SafetensorError as error:

@@ -17,8 +17,9 @@ import numpy as np
 
 from sip.mesh import full_rows, put_batch
 from sip.models import decoder
-from sip.models.config import ModelConfig
+from sip.models.config import ModelConfig, check_held
 from sip.objectives.logprobs import branch_gaps
+from sip.processes import fetch
 from sip.structs import Params, UserError
 from sip.textgen import bucketed
 from sip.tokenizer import Tokenizer
@@ -34,8 +35,10 @@ class ProofreadConfig:
     most: int = 4  # tokens marked in a text: the first ones
     mark: str = "¿"
     batch: int = 16  # prefixes read at a time
+    param_dtype: str = ""  # held in float32 | bfloat16 | int8; empty: as saved
 
     def __post_init__(self):
+        check_held(self.param_dtype, "proofread.param_dtype")
         if self.gap <= 0:
             raise UserError(f"proofread.gap must be positive, not {self.gap}")
         if self.most < 1 or self.batch < 1:
@@ -115,7 +118,7 @@ class Proofreader:
         tree = bucketed(trunks, branches, self._tokenizer, rows=B, multiples=(16, 8))
         with jax.set_mesh(self._mesh):
             gap_BCR = program(self._cfg)(self._params, put_batch(self._mesh, tree))
-        return lambda: np.asarray(gap_BCR)[:live]
+        return lambda: fetch(gap_BCR)[:live]
 
     def _marked(self, text: str, ids: Sequence[int], gap_R: np.ndarray) -> str:
         """The text with a mark before each token of a large gap. Where tokens end inside a

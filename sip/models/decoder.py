@@ -8,6 +8,7 @@ apply(params, cfg, tree, cache=cache)    more positions of branches whose past i
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,9 +17,10 @@ import jax
 import jax.numpy as jnp
 
 from sip.mesh import constrain, param_sharding
-from sip.models import layers, rope, visibility
-from sip.models.config import ModelConfig
-from sip.models.parameters import BIASES, MATRICES, NORMS
+from sip.models import int8, layers, lora, moe, visibility
+from sip.models.config import DTYPES, ModelConfig
+from sip.models.parameters import MATRICES, NORMS, RESIDUAL, held, letters
+from sip.models.visibility import Context
 from sip.structs import Array, Params, Tree
 
 
@@ -44,43 +46,7 @@ class Output:
     trunk_BTD: Array
     branch_BCRD: Array
     cache: Cache | None
-
-
-@flax.struct.dataclass
-class _Context:
-    """What every layer needs of the tree; T, C, R are read from the arrays' shapes."""
-
-    cos: Array
-    sin: Array
-    segment_BT: Array | None
-    trunk_visible: Array  # [B, C, T], with a window [B, C, R, T]
-    past_visible: Array | None  # [B, C, S], with a window [B, C, R, S]
-    trunk_len: int = flax.struct.field(pytree_node=False)
-    branches: tuple[int, int] = flax.struct.field(pytree_node=False)  # C, R
-
-
-def _context(tree: Tree, cfg: ModelConfig, cache: Cache | None) -> _Context:
-    """Positions and visibility. In cached mode only the branches are new."""
-    B, T = tree.tokens_BT.shape
-    C, R = tree.tokens_BCR.shape[1:]
-    time_T = jnp.arange(T)
-    positions_BT = visibility.positions_BT(tree)
-    start_BC = jnp.take_along_axis(positions_BT, tree.fork_BC - 1, axis=1) + 1
-    if cache is not None:
-        start_BC = start_BC + cache.seen_BCS.sum(-1)
-    branch_BN = (start_BC[:, :, None] + jnp.arange(R)[None, None, :]).reshape(B, C * R)
-    positions_BN = branch_BN if cache is not None else jnp.concatenate([positions_BT, branch_BN], 1)
-    visible_BCT = time_T[None, None, :] < tree.fork_BC[:, :, None]
-    if tree.segment_BT is not None:
-        own_BC = jnp.take_along_axis(tree.segment_BT, tree.fork_BC - 1, axis=1)
-        visible_BCT &= own_BC[:, :, None] == tree.segment_BT[:, None, :]
-    past_BCS = cache.seen_BCS if cache is not None and cache.seen_BCS.shape[2] else None
-    seen = visibility.near(cfg.window, tree.fork_BC, R, visible_BCT, past_BCS)
-    stretch_P = rope.stretch_P(cfg)
-    cos, sin = layers.rope_tables(
-        positions_BN, cfg.head_dim, cfg.rope_theta, stretch_P, cfg.rope_gain
-    )
-    return _Context(cos, sin, tree.segment_BT, *seen, 0 if cache is not None else T, (C, R))
+    balance: tuple[Array, Array] | None = None  # (total, denom) of experts' load, router_aux's term
 
 
 @flax.struct.dataclass
@@ -100,18 +66,22 @@ def _weight(letters: str, fan_in: int, scale: float = 1.0) -> Any:
 
 
 class Block(nn.Module):
-    """One layer: attention over the tree, then SwiGLU (arXiv 2002.05202), both residual."""
+    """One layer: attention over the tree, then SwiGLU (arXiv 2002.05202), both residual.
+
+    Returns x_BND, its keys and values, and the load of its experts where training asks for it.
+    """
 
     cfg: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BND, context: _Context, past):
+    def __call__(self, x_BND, context: Context, past, full):
         x_BND = constrain(x_BND, "BND")
         h_BND = self._norm(x_BND, "attention_norm")
-        attended_BND, kv = self._attention(h_BND, context, past)
+        attended_BND, kv = self._attention(h_BND, context, past, full)
         x_BND = x_BND + attended_BND
         h_BND = self._norm(x_BND, "mlp_norm")
-        return constrain(x_BND + self._mlp(h_BND), "BND"), kv
+        added_BND, balance = self._experts(h_BND, context) if self.cfg.experts else self._mlp(h_BND)
+        return constrain(x_BND + added_BND, "BND"), kv, balance
 
     def _sizes(self, letters):
         c = self.cfg
@@ -121,20 +91,33 @@ class Block(nn.Module):
             "Q": c.queries_per_kv,
             "H": c.head_dim,
             "F": c.hidden,
+            "E": c.experts,
         }
         return tuple(sizes[a] for a in letters)
 
     def _matrix(self, name, scale=1.0):
-        reads, writes = MATRICES[name]
-        init = _weight(reads + writes, math.prod(self._sizes(reads)), scale)
-        return self.param(name, init, self._sizes(reads + writes)).astype(self.cfg.compute_dtype)
+        own, (reads, _) = letters(name, self.cfg.experts), MATRICES[name]
+        init = _weight(own, math.prod(self._sizes(reads)), scale)
+        return self.param(name, init, self._sizes(own)).astype(self.cfg.compute_dtype)
 
-    def _biased(self, x, name):
+    def _times(self, x, name, scale=1.0):
+        """x times a matrix, which may be held in int8, and what its factors add."""
+        held, contract = self.get_variable("params", name), len(MATRICES[name][0])
+        if isinstance(held, int8.Int8):
+            out = int8.project(x, held, contract=contract)
+        else:
+            out = layers.project(x, self._matrix(name, scale), contract=contract)
+        a, b = (self.get_variable("params", f"{name}_{x}") for x in "ab")
+        return out if a is None else out + lora.project(x, a, b, contract=contract)
+
+    def _vector(self, name):
+        own = letters(name, self.cfg.experts)
+        zeros = _lettered(own, nn.initializers.zeros)
+        return self.param(name, zeros, self._sizes(own)).astype(self.cfg.compute_dtype)
+
+    def _biased(self, x, name, there):
         """x + bias over its last axes, in families that have one."""
-        if not self.cfg.qkv_bias:
-            return x
-        zeros = _lettered(BIASES[name], nn.initializers.zeros)
-        return x + self.param(name, zeros, self._sizes(BIASES[name])).astype(x.dtype)[None, None]
+        return x + self._vector(name)[None, None] if there else x
 
     def _norm(self, x, name):
         ones = _lettered(NORMS[name], nn.initializers.ones)
@@ -145,28 +128,39 @@ class Block(nn.Module):
         """Queries or keys, each head normalised by itself, in families that do."""
         return self._norm(x, name) if self.cfg.qk_norm else x
 
-    def _attention(self, h_BND, context, past):
+    def _attention(self, h_BND, context, past, full):
         c = self.cfg
         depth = (2 * c.layers) ** -0.5
-        q, k, v = (
-            self._biased(layers.project(h_BND, self._matrix(f"w{x}")), f"b{x}") for x in "qkv"
-        )
+        q, k, v = (self._biased(self._times(h_BND, f"w{x}"), f"b{x}", c.qkv_bias) for x in "qkv")
         q, k = self._normed(q, "q_norm"), self._normed(k, "k_norm")
         q = constrain(layers.rope(q, context.cos, context.sin), "BNGQH")
         k = constrain(layers.rope(k, context.cos, context.sin), "BNGH")
-        out = _tree_attention(q, k, v, context, past, c)
-        wo = self._matrix("wo", depth)
-        return layers.project(constrain(out, "BNGQH"), wo, contract=3), (k, v)
+        sink_GQ = self._vector("sinks") if c.sinks else None
+        out = _tree_attention(q, k, v, context, past, c, full, sink_GQ)
+        out = self._times(constrain(out, "BNGQH"), "wo", depth)
+        return self._biased(out, "bo", c.out_bias), (k, v)
 
     def _mlp(self, h_BND):
-        gate = layers.project(h_BND, self._matrix("w_gate"))
-        up = layers.project(h_BND, self._matrix("w_up"))
+        gate, up = self._times(h_BND, "w_gate"), self._times(h_BND, "w_up")
         h_BNF = constrain(jax.nn.silu(gate) * up, "BNF")
-        w_down = self._matrix("w_down", (2 * self.cfg.layers) ** -0.5)
-        return layers.project(h_BNF, w_down)
+        return self._times(h_BNF, "w_down", (2 * self.cfg.layers) ** -0.5), None
+
+    def _experts(self, h_BND, context):
+        c, depth = self.cfg, (2 * self.cfg.layers) ** -0.5
+        weights = {x: self._whole(x, depth if x in RESIDUAL else 1.0) for x in moe.MATRICES}
+        if c.expert_bias:
+            weights |= {x: self._vector(x) for x in moe.BIASES}
+        return moe.mixture(h_BND, weights, c, context.mask_BN)
+
+    def _whole(self, name, scale):
+        """A matrix of experts; one in int8 as what it stands for: the kernels read one dtype."""
+        held = self.get_variable("params", name)
+        if isinstance(held, int8.Int8):
+            return int8.whole(name, held).astype(self.cfg.compute_dtype)
+        return self._matrix(name, scale)
 
 
-def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: _Context, past, c: ModelConfig):
+def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: Context, past, c, full, sink_GQ):
     """Trunk positions attend causally, branch positions over trunk, past and themselves."""
     B, T, (C, R) = q_BNGQH.shape[0], context.trunk_len, context.branches
 
@@ -176,21 +170,23 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: _Context, past, c: ModelCo
     trunk = (k_BNGH[:, :T], v_BNGH[:, :T]) if past is None else past[:2]
     outs = []
     if T:
+        q, (k, v), segment_BT = q_BNGQH[:, :T], trunk, context.segment_BT
         outs.append(
-            layers.trunk_attention(
-                q_BNGQH[:, :T], trunk[0], trunk[1], context.segment_BT, c.query_chunk, c.window
-            )
+            layers.trunk_attention(q, k, v, segment_BT, c.query_chunk, c.window, full, sink_GQ)
         )
     if C * R:
+        trunk_visible, past_visible = context.seen(full)
         out = layers.chunked_branch_attention(
             branches(q_BNGQH),
             (branches(k_BNGH), branches(v_BNGH)),
             trunk,
-            None if past is None or context.past_visible is None else past[2:],
-            context.trunk_visible,
-            context.past_visible,
+            None if past is None or past_visible is None else past[2:],
+            trunk_visible,
+            past_visible,
             c.branch_chunk,
             c.window,
+            full,
+            sink_GQ,
         )
         outs.append(out.reshape(B, C * R, *out.shape[3:]))
     return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
@@ -217,19 +213,21 @@ class Decoder(nn.Module):
         # D whole before the look-up: cut over fsdp as B is, it would leave B uncut after it.
         table_VD = constrain(embed_VD.astype(c.compute_dtype), "VD")
         x_BND = constrain(table_VD[tokens_BN], "BND")
-        context = _context(tree, c, cache)
+        context = visibility.context(tree, c, cache)
         past = (
             None
             if cache is None
             else (cache.trunk_k_LBTGH, cache.trunk_v_LBTGH, cache.k_LBCSGH, cache.v_LBCSGH)
         )
-        x_BND, kv = _blocks(c, keep_cache)(c, name="blocks")(x_BND, context, past)
+        x_BND, (kv, balance) = _blocks(c, keep_cache)(c, name="blocks")(
+            x_BND, context, past, visibility.full_L(c)
+        )
         scale = self.param("final_norm", _lettered("D", nn.initializers.ones), (c.width,))
         x_BND = layers.rms_norm(x_BND, scale, c.norm_eps)
         start = context.trunk_len
         branch = x_BND[:, start:].reshape(B, C, R, c.width)
         new = _cache(cache, kv, start, tree.mask_BCR) if keep_cache else None
-        return Output(x_BND[:, :start], branch, new)
+        return Output(x_BND[:, :start], branch, new, jax.tree.map(lambda x_L: x_L.sum(), balance))
 
 
 class _Scanned(nn.Module):
@@ -239,9 +237,9 @@ class _Scanned(nn.Module):
     keep: bool
 
     @nn.compact
-    def __call__(self, x_BND, context, past):
-        x_BND, kv = Block(self.cfg, name="block")(x_BND, context, past)
-        return x_BND, (kv if self.keep else None)
+    def __call__(self, x_BND, context, past, full):
+        x_BND, kv, balance = Block(self.cfg, name="block")(x_BND, context, past, full)
+        return x_BND, (kv if self.keep else None, balance)
 
 
 def _blocks(cfg: ModelConfig, keep: bool):
@@ -254,7 +252,7 @@ def _blocks(cfg: ModelConfig, keep: bool):
         body,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast, 0),
+        in_axes=(nn.broadcast, 0, 0),
         length=cfg.layers,
         metadata_params={nn.PARTITION_NAME: "L"},
     )
@@ -315,11 +313,12 @@ def _example() -> Tree:
 
 
 def _boxed(cfg: ModelConfig, key):
-    return Decoder(cfg).init(key, _example(), None, False)["params"]
+    boxed = Decoder(cfg).init(key, _example(), None, False)["params"]
+    return held(boxed, DTYPES[cfg.param_dtype])
 
 
 def init(cfg: ModelConfig, key) -> Params:
-    """Float32 parameters: matrices truncated normal by fan-in, residual outputs by 1/sqrt(2L)."""
+    """Fresh parameters: matrices truncated normal by fan-in, residual outputs by 1/sqrt(2L)."""
     return nn.meta.unbox(_boxed(cfg, key))
 
 
@@ -333,11 +332,14 @@ def deepen(params: Params, cfg: ModelConfig) -> Params:
 
     def more(name, old):
         at = jnp.arange(old.shape[0], cfg.layers) % old.shape[0]
-        new = jnp.zeros_like(old[at]) if name in ("wo", "w_down") else old[at]
+        new = jnp.zeros_like(old[at]) if name in RESIDUAL else old[at]
         return jnp.concatenate([old, new])
 
     blocks = params["blocks"]["block"]
-    return {**params, "blocks": {"block": {k: more(k, v) for k, v in blocks.items()}}}
+    return {
+        **params,
+        "blocks": {"block": {k: jax.tree.map(partial(more, k), v) for k, v in blocks.items()}},
+    }
 
 
 def abstract(cfg: ModelConfig, mesh) -> Params:
@@ -365,12 +367,13 @@ def apply(
     Without a word on `keep_cache` the cache that comes in comes out, with the new positions.
     """
     keep_cache = cache is not None if keep_cache is None else keep_cache
-    out: Any = Decoder(cfg).apply({"params": params}, tree, cache, keep_cache)
+    out: Any = Decoder(cfg).apply({"params": lora.flat(params)}, tree, cache, keep_cache)
     return out
 
 
 def unembed(params: Params, cfg: ModelConfig):
     """The unembedding matrix unembed_DV."""
+    params = lora.base_of(params)
     return params["embed"].T if cfg.tied else params["unembed"]
 
 

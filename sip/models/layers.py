@@ -59,10 +59,28 @@ def _scores(subscripts, q, k, visible):
     return jnp.where(visible, scores * q.shape[-1] ** -0.5, NEG)
 
 
-def trunk_attention(q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int, window: int = 0):
+def _softmax(scores_BGTQS, sink_GQ):
+    """Over S, and a head's sink, which takes its share and gives nothing."""
+    if sink_GQ is None:
+        return jax.nn.softmax(scores_BGTQS, axis=-1)
+    sink = sink_GQ.astype(jnp.float32)[None, :, None, :, None]
+    top = jax.lax.stop_gradient(jnp.maximum(scores_BGTQS.max(axis=-1, keepdims=True), sink))
+    weights = jnp.exp(scores_BGTQS - top)
+    return weights / (weights.sum(axis=-1, keepdims=True) + jnp.exp(sink - top))
+
+
+def _within(near, full):
+    """Whether keys are near; of a layer for which `full` is true, all are."""
+    return near if full is None else near | full
+
+
+def trunk_attention(
+    q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int, window: int = 0, full=None, sink_GQ=None
+):
     """Causal attention within a trunk, `chunk` queries at a time -> out_BTGQH.
 
-    With a `window` a query sees that many positions, its own among them.
+    With a `window` a query sees that many positions, its own among them, unless `full` is true.
+    `sink_GQ`: scores in every softmax's denominator (arXiv 2309.17453).
     """
     B, T, G, Q, H = q_BTGQH.shape
     size = largest_divisor(T, chunk)
@@ -73,12 +91,12 @@ def trunk_attention(q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int, window: int
         visible = (time_S[None, :] <= (start + jnp.arange(size))[:, None])[None]
         if window:
             first_T = start + jnp.arange(size) - window + 1
-            visible = visible & (time_S[None, :] >= first_T[:, None])[None]
+            visible = visible & _within(time_S[None, :] >= first_T[:, None], full)[None]
         if segment_BT is not None:
             own = jax.lax.dynamic_slice_in_dim(segment_BT, start, size, axis=1)
             visible = visible & (own[:, :, None] == segment_BT[:, None, :])
         scores = _scores("BTGQH,BSGH->BGTQS", q, k_BTGH, visible[:, None, :, None])
-        probs = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+        probs = _softmax(scores, sink_GQ).astype(q.dtype)
         return jnp.einsum("BGTQS,BSGH->BTGQH", probs, v_BTGH)
 
     if size == T:
@@ -87,18 +105,29 @@ def trunk_attention(q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int, window: int
     return jnp.moveaxis(out, 0, 1).reshape(B, T, G, Q, H)
 
 
-def branch_attention(q_BCRGQH, own, trunk, past, trunk_visible, past_visible, window: int = 0):
+def branch_attention(
+    q_BCRGQH,
+    own,
+    trunk,
+    past,
+    trunk_visible,
+    past_visible,
+    window: int = 0,
+    full=None,
+    sink_GQ=None,
+):
     """Attention of branches over [trunk, past of the branch, own] -> out_BCRGQH.
 
     `own` and `past` are (k_BCSGH, v_BCSGH), `trunk` is (k_BTGH, v_BTGH), shared by all branches, no
     key is copied per branch. Each block of keys is attended by itself, and merged by its log of
     summed exponentials. `past` may be None. Visibility of trunk and past is [B, C, S], or
-    [B, C, R, S] where a `window` makes it hang on the query.
+    [B, C, R, S] where a `window` makes it hang on the query. `sink_GQ`: a block without values.
     """
     R = q_BCRGQH.shape[2]
     causal = jnp.arange(R)[:, None] >= jnp.arange(R)[None, :]
     if window:
-        causal = causal & (jnp.arange(R)[:, None] < jnp.arange(R)[None, :] + window)
+        near = jnp.arange(R)[:, None] < jnp.arange(R)[None, :] + window
+        causal = causal & _within(near, full)
     seen = trunk_visible[:, None, :, _queries(window), None, :]
     blocks = [
         _attend(q_BCRGQH, trunk, seen, "BSGH", "BGCRQ"),
@@ -108,9 +137,14 @@ def branch_attention(q_BCRGQH, own, trunk, past, trunk_visible, past_visible, wi
         filled = past_visible[:, :, None, _queries(window), None, :]
         blocks.append(_attend(q_BCRGQH, past, filled, "BCSGH", "BCGRQ"))
     tops, sums, outs = zip(*blocks, strict=True)
+    if sink_GQ is not None:
+        sink = sink_GQ.astype(jnp.float32)[None, None, None]
+        tops = (*tops, jnp.broadcast_to(jax.lax.stop_gradient(sink), tops[0].shape))
     top = functools.reduce(jnp.maximum, tops)
-    shares = [jnp.exp(t - top) for t in tops]
+    shares = [jnp.exp(t - top) for t in tops[: len(blocks)]]
     total = _sum(s * share for s, share in zip(sums, shares, strict=True))
+    if sink_GQ is not None:
+        total = total + jnp.exp(sink - top)
     merged = _sum(o * (share / total)[..., None] for o, share in zip(outs, shares, strict=True))
     return merged.astype(q_BCRGQH.dtype)
 
@@ -141,13 +175,24 @@ def _attend(q_BCRGQH, kv, visible, keys: str, rows: str):
 
 
 def chunked_branch_attention(
-    q_BCRGQH, own, trunk, past, trunk_visible, past_visible, chunk, window=0
+    q_BCRGQH,
+    own,
+    trunk,
+    past,
+    trunk_visible,
+    past_visible,
+    chunk,
+    window=0,
+    full=None,
+    sink_GQ=None,
 ):
     """branch_attention, `chunk` branches at a time: scores of all branches never exist together."""
     B, C = q_BCRGQH.shape[:2]
     size = largest_divisor(C, chunk)
     if size == C:
-        return branch_attention(q_BCRGQH, own, trunk, past, trunk_visible, past_visible, window)
+        return branch_attention(
+            q_BCRGQH, own, trunk, past, trunk_visible, past_visible, window, full, sink_GQ
+        )
 
     def split(x):
         return jnp.moveaxis(x.reshape(B, C // size, size, *x.shape[2:]), 1, 0)
@@ -155,7 +200,7 @@ def chunked_branch_attention(
     def attend(args):
         q, own, past, visible, past_visible = args
         q = constrain(q, "BCRGQH")
-        return branch_attention(q, own, trunk, past, visible, past_visible, window)
+        return branch_attention(q, own, trunk, past, visible, past_visible, window, full, sink_GQ)
 
     out = jax.lax.map(
         jax.checkpoint(attend),

@@ -2,6 +2,7 @@
 
 import functools
 
+from sip.models import rope
 from sip.models.config import ModelConfig
 from sip.structs import UserError
 
@@ -30,6 +31,15 @@ _qwen3 = functools.partial(
     vocab_size=151936,
 )  # fmt: skip
 
+_qwen3_moe = functools.partial(_qwen3, experts=128, active=8)
+_gpt_oss = functools.partial(
+    _dense, width=2880, hidden=2880, heads=64, kv_heads=8, head_dim=64, vocab_size=201088,
+    max_len=131072, active=4, window=128, full_every=2, qkv_bias=True, out_bias=True, sinks=True,
+    expert_bias=True, swiglu_limit=7.0, swiglu_alpha=1.702, rope_theta=150000.0,
+    rope_scaling="yarn", rope_factor=32.0, rope_original_len=4096, rope_truncate=False,
+    rope_gain=rope.yarn_gain(32.0),
+)  # fmt: skip
+
 PRESETS = {
     # layers, D, F, query heads, kv heads, H
     "llama_1b4": lambda: _dense(24, 2048, 5632, 16, 16, 128, vocab_size=32000, max_len=2304),
@@ -50,6 +60,10 @@ PRESETS = {
     "qwen3_1b7": lambda: _qwen3(28, 2048, 6144, 16, 8, tied=True),
     "qwen3_4b": lambda: _qwen3(36, 2560, 9728, 32, 8, tied=True),
     "qwen3_8b": lambda: _qwen3(36, 4096, 12288, 32, 8),
+    "qwen3_30b_a3b": lambda: _qwen3_moe(48, 2048, 768, 32, 4),
+    "qwen3_235b_a22b": lambda: _qwen3_moe(94, 4096, 1536, 64, 4),
+    "gpt_oss_20b": lambda: _gpt_oss(24, experts=32),
+    "gpt_oss_120b": lambda: _gpt_oss(36, experts=128),
 }
 
 

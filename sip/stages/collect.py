@@ -11,11 +11,12 @@ from sip.judge import health, scoring
 from sip.mesh import put_batch
 from sip.models.config import ModelConfig
 from sip.objectives import policy, preference
+from sip.processes import fetch
 from sip.rewriter import Rewriter
 from sip.stages import auditing, judging
 from sip.structs import Tree, UserError
 from sip.tokenizer import Tokenizer, continuation
-from sip.training import losses
+from sip.training import loop, losses
 
 
 @dataclass(frozen=True)
@@ -87,15 +88,20 @@ class Policy:
     audit: auditing.Audit | None = None
 
 
-def collect(p: Policy, params, at: int):
+def collect(p: Policy, params, at: int, phase: loop.Phase = loop.unmeasured):
     """Candidates of a batch of prefixes, judged and chosen from -> (Branches, metrics)."""
-    rows = p.batches[at]
+    with phase("data"):
+        rows = p.batches[at]
+        prefixes, suffixes, ids = texts_of(p.tokenizer, rows, p.suffix)
+    with phase("update"):  # the one before, which all that follows waits for
+        jax.block_until_ready(params)
     rollouts = roll(p, params, rows, at)
-    prefixes, suffixes, ids = texts_of(p.tokenizer, rows, p.suffix)
-    pool = build_pool(p, rows, prefixes, suffixes, ids, rollouts)
+    pool = build_pool(p, rows, prefixes, suffixes, ids, rollouts, phase)
     scores_BK, valid_BK, found = np.zeros(pool.valid_BK.shape), pool.valid_BK, {}
     if p.judge is not None:
-        judged = p.judge.score(prefixes, pool.texts, references(p, pool, suffixes), pool.valid_BK)
+        with phase("judge"):
+            beside = references(p, pool, suffixes)
+            judged = p.judge.score(prefixes, pool.texts, beside, pool.valid_BK)
         scores_BK, valid_BK, found = (
             judged.scores_BK,
             judged.valid_BK & pool.valid_BK,
@@ -106,9 +112,9 @@ def collect(p: Policy, params, at: int):
         )
         if p.audit is not None and p.audit.due(at):
             beside = references(p.audit.config.judge, pool, suffixes)
-            found |= p.audit.figures(judged, prefixes, pool, beside, p.candidates.max_invalid)
-    choose = group if p.objective.name == "dr_grpo" else pick
-    branches, chosen = choose(p, rows, pool, scores_BK, valid_BK)
+            with phase("audit"):
+                found |= p.audit.figures(judged, prefixes, pool, beside, p.candidates.max_invalid)
+    branches, chosen = learned(p, rows, pool, scores_BK, valid_BK)
     return branches, {**found, **chosen, **source_metrics(pool, scores_BK, valid_BK)}
 
 
@@ -135,7 +141,9 @@ def texts_of(tokenizer: Tokenizer, rows, suffix: int):
     return prefixes, suffixes, [ids for ids, _ in whole]
 
 
-def build_pool(p: Policy, rows, prefixes, suffixes, ids, rollouts) -> Pool:
+def build_pool(
+    p: Policy, rows, prefixes, suffixes, ids, rollouts, phase: loop.Phase = loop.unmeasured
+) -> Pool:
     """Suffix, rewrite and rollouts side by side."""
     B, R = len(prefixes), p.suffix
     parts: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
@@ -144,13 +152,12 @@ def build_pool(p: Policy, rows, prefixes, suffixes, ids, rollouts) -> Pool:
         tokens_BR = np.take_along_axis(rows["tokens_BT"], at_BR, axis=1)
         parts.append(("suffix", tokens_BR, np.ones((B, R), bool), np.zeros((B, R))))
     if p.rewriter is not None:
-        parts.append(
-            ("rewrite", *encode_rewrites(p, p.rewriter, prefixes, suffixes), np.zeros((B, R)))
-        )
+        with phase("rewrite"):
+            rewritten = encode_rewrites(p, p.rewriter, prefixes, suffixes)
+        parts.append(("rewrite", *rewritten, np.zeros((B, R))))
     if rollouts is not None:
-        tokens, mask, logp = (
-            np.asarray(x) for x in (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
-        )
+        with phase("rollout"):
+            tokens, mask, logp = fetch((rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR))
         parts += [("rollout", tokens[:, k], mask[:, k], logp[:, k]) for k in range(tokens.shape[1])]
     sources, *arrays = zip(*parts, strict=True)
     tokens_BKR, mask_BKR, logp_BKR = (np.stack(a, axis=1) for a in arrays)
@@ -220,6 +227,12 @@ def _differ(pool: Pool, both_B2):
     """Whether the two candidates of a pair are different texts: there is nothing to prefer else."""
     pair = np.take_along_axis(pool.tokens_BKR, both_B2[..., None], axis=1)
     return (pair[:, 0] != pair[:, 1]).any(-1)
+
+
+def learned(p: Policy, rows, pool: Pool, scores_BK, valid_BK):
+    """What the update sees of a judged pool -> (Branches, metrics)."""
+    choose = group if p.objective.name == "dr_grpo" else pick
+    return choose(p, rows, pool, scores_BK, valid_BK)
 
 
 def group(p: Policy, rows, pool: Pool, scores_BK, valid_BK):

@@ -13,7 +13,7 @@ from sip.judge.prompts import Aspect
 from sip.judge.proofread import ProofreadConfig, Proofreader
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.voting import Voting
-from sip.models.config import ModelConfig
+from sip.models.config import ModelConfig, check_held
 from sip.sampling import SamplingConfig
 from sip.structs import Params, UserError
 from sip.textgen import Local, TextGenerator, ruled
@@ -45,6 +45,7 @@ class JudgeConfig:
     proofread: ProofreadConfig = ProofreadConfig()  # local, http: marks in what it is shown
     schedule: ScheduleConfig = ScheduleConfig()  # who is compared, where judging is pairwise
     chat: str = ""  # local: asked in a chat, by its "own" template | harmony | a .jinja file
+    param_dtype: str = ""  # local: held in float32 | bfloat16 | int8; empty: as saved
 
     def __post_init__(self):
         if self.reference not in ("suffix", "rewrite"):
@@ -57,6 +58,9 @@ class JudgeConfig:
             raise UserError(f"judge.batch must be at least 1, not {self.batch}")
         if self.chat and self.backend != "local":
             raise UserError(f"judge.chat: for backend local alone, not {self.backend}")
+        check_held(self.param_dtype, "judge.param_dtype")
+        if self.param_dtype and (self.backend != "local" or self.own):
+            raise UserError("judge.param_dtype: for backend local alone, and not for the policy")
         if self.live and not self.own:
             raise UserError("judge.live: for backend local and init_from 'policy' alone")
         self.voting(0)
@@ -126,13 +130,13 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -
     if wanted.backend == "rule":
         return asking(ruled(wanted.rule))
     if wanted.backend == "http":
-        server = remote.Remote(wanted.http, tokenizer)
+        server = remote.OnLead(remote.Remote(wanted.http, tokenizer))
         if wanted.http.tokens:
             _check_options(wanted.aspects(), tokenizer)
         server.check()
         return asking(server, stats=server.stats)
     source = setup.source_dir(workdir, wanted.init_from, "judge.init_from")
-    params, cfg = setup.load_params(source, mesh)
+    params, cfg = setup.load_params(source, mesh, wanted.param_dtype)
     own = setup.kept_tokenizer(source)  # text is the interface: it may be another one
     aspects = _aspects(wanted, own)
     return asking(_local(wanted, aspects, params, cfg, mesh, own), aspects)
@@ -210,7 +214,7 @@ def proofreader(wanted: ProofreadConfig, workdir, mesh, key: str) -> Proofreader
     if not wanted.init_from:
         return None
     source = setup.source_dir(workdir, wanted.init_from, key)
-    params, cfg = setup.load_params(source, mesh)
+    params, cfg = setup.load_params(source, mesh, wanted.param_dtype)
     return Proofreader(params, cfg, setup.kept_tokenizer(source), mesh, wanted)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from etils import epath
 
-from sip import setup
+from sip import processes, setup
 from sip.stages import rl, selfimprove, supervised
 from sip.structs import UserError
 
@@ -65,7 +65,7 @@ def check_run(config, name: str, workdir: str, cut: setup.CutConfig, earlier: li
             setup.source_dir(workdir, source, f"config runs.{name}.{key}")
     if not (epath.Path(setup.run_dir(workdir, name)) / "done.json").exists():
         try:
-            run.reach()
+            processes.first(run.reach)
         except UserError as e:
             raise UserError(f"config runs.{name}: {e}") from None
 

@@ -16,10 +16,12 @@ import jax
 import numpy as np
 
 from sip import metrics, rewriter, sampling, setup
+from sip.clock import Clock
 from sip.data.documents import PARTS
 from sip.judge import prompts
 from sip.mesh import put_batch
 from sip.objectives import policy
+from sip.processes import fetch
 from sip.stages import judging, labelled, rewrites, rewriting, tasks
 from sip.structs import Tree, UserError
 from sip.training import checkpoints, loop, losses, optim, step
@@ -126,7 +128,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     """Trains `config.runs[name]`, resuming if it was begun; returns and writes its evaluation."""
     c = resolve(config, name)
     directory = setup.run_dir(workdir, name)
-    clock = setup.Clock(directory)
+    clock = Clock(directory)
     mesh = setup.build_mesh(c)
     tokenizer = setup.open_tokenizer(config, workdir)
     cfg = c.model
@@ -150,14 +152,11 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             seed=config.seed,
             init_from=init_from,
             reference=c.objective.needs_reference,
+            adapter=c.lora,
         )
-        update = step.make_update(
-            losses.policy_terms(cfg, c.objective),
-            tx,
-            lambda _: {"policy": 1.0},
-            microbatches=c.microbatches,
-        )
+        update = make_update(c, tx)
         setup.keep_tokenizer(config, workdir, directory)
+        clock.resumed(first)
         writer = opened.enter_context(
             contextlib.closing(
                 metrics.Writer(
@@ -174,7 +173,8 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         meter = loop.Meter()
         every = c.updates_per_batch
         for done in range(first + every, c.steps + 1, every):
-            batch, collected = collect(c, task, state.params, done // every - 1, config.seed)
+            at = done // every - 1
+            batch, collected = collect(c, task, state.params, at, config.seed, meter.phase)
             pending.append(collected)
             meter.count(batch)
             placed = put_batch(mesh, batch)
@@ -182,14 +182,17 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
                 state, new = update(state, placed)
                 pending.append(new)
             if loop.due(done, c.log.every_steps, c.steps):
-                loop.check_finite(state, c.checkpoint)
+                with meter.phase("update"):
+                    loop.check(state, batch, c.checkpoint)
                 writer.write(done, {**loop.ratios(pending), **meter.read()})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, c.steps):
-                writer.write(done, task.during(state.params))
+                with meter.phase("evaluate"):
+                    writer.write(done, task.during(state.params))
             asked = bool(stop)
             if asked or loop.due(done, c.checkpoint.every_steps, c.steps):
-                checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
+                with meter.phase("checkpoint"):
+                    checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
                 clock.save()
             profiler.step(state)
             if asked:
@@ -199,7 +202,19 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     return task.finish(state.params)
 
 
-def collect(c: RunConfig, task: tasks.Task, params, at: int, seed: int):
+def make_update(c: RunConfig, tx):
+    """The jitted update of the run."""
+    return step.make_update(
+        losses.policy_terms(c.model, c.objective),
+        tx,
+        losses.balanced(c.model, lambda _: {"policy": 1.0}),
+        microbatches=c.microbatches,
+    )
+
+
+def collect(
+    c: RunConfig, task: tasks.Task, params, at: int, seed: int, phase: loop.Phase = loop.unmeasured
+):
     """K answers to each prompt of batch `at`, rewarded -> (Branches, metrics).
 
     Ratios are between log-probabilities at temperature 1, whatever the answers were sampled at.
@@ -207,11 +222,15 @@ def collect(c: RunConfig, task: tasks.Task, params, at: int, seed: int):
     writer = task.writer
     trunks = writer.trunks(task.prompts(at))
     key = jax.random.fold_in(jax.random.key(seed), at)
+    with phase("update"):  # the one before
+        jax.block_until_ready(params)
     rollouts = writer.write(params, trunks, c.rollouts, c.sampling, key)
-    tokens_BKR, mask_BKR, logp_BKR = (
-        np.asarray(x) for x in (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
-    )
-    reward_BK, valid_BK, found = task.reward(at, tasks.ids_of(tokens_BKR, mask_BKR))
+    with phase("rollout"):
+        tokens_BKR, mask_BKR, logp_BKR = fetch(
+            (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
+        )
+    with phase("reward"):
+        reward_BK, valid_BK, found = task.reward(at, tasks.ids_of(tokens_BKR, mask_BKR))
     advantage_BK = np.asarray(policy.advantages(reward_BK, valid_BK, c.objective.advantage))
     fork_BK = np.repeat(trunks.mask_BT.sum(-1, dtype=np.int32)[:, None], c.rollouts, axis=1)
     branches = losses.Branches(

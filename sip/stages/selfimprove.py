@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import jax
 
-from sip import chat, metrics, sampling, setup
+from sip import chat, metrics, processes, sampling, setup
 from sip import rewriter as rewriters
+from sip.clock import Clock
 from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.mesh import put_batch
@@ -81,7 +82,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     """Trains `config.runs[name]`, resuming if it was begun; returns and writes its evaluation."""
     c = resolve(config, name)
     directory = setup.run_dir(workdir, name)
-    clock = setup.Clock(directory)
+    clock = Clock(directory)
     mesh = setup.build_mesh(c)
     tokenizer = setup.open_tokenizer(config, workdir)
     corpus = setup.corpus(config, c.split, workdir, tokenizer)
@@ -107,14 +108,11 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             seed=config.seed,
             init_from=init_from,
             reference=c.objective.needs_reference,
+            adapter=c.lora,
         )
-        update = step.make_update(
-            losses.branch_terms(cfg, c.objective),
-            tx,
-            losses.branch_weights(c.objective),
-            microbatches=c.microbatches,
-        )
+        update = make_update(c, tx)
         setup.keep_tokenizer(config, workdir, directory)
+        clock.resumed(first)
         writer = opened.enter_context(
             contextlib.closing(
                 metrics.Writer(
@@ -132,23 +130,26 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         meter = loop.Meter()
         last, reason = auditing.end(c.audit, audits, first, c.steps)
         for done in range(first + 1, last + 1):
-            batch, collected = collect.collect(judged(state), state.params, done - 1)
+            batch, collected = collect.collect(judged(state), state.params, done - 1, meter.phase)
             state, new = update(state, put_batch(mesh, batch))
             pending.append({**collected, **new})
             meter.count(batch)
             audits += auditing.new(c.audit, collected, done - 1, c.candidates.count(done - 1))
             last, reason = auditing.end(c.audit, audits, done, c.steps)
             if loop.due(done, c.log.every_steps, last):
-                loop.check_finite(state, c.checkpoint)
+                with meter.phase("update"):
+                    loop.check(state, batch, c.checkpoint)
                 stopped = {"audit/stopped": 1.0} if reason else {}
                 writer.write(done, {**loop.ratios(pending), **meter.read(), **stopped})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, last):
-                writer.write(done, ground_truth.during(suite, state.params))
+                with meter.phase("evaluate"):
+                    writer.write(done, ground_truth.during(suite, state.params))
             asked = bool(stop)
             if asked or loop.due(done, c.checkpoint.every_steps, last):
                 kept = setup.record(config, name, cfg, pending) | auditing.plain(audits)
-                checkpoints.save(manager, state, kept)
+                with meter.phase("checkpoint"):
+                    checkpoints.save(manager, state, kept)
                 clock.save()
             profiler.step(state)
             if asked:
@@ -159,9 +160,20 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         raise loop.Stopped(f"{name}: stopped before its evaluation")
     if not reason:
         return ground_truth.finish(suite, state.params)
-    print(f"{name}: stopped early, after step {last} of {c.steps}: {reason}", flush=True)
+    if processes.lead():
+        print(f"{name}: stopped early, after step {last} of {c.steps}: {reason}", flush=True)
     marks = {"stopped_early": reason, "stopped_early_after": last}
     return ground_truth.finish(suite, state.params, **marks)
+
+
+def make_update(c: RunConfig, tx):
+    """The jitted update of the run."""
+    return step.make_update(
+        losses.branch_terms(c.model, c.objective),
+        tx,
+        losses.balanced(c.model, losses.branch_weights(c.objective)),
+        microbatches=c.microbatches,
+    )
 
 
 def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> collect.Policy:
@@ -192,19 +204,19 @@ def self_judged(
     """What collects at a state: as it is `fixed`, or with the policy itself as the judge.
 
     A frozen judge has the run's first parameters, a resumed run's too: they are the reference's,
-    or where there is none, made or loaded once more.
+    or the base's of factors, or where there is neither, made or loaded once more.
     """
     if not (c.judged and c.judge.own):
         return lambda state: fixed
     judge = judging.of_policy(c.judge, c.model, workdir, fixed.mesh, fixed.tokenizer, fixed.seed)
     first = None
-    if not (c.judge.live or c.objective.needs_reference):
+    if not (c.judge.live or c.objective.needs_reference or c.lora.rank):
         first = setup.fresh_state(
             c.model, tx, fixed.mesh, seed=fixed.seed, init_from=init_from, reference=False
         ).params
 
     def at(state: TrainState) -> collect.Policy:
-        frozen = state.reference if first is None else first
+        frozen = step.frozen(state) if first is None else first
         params = state.params if c.judge.live else frozen
         return dataclasses.replace(fixed, judge=judge(params))
 
@@ -221,7 +233,7 @@ def build_rewriter(wanted, workdir, corpus, mesh, seed: int) -> rewriters.Rewrit
     own = setup.kept_tokenizer(source)
     turn = chat.turn(chat.load(wanted.chat, own)) if wanted.chat else None
     return rewriters.LocalRewriter(
-        *setup.load_params(source, mesh),
+        *setup.load_params(source, mesh, wanted.param_dtype),
         own,
         mesh,
         prompt=rewriters.load(wanted.prompt, turn),

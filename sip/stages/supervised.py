@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from sip import metrics, rewriter, setup
+from sip.clock import Clock
 from sip.data import pipeline
 from sip.evals import continuations, ground_truth
 from sip.judge import labels, prompts
@@ -79,7 +80,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     """Trains `config.runs[name]`, resuming if it was begun; returns and writes its evaluation."""
     c = resolve(config, name)
     directory = setup.run_dir(workdir, name)
-    clock = setup.Clock(directory)
+    clock = Clock(directory)
     mesh = setup.build_mesh(c)
     tokenizer = setup.open_tokenizer(config, workdir)
     corpus = setup.corpus(config, c.split, workdir, tokenizer)
@@ -97,15 +98,18 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         contextlib.ExitStack() as opened,
     ):
         state, first, pending = setup.start_state(
-            manager, cfg, tx, mesh, seed=config.seed, init_from=init_from, reference=False
-        )
-        update = step.make_update(
-            task.terms,
+            manager,
+            cfg,
             tx,
-            lambda _: losses.with_z(task.weights, c.z_loss),
-            microbatches=c.microbatches,
+            mesh,
+            seed=config.seed,
+            init_from=init_from,
+            reference=False,
+            adapter=c.lora,
         )
+        update = make_update(c, tx, task.terms, task.weights)
         setup.keep_tokenizer(config, workdir, directory)
+        clock.resumed(first)
         writer = opened.enter_context(
             contextlib.closing(
                 metrics.Writer(
@@ -121,19 +125,23 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         profiler = opened.enter_context(contextlib.closing(loop.Profiler(profile)))
         meter = loop.Meter()
         for done in range(first + 1, c.steps + 1):
-            batch = task.batch(done - 1)
+            with meter.phase("data"):
+                batch = task.batch(done - 1)
             state, new = update(state, put_batch(mesh, batch))
             pending.append(new)
             meter.count(batch)
             if loop.due(done, c.log.every_steps, c.steps):
-                loop.check_finite(state, c.checkpoint)
+                with meter.phase("update"):
+                    loop.check(state, batch, c.checkpoint)
                 writer.write(done, {**loop.ratios(pending), **meter.read()})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, c.steps):
-                writer.write(done, task.during(state.params))
+                with meter.phase("evaluate"):
+                    writer.write(done, task.during(state.params))
             asked = bool(stop)
             if asked or loop.due(done, c.checkpoint.every_steps, c.steps):
-                checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
+                with meter.phase("checkpoint"):
+                    checkpoints.save(manager, state, setup.record(config, name, cfg, pending))
                 clock.save()
             profiler.step(state)
             if asked:
@@ -141,6 +149,17 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     if stop:
         raise loop.Stopped(f"{name}: stopped before its evaluation")
     return task.finish(state.params)
+
+
+def make_update(c: RunConfig, tx, terms: step.Terms, weights: dict[str, float]):
+    """The jitted update of the run."""
+    every = losses.balanced(c.model, lambda _: losses.with_z(weights, c.z_loss))
+    return step.make_update(terms, tx, every, microbatches=c.microbatches)
+
+
+def tokens_loss(c: RunConfig) -> tuple[step.Terms, dict[str, float]]:
+    """Terms and weights of next-token prediction."""
+    return losses.tokens_terms(c.model, c.z_loss), {"ce": 1.0}
 
 
 def documents_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) -> Task:
@@ -157,8 +176,7 @@ def documents_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer)
     suite = ground_truth.suite(config, c.evals, name, workdir, c.model, mesh, tokenizer)
     return Task(
         batch,
-        losses.tokens_terms(c.model, c.z_loss),
-        {"ce": 1.0},
+        *tokens_loss(c),
         lambda params: ground_truth.during(suite, params),
         lambda params: ground_truth.finish(suite, params),
     )
@@ -220,8 +238,7 @@ def rewrites_task(config, name, c: RunConfig, workdir, corpus, mesh, tokenizer) 
 
     return Task(
         lambda at: examples.batch(at, c.batch, seed=config.seed),
-        losses.tokens_terms(cfg, c.z_loss),
-        {"ce": 1.0},
+        *tokens_loss(c),
         lambda p: {f"eval/{k}": v for k, v in figures(p, "validation").items()},
         lambda p: rewrites.write_figures(workdir, name, figures(p, "test")),
     )

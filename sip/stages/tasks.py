@@ -15,6 +15,7 @@ from sip.judge import labels, prompts
 from sip.judge.labels import LabelledPrompts
 from sip.mesh import put_batch
 from sip.models.config import ModelConfig
+from sip.processes import fetch
 from sip.rewards import verdict
 from sip.rewards.verdict import Question, Reward
 from sip.stages.labelled import Labelled
@@ -84,7 +85,7 @@ def ids_of(tokens_BCR, mask_BCR) -> list[list[Ids]]:
     """The live tokens of each branch."""
     return [
         [ids[live].tolist() for ids, live in zip(row, lives, strict=True)]
-        for row, lives in zip(np.asarray(tokens_BCR), np.asarray(mask_BCR), strict=True)
+        for row, lives in zip(*fetch((tokens_BCR, mask_BCR)), strict=True)
     ]
 
 

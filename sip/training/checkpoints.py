@@ -5,17 +5,21 @@ configs, data position). Parameters are an item of their own, so that another ru
 or a judge reads them alone. A save that was cut off is never listed.
 """
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from sip import processes
 from sip.structs import Params, TrainState, UserError
 
 
-def manager(run_dir: str, *, keep: int = 2) -> ocp.CheckpointManager:
-    """The checkpoints of a run, in `run_dir`/checkpoints (a local path or gs://)."""
+def manager(run_dir: str, *, keep: int = 2, **handlers) -> ocp.CheckpointManager:
+    """The checkpoints of a run, in `run_dir`/checkpoints (a local path or gs://); `handlers`: of
+    items that are not to be read as they are written."""
     path = epath.Path(run_dir) / "checkpoints"
     if "://" not in str(run_dir):
         path = epath.Path(path).absolute()  # orbax fails in its background thread otherwise
@@ -24,13 +28,15 @@ def manager(run_dir: str, *, keep: int = 2) -> ocp.CheckpointManager:
         "params": ocp.StandardCheckpointHandler(),
         "rest": ocp.StandardCheckpointHandler(),
         "record": ocp.JsonCheckpointHandler(),
+        **handlers,
     }
     return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
 
 
 def exists(run_dir: str) -> bool:
     """Whether a run has a finished checkpoint."""
-    if not (epath.Path(run_dir) / "checkpoints").exists():
+    # Process 0 says, or one would see what another is about to make, and open it alone.
+    if not processes.told((epath.Path(run_dir) / "checkpoints").exists):
         return False
     with manager(run_dir) as mngr:
         return mngr.latest_step() is not None
@@ -102,12 +108,12 @@ def _check_shapes(metadata, items) -> None:
             raise ValueError(f"{name} is {have}, the model's is {want}")
 
 
-def _restore(mngr: ocp.CheckpointManager, step: int | None = None, **items):
+def _restore(mngr: ocp.CheckpointManager, step: int | None = None, *, checked=None, **items):
     step = mngr.latest_step() if step is None else step
     if step is None:
         raise UserError(f"no checkpoint in {mngr.directory}")
     try:
-        _check(mngr, step, items)
+        _check(mngr, step, checked or items)
         return mngr.restore(step, args=ocp.args.Composite(**items))
     except (ValueError, KeyError, FileNotFoundError, OSError) as e:
         reason = (str(e).strip() or repr(e)).splitlines()[0][:200]
@@ -126,6 +132,23 @@ def restore(mngr: ocp.CheckpointManager, abstract: TrainState, step: int | None 
     reference = None if abstract.reference is None else got["rest"]["reference"]
     rest = {k: v for k, v in got["rest"].items() if k != "reference"}
     return TrainState(params=got["params"], reference=reference, **rest), got["record"]
+
+
+@contextlib.contextmanager
+def reading(run_dir: str, abstract_params: Params) -> Iterator[Callable[[Params], Params]]:
+    """What reads parts of a run's last parameters: a tree with some of the leaves of
+    `abstract_params`, under their names -> arrays on their shardings."""
+    if not exists(run_dir):
+        raise UserError(f"no checkpoint in {run_dir}")
+    checked = {"params": ocp.args.StandardRestore(abstract_params)}
+    with manager(run_dir, params=ocp.PyTreeCheckpointHandler()) as mngr:
+
+        def read(part):
+            how = ocp.checkpoint_utils.construct_restore_args(part)
+            args = ocp.args.PyTreeRestore(item=part, restore_args=how, partial_restore=True)
+            return _restore(mngr, checked=checked, params=args)["params"]
+
+        yield read
 
 
 def record(run_dir: str) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 
-from sip import metrics
+from sip import metrics, processes
 from sip.structs import Metrics, TrainState, Tree, UserError
 from sip.training import checkpoints
 
@@ -45,15 +45,17 @@ class Stopped(Exception):
 
 
 class Stop:
-    """True once SIGINT or SIGTERM came. A second Ctrl-C interrupts at once.
+    """Whether SIGINT or SIGTERM came. A second Ctrl-C interrupts at once.
 
-    It turns true at any moment: a loop reads it once per step, or it may stop without having saved.
+    It may come at any moment: a loop asks once per step, or it may stop without having saved. Of
+    several processes one that is told to end is enough, and all hear of it at the same step.
     """
 
     def __init__(self):
         self._asked = False
 
     def __bool__(self):
+        self._asked = processes.preempted() or self._asked
         return self._asked
 
     def _ask(self, signum, frame):
@@ -70,7 +72,7 @@ def stop_on_signals() -> Iterator[Stop]:
     With jax.distributed the runtime's own preemption notice must not be silenced: no handler then.
     """
     stop, before = Stop(), {}
-    if jax.process_count() == 1:
+    if not processes.several():
         with contextlib.suppress(ValueError):  # not the main thread: a notebook's or a test's
             for name in (signal.SIGINT, signal.SIGTERM):
                 before[name] = signal.signal(name, stop._ask)
@@ -97,8 +99,10 @@ def due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def check_finite(state: TrainState, config: CheckpointConfig) -> None:
-    """Ends a run whose updates have been non-finite for too long; checkpoints stay as they are."""
+def check(state: TrainState, batch: Any, config: CheckpointConfig) -> None:
+    """Ends a run whose updates have been non-finite for too long, or whose processes have not the
+    same batch; checkpoints stay as they are."""
+    processes.agree(int(state.step), batch)
     if int(state.skipped_in_row) >= config.max_skipped_in_row:
         raise UserError(
             f"loss or gradient was not finite in {int(state.skipped_in_row)} updates in a row "
@@ -106,11 +110,35 @@ def check_finite(state: TrainState, config: CheckpointConfig) -> None:
         )
 
 
+Phase = Callable[[str], contextlib.AbstractContextManager]
+
+
+def unmeasured(name: str) -> contextlib.AbstractContextManager:
+    """A phase that nobody measures."""
+    del name
+    return contextlib.nullcontext()
+
+
 class Meter:
-    """Tokens per second since it was last read."""
+    """Tokens per second since it was last read, and where the time went.
+
+    A phase is where the host waits: rollouts that were dispatched, and are awaited after the
+    rewriter, are short in the log.
+    """
 
     def __init__(self):
         self._tokens, self._since = 0, time.monotonic()
+        self._phases: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the seconds of what is done inside to `name`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            before = self._phases.setdefault(name, 0.0)
+            self._phases[name] = before + time.monotonic() - began
 
     def count(self, batch: Any) -> None:
         """Adds the tokens of all trunks and branches in a batch on the host."""
@@ -120,11 +148,14 @@ class Meter:
         )
 
     def read(self) -> dict[str, float]:
-        """The speed, for the log."""
+        """For the log: the speed, seconds, and the share of them that each phase took."""
         now = time.monotonic()
-        speed = self._tokens / max(now - self._since, 1e-9)
+        seconds = max(now - self._since, 1e-9)
+        shares = {f"speed/share/{name}": s / seconds for name, s in sorted(self._phases.items())}
+        found = {"speed/tokens_per_sec": self._tokens / seconds, metrics.SECONDS: seconds, **shares}
         self._tokens, self._since = 0, now
-        return {"speed/tokens_per_sec": speed}
+        self._phases.clear()
+        return found
 
 
 class Profiler:

@@ -113,14 +113,29 @@ def _tree_logprobs(params, cfg: ModelConfig, tree: Tree):
 
 
 def _tree_scores(params, cfg: ModelConfig, tree: Tree, z_loss: float):
-    """(logp_BT, logp_BCR, log_z_BT); the last only where a z-loss asks for it."""
-    if not z_loss:
-        return *_tree_logprobs(params, cfg, tree), None
+    """(logp_BT, logp_BCR, log_z_BT, load); log_z_BT only where a z-loss asks for it."""
     out = decoder.apply(params, cfg, tree)
     unembed, chunk = decoder.unembed(params, cfg), cfg.logprob_chunk
+    both = lambda: logprobs.tree_logprobs(
+        out.trunk_BTD, out.branch_BCRD, unembed, tree, chunk=chunk
+    )
+    if not z_loss:
+        return *both(), None, _load(out.balance)
     logp_BT, log_z_BT = logprobs.trunk_scores(out.trunk_BTD, unembed, tree, chunk=chunk)
-    _, logp_BCR = logprobs.tree_logprobs(out.trunk_BTD, out.branch_BCRD, unembed, tree, chunk=chunk)
-    return logp_BT, logp_BCR, log_z_BT
+    return logp_BT, both()[1], log_z_BT, _load(out.balance)
+
+
+def _load(*balances) -> Metrics:
+    """The term `balance` of one or more passes, where the model has a router_aux."""
+    there = [b for b in balances if b is not None]
+    return {"balance": tuple(map(sum, zip(*there, strict=True)))} if there else {}
+
+
+def balanced(cfg: ModelConfig, weights):
+    """weights(step) with that of the experts' load-balancing term, where there is one."""
+    if not cfg.router_aux:
+        return weights
+    return lambda step: {**weights(step), "balance": cfg.router_aux}
 
 
 def _ce(name: str, logp, log_z, mask) -> Metrics:
@@ -141,9 +156,9 @@ def tokens_terms(cfg: ModelConfig, z_loss: float = 0.0):
 
     def terms(params, reference, batch):
         tree, mask_BT = batch
-        logp_BT, _, log_z_BT = _tree_scores(params, cfg, tree, z_loss)
+        logp_BT, _, log_z_BT, load = _tree_scores(params, cfg, tree, z_loss)
         mask_BT = mask_BT & logprobs.scored_mask(tree.mask_BT, tree.segment_BT)
-        return _ce("ce", logp_BT, log_z_BT, mask_BT), {}
+        return _ce("ce", logp_BT, log_z_BT, mask_BT) | load, {}
 
     return terms
 
@@ -152,14 +167,15 @@ def verdict_terms(cfg: ModelConfig, z_loss: float = 0.0):
     """Cross-entropy of asked tokens on {aspect: (tree, {term: Asked})}."""
 
     def terms(params, reference, batch):
-        values = {}
+        values, balances = {}, []
         for tree, asked in batch.values():
-            branch_BCRD = decoder.apply(params, cfg, tree).branch_BCRD
+            out = decoder.apply(params, cfg, tree)
+            balances.append(out.balance)
             unembed = decoder.unembed(params, cfg)
             for term, said in asked.items():
-                scores = _asked_scores(cfg, branch_BCRD, unembed, said, z_loss)
+                scores = _asked_scores(cfg, out.branch_BCRD, unembed, said, z_loss)
                 values |= _ce(term, *scores, said.mask_BCM)
-        return values, {}
+        return values | _load(*balances), {}
 
     return terms
 
@@ -175,11 +191,11 @@ def branch_terms(cfg: ModelConfig, objective: ObjectiveConfig):
     """The objective's terms on `Branches`: its own, `nll_chosen` and `ce` where asked for."""
 
     def terms(params, reference, batch: Branches):
-        logp_BT, logp_BCR, log_z_BT = _tree_scores(params, cfg, batch.tree, objective.z_loss)
+        logp_BT, logp_BCR, log_z_BT, load = _tree_scores(params, cfg, batch.tree, objective.z_loss)
         values, metrics = _objective(cfg, objective, reference, batch, logp_BCR)
         if objective.blends_ce:
             values |= _ce("ce", logp_BT, log_z_BT, batch.ce_mask_BT)
-        return values, metrics
+        return values | load, metrics
 
     return terms
 
@@ -188,7 +204,7 @@ def policy_terms(cfg: ModelConfig, objective: PolicyConfig):
     """The one term `policy` on `Branches` of rollouts."""
 
     def terms(params, reference, batch: Branches):
-        _, logp_BCR = _tree_logprobs(params, cfg, batch.tree)
+        _, logp_BCR, _, load = _tree_scores(params, cfg, batch.tree, 0.0)
         ref_BCR = None
         if objective.needs_reference:
             _, ref_BCR = _tree_logprobs(jax.lax.stop_gradient(reference), cfg, batch.tree)
@@ -204,7 +220,7 @@ def policy_terms(cfg: ModelConfig, objective: PolicyConfig):
             beta=objective.beta,
             ref_logp_BKR=ref_BCR,
         )
-        return {"policy": (total, denom)}, metrics
+        return {"policy": (total, denom), **load}, metrics
 
     return terms
 

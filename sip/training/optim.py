@@ -8,11 +8,12 @@ import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from sip.models.config import DTYPES
-from sip.models.parameters import BIASES, MATRICES
+from sip.models.parameters import FACTORS, MATRICES, is_vector
 from sip.structs import UserError
 
 NAMES, SCHEDULES = ("adamw", "muon"), ("cosine", "constant", "linear")
 EMBEDDINGS = ("embed", "unembed")
+HIDDEN = MATRICES | FACTORS
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ def _adamw(cfg: OptimConfig) -> optax.GradientTransformation:
 
 
 def _muon(cfg: OptimConfig) -> optax.GradientTransformation:
-    """Hidden matrices, each layer's alone, by orthogonalised momentum (Jordan et al. 2024), scaled
-    so that one learning rate suits all (arXiv 2502.16982); embeddings and vectors by Adam."""
+    """Hidden matrices and factors, each layer's alone, by orthogonalised momentum (Jordan et al.
+    2024), scaled so that one learning rate suits all (arXiv 2502.16982); embeddings and vectors by
+    Adam."""
     mu_dtype = DTYPES[cfg.mu_dtype]
     orthogonal = optax.chain(
         scale_by_muon(
@@ -107,17 +109,13 @@ def _by_name(rule, params):
     return jax.tree_util.tree_map_with_path(lambda path, x: rule(name(path), x), params)
 
 
-def _is_vector(name: str) -> bool:
-    return "norm" in name or name in BIASES
-
-
 def _decayed(cfg: OptimConfig):
     """The mask of what decays."""
 
     def decays(name, _):
         if name in EMBEDDINGS:
             return cfg.decay_embeddings
-        return not _is_vector(name)
+        return not is_vector(name)
 
     return lambda params: _by_name(decays, params)
 
@@ -126,9 +124,9 @@ def _kinds(params):
     """Who updates what. Raises UserError naming a parameter of which neither is known."""
 
     def kind(name, x):
-        if name in MATRICES:
+        if name in HIDDEN:
             return "muon"
-        if name in EMBEDDINGS or _is_vector(name) or not name:
+        if name in EMBEDDINGS or is_vector(name) or not name:
             return "adam"  # without a name: optax's placeholder for all parameters
         raise UserError(f"optim.name muon: it is not known which axes {name} {x.shape} reads")
 
@@ -139,7 +137,7 @@ def _axes(params):
     """The axes that each hidden matrix reads and writes, counted from the last."""
 
     def axes(name, _):
-        reads, writes = map(len, MATRICES[name])
+        reads, writes = map(len, HIDDEN[name])
         return MuonDimensionNumbers(
             tuple(range(-reads - writes, -writes)), tuple(range(-writes, 0))
         )
@@ -152,7 +150,7 @@ def _to_rms(updates, rms: float):
     out)), at that of `rms`."""
 
     def scaled(name, x):
-        reads, writes = map(len, MATRICES[name])
+        reads, writes = map(len, HIDDEN[name])
         sides = math.prod(x.shape[-reads - writes : -writes]), math.prod(x.shape[-writes:])
         return rms * math.sqrt(max(sides)) * x
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import optax
 
 from sip.mesh import replicated
-from sip.models import decoder
+from sip.models import decoder, int8, lora
 from sip.models.config import ModelConfig
+from sip.models.lora import OFF, LoraConfig
 from sip.structs import Array, Metrics, Params, TrainState
 
 Terms = Callable[[Params, Params | None, Any], tuple[Metrics, Metrics]]
@@ -34,6 +35,26 @@ def state_of(params: Params, cfg: ModelConfig, tx, mesh, *, reference: bool) -> 
     return _placed(make, cfg, tx, mesh, reference)(params)
 
 
+def adapted_state(
+    base: Params, cfg: ModelConfig, tx, mesh, seed: int, *, adapter: LoraConfig
+) -> TrainState:
+    """A state at step 0 around a base that is to stay as it is: no copy is made, not even for a
+    reference, which is the base itself."""
+    shape = abstract_state(cfg, tx, mesh, reference=False, adapter=adapter)
+    places = jax.tree.map(lambda x: x.sharding, shape)
+    make = lambda key: _fresh(lora.init(shape.params.base, adapter, key), tx, False)
+    out = dataclasses.replace(places, params=places.params.factors)
+    state = jax.jit(make, out_shardings=out)(jax.random.key(seed))
+    base = jax.device_put(base, places.params.base)
+    return dataclasses.replace(state, params=lora.Adapted(base, state.params, adapter.scale))
+
+
+def frozen(state: TrainState) -> Params | None:
+    """What a loss compares with: the reference, or the base of factors."""
+    adapted = isinstance(state.params, lora.Adapted)
+    return state.params.base if adapted else state.reference
+
+
 def _placed(make, cfg, tx, mesh, reference):
     shape = abstract_state(cfg, tx, mesh, reference=reference)
     return jax.jit(make, out_shardings=jax.tree.map(lambda x: x.sharding, shape))
@@ -42,20 +63,44 @@ def _placed(make, cfg, tx, mesh, reference):
 def _fresh(params: Params, tx, reference: bool) -> TrainState:
     copy = jax.tree.map(jnp.copy, params) if reference else None  # a donated buffer has one owner
     count = lambda: jnp.zeros((), jnp.int32)
-    return TrainState(count(), params, tx.init(params), copy, count(), count())
+    return TrainState(count(), params, tx.init(_floats(params)), copy, count(), count())
 
 
-def abstract_state(cfg: ModelConfig, tx, mesh, *, reference: bool) -> TrainState:
-    """Shapes, dtypes and shardings of a state: moments lie as their parameter does."""
-    params = decoder.abstract(cfg, mesh)
-    opt = jax.eval_shape(tx.init, params)
+def _floats(tree):
+    """What the optimiser sees, whatever its parameters are held in: float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def abstract_params(cfg: ModelConfig, mesh, dtype: str) -> Params:
+    """Shapes, dtypes and shardings of parameters held in `dtype` (of HELD). int8: the layers'
+    matrices, while embeddings are in the dtype they are used in."""
+    as_used = cfg.dtype if dtype == "int8" else dtype
+    params = decoder.abstract(dataclasses.replace(cfg, param_dtype=as_used), mesh)
+    return int8.abstract(params, mesh) if dtype == "int8" else params
+
+
+def abstract_state(
+    cfg: ModelConfig, tx, mesh, *, reference: bool, adapter: LoraConfig = OFF
+) -> TrainState:
+    """Shapes, dtypes and shardings of a state: moments lie as their parameter does. With an
+    `adapter` they are its factors', and there is no second copy for a reference."""
+    params = abstract_params(cfg, mesh, "int8" if adapter.int8 else cfg.param_dtype)
+    if not adapter.rank:
+        return _abstract(params, tx, mesh, params if reference else None)
+    adapted = lora.abstract(params, adapter, mesh)
+    state = _abstract(adapted.factors, tx, mesh, None)
+    return dataclasses.replace(state, params=adapted)
+
+
+def _abstract(params: Params, tx, mesh, reference: Params | None) -> TrainState:
+    opt = jax.eval_shape(lambda params: tx.init(_floats(params)), params)
     whole = replicated(mesh)
     alone = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
     opt = optax.tree_utils.tree_map_params(
         tx, _beside, opt, params, transform_non_params=alone, is_leaf=_elsewhere
     )
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    return TrainState(count, params, opt, params if reference else None, count, count)
+    return TrainState(count, params, opt, reference, count, count)
 
 
 def _elsewhere(x) -> bool:
@@ -86,7 +131,8 @@ def _gradient(terms: Terms, params, reference, micro, denoms, weights):
         share = sum(weights[k] * _divide(total, denoms[k]) for k, (total, _) in values.items())
         return share, metrics
 
-    return jax.grad(loss, has_aux=True)(params)
+    grads, metrics = jax.grad(loss, has_aux=True)(params)
+    return _floats(grads), metrics
 
 
 def gradient(terms: Terms, params, reference, batch, weights, microbatches: int):
@@ -119,23 +165,26 @@ def make_update(
 ):
     """update(state, batch) -> (state, metrics); a non-finite loss or gradient changes no parameter.
 
-    `batch` is a pytree whose leading axes are B. Metrics are dicts of (total, denom).
+    `batch` is a pytree whose leading axes are B. Metrics are dicts of (total, denom). Of adapted
+    parameters the factors alone are learned.
     """
 
     def update(state: TrainState, batch) -> tuple[TrainState, Metrics]:
+        of = lambda learned, *rest: terms(lora.relearned(state.params, learned), *rest)
+        learned = lora.learned(state.params)
         grads, loss, metrics = gradient(
-            terms, state.params, state.reference, batch, weights(state.step), microbatches
+            of, learned, frozen(state), batch, weights(state.step), microbatches
         )
         norm = optax.tree.norm(grads)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = tx.update(grads, state.opt_state, _floats(learned))
+        new = optax.apply_updates(learned, updates)
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
         bad = (~ok).astype(jnp.int32)
         state = dataclasses.replace(
             state,
             step=state.step + 1,
-            params=keep(params, state.params),
+            params=lora.relearned(state.params, keep(new, learned)),
             opt_state=keep(opt_state, state.opt_state),
             skipped_in_row=(state.skipped_in_row + 1) * bad,
             skipped=state.skipped + bad,

@@ -1,0 +1,139 @@
+"""What the runs at the scale of arXiv 2601.21343 share: data, tokenizer, policy, hardware.
+
+Words after the colon, by commas: a machine of HARDWARE (none: v5e-64), `reasoned` (the judge
+answers in words before its verdict, as the paper's does; without it a verdict is read from the
+probabilities of its options) and `debug` (tiny, bytes for tokens, fresh parameters, a rule for a
+judge).
+
+The corpus is a TFDS data set in array_record files under WORKDIR/data, or with
+--config.data.source=jsonl a file with a document per line, field "text".
+"""
+
+import _common as common
+import judge_llama8b
+from ml_collections import ConfigDict
+
+MODEL = dict(  # Llama 2's tokenizer and shapes, 1.36e9 parameters: preset llama_1b4
+    vocab_size=32000,
+    width=2048,
+    layers=24,
+    kv_heads=16,
+    queries_per_kv=1,
+    head_dim=128,
+    hidden=5632,
+    max_len=2304,
+    rope_theta=10000.0,
+    norm_eps=1e-5,
+    tied=False,
+    dtype="bfloat16",
+    param_dtype="float32",
+    remat="block",
+    query_chunk=512,
+    branch_chunk=8,
+    logprob_chunk=512,
+)
+# Prefixes that judge and rewriter read at a time, one per device or more; batch and microbatches of
+# the policy. One GPU holds no batch of 256 prefixes with 16 rollouts each.
+HARDWARE = {
+    "v5e-64": dict(teachers=64, batch=256, microbatches=1),
+    "v5e-256": dict(teachers=256, batch=256, microbatches=1),
+    "v5p-64": dict(teachers=64, batch=256, microbatches=1),
+    "v6e-64": dict(teachers=64, batch=256, microbatches=1),
+    "h200": dict(teachers=1, batch=16, microbatches=4),
+}
+REASONED = {"quality": "reasoned_quality", "safety": "reasoned_safety"}
+PREFIX, SUFFIX = 1920, 128
+WORDS = ("debug", "reasoned")
+
+
+def words(arg: str, name: str) -> tuple[str, set[str]]:
+    """(hardware, other words) of a config file's variant."""
+    asked = [word for word in arg.split(",") if word]
+    machines = [word for word in asked if word in HARDWARE]
+    unknown = [word for word in asked if word not in (*HARDWARE, *WORDS)]
+    if unknown or len(machines) > 1:
+        raise ValueError(
+            f"configs/{name} knows {', '.join(WORDS)} and one of {', '.join(HARDWARE)}, not {arg!r}"
+        )
+    return (machines or ["v5e-64"])[0], set(asked) - set(machines)
+
+
+def get_config(
+    arg: str,
+    name: str,
+    *,
+    data: str,
+    aspects: tuple[str, ...],
+    steps: int,
+    optim,
+    objective: str,
+    candidates,
+    init_from: str = "base",
+) -> ConfigDict:
+    """One run, `sip`: `aspects` are summed with weight 1."""
+    machine, others = words(arg, name)
+    hardware = HARDWARE[machine]
+    config = ConfigDict()
+    config.seed = 0
+    config.data = dict(
+        source="tfds",
+        path=data,
+        max_skipped_fraction=0.9,  # many documents are shorter than a prefix and a suffix
+        world=dict(),
+        cut=dict(prefix_min=128, prefix_max=PREFIX, suffix=SUFFIX),
+    )
+    config.tokenizer = dict(
+        kind="sentencepiece", path="tokenizer.model", vocab_size=32000, documents=1, prompts=()
+    )
+    asked = tuple(REASONED[a] if a in REASONED and "reasoned" in others else a for a in aspects)
+    judge = common.judge("local", init_from="judge", weights=tuple((a, 1.0) for a in asked))
+    judge.batch = hardware["teachers"]
+    judge.votes = 5 if "reasoned" in others and "safety" in aspects else 1
+    rewriter = common.rewriter("local", init_from="rewriter")
+    rewriter.batch = hardware["teachers"]
+    run = common.sip_run(
+        model=dict(MODEL),
+        split="train",
+        steps=steps,
+        batch=hardware["batch"],
+        init_from=init_from,
+        optim=optim,
+        judge=judge,
+        rewriter=rewriter,
+        candidates=candidates,
+        objective=common.objective(objective),
+        evals=common.evals(baseline="", standard=512, unsafe=0, batch=hardware["batch"]),
+        save_every=200,
+    )
+    run.microbatches = hardware["microbatches"]
+    config.runs = dict(sip=run)
+    config.order = ("sip",)
+    config.report = dict(rows=("sip",), judge="", standard="")
+    return shrink(config) if "debug" in others else config
+
+
+def continual(arg: str, name: str, *, data: str, aspects: tuple[str, ...]) -> ConfigDict:
+    """From a base model on: DPO between the best and the worst of the suffix and 16 rollouts."""
+    return get_config(
+        arg,
+        name,
+        data=data,
+        aspects=aspects,
+        steps=2000,
+        optim=common.adamw(5e-6, warmup_steps=100, weight_decay=0.1, b2=0.95),
+        objective="dpo",
+        candidates=common.candidates(rewrite=False, rollouts=16),
+    )
+
+
+def shrink(config) -> ConfigDict:
+    """The same run, tiny; nobody is there to rewrite."""
+    run = config.runs.sip
+    run.judge.update(backend="rule", rule="distinct_words", init_from="", votes=1, batch=4)
+    run.judge.weights = (("quality", 1.0),)
+    run.candidates.update(suffix=True, rewrite=False, rollouts=((0, 2),))
+    run.evals.update(validation=4, standard=8, batch=4)
+    config.data.source = "jsonl"
+    judge_llama8b.shrink_shared(config, run, max_len=64)
+    run.optim.warmup_steps = 0
+    return config

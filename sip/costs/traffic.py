@@ -1,0 +1,183 @@
+"""What a compiled program moves on each device: bytes to and from memory, and collectives.
+
+Every instruction reads its operands and writes its result; of an array that a fusion only slices,
+or updates in place, the slice alone counts. Loops count as often as they run.
+"""
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from sip.costs import hlo
+from sip.costs.chips import Chip
+from sip.costs.flops import READ, WRITTEN
+from sip.costs.hlo import Instruction, Module, size
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+    "collective-broadcast",
+)
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+FREE |= {"partition-id", "replica-id", "opt-barrier", "iota"}
+SLICES = {"dynamic-slice", "slice", "gather"}
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One kind among `devices` devices: bytes of the whole array (the larger side), how often."""
+
+    phase: str
+    kind: str
+    devices: int
+    bytes: float
+    times: int
+
+    def seconds(self, chip: Chip, of: int) -> float:
+        """At the least, all times, among `of` devices in all, with every link in use.
+
+        A device takes in all but its own share, and twice that for an all-reduce. A group within
+        one dimension of the torus has that dimension's links alone. Latency is left out.
+        """
+        if self.devices < 2:
+            return 0.0
+        moved = self.bytes * (self.devices - 1) / self.devices
+        if self.kind == "collective-permute":
+            moved = self.bytes
+        if self.kind == "all-reduce":
+            moved *= 2
+        within = self.devices <= round(of ** (1 / chip.torus)) and self.devices < of
+        return self.times * moved / (chip.ici / chip.torus if within else chip.ici)
+
+
+@dataclass
+class Traffic:
+    """Of one device, by phase."""
+
+    bytes: Counter = field(default_factory=Counter)
+    collectives: list[Collective] = field(default_factory=list)
+
+
+def count(text: str, devices: int, loops: int = 1) -> Traffic:
+    """What the program in `text` moves; a loop of unknown length runs `loops` times."""
+    module, found = hlo.parse(text), Traffic()
+    _walk(module, module.entry, 1, READ, loops, devices, found)
+    return found
+
+
+def _walk(module: Module, name: str, times, phase, loops, devices, found: Traffic) -> None:
+    inside = module.computations[name].instructions
+    for one in inside.values():
+        go = lambda name, n=times, at=phase: _walk(module, name, n, at, loops, devices, found)
+        if one.op == "while":
+            repeats = hlo.trips(module, one, loops)
+            go(one.called("body"), times * repeats, WRITTEN if "decode" in one.path else phase)
+        elif one.op == "conditional":
+            for branch in _branches(one):
+                go(branch)
+        elif one.op == "call":
+            go(one.called("to_apply"))
+        elif one.op == "async-start":
+            go(one.called("calls"))
+        elif one.op not in FREE and not one.op.endswith("-done"):
+            found.bytes[phase] += times * _bytes(module, inside, one)
+            found.collectives += _collectives(module, inside, one, times, phase, devices)
+
+
+def _branches(one: Instruction) -> list[str]:
+    listed = re.search(r"branch_computations=\{([^}]*)\}", one.rest)
+    names = hlo.NAME.findall(listed[1]) if listed else []
+    return names or [one.called(f"{which}_computation") for which in ("true", "false")]
+
+
+def _bytes(module: Module, inside, one: Instruction) -> float:
+    """What an instruction reads and writes."""
+    shapes = [inside[o].shape for o in one.operands if o in inside]
+    if one.op in SLICES:
+        return 2 * size(one.shape)
+    if one.op == "dynamic-update-slice":
+        return 2 * size(shapes[1])
+    if one.op == "fusion" and one.called("calls") in module.computations:
+        return _fused(module.computations[one.called("calls")], shapes)
+    return size(one.shape) + sum(map(size, shapes))
+
+
+def _fused(computation: hlo.Computation, shapes: list[str]) -> float:
+    inside = computation.instructions
+    users: dict[str, list[Instruction]] = {name: [] for name in inside}
+    for one in inside.values():
+        for operand in one.operands:
+            if operand in users:
+                users[operand].append(one)
+    total = sum(_written(inside, inside[o]) for o in _results(inside, computation.root))
+    for one in inside.values():
+        if one.op == "parameter":
+            total += min(size(shapes[one.number]), _read(users, one))
+    return total
+
+
+def _results(inside, root: Instruction) -> tuple[str, ...]:
+    return root.operands if root.op == "tuple" else (root.name,)
+
+
+def _written(inside, one: Instruction) -> float:
+    """Of an update in place the update."""
+    while one.op == "bitcast" and one.operands[0] in inside:
+        one = inside[one.operands[0]]
+    if one.op == "dynamic-update-slice":
+        return size(inside[one.operands[1]].shape)
+    return size(one.shape)
+
+
+def _read(users, one: Instruction) -> float:
+    """What is used of an array: slices of it, nothing where it is updated in place, or all."""
+    total = 0.0
+    for user in users[one.name]:
+        if user.op in SLICES and user.operands[0] == one.name:
+            total += size(user.shape)
+        elif user.op == "bitcast":
+            total += _read(users, user)
+        elif not (user.op == "dynamic-update-slice" and user.operands[0] == one.name):
+            return math.inf
+    return total
+
+
+def _collectives(module, inside, one: Instruction, times, phase, devices) -> list[Collective]:
+    """The instruction itself, or those that a fusion holds."""
+    if one.op == "fusion" and one.called("calls") in module.computations:
+        within = module.computations[one.called("calls")].instructions
+        held = [i for i in within.values() if i.op.removesuffix("-start") in COLLECTIVES]
+        return [_collective(within, i, times, phase, devices) for i in held]
+    if one.op.removesuffix("-start") not in COLLECTIVES:
+        return []
+    return [_collective(inside, one, times, phase, devices)]
+
+
+def _collective(inside, one: Instruction, times, phase, devices) -> Collective:
+    whole = lambda shape: size(shape, everywhere=True)
+    given = sum(whole(inside[o].shape) for o in one.operands if o in inside)
+    made = whole(one.shape)
+    if one.op.endswith("-start") and one.op != "all-reduce-start":
+        made -= given  # its type lists the operands too
+    kind = one.op.removesuffix("-start")
+    group = 2 if kind == "collective-permute" else group_size(one.rest, devices)
+    return Collective(phase, kind, group, max(given, made), times)
+
+
+def group_size(rest: str, devices: int) -> int:
+    """How many devices take part together, of the three ways to write them."""
+    mesh = re.search(r"replica_groups=\w*\[([^\]]*)\] ?\{([^}]*)\}", rest)
+    if mesh and "=" in mesh[1]:
+        sizes = {k: int(n) for k, n in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        used = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in used)
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", rest)
+    if iota:
+        return int(iota[2])
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
+    return len(listed[1].split(",")) if listed else devices

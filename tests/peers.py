@@ -1,0 +1,81 @@
+"""One program, run as one process or as one of several: what it computes, as JSON.
+
+python tests/peers.py [COORDINATOR COUNT INDEX]
+"""
+
+import json
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+import tiny
+
+from sip import processes
+from sip.mesh import MeshConfig, build, put_batch
+from sip.models import decoder
+from sip.sampling import SamplingConfig
+from sip.structs import UserError
+from sip.textgen import Local
+from sip.tokenizer import Byte
+from sip.training import losses, optim, step
+
+CFG = tiny.model(vocab_size=264, kv_heads=4)
+PROMPTS = ["a", "bcd", "ef", "the rest"]
+
+
+def batch():
+    tree = jax.tree.map(np.asarray, tiny.tree(B=4, T=8, C=2, R=3, vocab=264))
+    ones_BC = np.ones(tree.fork_BC.shape)
+    return losses.Branches(tree, ones_BC > 0, ones_BC, np.zeros(tree.mask_BCR.shape), tree.mask_BT)
+
+
+def figures(mesh) -> dict:
+    """Two updates' metrics, verdicts, and words that were drawn."""
+    objective = losses.ObjectiveConfig("dpo", ce_weight=0.5, ce_weight_last=0.5)
+    tx = optim.build(optim.OptimConfig(lr=0.01, steps=10, eps=1e-3, warmup_steps=1))
+    found = []
+    with jax.set_mesh(mesh):
+        state = step.init_state(CFG, tx, mesh, 0, reference=True)
+        weights = losses.branch_weights(objective)
+        update = step.make_update(losses.branch_terms(CFG, objective), tx, weights)
+        for _ in range(2):
+            state, metrics = update(state, put_batch(mesh, batch()))
+            found.append({k: [float(x) for x in pair] for k, pair in metrics.items()})
+    local = Local(state.params, CFG, Byte(), mesh, batch=4)
+    branches = [["x", "yz"]] * len(PROMPTS)
+    asked = dict(votes=2, max_tokens=5, sampling=SamplingConfig(), seed=3)
+    return {
+        "metrics": found,
+        "choose": local.choose(PROMPTS, branches, (" ", "e")).tolist(),
+        "words": local.generate(PROMPTS, branches, **asked),
+        "unembed": processes.fetch(decoder.unembed(state.params, CFG)).std(axis=0).tolist(),
+    }
+
+
+def agreements() -> dict:
+    """What the processes tell one another."""
+    index = jax.process_index()
+
+    def fails():
+        raise UserError(f"said by process {index}")
+
+    found: dict[str, Any] = {"told": processes.told(lambda: [index, np.arange(3.0)])[0]}
+    for name, do in {
+        "error": lambda: processes.first(fails),
+        "same": lambda: processes.agree(1, {"x": np.zeros(2)}),
+        "differ": lambda: processes.agree(2, {"x": np.full(2, index)}),
+    }.items():
+        try:
+            found[name] = str(do())
+        except UserError as e:
+            found[name] = str(e)
+    return {**found, "preempted": processes.preempted()}
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        processes.start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    mesh = build(MeshConfig(fsdp=2, tensor=2))
+    found = {**agreements(), **figures(mesh), "lead": processes.lead()}
+    print(json.dumps({**found, "processes": jax.process_count()}))

@@ -1,0 +1,133 @@
+"""Experts in training: the load-balancing term, and eight devices against one."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import PartitionSpec as P
+
+from sip import mesh as meshes
+from sip import sampling
+from sip.mesh import MeshConfig, put_batch
+from sip.models import decoder
+from sip.structs import Tree
+from sip.training import losses, optim, step
+
+# gpt-oss's, every size of which divides by two.
+CFG = tiny.model(
+    qkv_bias=True, out_bias=True, sinks=True, window=3, full_every=2, experts=4, active=2,
+    expert_bias=True, swiglu_limit=0.7, swiglu_alpha=1.7, router_aux=0.3, remat="block",
+    branch_chunk=2, query_chunk=4,
+)  # fmt: skip
+TX = optim.build(optim.OptimConfig(lr=0.01, steps=10, eps=1e-3))
+CE = losses.balanced(CFG, lambda _: {"ce": 1.0})
+
+
+def tree(B=8):
+    """Documents of different lengths, without branches, and which tokens count."""
+    found = tiny.tree(B=B, T=8)
+    mask_BT = np.arange(8) < np.resize([8, 5, 6, 3], B)[:, None]
+    none = jnp.zeros((B, 0, 1), jnp.int32)
+    tokens_BT = np.where(mask_BT, found.tokens_BT, 0)
+    return Tree(tokens_BT, mask_BT, none, none > 0, none[:, :, 0]), mask_BT
+
+
+def flat_router(params):
+    """A router to which all experts are alike."""
+    block = params["blocks"]["block"]
+    zero = {name: jnp.zeros_like(block[name]) for name in ("w_router", "b_router")}
+    return {**params, "blocks": {"block": {**block, **zero}}}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def values(cfg, params, batch):
+    return losses.tokens_terms(cfg)(params, None, batch)[0]
+
+
+def test_the_balance_of_equal_probabilities_is_one_and_padding_is_no_token():
+    batch, params = tree(), tiny.params(CFG)
+    total, denom = values(CFG, flat_router(params), batch)["balance"]
+    assert float(denom) == CFG.layers * batch[1].sum() < batch[1].size * CFG.layers
+    np.testing.assert_allclose(total / denom, 1.0, rtol=1e-6)
+    found = values(CFG, params, batch)["balance"]
+    assert found[0] / found[1] > 1.01
+    other = np.where(batch[1], batch[0].tokens_BT, 7)
+    again = values(CFG, params, (batch[0].replace(tokens_BT=other), batch[1]))
+    np.testing.assert_allclose(again["balance"], found, rtol=1e-5)
+
+
+def test_only_a_weight_makes_it_a_term():
+    off = dataclasses.replace(CFG, router_aux=0.0)
+    assert values(off, tiny.params(CFG), tree()).keys() == {"ce"}
+    weights = lambda _: {"ce": 1.0}
+    assert losses.balanced(off, weights) is weights
+    assert CE(0) == {"ce": 1.0, "balance": 0.3}
+
+
+def start(mesh):
+    places = jax.tree.map(lambda x: x.sharding, decoder.abstract(CFG, mesh))
+    params = jax.device_put(tiny.params(CFG), places)
+    return step.state_of(params, CFG, TX, mesh, reference=False)
+
+
+@functools.cache
+def updated(shape, microbatches=1):
+    mesh = meshes.build(MeshConfig(*shape), jax.devices()[: int(np.prod(shape))])
+    update = step.make_update(losses.tokens_terms(CFG), TX, CE, microbatches=microbatches)
+    with jax.set_mesh(mesh):
+        return update(start(mesh), put_batch(mesh, tree()))
+
+
+def close(one, many, atol):
+    check = lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=atol)
+    jax.tree.map(check, *jax.device_get((one, many)))
+
+
+@pytest.mark.slow  # compiles for long
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 4, 2)])
+def test_an_update_on_eight_devices_equals_one_on_one(shape):
+    (one, one_metrics), (many, many_metrics) = updated((1, 1, 1)), updated(shape)
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), one.params, tiny.params(CFG))
+    assert min(jax.tree.leaves(moved)) > 1e-4
+    close(one_metrics, many_metrics, 1e-5)
+    close(one.params, many.params, 1e-5)
+
+
+def test_each_expert_lies_on_the_axes_its_letters_name():
+    places = decoder.abstract(CFG, meshes.build(MeshConfig(2, 2, 2)))["blocks"]["block"]
+    specs = {name: x.sharding.spec for name, x in places.items()}
+    assert specs["w_gate"] == specs["w_up"] == P(None, "fsdp", None, "tensor")  # LEDF
+    assert specs["w_down"] == P(None, "fsdp", "tensor", None)  # LEFD
+    assert specs["b_gate"] == P(None, "fsdp", "tensor")  # LEF
+    assert specs["w_router"] == P(None, None, "fsdp")  # LDE
+    assert specs["sinks"] == P(None, "tensor", None)  # LGQ
+
+
+def test_rollouts_on_eight_devices_are_those_of_one():
+    run = sampling.program(CFG, 4, 5, sampling.SamplingConfig(temperature=1.0))
+    tokens_BT, fork_B = np.asarray(tiny.tree().tokens_BT), np.array([6, 4], np.int32)
+
+    def rollouts(mesh):
+        places = jax.tree.map(lambda x: x.sharding, decoder.abstract(CFG, mesh))
+        with jax.set_mesh(mesh):
+            batch = put_batch(mesh, (tokens_BT, fork_B, np.arange(2)))
+            return run(jax.device_put(tiny.params(CFG), places), *batch, jax.random.key(1))
+
+    one, many = rollouts(meshes.single()), rollouts(meshes.build(MeshConfig(2, 2, 2)))
+    np.testing.assert_array_equal(one.tokens_BCR, many.tokens_BCR)
+    close(one.logp_BCR, many.logp_BCR, 1e-5)
+
+
+def test_copies_of_layers_change_nothing_at_first():
+    """Biases of what they add are zero too."""
+    deep = dataclasses.replace(CFG, layers=4)
+    params = decoder.deepen(tiny.params(CFG), deep)
+    assert not params["blocks"]["block"]["b_down"][2:].any()
+    want, got = (
+        tiny.forward(p, c, tiny.tree()) for p, c in ((tiny.params(CFG), CFG), (params, deep))
+    )
+    close(want, got, 1e-5)

@@ -1,0 +1,213 @@
+"""Two processes compute what one does; they agree, and one of them speaks for all."""
+
+import functools
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sip import cli, processes
+from sip.structs import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+spec = importlib.util.spec_from_file_location("rehearse", ROOT / "tpu" / "rehearse.py")
+assert spec and spec.loader
+rehearse = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(rehearse)
+
+
+def begin(devices: int, *args: str) -> subprocess.Popen:
+    flags = os.environ["XLA_FLAGS"] + f" --xla_force_host_platform_device_count={devices}"
+    environ = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+    command = [sys.executable, str(ROOT / "tests" / "peers.py"), *args]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environ, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def end(process: subprocess.Popen) -> dict:
+    out, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors[-2000:]
+    return json.loads(out.splitlines()[-1])
+
+
+@functools.cache
+def runs():
+    """What one process of four devices found, and each of two with two."""
+    where = f"127.0.0.1:{rehearse.free_port()}"
+    begun = [begin(4), *(begin(2, where, "2", str(i)) for i in range(2))]
+    return [end(process) for process in begun]
+
+
+def test_two_processes_compute_what_one_does():
+    one, *two = runs()
+    assert [one["processes"], *(found["processes"] for found in two)] == [1, 2, 2]
+    for found in two:
+        assert found["words"] == one["words"]
+        np.testing.assert_allclose(found["choose"], one["choose"], atol=1e-5)
+        np.testing.assert_allclose(found["unembed"], one["unembed"], atol=1e-5)
+        for mine, other in zip(found["metrics"], one["metrics"], strict=True):
+            assert mine.keys() == other.keys()
+            for key in mine:
+                np.testing.assert_allclose(mine[key], other[key], rtol=1e-4, atol=1e-5)
+    assert one["metrics"][0] != one["metrics"][1], "the second update sees what the first did"
+
+
+def test_processes_hear_what_the_first_says_and_say_where_they_differ():
+    one, *two = runs()
+    assert [found["lead"] for found in two] == [True, False] and one["lead"]
+    for found in two:
+        assert found["told"] == 0 and found["error"] == "said by process 0"
+        assert found["same"] == "None" and not found["preempted"]
+        assert found["differ"].startswith("step 2: processes [1] have another batch")
+    assert one["told"] == 0 and one["error"] == "said by process 0" and one["differ"] == "None"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("h:1",), "belong together"),
+        (("", 2, 0), "belong together"),
+        (("h:1", 2, 2), "--process=2"),
+        (("host", 2, 0), "no HOST:PORT"),
+    ],
+)
+def test_flags_that_do_not_fit_are_named(flags, message):
+    with pytest.raises(UserError, match=message):
+        processes.start(*flags)
+
+
+def test_a_coordinator_out_of_reach_is_one_line(monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("DEADLINE_EXCEEDED: barrier\ntimed out")
+
+    monkeypatch.setattr(processes.jax.distributed, "initialize", refuse)
+    with pytest.raises(UserError, match=r"do not meet \(h:1\): DEADLINE_EXCEEDED: barrier timed"):
+        processes.start("h:1", 2, 0)
+
+
+def test_alone_nothing_is_asked_of_others():
+    assert processes.lead() and not processes.several() and not processes.preempted()
+    assert processes.told(lambda: 3) == 3
+    processes.agree(1, {"x": np.zeros(2)})
+    processes.start()
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "message"),
+    [
+        (UserError("no such file"), 2, "error: no such file"),
+        (KeyError("a bug"), 1, "this process failed; the same command goes on"),
+        (jax.errors.JaxRuntimeError("closed by peer"), 1, processes.GONE),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_one_of_several_that_fails_does_not_wait_for_the_others(
+    monkeypatch, capsys, error, exit_code, message
+):
+    class Left(Exception):
+        pass
+
+    def leave(code):
+        raise Left(code)
+
+    def main(argv):
+        raise error
+
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(cli.os, "_exit", leave)
+    with pytest.raises(Left, match=str(exit_code)):
+        cli.code(main, [])
+    assert message in capsys.readouterr().err
+
+
+# What a rehearsal does with a command: stand-ins for its processes, two in each attempt.
+
+
+class Stand:
+    """A process that has a code from the start, or gets one when it, or another, is signalled."""
+
+    def __init__(self, code=None, own=None, others=None):
+        self.code, self.own, self.others = code, own or {}, others or {}
+        self.beside, self.got = [], []
+
+    def poll(self):
+        return self.code
+
+    def wait(self, timeout):
+        if self.code is None:
+            raise subprocess.TimeoutExpired("stand", timeout)
+
+    def kill(self):
+        self.code = -signal.SIGKILL if self.code is None else self.code
+
+    def send_signal(self, number):
+        self.got.append(number)
+        self.code = self.own.get(number)
+        for other in self.beside:
+            other.code = self.others.get(number)
+
+
+SAVES = dict(
+    own={signal.SIGTERM: 0, signal.SIGKILL: -9}, others={signal.SIGTERM: 0, signal.SIGKILL: 1}
+)
+DONE = dict(code=0)
+
+
+def rehearsal(monkeypatch, capsys, faults: str, *attempts):
+    """(exit code, what it said, signals sent); a setting of `Stand` per attempt."""
+    begun = [[Stand(**how) for _ in range(2)] for how in attempts]
+    for one, other in begun:
+        one.beside, other.beside = [other], [one]
+    monkeypatch.setattr(rehearse, "start", lambda flags, number: begun[number - 1])
+    quick = ["--after=0,0", "--patience=0", "--slow_seconds=0", "--processes=2"]
+    code = rehearse.main([*quick, f"--faults={faults}", "--", "x"])
+    return (
+        code,
+        "".join(capsys.readouterr()),
+        [s for pair in begun for one in pair for s in one.got],
+    )
+
+
+def test_a_rehearsal_meets_every_fault_and_starts_again(monkeypatch, capsys):
+    code, said, sent = rehearsal(monkeypatch, capsys, "kill,term", SAVES, SAVES, DONE)
+    assert code == 0 and "done: 2 faults, 3 attempts" in said
+    assert sent == [signal.SIGKILL, signal.SIGTERM]
+    assert "exit codes [0, 0]" in said and ("[-9, 1]" in said or "[1, -9]" in said)
+
+
+def test_one_that_stands_still_goes_on_in_the_same_attempt(monkeypatch, capsys):
+    code, said, sent = rehearsal(monkeypatch, capsys, "slow,term", SAVES, DONE)
+    assert code == 0 and "done: 2 faults, 2 attempts" in said
+    assert sent == [signal.SIGSTOP, signal.SIGCONT, signal.SIGTERM]
+
+
+@pytest.mark.parametrize(
+    ("fault", "how", "reason"),
+    [
+        ("kill", dict(own={signal.SIGKILL: -9}), "processes still run after 0 s"),
+        ("kill", dict(own={signal.SIGKILL: -9}, others={signal.SIGKILL: 0}), "another exited 0"),
+        ("term", dict(own={signal.SIGTERM: 0}), "processes still run after 0 s"),
+        ("term", dict(own={signal.SIGTERM: 0}, others={signal.SIGTERM: 1}), "not all exited 0"),
+        ("term", dict(code=3), "ended by itself with exit codes [3, 3]"),
+        ("slow", DONE, "it ended before slow"),
+    ],
+)
+def test_a_rehearsal_fails_where_the_command_does_not_behave(
+    monkeypatch, capsys, fault, how, reason
+):
+    code, said, _ = rehearsal(monkeypatch, capsys, fault, how)
+    assert code == 1 and "failed: " in said and reason in said
+
+
+@pytest.mark.parametrize("flags", [["--faults=rain", "--", "x"], ["--processes=1", "--", "x"], []])
+def test_a_rehearsal_names_flags_that_make_no_sense(flags, capsys):
+    with pytest.raises(SystemExit) as e:
+        rehearse.main(flags)
+    assert e.value.code == 2 and "error: " in capsys.readouterr().err

@@ -22,12 +22,12 @@ from sip.structs import UserError
 from sip.tokenizer import Byte
 from sip.training import checkpoints
 
-CFG = tiny.model(vocab_size=264, max_len=31, logprob_chunk=16)
+CFG = tiny.model(vocab_size=264, layers=1, max_len=31, logprob_chunk=16)
 GREEDY = SamplingConfig(0.0)
 
 
 def model(**changes) -> Model:
-    given = dict(params=tiny.params(CFG), cfg=CFG, mesh=mesh.single(), batch=4)
+    given = dict(params=tiny.params(CFG), cfg=CFG, mesh=mesh.single(), batch=3)
     return Model(**{**given, **changes})
 
 
@@ -141,27 +141,27 @@ def test_a_context_is_split_from_the_whole_where_tokens_cross_the_boundary():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The directory of a run."""
+    """The directory of a run, and its adapter."""
     path = tmp_path_factory.mktemp("run")
     checkpoints.save_params(str(path), tiny.params(CFG), {"model": dataclasses.asdict(CFG)})
     (path / "tokenizer.json").write_text('{"kind": "byte"}')
-    return path
+    return path, harness.adapter(str(path), mesh.single(), batch=3)
 
 
 TEXTS = ["The lamp of Mira", "a", "It is"]
 
 
 def test_answers_are_those_of_sip_generate(run):
-    one = harness.adapter(str(run), mesh.single(), batch=2)
-    want = generate.generate(str(run), TEXTS, num=1, max_tokens=8, sample=GREEDY, seed=0)
+    path, one = run
+    want = generate.generate(str(path), TEXTS, num=1, max_tokens=8, sample=GREEDY, seed=0)
     got = one.generate_until(asked(*((text, {"until": [], "max_gen_toks": 8}) for text in TEXTS)))
     assert got == [row[0]["text"] for row in want] and len(set(got)) == 3
-    several = harness.adapter(str(run), mesh.build(MeshConfig(2, 2, 2)), batch=2)
-    assert several.generate_until(asked((TEXTS[0], {"max_gen_toks": 8}))) == got[:1]
+    alone = one.generate_until(asked((TEXTS[1], {"max_gen_toks": 8})))
+    assert alone == got[1:2]
 
 
 def test_answers_end_before_a_stop_string(run):
-    one = harness.adapter(str(run), mesh.single(), batch=4)
+    one = run[1]
     said = {"max_gen_toks": 8}
     (whole,) = one.generate_until(asked((TEXTS[0], said)))
     for n in (1, 2):
@@ -172,7 +172,7 @@ def test_answers_end_before_a_stop_string(run):
 
 
 def test_a_long_prompt_is_cut_from_the_left(run):
-    one = harness.adapter(str(run), mesh.single(), batch=4)
+    one = run[1]
     text, said = "".join(map(chr, range(65, 65 + 50))), {"max_gen_toks": 8}
     ids = Byte().encode(text)[-(CFG.max_len - 8) :]
     want = scoring.generate(one.model, [ids], steps=8, sampling=GREEDY, stop=Byte.stops)

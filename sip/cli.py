@@ -52,6 +52,11 @@ def json_flag() -> flags.FlagHolder:
     return shared(flags.DEFINE_bool, "json", False, "JSON on stdout instead of text.")
 
 
+def tensor_flag() -> flags.FlagHolder:
+    """--tensor, likewise."""
+    return shared(flags.DEFINE_integer, "tensor", 1, "Devices along the mesh's axis `tensor`.")
+
+
 def shared(define, name: str, default, text: str) -> flags.FlagHolder:
     """Any other flag, likewise; a CLI by itself has the default that it gives here."""
     if name not in flags.FLAGS:

@@ -29,7 +29,7 @@ _SHARD_GB = flags.DEFINE_float("max_shard_gb", 5.0, "Size of a file of weights, 
 _TOKENIZER_FROM = flags.DEFINE_string(
     "tokenizer_from", "", "Whose tokenizer files to write, to=hf: a directory of Hugging Face's."
 )
-_TENSOR = flags.DEFINE_integer("tensor", 1, "Devices along the mesh's axis `tensor`.")
+_TENSOR = cli.tensor_flag()
 
 
 def to_orbax(src: str, dst: str, where: jax.sharding.Mesh, *, dtype: str = "float32") -> None:
@@ -37,6 +37,7 @@ def to_orbax(src: str, dst: str, where: jax.sharding.Mesh, *, dtype: str = "floa
     if not configs.exists(src):
         raise UserError(f"--src {src}: no config.json with a model_type")
     files = tokens.published(src)
+    tokens.check(src, configs.read(src).vocab_size)
     params, cfg = reading.load(src, where, DTYPES[dtype])
     with writing.whole(dst, writing.size_of(params, dtype)) as path:
         tokens.write(files, path)
@@ -67,6 +68,7 @@ def to_hf(
     theirs = tokenizer or tokens.home(src)
     if theirs:
         files = tokens.published(theirs)
+        tokens.check(theirs, setup.recorded_model(src).vocab_size)
     else:
         files = tokens.files(setup.kept_tokenizer(src), setup.recorded_model(src).max_len)
     params, cfg = setup.load_params(src, where, dtype)  # factors are added before it is rounded

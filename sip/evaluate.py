@@ -2,9 +2,18 @@
 
 On the corpus the run was trained on (or another one with --data_workdir): likelihood of held-out
 suffixes, and where it has a ground truth, what is true of greedy continuations. Prints JSON.
+
+    python -m sip.evaluate --evals=lm_eval --tasks=arc_easy,piqa --checkpoint=DIR
+
+Standard evaluations by lm-evaluation-harness (extra `eval`) of a run or of a checkpoint of Hugging
+Face's. Prints its table. Tasks are lm_eval's own, with data from the hub, or without one:
+--tasks_dir=DIR has task files of yours, their data beside them (or in --data_dir), and --data_dir
+alone is for the task files in sip/evals/tasks, which say what they read.
 """
 
 import json
+import os
+from dataclasses import asdict
 
 import jax
 from absl import flags
@@ -12,10 +21,15 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from sip import cli, mesh, setup
-from sip.evals import continuations, ground_truth
+from sip.evals import continuations, ground_truth, harness
+from sip.hf import hub
+from sip.mesh import MeshConfig
 from sip.structs import UserError
 from sip.training import checkpoints
 
+_EVALS = flags.DEFINE_enum(
+    "evals", "ground_truth", ["ground_truth", "lm_eval"], "Which evaluations."
+)
 _CHECKPOINT = cli.checkpoint_flag()
 _BASELINE = flags.DEFINE_string("baseline", "", "Directory of a run; win rates are against it.")
 _SPLIT = cli.shared(flags.DEFINE_string, "split", "validation", "Documents to evaluate on.")
@@ -25,6 +39,15 @@ _BATCH = flags.DEFINE_integer("batch", 64, "Prefixes at a time.")
 _DATA = flags.DEFINE_string(
     "data_workdir", "", "Where the corpus lies; default: the run's workdir."
 )
+_OUT = cli.shared(flags.DEFINE_string, "out", None, "A file to write the results to, as JSON.")
+_TASKS = flags.DEFINE_list("tasks", [], "Of lm_eval: names or patterns, by commas.")
+_TASKS_DIR = flags.DEFINE_string("tasks_dir", "", "Directory of task files, in lm_eval's format.")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where the data of task files lie.")
+_LIMIT = flags.DEFINE_integer("limit", 0, "Documents of each task; 0: all.")
+_FEWSHOT = flags.DEFINE_integer(
+    "num_fewshot", -1, "Examples before each question; -1: as the task says."
+)
+_TENSOR = cli.tensor_flag()
 
 
 def evaluate(
@@ -65,22 +88,60 @@ def evaluate(
     return {**found, **ground_truth.row(truth, held, texts, other)}
 
 
+def standard(directory: str, wanted: harness.Wanted, *, batch: int, tensor: int) -> dict:
+    """lm_eval's results of a checkpoint on all devices, with what was asked."""
+    version = harness.library().__version__
+    where = mesh.build(MeshConfig(1, -1, tensor))
+    setup.kept_tokenizer(directory)  # what is wrong is said before tasks and weights are read
+    tasks = harness.load(wanted)
+    found = harness.run(harness.adapter(directory, where, batch=batch), tasks, wanted)
+    return found | {"config": {"checkpoint": directory, "lm_eval": version, **asdict(wanted)}}
+
+
+def wanted() -> harness.Wanted:
+    """The tasks that the flags name. Raises UserError for flags that do not fit."""
+    if not _TASKS.value:
+        raise UserError("--tasks is needed by --evals=lm_eval")
+    for flag, least in ((_LIMIT, 0), (_FEWSHOT, -1), (_BATCH, 1), (_TENSOR, 1)):
+        if flag.value < least:
+            raise UserError(f"--{flag.name} must be at least {least}, not {flag.value}")
+    data, own = _DATA_DIR.value, str(harness.TASKS) if _DATA_DIR.value else ""
+    directory = _TASKS_DIR.value or own
+    for flag, path in (("data_dir", data), ("tasks_dir", directory)):
+        if path and not os.path.isdir(path):
+            raise UserError(f"--{flag} {path}: no such directory")
+    place = lambda path: os.path.abspath(path) if path else ""
+    names = tuple(name.strip() for name in _TASKS.value)
+    return harness.Wanted(
+        names, place(directory), place(data or directory), _LIMIT.value, _FEWSHOT.value
+    )
+
+
 def main(argv) -> None:
     """The command line."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}")
     if _CHECKPOINT.value is None:
         raise UserError("--checkpoint is needed")
-    found = evaluate(
-        _CHECKPOINT.value,
-        baseline=_BASELINE.value,
-        split=_SPLIT.value,
-        standard=_STANDARD.value,
-        unsafe=_UNSAFE.value,
-        batch=_BATCH.value,
-        data_workdir=_DATA.value,
-    )
-    print(json.dumps(found, indent=1))
+    if _OUT.value:
+        harness.check_out(_OUT.value)
+    if _EVALS.value == "lm_eval":
+        directory = hub.local(_CHECKPOINT.value)
+        found = standard(directory, wanted(), batch=_BATCH.value, tensor=_TENSOR.value)
+        print(harness.table(found))
+    else:
+        found = evaluate(
+            _CHECKPOINT.value,
+            baseline=_BASELINE.value,
+            split=_SPLIT.value,
+            standard=_STANDARD.value,
+            unsafe=_UNSAFE.value,
+            batch=_BATCH.value,
+            data_workdir=_DATA.value,
+        )
+        print(json.dumps(found, indent=1))
+    if _OUT.value:
+        setup.write_json(_OUT.value, found)
 
 
 if __name__ == "__main__":

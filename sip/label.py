@@ -31,7 +31,7 @@ KINDS = ("spoiled", "safety", "voted")
 MODEL = "model"  # among the spoilers: the one that is asked
 
 _MAKE = flags.DEFINE_enum("make", None, KINDS, "Which labels.")
-_OUT = flags.DEFINE_string("out", None, "The file to write; it must not be there yet.")
+_OUT = cli.shared(flags.DEFINE_string, "out", None, "The file to write; it must not be there yet.")
 _ASPECT = flags.DEFINE_string("aspect", None, "What is asked, and labelled: a prompt's name.")
 _LABEL_FOR = flags.DEFINE_string("label_for", "", "Label for this aspect instead of the asked one.")
 _CONFIG = cli.config_flag()

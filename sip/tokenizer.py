@@ -129,6 +129,16 @@ class SentencePiece:
         self.stops = (self.eos,)
         space = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._space = space if all(map(self._model.is_byte, space)) else None
+        self._path = path
+
+    def published(self, text: str) -> list[int]:
+        """Ids by the model as it was published, dummy prefix and all, without BOS. For standard
+        evaluations alone."""
+        return self._published.encode(text.encode(errors="replace").decode())
+
+    @functools.cached_property
+    def _published(self):
+        return sentencepiece.SentencePieceProcessor(model_file=str(self._path))
 
     def encode(self, text: str) -> list[int]:
         text = text.encode(errors="replace").decode()  # a lone surrogate is no text

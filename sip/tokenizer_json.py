@@ -19,7 +19,7 @@ from etils import epath
 
 from sip.structs import UserError
 
-FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+FILE, SETTINGS, POST = "tokenizer.json", "tokenizer_config.json", "post_processor"
 OPTIONAL = (  # what may lie beside the file and belongs to it
     SETTINGS,
     "special_tokens_map.json",
@@ -87,6 +87,12 @@ def settings(path: str | os.PathLike) -> Settings:
 
 def _content(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
+
+
+def stated(path: epath.Path, key: str) -> Any:
+    """What a JSON file says of `key`; None where it says nothing, or is not there."""
+    found = _json(path) if path.is_file() else {}
+    return found[key] if key in found else None
 
 
 def _json(path: epath.Path) -> Any:
@@ -189,6 +195,17 @@ class HuggingFace:
     @functools.cached_property
     def _marked(self):
         return _load(self.path, self._spec)
+
+    def published(self, text: str) -> list[int]:
+        """Ids as transformers gives them, with a space that the file puts before a text, and the
+        strings of special tokens as those tokens; without BOS. For standard evaluations alone."""
+        return self._ids(text.encode(errors="replace").decode(), self._marked)
+
+    @functools.cached_property
+    def begins(self) -> bool:
+        """Whether the file puts BOS before a text."""
+        whole = _load(self.path, {**self._spec, "post_processor": stated(self.path, POST)})
+        return whole.encode("a").ids[:1] == [self.bos]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the ids; special tokens and ids outside the vocabulary have none."""

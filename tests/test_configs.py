@@ -22,6 +22,7 @@ FILES = sorted(p for p in (tiny_recipe.ROOT / "configs").glob("*.py") if p.name[
 NAMES = [path.stem for path in FILES]
 FLAGS = {  # what the user has to name
     "text": ["--config.data.path=x"],
+    "from_hf": ["--config.data.path=x", "--config.runs.sip.init_from="],
     "judge_llama8b": ["--config.runs.judge.init_from="],
     "rewriter_llama8b": [
         "--config.runs.rewriter.init_from=",

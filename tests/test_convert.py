@@ -6,11 +6,13 @@ import json
 import shutil
 import sys
 import types
+from pathlib import Path
 
 import families
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published as made
 import pytest
 from workdirs import call, files
 
@@ -241,6 +243,13 @@ def _pickle(path):
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
 
 
+def _their_tokenizer(path):
+    """A tokenizer.json in which the ids of the checkpoint's own files are not."""
+    (path / "tokenizer.model").unlink()
+    made.small(path)
+    (path / writing.GENERATION).write_text('{"eos_token_id": [1, 128009]}')
+
+
 def _config(**changes):
     def change(path):
         raw = json.loads((path / "config.json").read_text())
@@ -293,6 +302,12 @@ DAMAGED = {  # what is done, to a checkpoint of several files or of one, and wha
     "architecture": ("single", _config(model_type="gpt_neox"), ["config.json", "gpt_neox"]),
     "field": ("single", _config(attn_scale=2), ["config.json", "attn_scale"]),
     "no config": ("single", lambda p: (p / "config.json").unlink(), ["config.json"]),
+    "tokenizer of a larger model": (
+        "single", _config(vocab_size=299), ["tokenizer.model", "300", "299", "another model"],
+    ),
+    "tokenizer of another model": (
+        "single", _their_tokenizer, ["tokenizer.json", "token 128009", "another model"],
+    ),
     "no tokenizer": ("single", lambda p: (p / "tokenizer.model").unlink(), ["tokenizer.model"]),
 }  # fmt: skip
 
@@ -317,10 +332,12 @@ def _no_space(monkeypatch):
 def _fills_up(monkeypatch):
     import safetensors.numpy
 
-    def fails(*args, **kwargs):
+    def fails(tensors, path, **kwargs):
+        path.write_bytes(b"half of it")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    def words_it_otherwise(*args):
+    def words_it_otherwise(directory, *args):
+        (Path(directory) / "half").mkdir()
         raise ValueError("No space left on device")
 
     monkeypatch.setattr(safetensors.numpy, "save_file", fails)
@@ -335,6 +352,17 @@ def test_a_full_disk_leaves_nothing(to, happens, published, tmp_path, capsys, mo
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert str(tmp_path / "out") in line and ("are free" in line or "No space left" in line)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_not_exported(published, tmp_path, capsys):
+    path = shutil.copytree(published.parent / "single", tmp_path / "in")  # embeds 320
+    larger = tmp_path / "larger"
+    made.small(larger, words=["a" * i for i in range(2, 301)])
+    for named in ("generation_config.json", "has 397 tokens, the model a vocab_size of 320"):
+        assert converted("hf", path, tmp_path / "out", f"--tokenizer_from={larger}") == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "larger" in line and named in line and not (tmp_path / "out").exists()
+        (larger / writing.GENERATION).write_text("{}")
 
 
 def test_nothing_is_overwritten(published, tmp_path, capsys):

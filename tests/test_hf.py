@@ -1,13 +1,9 @@
 """Export to Hugging Face's format: the same numbers from another library, and from its server."""
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
 
+import exports
 import hostile
 import jax.numpy as jnp
 import numpy as np
@@ -41,19 +37,13 @@ def tokenizer(tmp_path_factory):
     return tokenizers.train_sentencepiece(TEXTS, path, vocab_size=420, symbols=symbols)
 
 
-def wordy(cfg, tokenizer):
-    """Parameters of a model whose likeliest token is a word: bytes alone are decoded variously."""
-    params = tiny.params(cfg)
-    words = [len(tokenizer.decode([i]).strip("\ufffd")) > 1 for i in range(tokenizer.vocab_size)]
-    kept_V = jnp.array(words + [False] * (cfg.vocab_size - len(words)))
-    params = {**params, "embed": params["embed"] * kept_V[:, None]}
-    return params if cfg.tied else {**params, "unembed": params["unembed"] * kept_V[None]}
-
-
 @pytest.fixture(scope="module", params=CFGS, ids=["untied", "tied"])
 def exported(request, tokenizer, tmp_path_factory):
     """(config, parameters, directory)."""
-    path, params = tmp_path_factory.mktemp("exported") / "model", wordy(request.param, tokenizer)
+    path, params = (
+        tmp_path_factory.mktemp("exported") / "model",
+        exports.wordy(request.param, tokenizer),
+    )
     writing.save(params, request.param, path, tokens.files(tokenizer, request.param.max_len))
     return request.param, params, path
 
@@ -135,26 +125,8 @@ def test_logits_equal_those_of_transformers(exported, tokenizer, transformers):
 
 @pytest.fixture
 def served(exported, transformers, tmp_path):
-    """The exported model behind `transformers serve`, on loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "transformers.cli.transformers", "serve", str(exported[2])]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
-    env = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    with open(tmp_path / "log", "w") as log:
-        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
-        try:
-            for _ in range(1200):
-                assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.1)
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            process.terminate()
-            process.wait(60)
+    with exports.behind_transformers(exported[2], tmp_path) as url:
+        yield url
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 
 from sip.hf import configs, writing
 from sip.structs import UserError
-from sip.tokenizer import SPACE, USER_DEFINED, SentencePiece, Tokenizer
+from sip.tokenizer import SPACE, USER_DEFINED, SentencePiece, Tokenizer, load
 
 UNIGRAM = 1  # a number of sentencepiece_model.proto
 # Names of byte tokens and of the unknown one, which must not be read out of text.
@@ -29,16 +29,29 @@ FILES = (
 def published(directory: str | Path) -> dict[str, bytes]:
     """The tokenizer files of a checkpoint, and its ids: of config.json where it has no others.
 
-    Raises UserError where there is no tokenizer.
+    Raises UserError where there is no tokenizer, or nothing that names its ids.
     """
     path = Path(directory)
     kind_of(path)
     found = {name: (path / name).read_bytes() for name in FILES if (path / name).is_file()}
     if writing.GENERATION in found:
         return found
+    if not configs.exists(path):
+        raise UserError(f"{path}: neither {writing.GENERATION} nor config.json names its ids")
     raw = json.loads((path / "config.json").read_text())
     ids = {name: raw[name] for name in writing.IDS if name in raw}
     return {**found, writing.GENERATION: writing.as_json(ids)}
+
+
+def check(directory: str | Path, vocab_size: int) -> None:
+    """Raises UserError where a checkpoint's tokenizer cannot be read, or is another model's."""
+    kind, path = kind_of(directory)
+    found = load(kind, path).vocab_size
+    if found > vocab_size:
+        raise UserError(
+            f"{path}: it has {found} tokens, the model a vocab_size of {vocab_size}: "
+            "is this another model's tokenizer?"
+        )
 
 
 def kind_of(directory: str | Path) -> tuple[str, str]:

@@ -76,6 +76,29 @@ def branch_gaps(
     return jnp.where(tree.mask_BCR, gap_BN.reshape(tree.mask_BCR.shape), 0.0)
 
 
+def tree_choices(
+    trunk_BTD: Array, branch_BCRD: Array, unembed_DV: Array, tree: Tree, *, chunk: int
+) -> tuple[Array, Array]:
+    """(both_BT2, both_BCR2), from the same logits: `tree_logprobs`, and `branch_gaps` of the trunk
+    too, 0 where a token is the greedy one. Zero and two passes likewise."""
+
+    def score(hidden_BND, unembed_DV, targets_BN, *, chunk):
+        return _over_chunks(_choice, unembed_DV, hidden_BND, targets_BN, chunk=chunk)
+
+    before_BND, targets_BN = _before(trunk_BTD, branch_BCRD, tree)
+    both_BN2 = score(before_BND, unembed_DV, targets_BN, chunk=chunk)
+    both_BCR2 = both_BN2.reshape(*tree.mask_BCR.shape, 2)
+    both_BT2 = _on_trunk(score, trunk_BTD, unembed_DV, tree, chunk)
+    return both_BT2, jnp.where(tree.mask_BCR[..., None], both_BCR2, 0.0)
+
+
+def _choice(unembed_DV, hidden_BND, targets_BN):
+    logits_BNV = _logits(hidden_BND, unembed_DV)
+    picked_BN = _picked(logits_BNV, targets_BN)
+    log_z_BN = jax.nn.logsumexp(logits_BNV, axis=-1)
+    return jnp.stack([picked_BN - log_z_BN, logits_BNV.max(-1) - picked_BN], axis=-1)
+
+
 def _before(trunk_BTD: Array, branch_BCRD: Array, tree: Tree) -> tuple[Array, Array]:
     """(hidden_BND, tokens_BN): the branches' tokens, all in a row, and what each is read from."""
     B, C, R = tree.tokens_BCR.shape

@@ -1,0 +1,91 @@
+"""Self-improving pretraining from a published checkpoint, on a .txt file, with a local judge.
+
+    python -m sip.convert --to=orbax --src=HF_DIR --dst=/tmp/start
+    python -m sip.train --config=configs/from_hf.py:/tmp/start --config.data.path=FILE.txt \
+        --workdir=/tmp/tuned --config.runs.sip.judge.init_from=JUDGE_DIR
+    python -m sip.convert --to=hf --src=/tmp/tuned/runs/sip --dst=/tmp/out --tokenizer_from=HF_DIR
+
+The word after the colon is the checkpoint that is trained on, a run's directory or one of Hugging
+Face's: model and tokenizer are read from it. The judge is any such checkpoint, by default the one
+that is trained on, frozen; one that follows instructions is asked in its own chat template with
+--config.runs.sip.judge.chat=own. Documents are separated by blank lines. `:/tmp/start,debug` takes
+two steps; `:debug` alone starts from nothing, with bytes for tokens, and a rule judges.
+Hardware: what the optimiser's state of the checkpoint fits on; never run at the size of a published
+model.
+"""
+
+import dataclasses
+from typing import Any
+
+import _common as common
+from ml_collections import ConfigDict
+
+from sip import setup
+from sip.hf import tokens
+from sip.models import presets
+
+NAME = "llama32_1b"  # its shapes, where no checkpoint is named
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """One run, `sip`, from the checkpoint in `arg`."""
+    words = [word for word in arg.split(",") if word]
+    debug, sources = "debug" in words, [word for word in words if word != "debug"]
+    if len(sources) > 1:
+        raise ValueError(f"configs/from_hf.py takes one checkpoint and 'debug', not {arg!r}")
+    config: Any = ConfigDict()
+    config.seed = 0
+    config.data = dict(
+        source="txt",
+        path="",
+        max_skipped_fraction=0.9,  # many paragraphs are shorter than a prefix and a suffix
+        world=dict(),
+        cut=dict(prefix_min=128, prefix_max=1024, suffix=128),
+    )
+    config.tokenizer = dict(
+        kind="huggingface", path="tokenizer.json", vocab_size=0, documents=1, prompts=("quality",)
+    )
+    config.runs = dict(sip=sip_run(sources))
+    config.order = ("sip",)
+    config.report = dict(rows=("sip",), judge="", standard="")
+    for source in sources:
+        kind, path = tokens.kind_of(tokens.home(source) or source)
+        config.tokenizer.update(kind=kind, path=path)
+    return shrink(config, fresh=not sources) if debug else config
+
+
+def sip_run(sources: list[str]) -> ConfigDict:
+    """DPO of the suffix and rollouts, beside a little of the suffix's cross-entropy."""
+    model = setup.recorded_model(sources[0]) if sources else presets.preset(NAME)
+    return common.sip_run(
+        model=dataclasses.asdict(model) | dict(remat="block", branch_chunk=8),
+        split="train",
+        steps=1000,
+        batch=64,
+        init_from=sources[0] if sources else "start",
+        optim=common.adamw(1e-6, warmup_steps=50, weight_decay=0.0),
+        judge=common.judge("local", init_from="policy", weights=(("quality", 1.0),)),
+        rewriter=common.rewriter("truth"),
+        candidates=common.candidates(rewrite=False, rollouts=4),
+        objective=common.objective("dpo", ce_weight=0.1, ce_weight_last=0.1),
+        evals=common.evals(baseline=""),
+    )
+
+
+def shrink(config, *, fresh: bool) -> ConfigDict:
+    """Two steps on short texts; a fresh model is tiny too."""
+    run = config.runs.sip
+    config.data.cut = dict(prefix_min=8, prefix_max=16, suffix=8)
+    run.update(steps=2, batch=4)
+    run.optim.update(lr=1e-3, warmup_steps=1)
+    run.candidates.rollouts = ((0, 2),)
+    run.log.every_steps, run.judge.batch, run.judge.min_mass = 1, 4, 0.0
+    run.evals.update(validation=4, standard=4, unsafe=4, batch=4)
+    if fresh:
+        config.tokenizer.update(kind="byte", path="")
+        run.judge = common.judge("rule", rule="distinct_words", weights=(("quality", 1.0),))
+        run.init_from = ""
+        run.model = dict(run.model)
+        run.model.update(vocab_size=259, width=16, layers=1, kv_heads=2, queries_per_kv=2)
+        run.model.update(head_dim=4, hidden=32, max_len=64, dtype="float32")
+    return config

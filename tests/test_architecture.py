@@ -40,6 +40,7 @@ HEAVY = {
     "tokenizers",
     "jinja2",
     "huggingface_hub",
+    "lm_eval",
 }  # or in an extra
 LIMITS = {"function": 60, "file": 400}
 

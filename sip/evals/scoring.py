@@ -19,6 +19,7 @@ from sip.mesh import full_rows, put_batch
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.objectives.logprobs import tree_choices
+from sip.processes import fetch
 from sip.sampling import SamplingConfig, program
 from sip.segments import Ids
 from sip.structs import Params, Tree, UserError
@@ -113,7 +114,7 @@ def _score_sequences(model: Model, pairs, rows: list[int]) -> dict[int, Score]:
         length_B[b], start_B[b] = len(ids), len(pairs[i][0])
     tree, asked_BT = trunk_only(tokens_BT, at_BT < length_B), at_BT >= start_B
     args = put_batch(model.mesh, (tree, asked_BT))
-    scores_B2 = np.asarray(sequences_program(model.cfg)(model.params, *args))
+    scores_B2 = fetch(sequences_program(model.cfg)(model.params, *args))
     return {i: _said(scores_B2[b]) for b, i in enumerate(rows)}
 
 
@@ -124,7 +125,7 @@ def _score_trees(model: Model, pairs, rows: list[list[int]]) -> dict[int, Score]
     C, extra = 1 << (max(map(len, rows)) - 1).bit_length(), model.rows - len(rows)
     tree = pack([*trunks, *[[0]] * extra], [*branches, *[[]] * extra], 0, T, C, R)
     tree = put_batch(model.mesh, tree)
-    scores_BC2 = np.asarray(branches_program(model.cfg)(model.params, tree))
+    scores_BC2 = fetch(branches_program(model.cfg)(model.params, tree))
     return {i: _said(scores_BC2[b, c]) for b, some in enumerate(rows) for c, i in enumerate(some)}
 
 
@@ -202,7 +203,7 @@ def generate(
         for first in tqdm(range(0, len(order), model.rows), desc="answers", disable=None):
             rows = order[first : first + model.rows]
             out = run(model.params, *_prompts(model, prompts, rows), key)
-            tokens_BR, mask_BR = np.asarray(out.tokens_BCR)[:, 0], np.asarray(out.mask_BCR)[:, 0]
+            tokens_BR, mask_BR = (x[:, 0] for x in fetch((out.tokens_BCR, out.mask_BCR)))
             found |= {i: tokens_BR[b][mask_BR[b]].tolist() for b, i in enumerate(rows)}
     return [found[i] for i in range(len(prompts))]
 

@@ -1,0 +1,297 @@
+"""What tpu/pod.py and tpu/gke.py ask of gcloud and kubectl, recorded by stand-ins."""
+
+import importlib.util
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TPU = Path(__file__).resolve().parent.parent / "tpu"
+
+
+def module(name):
+    spec = importlib.util.spec_from_file_location(name, TPU / f"{name}.py")
+    assert spec and spec.loader
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+pod, gke = module("pod"), module("gke")
+WHERE = ["--zone=z", "--project=p"]
+NAMED = ["--name=n", *WHERE]
+KIND = ["--type=v5litepod-16", "--spot"]
+COMMAND = ["python", "-m", "sip.train", "--config=c.py", "--x=a b'$HOME"]
+PLAYER = """#!{python}
+import json, os, sys
+state = json.load(open({state!r}))
+state["calls"].append([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+if not sys.stdin.isatty() and sys.argv[1:2] == ["apply"]:
+    state["stdin"] = sys.stdin.read()
+files = [a for a in sys.argv if a.endswith(".env")]
+state["files"] += [open(a).read() for a in files]
+kind = "ended" if "sip-exit=running" in str(sys.argv) else ""
+kind = "describe" if "describe" in sys.argv else kind
+said = state[kind].pop(0) if kind and state[kind] else ""
+json.dump(state, open({state!r}, "w"))
+if said == "FAIL":
+    sys.exit(1)
+print(said)
+"""
+
+
+@pytest.fixture
+def player(tmp_path, monkeypatch):
+    """gcloud and kubectl that record; set(describe=[...], ended=[...]) says what they answer."""
+    path = tmp_path / "state.json"
+
+    def set_answers(describe=(), ended=()):
+        state = {"calls": [], "files": [], "stdin": ""}
+        path.write_text(json.dumps({**state, "describe": list(describe), "ended": list(ended)}))
+
+    for name in ("gcloud", "kubectl"):
+        program = tmp_path / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(PLAYER.format(python=sys.executable, state=str(path)))
+        program.chmod(program.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    set_answers()
+    return set_answers, lambda: json.loads(path.read_text())
+
+
+def tpus(*args):
+    return ["gcloud", "compute", "tpus", *args, *WHERE]
+
+
+def ssh(command, worker="all"):
+    return tpus("tpu-vm", "ssh", "n", f"--worker={worker}", f"--command={command}")
+
+
+CREATE = tpus(
+    "queued-resources", "create", "n", "--node-id=n", "--accelerator-type=v5litepod-16",
+    "--runtime-version=v2-alpha-tpuv5-lite", "--spot",
+)  # fmt: skip
+STATE = tpus("queued-resources", "describe", "n", "--format=value(state.state)")
+DELETE = tpus("queued-resources", "delete", "n", "--force", "--quiet")
+
+
+def test_create_waits_until_the_pod_is_there(player):
+    answers, seen = player
+    answers(describe=["WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"])
+    assert pod.main(["create", *NAMED, *KIND, "--every=0"]) == 0
+    assert seen()["calls"] == [CREATE, STATE, STATE, STATE]
+
+
+@pytest.mark.parametrize("said", ["FAILED", "SUSPENDED", "FAIL"])
+def test_create_says_why_there_is_none(player, said, capsys):
+    answers, _ = player
+    answers(describe=["WAITING_FOR_RESOURCES", said])
+    assert pod.main(["create", *NAMED, *KIND, "--every=0"]) == 1
+    assert "failed: n is " in capsys.readouterr().err
+
+
+def test_create_gives_up_after_so_many_looks(player, capsys):
+    answers, seen = player
+    answers(describe=["ACCEPTED"] * 9)
+    assert pod.main(["create", *NAMED, *KIND, "--every=0", "--patience=2"]) == 1
+    assert seen()["calls"] == [CREATE, STATE, STATE]
+
+
+@pytest.mark.parametrize(
+    ("args", "call"),
+    [
+        (["status"], tpus("queued-resources", "describe", "n")),
+        (["delete"], DELETE),
+        (["stop"], ssh("kill -TERM $(cat sip-pid)")),
+        (["logs"], ssh("tail -n 100 sip.log", "0")),
+        (["logs", "--worker=all", "--lines=5"], ssh("tail -n 5 sip.log")),
+    ],
+)
+def test_small_commands(player, args, call, capsys):
+    _, seen = player
+    assert pod.main([*args, *NAMED]) == 0
+    assert seen()["calls"] == [call]
+    capsys.readouterr()
+    assert pod.main([*args, *NAMED, "--dry-run"]) == 0
+    assert len(seen()["calls"]) == 1, "nothing was asked"
+    assert capsys.readouterr().out == f"{pod.shlex.join(call)}\n"
+
+
+def test_sync_sends_the_tree_and_installs_it(player, tmp_path, monkeypatch):
+    _, seen = player
+    (tmp_path / "tree" / ".git").mkdir(parents=True)
+    (tmp_path / "tree" / "code.py").write_text("x")
+    monkeypatch.setattr(pod, "ROOT", tmp_path / "tree")
+    listed, run = [], subprocess.run
+
+    def spied(command, **how):
+        done = run(command, **how)
+        if command[0] == "tar":
+            listed.extend(
+                run(["tar", "-tzf", command[2]], capture_output=True, text=True).stdout.split()
+            )
+        return done
+
+    monkeypatch.setattr(pod.subprocess, "run", spied)
+    assert pod.main(["sync", *NAMED]) == 0
+    copied, installed = seen()["calls"]
+    assert copied[:5] == ["gcloud", "compute", "tpus", "tpu-vm", "scp"]
+    assert copied[6:] == ["n:sip.tar.gz", "--worker=all", *WHERE]
+    assert installed == ssh(pod.INSTALL)
+    assert sorted(listed) == ["./", "./code.py"]
+
+
+def test_a_command_runs_apart_with_its_words_as_they_were(player, tmp_path):
+    """The recorded shell line is run here: words with spaces, quotes and dollars arrive whole."""
+    _, seen = player
+    assert (
+        pod.main(
+            ["run", *NAMED, "--", sys.executable, "-c", "import sys; print(sys.argv[1:])", *COMMAND]
+        )
+        == 0
+    )
+    (call,) = seen()["calls"]
+    (line,) = [a.removeprefix("--command=") for a in call if a.startswith("--command=")]
+    home = tmp_path / "home"
+    (home / "sip" / ".venv" / "bin").mkdir(parents=True)
+    (home / "sip" / ".venv" / "bin" / "activate").touch()
+    line = line.replace("nohup setsid ", "").removesuffix("&")  # to be waited for
+    subprocess.run(["bash", "-c", line], cwd=home, check=True)
+    assert (home / "sip.log").read_text() == f"{COMMAND}\n"
+    assert (home / "sip-exit").read_text() == "0\n" and int((home / "sip-pid").read_text())
+    ended = lambda: subprocess.run(
+        ["bash", "-c", pod.ENDED], cwd=home, capture_output=True, text=True
+    )
+    assert ended().stdout == "sip-exit=0\n"
+    with (home / "sip.log").open("a") as log:
+        log.write(f"sip: stopped after step 3 of 9; {pod.AGAIN}\n")
+    assert ended().stdout == "sip-exit=again\n"
+    (home / "sip-exit").unlink()
+    assert ended().stdout == "sip-exit=running\n"
+
+
+def test_variables_travel_in_a_file(player, monkeypatch, capsys):
+    _, seen = player
+    monkeypatch.setenv("TOKEN", "se'cret")
+    assert pod.main(["run", *NAMED, "--env=TOKEN", "--", *COMMAND]) == 0
+    found = seen()
+    assert found["files"] == ["export TOKEN='se'\"'\"'cret'\n"]
+    assert "se'cret" not in str(found["calls"]) + str(capsys.readouterr())
+    assert pod.main(["run", *NAMED, "--env=TOKEN", "--dry-run", "--", *COMMAND]) == 0
+    assert "cret" not in capsys.readouterr().out
+
+
+def kept(player, monkeypatch, describe, ended):
+    """(exit code, which of create, sync, run, delete were done) of `keep`."""
+    answers, _ = player
+    answers(describe=describe, ended=ended)
+    done = []
+    for name in ("create", "sync", "run", "delete"):
+        monkeypatch.setattr(pod, name, lambda flags, name=name: done.append(name))
+    code = pod.main(["keep", *NAMED, *KIND, "--every=0", "--attempts=3", "--", *COMMAND])
+    return code, done
+
+
+BEGUN = ["sync", "run"]
+ANEW = ["delete", "create", *BEGUN]
+
+
+@pytest.mark.parametrize(
+    ("describe", "ended", "code", "done"),
+    [
+        (["ACTIVE"], ["sip-exit=0\nsip-exit=0"], 0, BEGUN),
+        (["FAIL"], ["sip-exit=0"], 0, ["create", *BEGUN]),
+        (
+            ["ACTIVE", "ACTIVE", "SUSPENDED", "SUSPENDED"],
+            ["sip-exit=running", "FAIL", "sip-exit=0"],
+            0,
+            [*BEGUN, *ANEW],
+        ),
+        (
+            ["ACTIVE", "SUSPENDED", "SUSPENDED"],
+            ["FAIL", "sip-exit=0"],
+            0,
+            [*BEGUN, *ANEW],
+        ),
+        (["ACTIVE", "ACTIVE"], ["sip-exit=again\nsip-exit=134", "sip-exit=0"], 0, BEGUN * 2),
+        (["ACTIVE"] * 9, ["sip-exit=running\nsip-exit=0", "sip-exit=1\nsip-exit=0"], 1, BEGUN),
+        (["ACTIVE"] * 9, ["sip-exit=again"] * 9, 1, BEGUN * 3),
+    ],
+)
+def test_keep_goes_on_after_preemptions_and_not_after_failures(
+    player, monkeypatch, describe, ended, code, done
+):
+    assert kept(player, monkeypatch, describe, ended) == (code, done)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["create", "--zone=z"], "--name is needed"),
+        (["create", *NAMED], "--type is needed"),
+        (["create", *NAMED, "--type=h100"], "--type=h100: none of v5litepod-N"),
+        (["run", *NAMED], "run: a command after --"),
+        (["stop", *NAMED, "--", "x"], "stop: a command after --"),
+        (["run", *NAMED, "--env=NOT_THERE", "--", "x"], "--env=NOT_THERE"),
+        (["create", *NAMED, *KIND, "--reserved"], "not allowed with"),
+        (["fly", *NAMED], "invalid choice"),
+    ],
+)
+def test_flags_that_make_no_sense(args, said, capsys):
+    with pytest.raises(SystemExit) as e:
+        pod.main(args)
+    assert e.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and said in error and error.count("\n") == 1
+
+
+def test_settings_of_a_file_stand_in_for_flags(player, tmp_path):
+    _, seen = player
+    (tmp_path / "pod.env").write_text("# mine\nNAME=n\nzone = z\nPROJECT=p\n")
+    assert pod.main(["delete", f"--settings={tmp_path / 'pod.env'}"]) == 0
+    assert seen()["calls"] == [DELETE]
+
+
+GKE = ["--name=n", "--accelerator=tpu-v5p-slice", "--topology=4x4x4", "--image=i", "--restarts=7"]
+
+
+def test_a_job_set_has_a_pod_per_host(player, capsys):
+    _, seen = player
+    assert gke.main([*GKE, "--secret=keys", "--dry-run", "--", *COMMAND]) == 0
+    said = capsys.readouterr()
+    found = json.loads(said.out)
+    job = found["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod_spec = job["template"]["spec"]
+    (container,) = pod_spec["containers"]
+    assert (found["kind"], found["metadata"]["name"]) == ("JobSet", "n")
+    assert job["parallelism"] == job["completions"] == 16 and job["backoffLimit"] == 0
+    assert found["spec"]["failurePolicy"] == {"maxRestarts": 7}
+    assert container["command"] == COMMAND and container["image"] == "i"
+    assert container["resources"] == {"limits": {"google.com/tpu": 4}}
+    assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
+    assert pod_spec["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
+    assert pod_spec["restartPolicy"] == "Never"
+    assert "--tpu-type=v5p-128" in said.err, "of v5p the number counts cores"
+    assert not seen()["calls"]
+    assert gke.main([*GKE, "--secret=keys", "--", *COMMAND]) == 0
+    assert seen()["calls"] == [["kubectl", "apply", "-f", "-"]]
+    assert json.loads(seen()["stdin"]) == found
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--topology=8by8", "--", "x"],
+        ["--name=A_b", "--", "x"],
+        ["--accelerator=gpu", "--", "x"],
+        [],
+    ],
+)
+def test_a_job_set_of_nonsense_is_refused(args, capsys):
+    with pytest.raises(SystemExit) as e:
+        gke.main([*GKE, *args])
+    assert e.value.code == 2 and "error: " in capsys.readouterr().err

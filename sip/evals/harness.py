@@ -140,7 +140,7 @@ class Wanted:
 def library():
     """lm_eval, of the extra."""
     try:
-        import lm_eval
+        import lm_eval  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("--evals=lm_eval needs lm_eval: pip install 'sip-jax[eval]'") from None
     return lm_eval
@@ -152,7 +152,7 @@ def load(wanted: Wanted) -> tuple[Any, list[Any]]:
     Raises UserError in one line naming the task, file or directory that is wrong.
     """
     library()
-    from lm_eval.tasks import TaskManager
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     _check_files(wanted.directory)
     manager = TaskManager(
@@ -210,8 +210,8 @@ def run(model: Adapter, tasks: tuple[Any, list[Any]], wanted: Wanted) -> dict[st
 
     Raises UserError, also where a task's data do not have what the task asks for.
     """
-    from lm_eval.api.model import LM
-    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
+    from lm_eval.evaluator import simple_evaluate  # pyright: ignore[reportMissingImports]
 
     LM.register(Adapter)
     asked: Any = model
@@ -234,7 +234,7 @@ def run(model: Adapter, tasks: tuple[Any, list[Any]], wanted: Wanted) -> dict[st
 
 def table(results: Mapping[str, Any]) -> str:
     """Results as lm_eval prints them."""
-    from lm_eval.utils import make_table
+    from lm_eval.utils import make_table  # pyright: ignore[reportMissingImports]
 
     groups = [make_table(dict(results), "groups")] if "groups" in results else []
     return "\n".join([make_table(dict(results)), *groups])

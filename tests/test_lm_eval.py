@@ -27,6 +27,13 @@ def offline(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
 
+def begun_with(text: str, id: int) -> dict:
+    """A post-processor that puts a token before a text."""
+    single = [{"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {text: {"id": text, "ids": [id], "tokens": [text]}}
+    return dict(type="TemplateProcessing", pair=[], single=single, special_tokens=special)
+
+
 def checkpoint(path: Path, kind: str) -> Path:
     """A tiny model and a tokenizer: of ours with BOS, byte-level without, or a SentencePiece model
     that puts a space before a text."""
@@ -38,11 +45,14 @@ def checkpoint(path: Path, kind: str) -> Path:
         vocab, found = made.vocab_size, tokens.files(made, 512)
     else:
         spec, names = published.MADE[kind]()
-        bos = {"add_bos_token": True} if kind == "mistral_v1" else {}
+        if kind == "mistral_v1":
+            spec["post_processor"] = begun_with("<s>", 1)
         vocab = len(spec["model"]["vocab"]) + len(spec["added_tokens"])
         found = {
             "tokenizer.json": json.dumps(spec).encode(),
-            "tokenizer_config.json": json.dumps({**names, **settings, **bos}).encode(),
+            "tokenizer_config.json": json.dumps(
+                {**names, **settings, "add_bos_token": False}
+            ).encode(),
         }
     families.write({**raw, "vocab_size": vocab + vocab % 2}, path)  # what a mesh divides
     for name, data in found.items():
@@ -61,12 +71,7 @@ def spelled(path, **parts):
 
 
 BOS = len(published.CHARS) + 2  # behind the two words of the small tokenizer
-FIRST = {"SpecialToken": {"id": "<bos>", "type_id": 0}}
-POST = {
-    "type": "TemplateProcessing", "pair": [],
-    "single": [FIRST, {"Sequence": {"id": "A", "type_id": 0}}],
-    "special_tokens": {"<bos>": {"id": "<bos>", "ids": [BOS], "tokens": ["<bos>"]}},
-}  # fmt: skip
+POST = begun_with("<bos>", BOS)
 
 
 def test_how_a_text_begins(tmp_path):
@@ -76,9 +81,9 @@ def test_how_a_text_begins(tmp_path):
     tokenizer, found = spelled(tmp_path / "bos", post_processor=POST)
     assert found.whole("lamp") == [BOS, *tokenizer.encode("lamp")]
     assert found.whole("<bos>lamp") == found.whole("lamp"), "it has its BOS already"
-    said = dict(add_bos_token=False)
-    tokenizer, found = spelled(tmp_path / "not", post_processor=POST, settings=said)
-    assert found.whole("lamp") == tokenizer.encode("lamp")
+    said = dict(add_bos_token=True)
+    tokenizer, found = spelled(tmp_path / "not", settings=said)
+    assert found.whole("lamp") == tokenizer.encode("lamp"), "tokenizer.json alone says it"
     tokenizer, found = spelled(tmp_path / "none", settings=dict(bos_token=None))
     assert found.whole("lamp") == tokenizer.encode("lamp") and found.prefix == tokenizer.eos
     space = {**published.BYTE_LEVEL, "add_prefix_space": True}

@@ -38,13 +38,15 @@ def own(tokenizer: Tokenizer) -> Spelling:
 
 
 def published(tokenizer: Tokenizer, directory: epath.PathLike) -> Spelling:
-    """That of the checkpoint in `directory`, whose tokenizer this is."""
-    said = stated(epath.Path(directory) / SETTINGS, "add_bos_token")
+    """That of the checkpoint in `directory`, whose tokenizer this is.
+
+    tokenizer.json says by itself whether BOS is added: transformers 5 goes by that alone.
+    """
     if isinstance(tokenizer, SentencePiece):
+        said = stated(epath.Path(directory) / SETTINGS, "add_bos_token")
         return Spelling(tokenizer.published, said is not False, tokenizer.bos)
     assert isinstance(tokenizer, HuggingFace)
     names = settings(directory).names
     if "bos_token" not in names:
         return Spelling(tokenizer.published, False, tokenizer.eos)
-    begins = tokenizer.begins if said is None else bool(said)
-    return Spelling(tokenizer.published, begins, tokenizer.bos, names["bos_token"])
+    return Spelling(tokenizer.published, tokenizer.begins, tokenizer.bos, names["bos_token"])

@@ -117,6 +117,18 @@ def test_loops_slices_and_collectives_of_a_text_are_counted_by_hand():
     assert set(traffic.count(TEXT, 32).bytes) == {"read"}, "no loop says that it decodes"
 
 
+def test_a_slice_in_a_fusion_in_a_fusion_is_no_more_than_the_slice():
+    outer = """%outer (param_0.1: f32[24,8], param_1.1: s32[]) -> f32[1,8] {
+  %param_0.1 = f32[24,8]{1,0} parameter(0)
+  %param_1.1 = s32[] parameter(1)
+  ROOT %inner = f32[1,8]{1,0} fusion(%param_0.1, %param_1.1), kind=kLoop, calls=%sliced
+}
+
+%body (arg"""
+    nested = TEXT.replace("calls=%sliced", "calls=%outer").replace("%body (arg", outer, 1)
+    assert "calls=%outer" in nested and traffic.count(nested, 32) == traffic.count(TEXT, 32)
+
+
 def test_a_loop_of_unknown_length_runs_as_often_as_it_is_said_to():
     module = hlo.parse(TEXT.replace("direction=LT", "direction=GT"))
     loop = module.computations["main"].instructions["loop"]

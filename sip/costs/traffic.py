@@ -103,21 +103,16 @@ def _bytes(module: Module, inside, one: Instruction) -> float:
     if one.op == "dynamic-update-slice":
         return 2 * size(shapes[1])
     if one.op == "fusion" and one.called("calls") in module.computations:
-        return _fused(module.computations[one.called("calls")], shapes)
+        return _fused(module, module.computations[one.called("calls")], shapes)
     return size(one.shape) + sum(map(size, shapes))
 
 
-def _fused(computation: hlo.Computation, shapes: list[str]) -> float:
+def _fused(module: Module, computation: hlo.Computation, shapes: list[str]) -> float:
     inside = computation.instructions
-    users: dict[str, list[Instruction]] = {name: [] for name in inside}
-    for one in inside.values():
-        for operand in one.operands:
-            if operand in users:
-                users[operand].append(one)
     total = sum(_written(inside, inside[o]) for o in _results(inside, computation.root))
     for one in inside.values():
         if one.op == "parameter":
-            total += min(size(shapes[one.number]), _read(users, one))
+            total += min(size(shapes[one.number]), _read(module, inside, one))
     return total
 
 
@@ -134,17 +129,27 @@ def _written(inside, one: Instruction) -> float:
     return size(one.shape)
 
 
-def _read(users, one: Instruction) -> float:
+def _read(module: Module, inside, one: Instruction) -> float:
     """What is used of an array: slices of it, nothing where it is updated in place, or all."""
     total = 0.0
-    for user in users[one.name]:
+    for user in (x for x in inside.values() if one.name in x.operands):
         if user.op in SLICES and user.operands[0] == one.name:
             total += size(user.shape)
         elif user.op == "bitcast":
-            total += _read(users, user)
+            total += _read(module, inside, user)
+        elif user.op == "fusion" and user.called("calls") in module.computations:
+            total += _read_within(module, user, one.name)
         elif not (user.op == "dynamic-update-slice" and user.operands[0] == one.name):
             return math.inf
     return total
+
+
+def _read_within(module: Module, fusion: Instruction, name: str) -> float:
+    """What a fusion in a fusion uses of an operand."""
+    inside = module.computations[fusion.called("calls")].instructions
+    places = [at for at, operand in enumerate(fusion.operands) if operand == name]
+    used = [x for x in inside.values() if x.op == "parameter" and x.number in places]
+    return sum(_read(module, inside, x) for x in used)
 
 
 def _collectives(module, inside, one: Instruction, times, phase, devices) -> list[Collective]:

@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
         steps=300,
         batch=192,
         init_from="judge",
-        optim=common.adamw(1e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
+        optim=common.adamw(3e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
         labels=labels,
         rollouts=16,
         answer=1,

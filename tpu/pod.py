@@ -35,9 +35,10 @@ LEFT_OUT = (".git", ".venv", "runs", "__pycache__", "*.egg-info", "pod.env")
 GONE = ("SUSPENDED", "SUSPENDING", "FAILED", "")
 ABORTED = "134"  # how jax ends a process whose peers it lost
 AGAIN = "the same command goes on"  # what sip says at the end of a run that was stopped, and saved
-INSTALL = (
-    "mkdir -p sip && tar -xzf sip.tar.gz -C sip && cd sip && "
-    "{ [ -d .venv ] || python3 -m venv .venv; } && .venv/bin/pip install -q -e '.[tpu]'"
+INSTALL = (  # by uv, since the VMs' own Python is older than sip's
+    "mkdir -p sip && tar -xzf sip.tar.gz -C sip && cd sip && python3 -m pip install -q --user uv && "
+    "PATH=$HOME/.local/bin:$PATH && { [ -d .venv ] || uv venv -q --python 3.12 .venv; } && "
+    "uv pip install -q -e '.[tpu]'"
 )
 ENDED = (
     "if [ ! -f sip-exit ]; then echo sip-exit=running; "

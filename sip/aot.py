@@ -35,7 +35,7 @@ from sip.stages import programs
 from sip.structs import UserError
 
 _CONFIG = cli.config_flag()
-_WORKDIR = cli.shared(flags.DEFINE_string, "workdir", "", "Where checkpoints may lie.")
+_WORKDIR = cli.workdir_flag()
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:16x16, v5p:4x4x4, v6e:8x8.")
 _RUNS = flags.DEFINE_list("runs", None, "Of the config; without it all whose shapes are known.")
 _TEACHER = flags.DEFINE_string(
@@ -206,7 +206,7 @@ def plans(config, devices, wanted: list[str] | None) -> list[programs.Plan]:
         if name not in config.runs:
             raise UserError(f"--runs: no run {name!r}; there are {', '.join(config.runs)}")
         try:
-            made.append(programs.plan(config, name, _WORKDIR.value, devices, _TEACHER.value))
+            made.append(programs.plan(config, name, _WORKDIR.value or "", devices, _TEACHER.value))
         except programs.Unknown as error:
             if wanted:
                 raise

@@ -352,6 +352,8 @@ def test_every_jitted_program_is_among_these():
         "sampling.py": 2,  # rollout, reasons
         "textgen.py": 2,  # judge, its trunks alone
         "judge/proofread.py": 1,  # proofreading
-        "training/step.py": 2,  # init, the updates
+        "training/step.py": 3,  # init, of factors too, the updates
+        "loading.py": 3,  # parameters held in another dtype, factors merged
         "evals/continuations.py": 1,  # likelihood
+        "evals/scoring.py": 2,  # choices, sequences
     }

@@ -270,7 +270,8 @@ def test_a_job_set_has_a_pod_per_host(player, capsys):
     assert (found["kind"], found["metadata"]["name"]) == ("JobSet", "n")
     assert job["parallelism"] == job["completions"] == 16 and job["backoffLimit"] == 0
     assert found["spec"]["failurePolicy"] == {"maxRestarts": 7}
-    assert container["command"] == COMMAND and container["image"] == "i"
+    assert container["command"] == ["sh", "-c", gke.WRAPPER, "sh", *COMMAND]
+    assert container["image"] == "i" and "cloud.google.com/gke-spot" not in str(found)
     assert container["resources"] == {"limits": {"google.com/tpu": 4}}
     assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
     assert pod_spec["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x4"
@@ -280,6 +281,24 @@ def test_a_job_set_has_a_pod_per_host(player, capsys):
     assert gke.main([*GKE, "--secret=keys", "--", *COMMAND]) == 0
     assert seen()["calls"] == [["kubectl", "apply", "-f", "-"]]
     assert json.loads(seen()["stdin"]) == found
+
+
+SAVES = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+print("begun", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_pod_that_is_told_to_end_fails_though_its_command_has_saved():
+    wrapped = ["sh", "-c", gke.WRAPPER, "sh", sys.executable, "-c"]
+    assert subprocess.run([*wrapped, "raise SystemExit(0)"]).returncode == 0
+    assert subprocess.run([*wrapped, "raise SystemExit(3)"]).returncode == 3
+    with subprocess.Popen([*wrapped, SAVES], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "begun\n"
+        process.terminate()
+        assert process.wait(timeout=60) == 75
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,12 @@ from typing import Any
 
 HOST_CHIPS = 4  # of the machine types that pod slices of several hosts are made of
 GRACE_SECONDS = 300  # between SIGTERM and SIGKILL: to save a common step
+# sip exits 0 when it has saved, which would count as completed: a pod that was told to end fails
+# instead, and with it the attempt.
+WRAPPER = (
+    "trap 'stopped=1; kill -TERM $pid' TERM; \"$@\" & pid=$!; wait $pid; code=$?; "
+    'if [ "$stopped" ]; then wait $pid; exit 75; fi; exit $code'
+)
 XPK = {"tpu-v5-lite-podslice": "v5litepod-", "tpu-v5p-slice": "v5p-", "tpu-v6e-slice": "v6e-"}
 CORES = {"tpu-v5p-slice": 2}  # a type's number counts cores there, chips elsewhere
 
@@ -33,6 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--topology", required=True, help="such as 8x8 or 4x4x4")
     parser.add_argument("--image", required=True)
     parser.add_argument("--restarts", type=int, default=20)
+    parser.add_argument("--spot", action="store_true", help="on nodes that may be preempted")
     parser.add_argument(
         "--secret", default="", help="a Kubernetes secret, as environment variables"
     )
@@ -63,18 +70,20 @@ def manifest(flags) -> dict[str, Any]:
     container = {
         "name": "sip",
         "image": flags.image,
-        "command": flags.command,
+        "command": ["sh", "-c", WRAPPER, "sh", *flags.command],
         "ports": [{"containerPort": 8471}, {"containerPort": 8080}],  # libtpu's, jax's coordinator
         "resources": {"limits": {"google.com/tpu": per_host}},
     }
     if flags.secret:
         container["envFrom"] = [{"secretRef": {"name": flags.secret}}]
+    spot = {"cloud.google.com/gke-spot": "true"} if flags.spot else {}
     pod = {
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": GRACE_SECONDS,
         "nodeSelector": {
             "cloud.google.com/gke-tpu-accelerator": flags.accelerator,
             "cloud.google.com/gke-tpu-topology": flags.topology,
+            **spot,
         },
         "containers": [container],
     }

@@ -36,7 +36,8 @@ GONE = ("SUSPENDED", "SUSPENDING", "FAILED", "")
 ABORTED = "134"  # how jax ends a process whose peers it lost
 AGAIN = "the same command goes on"  # what sip says at the end of a run that was stopped, and saved
 INSTALL = (  # by uv, since the VMs' own Python is older than sip's
-    "mkdir -p sip && tar -xzf sip.tar.gz -C sip && cd sip && python3 -m pip install -q --user uv && "
+    "mkdir -p sip && tar -xzf sip.tar.gz -C sip && cd sip && "
+    "python3 -m pip install -q --user uv && "
     "PATH=$HOME/.local/bin:$PATH && { [ -d .venv ] || uv venv -q --python 3.12 .venv; } && "
     "uv pip install -q -e '.[tpu]'"
 )

@@ -17,6 +17,7 @@ from sip.judge.proofread import ProofreadConfig
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.scoring import TextJudge
 from sip.judge.voting import Voting
+from sip.models import lora
 from sip.remote import RemoteConfig
 from sip.sampling import SamplingConfig
 from sip.stages import collect, judging, selfimprove
@@ -253,7 +254,7 @@ def test_a_live_judge_moves_and_a_frozen_one_does_not(live, reference, wanted):
     tx, mesh = optax.sgd(0.1), meshes.single()
     c = SimpleNamespace(
         judged=True, model=CFG, judge=dataclasses.replace(wanted, live=live),
-        objective=SimpleNamespace(needs_reference=reference),
+        objective=SimpleNamespace(needs_reference=reference), lora=lora.OFF,
     )  # fmt: skip
     fixed = collect.Policy(
         CFG, mesh, Few(), *[None] * 4, SamplingConfig(), None, None, "suffix", seed=3

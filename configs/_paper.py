@@ -10,6 +10,7 @@ The corpus is a TFDS data set in array_record files under WORKDIR/data, or with
 """
 
 import _common as common
+import _variants as variants
 import judge_llama8b
 from ml_collections import ConfigDict
 
@@ -48,7 +49,7 @@ WORDS = ("debug", "reasoned")
 
 def words(arg: str, name: str) -> tuple[str, set[str]]:
     """(hardware, other words) of a config file's variant."""
-    asked = [word for word in arg.split(",") if word]
+    asked = variants.words(arg)
     machines = [word for word in asked if word in HARDWARE]
     unknown = [word for word in asked if word not in (*HARDWARE, *WORDS)]
     if unknown or len(machines) > 1:

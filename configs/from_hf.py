@@ -18,6 +18,7 @@ import dataclasses
 from typing import Any
 
 import _common as common
+import _variants as variants
 from ml_collections import ConfigDict
 
 from sip import setup
@@ -29,7 +30,7 @@ NAME = "llama32_1b"  # its shapes, where no checkpoint is named
 
 def get_config(arg: str = "") -> ConfigDict:
     """One run, `sip`, from the checkpoint in `arg`."""
-    words = [word for word in arg.split(",") if word]
+    words = variants.words(arg)
     debug, sources = "debug" in words, [word for word in words if word != "debug"]
     if len(sources) > 1:
         raise ValueError(f"configs/from_hf.py takes one checkpoint and 'debug', not {arg!r}")

@@ -14,6 +14,7 @@ A chosen ablation comes with the runs it needs. Other sizes of a pool:
 from typing import Any
 
 import _common as common
+import _variants as variants
 import microworld
 from ml_collections import ConfigDict
 
@@ -56,16 +57,10 @@ WORDS = ("debug", "truth")
 
 def get_config(arg: str = "") -> ConfigDict:
     """All ablations or those named by `arg`, with base and judge where they are needed."""
-    words = [word for word in arg.split(",") if word]
+    words = variants.words(arg)
     config: Any = microworld.get_config("debug" if "debug" in words else "")
     found = ablations(config.runs, "truth" if "truth" in words else "local")
-    names = [word for word in words if word not in WORDS] or list(found)
-    for name in names:
-        if name not in found:
-            raise ValueError(
-                f"configs/microworld_ablations.py knows no {name!r}; there are "
-                f"{', '.join((*WORDS, *found))}"
-            )
+    names = variants.named(words, found, WORDS, "microworld_ablations.py")
     needed = ("base",)
     if "truth" not in words:
         needed += ("tutor", "judge") if not set(names) <= {*FIXED, *UNJUDGED} else ()

@@ -12,6 +12,7 @@ truth judges, an upper bound. Hardware: 2 CPU cores. Not run in full yet: the ra
 from typing import Any
 
 import _common as common
+import _variants as variants
 import microworld
 from ml_collections import ConfigDict
 
@@ -21,7 +22,7 @@ VARIANTS = {"truth", "debug"}
 
 def get_config(arg: str = "") -> ConfigDict:
     """The base model, the judge and the two runs of the rewriter; variants are joined by commas."""
-    wanted = {word for word in arg.split(",") if word}
+    wanted = set(variants.words(arg))
     if not wanted <= VARIANTS:
         raise ValueError(f"configs/microworld_rewriter.py knows {sorted(VARIANTS)}, not {arg!r}")
     debug, known = "debug" in wanted, "truth" in wanted

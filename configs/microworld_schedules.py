@@ -13,6 +13,7 @@ schedules, `truth` (the ground truth judges and rewrites), `debug` (tiny). Hardw
 from typing import Any
 
 import _common as common
+import _variants as variants
 import microworld
 from ml_collections import ConfigDict
 
@@ -29,14 +30,8 @@ WORDS = ("debug", "truth")
 
 def get_config(arg: str = "") -> ConfigDict:
     """One run per schedule named by `arg` (none: all), behind what they need."""
-    words = [word for word in arg.split(",") if word]
-    names = [word for word in words if word not in WORDS] or list(SCHEDULES)
-    for name in names:
-        if name not in SCHEDULES:
-            raise ValueError(
-                f"configs/microworld_schedules.py knows no {name!r}; there are "
-                f"{', '.join((*WORDS, *SCHEDULES))}"
-            )
+    words = variants.words(arg)
+    names = variants.named(words, SCHEDULES, WORDS, "microworld_schedules.py")
     config: Any = microworld.get_config("debug" if "debug" in words else "")
     true = "truth" in words
     needed = ("base",) if true else ("base", "tutor", "judge", "rewriter")

@@ -16,8 +16,8 @@ class Clock:
 
     def __init__(self, directory: str):
         self._path = epath.Path(directory) / "wall.json"
-        self._directory, before = directory, self._kept()
-        self._since, self.lost_steps = time.monotonic() - before["seconds"], before["lost_steps"]
+        self._directory = directory
+        self._since = time.monotonic() - self._kept()["seconds"]
 
     def _kept(self) -> dict[str, Any]:
         found = {"seconds": 0.0, "lost_steps": 0}
@@ -26,13 +26,19 @@ class Clock:
     def resumed(self, step: int) -> None:
         """The run goes on after `step`: what the log has beyond is done again."""
         logged = max((line["step"] for line in metrics.read(self._directory)), default=step)
-        self.lost_steps += max(0, logged - step)
+        lost = self.lost_steps + max(0, logged - step)
+        if lost:
+            write_json(self._path, {**self._kept(), "lost_steps": lost})
+
+    @property
+    def lost_steps(self) -> int:
+        """Of all attempts. In the file alone: a run and its command have a clock each."""
+        return self._kept()["lost_steps"]
 
     def seconds(self) -> float:
         """Of earlier attempts and this one."""
         return time.monotonic() - self._since
 
     def save(self) -> None:
-        """Keeps them for the next attempt; the command's clock has not seen what the run's lost."""
-        self.lost_steps = max(self.lost_steps, self._kept()["lost_steps"])
-        write_json(self._path, {"seconds": self.seconds(), "lost_steps": self.lost_steps})
+        """Keeps them for the next attempt."""
+        write_json(self._path, {**self._kept(), "seconds": self.seconds()})

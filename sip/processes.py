@@ -5,9 +5,9 @@ each host, and only what lies on devices is divided. So all decide alike, and di
 programs in one order. What one alone may do (write a file, ask a server) process 0 does.
 """
 
-import functools
 import glob
 import importlib.util
+import itertools
 import os
 import pickle
 import zlib
@@ -127,15 +127,9 @@ def agree(step: int, tree: Any) -> None:
         )
 
 
-@functools.cache
-def _counter() -> list[int]:
-    return [0]
+_calls = itertools.count(1)  # over all runs of a recipe, where steps begin anew
 
 
 def preempted() -> bool:
     """Whether one of the processes was told to end, true on all of them at the same call."""
-    if not several():
-        return False
-    calls = _counter()
-    calls[0] += 1  # grows over all runs of a recipe, where steps begin anew
-    return multihost_utils.reached_preemption_sync_point(calls[0])
+    return several() and multihost_utils.reached_preemption_sync_point(next(_calls))

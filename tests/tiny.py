@@ -38,7 +38,8 @@ def params(cfg: ModelConfig = CFG, seed: int = 0):
         scale, mean = (0.3, 1.0) if "norm" in jax.tree_util.keystr(path) else (0.25, 0.0)
         return jnp.asarray(mean + scale * rng.standard_normal(x.shape), jnp.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    with jax.ensure_compile_time_eval():  # kept, so no tracer of who asks first
+        return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @functools.partial(jax.jit, static_argnums=1)

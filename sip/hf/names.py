@@ -18,9 +18,9 @@ from sip.models import parameters
 from sip.structs import Params
 
 TOP = {  # ours -> (theirs, our letters, their letters)
-    "embed": ("model.embed_tokens.weight", "VD", "V D"),
-    "final_norm": ("model.norm.weight", "D", "D"),
-    "unembed": ("lm_head.weight", "DV", "V D"),
+    "embed": ("model.embed_tokens.weight", parameters.OUTER["embed"], "V D"),
+    "final_norm": ("model.norm.weight", parameters.OUTER["final_norm"], "D"),
+    "unembed": ("lm_head.weight", parameters.OUTER["unembed"], "V D"),
 }
 _LAYER_NAMES = {  # of each layer; ours has L in front
     "attention_norm": "input_layernorm.weight",

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from sip.mesh import constrain, param_sharding
 from sip.models import int8, layers, lora, moe, visibility
 from sip.models.config import DTYPES, ModelConfig
-from sip.models.parameters import MATRICES, NORMS, RESIDUAL, held, letters
+from sip.models.parameters import MATRICES, NORMS, OUTER, RESIDUAL, held, letters
 from sip.models.visibility import Context
 from sip.structs import Array, Params, Tree
 
@@ -201,10 +201,12 @@ class Decoder(nn.Module):
     def __call__(self, tree: Tree, cache: Cache | None, keep_cache: bool) -> Output:
         c = self.cfg
         embed_VD = self.param(
-            "embed", _lettered("VD", nn.initializers.normal(0.02)), (c.vocab_size, c.width)
+            "embed",
+            _lettered(OUTER["embed"], nn.initializers.normal(0.02)),
+            (c.vocab_size, c.width),
         )
         if not c.tied:
-            self.param("unembed", _weight("DV", c.width), (c.width, c.vocab_size))
+            self.param("unembed", _weight(OUTER["unembed"], c.width), (c.width, c.vocab_size))
         B, T = tree.tokens_BT.shape
         C, R = tree.tokens_BCR.shape[1:]
         tokens_BN = tree.tokens_BCR.reshape(B, C * R)
@@ -222,7 +224,9 @@ class Decoder(nn.Module):
         x_BND, (kv, balance) = _blocks(c, keep_cache)(c, name="blocks")(
             x_BND, context, past, visibility.full_L(c)
         )
-        scale = self.param("final_norm", _lettered("D", nn.initializers.ones), (c.width,))
+        scale = self.param(
+            "final_norm", _lettered(OUTER["final_norm"], nn.initializers.ones), (c.width,)
+        )
         x_BND = layers.rms_norm(x_BND, scale, c.norm_eps)
         start = context.trunk_len
         branch = x_BND[:, start:].reshape(B, C, R, c.width)

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 from sip import mesh as meshes
 from sip.models import lora
 from sip.models.config import ModelConfig
-from sip.models.parameters import FACTORS, MATRICES, NORMS, is_vector, letters
+from sip.models.parameters import MATRICES, OUTER, is_vector, letters
 from sip.structs import Params
 
 RULES: meshes.Rules = {k: meshes.PARAM_RULES[k] for k in "EVGF"}
-OUTER = {"embed": "VD", "unembed": "DV", "final_norm": "D"}
 
 
 def once(params: Params, cfg: ModelConfig) -> Params:
@@ -51,10 +50,6 @@ def _letters(path, cfg: ModelConfig) -> str:
     name, field = _name(path)
     if name in OUTER:
         return OUTER[name]
-    if name in NORMS:
-        return f"L{NORMS[name]}"
-    if name in FACTORS:
-        return "L" + "".join(FACTORS[name])
     own = letters(name, cfg.experts)
     return f"L{own.replace(MATRICES[name][0], '', 1) if field == 'scale' else own}"
 

@@ -29,6 +29,7 @@ FACTORS = {  # what training of low rank adds to a matrix: its product, by way o
     **{f"{name}_a": (MATRICES[name][0], "Z") for name in COARSE},
     **{f"{name}_b": ("Z", MATRICES[name][1]) for name in COARSE},
 }
+OUTER = {"embed": "VD", "unembed": "DV", "final_norm": "D"}  # of no layer
 NORMS = {"attention_norm": "D", "q_norm": "H", "k_norm": "H", "mlp_norm": "D"}
 # Where there are experts, each has its own of these.
 EXPERTS = ("w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down")
@@ -36,8 +37,9 @@ RESIDUAL = ("wo", "bo", "w_down", "b_down")  # what a layer adds is zero where t
 
 
 def letters(name: str, experts: int) -> str:
-    """Of a matrix or a bias, without the layers'."""
-    own = BIASES[name] if name in BIASES else "".join(MATRICES[name])
+    """Of a layer's parameter, without the layers'."""
+    vectors, matrices = BIASES | NORMS, MATRICES | FACTORS
+    own = vectors[name] if name in vectors else "".join(matrices[name])
     return ("E" if experts and name in EXPERTS else "") + own
 
 

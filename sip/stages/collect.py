@@ -92,10 +92,11 @@ def collect(p: Policy, params, at: int, phase: loop.Phase = loop.unmeasured):
     """Candidates of a batch of prefixes, judged and chosen from -> (Branches, metrics)."""
     with phase("data"):
         rows = p.batches[at]
-        prefixes, suffixes, ids = texts_of(p.tokenizer, rows, p.suffix)
-    with phase("update"):  # the one before, which all that follows waits for
-        jax.block_until_ready(params)
     rollouts = roll(p, params, rows, at)
+    with phase("data"):
+        prefixes, suffixes, ids = texts_of(p.tokenizer, rows, p.suffix)
+    with phase("update"):  # the one before, which the rollouts are queued behind
+        jax.block_until_ready(params)
     pool = build_pool(p, rows, prefixes, suffixes, ids, rollouts, phase)
     scores_BK, valid_BK, found = np.zeros(pool.valid_BK.shape), pool.valid_BK, {}
     if p.judge is not None:

@@ -222,9 +222,9 @@ def collect(
     writer = task.writer
     trunks = writer.trunks(task.prompts(at))
     key = jax.random.fold_in(jax.random.key(seed), at)
-    with phase("update"):  # the one before
-        jax.block_until_ready(params)
     rollouts = writer.write(params, trunks, c.rollouts, c.sampling, key)
+    with phase("update"):  # the one before, which the rollouts are queued behind
+        jax.block_until_ready(params)
     with phase("rollout"):
         tokens_BKR, mask_BKR, logp_BKR = fetch(
             (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)

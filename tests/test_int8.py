@@ -26,6 +26,7 @@ from sip.tokenizer import Byte
 from sip.training import checkpoints, step
 
 ONE = meshes.single()
+EXPERTS = tiny.model(experts=4, active=2)
 RAW = {**families.config("llama32_odd"), "torch_dtype": "float32"}
 
 
@@ -68,12 +69,24 @@ def test_no_weight_moves_by_more_than_half_a_step(name):
     assert got.scale.shape == (w_L.shape[0], *w_L.shape[1 + reads :])
 
 
-def test_the_decoder_computes_with_what_int8_stands_for():
-    params, tree = held(tiny.params()), tiny.tree()
-    got, want = (tiny.forward(p, tiny.CFG, tree) for p in (params, dequantised(params)))
+@pytest.mark.parametrize("cfg", [tiny.CFG, EXPERTS], ids=["dense", "experts"])
+def test_the_decoder_computes_with_what_int8_stands_for(cfg):
+    params, tree = held(tiny.params(cfg)), tiny.tree()
+    got, want = (tiny.forward(p, cfg, tree) for p in (params, dequantised(params)))
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
-    assert np.abs(got[0] - tiny.forward(tiny.params(), tiny.CFG, tree)[0]).max() > 1e-3
+    assert np.abs(got[0] - tiny.forward(tiny.params(cfg), cfg, tree)[0]).max() > 1e-3
+
+
+def test_each_expert_has_scales_of_its_own_and_the_router_stays_as_it_is():
+    block = held(tiny.params(EXPERTS))["blocks"]["block"]
+    L, E, D, F = EXPERTS.layers, EXPERTS.experts, EXPERTS.width, EXPERTS.hidden
+    assert block["w_up"].q.shape == (L, E, D, F) and block["w_up"].scale.shape == (L, E, F)
+    assert block["w_down"].scale.shape == (L, E, D)
+    assert block["w_router"].dtype == jnp.float32
+    last = np.asarray(tiny.params(EXPERTS)["blocks"]["block"]["w_up"][-1, -1])
+    largest_F = np.abs(last).max(0) / int8.MOST
+    np.testing.assert_allclose(block["w_up"].scale[-1, -1], largest_F, rtol=1e-6)
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +124,8 @@ def test_either_kind_is_read_by_one_matrix_at_a_time_into_int8(both, monkeypatch
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
-def test_it_is_sharded_as_the_weights_are(tmp_path):
-    cfg = tiny.CFG
+@pytest.mark.parametrize("cfg", [tiny.CFG, EXPERTS], ids=["dense", "experts"])
+def test_it_is_sharded_as_the_weights_are(cfg, tmp_path):
     checkpoints.save_params(str(tmp_path), tiny.params(cfg), {"model": dataclasses.asdict(cfg)})
     mesh = meshes.build(meshes.MeshConfig(2, 2, 2))
     got = setup.load_params(str(tmp_path), mesh, "int8")[0]

@@ -49,7 +49,10 @@ class LoraConfig:
         """Raises UserError where a matrix is one of many experts', which get no factors."""
         theirs = [name for name in self.matrices if cfg.experts and name in EXPERTS]
         if self.rank and theirs:
-            raise UserError(f"lora.matrices: {theirs[0]} belongs to experts, which get no factors")
+            raise UserError(
+                f"lora.matrices: {theirs[0]} belongs to experts, which get no factors; "
+                f"others: {', '.join(n for n in COARSE if n not in EXPERTS)}"
+            )
 
     @property
     def scale(self) -> float:

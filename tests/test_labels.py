@@ -181,6 +181,22 @@ def test_accuracy_counts_right_verdicts_per_class():
     right, asked = always["quality"]
     assert right == asked / 2 and always["quality/a"] == (right, right)
     assert always["quality/b"] == (0.0, right)
+    assert always["quality/both_orders"] == (asked / 4, asked / 2)  # all evenly split
+
+
+def test_both_orders_of_a_pair_are_averaged_as_a_policys_judge_has_them():
+    """By hand: .6 for a pair's first and .3 for its swap's are (.6 + .7) / 2 for the first."""
+    pair = lambda a, b: ("", a, "", b, "")
+    rows = [("", [pair("x", "y"), pair("y", "x")]), ("", [pair("u", "v"), pair("v", "u")])]
+    labels_NC = np.array([[0, 1], [1, 0]])
+    asked = labels.LabelledPrompts(ASPECTS[0], rows, labels_NC, np.ones((2, 2), bool))
+    first_NC = np.array([[0.6, 0.3], [0.9, 0.8]])
+    p_NCO = np.stack([first_NC, 1 - first_NC], axis=-1)
+    assert labels.both_orders(asked, p_NCO) == {"quality/both_orders": (1.0, 2.0)}
+    p_NCO[1] = 0.5
+    assert labels.both_orders(asked, p_NCO) == {"quality/both_orders": (1.5, 2.0)}
+    p_NCO[1] = np.nan
+    assert labels.both_orders(asked, p_NCO) == {"quality/both_orders": (1.0, 2.0)}
 
 
 def test_an_unanswered_prompt_is_a_wrong_one():

@@ -317,8 +317,30 @@ def accuracy(
         trunks, branches = zip(*found.prompts, strict=True)
         logp_NCO = textgen.choose(trunks, branches, found.aspect.options)
         said_NC = np.where(np.isnan(logp_NCO).any(-1), -1, logp_NCO.argmax(-1))
-        counts |= right(found, said_NC)
+        counts |= right(found, said_NC) | both_orders(found, np.exp(logp_NCO))
     return counts
+
+
+def both_orders(labelled: LabelledPrompts, p_NCO: np.ndarray) -> dict[str, tuple[float, float]]:
+    """(right, asked) of pairs that are there in both orders, whose probabilities are averaged, as a
+    policy's judge has them: `quality/both_orders`. Evenly split is half right, unanswered wrong."""
+    if labelled.aspect.kind != "pairwise" or len(labelled.aspect.options) != 2:
+        return {}
+    at = {
+        (n, branch[1], branch[3]): (n, c)
+        for n, (_, row) in enumerate(labelled.prompts)
+        for c, branch in enumerate(row)
+    }
+    right, asked = 0.0, 0
+    for (n, one, two), place in at.items():
+        swapped = at.get((n, two, one))
+        if one < two and swapped is not None:
+            better = (p_NCO[place][0] + p_NCO[swapped][1]) / 2
+            first = 0.5 if better == 0.5 else float(better > 0.5)
+            wanted = 1 - labelled.labels_NC[place]
+            right += 0.0 if np.isnan(better) else 1 - abs(wanted - first)
+            asked += 1
+    return {f"{labelled.aspect.name}/both_orders": (right, float(asked))} if asked else {}
 
 
 def right(labelled: LabelledPrompts, said_NC: np.ndarray) -> dict[str, tuple[float, float]]:

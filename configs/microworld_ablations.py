@@ -28,6 +28,11 @@ POOLS = dict(
     rewrite_one_rollout=dict(suffix=False, rollouts=1),
     suffix_rewrite=dict(rollouts=0),
 )
+SIZES = dict(  # of the whole pool, beside K rollouts and none
+    suffix_rewrite_one_rollout=dict(rollouts=1),
+    suffix_rewrite_eight_rollouts=dict(rollouts=8),
+)
+MATCHED = 5  # times as many steps of standard pretraining take as long as SIP's, judging included
 FIXED = dict(  # nothing to judge: the pool says what is learned
     sft_rewrite=dict(suffix=False, rollouts=0, chosen="rewrite"),
     sft_one_rollout=dict(suffix=False, rewrite=False, rollouts=1, chosen="rollout"),
@@ -51,7 +56,7 @@ SCRATCH = dict(  # without a base model to start from; DPO alone would move from
 )
 SCRATCH_SPLIT = "train[:75%]"  # what base and policies see; the judge's documents stay apart
 GROUPS = ("suffix_rollouts", "suffix_rewrite_rollouts", "rollouts")  # with rollouts to compare
-UNJUDGED = ("standard", "scratch_standard", "scratch_rewrite")
+UNJUDGED = ("standard", "standard_matched", "scratch_standard", "scratch_rewrite")
 WORDS = ("debug", "truth")
 
 
@@ -100,10 +105,13 @@ def ablations(main, backend: str) -> dict[str, ConfigDict]:
         return run
 
     plain = {name: common.objective(name) for name in ("dpo", "rf_nll", "dr_grpo")}
-    found = {"standard": main.standard}
+    matched = main.standard.copy_and_resolve_references()
+    matched.steps = main.standard.steps * MATCHED
+    found = {"standard": main.standard, "standard_matched": matched}
     found |= {f"dpo_{pool}": sip(plain["dpo"], POOLS[pool]) for pool in POOLS}
     found |= {f"rf_nll_{pool}": sip(plain["rf_nll"], POOLS[pool]) for pool in POOLS}
     found |= {f"dr_grpo_{pool}": sip(plain["dr_grpo"], POOLS[pool]) for pool in GROUPS}
+    found |= {f"rf_nll_{pool}": sip(plain["rf_nll"], SIZES[pool]) for pool in SIZES}
     found |= {
         name: sip(plain["dpo" if name.startswith("dpo") else "rf_nll"], pool)
         for name, pool in FIXED.items()

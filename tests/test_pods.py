@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -106,7 +108,7 @@ def test_create_gives_up_after_so_many_looks(player, capsys):
     [
         (["status"], tpus("queued-resources", "describe", "n")),
         (["delete"], DELETE),
-        (["stop"], ssh("kill -TERM $(cat sip-pid)")),
+        (["stop"], ssh(pod.STOP)),
         (["logs"], ssh("tail -n 100 sip.log", "0")),
         (["logs", "--worker=all", "--lines=5"], ssh("tail -n 5 sip.log")),
     ],
@@ -314,3 +316,24 @@ def test_a_job_set_of_nonsense_is_refused(args, capsys):
     with pytest.raises(SystemExit) as e:
         gke.main([*GKE, *args])
     assert e.value.code == 2 and "error: " in capsys.readouterr().err
+
+
+INNER = pod.detached(["a"]).split("bash -c ")[1].split(" < /dev/null")[0]
+SENT = dict(
+    install=pod.INSTALL,
+    run=pod.detached(COMMAND),
+    inside=shlex.split(INNER)[0],
+    ended=pod.ENDED,
+    stop=pod.STOP,
+)
+
+
+@pytest.mark.parametrize("line", SENT.values(), ids=SENT)
+def test_what_workers_are_told_is_clean_shell(line):
+    program = shutil.which("shellcheck")
+    if program is None:
+        pytest.skip("shellcheck is not installed: pip install -e '.[dev]'")
+    # What is sourced lies on the worker; what is quoted is meant for another shell.
+    command = [program, "--shell=bash", "--exclude=SC1091,SC2016", "-"]
+    done = subprocess.run(command, input=line, text=True, capture_output=True)
+    assert done.returncode == 0, done.stdout

@@ -44,8 +44,9 @@ INSTALL = (  # by uv, since the VMs' own Python is older than sip's
 ENDED = (
     "if [ ! -f sip-exit ]; then echo sip-exit=running; "
     f'elif tail -n 3 sip.log | grep -q "{AGAIN}"; '
-    "then echo sip-exit=again; else echo sip-exit=$(cat sip-exit); fi"
+    'then echo sip-exit=again; else echo "sip-exit=$(cat sip-exit)"; fi'
 )
+STOP = 'kill -TERM "$(cat sip-pid)"'
 
 
 class Failed(Exception):
@@ -210,7 +211,7 @@ def logs(flags) -> None:
 
 def stop(flags) -> None:
     """SIGTERM on all workers: sip saves a common step and exits 0."""
-    ssh(flags, "kill -TERM $(cat sip-pid)")
+    ssh(flags, STOP)
 
 
 def delete(flags) -> None:

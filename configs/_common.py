@@ -36,6 +36,11 @@ def mesh() -> ConfigDict:
     return section(replica=1, fsdp=-1, tensor=1)
 
 
+def judge_mesh(devices: int = 0) -> ConfigDict:
+    """Of judge, audit and rewriter: on `devices` set apart, or on all, in turns with the policy."""
+    return section(devices=devices, **mesh())
+
+
 def adamw(
     lr: float,
     *,
@@ -322,6 +327,8 @@ def sip_run(
         objective=objective,
         sampling=section(temperature=1.0, top_k=0, top_p=1.0),
         evals=evals,
+        judge_mesh=judge_mesh(),
+        staleness=0,
         **shared,
     )
 

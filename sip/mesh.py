@@ -56,6 +56,56 @@ def build(config: MeshConfig, devices=None) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(devices.reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+@dataclass(frozen=True)
+class PartConfig(MeshConfig):
+    """A mesh of the same devices in another shape, or of some that are set apart."""
+
+    devices: int = 0  # set apart, as many of each process; 0: all, used in turns
+
+    def __post_init__(self):
+        if self.devices < 0:
+            raise UserError(f"devices must not be negative, not {self.devices}")
+
+
+def divide(part: PartConfig, devices=None):
+    """(those that are left, those of `part`) of `devices` (None: all), or `devices` itself twice.
+
+    The last ones of every process are set apart, so that each holds some of either mesh and all
+    processes dispatch the same programs. Raises UserError where the numbers do not allow it, or
+    where chips of one slice could not be compiled for in two parts.
+    """
+    if not part.devices:
+        return devices, devices
+    devices = list(jax.devices() if devices is None else devices)
+    hosts: dict[int, list] = {}
+    for device in devices:
+        hosts.setdefault(device.process_index, []).append(device)
+    each, odd = divmod(part.devices, len(hosts))
+    if odd or each >= min(map(len, hosts.values())):
+        raise UserError(
+            f"devices {part.devices}: as many are taken of each process, and some are left; there "
+            f"are {len(hosts)} processes with {', '.join(str(len(d)) for d in hosts.values())}"
+        )
+    _check_divisible(devices)
+    apart = [device for own in hosts.values() for device in own[-each:]]
+    return [device for device in devices if device not in apart], apart
+
+
+# Chips whose compiler refuses most parts of a slice (limited routing between them; tried with
+# libtpu 0.0.42 on 2x4, 4x4 and 8x8), and how many of them are a slice that can be divided.
+WHOLE = {"TPU v5 lite": 4, "TPU v6 lite": 4}
+
+
+def _check_divisible(devices) -> None:
+    kind = devices[0].device_kind
+    if kind in WHOLE and len(devices) > WHOLE[kind]:
+        raise UserError(
+            f"devices: a {kind} slice of {len(devices)} chips cannot be divided (its compiler "
+            "refuses the parts); use 0 (all chips, in turns), a server (judge.backend=http) on "
+            "another slice, or a v5p slice"
+        )
+
+
 def single() -> jax.sharding.Mesh:
     """A mesh of the first device."""
     return build(MeshConfig(1, 1, 1), jax.devices()[:1])

@@ -16,7 +16,7 @@ from sip import tokenizer as tokenizers
 from sip.data import chunks, documents
 from sip.hf import configs, tokens
 from sip.judge import prompts
-from sip.mesh import MeshConfig
+from sip.mesh import MeshConfig, PartConfig
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.models.lora import OFF, LoraConfig
@@ -96,6 +96,11 @@ class RunConfig:
 
     def reach(self) -> None:
         """Raises UserError where a service that it needs does not answer."""
+
+    @property
+    def apart(self) -> PartConfig | None:
+        """Where models run that the run does not train; None: on its own mesh."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -187,6 +192,19 @@ def build_mesh(c: RunConfig, devices=None) -> jax.sharding.Mesh:
             f"are not divisible by replica x fsdp of the mesh ({shape})"
         )
     return mesh
+
+
+def build_meshes(c: RunConfig, devices=None) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
+    """(the run's mesh, that of its judges and rewriter) over `devices` (default: all)."""
+    if c.apart is None:
+        mesh = build_mesh(c, devices)
+        return mesh, mesh
+    try:
+        left, apart = meshes.divide(c.apart, devices)
+        other = meshes.build(c.apart, apart)
+    except UserError as e:
+        raise UserError(f"judge_mesh: {e}") from None
+    return build_mesh(c, left), other
 
 
 def data_config(values, split: str) -> documents.DataConfig:

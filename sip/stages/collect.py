@@ -8,7 +8,7 @@ import numpy as np
 from sip import sampling
 from sip.data import pipeline
 from sip.judge import health, scoring
-from sip.mesh import put_batch
+from sip.mesh import batch_shapes, put_batch
 from sip.models.config import ModelConfig
 from sip.objectives import policy, preference
 from sip.processes import fetch
@@ -16,7 +16,7 @@ from sip.rewriter import Rewriter
 from sip.stages import auditing, judging
 from sip.structs import Tree, UserError
 from sip.tokenizer import Tokenizer, continuation
-from sip.training import loop, losses
+from sip.training import checkpoints, loop, losses
 
 
 @dataclass(frozen=True)
@@ -88,15 +88,45 @@ class Policy:
     audit: auditing.Audit | None = None
 
 
-def collect(p: Policy, params, at: int, phase: loop.Phase = loop.unmeasured):
-    """Candidates of a batch of prefixes, judged and chosen from -> (Branches, metrics)."""
+@dataclass(frozen=True)
+class Begun:
+    """A step of which no more is done than that its rollouts are dispatched."""
+
+    at: int
+    rows: pipeline.Batch
+    rollouts: sampling.Rollouts | None
+    staleness: int  # updates between the parameters that write and those that learn
+
+
+def begin(
+    p: Policy, params, at: int, staleness: int = 0, phase: loop.Phase = loop.unmeasured
+) -> Begun:
+    """Dispatches the rollouts of a batch of prefixes; nothing is waited for."""
     with phase("data"):
         rows = p.batches[at]
-    rollouts = roll(p, params, rows, at)
+    return Begun(at, rows, roll(p, params, rows, at), staleness)
+
+
+def restored(p: Policy, params, manager, at: int) -> Begun | None:
+    """The step that had begun when the last checkpoint was saved."""
+    rows, K = p.batches[at], p.candidates.count(at)
+    if not K:
+        return None
+    program = sampling.program(p.cfg, K, p.suffix, p.sampling)
+    args = batch_shapes(p.mesh, _asked(p, rows))
+    shapes = jax.eval_shape(program, params, *args, jax.random.key(p.seed))
+    found = checkpoints.restore_begun(manager, batch_shapes(p.mesh, shapes))
+    return found and Begun(at, rows, found, staleness=1)
+
+
+def collect(p: Policy, params, begun: Begun, phase: loop.Phase = loop.unmeasured):
+    """Candidates of a step that has begun, judged and chosen from -> (Branches, metrics)."""
+    rows, rollouts, at = begun.rows, begun.rollouts, begun.at
     with phase("data"):
         prefixes, suffixes, ids = texts_of(p.tokenizer, rows, p.suffix)
-    with phase("update"):  # the one before, which the rollouts are queued behind
-        jax.block_until_ready(params)
+    if not begun.staleness:
+        with phase("update"):  # the one before, which the rollouts are queued behind
+            jax.block_until_ready(params)
     pool = build_pool(p, rows, prefixes, suffixes, ids, rollouts, phase)
     scores_BK, valid_BK, found = np.zeros(pool.valid_BK.shape), pool.valid_BK, {}
     if p.judge is not None:
@@ -116,6 +146,9 @@ def collect(p: Policy, params, at: int, phase: loop.Phase = loop.unmeasured):
             with phase("audit"):
                 found |= p.audit.figures(judged, prefixes, pool, beside, p.candidates.max_invalid)
     branches, chosen = learned(p, rows, pool, scores_BK, valid_BK)
+    if rollouts is not None:
+        count = float(pool.sources.count("rollout") * len(prefixes))
+        found["rollouts/staleness"] = begun.staleness * count, count
     return branches, {**found, **chosen, **source_metrics(pool, scores_BK, valid_BK)}
 
 
@@ -126,9 +159,12 @@ def roll(p: Policy, params, rows, at: int) -> sampling.Rollouts | None:
         return None
     program = sampling.program(p.cfg, K, p.suffix, p.sampling)
     key = jax.random.fold_in(jax.random.key(p.seed), at)
-    tokens_BP = rows["tokens_BT"][:, : -p.suffix]
-    args = put_batch(p.mesh, (tokens_BP, rows["fork_B"], rows["doc_B"]))
-    return program(params, *args, key)
+    return program(params, *put_batch(p.mesh, _asked(p, rows)), key)
+
+
+def _asked(p: Policy, rows):
+    """(tokens_BP, fork_B, doc_B): prefixes, and what their noise is addressed by."""
+    return rows["tokens_BT"][:, : -p.suffix], rows["fork_B"], rows["doc_B"]
 
 
 def texts_of(tokenizer: Tokenizer, rows, suffix: int):

@@ -92,6 +92,11 @@ class JudgeConfig:
         """Whether the policy judges itself."""
         return self.backend == "local" and self.init_from == POLICY
 
+    @property
+    def loads(self) -> bool:
+        """Whether a model is loaded for it: the judge, or who proofreads for a server."""
+        return not self.own and (self.backend == "local" or bool(self.proofread.init_from))
+
     def aspects(self) -> tuple[Aspect, ...]:
         """The aspects that a judge is asked about in text."""
         asked = () if self.backend == "truth" else self.weights

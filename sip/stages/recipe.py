@@ -47,7 +47,7 @@ def check_meshes(config) -> None:
     """Builds every run's mesh on the devices that are here; what does not fit is an error."""
     for name in config.order:
         try:
-            setup.build_mesh(STAGES[config.runs[name].stage].resolve(config, name))
+            setup.build_meshes(STAGES[config.runs[name].stage].resolve(config, name))
         except UserError as e:
             raise UserError(f"config runs.{name}: {e}") from None
 

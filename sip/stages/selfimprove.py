@@ -19,7 +19,7 @@ from sip import rewriter as rewriters
 from sip.clock import Clock
 from sip.data import pipeline
 from sip.evals import ground_truth
-from sip.mesh import put_batch
+from sip.mesh import PartConfig, put_batch
 from sip.stages import auditing, collect, judging
 from sip.structs import TrainState, UserError
 from sip.training import checkpoints, loop, losses, optim, step
@@ -36,9 +36,12 @@ class RunConfig(setup.RunConfig):
     objective: losses.ObjectiveConfig
     sampling: sampling.SamplingConfig
     evals: ground_truth.EvalConfig
+    judge_mesh: PartConfig = PartConfig()  # of judge, proofreader, audit and rewriter
+    staleness: int = 0  # 1: a step's rollouts are written before the update of the step before it
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_ahead()
         chosen, rejected = self.candidates.chosen, self.candidates.rejected
         if self.judge.reference == "rewrite" and not self.candidates.rewrite:
             raise UserError("judge.reference: there is no rewrite among the candidates")
@@ -49,6 +52,21 @@ class RunConfig(setup.RunConfig):
         ):
             raise UserError("candidates: dr_grpo learns from two or more judged rollouts")
         self.audit.check(judged=self.judged, rewrite=self.candidates.rewrite, batch=self.batch)
+
+    def _check_ahead(self):
+        if self.staleness not in (0, 1):
+            raise UserError(f"staleness must be 0 or 1, not {self.staleness}")
+        if self.staleness and not any(k for _, k in self.candidates.rollouts):
+            raise UserError("staleness: there are no rollouts to write ahead")
+        rewriting = self.candidates.rewrite and self.rewriter.backend == "local"
+        asked = [self.judge] * self.judged + [self.audit.judge] * (self.audit.every_steps > 0)
+        if self.judge_mesh.devices and not (rewriting or any(j.loads for j in asked)):
+            raise UserError("judge_mesh.devices: there is no local judge or rewriter to run there")
+
+    @property
+    def apart(self):
+        """Where judges and the rewriter run."""
+        return self.judge_mesh
 
     @property
     def judged(self) -> bool:
@@ -83,14 +101,14 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
     c = resolve(config, name)
     directory = setup.run_dir(workdir, name)
     clock = Clock(directory)
-    mesh = setup.build_mesh(c)
+    mesh, judge_mesh = setup.build_meshes(c)
     tokenizer = setup.open_tokenizer(config, workdir)
     corpus = setup.corpus(config, c.split, workdir, tokenizer)
     cfg = c.model
     setup.check_model(cfg, corpus.cut, tokenizer)
     tx = optim.build(c.optim)
     init_from = setup.source_dir(workdir, c.init_from) if c.init_from else ""
-    fixed = build_policy(c, workdir, corpus, mesh, tokenizer, config.seed)
+    fixed = build_policy(c, workdir, corpus, (mesh, judge_mesh), tokenizer, config.seed)
     suite = ground_truth.suite(config, c.evals, name, workdir, cfg, mesh, tokenizer)
     audits = auditing.kept(directory)
 
@@ -129,8 +147,13 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
         judged = self_judged(c, fixed, tx, init_from, workdir)
         meter = loop.Meter()
         last, reason = auditing.end(c.audit, audits, first, c.steps)
+        ahead = collect.restored(fixed, state.params, manager, first) if c.staleness else None
         for done in range(first + 1, last + 1):
-            batch, collected = collect.collect(judged(state), state.params, done - 1, meter.phase)
+            here = ahead or collect.begin(fixed, state.params, done - 1, 0, meter.phase)
+            ahead = None
+            if c.staleness and done < c.steps:
+                ahead = collect.begin(fixed, state.params, done, 1, meter.phase)
+            batch, collected = collect.collect(judged(state), state.params, here, meter.phase)
             state, new = update(state, put_batch(mesh, batch))
             pending.append({**collected, **new})
             meter.count(batch)
@@ -149,7 +172,7 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             if asked or loop.due(done, c.checkpoint.every_steps, last):
                 kept = setup.record(config, name, cfg, pending) | auditing.plain(audits)
                 with meter.phase("checkpoint"):
-                    checkpoints.save(manager, state, kept)
+                    checkpoints.save(manager, state, kept, ahead and ahead.rollouts)
                 clock.save()
             profiler.step(state)
             if asked:
@@ -176,8 +199,10 @@ def make_update(c: RunConfig, tx):
     )
 
 
-def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> collect.Policy:
-    """What stays fixed; loads the judge, unless it is the policy, and the rewriter."""
+def build_policy(c: RunConfig, workdir, corpus, places, tokenizer, seed: int) -> collect.Policy:
+    """What stays fixed; loads the judge, unless it is the policy, and the rewriter. `places` are
+    the policy's mesh and theirs."""
+    mesh, judge_mesh = places
     truth = corpus.documents.truth
     return collect.Policy(
         c.model,
@@ -188,13 +213,15 @@ def build_policy(c: RunConfig, workdir, corpus, mesh, tokenizer, seed: int) -> c
         c.candidates,
         c.objective,
         c.sampling,
-        judging.build(c.judge, workdir, truth, mesh, tokenizer, seed)
+        judging.build(c.judge, workdir, truth, judge_mesh, tokenizer, seed)
         if c.judged and not c.judge.own
         else None,
-        build_rewriter(c.rewriter, workdir, corpus, mesh, seed) if c.candidates.rewrite else None,
+        build_rewriter(c.rewriter, workdir, corpus, judge_mesh, seed)
+        if c.candidates.rewrite
+        else None,
         c.judge.reference,
         seed,
-        auditing.build(c.audit, workdir, truth, mesh, tokenizer, seed),
+        auditing.build(c.audit, workdir, truth, judge_mesh, tokenizer, seed),
     )
 
 

@@ -2,7 +2,8 @@
 
 A checkpoint is three items: `params`, `rest` (optimiser, counters, reference) and `record` (JSON:
 configs, data position). Parameters are an item of their own, so that another run, an evaluation
-or a judge reads them alone. A save that was cut off is never listed.
+or a judge reads them alone. A fourth, `begun`, is there where a step had begun before the last
+update. A save that was cut off is never listed.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ def manager(run_dir: str, *, keep: int = 2, **handlers) -> ocp.CheckpointManager
         "params": ocp.StandardCheckpointHandler(),
         "rest": ocp.StandardCheckpointHandler(),
         "record": ocp.JsonCheckpointHandler(),
+        "begun": ocp.StandardCheckpointHandler(),
         **handlers,
     }
     return ocp.CheckpointManager(path, options=options, item_handlers=handlers)
@@ -52,19 +54,22 @@ def _rest(state: TrainState) -> dict[str, Any]:
     return rest if state.reference is None else {**rest, "reference": state.reference}
 
 
-def save(mngr: ocp.CheckpointManager, state: TrainState, record: dict[str, Any]) -> None:
-    """Starts saving `state` under its step; nothing is done where that step is saved already."""
+def save(
+    mngr: ocp.CheckpointManager, state: TrainState, record: dict[str, Any], begun: Any = None
+) -> None:
+    """Starts saving `state` under its step, and arrays of a step that has `begun`; nothing is done
+    where that step is saved already."""
     step = int(state.step)
     if step in mngr.all_steps():
         return
-    mngr.save(
-        step,
-        args=ocp.args.Composite(
-            params=ocp.args.StandardSave(state.params),
-            rest=ocp.args.StandardSave(_rest(state)),
-            record=ocp.args.JsonSave(record),
-        ),
+    items = dict(
+        params=ocp.args.StandardSave(state.params),
+        rest=ocp.args.StandardSave(_rest(state)),
+        record=ocp.args.JsonSave(record),
     )
+    if begun is not None:
+        items["begun"] = ocp.args.StandardSave(begun)
+    mngr.save(step, args=ocp.args.Composite(**items))
 
 
 def save_params(run_dir: str, params: Params, record: dict[str, Any]) -> None:
@@ -132,6 +137,14 @@ def restore(mngr: ocp.CheckpointManager, abstract: TrainState, step: int | None 
     reference = None if abstract.reference is None else got["rest"]["reference"]
     rest = {k: v for k, v in got["rest"].items() if k != "reference"}
     return TrainState(params=got["params"], reference=reference, **rest), got["record"]
+
+
+def restore_begun(mngr: ocp.CheckpointManager, abstract: Any) -> Any:
+    """What the last checkpoint holds of a step that had begun; None where it holds nothing."""
+    step = mngr.latest_step()
+    if step is None or mngr.item_metadata(step).begun is None:
+        return None
+    return _restore(mngr, step, begun=ocp.args.StandardRestore(abstract))["begun"]
 
 
 @contextlib.contextmanager

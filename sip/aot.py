@@ -32,6 +32,7 @@ from sip.costs.chips import GIB, Chip, chip_of
 from sip.costs.flops import WRITTEN
 from sip.mesh import AXES
 from sip.stages import programs
+from sip.stages.plans import Plan, Program
 from sip.structs import UserError
 
 _CONFIG = cli.config_flag()
@@ -74,23 +75,25 @@ ENVIRONMENT = {
 }
 
 
-def check(plan: programs.Plan, chip: Chip, say=lambda line: None) -> dict[str, Any]:
+def check(plan: Plan, chip: Chip, say=lambda line: None) -> dict[str, Any]:
     """Compiles a run's programs -> what is known of each, of the step and of the whole run."""
     rows = []
     for program in plan.programs:
         say(f"{plan.name}: compiling {program.name}")
-        found = compiling.measure(program.jitted, program.args, plan.mesh, program.loops)
+        found = compiling.measure(program.jitted, program.args, program.mesh, program.loops)
         rows.append(row(plan, program, found, chip))
     return {"run": plan.name, "programs": rows, "step": step(plan, rows, chip)}
 
 
-def row(plan: programs.Plan, program: programs.Program, found, chip: Chip) -> dict[str, Any]:
+def row(plan: Plan, program: Program, found, chip: Chip) -> dict[str, Any]:
     """One program's figures. Bytes are of one device, flops of all, seconds of one call."""
-    beside = sum(plan.models.values()) - program.holds
+    beside = plan.beside(program)
     total = max(found.argument_bytes + found.temporary_bytes, found.needed) + beside
-    bounds = roofline.bounds(found.flops, found.traffic, chip, plan.mesh.size)
+    bounds = roofline.bounds(found.flops, found.traffic, chip, program.mesh.size)
     return {
         "name": program.name,
+        "devices": program.mesh.size,
+        "policy": program.mesh == plan.mesh,
         "calls_per_step": program.calls,
         "trace_seconds": found.trace_seconds,
         "compile_seconds": found.compile_seconds,
@@ -117,29 +120,40 @@ def row(plan: programs.Plan, program: programs.Program, found, chip: Chip) -> di
     }
 
 
-def step(plan: programs.Plan, rows: list[dict[str, Any]], chip: Chip) -> dict[str, Any]:
-    """A step and the whole run, from the rows of its programs."""
-    spent = dict.fromkeys(roofline.RESOURCES, 0.0)
-    for one in rows:
-        for phase in one["phases"].values():
-            spent[phase["bound_by"]] += one["calls_per_step"] * phase["seconds"]
-    seconds = sum(spent.values())
+def step(plan: Plan, rows: list[dict[str, Any]], chip: Chip) -> dict[str, Any]:
+    """A step and the whole run, from the rows of its programs. Where judges work beside the policy
+    a step takes as long as the slower of the two."""
+    sides = [[r for r in rows if r["policy"]], [r for r in rows if not r["policy"]]]
+    spent = [_spent(side) for side in (sides if plan.ahead else [rows])]
+    longest = max(spent, key=lambda by: sum(by.values()))
+    seconds = sum(longest.values())
     useful = sum(one["calls_per_step"] * one["useful_flops"] for one in rows)
     return {
-        "devices": plan.mesh.size,
+        "devices": plan.devices,
         "mesh": dict(plan.mesh.shape),
+        "apart": plan.apart,
         "steps": plan.steps,
         "seconds": seconds,
-        "bound_by": max(spent, key=lambda name: spent[name]),
-        "seconds_by_bound": spent,
-        "mfu_at_most": useful / (seconds * chip.flops * plan.mesh.size),
+        "seconds_apart": [sum(by.values()) for by in spent],
+        "bound_by": max(longest, key=lambda name: longest[name]),
+        "seconds_by_bound": longest,
+        "mfu_at_most": useful / (seconds * chip.flops * plan.devices),
         "update_tokens": plan.tokens,
-        "tokens_per_second_per_chip": plan.tokens / seconds / plan.mesh.size,
+        "tokens_per_second_per_chip": plan.tokens / seconds / plan.devices,
         "days": plan.steps * seconds / 86400,
         "model_bytes": plan.models,
         "fits": all(one["fits"] for one in rows),
         "notes": plan.notes,
     }
+
+
+def _spent(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of a step by what binds them."""
+    spent: dict[str, float] = {name: 0.0 for name in roofline.RESOURCES}
+    for one in rows:
+        for phase in one["phases"].values():
+            spent[phase["bound_by"]] += one["calls_per_step"] * phase["seconds"]
+    return spent
 
 
 def show(found: dict[str, Any], console: Console) -> None:
@@ -167,7 +181,7 @@ def _times(found: dict[str, Any]) -> Table:
     for one in found["programs"]:
         for name, phase in one["phases"].items():
             sent = sum(c["bytes"] * c["times"] for c in one["collectives"] if c["phase"] == name)
-            figures = phase["flops"] / found["step"]["devices"] / 1e12, phase["bytes"] / 1e9
+            figures = phase["flops"] / one["devices"] / 1e12, phase["bytes"] / 1e9
             times = [phase[r] for r in roofline.RESOURCES]
             label = f"{one['name']}: decoding" if name == WRITTEN else one["name"]
             shown = [f"{x:.3g}" for x in (*figures, sent / 1e9, *times)]
@@ -178,10 +192,13 @@ def _times(found: dict[str, Any]) -> Table:
 def _summary(found: dict[str, Any]) -> list[str]:
     shape = " x ".join(f"{axis} {n}" for axis, n in found["mesh"].items())
     shares = ", ".join(f"{k} {v:.2f}" for k, v in found["seconds_by_bound"].items())
+    sides = [f"{s:.2f} s" for s in found["seconds_apart"]]
+    beside = f" The policy takes {sides[0]}, judges beside it {sides[1]}." if sides[1:] else ""
+    shape += ", others for judges" * found["apart"]
     return [
         *found["notes"],
         f"{found['devices']} chips ({shape}): a step takes {found['seconds']:.2f} s at the least "
-        f"({shares}), most of it bound by {found['bound_by']}",
+        f"({shares}), most of it bound by {found['bound_by']}.{beside}",
         f"MFU at most {found['mfu_at_most']:.1%}; {found['tokens_per_second_per_chip']:.0f} tokens "
         f"of the update per second and chip; {found['days']:.2f} days for {found['steps']} steps",
     ]
@@ -198,7 +215,7 @@ def misfits(found: dict[str, Any]) -> list[str]:
     ]
 
 
-def plans(config, devices, wanted: list[str] | None) -> list[programs.Plan]:
+def plans(config, devices, wanted: list[str] | None) -> list[Plan]:
     """The runs to compile; of a whole config those are left out, and named, whose shapes are not
     known without its texts."""
     made = []
@@ -223,6 +240,8 @@ def variants(config, batches: list[int], shapes: list[tuple[int, int, int]]):
                 run.batch = batch or run.batch
                 if shape:
                     run.mesh.update(dict(zip(AXES, shape, strict=True)))
+                if shape and "judge_mesh" in run and not run.judge_mesh.devices:
+                    run.judge_mesh.update(dict(zip(AXES, shape, strict=True)))
             yield shape, own
 
 

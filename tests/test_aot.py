@@ -1,5 +1,6 @@
 """`python -m sip.aot`: the shapes are those of the loops, figures add up, misfits are named."""
 
+import dataclasses
 import importlib
 import importlib.util
 import json
@@ -16,11 +17,13 @@ import tiny_recipe
 import workdirs
 
 from sip import aot, cli, rewriter, sampling, setup, textgen
+from sip import mesh as meshes
 from sip.costs import chips, compiling, traffic
 from sip.judge import prompts, scoring
 from sip.mesh import batch_shapes, put_batch
 from sip.models.presets import preset
 from sip.stages import asking, collect, programs, recipe, selfimprove
+from sip.stages.plans import Plan, Program
 from sip.structs import Rollouts, UserError
 from sip.tokenizer import Byte
 
@@ -178,6 +181,22 @@ def test_models_at_the_papers_size_take_what_a_hand_would_count(name):
     assert plan.tokens == 256 * (1920 + 128 * update.args[1].tree.fork_BC.shape[1])
 
 
+def test_judges_that_are_set_apart_lie_and_run_on_their_own_devices():
+    wanted = config("sip_scratch_1b4", "v5e-64", batch=256, staleness=1)
+    wanted.runs.sip.judge_mesh.update(devices=4, fsdp=2, tensor=2)
+    plan, whole = planned(wanted), planned(config("sip_scratch_1b4", "v5e-64", batch=256))
+    assert (plan.devices, plan.apart, plan.ahead) == (8, True, True)
+    assert (whole.devices, whole.apart, whole.ahead) == (8, False, False)
+    ours, theirs = ({d.id for d in m.devices.ravel()} for m in {p.mesh for p in plan.programs})
+    assert len(ours) == len(theirs) == 4 and not ours & theirs
+    for one in plan.programs:
+        assert (one.mesh == plan.mesh) == one.name.startswith(("update", "rollout"))
+        held = {d for x in jax.tree.leaves(one.args) for d in x.sharding.device_set}
+        assert held == set(one.mesh.devices.ravel())
+    for name in ("policy", "judge", "rewriter"):
+        assert plan.models[name] == pytest.approx(2 * whole.models[name], rel=0.01)
+
+
 def test_other_stages_have_their_update_and_their_answers():
     judge = importlib.import_module("judge_llama8b").get_config("debug")
     judge.runs.judge.batch = 16
@@ -206,17 +225,16 @@ CHIP = chips.Chip("toy", flops=100.0, hbm=1000.0, hbm_bandwidth=10.0, ici=4.0, t
 def toy(**changes):
     """A plan of two programs on eight devices, and what they cost."""
     plan = planned(config(batch=16))
-    update, rollout = (
-        SimpleNamespace(name=n, calls=c, loops=1, holds=h, useful=u, remedy=f"less of {n}",
-                        jitted=n, args=())
+    made = tuple(
+        Program(n, plan.mesh, n, (), calls=c, loops=1, holds=h, useful=u, remedy=f"less of {n}")
         for n, c, h, u in (("update", 1, 300.0, 4000.0), ("rollout", 0.5, 100.0, 1600.0))
-    )  # fmt: skip
-    values = dict(name="sip", steps=86400, tokens=160.0, mesh=plan.mesh, models={"policy": 300.0})
+    )
+    models = {"policy": 300.0}
+    plan = Plan("sip", 86400, 160.0, plan.mesh, made, models, (), 8, apart=False, ahead=False)
     costs = {"update": compiling.Compiled(1, 2, {"read": 8000.0}, 320.0, 200.0, moved(read=50))}
     costs["rollout"] = compiling.Compiled(
         1, 3, {"read": 800.0, "decode": 80.0}, 110.0, 500.0, moved(read=5, decode=20)
     )
-    plan = SimpleNamespace(programs=(update, rollout), notes=(), **values)
     return plan, {**costs, **changes}
 
 
@@ -245,6 +263,28 @@ def test_a_steps_figures_by_hand(monkeypatch, capsys):
     aot.show(found, aot.Console(width=160))
     assert "rollout: decoding" in (said := capsys.readouterr().out) and "bound by compute" in said
     assert json.loads(json.dumps(found))["programs"][0]["collectives"] == []
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_judges_with_devices_of_their_own_work_beside_the_policy_if_it_is_ahead(ahead, monkeypatch):
+    """By hand: the policy's 11.5 s on eight devices, a judge's 30 s on two."""
+    plan, costs = toy(judge=compiling.Compiled(1, 2, {"read": 6000.0}, 90.0, 10.0, moved(read=5)))
+    two = meshes.build(meshes.MeshConfig(), jax.devices()[:2])
+    judge = Program("judge", two, "judge", (), 1, 1, holds=70.0, useful=1500.0, remedy="")
+    made, models = (*plan.programs, judge), {"policy": 300.0, "judge": 70.0, "rewriter": 5.0}
+    plan = dataclasses.replace(
+        plan, programs=made, models=models, devices=10, apart=True, ahead=ahead
+    )
+    monkeypatch.setattr(compiling, "measure", lambda jitted, *_: costs[jitted])
+    found = aot.check(plan, CHIP)
+    assert [p["other_bytes"] for p in found["programs"]] == [0, 200, 5]
+    step = found["step"]
+    assert step["seconds"] == (30 if ahead else 41.5)
+    assert step["seconds_apart"] == ([11.5, 30] if ahead else [41.5])
+    useful = 4000 + 800 + 1500
+    assert step["mfu_at_most"] == pytest.approx(useful / (step["seconds"] * 100 * 10))
+    said = " ".join(aot._summary(step))
+    assert ("judges beside it 30.00 s" in said) == ahead and "others for judges" in said
 
 
 @pytest.mark.parametrize(
@@ -290,7 +330,9 @@ def test_variants_change_batch_and_mesh_of_all_runs_and_nothing_else():
     assert last.runs.sip.batch == 16 and dict(last.runs.sip.mesh) == dict(
         replica=2, fsdp=4, tensor=1
     )
-    changed = {"runs.sip.batch", "runs.sip.mesh.replica", "runs.sip.mesh.fsdp"}
+    axes = ("replica", "fsdp")
+    changed = {f"runs.sip.{mesh}.{axis}" for mesh in ("mesh", "judge_mesh") for axis in axes}
+    changed.add("runs.sip.batch")
     assert recipe.differing(setup.plain(last), setup.plain(wanted)) == changed
 
 

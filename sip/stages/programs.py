@@ -5,7 +5,6 @@ that lay out its batches. So what compiles here is what will run.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from sip.models.config import ModelConfig
 from sip.models.lora import LoraConfig
 from sip.models.presets import preset
 from sip.stages import asking, collect, recipe, rl, selfimprove, supervised
+from sip.stages.plans import POLICY, Plan, Program, held
 from sip.structs import Tree, UserError
 from sip.training import checkpoints, losses, optim, step
 
@@ -34,34 +34,7 @@ class Unknown(UserError):
 
 
 STOPS = (2, 13)  # end of text and a newline: how many there are is a shape, which they are is not
-POLICY, JUDGE, REWRITER = "policy", "judge", "rewriter"
-
-
-@dataclass(frozen=True)
-class Program:
-    """A jitted function and the shapes of one call."""
-
-    name: str
-    jitted: Any
-    args: tuple
-    calls: float  # per step, averaged over the run
-    loops: int  # tokens that its decoding loop writes; 1 where there is none
-    holds: float  # bytes of the run's models that are among its arguments, on each device
-    useful: float  # operations of a call: 6 per parameter and token learned from, 2 per one read
-    remedy: str  # what to change where it does not fit
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A run's programs, and what lies on each device while they run."""
-
-    name: str
-    steps: int
-    tokens: float  # that an update learns from, in trunk and branches
-    mesh: jax.sharding.Mesh
-    programs: tuple[Program, ...]
-    models: dict[str, float]  # bytes on each device: policy (with optimiser and reference), ...
-    notes: tuple[str, ...]
+JUDGE, REWRITER = "judge", "rewriter"
 
 
 @dataclass(frozen=True)
@@ -71,6 +44,7 @@ class _Run:
     c: Any  # the stage's RunConfig
     cut: setup.CutConfig
     mesh: jax.sharding.Mesh
+    judge_mesh: jax.sharding.Mesh
     bytewise: bool
     state: Any
 
@@ -97,22 +71,27 @@ def _plan(config, name: str, workdir: str, devices, teacher: str) -> Plan:
     c = stage.resolve(config, name)
     cut = setup.section(setup.CutConfig, config.data.cut, "data.cut")
     setup.check_model(c.model, cut)
-    mesh = setup.build_mesh(c, devices)
+    mesh, judge_mesh = setup.build_meshes(c, devices)
     reference = stage is not supervised and c.objective.needs_reference
     state = _state(c.model, c.optim, mesh, reference, c.lora)
-    run = _Run(c, cut, mesh, config.tokenizer.kind == "byte", state)
+    run = _Run(c, cut, mesh, judge_mesh, config.tokenizer.kind == "byte", state)
     find = _Models(config, workdir, teacher, {}, [])
     made = PROGRAMS[config.runs[name].stage](run, find)
     models = {POLICY: held(state)}
-    models |= {k: held(_abstract(m, mesh, dtype)) for k, (m, dtype) in find.found.items()}
-    batch = made[0].args[1]
-    return Plan(name, c.steps, _tokens(batch), mesh, tuple(made), models, tuple(find.notes))
-
-
-def held(tree) -> float:
-    """Bytes of arrays on each device."""
-    part = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    return sum(map(part, jax.tree.leaves(tree)))
+    models |= {k: held(_abstract(m, judge_mesh, dtype)) for k, (m, dtype) in find.found.items()}
+    apart = c.apart is not None and c.apart.devices > 0
+    return Plan(
+        name,
+        c.steps,
+        _tokens(made[0].args[1]),
+        mesh,
+        tuple(made),
+        models,
+        tuple(find.notes),
+        devices=mesh.size + judge_mesh.size * apart,
+        apart=apart,
+        ahead=apart and c.staleness > 0,
+    )
 
 
 def _tokens(batch) -> float:
@@ -170,6 +149,7 @@ def _update(run: _Run, jitted, batch) -> Program:
     useful = 6 + 2 * (run.state.reference is not None)
     return Program(
         "update",
+        run.mesh,
         jitted,
         (run.state, shapes),
         calls=1,
@@ -188,6 +168,7 @@ def _rollouts(run: _Run, name, rows: int, trunk: int, branches: int, steps: int,
     args = batch_shapes(run.mesh, (np.zeros((rows, trunk), np.int32), ones, ones))
     return Program(
         name,
+        run.mesh,
         sampling.program(cfg, branches, steps, how, stop),
         (run.params, *args, _key(run.mesh)),
         calls=calls,
@@ -287,26 +268,28 @@ def _judge(run: _Run, find: _Models, wanted, rows: int, pools) -> list[Program]:
                 )
             key = (q.aspect, T, textgen.bucket(q.branches), R, q.options)
             calls[key] = calls.setdefault(key, 0.0) + share * -(-rows // wanted.batch)
-    B = full_rows(run.mesh, min(1 << (rows - 1).bit_length(), wanted.batch))
-    return [_verdicts(run, cfg, wanted, B, key, n) for key, n in calls.items()]
+    mesh = run.mesh if wanted.own else run.judge_mesh
+    B = full_rows(mesh, min(1 << (rows - 1).bit_length(), wanted.batch))
+    return [_verdicts(mesh, cfg, wanted, B, key, n) for key, n in calls.items()]
 
 
-def _verdicts(run: _Run, cfg, wanted, B: int, key, calls: float) -> Program:
+def _verdicts(mesh, cfg, wanted, B: int, key, calls: float) -> Program:
     aspect, T, C, R, options = key
-    params = _abstract(cfg, run.mesh, wanted.param_dtype)
+    params = _abstract(cfg, mesh, wanted.param_dtype)
     tree = textgen.pack([[0] * T] * B, [[[0] * R] * C] * B, 0, T, C, R)
-    tree, last = batch_shapes(run.mesh, (tree, np.zeros((B, C), np.int32)))
+    tree, last = batch_shapes(mesh, (tree, np.zeros((B, C), np.int32)))
     steps = 1 if options else wanted.max_tokens
     said = 0 if options else wanted.votes * wanted.max_tokens
     if options:
         jitted = textgen.program(cfg)
-        args = (params, tree, last, _whole(run.mesh, options))
+        args = (params, tree, last, _whole(mesh, options))
     else:
         jitted = sampling.answering(cfg, wanted.votes, steps, wanted.sampling, STOPS)
         noise = jax.ShapeDtypeStruct(last.shape, jnp.uint32, sharding=last.sharding)
-        args = (params, tree, noise, _key(run.mesh))
+        args = (params, tree, noise, _key(mesh))
     return Program(
         f"judge {aspect} {B}x{C}x{R}",
+        mesh,
         jitted,
         args,
         calls=calls,
@@ -320,18 +303,20 @@ def _verdicts(run: _Run, cfg, wanted, B: int, key, calls: float) -> Program:
 
 def _rewrites(run: _Run, find: _Models) -> Program:
     c, cut, wanted = run.c, run.cut, run.c.rewriter
+    mesh = run.judge_mesh
     cfg = find.of(REWRITER, wanted.init_from, wanted.param_dtype)
-    params = _abstract(cfg, run.mesh, wanted.param_dtype)
-    B = full_rows(run.mesh, min(1 << (c.batch - 1).bit_length(), wanted.batch))
+    params = _abstract(cfg, mesh, wanted.param_dtype)
+    B = full_rows(mesh, min(1 << (c.batch - 1).bit_length(), wanted.batch))
     lengths: Any = dict(prefix=cut.prefix_max, suffix=cut.suffix, bytewise=run.bytewise)
     asked = asking.rewrite_tokens(wanted.prompt, chat=bool(wanted.chat), **lengths)
     T, steps = textgen.bucket(asked, 16), textgen.bucket(rewriters.most(cut.suffix))
     ones = np.ones(B, np.int32)
-    rows = batch_shapes(run.mesh, (np.zeros((B, T), np.int32), ones, ones.astype(np.uint32)))
+    rows = batch_shapes(mesh, (np.zeros((B, T), np.int32), ones, ones.astype(np.uint32)))
     return Program(
         f"rewriter {B}x{T}",
+        mesh,
         sampling.program(cfg, 1, steps, wanted.sampling(), STOPS),
-        (params, *rows, _key(run.mesh)),
+        (params, *rows, _key(mesh)),
         calls=-(-c.batch // wanted.batch),
         loops=steps,
         holds=held(params),

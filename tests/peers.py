@@ -12,7 +12,7 @@ import numpy as np
 import tiny
 
 from sip import processes
-from sip.mesh import MeshConfig, build, put_batch
+from sip.mesh import MeshConfig, PartConfig, build, divide, put_batch
 from sip.models import decoder
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
@@ -31,7 +31,7 @@ def batch():
 
 
 def figures(mesh) -> dict:
-    """Two updates' metrics, verdicts, and words that were drawn."""
+    """Three updates' metrics, verdicts, and words that were drawn."""
     objective = losses.ObjectiveConfig("dpo", ce_weight=0.5, ce_weight_last=0.5)
     tx = optim.build(optim.OptimConfig(lr=0.01, steps=10, eps=1e-3, warmup_steps=1))
     found = []
@@ -39,7 +39,7 @@ def figures(mesh) -> dict:
         state = step.init_state(CFG, tx, mesh, 0, reference=True)
         weights = losses.branch_weights(objective)
         update = step.make_update(losses.branch_terms(CFG, objective), tx, weights)
-        for _ in range(2):
+        for _ in range(3):
             state, metrics = update(state, put_batch(mesh, batch()))
             found.append({k: [float(x) for x in pair] for k, pair in metrics.items()})
     local = Local(state.params, CFG, Byte(), mesh, batch=4)
@@ -51,6 +51,15 @@ def figures(mesh) -> dict:
         "words": local.generate(PROMPTS, branches, **asked),
         "unembed": processes.fetch(decoder.unembed(state.params, CFG)).std(axis=0).tolist(),
     }
+
+
+def apart() -> list:
+    """Verdicts on half of every process's devices."""
+    mesh = build(MeshConfig(tensor=2), divide(PartConfig(devices=2))[1])
+    tx = optim.build(optim.OptimConfig(lr=0.01, steps=10))
+    params = step.init_state(CFG, tx, mesh, 0, reference=False).params
+    local = Local(params, CFG, Byte(), mesh, batch=4)
+    return local.choose(PROMPTS, [["x", "yz"]] * len(PROMPTS), (" ", "e")).tolist()
 
 
 def agreements() -> dict:
@@ -78,4 +87,6 @@ if __name__ == "__main__":
         processes.start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
     mesh = build(MeshConfig(fsdp=2, tensor=2))
     found = {**agreements(), **figures(mesh), "lead": processes.lead()}
+    if jax.local_device_count() > 1:
+        found["apart"] = apart()
     print(json.dumps({**found, "processes": jax.process_count()}))

@@ -38,17 +38,18 @@ def end(process: subprocess.Popen) -> dict:
 
 
 @functools.cache
-def runs():
-    """What one process of four devices found, and each of two with two."""
+def runs(count: int = 2):
+    """What one process of four devices found, and each of several that share them."""
     where = f"127.0.0.1:{rehearse.free_port()}"
-    begun = [begin(4), *(begin(2, where, "2", str(i)) for i in range(2))]
-    return [end(process) for process in begun]
+    begun = [begin(4 // count, where, str(count), str(i)) for i in range(count)]
+    return [end(process) for process in [begin(4), *begun]]
 
 
-def test_two_processes_compute_what_one_does():
-    one, *two = runs()
-    assert [one["processes"], *(found["processes"] for found in two)] == [1, 2, 2]
-    for found in two:
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_compute_what_one_does(count):
+    one, *several = runs(count)
+    assert [found["processes"] for found in (one, *several)] == [1, *[count] * count]
+    for found in several:
         assert found["words"] == one["words"]
         np.testing.assert_allclose(found["choose"], one["choose"], atol=1e-5)
         np.testing.assert_allclose(found["unembed"], one["unembed"], atol=1e-5)
@@ -57,6 +58,13 @@ def test_two_processes_compute_what_one_does():
             for key in mine:
                 np.testing.assert_allclose(mine[key], other[key], rtol=1e-4, atol=1e-5)
     assert one["metrics"][0] != one["metrics"][1], "the second update sees what the first did"
+
+
+def test_a_judge_on_devices_of_every_process_says_what_it_says_in_one():
+    one, *two = runs()
+    for found in two:
+        np.testing.assert_allclose(found["apart"], one["apart"], atol=1e-5)
+    assert np.std(one["apart"]) > 0
 
 
 def test_processes_hear_what_the_first_says_and_say_where_they_differ():

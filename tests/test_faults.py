@@ -1,4 +1,5 @@
-"""The recipe killed without warning, again and again, ends as if nothing had happened."""
+"""A run killed without warning, again and again, ends as if nothing had happened: one or four
+processes."""
 
 import json
 import os
@@ -7,9 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+import tiny
+import tiny_recipe
+from test_processes import rehearse
+from workdirs import lines, state
 
-from sip import metrics
+from sip import mesh as meshes
+from sip import metrics, setup
+from sip.mesh import put_batch
+from sip.stages import selfimprove
+from sip.training import checkpoints, losses, optim, step
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "configs" / "microworld.py"
@@ -49,3 +60,88 @@ def test_a_recipe_killed_three_times_ends_like_one_left_alone(tmp_path):
         assert (one / "eval.json").read_text() == (other / "eval.json").read_text(), name
     summaries = [json.loads((w / "summary.json").read_text()) for w in (killed, alone)]
     assert summaries[0]["rows"] == summaries[1]["rows"]
+
+
+NAME, ARG = "dpo_ce", "dpo_ce,truth"
+LONG = dict(steps=60, staleness=1)  # rollouts in flight are saved too
+FOUR = ["--processes=4", "--patience=120"]
+
+
+def four(workdir: Path, config: Path, *more: str) -> list[str]:
+    return ["--", sys.executable, "-m", "sip.train", f"--config={config}", f"--workdir={workdir}",
+            *more]  # fmt: skip
+
+
+def long(workdir: Path) -> list[str]:
+    """A self-improving run that saves every other step."""
+    values = {**LONG, "log.every_steps": 1, "checkpoint.every_steps": 2}
+    more = [f"--config.runs.{NAME}.{key}={value}" for key, value in values.items()]
+    return four(workdir, Path(f"{tiny_recipe.__file__}:{ARG}"), *more)
+
+
+def config():
+    found = tiny_recipe.get_config(ARG)
+    found.runs[NAME].update(LONG)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> Path:
+    """What four processes make when nothing happens."""
+    workdir = tmp_path_factory.mktemp("four") / "alone"
+    assert rehearse.main([*FOUR, "--faults=", *long(workdir)]) == 0
+    return workdir
+
+
+@pytest.mark.slow
+def test_four_processes_hurt_six_times_end_like_four_left_alone(alone, tmp_path, monkeypatch):
+    """Three are killed and three are told to end, half of each while a checkpoint is written."""
+    monkeypatch.chdir(ROOT)
+    hurt, logs = tmp_path / "hurt", tmp_path / "logs"
+    faults = f"--faults={','.join(['kill', 'kill', 'term', 'term', 'kill', 'term'])}"
+    flags = [*FOUR, faults, f"--watch={hurt}", "--lines=2,8", f"--logs={logs}"]
+    code = rehearse.main([*flags, *long(hurt)])
+    assert code == 0, [p.read_text()[-1000:] for p in sorted(logs.iterdir())]
+    for name in ("base", NAME):
+        assert lines(hurt, name) == lines(alone, name)
+        evals = [(w / "runs" / name / "eval.json").read_text() for w in (hurt, alone)]
+        assert evals[0] == evals[1]
+    states = [state(config(), workdir, NAME) for workdir in (hurt, alone)]
+    assert [at for _, at in states] == [60, 60]
+    for a, b in zip(*(jax.tree.leaves(s) for s, _ in states), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_four_processes_goes_on_on_other_devices(alone):
+    c, found = selfimprove.resolve(config(), NAME), []
+    tree = jax.tree.map(np.asarray, tiny.tree(B=8, T=8, C=2, R=3, vocab=200))
+    ones_BC = np.ones(tree.fork_BC.shape)
+    batch = losses.Branches(tree, ones_BC > 0, ones_BC, 0.0 * tree.mask_BCR, tree.mask_BT)
+    for n in (1, 2, 8):
+        mesh, tx = meshes.build(meshes.MeshConfig(), jax.devices()[:n]), optim.build(c.optim)
+        abstract = step.abstract_state(c.model, tx, mesh, reference=True)
+        with (
+            jax.set_mesh(mesh),
+            checkpoints.manager(setup.run_dir(str(alone), NAME)) as manager,
+        ):
+            restored, _ = checkpoints.restore(manager, abstract)
+            _, figures = selfimprove.make_update(c, tx)(restored, put_batch(mesh, batch))
+            found.append({k: np.asarray(v, float) for k, v in figures.items()})
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        for key, value in found[0].items():
+            np.testing.assert_allclose(other[key], value, rtol=2e-5, atol=1e-6)
+    assert any("loss/dpo" in key for key in found[0])
+
+
+@pytest.mark.slow
+def test_the_micro_world_rehearses_a_pod(tmp_path, monkeypatch):
+    """The recipe on four processes: one dies, one is told to end, one stands still."""
+    monkeypatch.chdir(ROOT)
+    workdir = tmp_path / "pod"
+    flags = [*FOUR, "--faults=kill,term,slow", f"--watch={workdir}", "--lines=1,8"]
+    assert rehearse.main([*flags, *four(workdir, Path(f"{CONFIG}:debug"))]) == 0
+    order = json.loads((workdir / "config.json").read_text())["order"]
+    assert all((workdir / "runs" / name / "done.json").exists() for name in order)
+    assert json.loads((workdir / "summary.json").read_text())["rows"]

@@ -4,10 +4,12 @@ import functools
 import importlib.util
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -214,7 +216,23 @@ def test_a_rehearsal_fails_where_the_command_does_not_behave(
     assert code == 1 and "failed: " in said and reason in said
 
 
-@pytest.mark.parametrize("flags", [["--faults=rain", "--", "x"], ["--processes=1", "--", "x"], []])
+def test_the_log_says_when_and_every_other_fault_comes_in_a_save(tmp_path):
+    log, save = tmp_path / "runs" / "a" / "metrics.jsonl", tmp_path / "7.orbax-checkpoint-tmp"
+    log.parent.mkdir(parents=True)
+    log.write_text("1\n2\n")
+    flags = SimpleNamespace(watch=str(tmp_path), lines=(2, 2), faults=["kill"])
+    any_time = rehearse.moment(flags, random.Random(0))
+    flags.faults = ["kill", "term"]
+    in_save = rehearse.moment(flags, random.Random(0))
+    assert not any_time() and not in_save()
+    log.write_text("1\n2\n3\n4\n")
+    assert any_time() and not in_save()
+    save.mkdir()
+    assert in_save()
+
+
+@pytest.mark.parametrize("flags", [["--faults=rain", "--", "x"], ["--processes=1", "--", "x"], [],
+                                   ["--lines=a", "--", "x"]])  # fmt: skip
 def test_a_rehearsal_names_flags_that_make_no_sense(flags, capsys):
     with pytest.raises(SystemExit) as e:
         rehearse.main(flags)

@@ -9,9 +9,10 @@ Every attempt starts the command once per process. After a while one process mee
     term   it gets SIGTERM (a preemption notice). All must save at one step and exit 0.
     slow   it stands still for some seconds. All must go on.
 
-After kill and term the same command is started again, and must go on where it was. Exit codes: 0
-when all faults were met and the command then ended well; 1 otherwise, with the reason; 2 for flags
-that make no sense. Needs the standard library alone.
+After kill and term the same command is started again, and must go on where it was. With --watch a
+fault comes when the run has logged so many lines, every other one while a checkpoint is written;
+without it after some seconds. Exit codes: 0 when all faults were met and the command then ended
+well; 1 otherwise, with the reason; 2 for flags that make no sense. Needs no more than Python.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,6 +46,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--devices", type=int, default=1, help="fake devices of each process")
     parser.add_argument("--faults", default="kill,term,slow", help="in this order; '' for none")
     parser.add_argument("--after", default="30,60", help="seconds into an attempt, from,to")
+    parser.add_argument("--watch", default="", help="the command's workdir: its logs say when")
+    parser.add_argument("--lines", default="1,6", help="of --watch: logged in an attempt, from,to")
     parser.add_argument("--slow_seconds", type=float, default=10.0, help="that one stands still")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds for all to end")
     parser.add_argument("--seed", type=int, default=0, help="who is hurt, and when")
@@ -59,10 +63,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     unknown = [fault for fault in flags.faults if fault not in FAULTS]
     if unknown:
         parser.error(f"--faults: {unknown[0]!r} is not one of {', '.join(FAULTS)}")
-    try:
-        flags.early, flags.late = (float(x) for x in flags.after.split(","))
-    except ValueError:
-        parser.error(f"--after={flags.after}: wanted two numbers, as in 30,60")
+    for name in ("after", "lines"):
+        try:
+            least, most = (float(x) for x in getattr(flags, name).split(","))
+        except ValueError:
+            parser.error(f"--{name}={getattr(flags, name)}: wanted two numbers, as in 30,60")
+        setattr(flags, name, (least, most))
     return flags
 
 
@@ -113,18 +119,47 @@ def all_end(processes, seconds: float, why: str) -> list[int | None]:
     return found
 
 
-def until_fault(processes, seconds: float) -> bool:
-    """Whether all still run after so many seconds; False where all have ended well before."""
-    deadline = time.monotonic() + seconds
+def until(processes, ready: Callable[[], bool]) -> bool:
+    """Whether all still run when it is `ready`; False where all have ended well before."""
     while True:
         found = codes(processes)
         if any(code not in (None, 0) for code in found):
             raise Failed(f"ended by itself with exit codes {found}")
         if all(code == 0 for code in found):
             return False
-        if time.monotonic() >= deadline:
+        if ready():
             return True
-        time.sleep(0.1)
+        time.sleep(0.02)
+
+
+def passed(seconds: float) -> Callable[[], bool]:
+    """Ready after so many seconds."""
+    deadline = time.monotonic() + seconds
+    return lambda: time.monotonic() >= deadline
+
+
+def logged(workdir: str) -> int:
+    """Lines in all logs of a workdir."""
+    return sum(len(path.read_bytes().splitlines()) for path in Path(workdir).rglob("metrics.jsonl"))
+
+
+def saving(workdir: str) -> bool:
+    """Whether a checkpoint is being written there."""
+    return any(Path(workdir).rglob("*.orbax-checkpoint-tmp*"))
+
+
+def grown(workdir: str, lines: int, in_save: bool) -> Callable[[], bool]:
+    """Ready when so many lines have been logged since now and, if wanted, a save is on its way."""
+    enough = logged(workdir) + lines
+    return lambda: logged(workdir) >= enough and (not in_save or saving(workdir))
+
+
+def moment(flags, rng: random.Random) -> Callable[[], bool]:
+    """When the next fault comes."""
+    if not flags.watch:
+        return passed(rng.uniform(*flags.after))
+    in_save = len(flags.faults) % 2 == 0  # of those that are left
+    return grown(flags.watch, rng.randint(*map(int, flags.lines)), in_save)
 
 
 def meet(fault: str, processes, victim: int, flags) -> bool:
@@ -150,19 +185,19 @@ def meet(fault: str, processes, victim: int, flags) -> bool:
     return True
 
 
-def attempt(flags, number: int, faults: list[str], rng: random.Random) -> bool:
+def attempt(flags, number: int, rng: random.Random) -> bool:
     """One start of the command, with the faults that are left. Whether it ran to its end."""
+    faults = flags.faults
     print(f"attempt {number}: {flags.processes} processes", flush=True)
     processes = start(flags, number)
     try:
         while faults:
-            if not until_fault(processes, rng.uniform(flags.early, flags.late)):
-                raise Failed(f"it ended before {', '.join(faults)}: a longer run or less --after")
+            if not until(processes, moment(flags, rng)):
+                less = "--lines" if flags.watch else "--after"
+                raise Failed(f"it ended before {', '.join(faults)}: a longer run or less {less}")
             if meet(faults.pop(0), processes, rng.randrange(len(processes)), flags):
                 return False
-        while until_fault(processes, flags.patience):
-            pass
-        return True
+        return not until(processes, lambda: False)
     finally:
         for process in processes:
             process.kill()  # nothing where it has ended
@@ -173,16 +208,16 @@ def main(argv: list[str] | None = None) -> int:
     flags = parse(argv)
     if flags.logs:
         Path(flags.logs).mkdir(parents=True, exist_ok=True)
-    rng, left, number = random.Random(flags.seed), list(flags.faults), 1
+    rng, count, number = random.Random(flags.seed), len(flags.faults), 1
     try:
-        while not attempt(flags, number, left, rng):
+        while not attempt(flags, number, rng):
             number += 1
     except Failed as e:
         print(f"failed: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
-    print(f"done: {len(flags.faults)} faults, {number} attempts")
+    print(f"done: {count} faults, {number} attempts")
     return 0
 
 

@@ -217,7 +217,8 @@ def test_a_rehearsal_fails_where_the_command_does_not_behave(
 
 
 def test_the_log_says_when_and_every_other_fault_comes_in_a_save(tmp_path):
-    log, save = tmp_path / "runs" / "a" / "metrics.jsonl", tmp_path / "7.orbax-checkpoint-tmp"
+    log = tmp_path / "runs" / "a" / "metrics.jsonl"
+    save = log.parent / "checkpoints" / "7.orbax-checkpoint-tmp"
     log.parent.mkdir(parents=True)
     log.write_text("1\n2\n")
     flags = SimpleNamespace(watch=str(tmp_path), lines=(2, 2), faults=["kill"])
@@ -227,7 +228,7 @@ def test_the_log_says_when_and_every_other_fault_comes_in_a_save(tmp_path):
     assert not any_time() and not in_save()
     log.write_text("1\n2\n3\n4\n")
     assert any_time() and not in_save()
-    save.mkdir()
+    save.mkdir(parents=True)
     assert in_save()
 
 

@@ -16,6 +16,7 @@ well; 1 otherwise, with the reason; 2 for flags that make no sense. Needs no mor
 """
 
 import argparse
+import glob
 import os
 import random
 import signal
@@ -138,14 +139,20 @@ def passed(seconds: float) -> Callable[[], bool]:
     return lambda: time.monotonic() >= deadline
 
 
+def found(workdir: str, pattern: str) -> list[str]:
+    """Files of all runs, of all seeds too; what vanishes meanwhile is passed over."""
+    folders = ("runs/*", "seed*/runs/*")
+    return [p for where in folders for p in glob.glob(f"{workdir}/{where}/{pattern}")]
+
+
 def logged(workdir: str) -> int:
     """Lines in all logs of a workdir."""
-    return sum(len(path.read_bytes().splitlines()) for path in Path(workdir).rglob("metrics.jsonl"))
+    return sum(Path(path).read_bytes().count(b"\n") for path in found(workdir, "metrics.jsonl"))
 
 
 def saving(workdir: str) -> bool:
     """Whether a checkpoint is being written there."""
-    return any(Path(workdir).rglob("*.orbax-checkpoint-tmp*"))
+    return bool(found(workdir, "checkpoints/*.orbax-checkpoint-tmp*"))
 
 
 def grown(workdir: str, lines: int, in_save: bool) -> Callable[[], bool]:

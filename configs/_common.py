@@ -28,7 +28,7 @@ def log(every_steps: int = 10) -> ConfigDict:
 
 def saves(every_steps: int) -> ConfigDict:
     """Checkpoints: how often, how many are kept, when a diverging run gives up."""
-    return section(every_steps=every_steps, keep=2, max_skipped_in_row=10)
+    return section(every_steps=every_steps, keep=2, best="", lowest=False, max_skipped_in_row=10)
 
 
 def mesh() -> ConfigDict:

@@ -2,8 +2,10 @@
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -69,7 +71,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     line, where the user can mend it."""
     keep_memory()
     absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("orbax").setLevel(logging.ERROR)
+    logging.getLogger("orbax").setLevel(logging.CRITICAL)  # its errors are raised again
     app.run(lambda argv: sys.exit(code(main, argv)), flags_parser=_parse)
 
 
@@ -115,6 +117,9 @@ def code(main, argv) -> int:
         _say("interrupted")
         return _failed(INTERRUPTED)
     except Exception as e:
+        if full := _full_disk(e):
+            _say(f"no space left on the disk of {full}; what was saved before is whole")
+            return _failed(MENDABLE)
         if not processes.several():
             raise
         traceback.print_exc()
@@ -122,6 +127,17 @@ def code(main, argv) -> int:
         _say(f"{processes.GONE if gone else 'this process failed'}; the same command goes on")
         return _failed(LEFT)
     return 0
+
+
+def _full_disk(error: BaseException | None) -> str:
+    """The file that had no room, of an error or of what it came from; empty: it was another."""
+    while error is not None:
+        at_fault = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        if at_fault or "No space left on device" in str(error):
+            named = re.search(r'"(/[^"]+)"', str(error))
+            return str(getattr(error, "filename", None) or (named[1] if named else "the workdir"))
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def _failed(exit_code: int) -> int:

@@ -122,8 +122,8 @@ def agree(step: int, tree: Any) -> None:
     if (every != every[0]).any():
         odd = np.flatnonzero(every != every[0]).tolist()
         raise UserError(
-            f"step {step}: processes {odd} have another batch than process 0: are the code, the "
-            "config and the corpus the same on all hosts?"
+            f"step {step}: processes {odd} have another batch or other figures than process 0: are "
+            "the code, the config and the corpus the same on all hosts?"
         )
 
 

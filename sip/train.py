@@ -38,6 +38,7 @@ _DISTRIBUTED = flags.DEFINE_bool(
 def train(config, workdir: str, profile: bool = False) -> dict:
     """Runs what is unfinished of `config`, then reports; returns the summary."""
     cli.keep_memory()
+    recipe.check_reachable(workdir)
     recipe.check(config, workdir)
     recipe.check_meshes(config)
     recipe.claim(config, workdir)

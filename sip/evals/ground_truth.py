@@ -19,6 +19,7 @@ from sip.evals.continuations import Prompts
 from sip.models.config import ModelConfig
 from sip.structs import Params, UserError
 from sip.tokenizer import Tokenizer
+from sip.training import loop
 
 
 @dataclass(frozen=True)
@@ -183,18 +184,23 @@ def _texts(s: Suite, params, held: Held) -> Texts:
 
 
 def during(s: Suite, params: Params) -> dict[str, float]:
-    """Figures on validation prompts, named for the log; the baseline must have finished."""
+    """Figures on validation prompts, named for the log; another run's must be there."""
     if s.truth is None:
         return {f"eval/{k}": v for k, v in _likelihood(s, params, s.validation).items()}
-    baseline = _baseline(s)["validation"]
-    figures = row(s.truth, s.validation, _texts(s, params, s.validation), baseline)
+    texts = _texts(s, params, s.validation)
+    baseline = _baseline(s)["validation"] if s.baseline != s.directory else texts
+    figures = row(s.truth, s.validation, texts, baseline)
     return {f"eval/{k}": v for k, v in figures.items()}
 
 
 def finish(s: Suite, params: Params, **more: Any) -> dict[str, Any]:
     """Figures on test prompts, and `more` there is to say of the run; writes them and all
     continuations beside the checkpoints."""
-    texts = {"validation": _texts(s, params, s.validation), "test": _texts(s, params, s.test)}
+    loop.leave()
+    texts = {"validation": _texts(s, params, s.validation)}
+    loop.leave()
+    texts["test"] = _texts(s, params, s.test)
+    loop.leave()
     figures = _likelihood(s, params, s.test)
     if s.truth is not None:
         baseline = _baseline(s) if s.baseline != s.directory else texts

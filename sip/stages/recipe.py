@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 
 from sip import processes, setup
-from sip.stages import rl, selfimprove, supervised
+from sip.stages import best, rl, selfimprove, supervised
 from sip.structs import UserError
 
 STAGES = {"supervised": supervised, "selfimprove": selfimprove, "rl": rl}
@@ -23,6 +23,17 @@ class Recipe:
     order: tuple[str, ...]
     runs: dict[str, Any]
     report: setup.ReportConfig
+
+
+def check_reachable(workdir: str) -> None:
+    """Raises UserError where a store cannot be read: no package for it, no credentials, no net."""
+    if "://" not in workdir:
+        return
+    try:
+        epath.Path(workdir).exists()
+    except Exception as e:  # whatever the store's library raises
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        raise UserError(f"workdir {workdir} is out of reach: {reason}") from e
 
 
 def check(config, workdir: str) -> None:
@@ -61,7 +72,7 @@ def check_run(config, name: str, workdir: str, cut: setup.CutConfig, earlier: li
     setup.check_model(run.model, cut)
     check_proofread(config, name)
     for key, source in run.sources().items():
-        if source and source not in earlier:
+        if source and source.removesuffix(f"/{best.FOLDER}") not in earlier:
             setup.source_dir(workdir, source, f"config runs.{name}.{key}")
     if not (epath.Path(setup.run_dir(workdir, name)) / "done.json").exists():
         try:

@@ -22,7 +22,7 @@ from sip.judge import prompts
 from sip.mesh import put_batch
 from sip.objectives import policy
 from sip.processes import fetch
-from sip.stages import judging, labelled, rewrites, rewriting, tasks
+from sip.stages import best, judging, labelled, rewrites, rewriting, tasks
 from sip.structs import Tree, UserError
 from sip.training import checkpoints, loop, losses, optim, step
 
@@ -58,6 +58,7 @@ class RunConfig(setup.RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.checkpoint.check(self.evals.every_steps)
         if self.task not in TASKS:
             raise UserError(f"task must be one of {sorted(TASKS)}, not {self.task!r}")
         if self.rollouts < 2:
@@ -183,12 +184,14 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
                 pending.append(new)
             if loop.due(done, c.log.every_steps, c.steps):
                 with meter.phase("update"):
-                    loop.check(state, batch, c.checkpoint)
-                writer.write(done, {**loop.ratios(pending), **meter.read()})
+                    figures = loop.ratios(pending)
+                    loop.check(state, batch, figures, c.checkpoint)
+                writer.write(done, {**figures, **meter.read()})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, c.steps):
                 with meter.phase("evaluate"):
-                    writer.write(done, task.during(state.params))
+                    writer.write(done, held := task.during(state.params))
+                    best.keep(config, name, workdir, c, state.params, held, done)
             asked = bool(stop)
             if asked or loop.due(done, c.checkpoint.every_steps, c.steps):
                 with meter.phase("checkpoint"):

@@ -20,7 +20,7 @@ from sip.clock import Clock
 from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.mesh import PartConfig, put_batch
-from sip.stages import auditing, collect, judging
+from sip.stages import auditing, best, collect, judging
 from sip.structs import TrainState, UserError
 from sip.training import checkpoints, loop, losses, optim, step
 
@@ -41,6 +41,7 @@ class RunConfig(setup.RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.checkpoint.check(self.evals.every_steps)
         self._check_ahead()
         chosen, rejected = self.candidates.chosen, self.candidates.rejected
         if self.judge.reference == "rewrite" and not self.candidates.rewrite:
@@ -161,13 +162,15 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             last, reason = auditing.end(c.audit, audits, done, c.steps)
             if loop.due(done, c.log.every_steps, last):
                 with meter.phase("update"):
-                    loop.check(state, batch, c.checkpoint)
+                    figures = loop.ratios(pending)
+                    loop.check(state, batch, figures, c.checkpoint)
                 stopped = {"audit/stopped": 1.0} if reason else {}
-                writer.write(done, {**loop.ratios(pending), **meter.read(), **stopped})
+                writer.write(done, {**figures, **meter.read(), **stopped})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, last):
                 with meter.phase("evaluate"):
-                    writer.write(done, ground_truth.during(suite, state.params))
+                    writer.write(done, held := ground_truth.during(suite, state.params))
+                    best.keep(config, name, workdir, c, state.params, held, done)
             asked = bool(stop)
             if asked or loop.due(done, c.checkpoint.every_steps, last):
                 kept = setup.record(config, name, cfg, pending) | auditing.plain(audits)

@@ -14,7 +14,7 @@ from sip.data import pipeline
 from sip.evals import continuations, ground_truth
 from sip.judge import labels, prompts
 from sip.mesh import put_batch
-from sip.stages import labelled, rewrites
+from sip.stages import best, labelled, rewrites
 from sip.stages.rewrites import RewriteConfig
 from sip.structs import Params, UserError
 from sip.textgen import Local
@@ -44,6 +44,7 @@ class RunConfig(setup.RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        self.checkpoint.check(self.evals.every_steps)
         if self.examples not in EXAMPLES:
             raise UserError(f"examples must be one of {EXAMPLES}, not {self.examples!r}")
         if self.tokens not in TOKENS:
@@ -132,12 +133,14 @@ def run(config, name: str, workdir: str, profile: str = "") -> dict[str, float]:
             meter.count(batch)
             if loop.due(done, c.log.every_steps, c.steps):
                 with meter.phase("update"):
-                    loop.check(state, batch, c.checkpoint)
-                writer.write(done, {**loop.ratios(pending), **meter.read()})
+                    figures = loop.ratios(pending)
+                    loop.check(state, batch, figures, c.checkpoint)
+                writer.write(done, {**figures, **meter.read()})
                 pending.clear()
             if c.evals.every_steps and loop.due(done, c.evals.every_steps, c.steps):
                 with meter.phase("evaluate"):
-                    writer.write(done, task.during(state.params))
+                    writer.write(done, held := task.during(state.params))
+                    best.keep(config, name, workdir, c, state.params, held, done)
             asked = bool(stop)
             if asked or loop.due(done, c.checkpoint.every_steps, c.steps):
                 with meter.phase("checkpoint"):

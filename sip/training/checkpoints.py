@@ -17,6 +17,8 @@ from etils import epath
 from sip import processes
 from sip.structs import Params, TrainState, UserError
 
+FORMAT = 1  # of what is saved: greater where an older version would misread it
+
 
 def manager(run_dir: str, *, keep: int = 2, **handlers) -> ocp.CheckpointManager:
     """The checkpoints of a run, in `run_dir`/checkpoints (a local path or gs://); `handlers`: of
@@ -65,18 +67,20 @@ def save(
     items = dict(
         params=ocp.args.StandardSave(state.params),
         rest=ocp.args.StandardSave(_rest(state)),
-        record=ocp.args.JsonSave(record),
+        record=ocp.args.JsonSave(dict(record, format=FORMAT)),
     )
     if begun is not None:
         items["begun"] = ocp.args.StandardSave(begun)
     mngr.save(step, args=ocp.args.Composite(**items))
 
 
-def save_params(run_dir: str, params: Params, record: dict[str, Any]) -> None:
-    """Writes a checkpoint of parameters alone, step 0: to use or to start from, not to go on."""
-    with manager(run_dir) as mngr:
-        items = dict(params=ocp.args.StandardSave(params), record=ocp.args.JsonSave(record))
-        mngr.save(0, args=ocp.args.Composite(**items))
+def save_params(run_dir: str, params: Params, record: dict[str, Any], step: int = 0) -> None:
+    """Writes a checkpoint of parameters alone, in the place of an earlier one: to use or to start
+    from, not to go on."""
+    with manager(run_dir, keep=1) as mngr:
+        own = dict(record, format=FORMAT)
+        items = dict(params=ocp.args.StandardSave(params), record=ocp.args.JsonSave(own))
+        mngr.save(step, args=ocp.args.Composite(**items))
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
@@ -127,16 +131,27 @@ def _restore(mngr: ocp.CheckpointManager, step: int | None = None, *, checked=No
 
 def restore(mngr: ocp.CheckpointManager, abstract: TrainState, step: int | None = None):
     """The state at `step` (default: the last) on `abstract`'s shardings -> (state, record)."""
+    kept = _record(mngr, step)
     got = _restore(
         mngr,
         step,
         params=ocp.args.StandardRestore(abstract.params),
         rest=ocp.args.StandardRestore(_rest(abstract)),
-        record=ocp.args.JsonRestore(),
     )
     reference = None if abstract.reference is None else got["rest"]["reference"]
     rest = {k: v for k, v in got["rest"].items() if k != "reference"}
-    return TrainState(params=got["params"], reference=reference, **rest), got["record"]
+    return TrainState(params=got["params"], reference=reference, **rest), kept
+
+
+def _record(mngr: ocp.CheckpointManager, step: int | None = None) -> dict[str, Any]:
+    """The record, which says first whether the rest can be read."""
+    found = _restore(mngr, step, record=ocp.args.JsonRestore())["record"]
+    written = found["format"] if "format" in found else 1  # before there was a number
+    if written > FORMAT:
+        raise UserError(
+            f"checkpoint {mngr.directory}: format {written}, this version reads up to {FORMAT}"
+        )
+    return found
 
 
 def restore_begun(mngr: ocp.CheckpointManager, abstract: Any) -> Any:
@@ -169,7 +184,7 @@ def record(run_dir: str) -> dict[str, Any]:
     if not exists(run_dir):
         raise UserError(f"no checkpoint in {run_dir}")
     with manager(run_dir) as mngr:
-        return _restore(mngr, record=ocp.args.JsonRestore())["record"]
+        return _record(mngr)
 
 
 def restore_params(run_dir: str, abstract_params: Params) -> Params:

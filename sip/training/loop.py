@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
 from sip import metrics, processes
 from sip.structs import Metrics, TrainState, Tree, UserError
@@ -20,11 +21,18 @@ class CheckpointConfig:
 
     every_steps: int = 1000
     keep: int = 2
+    best: str = ""  # a figure of the run's evaluations, by which its best parameters are kept too
+    lowest: bool = False  # the best is the lowest
     max_skipped_in_row: int = 10  # non-finite updates in a row that end the run
 
     def __post_init__(self):
         if min(self.every_steps, self.keep, self.max_skipped_in_row) < 1:
             raise UserError("checkpoint: every_steps, keep, max_skipped_in_row must be at least 1")
+
+    def check(self, evals_every: int) -> None:
+        """Raises UserError where the best is wanted of a run that is never evaluated."""
+        if self.best and not evals_every:
+            raise UserError(f"checkpoint.best {self.best!r}: evals.every_steps is 0")
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,13 @@ class LogConfig:
 
 class Stopped(Exception):
     """The run was asked to stop; its state is saved."""
+
+
+def leave() -> None:
+    """Raises Stopped where one of several processes was told to end. For times between two savings:
+    a process that is alone is interrupted by the signal itself."""
+    if processes.preempted():
+        raise Stopped("stopped between two savings")
 
 
 class Stop:
@@ -90,8 +105,10 @@ def saving(run_dir: str, config: CheckpointConfig):
     try:
         yield manager
     finally:
-        manager.wait_until_finished()
-        manager.close()
+        try:
+            manager.wait_until_finished()
+        finally:
+            manager.close()
 
 
 def due(step: int, every: int, last: int) -> bool:
@@ -99,10 +116,12 @@ def due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def check(state: TrainState, batch: Any, config: CheckpointConfig) -> None:
+def check(
+    state: TrainState, batch: Any, figures: dict[str, float], config: CheckpointConfig
+) -> None:
     """Ends a run whose updates have been non-finite for too long, or whose processes have not the
-    same batch; checkpoints stay as they are."""
-    processes.agree(int(state.step), batch)
+    same batch or figures; checkpoints stay as they are."""
+    processes.agree(int(state.step), (batch, np.array(sorted(figures.items()))))
     if int(state.skipped_in_row) >= config.max_skipped_in_row:
         raise UserError(
             f"loss or gradient was not finite in {int(state.skipped_in_row)} updates in a row "

@@ -70,8 +70,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Runs `main(argv)` after parsing flags. Exits 0 when done, or stopped and saved; 2, with one
     line, where the user can mend it."""
     keep_memory()
-    absl_logging.set_verbosity(absl_logging.WARNING)
-    logging.getLogger("orbax").setLevel(logging.CRITICAL)  # its errors are raised again
+    absl_logging.set_verbosity(absl_logging.FATAL)  # orbax: its errors are raised again
+    logging.getLogger("orbax").setLevel(logging.CRITICAL)
     app.run(lambda argv: sys.exit(code(main, argv)), flags_parser=_parse)
 
 

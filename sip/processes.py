@@ -52,6 +52,10 @@ def start(coordinator: str = "", count: int = 0, index: int = -1, detect: bool =
     except (ValueError, RuntimeError) as e:
         words = " ".join(str(e).split())[:200]
         raise UserError(f"the processes do not meet ({coordinator or 'detected'}): {words}") from e
+    if jax.default_backend() == "cpu":
+        # Process 0 alone would have programs from the cache, and XLA's CPU programs that are read
+        # back do not keep the order of their collectives (jaxlib 0.10.2): all would wait for ever.
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def on_tpu() -> bool:

@@ -72,6 +72,7 @@ def test_a_judge_on_devices_of_every_process_says_what_it_says_in_one():
 def test_processes_hear_what_the_first_says_and_say_where_they_differ():
     one, *two = runs()
     assert [found["lead"] for found in two] == [True, False] and one["lead"]
+    assert [found["cache"] for found in (one, *two)] == [True, False, False]
     for found in two:
         assert found["told"] == 0 and found["error"] == "said by process 0"
         assert found["same"] == "None" and not found["preempted"]
@@ -176,7 +177,7 @@ def rehearsal(monkeypatch, capsys, faults: str, *attempts):
     for one, other in begun:
         one.beside, other.beside = [other], [one]
     monkeypatch.setattr(rehearse, "start", lambda flags, number: begun[number - 1])
-    quick = ["--after=0,0", "--patience=0", "--slow_seconds=0", "--processes=2"]
+    quick = ["--after=0,0", "--patience=0", "--slow_seconds=0", "--processes=2", "--longest=9"]
     code = rehearse.main([*quick, f"--faults={faults}", "--", "x"])
     return (
         code,
@@ -214,6 +215,12 @@ def test_a_rehearsal_fails_where_the_command_does_not_behave(
 ):
     code, said, _ = rehearsal(monkeypatch, capsys, fault, how)
     assert code == 1 and "failed: " in said and reason in said
+
+
+def test_a_command_that_neither_ends_nor_goes_on_is_a_failure():
+    with pytest.raises(rehearse.Failed, match="neither ended nor ready for a fault after 0 s"):
+        rehearse.until([Stand(), Stand()], lambda: False, 0.0)
+    assert rehearse.until([Stand(), Stand()], lambda: True, 0.0)
 
 
 def test_the_log_says_when_and_every_other_fault_comes_in_a_save(tmp_path):

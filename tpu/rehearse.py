@@ -51,6 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lines", default="1,6", help="of --watch: logged in an attempt, from,to")
     parser.add_argument("--slow_seconds", type=float, default=10.0, help="that one stands still")
     parser.add_argument("--patience", type=float, default=120.0, help="seconds for all to end")
+    parser.add_argument("--longest", type=float, default=1800.0, help="seconds of an attempt")
     parser.add_argument("--seed", type=int, default=0, help="who is hurt, and when")
     parser.add_argument("--logs", default="", help="directory of each process's output")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- python -m sip.train ...")
@@ -120,8 +121,10 @@ def all_end(processes, seconds: float, why: str) -> list[int | None]:
     return found
 
 
-def until(processes, ready: Callable[[], bool]) -> bool:
-    """Whether all still run when it is `ready`; False where all have ended well before."""
+def until(processes, ready: Callable[[], bool], seconds: float) -> bool:
+    """Whether all still run when it is `ready`; False where all have ended well before. Neither
+    within so many seconds is a failure."""
+    late = passed(seconds)
     while True:
         found = codes(processes)
         if any(code not in (None, 0) for code in found):
@@ -130,6 +133,8 @@ def until(processes, ready: Callable[[], bool]) -> bool:
             return False
         if ready():
             return True
+        if late():
+            raise Failed(f"neither ended nor ready for a fault after {seconds:.0f} s")
         time.sleep(0.02)
 
 
@@ -199,12 +204,12 @@ def attempt(flags, number: int, rng: random.Random) -> bool:
     processes = start(flags, number)
     try:
         while faults:
-            if not until(processes, moment(flags, rng)):
+            if not until(processes, moment(flags, rng), flags.longest):
                 less = "--lines" if flags.watch else "--after"
                 raise Failed(f"it ended before {', '.join(faults)}: a longer run or less {less}")
             if meet(faults.pop(0), processes, rng.randrange(len(processes)), flags):
                 return False
-        return not until(processes, lambda: False)
+        return not until(processes, lambda: False, flags.longest)
     finally:
         for process in processes:
             process.kill()  # nothing where it has ended

@@ -87,7 +87,7 @@ if __name__ == "__main__":
         processes.start(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
     mesh = build(MeshConfig(fsdp=2, tensor=2))
     found = {**agreements(), **figures(mesh), "lead": processes.lead()}
-    found["cache"] = jax.config.read("jax_enable_compilation_cache")
+    found["cache"] = jax.config.jax_enable_compilation_cache
     if jax.local_device_count() > 1:
         found["apart"] = apart()
     print(json.dumps({**found, "processes": jax.process_count()}))

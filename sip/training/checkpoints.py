@@ -146,7 +146,7 @@ def restore(mngr: ocp.CheckpointManager, abstract: TrainState, step: int | None 
 def _record(mngr: ocp.CheckpointManager, step: int | None = None) -> dict[str, Any]:
     """The record, which says first whether the rest can be read."""
     found = _restore(mngr, step, record=ocp.args.JsonRestore())["record"]
-    written = found["format"] if "format" in found else 1  # before there was a number
+    written = found.pop("format", 1)  # there was no number before
     if written > FORMAT:
         raise UserError(
             f"checkpoint {mngr.directory}: format {written}, this version reads up to {FORMAT}"

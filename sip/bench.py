@@ -34,7 +34,7 @@ from sip.evals import reader, rounding, schedules, sharing
 from sip.judge import prompts
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.spoilers import SPOILERS, Others, Phrases
-from sip.stages import labelled, supervised
+from sip.stages import best, labelled, supervised
 from sip.structs import UserError
 from sip.training import checkpoints
 
@@ -249,7 +249,7 @@ def taught(directory: str, **sizes) -> tuple[labelled.Labelled, str, Any]:
     )
     if not labels:
         raise UserError(f"--judge {directory}: no run that was taught a ground truth's labels")
-    workdir = str(epath.Path(directory).absolute().parent.parent)
+    workdir = best.workdir_of(directory)
     wanted = setup.section(supervised.LabelConfig, labels, "checkpoint labels")
     wanted = dataclasses.replace(wanted, **sizes)
     config = ConfigDict({"data": record["data"], "seed": record["seed"]})

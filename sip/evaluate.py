@@ -17,13 +17,13 @@ from dataclasses import asdict
 
 import jax
 from absl import flags
-from etils import epath
 from ml_collections import ConfigDict
 
 from sip import cli, mesh, setup
 from sip.evals import continuations, ground_truth, harness
 from sip.hf import hub
 from sip.mesh import MeshConfig
+from sip.stages import best
 from sip.structs import UserError
 from sip.training import checkpoints
 
@@ -66,7 +66,7 @@ def evaluate(
     record = checkpoints.record(directory)
     if "data" not in record:
         raise UserError(f"--checkpoint {directory}: an imported checkpoint names no corpus")
-    workdir = data_workdir or str(epath.Path(directory).absolute().parent.parent)
+    workdir = data_workdir or best.workdir_of(directory)
     tokenizer, where = setup.kept_tokenizer(directory), mesh.single()
     corpus = setup.corpus(ConfigDict({"data": record["data"]}), split, workdir, tokenizer)
     model = lambda path: setup.load_params(path, where)

@@ -11,7 +11,7 @@ from workdirs import begun, lines, state
 
 from sip import cli, mesh, processes, setup, train
 from sip.evals import ground_truth
-from sip.stages import recipe, supervised
+from sip.stages import best, recipe, supervised
 from sip.structs import UserError
 from sip.training import checkpoints, loop
 
@@ -51,6 +51,8 @@ def test_the_best_parameters_are_kept_and_read_like_a_runs(finished, quick, tmp_
         str(workdir / "runs" / "base")
     ).encode("a")
     assert setup.source_dir(str(workdir), "base/best") == directory
+    for place in (directory, str(workdir / "runs" / "base")):
+        assert best.workdir_of(place) == str(workdir)
     assert state(config(), workdir, "base")[1] == 6, "a resumed run goes on from the last"
 
 

@@ -5,11 +5,20 @@ They lie in DIR/best, a directory that all readers of checkpoints take (`init_fr
 
 from collections.abc import Mapping
 
+from etils import epath
+
 from sip import setup
 from sip.structs import Params, UserError
 from sip.training import checkpoints
 
 FOLDER = "best"
+
+
+def workdir_of(directory: str) -> str:
+    """The workdir around a run's directory, or around that of its best parameters."""
+    path = epath.Path(directory).absolute()
+    run = path.parent if path.name == FOLDER else path
+    return str(run.parent.parent)
 
 
 def keep(

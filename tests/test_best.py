@@ -77,6 +77,13 @@ def test_another_attempt_keeps_what_was_best(finished, quick, tmp_path):
     assert values(other) == values(workdir)
 
 
+def test_what_is_no_number_is_not_the_best(tmp_path):
+    run = supervised.resolve(config(), "base")
+    for value in (float("nan"), float("inf")):
+        best.keep(config(), "base", str(tmp_path), run, {}, {METRIC: value}, 1)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_best_that_cannot_be_found_is_named(finished, quick, tmp_path):
     wanted = config(best="eval/beauty")
     with pytest.raises(UserError, match=r"checkpoint.best 'eval/beauty' is none of .*eval/safety"):

@@ -196,6 +196,8 @@ def test_both_orders_of_a_pair_are_averaged_as_a_policys_judge_has_them():
     p_NCO[1] = 0.5
     assert labels.both_orders(asked, p_NCO) == {"quality/both_orders": (1.5, 2.0)}
     p_NCO[1] = np.nan
+    whole = labels.LabelledPrompts(ASPECTS[0], [("", ["abcd", "badc"])], labels_NC, labels_NC == 0)
+    assert labels.both_orders(whole, p_NCO) == {}, "texts are not known apart"
     assert labels.both_orders(asked, p_NCO) == {"quality/both_orders": (1.0, 2.0)}
 
 

@@ -330,6 +330,7 @@ def both_orders(labelled: LabelledPrompts, p_NCO: np.ndarray) -> dict[str, tuple
         (n, branch[1], branch[3]): (n, c)
         for n, (_, row) in enumerate(labelled.prompts)
         for c, branch in enumerate(row)
+        if not isinstance(branch, str)
     }
     right, asked = 0.0, 0
     for (n, one, two), place in at.items():

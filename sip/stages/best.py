@@ -3,6 +3,7 @@
 They lie in DIR/best, a directory that all readers of checkpoints take (`init_from=NAME/best`).
 """
 
+import math
 from collections.abc import Mapping
 
 from etils import epath
@@ -31,13 +32,16 @@ def keep(
     done: int,
 ) -> None:
     """Keeps the parameters of step `done` where `checkpoint.best`, one of its `figures`, is better
-    than ever before; of equals the first stays. Raises UserError where there is no such figure."""
+    than ever before; of equals the first stays, and what is not finite is no figure. Raises UserError
+    where there is none of that name."""
     wanted = c.checkpoint.best
     if not wanted:
         return
     if wanted not in figures:
         raise UserError(f"checkpoint.best {wanted!r} is none of {', '.join(sorted(figures))}")
     value = float(figures[wanted])
+    if not math.isfinite(value):
+        return
     sign = -1 if c.checkpoint.lowest else 1
     directory = setup.run_dir(workdir, f"{name}/{FOLDER}")
     if checkpoints.exists(directory):

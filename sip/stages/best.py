@@ -32,7 +32,7 @@ def keep(
     done: int,
 ) -> None:
     """Keeps the parameters of step `done` where `checkpoint.best`, one of its `figures`, is better
-    than ever before; of equals the first stays, and what is not finite is no figure. Raises UserError
+    than ever before; of equals the first stays, what is not finite is none. Raises UserError
     where there is none of that name."""
     wanted = c.checkpoint.best
     if not wanted:

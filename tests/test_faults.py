@@ -140,7 +140,7 @@ def test_the_micro_world_rehearses_a_pod(tmp_path, monkeypatch):
     """The recipe on four processes: one dies, one is told to end, one stands still."""
     monkeypatch.chdir(ROOT)
     workdir = tmp_path / "pod"
-    flags = [*FOUR, "--faults=kill,term,slow", f"--watch={workdir}", "--lines=1,8"]
+    flags = [*FOUR, "--faults=kill,term,slow", f"--watch={workdir}", "--lines=1,6"]
     assert rehearse.main([*flags, *four(workdir, Path(f"{CONFIG}:debug"))]) == 0
     order = json.loads((workdir / "config.json").read_text())["order"]
     assert all((workdir / "runs" / name / "done.json").exists() for name in order)

@@ -1,6 +1,7 @@
 """Judges on devices of their own, and rollouts that are written a step ahead."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -147,11 +148,11 @@ def test_what_had_begun_is_restored_on_other_devices(tmp_path):
     tree = {"tokens": np.arange(24, dtype=np.int32).reshape(8, 3)}
     saved = put_batch(meshes.build(meshes.MeshConfig()), tree)
     params = {"w": np.zeros(2, np.float32)}
-    made = SimpleNamespace(
+    made: Any = SimpleNamespace(
         step=np.int32(1), params=params, opt_state={}, skipped=0, skipped_in_row=0, reference=None
     )
     with checkpoints.manager(str(tmp_path)) as manager:
-        checkpoints.save(manager, made, {}, saved)  # type: ignore[arg-type]
+        checkpoints.save(manager, made, {}, saved)
     with checkpoints.manager(str(tmp_path)) as manager:
         got = checkpoints.restore_begun(manager, meshes.batch_shapes(meshes.single(), tree))
     np.testing.assert_array_equal(got["tokens"], tree["tokens"])
@@ -193,7 +194,7 @@ def test_devices_that_are_not_there_are_named_with_the_run(places):
 
 
 def test_a_first_step_has_nothing_to_restore(tmp_path):
-    policy = SimpleNamespace(batches=[{}], candidates=SimpleNamespace(count=lambda at: 0))
-    assert collect.restored(policy, None, None, 0) is None  # type: ignore[arg-type]
+    policy: Any = SimpleNamespace(batches=[{}], candidates=SimpleNamespace(count=lambda at: 0))
+    assert collect.restored(policy, None, None, 0) is None
     with checkpoints.manager(str(tmp_path)) as manager:
         assert checkpoints.restore_begun(manager, {}) is None

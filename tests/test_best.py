@@ -2,6 +2,7 @@
 
 import errno
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from sip.training import checkpoints, loop
 
 pytest_plugins = ["tiny_fixtures"]
 METRIC = "eval/safety"
+NOTHING: Any = None  # in the place of what is never looked at
 
 
 def config(**checkpoint):
@@ -115,13 +117,13 @@ def test_a_newer_format_is_refused_by_its_number(tmp_path, monkeypatch):
         checkpoints.manager(str(tmp_path)) as manager,
         pytest.raises(UserError, match="format 7"),
     ):
-        checkpoints.restore(manager, None)  # type: ignore[arg-type]
+        checkpoints.restore(manager, NOTHING)
 
 
 def test_one_of_several_that_is_told_to_end_leaves_an_evaluation(monkeypatch):
     monkeypatch.setattr(processes, "preempted", lambda: True)
     with pytest.raises(loop.Stopped, match="between two savings"):
-        ground_truth.finish(None, None)  # type: ignore[arg-type]
+        ground_truth.finish(NOTHING, NOTHING)
 
 
 def test_what_finish_asks_is_asked_of_all_processes_alike(finished, quick, tmp_path, monkeypatch):

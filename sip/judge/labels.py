@@ -326,22 +326,29 @@ def both_orders(labelled: LabelledPrompts, p_NCO: np.ndarray) -> dict[str, tuple
     policy's judge has them: `quality/both_orders`. Evenly split is half right, unanswered wrong."""
     if labelled.aspect.kind != "pairwise" or len(labelled.aspect.options) != 2:
         return {}
-    at = {
-        (n, branch[1], branch[3]): (n, c)
+    right, pairs = 0.0, swaps(labelled)
+    for place, swapped in pairs:
+        better = (p_NCO[place][0] + p_NCO[swapped][1]) / 2
+        first = 0.5 if better == 0.5 else float(better > 0.5)
+        wanted = 1 - labelled.labels_NC[place]
+        right += 0.0 if np.isnan(better) else 1 - abs(wanted - first)
+    return {f"{labelled.aspect.name}/both_orders": (right, float(len(pairs)))} if pairs else {}
+
+
+Place = tuple[int, int]  # (n, c)
+
+
+def swaps(labelled: LabelledPrompts) -> list[tuple[Place, Place]]:
+    """Where a pair stands, and where the same in the other order: by the one that comes first."""
+    pairs = [
+        ((n, c), (n, branch[1], branch[3]))
         for n, (_, row) in enumerate(labelled.prompts)
         for c, branch in enumerate(row)
         if not isinstance(branch, str)
-    }
-    right, asked = 0.0, 0
-    for (n, one, two), place in at.items():
-        swapped = at.get((n, two, one))
-        if one < two and swapped is not None:
-            better = (p_NCO[place][0] + p_NCO[swapped][1]) / 2
-            first = 0.5 if better == 0.5 else float(better > 0.5)
-            wanted = 1 - labelled.labels_NC[place]
-            right += 0.0 if np.isnan(better) else 1 - abs(wanted - first)
-            asked += 1
-    return {f"{labelled.aspect.name}/both_orders": (right, float(asked))} if asked else {}
+    ]
+    at = {pair: place for place, pair in pairs}
+    both = [(place, at[n, b, a]) for place, (n, a, b) in pairs if (n, b, a) in at]
+    return [(place, swapped) for place, swapped in both if place < swapped]
 
 
 def right(labelled: LabelledPrompts, said_NC: np.ndarray) -> dict[str, tuple[float, float]]:

@@ -176,13 +176,9 @@ def _units(found: LabelledPrompts, prompt_of, both_orders: bool) -> list[Unit]:
         return [(one,) for one in flat]
     if found.aspect.kind != "pairwise":
         return list(zip(flat[::2], flat[1::2], strict=False))
-    branches = [(n, b[1], b[3]) for n, (_, row) in enumerate(found.prompts) for b in row]
-    place = {branch: i for i, branch in enumerate(branches)}
-    return [
-        (flat[i], flat[place[n, second, first]])
-        for i, (n, first, second) in enumerate(branches)
-        if i < place[n, second, first]
-    ]
+    places = ((n, c) for n, (_, row) in enumerate(found.prompts) for c in range(len(row)))
+    asked = dict(zip(places, flat, strict=True))
+    return [(asked[place], asked[swapped]) for place, swapped in labels.swaps(found)]
 
 
 def _said(found: LabelledPrompts, texts: Sequence[str]) -> np.ndarray:

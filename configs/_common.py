@@ -104,7 +104,7 @@ def evals(
     )
 
 
-def _run(*, split, steps, batch, model, optim, init_from="", save_every, log_every) -> dict:
+def any_run(*, split, steps, batch, model, optim, init_from="", save_every, log_every) -> dict:
     """What every run has."""
     return dict(
         split=split,
@@ -123,7 +123,7 @@ def _run(*, split, steps, batch, model, optim, init_from="", save_every, log_eve
 
 def documents_run(*, tokens, evals, save_every=500, log_every=20, **run) -> ConfigDict:
     """A supervised run on documents: tokens "all" for pretraining, "suffix" beside SIP."""
-    shared = _run(save_every=save_every, log_every=log_every, **run)
+    shared = any_run(save_every=save_every, log_every=log_every, **run)
     return section(
         stage="supervised",
         examples="documents",
@@ -136,7 +136,7 @@ def documents_run(*, tokens, evals, save_every=500, log_every=20, **run) -> Conf
 
 def judge_run(*, labels, save_every=100, log_every=10, evals_every=50, **run) -> ConfigDict:
     """A supervised run on labelled verdicts."""
-    shared = _run(save_every=save_every, log_every=log_every, **run)
+    shared = any_run(save_every=save_every, log_every=log_every, **run)
     return section(
         stage="supervised",
         examples="verdicts",
@@ -150,7 +150,7 @@ def judge_run(*, labels, save_every=100, log_every=10, evals_every=50, **run) ->
 
 def rewriter_run(*, rewrites, save_every=200, log_every=20, evals_every=0, **run) -> ConfigDict:
     """A supervised run on the ground truth's rewrites."""
-    shared = _run(save_every=save_every, log_every=log_every, **run)
+    shared = any_run(save_every=save_every, log_every=log_every, **run)
     return section(
         stage="supervised",
         examples="rewrites",
@@ -317,7 +317,7 @@ def sip_run(
     **run,
 ) -> ConfigDict:
     """A self-improving run."""
-    shared = _run(save_every=save_every, log_every=log_every, **run)
+    shared = any_run(save_every=save_every, log_every=log_every, **run)
     return section(
         stage="selfimprove",
         judge=judge,
@@ -331,69 +331,3 @@ def sip_run(
         staleness=0,
         **shared,
     )
-
-
-def policy_gradient(
-    *,
-    advantage="grpo",
-    denominator="sequence",
-    clip_low=0.2,
-    clip_high=0.2,
-    beta=0.0,
-) -> ConfigDict:
-    """GRPO; Dr. GRPO is dr_grpo and constant, DAPO grpo, token and a clip_high of 0.28."""
-    return section(
-        advantage=advantage,
-        denominator=denominator,
-        clip_low=clip_low,
-        clip_high=clip_high,
-        beta=beta,
-    )
-
-
-def _rl_run(
-    task,
-    *,
-    rollouts,
-    answer,
-    sampling,
-    objective,
-    updates_per_batch=1,
-    save_every=100,
-    log_every=10,
-    evals_every=20,
-    evals_batch=16,
-    own,
-    **run,
-) -> ConfigDict:
-    """What policy-gradient runs share; `own` is the task's."""
-    shared = _run(save_every=save_every, log_every=log_every, **run)
-    return section(
-        stage="rl",
-        task=task,
-        rollouts=rollouts,
-        answer=answer,
-        updates_per_batch=updates_per_batch,
-        objective=objective,
-        sampling=sampling,
-        evals=section(every_steps=evals_every, batch=evals_batch),
-        **own,
-        **shared,
-    )
-
-
-def rl_judge_run(*, both_orders=False, **run) -> ConfigDict:
-    """A judge's run on the rewards of its own verdicts; `labels` or `label_file` is among `run`."""
-    own = {key: run.pop(key) for key in ("labels", "label_file") if key in run}
-    return _rl_run("judge", own=dict(own, both_orders=both_orders), **run)
-
-
-def rl_rewriter_run(*, rewrites, judge, **run) -> ConfigDict:
-    """A rewriter's run on what a judge says of its rewrites; `judge` compares `against`."""
-    return _rl_run("rewriter", own=dict(rewrites=rewrites, judge=judge), **run)
-
-
-def shrink_rl(run) -> None:
-    """Makes a policy-gradient run of the micro-world tiny."""
-    run.steps, run.batch, run.optim.warmup_steps, run.log.every_steps = 4, 8, 2, 2
-    run.evals.every_steps = 2

@@ -14,6 +14,7 @@ with model.param_dtype=bfloat16 or lora.int8=True (README).
 """
 
 import _common as common
+import _rl as rl
 from ml_collections import ConfigDict
 
 MODEL = dict(
@@ -55,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.tokenizer = dict(
         kind="sentencepiece", path="tokenizer.model", vocab_size=128256, documents=1, prompts=()
     )
-    judge = common.rl_judge_run(
+    judge = rl.judge_run(
         model=dict(MODEL),
         split="train",
         steps=500,
@@ -66,7 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
         rollouts=16,
         answer=512,
         sampling=common.section(temperature=0.6, top_k=0, top_p=0.6),
-        objective=common.policy_gradient(),
+        objective=rl.policy_gradient(),
         save_every=50,
         evals_every=50,
         evals_batch=64,

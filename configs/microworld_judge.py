@@ -10,6 +10,7 @@ Corpus, tokenizer, base model and tutor are those of microworld.py. `judge` is s
 from typing import Any
 
 import _common as common
+import _rl as rl
 import microworld
 from ml_collections import ConfigDict
 
@@ -25,23 +26,24 @@ def get_config(arg: str = "") -> ConfigDict:
         judge.optim.steps, judge.steps = judge.steps, START  # stopped early, not shortened
     labels = judge.labels.copy_and_resolve_references()
     del labels.marks, labels.marks_weight
-    rl = common.rl_judge_run(
+    judge_rl = rl.judge_run(
         model=judge.model,
         split=judge.split,
         steps=300,
-        batch=192,
+        batch=96,
+        oversample=6,  # most verdicts are all right or all wrong, and teach nothing
         init_from="judge",
-        optim=common.adamw(3e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
+        optim=common.adamw(6e-4, warmup_steps=10, weight_decay=0.0),
         labels=labels,
         rollouts=16,
         answer=1,
         both_orders=True,  # else the judge swings between preferring the first and the second
         sampling=common.section(temperature=1.0, top_k=0, top_p=1.0),
-        objective=common.policy_gradient(),
+        objective=rl.policy_gradient(),
     )
     if debug:
-        common.shrink_rl(rl)
-    config.runs = dict(base=base, tutor=tutor, judge=judge, judge_rl=rl)
+        rl.shrink(judge_rl)
+    config.runs = dict(base=base, tutor=tutor, judge=judge, judge_rl=judge_rl)
     config.order = ("base", "tutor", "judge", "judge_rl")
     config.report = dict(rows=("base",), judge="judge_rl", standard="")
     return config

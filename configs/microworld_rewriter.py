@@ -12,6 +12,7 @@ truth judges, an upper bound. Hardware: 2 CPU cores. Not run in full yet: the ra
 from typing import Any
 
 import _common as common
+import _rl as rl
 import _variants as variants
 import microworld
 from ml_collections import ConfigDict
@@ -31,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     base, tutor, judge, rewriter = runs.base, runs.tutor, runs.judge, runs.rewriter
     if not debug:
         rewriter.optim.steps, rewriter.steps = rewriter.steps, START  # stopped early, not shortened
-    rl = common.rl_rewriter_run(
+    rewriter_rl = rl.rewriter_run(
         model=rewriter.model,
         split=rewriter.split,
         steps=300,
@@ -45,13 +46,15 @@ def get_config(arg: str = "") -> ConfigDict:
         rollouts=8,
         answer=24 + 24 // 4 + 1,
         sampling=common.section(temperature=1.0, top_k=0, top_p=1.0),
-        objective=common.policy_gradient(),
+        objective=rl.policy_gradient(),
     )
     if debug:
-        common.shrink_rl(rl)
-        rl.rewrites.held_out = 40
-        rl.judge.min_mass = 0.0  # six steps do not make a judge
-    config.runs = dict(base=base, tutor=tutor, judge=judge, rewriter=rewriter, rewriter_rl=rl)
+        rl.shrink(rewriter_rl)
+        rewriter_rl.rewrites.held_out = 40
+        rewriter_rl.judge.min_mass = 0.0  # six steps do not make a judge
+    config.runs = dict(
+        base=base, tutor=tutor, judge=judge, rewriter=rewriter, rewriter_rl=rewriter_rl
+    )
     config.order = ("base", "tutor", "judge", "rewriter", "rewriter_rl")
     if known:
         del config.runs.judge, config.runs.tutor

@@ -13,6 +13,7 @@ fresh parameters and a rule for a judge. Hardware: 64 TPU v5p or alike (lowered,
 """
 
 import _common as common
+import _rl as rl
 import judge_llama8b
 from ml_collections import ConfigDict
 
@@ -32,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.tokenizer = dict(
         kind="sentencepiece", path="tokenizer.model", vocab_size=128256, documents=1, prompts=()
     )
-    rewriter = common.rl_rewriter_run(
+    rewriter = rl.rewriter_run(
         model=dict(judge_llama8b.MODEL, max_len=2560),
         split="train",
         steps=500,
@@ -44,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
         rollouts=16,
         answer=128 + 128 // 4 + 1,
         sampling=common.section(temperature=0.6, top_k=0, top_p=0.6),
-        objective=common.policy_gradient(),
+        objective=rl.policy_gradient(),
         save_every=50,
         evals_every=50,
         evals_batch=64,

@@ -6,8 +6,8 @@ import importlib
 import jax
 import numpy as np
 import pytest
-from test_rl import write_labels
 from test_stages import text_config, words
+from test_tasks import write_labels
 from workdirs import call, lines, stop_after
 
 from sip import evaluate, generate, setup, train

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import tiny
 import tiny_recipe
+from test_tasks import write_labels
 from workdirs import begun, lines, state
 
-from sip import mesh as meshes
 from sip import train
-from sip.judge import label_file, prompts
+from sip.judge import prompts
 from sip.objectives import policy
 from sip.rewards import verdict
 from sip.rewards.verdict import Question
@@ -145,91 +145,6 @@ def test_both_orders_have_to_be_right_of_a_pair_alone():
     assert metrics["verdict/right/reasoned_quality"] == (5, 8)
 
 
-CFG = tiny.model(vocab_size=259, max_len=1024)
-
-
-def write_labels(path, count=60):
-    """Pairs of which the first is better in one of three, and texts that are all unsafe."""
-    with open(path, "w") as file:
-        for i in range(count):
-            better = "Option 1" if i % 3 else "Option 2"
-            pair = dict(aspect="reasoned_quality", candidates=[f"a{i}", f"b{i}"], label=better)
-            text = dict(aspect="reasoned_safety", candidates=[f"t{i}"], label="NO")
-            for line in (pair, text):
-                file.write(json.dumps({**line, "prefix": f"p{i}"}) + "\n")
-    return str(path)
-
-
-def task(tmp_path, **changes):
-    aspects = [prompts.load(a) for a in ("reasoned_quality", "reasoned_safety")]
-    path = write_labels(tmp_path / "labels.jsonl")
-    read = label_file.read(path, aspects, Byte(), max_len=1000)
-    made = labelled.Labelled(read["train"], {s: read[s] for s in labelled.HELD_OUT})
-    kwargs = dict(answer=4, batch=8, both_orders=False, eval_batch=4, seed=3, finish=dict)
-    return tasks.judge(made, CFG, meshes.single(), Byte(), **(kwargs | changes)), read
-
-
-def test_prompts_are_addressed_by_step_and_each_comes_once_an_epoch(tmp_path):
-    asked, read = task(tmp_path)
-    again, _ = task(tmp_path)
-    assert asked.prompts(7) == again.prompts(7) != asked.prompts(8)
-    (pairs, points) = (int(x.mask_NC.sum()) for x in read["train"].values())
-    assert pairs == 2 * points
-    seen = [Byte().decode(ids) for at in range(pairs // 4) for ids in asked.prompts(at)]
-    texts = [t for t in seen if "\nOption 1:" in t]
-    assert len(seen) == 2 * len(texts)  # the aspects take turns
-    assert len(set(texts)) == len(texts) == 4 * (pairs // 4)
-    of_points = [t for t in seen if "\nText:t" in t]
-    assert len(of_points) == len(texts) and len(set(of_points)) == points  # an epoch and more
-
-
-def test_pairs_of_both_orders_stand_side_by_side(tmp_path):
-    asked, _ = task(tmp_path, both_orders=True)
-    for at in range(5):
-        texts = [Byte().decode(ids) for ids in asked.prompts(at)]
-        pairs = [t for t in texts if "\nOption 1:" in t]
-        assert len(pairs) == len(texts) // 2
-        for one, other in zip(pairs[::2], pairs[1::2], strict=True):
-            swap = lambda t: [t.split(f"\nOption {i}:")[1].split("\n")[0] for i in (1, 2)]
-            assert swap(one) == swap(other)[::-1]
-
-
-def test_rewards_belong_to_the_prompts_of_their_step(tmp_path):
-    asked, read = task(tmp_path)
-    labels = {}
-    for x in read["train"].values():
-        for (trunk, branches), row in zip(x.prompts, x.labels_NC, strict=True):
-            for branch, label in zip(branches, row, strict=False):
-                phrase = f"{x.aspect.verdict} {x.aspect.options[label]}"
-                labels["".join(trunk) + "".join(branch)] = phrase
-    for at in (0, 5, 11):
-        right = [[labels[Byte().decode(ids)], "?"] for ids in asked.prompts(at)]
-        answers = [[Byte().encode(text) for text in row] for row in right]
-        assert asked.reward(at, answers)[0].tolist() == [[1, 0]] * 8
-
-
-def test_greedy_answers_are_those_of_one_prompt_at_a_time():
-    writer = tasks.Writer(CFG, meshes.single(), Byte(), 16, 5, (Byte.eos,))
-    asked = [[256, *b"some prompt"], [256, *b"another"], [256, 65]]
-    params = tiny.params(CFG)
-    together = writer.greedy(params, asked, batch=2)
-    assert together == [writer.greedy(params, [ids], batch=2)[0] for ids in asked]
-    assert len(set(together)) == 3
-    for width in (32, 0):
-        other = dataclasses.replace(writer, width=width)
-        assert other.greedy(params, asked, batch=3) == together
-
-
-def test_reasoned_aspects_are_graded_by_what_is_written(tmp_path, monkeypatch):
-    asked, read = task(tmp_path, finish=lambda ratios: ratios)
-    monkeypatch.setattr(tasks.Writer, "greedy", lambda self, params, ids, **kwargs: [
-        "FINAL DECISION: NO" if b"\nText:t" in bytes(i[1:]) else "Conclusion: Option 1" for i in ids
-    ])  # fmt: skip
-    found = asked.finish(None)
-    assert found["reasoned_safety"] == 1.0 and found["reasoned_quality"] == 0.5
-    assert found["reasoned_quality/Option 1"] == 1 and found["reasoned_quality/Option 2"] == 0
-
-
 def micro(**changes):
     """The micro-world's judge by reward, tiny; it starts from the tiny recipe's judge."""
     config = tiny_recipe.shrink(importlib.import_module("microworld_judge").get_config("debug"))
@@ -254,7 +169,7 @@ def stop_after(monkeypatch, steps):
 
 
 RESUMED = {
-    "on-policy": micro(steps=6, both_orders=True, log=dict(every_steps=1)),
+    "on-policy": micro(steps=6, both_orders=True, log=dict(every_steps=1), oversample=2),
     "two updates of a batch, near a reference": micro(
         steps=12, updates_per_batch=2, log=dict(every_steps=4), evals=dict(every_steps=4),
         objective=dict(beta=0.01, advantage="rloo", denominator="token"),
@@ -299,7 +214,8 @@ def check_run(workdir, figures, *, on_policy):
     if on_policy:  # the rollouts' own log-probabilities are those of the update
         assert all(abs(x["approx_kl"]) < 1e-5 and x["clip_fraction"] == 0 for x in losses_)
     else:
-        assert all("kl" in x and abs(x["approx_kl"]) > 1e-9 for x in losses_)
+        assert all("kl" in x for x in losses_)
+        assert any(abs(x["approx_kl"]) > 1e-9 for x in losses_)
 
 
 def test_the_8b_judge_runs_its_debug_variant_on_a_file(quick, tmp_path):
@@ -351,6 +267,7 @@ def test_a_model_too_narrow_for_the_tokenizer_is_named(tmp_path):
         (dict(task="poet"), "task must be one of"),
         (dict(task="rewriter"), "labels, label_file: task 'judge' wants one"),
         (dict(rollouts=1), "rollouts must be at least 2"),
+        (dict(oversample=0), "oversample must be at least 1, not 0"),
         (dict(answer=0), r"answer must be in 1\.\.191"),
         (dict(answer=192), r"answer must be in 1\.\.191"),
         (dict(updates_per_batch=0), "updates_per_batch 0"),

@@ -46,6 +46,7 @@ class RunConfig(setup.RunConfig):
     task: str
     rollouts: int  # K answers per prompt
     answer: int  # R, tokens of the longest answer
+    oversample: int  # times as many prompts are answered; those that teach are learned from
     updates_per_batch: int  # 1: on-policy
     objective: losses.PolicyConfig
     sampling: sampling.SamplingConfig
@@ -74,6 +75,8 @@ class RunConfig(setup.RunConfig):
         self._check_rewriter()
 
     def _check_updates(self):
+        if self.oversample < 1:
+            raise UserError(f"oversample must be at least 1, not {self.oversample}")
         every = (self.steps, self.log.every_steps, self.checkpoint.every_steps)
         if self.updates_per_batch < 1 or any(
             n % self.updates_per_batch for n in (*every, self.evals.every_steps)
@@ -236,20 +239,32 @@ def collect(
         reward_BK, valid_BK, found = task.reward(at, tasks.ids_of(tokens_BKR, mask_BKR))
     advantage_BK = np.asarray(policy.advantages(reward_BK, valid_BK, c.objective.advantage))
     fork_BK = np.repeat(trunks.mask_BT.sum(-1, dtype=np.int32)[:, None], c.rollouts, axis=1)
-    branches = losses.Branches(
+    every = losses.Branches(
         Tree(trunks.tokens_BT, trunks.mask_BT, tokens_BKR, mask_BKR, fork_BK),
         valid_BK,
         advantage_BK,
         logp_BKR,
         np.zeros_like(trunks.mask_BT),  # nothing of a prompt is to be predicted
     )
+    rows = telling(advantage_BK, c.batch)
+    branches = jax.tree.map(lambda x: x[rows], every)
     found |= {
         "reward/all": (float(reward_BK[valid_BK].sum()), float(valid_BK.sum())),
         "rl/invalid": (float((~valid_BK).sum()), float(valid_BK.size)),
         "rl/flat_groups": policy.flat_groups(advantage_BK, valid_BK),
+        "rl/flat_learned": policy.flat_groups(advantage_BK[rows], valid_BK[rows]),
         "rl/answer_tokens": (float(mask_BKR.sum()), float(valid_BK.size)),
     }
     return branches, found
+
+
+def telling(advantage_BK: np.ndarray, size: int) -> np.ndarray:
+    """Which `size` groups are learned from: the first whose rewards differ, then flat ones.
+
+    DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in a fixed shape.
+    """
+    flat_B = (advantage_BK == 0).all(-1)
+    return np.sort(np.argsort(flat_B, kind="stable")[:size])
 
 
 def judge_task(config, name, c: RunConfig, workdir, mesh, tokenizer) -> tasks.Task:
@@ -262,7 +277,7 @@ def judge_task(config, name, c: RunConfig, workdir, mesh, tokenizer) -> tasks.Ta
         mesh,
         tokenizer,
         answer=c.answer,
-        batch=c.batch,
+        batch=c.batch * c.oversample,
         both_orders=c.both_orders,
         eval_batch=c.evals.batch,
         seed=config.seed,
@@ -302,7 +317,7 @@ def rewriter_task(config, name, c: RunConfig, workdir, mesh, tokenizer) -> tasks
         tokenizer,
         wanted=wanted,
         answer=c.answer,
-        batch=c.batch,
+        batch=c.batch * c.oversample,
         seed=config.seed,
         during=lambda p: {f"eval/{k}": v for k, v in figures(p, "validation").items()},
         finish=lambda p: rewrites.write_figures(workdir, name, figures(p, "test")),

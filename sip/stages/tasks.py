@@ -105,7 +105,7 @@ def judge(
     seed: int,
     finish: Callable[[dict[str, float]], dict[str, float]],
 ) -> Task:
-    """Labelled questions, as many of each aspect; the reward is a right verdict.
+    """Labelled questions, each once an epoch whatever its aspect; the reward is a right verdict.
 
     `finish` is given the accuracies on the test split and says what the run returns.
     """
@@ -115,12 +115,12 @@ def judge(
         *tokens_of(cached, trunk),
         *tokens_of(cached, branch),
     ]
-    asked = [_units(x, prompt_of, both_orders) for x in made.examples.values()]
+    units = [u for x in made.examples.values() for u in _units(x, prompt_of, both_orders)]
     held = {
         split: {name: _flat(x, prompt_of) for name, x in found.items() if x.aspect.verdict}
         for split, found in made.held_out.items()
     }
-    every = [ids for units in asked for unit in units for _, ids in unit]
+    every = [ids for unit in units for _, ids in unit]
     every += [ids for found in held.values() for flat in found.values() for _, ids in flat]
     writer = Writer(
         cfg, mesh, tokenizer, bucket(max(map(len, every)), 16), answer, (tokenizer.eos,)
@@ -129,7 +129,7 @@ def judge(
 
     def of(at: int):
         rows = range(at * batch // size, (at + 1) * batch // size)
-        return [question for p in rows for question in _at(asked, p, seed)]
+        return [question for p in rows for question in _at(units, p, seed)]
 
     def accuracy(params, split):
         counts = {}
@@ -153,11 +153,9 @@ def judge(
     )
 
 
-def _at(asked: Sequence[Sequence[Unit]], position: int, seed: int) -> Unit:
-    """The aspects take turns; each goes through its own in a new order every epoch."""
-    turn, which = divmod(position, len(asked))
-    units = asked[which]
-    epoch, at = divmod(turn, len(units))
+def _at(units: Sequence[Unit], position: int, seed: int) -> Unit:
+    """The unit at a position of the stream, in which every epoch has an order of its own."""
+    epoch, at = divmod(position, len(units))
     return units[pipeline.order(len(units), seed, epoch)[at]]
 
 

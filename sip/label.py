@@ -7,6 +7,7 @@ python -m sip.label --make=safety --aspect=reasoned_safety --config=configs/micr
 
 spoiled: suffixes against versions spoiled by rule or by a model; safety: texts by unanimous votes;
 voted: pairs of candidates by unanimous votes in both orders (with --policy, its rollouts too).
+With --cache what is stopped goes on from the answers that were there.
 """
 
 import json
@@ -16,7 +17,7 @@ from itertools import combinations
 from absl import flags
 from ml_collections import ConfigDict
 
-from sip import cli, mesh, remote, setup, untrusted
+from sip import cli, kept, mesh, remote, setup, untrusted
 from sip import tokenizer as tokenizers
 from sip.evals import continuations
 from sip.judge import label_file, making, prompts
@@ -52,7 +53,7 @@ _URL = flags.DEFINE_string("url", "", "Or a server in the place of --checkpoint,
 _MODEL = flags.DEFINE_string("model", "", "The server's model.")
 _API = flags.DEFINE_enum("api", "completions", tuple(remote.APIS), "The server's API.")
 _KEY_ENV = flags.DEFINE_string("key_env", "", "Environment variable with the server's key.")
-_CACHE = flags.DEFINE_string("cache", "", "Directory where the server's answers are kept.")
+_CACHE = flags.DEFINE_string("cache", "", "Directory of answers to keep: the same command goes on.")
 _VOTES = flags.DEFINE_integer("votes", 8, "That have to agree.")
 _MAX_TOKENS = cli.shared(flags.DEFINE_integer, "max_tokens", 512, "Tokens of an answer.")
 _TEMPERATURE = cli.shared(flags.DEFINE_float, "temperature", 0.6, "Of votes and spoiled versions.")
@@ -89,7 +90,9 @@ def read_model() -> TextGenerator:
     if _CHECKPOINT.value:
         where, directory = mesh.single(), str(_CHECKPOINT.value)
         tokenizer = setup.kept_tokenizer(directory)
-        return Local(*setup.load_params(directory, where), tokenizer, where)
+        model = Local(*setup.load_params(directory, where), tokenizer, where)
+        cache = str(_CACHE.value)
+        return kept.Kept(model, cache, kept.name_of(directory)) if cache else model
     wanted = remote.RemoteConfig(
         url=_URL.value,
         model=_MODEL.value,

@@ -35,6 +35,7 @@ COLUMNS = (
 )
 HEADROOM = ("factuality", "safety")  # shares of 1 - standard that a row closes
 PANELS = 4  # side by side
+BOTH = "/both_orders"  # of a judge's accuracy
 WIDTH = 180  # of the terminal, in characters
 
 
@@ -44,7 +45,7 @@ def write(config, workdir: str) -> dict:
     setup.write_json(epath.Path(workdir) / "summary.json", summary)
     if processes.lead():
         show(summary)
-        plots(config.report.rows, [workdir], workdir)
+        plots(config.report, [workdir], workdir)
     return summary
 
 
@@ -58,7 +59,7 @@ def write_seeds(config, wanted: Sequence[int], workdir: str) -> dict:
     setup.write_json(epath.Path(workdir) / "summary.json", summary)
     if processes.lead():
         show_seeds(summary)
-        plots(config.report.rows, directories, workdir)
+        plots(config.report, directories, workdir)
     return summary
 
 
@@ -174,20 +175,22 @@ def _cells(row, columns) -> list[str]:
     return [f"{row[c]:.3f}" if c in row and row[c] is not None else "" for c in columns]
 
 
-def plots(rows: Sequence[str], workdirs: Sequence[str], to: str) -> None:
-    """`to`/plots/*.png: rewards and chosen rates by source, and evaluations over steps.
+def plots(asked, workdirs: Sequence[str], to: str) -> None:
+    """`to`/plots/*.png of the config's `report`: over steps rewards and chosen rates by source,
+    evaluations, and the judge's accuracy.
 
     Over the workdirs of several seeds, means in bands of one standard deviation.
     """
     matplotlib.use("Agg")
-    runs = {
-        name: [metrics.read(setup.run_dir(workdir, name)) for workdir in workdirs] for name in rows
-    }
+    written = lambda name: [metrics.read(setup.run_dir(workdir, name)) for workdir in workdirs]
+    runs = {name: written(name) for name in asked.rows}
     directory = epath.Path(to) / "plots"
     directory.mkdir(parents=True, exist_ok=True)
     for kind in ("chosen", "reward"):
         _by_source(runs, kind, directory / f"{kind}.png")
     _evaluations(runs, directory / "evaluations.png")
+    if asked.judge:
+        _accuracy(asked.judge, written(asked.judge), directory / "judge.png")
 
 
 Lines = list[dict]  # of one seed's metrics.jsonl
@@ -259,6 +262,23 @@ def _evaluations(runs, path) -> None:
             _draw(axis, several, f"eval/{key}", name)
         axis.set(title=key.replace("_", " "), xlabel="step", ylim=(0, 1.02))
     axes[0].legend(fontsize=7)
+    figure.tight_layout()
+    _save(figure, path)
+    plt.close(figure)
+
+
+def _accuracy(name: str, runs: Sequence[Lines], path) -> None:
+    """A line per aspect, of a judge on held-out labels; pairs in both orders where it has any."""
+    import matplotlib.pyplot as plt
+
+    keys = [key for key in _keys(runs, "eval") if key.count("/") == 1 or key.endswith(BOTH)]
+    if not keys:
+        return
+    figure, axis = plt.subplots(figsize=(6, 4))
+    for key in keys:
+        _draw(axis, runs, key, key.removeprefix("eval/").replace("/", ", ").replace("_", " "))
+    axis.set(title=name, xlabel="step", ylabel="accuracy", ylim=(0, 1.02))
+    axis.legend(fontsize=8)
     figure.tight_layout()
     _save(figure, path)
     plt.close(figure)

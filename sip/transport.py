@@ -113,7 +113,7 @@ class Endpoint:
         """
         if not payloads:
             return []
-        keys = [_digest(path, payload) for payload in payloads]
+        keys = [digest(path, payload) for payload in payloads]
         self._stopped.clear()
         with self._client() as client, ThreadPoolExecutor(self._concurrency) as pool:
             jobs = {
@@ -156,14 +156,15 @@ class Endpoint:
         self._count(asked=1)
         if self._cache is None or whole is None:
             return self._answer(client, path, payload, wanted)
-        kept = _load(self._cache, key, whole)
+        kept = load(self._cache, key, whole)
         if kept is not None:
             self._count(cached=1)
             return Answer(kept)
         answer = self._answer(client, path, payload, wanted)
         with contextlib.suppress(*UNREADABLE):
             whole(answer.value)
-            return _store(self._cache, key, answer)
+            problem = store(self._cache, key, answer.value)
+            return Answer(None, problem, fatal=True) if problem else answer
         return answer
 
     def _answer(self, client, path, payload, wanted: Read) -> Answer:
@@ -251,28 +252,29 @@ def _seconds(after: str | None) -> float | None:
     return min(seconds, LONGEST_WAIT) if seconds > 0 else None  # NaN is not
 
 
-def _digest(path: str, payload: Mapping) -> str:
+def digest(path: str, payload: Mapping) -> str:
+    """What names an answer to `payload` at `path` in a cache."""
     return hashlib.sha256(json.dumps([path, payload], sort_keys=True).encode()).hexdigest()
 
 
-def _load(cache: Path, key: str, whole: Read) -> Any:
+def load(cache: Path, key: str, whole: Read) -> Any:
     """A kept answer; None where there is none that can be read."""
     with contextlib.suppress(OSError, *UNREADABLE):
         return whole(json.loads(_file(cache, key).read_text()))
     return None
 
 
-def _store(cache: Path, key: str, answer: Answer) -> Answer:
-    """Keeps it, atomically; several processes may share a cache."""
+def store(cache: Path, key: str, value: Any) -> str:
+    """Keeps an answer, atomically; "" or the problem. Several processes may share a cache."""
     path = _file(cache, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{uuid.uuid4().hex}.part")
-        part.write_text(json.dumps(answer.value))
+        part.write_text(json.dumps(value))
         part.replace(path)
     except OSError as error:
-        return Answer(None, f"cache {cache}: cannot be written: {error.strerror}", fatal=True)
-    return answer
+        return f"cache {cache}: cannot be written: {error.strerror}"
+    return ""
 
 
 def _file(cache: Path, key: str) -> Path:

@@ -19,7 +19,7 @@ ROWS = [  # a module imports strictly lower rows, or its own package
     {"models", "objectives", "tokenizer", "template", "metrics", "transport", "untrusted", "costs"},
     {"data", "sampling", "training", "hf", "segments"},
     {"textgen", "chat", "loading"},
-    {"judge", "rewriter", "remote"},
+    {"judge", "rewriter", "remote", "kept"},
     {"setup"},
     {"evals", "rewards", "clock"},
     {"stages"},

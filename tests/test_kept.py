@@ -1,0 +1,86 @@
+"""Answers that are kept on disk: stopped half way and gone on equals never stopped."""
+
+import os
+import shutil
+
+import pytest
+
+from sip import kept
+from sip.sampling import SamplingConfig
+from sip.structs import UserError
+from sip.textgen import Scripted
+
+HOW = dict(votes=2, max_tokens=8, sampling=SamplingConfig(temperature=0.6), seed=0)
+TRUNKS = [("about ", f"n{i}") for i in range(2 * kept.PORTION + 3)]
+BRANCHES = [[("say ", f"{i % 3}")] * (i % 3) for i in range(len(TRUNKS))]
+
+
+def words(trunk, branch, vote):
+    return None if vote and trunk.endswith("7") else f"{trunk}: {branch} {vote}\u2028\ud800"
+
+
+class Counted(Scripted):
+    """Counts the trunks that it is asked about, and can be stopped."""
+
+    asked: tuple = ()
+
+    def generate(self, trunks, branches, **how):
+        object.__setattr__(self, "asked", (*self.asked, len(trunks)))
+        if len(self.asked) == stop_at:
+            raise KeyboardInterrupt
+        return super().generate(trunks, branches, **how)
+
+
+stop_at = 0
+
+
+def model():
+    return Counted(lambda *_: (0.5, 0.5), words)
+
+
+def test_what_was_stopped_asks_for_the_rest_and_says_the_same(tmp_path, monkeypatch):
+    plain = model().generate(TRUNKS, BRANCHES, **HOW)
+    first, then, last = model(), model(), model()
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{__name__}.stop_at", 2)
+        with pytest.raises(KeyboardInterrupt):
+            kept.Kept(first, str(tmp_path), "m").generate(TRUNKS, BRANCHES, **HOW)
+    assert kept.Kept(then, str(tmp_path), "m").generate(TRUNKS, BRANCHES, **HOW) == plain
+    assert then.asked == (kept.PORTION, 3)
+    assert kept.Kept(last, str(tmp_path), "m").generate(TRUNKS, BRANCHES, **HOW) == plain
+    assert last.asked == ()
+    assert kept.Kept(last, str(tmp_path), "m").choose(TRUNKS[:1], [[("a",)]], ("x", "y")).size == 2
+
+
+@pytest.mark.parametrize("change", [
+    dict(votes=1), dict(max_tokens=9), dict(seed=1), dict(sampling=SamplingConfig(top_p=0.5)),
+    dict(name="other"), dict(spoil=True),
+])  # fmt: skip
+def test_nothing_of_another_question_or_model_is_read_nor_what_is_damaged(tmp_path, change):
+    kept.Kept(model(), str(tmp_path), "m").generate(TRUNKS[:5], BRANCHES[:5], **HOW)
+    if "spoil" in change:
+        for i, path in enumerate(sorted(tmp_path.rglob("*.json"))):
+            path.write_text(["{", "[1]", '{"a": 1}', "[[1]]", "null"][i])
+    how = HOW | {k: v for k, v in change.items() if k in HOW}
+    again = model()
+    name = change["name"] if "name" in change else "m"
+    found = kept.Kept(again, str(tmp_path), name).generate(TRUNKS[:5], BRANCHES[:5], **how)
+    assert again.asked == (5,) and found == model().generate(TRUNKS[:5], BRANCHES[:5], **how)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cache .*file: cannot be written"):
+        kept.Kept(model(), str(tmp_path / "file"), "m").generate(TRUNKS[:1], [[("a",)]], **HOW)
+
+
+def test_a_checkpoint_that_was_written_again_has_another_name(tmp_path):
+    (tmp_path / "run").mkdir()
+    path = tmp_path / "run" / "params"
+    path.write_text("1")
+    before = kept.name_of(str(tmp_path / "run"))
+    assert kept.name_of(f"{tmp_path}/./run") == before
+    os.utime(path, (path.stat().st_mtime + 5,) * 2)
+    assert kept.name_of(str(tmp_path / "run")) != before
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    assert kept.name_of(str(tmp_path / "other")) != before

@@ -5,7 +5,7 @@ process.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import numpy as np
 from etils import epath
 
 from sip import transport
-from sip.sampling import SamplingConfig
 from sip.segments import Text
 from sip.structs import UserError
 from sip.textgen import TextGenerator
@@ -30,40 +29,27 @@ class Kept:
     def __init__(self, textgen: TextGenerator, cache: str, name: str):
         self._textgen, self._cache, self._name = textgen, Path(cache), name
 
-    def choose(
-        self, trunks: Sequence[Text], branches: Sequence[Sequence[Text]], options: tuple[str, ...]
-    ) -> np.ndarray:
-        """The model's; nothing of it is kept."""
+    def choose(self, trunks, branches, options) -> np.ndarray:
+        """The model's logp_BCO; nothing of it is kept."""
         return self._textgen.choose(trunks, branches, options)
 
-    def generate(
-        self,
-        trunks: Sequence[Text],
-        branches: Sequence[Sequence[Text]],
-        *,
-        votes: int,
-        max_tokens: int,
-        sampling: SamplingConfig,
-        seed: int,
-    ) -> list[list[list[str | None]]]:
-        """As the model does. Raises UserError where an answer cannot be written."""
-        how: dict[str, Any] = dict(votes=votes, max_tokens=max_tokens, sampling=sampling, seed=seed)
-        asked = [(trunks[b], row) for b, row in enumerate(branches)]
-        keys = [self._key(trunk, row, how) for trunk, row in asked]
-        found = {key: transport.load(self._cache, key, _rows) for key in keys}
-        missing = [
-            (key, *pair) for key, pair in zip(keys, asked, strict=True) if found[key] is None
-        ]
+    def generate(self, trunks, branches, **how) -> list[list[list[str | None]]]:
+        """The model's texts[b][c][j]. Raises UserError where an answer cannot be written."""
+        pairs = list(zip(trunks, branches, strict=True))
+        keys = [self._key(*pair, how) for pair in pairs]
+        asked = dict(zip(keys, pairs, strict=True))
+        found = {key: transport.load(self._cache, key, _rows) for key in asked}
+        missing = [key for key in asked if found[key] is None]
         for start in range(0, len(missing), PORTION):
-            some, ts, bs = zip(*missing[start : start + PORTION], strict=True)
-            for key, row in zip(some, self._textgen.generate(ts, bs, **how), strict=True):
-                problem = transport.store(self._cache, key, row)
-                if problem:
+            some = missing[start : start + PORTION]
+            rows = self._textgen.generate(*zip(*(asked[key] for key in some), strict=True), **how)
+            for key, row in zip(some, rows, strict=True):
+                if problem := transport.store(self._cache, key, row):
                     raise UserError(problem)
                 found[key] = row
         return [found[key] for key in keys]
 
-    def _key(self, trunk: Text, row: Sequence[Text], how: dict[str, Any]) -> str:
+    def _key(self, trunk: Text, row: Sequence[Text], how: Mapping[str, Any]) -> str:
         said = dict(how, sampling=dataclasses.asdict(how["sampling"]))
         return transport.digest(self._name, dict(said, trunk=trunk, branches=row))
 

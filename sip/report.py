@@ -237,16 +237,18 @@ def _by_source(runs, kind: str, path) -> None:
             _draw(axis, several, key, key.split("/")[1], colors[key])
         axis.set(title=name, xlabel="step", ylabel=f"{kind} rate" if kind == "chosen" else kind)
         axis.legend(fontsize=8)
-    figure.tight_layout()
     _save(figure, path)
-    plt.close(figure)
 
 
 def _save(figure, path) -> None:
-    """As a file or an object in a store."""
+    """As a file or an object in a store; the figure is closed."""
+    import matplotlib.pyplot as plt
+
     picture = io.BytesIO()
+    figure.tight_layout()
     figure.savefig(picture, dpi=110)
     path.write_bytes(picture.getvalue())
+    plt.close(figure)
 
 
 def _evaluations(runs, path) -> None:
@@ -262,9 +264,7 @@ def _evaluations(runs, path) -> None:
             _draw(axis, several, f"eval/{key}", name)
         axis.set(title=key.replace("_", " "), xlabel="step", ylim=(0, 1.02))
     axes[0].legend(fontsize=7)
-    figure.tight_layout()
     _save(figure, path)
-    plt.close(figure)
 
 
 def _accuracy(name: str, runs: Sequence[Lines], path) -> None:
@@ -279,9 +279,7 @@ def _accuracy(name: str, runs: Sequence[Lines], path) -> None:
         _draw(axis, runs, key, key.removeprefix("eval/").replace("/", ", ").replace("_", " "))
     axis.set(title=name, xlabel="step", ylabel="accuracy", ylim=(0, 1.02))
     axis.legend(fontsize=8)
-    figure.tight_layout()
     _save(figure, path)
-    plt.close(figure)
 
 
 def main(argv) -> None:

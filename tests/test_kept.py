@@ -19,32 +19,26 @@ def words(trunk, branch, vote):
     return None if vote and trunk.endswith("7") else f"{trunk}: {branch} {vote}\u2028\ud800"
 
 
-class Counted(Scripted):
-    """Counts the trunks that it is asked about, and can be stopped."""
+class Counted:
+    """Counts the trunks that it is asked about; call `stop_at` is interrupted."""
 
-    asked: tuple = ()
+    def __init__(self, stop_at=0):
+        self.asked, self._stop_at = (), stop_at
+        self._scripted = Scripted(lambda *_: (0.5, 0.5), words)
+        self.choose = self._scripted.choose
 
     def generate(self, trunks, branches, **how):
-        object.__setattr__(self, "asked", (*self.asked, len(trunks)))
-        if len(self.asked) == stop_at:
+        self.asked = (*self.asked, len(trunks))
+        if len(self.asked) == self._stop_at:
             raise KeyboardInterrupt
-        return super().generate(trunks, branches, **how)
+        return self._scripted.generate(trunks, branches, **how)
 
 
-stop_at = 0
-
-
-def model():
-    return Counted(lambda *_: (0.5, 0.5), words)
-
-
-def test_what_was_stopped_asks_for_the_rest_and_says_the_same(tmp_path, monkeypatch):
-    plain = model().generate(TRUNKS, BRANCHES, **HOW)
-    first, then, last = model(), model(), model()
-    with monkeypatch.context() as patch:
-        patch.setattr(f"{__name__}.stop_at", 2)
-        with pytest.raises(KeyboardInterrupt):
-            kept.Kept(first, str(tmp_path), "m").generate(TRUNKS, BRANCHES, **HOW)
+def test_what_was_stopped_asks_for_the_rest_and_says_the_same(tmp_path):
+    plain = Counted().generate(TRUNKS, BRANCHES, **HOW)
+    first, then, last = Counted(stop_at=2), Counted(), Counted()
+    with pytest.raises(KeyboardInterrupt):
+        kept.Kept(first, str(tmp_path), "m").generate(TRUNKS, BRANCHES, **HOW)
     assert kept.Kept(then, str(tmp_path), "m").generate(TRUNKS, BRANCHES, **HOW) == plain
     assert then.asked == (kept.PORTION, 3)
     assert kept.Kept(last, str(tmp_path), "m").generate(TRUNKS, BRANCHES, **HOW) == plain
@@ -52,26 +46,35 @@ def test_what_was_stopped_asks_for_the_rest_and_says_the_same(tmp_path, monkeypa
     assert kept.Kept(last, str(tmp_path), "m").choose(TRUNKS[:1], [[("a",)]], ("x", "y")).size == 2
 
 
+def test_a_prompt_that_stands_there_twice_is_asked_once(tmp_path):
+    again = Counted()
+    asked = [[*TRUNKS[:5], *TRUNKS[:5]], [*BRANCHES[:5], *BRANCHES[:5]]]
+    assert kept.Kept(again, str(tmp_path), "m").generate(*asked, **HOW) == (
+        Counted().generate(*asked, **HOW)
+    )
+    assert again.asked == (5,)
+
+
 @pytest.mark.parametrize("change", [
     dict(votes=1), dict(max_tokens=9), dict(seed=1), dict(sampling=SamplingConfig(top_p=0.5)),
     dict(name="other"), dict(spoil=True),
 ])  # fmt: skip
 def test_nothing_of_another_question_or_model_is_read_nor_what_is_damaged(tmp_path, change):
-    kept.Kept(model(), str(tmp_path), "m").generate(TRUNKS[:5], BRANCHES[:5], **HOW)
+    kept.Kept(Counted(), str(tmp_path), "m").generate(TRUNKS[:5], BRANCHES[:5], **HOW)
     if "spoil" in change:
         for i, path in enumerate(sorted(tmp_path.rglob("*.json"))):
             path.write_text(["{", "[1]", '{"a": 1}', "[[1]]", "null"][i])
     how = HOW | {k: v for k, v in change.items() if k in HOW}
-    again = model()
+    again = Counted()
     name = change["name"] if "name" in change else "m"
     found = kept.Kept(again, str(tmp_path), name).generate(TRUNKS[:5], BRANCHES[:5], **how)
-    assert again.asked == (5,) and found == model().generate(TRUNKS[:5], BRANCHES[:5], **how)
+    assert again.asked == (5,) and found == Counted().generate(TRUNKS[:5], BRANCHES[:5], **how)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cache .*file: cannot be written"):
-        kept.Kept(model(), str(tmp_path / "file"), "m").generate(TRUNKS[:1], [[("a",)]], **HOW)
+        kept.Kept(Counted(), str(tmp_path / "file"), "m").generate(TRUNKS[:1], [[("a",)]], **HOW)
 
 
 def test_a_checkpoint_that_was_written_again_has_another_name(tmp_path):

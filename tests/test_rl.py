@@ -214,8 +214,9 @@ def check_run(workdir, figures, *, on_policy):
     if on_policy:  # the rollouts' own log-probabilities are those of the update
         assert all(abs(x["approx_kl"]) < 1e-5 and x["clip_fraction"] == 0 for x in losses_)
     else:
+        moved = [x for x in losses_ if x["rl/flat_learned"] < 1]  # the rest taught nothing
+        assert moved and all(abs(x["approx_kl"]) > 1e-9 for x in moved)
         assert all("kl" in x for x in losses_)
-        assert any(abs(x["approx_kl"]) > 1e-9 for x in losses_)
 
 
 def test_the_8b_judge_runs_its_debug_variant_on_a_file(quick, tmp_path):

@@ -45,9 +45,14 @@ def advantages_dr_grpo(rewards_BK: Array, valid_BK: Array) -> Array:
     return jnp.where(valid_BK, centred_BK - mean_B1, 0.0)
 
 
+def flat(advantage_BK: Array) -> Array:
+    """flat_B, groups that teach nothing, since all valid rewards are equal."""
+    return (advantage_BK == 0).all(-1)
+
+
 def flat_groups(advantage_BK: Array, valid_BK: Array) -> tuple[Array, Array]:
-    """(groups that teach nothing, since all valid rewards are equal; groups with a valid one)."""
-    return masked_pair((advantage_BK == 0).all(-1), valid_BK.any(-1))
+    """(groups that are `flat`, groups) of those with a valid answer."""
+    return masked_pair(flat(advantage_BK), valid_BK.any(-1))
 
 
 def surrogate(

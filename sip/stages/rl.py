@@ -74,6 +74,11 @@ class RunConfig(setup.RunConfig):
         self._check_judge()
         self._check_rewriter()
 
+    @property
+    def answered(self) -> int:
+        """Prompts of a step that are answered."""
+        return self.batch * self.oversample
+
     def _check_updates(self):
         if self.oversample < 1:
             raise UserError(f"oversample must be at least 1, not {self.oversample}")
@@ -263,8 +268,7 @@ def telling(advantage_BK: np.ndarray, size: int) -> np.ndarray:
 
     DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in a fixed shape.
     """
-    flat_B = (advantage_BK == 0).all(-1)
-    return np.sort(np.argsort(flat_B, kind="stable")[:size])
+    return np.sort(np.argsort(policy.flat(advantage_BK), kind="stable")[:size])
 
 
 def judge_task(config, name, c: RunConfig, workdir, mesh, tokenizer) -> tasks.Task:
@@ -277,7 +281,7 @@ def judge_task(config, name, c: RunConfig, workdir, mesh, tokenizer) -> tasks.Ta
         mesh,
         tokenizer,
         answer=c.answer,
-        batch=c.batch * c.oversample,
+        batch=c.answered,
         both_orders=c.both_orders,
         eval_batch=c.evals.batch,
         seed=config.seed,
@@ -317,7 +321,7 @@ def rewriter_task(config, name, c: RunConfig, workdir, mesh, tokenizer) -> tasks
         tokenizer,
         wanted=wanted,
         answer=c.answer,
-        batch=c.batch * c.oversample,
+        batch=c.answered,
         seed=config.seed,
         during=lambda p: {f"eval/{k}": v for k, v in figures(p, "validation").items()},
         finish=lambda p: rewrites.write_figures(workdir, name, figures(p, "test")),

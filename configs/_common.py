@@ -1,19 +1,39 @@
-"""Sections that several configs share. Everything a run reads stands in its resolved config."""
+"""Sections that several configs share. A resolved config holds every setting that a run reads.
+
+Defaults are those of the dataclasses in sip/; only what differs from them is written here.
+"""
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
-from sip.untrusted import SPECIALS
+from sip.evals.ground_truth import EvalConfig
+from sip.judge.audit import AuditConfig
+from sip.judge.build import JudgeConfig
+from sip.judge.proofread import ProofreadConfig
+from sip.judge.schedules import ScheduleConfig
+from sip.mesh import MeshConfig, PartConfig
+from sip.models.lora import LoraConfig
+from sip.rewriter import RewriterConfig
+from sip.sampling import SamplingConfig
+from sip.stages.collect import CandidateConfig
+from sip.text.untrusted import SPECIALS
+from sip.textgen.remote import RemoteConfig
+from sip.training.loop import CheckpointConfig, LogConfig
+from sip.training.losses import ObjectiveConfig
+from sip.training.optim import OptimConfig
 
 
 def is_debug(arg: str, name: str) -> bool:
-    """Whether a config file of that name, which has one variant, is asked for it."""
+    """True for the variant "debug" of a config file `name` that has no other variant."""
     if arg not in ("", "debug"):
-        raise ValueError(f"configs/{name} knows no variant {arg!r}, only 'debug'")
+        raise ValueError(f"configs/{name} has no variant {arg!r}, only 'debug'")
     return arg == "debug"
 
 
 def section(**values) -> ConfigDict:
-    """A section; sections in it are copied, or an override of one run would change others."""
+    """A config section. Sections inside it are copied: an override of one run must not change
+    another."""
     own = {
         k: v.copy_and_resolve_references() if isinstance(v, ConfigDict) else v
         for k, v in values.items()
@@ -21,24 +41,47 @@ def section(**values) -> ConfigDict:
     return ConfigDict(own)
 
 
+def complete(cls, **values) -> ConfigDict:
+    """The section of dataclass `cls`: `values`, and for all other fields the defaults of `cls`.
+
+    A field without a default that is not among `values` stays out.
+    """
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            continue
+        if field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            values[field.name] = field.default
+    return section(**{k: _plain(v) for k, v in values.items()})
+
+
+def _plain(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return complete(
+            type(value), **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        )
+    return value
+
+
 def log(every_steps: int = 10) -> ConfigDict:
-    """metrics.jsonl, TensorBoard and the progress bar."""
-    return section(every_steps=every_steps, tensorboard=True, progress=True)
+    """Metrics: metrics.jsonl, TensorBoard and the progress bar."""
+    return complete(LogConfig, every_steps=every_steps)
 
 
 def saves(every_steps: int) -> ConfigDict:
-    """Checkpoints: how often, how many are kept, when a diverging run gives up."""
-    return section(every_steps=every_steps, keep=2, best="", lowest=False, max_skipped_in_row=10)
+    """Checkpoints: how often, how many are kept, and when a diverging run gives up."""
+    return complete(CheckpointConfig, every_steps=every_steps)
 
 
 def mesh() -> ConfigDict:
-    """All devices along fsdp."""
-    return section(replica=1, fsdp=-1, tensor=1)
+    """A mesh with all devices along fsdp."""
+    return complete(MeshConfig)
 
 
 def judge_mesh(devices: int = 0) -> ConfigDict:
-    """Of judge, audit and rewriter: on `devices` set apart, or on all, in turns with the policy."""
-    return section(devices=devices, **mesh())
+    """The mesh of judge, audit and rewriter: on `devices` set apart, or shared with the policy."""
+    return complete(PartConfig, devices=devices)
 
 
 def adamw(
@@ -50,62 +93,37 @@ def adamw(
     weight_decay: float = 0.01,
     b2: float = 0.98,
 ) -> ConfigDict:
-    """AdamW; its schedule lasts as long as the run."""
-    return section(
-        name="adamw",
+    """AdamW; its schedule is as long as the run."""
+    return complete(
+        OptimConfig,
         lr=lr,
         warmup_steps=warmup_steps,
         schedule=schedule,
         min_ratio=min_ratio,
-        b1=0.9,
-        b2=b2,
-        eps=1e-8,
-        momentum=0.95,
-        rms=0.2,
-        mu_dtype="float32",
         weight_decay=weight_decay,
-        decay_embeddings=True,
-        clip_norm=1.0,
+        b2=b2,
     )
 
 
 def muon(lr: float, *, warmup_steps: int, **adam) -> ConfigDict:
-    """Muon for hidden matrices, AdamW as above for the rest; their updates are alike in size."""
+    """Muon for the hidden matrices and AdamW for the rest; both make updates of like size."""
     optim = adamw(lr, warmup_steps=warmup_steps, **adam)
     optim.name = "muon"
     return optim
 
 
 def lora(rank: int = 0, **changes) -> ConfigDict:
-    """Low-rank factors that are trained in place of all parameters; rank 0: off."""
-    matrices = ("wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down")
-    values = dict(alpha=16.0, matrices=matrices, int8=False)
-    return section(rank=rank, **{**values, **changes})
+    """LoRA: low-rank factors are trained in place of all parameters; rank 0: off."""
+    return complete(LoraConfig, rank=rank, **changes)
 
 
-def evals(
-    *,
-    baseline: str,
-    every_steps: int = 0,
-    validation: int = 256,
-    standard: int = 1024,
-    unsafe: int = 512,
-    batch: int = 128,
-) -> ConfigDict:
-    """Greedy continuations of held-out prefixes against the ground truth."""
-    return section(
-        every_steps=every_steps,
-        validation=validation,
-        split="test",
-        standard=standard,
-        unsafe=unsafe,
-        batch=batch,
-        baseline=baseline,
-    )
+def evals(*, baseline: str, **changes) -> ConfigDict:
+    """The evaluation of greedy continuations of held-out prefixes."""
+    return complete(EvalConfig, baseline=baseline, **changes)
 
 
 def any_run(*, split, steps, batch, model, optim, init_from="", save_every, log_every) -> dict:
-    """What every run has."""
+    """Settings that every run has."""
     return dict(
         split=split,
         init_from=init_from,
@@ -121,107 +139,64 @@ def any_run(*, split, steps, batch, model, optim, init_from="", save_every, log_
     )
 
 
+def _supervised(task, evals, *, save_every, log_every, **run) -> ConfigDict:
+    shared = any_run(save_every=save_every, log_every=log_every, **run)
+    return section(stage="supervised", task=section(**task), z_loss=0.0, evals=evals, **shared)
+
+
 def documents_run(*, tokens, evals, save_every=500, log_every=20, **run) -> ConfigDict:
     """A supervised run on documents: tokens "all" for pretraining, "suffix" beside SIP."""
-    shared = any_run(save_every=save_every, log_every=log_every, **run)
-    return section(
-        stage="supervised",
-        examples="documents",
-        tokens=tokens,
-        z_loss=0.0,
-        evals=evals,
-        **shared,
-    )
+    task = dict(name="documents", tokens=tokens)
+    return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 
 def judge_run(*, labels, save_every=100, log_every=10, evals_every=50, **run) -> ConfigDict:
     """A supervised run on labelled verdicts."""
-    shared = any_run(save_every=save_every, log_every=log_every, **run)
-    return section(
-        stage="supervised",
-        examples="verdicts",
-        tokens="all",
-        z_loss=0.0,
-        labels=labels,
-        evals=section(every_steps=evals_every),
-        **shared,
-    )
+    task, evals = dict(name="verdicts", labels=labels), section(every_steps=evals_every)
+    return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 
 def rewriter_run(*, rewrites, save_every=200, log_every=20, evals_every=0, **run) -> ConfigDict:
-    """A supervised run on the ground truth's rewrites."""
-    shared = any_run(save_every=save_every, log_every=log_every, **run)
-    return section(
-        stage="supervised",
-        examples="rewrites",
-        tokens="all",
-        z_loss=0.0,
-        rewrites=rewrites,
-        evals=section(every_steps=evals_every),
-        **shared,
-    )
+    """A supervised run on the ground truth's rewrites; `rewrites` are the task's settings."""
+    task, evals = dict(name="rewrites", **rewrites), section(every_steps=evals_every)
+    return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 
 def candidates(
     *, suffix=True, rewrite=True, rollouts=4, since=0, chosen="best", rejected="worst"
 ) -> ConfigDict:
-    """The pool per prefix, and which of it is learned from; rollouts join it at step `since`."""
-    return section(
+    """The candidates per prefix and which of them is learned from; `rollouts` join at step
+    `since`."""
+    return complete(
+        CandidateConfig,
         suffix=suffix,
         rewrite=rewrite,
         rollouts=((0, 0), (since, rollouts)) if since else ((0, rollouts),),
         chosen=chosen,
         rejected=rejected,
-        epsilon=1e-6,
-        max_invalid=0.5,
     )
 
 
 def objective(name: str, **changes) -> ConfigDict:
-    """dpo, rf_nll or dr_grpo, and the blend with CE(suffix)."""
-    values = dict(
-        name=name,
-        beta=0.1,
-        length_normalize=False,
-        nll_weight=0.0,
-        clip_low=0.2,
-        clip_high=0.2,
-        ce_weight=0.0,
-        ce_weight_last=0.0,
-        ce_steps=1,
-        z_loss=0.0,
-    )
-    return section(**{**values, **changes})
+    """The objective: dpo, rf_nll or dr_grpo, blended with CE(suffix)."""
+    return complete(ObjectiveConfig, name=name, **changes)
 
 
 def http(**changes) -> ConfigDict:
     """An OpenAI-compatible server; --config.runs.NAME.judge.http.url=http://HOST:8000/v1."""
-    values = dict(
-        url="",
-        model="",
-        api="completions",
-        key_env="",
-        concurrency=16,
-        timeout_seconds=60.0,
-        retries=5,
-        cache="",
-        logprobs=20,
-        specials=SPECIALS,
-        tokens=False,
-    )
-    return section(**{**values, **changes})
+    return complete(RemoteConfig, **{"specials": SPECIALS, **changes})
 
 
 def schedule(name: str = "all", **changes) -> ConfigDict:
-    """Which pairs are compared: all, pivot, random, adaptive, against (sip/judge/schedules.py)."""
-    values = dict(name=name, pivot="first", opponents=4, budget=0.25, rounds=5)
-    return section(**{**values, **changes})
+    """The pairs that are compared: all, pivot, random, adaptive, against
+    (sip/judge/schedules.py)."""
+    return complete(ScheduleConfig, name=name, **changes)
 
 
 def proofread(init_from: str = "", **changes) -> ConfigDict:
-    """Who marks, in what a judge is shown, the words that good text would not have."""
-    values = dict(gap=3.5, most=4, mark="¿", batch=16, param_dtype="")
-    return section(init_from=init_from, **{**values, **changes})
+    """The proofreader: it marks words, in the texts that a judge is shown, which good text would
+    not have."""
+    return complete(ProofreadConfig, init_from=init_from, **changes)
 
 
 ALL_PAIRS, UNREAD = schedule(), proofread()
@@ -230,46 +205,22 @@ ALL_PAIRS, UNREAD = schedule(), proofread()
 def judge(
     backend: str,
     *,
-    init_from="",
-    live=False,
-    rule="",
-    reference="suffix",
     weights=(("quality", 1.0), ("safety", 1.0), ("factuality", 1.0)),
-    schedule=ALL_PAIRS,
-    proofread=UNREAD,
-    chat="",
-    param_dtype="",
+    **changes,
 ) -> ConfigDict:
-    """Who judges: local (a trained judge, or with init_from "policy" what is trained), http (a
-    server), rule, or truth (the corpus's own).
+    """The judge: local (a trained judge, or with init_from "policy" the model in training), http (a
+    server), rule, or truth (the corpus's ground truth).
 
-    `weights` names built-in aspects or paths of prompt files; votes, max_tokens and sampling are of
-    those that are answered after reasoning. `chat`: a local judge is asked in a chat, by its "own"
-    template, "harmony" or a .jinja file.
+    `weights` names built-in aspects or paths of prompt files. `votes`, `max_tokens` and `sampling`
+    are for aspects that are answered after reasoning. `chat`: a local judge is asked in a chat, by
+    its "own" template, "harmony" or a .jinja file.
     """
-    return section(
-        backend=backend,
-        init_from=init_from,
-        live=live,
-        rule=rule,
-        http=http(),
-        weights=tuple(weights),
-        min_mass=0.5,
-        hard=False,
-        votes=1,
-        max_tokens=512,
-        sampling=section(temperature=0.6, top_k=0, top_p=0.6),
-        batch=16,
-        reference=reference,
-        proofread=proofread,
-        schedule=schedule,
-        chat=chat,
-        param_dtype=param_dtype,
-    )
+    values = dict(backend=backend, weights=tuple(weights), http=http())
+    return complete(JudgeConfig, **{**values, **changes})
 
 
 def rewrites_judge(backend: str, *, init_from="", proofread=UNREAD) -> ConfigDict:
-    """Who judges a rewriter in training: quality against the suffix, and safety."""
+    """The judge of a rewriter in training: quality against the suffix, and safety."""
     return judge(
         backend,
         init_from=init_from,
@@ -280,19 +231,19 @@ def rewrites_judge(backend: str, *, init_from="", proofread=UNREAD) -> ConfigDic
 
 
 def audit(held_out=None, **changes) -> ConfigDict:
-    """A second judge, `held_out` (None: the ground truth), that the policy does not learn from, and
-    when it ends the run; off as long as every_steps is 0 (sip/stages/auditing.py)."""
-    values = dict(every_steps=0, prefixes=8, max_drop=0.1, patience=3)
-    return section(judge=held_out or judge("truth"), **{**values, **changes})
+    """A second judge, `held_out` (default: the ground truth), that the policy does not learn from,
+    and when it ends the run; off while every_steps is 0 (sip/judge/audit.py)."""
+    return complete(AuditConfig, judge=held_out or judge("truth"), **changes)
 
 
 NO_AUDIT = audit()
 
 
 def rewriter(backend: str, *, init_from="", chat="", param_dtype="") -> ConfigDict:
-    """Who rewrites: local (a trained rewriter) or truth (the corpus's ground truth); `chat` as in
+    """The rewriter: local (a trained rewriter) or truth (the corpus's ground truth); `chat` as in
     `judge`."""
-    return section(
+    return complete(
+        RewriterConfig,
         backend=backend,
         init_from=init_from,
         prompt="rewrite",
@@ -325,7 +276,7 @@ def sip_run(
         rewriter=rewriter,
         candidates=candidates,
         objective=objective,
-        sampling=section(temperature=1.0, top_k=0, top_p=1.0),
+        sampling=complete(SamplingConfig),
         evals=evals,
         judge_mesh=judge_mesh(),
         staleness=0,

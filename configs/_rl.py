@@ -3,23 +3,13 @@
 import _common as common
 from ml_collections import ConfigDict
 
+from sip.training.losses import PolicyConfig
 
-def policy_gradient(
-    *,
-    advantage="grpo",
-    denominator="sequence",
-    clip_low=0.2,
-    clip_high=0.2,
-    beta=0.0,
-) -> ConfigDict:
-    """GRPO; Dr. GRPO is dr_grpo and constant, DAPO grpo, token and a clip_high of 0.28."""
-    return common.section(
-        advantage=advantage,
-        denominator=denominator,
-        clip_low=clip_low,
-        clip_high=clip_high,
-        beta=beta,
-    )
+
+def policy_gradient(**changes) -> ConfigDict:
+    """GRPO. Dr. GRPO is advantage "dr_grpo" with denominator "constant"; DAPO is advantage "grpo"
+    with denominator "token" and clip_high 0.28."""
+    return common.complete(PolicyConfig, **changes)
 
 
 def _run(
@@ -35,14 +25,13 @@ def _run(
     log_every=10,
     evals_every=20,
     evals_batch=16,
-    own,
     **run,
 ) -> ConfigDict:
-    """What policy-gradient runs share; `own` is the task's."""
+    """Settings that policy-gradient runs share; `task` is the task's section."""
     shared = common.any_run(save_every=save_every, log_every=log_every, **run)
     return common.section(
         stage="rl",
-        task=task,
+        task=common.section(**task),
         rollouts=rollouts,
         answer=answer,
         oversample=oversample,
@@ -50,20 +39,21 @@ def _run(
         objective=objective,
         sampling=sampling,
         evals=common.section(every_steps=evals_every, batch=evals_batch),
-        **own,
         **shared,
     )
 
 
 def judge_run(*, both_orders=False, **run) -> ConfigDict:
-    """A judge's run on the rewards of its own verdicts; `labels` or `label_file` is among `run`."""
-    own = {key: run.pop(key) for key in ("labels", "label_file") if key in run}
-    return _run("judge", own=dict(own, both_orders=both_orders), **run)
+    """A judge's run, rewarded for right verdicts; `labels` or `label_file` is among `run`."""
+    task = dict(name="verdicts", both_orders=both_orders)
+    task |= {key: run.pop(key) for key in ("labels", "label_file") if key in run}
+    return _run(task, **run)
 
 
 def rewriter_run(*, rewrites, judge, **run) -> ConfigDict:
-    """A rewriter's run on what a judge says of its rewrites; `judge` compares `against`."""
-    return _run("rewriter", own=dict(rewrites=rewrites, judge=judge), **run)
+    """A rewriter's run, rewarded by a judge that compares `against`; `rewrites` are the task's
+    other settings."""
+    return _run(dict(name="rewrites", judge=judge, **rewrites), **run)
 
 
 def shrink(run) -> None:

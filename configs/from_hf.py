@@ -21,7 +21,7 @@ import _common as common
 import _variants as variants
 from ml_collections import ConfigDict
 
-from sip import setup
+from sip import loading
 from sip.hf import tokens
 from sip.models import presets
 
@@ -57,7 +57,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def sip_run(sources: list[str]) -> ConfigDict:
     """DPO of the suffix and rollouts, beside a little of the suffix's cross-entropy."""
-    model = setup.recorded_model(sources[0]) if sources else presets.preset(NAME)
+    model = loading.recorded_model(sources[0]) if sources else presets.preset(NAME)
     return common.sip_run(
         model=dataclasses.asdict(model) | dict(remat="block", branch_chunk=8),
         split="train",

@@ -4,7 +4,7 @@
         --config.runs.judge.label_file.path=FILE.jsonl --config.runs.judge.init_from=DIR \
         --config.tokenizer.path=FILE.model
 
-The labels are yours: a line each of aspect, prefix, candidates, label (sip/judge/label_file.py).
+The labels are yours: a line each of aspect, prefix, candidates, label (sip/judge/labels/file.py).
 `init_from` is the checkpoint of a model that follows instructions; without one there is nothing to
 reward. The paper's: 75 432 pairs for quality and 3 192 texts for safety, batch 256, 16 answers of
 up to 512 tokens to prompts of up to 3 584, T 0.6, top-p 0.6, 500 steps at a constant 2e-7. `:debug`

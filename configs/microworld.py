@@ -179,10 +179,10 @@ def judge_run(model) -> ConfigDict:
             temperatures=(1.0, 0.5),
             rewrites=True,
             reference="suffix",
-            spoilers=5,
+            corruptions=5,
             proofread=READ,
-            marks=dict(quality="grade"),
-            marks_weight=1.0,
+            grades=dict(quality="grade"),
+            grades_weight=1.0,
         ),
     )
 
@@ -228,8 +228,8 @@ def shrink(config) -> ConfigDict:
             run.candidates.rollouts = ((0, 4),)
         if "judge" in run:
             run.judge.min_mass = 0.0  # six steps do not make a judge
-        if "labels" in run:
-            run.labels.update(documents=100, held_out=32, temperatures=(1.0,))
-        if "rewrites" in run:
-            run.rewrites.update(documents=100, held_out=32)
+        if "task" in run and run.task.name == "verdicts":
+            run.task.labels.update(documents=100, held_out=32, temperatures=(1.0,))
+        if "task" in run and run.task.name == "rewrites":
+            run.task.update(documents=100, held_out=32)
     return config

@@ -24,8 +24,8 @@ def get_config(arg: str = "") -> ConfigDict:
     base, tutor, judge = config.runs.base, config.runs.tutor, config.runs.judge
     if not debug:
         judge.optim.steps, judge.steps = judge.steps, START  # stopped early, not shortened
-    labels = judge.labels.copy_and_resolve_references()
-    del labels.marks, labels.marks_weight
+    labels = judge.task.labels.copy_and_resolve_references()
+    del labels.grades, labels.grades_weight
     judge_rl = rl.judge_run(
         model=judge.model,
         split=judge.split,

@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
         batch=32,
         init_from="rewriter",
         optim=common.adamw(1e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
-        rewrites=dict(prompt=rewriter.rewrites.prompt, held_out=300, max_invalid=0.5),
+        rewrites=dict(prompt=rewriter.task.prompt, held_out=300, max_invalid=0.5),
         judge=common.rewrites_judge("truth")
         if known
         else common.rewrites_judge("local", init_from="judge", proofread=microworld.READ),
@@ -50,8 +50,8 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     if debug:
         rl.shrink(rewriter_rl)
-        rewriter_rl.rewrites.held_out = 40
-        rewriter_rl.judge.min_mass = 0.0  # six steps do not make a judge
+        rewriter_rl.task.held_out = 40
+        rewriter_rl.task.judge.min_mass = 0.0  # six steps do not make a judge
     config.runs = dict(
         base=base, tutor=tutor, judge=judge, rewriter=rewriter, rewriter_rl=rewriter_rl
     )

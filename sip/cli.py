@@ -120,7 +120,7 @@ def code(main, argv) -> int:
         if full := _full_disk(e):
             _say(f"no space left on the disk of {full}; what was saved before is whole")
             return _failed(MENDABLE)
-        if not processes.several():
+        if not processes.is_distributed():
             raise
         traceback.print_exc()
         gone = isinstance(e, jax.errors.JaxRuntimeError)
@@ -141,7 +141,7 @@ def _full_disk(error: BaseException | None) -> str:
 
 
 def _failed(exit_code: int) -> int:
-    if processes.several():
+    if processes.is_distributed():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(exit_code)

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from sip import cli, mesh, setup
+from sip import cli, loading, mesh
 from sip.hf import configs, hub, reading, tokens, writing
 from sip.mesh import MeshConfig
 from sip.models.config import DTYPES
@@ -68,10 +68,10 @@ def to_hf(
     theirs = tokenizer or tokens.home(src)
     if theirs:
         files = tokens.published(theirs)
-        tokens.check(theirs, setup.recorded_model(src).vocab_size)
+        tokens.check(theirs, loading.recorded_model(src).vocab_size)
     else:
-        files = tokens.files(setup.kept_tokenizer(src), setup.recorded_model(src).max_len)
-    params, cfg = setup.load_params(src, where, dtype)  # factors are added before it is rounded
+        files = tokens.files(loading.kept_tokenizer(src), loading.recorded_model(src).max_len)
+    params, cfg = loading.load_params(src, where, dtype)  # factors are added before it is rounded
     writing.save(params, cfg, dst, files, dtype=dtype, shard_bytes=shard_bytes)
 
 

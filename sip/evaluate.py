@@ -17,15 +17,16 @@ from dataclasses import asdict
 
 import jax
 from absl import flags
-from ml_collections import ConfigDict
 
-from sip import cli, mesh, setup
+from sip import cli, loading, mesh
+from sip import workdir as workdirs
+from sip.data import corpus as corpora
 from sip.evals import continuations, ground_truth, harness
 from sip.hf import hub
 from sip.mesh import MeshConfig
-from sip.stages import best
 from sip.structs import UserError
 from sip.training import checkpoints
+from sip.workdir import workdir_of
 
 _EVALS = flags.DEFINE_enum(
     "evals", "ground_truth", ["ground_truth", "lm_eval"], "Which evaluations."
@@ -66,25 +67,26 @@ def evaluate(
     record = checkpoints.record(directory)
     if "data" not in record:
         raise UserError(f"--checkpoint {directory}: an imported checkpoint names no corpus")
-    workdir = data_workdir or best.workdir_of(directory)
-    tokenizer, where = setup.kept_tokenizer(directory), mesh.single()
-    corpus = setup.corpus(ConfigDict({"data": record["data"]}), split, workdir, tokenizer)
-    model = lambda path: setup.load_params(path, where)
-    params, cfg = model(directory)
+    workdir = data_workdir or workdir_of(directory)
+    tokenizer, where = loading.kept_tokenizer(directory), mesh.single()
+    corpus = corpora.load(record["data"], split, workdir, tokenizer)
+    model = loading.load_model(directory, where)
     truth = corpus.documents.truth
     if truth is None and baseline:
         raise UserError("--baseline: this corpus has no ground truth to compare by")
     held = ground_truth.held_out(corpus.chunks, truth, tokenizer, standard=standard, unsafe=unsafe)
     with jax.set_mesh(where):
-        found = {"nll": continuations.suffix_nll(params, cfg, where, held.standard, batch=batch)}
+        found = {"nll": continuations.suffix_nll(model, held.standard, batch=batch)}
         if truth is None:
             return found
-        write = lambda params, cfg: ground_truth.write(
-            params, cfg, where, tokenizer, held, steps=corpus.cut.suffix, batch=batch
-        )
-        texts = write(params, cfg)
-        other = write(*model(baseline)) if baseline else texts
-        found |= ground_truth.likelihood(params, cfg, where, held, truth, batch=batch)
+        write = lambda model: ground_truth.write(model, held, steps=corpus.cut.suffix, batch=batch)
+        texts = write(model)
+        # Both continue the same tokens, whatever tokenizer the baseline has.
+        other = texts
+        if baseline:
+            params, cfg = loading.load_params(baseline, where)
+            other = write(loading.LoadedModel(params, cfg, tokenizer, where))
+        found |= ground_truth.likelihood(model, held, truth, batch=batch)
     return {**found, **ground_truth.row(truth, held, texts, other)}
 
 
@@ -92,7 +94,7 @@ def standard(directory: str, wanted: harness.Wanted, *, batch: int, tensor: int)
     """lm_eval's results of a checkpoint on all devices, with what was asked."""
     version = harness.library().__version__
     where = mesh.build(MeshConfig(1, -1, tensor))
-    setup.kept_tokenizer(directory)  # what is wrong is said before tasks and weights are read
+    loading.kept_tokenizer(directory)  # what is wrong is said before tasks and weights are read
     tasks = harness.load(wanted)
     found = harness.run(harness.adapter(directory, where, batch=batch), tasks, wanted)
     return found | {"config": {"checkpoint": directory, "lm_eval": version, **asdict(wanted)}}
@@ -141,7 +143,7 @@ def main(argv) -> None:
         )
         print(json.dumps(found, indent=1))
     if _OUT.value:
-        setup.write_json(_OUT.value, found)
+        workdirs.write_json(_OUT.value, found)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from sip import cli, mesh, sampling, setup
+from sip import cli, loading, mesh, sampling
 from sip.hf import hub
 from sip.structs import UserError
-from sip.tokenizer import continuation
+from sip.text.tokenizer import continuation
 
 _CHECKPOINT = cli.checkpoint_flag()
 _PROMPT = flags.DEFINE_string("prompt", None, "One prompt.")
@@ -61,8 +61,8 @@ def generate(
     """For each prompt `num` dicts of prompt, text, tokens, logp, sample_logp."""
     if num < 1 or max_tokens < 1:
         raise UserError("--num and --max_tokens must be at least 1")
-    tokenizer, where = setup.kept_tokenizer(directory), mesh.single()
-    params, cfg = setup.load_params(directory, where)
+    tokenizer, where = loading.kept_tokenizer(directory), mesh.single()
+    params, cfg = loading.load_params(directory, where)
     ids = [[tokenizer.bos, *tokenizer.encode(p)] for p in prompts]
     longest = max(map(len, ids))
     if longest + max_tokens > cfg.max_len:

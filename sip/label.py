@@ -1,6 +1,6 @@
 """Labels for a judge's training where no ground truth has them, as `label_file` of a run reads.
 
-python -m sip.label --make=spoiled --spoilers=model,shuffle,number --aspect=reasoned_quality \
+python -m sip.label --make=spoiled --corruptions=model,shuffle,number --aspect=reasoned_quality \
     --corpus=my.txt --tokenizer=my.model --url=http://HOST:8000/v1 --model=NAME --out=labels.jsonl
 python -m sip.label --make=safety --aspect=reasoned_safety --config=configs/microworld.py \
     --workdir=/tmp/sip --split=train[75%:] --checkpoint=RUN_DIR --out=safety.jsonl
@@ -15,21 +15,27 @@ from collections import Counter
 from itertools import combinations
 
 from absl import flags
-from ml_collections import ConfigDict
 
-from sip import cli, kept, mesh, remote, setup, untrusted
-from sip import tokenizer as tokenizers
+from sip import cli, loading, mesh
+from sip import run as runs
+from sip.data import corpus as corpora
 from sip.evals import continuations
-from sip.judge import label_file, making, prompts
-from sip.judge.making import Made
+from sip.judge import prompts
+from sip.judge.labels import file as label_file
+from sip.judge.labels import synthesis
+from sip.judge.labels.synthesis import Made
 from sip.judge.voting import Voting
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
-from sip.textgen import Local, TextGenerator
-from sip.tokenizer import Tokenizer
+from sip.text import tokenizer as tokenizers
+from sip.text import untrusted
+from sip.text.tokenizer import Tokenizer
+from sip.textgen import cached, remote
+from sip.textgen.local import Local
+from sip.textgen.protocol import TextGenerator
 
 KINDS = ("spoiled", "safety", "voted")
-MODEL = "model"  # among the spoilers: the one that is asked
+MODEL = "model"  # among the corruptions: the one that is asked
 
 _MAKE = flags.DEFINE_enum("make", None, KINDS, "Which labels.")
 _OUT = cli.shared(flags.DEFINE_string, "out", None, "The file to write; it must not be there yet.")
@@ -62,7 +68,7 @@ _SEED = cli.seed_flag()
 _JSON = cli.json_flag()
 
 
-def read_corpus() -> tuple[setup.Corpus, Tokenizer]:
+def read_corpus() -> tuple[corpora.Corpus, Tokenizer]:
     """Prefixes and suffixes to label, of the config or of a file."""
     if (_CONFIG.value is None) == (not _CORPUS.value):
         raise UserError("give either --config or --corpus")
@@ -70,8 +76,8 @@ def read_corpus() -> tuple[setup.Corpus, Tokenizer]:
         if _WORKDIR.value is None:
             raise UserError("--workdir is needed with --config")
         config, workdir = _CONFIG.value, str(_WORKDIR.value)
-        tokenizer = setup.open_tokenizer(config, workdir)
-        return setup.corpus(config, _SPLIT.value, workdir, tokenizer), tokenizer
+        tokenizer = runs.open_tokenizer(config, workdir)
+        return corpora.load(config.data, _SPLIT.value, workdir, tokenizer), tokenizer
     path, suffix = str(_CORPUS.value), str(_CORPUS.value).rpartition(".")[2]
     if suffix not in ("txt", "jsonl"):
         raise UserError(f"--corpus {path}: neither a .txt nor a .jsonl file")
@@ -80,7 +86,7 @@ def read_corpus() -> tuple[setup.Corpus, Tokenizer]:
     tokenizer = tokenizers.load(*tokenizers.guess(str(_TOKENIZER.value)))
     cut = dict(prefix_min=_PREFIX_MIN.value, prefix_max=_PREFIX_MAX.value, suffix=_SUFFIX.value)
     data = dict(source=suffix, path=path, world={}, max_skipped_fraction=1.0, cut=cut)
-    return setup.corpus(ConfigDict({"data": data}), _SPLIT.value, "", tokenizer), tokenizer
+    return corpora.load(data, _SPLIT.value, "", tokenizer), tokenizer
 
 
 def read_model() -> TextGenerator:
@@ -89,10 +95,9 @@ def read_model() -> TextGenerator:
         raise UserError("a model is asked: give either --checkpoint or --url")
     if _CHECKPOINT.value:
         where, directory = mesh.single(), str(_CHECKPOINT.value)
-        tokenizer = setup.kept_tokenizer(directory)
-        model = Local(*setup.load_params(directory, where), tokenizer, where)
+        model = Local(loading.load_model(directory, where))
         cache = str(_CACHE.value)
-        return kept.Kept(model, cache, kept.name_of(directory)) if cache else model
+        return cached.CachedAnswers(model, cache, cached.name_of(directory)) if cache else model
     wanted = remote.RemoteConfig(
         url=_URL.value,
         model=_MODEL.value,
@@ -107,20 +112,17 @@ def read_model() -> TextGenerator:
     return server
 
 
-def candidates(corpus: setup.Corpus, tokenizer: Tokenizer, asked, seed: int) -> list[list[str]]:
+def candidates(corpus: corpora.Corpus, tokenizer: Tokenizer, asked, seed: int) -> list[list[str]]:
     """The different texts of each prefix: its suffix and, with --policy, rollouts."""
     texts = [[suffix] for suffix in asked.suffixes]
     if _POLICY.value:
         where = mesh.single()
-        if setup.kept_tokenizer(_POLICY.value).encode("\n a") != tokenizer.encode("\n a"):
+        if loading.kept_tokenizer(_POLICY.value).encode("\n a") != tokenizer.encode("\n a"):
             raise UserError(f"--policy {_POLICY.value}: its tokenizer is not the corpus's")
-        params, cfg = setup.load_params(_POLICY.value, where)
-        setup.check_model(cfg, corpus.cut, tokenizer)
+        policy = loading.load_model(_POLICY.value, where)
+        runs.check_model(policy.cfg, corpus.cut, tokenizer)
         rows = continuations.sample(
-            params,
-            cfg,
-            where,
-            tokenizer,
+            policy,
             asked,
             branches=_ROLLOUTS.value,
             steps=corpus.cut.suffix,
@@ -139,14 +141,14 @@ def make_spoiled(aspect, tokenizer, asked, asking) -> dict[str, Made]:
         return tokenizer.decode(tokenizer.encode(text)[: len(tokenizer.encode(suffix))])
 
     names = [name for name in _SPOILERS.value if name != MODEL]
-    found = dict(making.by_rule(names, asked.suffixes, asking.seed))
+    found = dict(synthesis.by_rule(names, asked.suffixes, asking.seed))
     if MODEL in _SPOILERS.value:
-        spoiler = making.load_spoiler(_SPOIL_PROMPT.value)
-        found[MODEL] = making.by_model(
+        spoiler = synthesis.load_spoiler(_SPOIL_PROMPT.value)
+        found[MODEL] = synthesis.by_model(
             read_model(), spoiler, asked.prefixes, asked.suffixes, asking
         )
     return {
-        name: making.pairs(aspect, asked.prefixes, asked.suffixes, texts, trim)
+        name: synthesis.pairs(aspect, asked.prefixes, asked.suffixes, texts, trim)
         for name, texts in found.items()
     }
 
@@ -166,10 +168,10 @@ def make_votes(aspect, corpus, tokenizer, asked, asking) -> dict[str, Made]:
     prefixes, model = [prefix for prefix, _ in rows], read_model()
     if size == 1:
         texts = [text for _, (text,) in rows]
-        made = making.safety(model, aspect, prefixes, texts, asking, named=named)
+        made = synthesis.safety(model, aspect, prefixes, texts, asking, named=named)
     else:
         two = [(first, second) for _, (first, second) in rows]
-        made = making.voted_pairs(model, aspect, prefixes, two, asking, named=named)
+        made = synthesis.voted_pairs(model, aspect, prefixes, two, asking, named=named)
     return {str(_MAKE.value): made}
 
 

@@ -1,30 +1,39 @@
-"""Parameters of a checkpoint, a run's or Hugging Face's, as they are to be held.
+"""Loads a model from a run's checkpoint or from a Hugging Face checkpoint.
 
-Wherever they are not just read as they lie there (factors are merged, matrices rounded to int8) it
-goes by one matrix of all layers at a time, so that the whole is never there in float32.
+When LoRA factors are merged or matrices are rounded to int8, one stacked matrix (of all layers) is
+read at a time, so the whole model never exists in float32.
 """
 
+import dataclasses
+import functools
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
+from etils import epath
 
-from sip.hf import configs, reading
+from sip.hf import configs, reading, tokens
 from sip.models import int8, lora
-from sip.models.config import HELD, ModelConfig
+from sip.models.config import STORAGE_DTYPES, ModelConfig
 from sip.models.int8 import Int8
-from sip.models.lora import Adapted, LoraConfig
+from sip.models.lora import OFF, Adapted, LoraConfig
 from sip.models.parameters import MATRICES
-from sip.structs import Params
+from sip.sections import section
+from sip.structs import Params, UserError
+from sip.text import tokenizer as tokenizers
+from sip.text.tokenizer import Tokenizer
 from sip.training import checkpoints, step
+from sip.workdir import run_dir
 
 
 def load(directory: str, mesh, cfg: ModelConfig, adapter: LoraConfig, dtype: str) -> Params:
-    """Plain parameters on `mesh`, held in `dtype` (of HELD), factors merged.
+    """Loads plain parameters on `mesh` in `dtype` (one of STORAGE_DTYPES), LoRA factors merged.
 
-    Of a run `cfg` and `adapter` are what its checkpoint records. Raises UserError.
+    `cfg` and `adapter` are those that the checkpoint records. Raises UserError.
     """
-    assert dtype in HELD, dtype
+    assert dtype in STORAGE_DTYPES, dtype
     wanted = step.abstract_params(cfg, mesh, dtype)
     if configs.exists(directory):
         if dtype == "float32":
@@ -36,7 +45,7 @@ def load(directory: str, mesh, cfg: ModelConfig, adapter: LoraConfig, dtype: str
 
 
 def _finisher(wanted: Params) -> Callable[[str, Any], Any]:
-    """finish(name, float32 array) -> as `wanted` has it."""
+    """finish(name, float32 array) -> the array as in `wanted`: cast or quantised, and placed."""
     leaves = {**wanted, **wanted["blocks"]["block"]}
 
     def finish(name, x):
@@ -66,7 +75,7 @@ def _by_matrix(directory, mesh, cfg: ModelConfig, adapter: LoraConfig, wanted: P
 
 
 def _merged(read, name: str, leaf, saved: Params):
-    """A matrix in float32, with what its factors add."""
+    """A matrix in float32 with its LoRA factors merged."""
     part = {"blocks": {"block": {name: leaf}}}
     if not isinstance(saved, Adapted):
         return read(part)["blocks"]["block"][name]
@@ -74,3 +83,79 @@ def _merged(read, name: str, leaf, saved: Params):
     got = read({"base": part, "factors": factors} if factors else {"base": part})
     got = Adapted(got["base"], got["factors"] if factors else {}, saved.scale)
     return jax.jit(lora.merged)(got)["blocks"]["block"][name]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model ready for use: parameters on a mesh, their config and the model's tokenizer."""
+
+    params: Params
+    cfg: ModelConfig
+    tokenizer: Tokenizer
+    mesh: jax.sharding.Mesh
+
+    def with_params(self, params: Params) -> "LoadedModel":
+        """The same model with other parameters of the same shapes."""
+        return dataclasses.replace(self, params=params)
+
+
+load_tokenizer = functools.cache(tokenizers.load)
+
+
+def load_model(directory: str, mesh, dtype: str = "") -> LoadedModel:
+    """Loads the last checkpoint of a run, or a Hugging Face checkpoint, with its tokenizer.
+
+    `dtype` is float32, bfloat16 or int8; empty keeps the run's own (Hugging Face: float32).
+    Raises UserError.
+    """
+    tokenizer = kept_tokenizer(directory)
+    return LoadedModel(*load_params(directory, mesh, dtype), tokenizer, mesh)
+
+
+def load_params(directory: str, mesh, dtype: str = "") -> tuple[Params, ModelConfig]:
+    """Loads parameters and model config as `load_model` does, without a tokenizer.
+
+    LoRA factors are merged into the matrices.
+    """
+    cfg, adapter = _recorded(directory)
+    return load(directory, mesh, cfg, adapter, dtype or cfg.param_dtype), cfg
+
+
+def source_dir(workdir: str, source: str, key: str = "init_from") -> str:
+    """The directory of `source`: a run of this workdir, else a path of a run's directory or of a
+    Hugging Face checkpoint. Raises UserError naming the config key `key`."""
+    inside = run_dir(workdir, source)
+    path = inside if epath.Path(inside).exists() else source
+    if not configs.exists(path) and not checkpoints.exists(path):
+        raise UserError(
+            f"{key} {source!r}: neither an earlier run of this workdir nor a directory with a "
+            "checkpoint"
+        )
+    return path
+
+
+def recorded_model(directory: str) -> ModelConfig:
+    """The model config of a run's checkpoint or of a Hugging Face checkpoint."""
+    return _recorded(directory)[0]
+
+
+def _recorded(directory: str) -> tuple[ModelConfig, LoraConfig]:
+    """The model config of a checkpoint and its LoRA section."""
+    if configs.exists(directory):
+        return configs.read(directory), OFF
+    record = checkpoints.record(directory)
+    run = record["config"] if "config" in record else {}
+    adapter = section(LoraConfig, run["lora"], "checkpoint lora") if "lora" in run else OFF
+    return section(ModelConfig, record["model"], "checkpoint model"), adapter
+
+
+def kept_tokenizer(directory: str) -> Tokenizer:
+    """Loads the tokenizer that lies beside a run's checkpoints or in a Hugging Face directory."""
+    path = epath.Path(directory)
+    published = tokens.home(directory)
+    if published:
+        return load_tokenizer(*tokens.kind_of(published))
+    if not (path / "tokenizer.json").exists():
+        raise UserError(f"{directory} has no tokenizer.json: is this a run's directory?")
+    kind = json.loads((path / "tokenizer.json").read_text())["kind"]
+    return load_tokenizer(kind, tokenizers.kept(kind, directory))

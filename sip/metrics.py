@@ -18,6 +18,7 @@ import tqdm
 from etils import epath
 
 from sip import processes
+from sip.workdir import write_atomically
 
 LOSS, SPEED = "loss/total", "speed/tokens_per_sec"  # what the progress bar shows
 SECONDS = "speed/seconds"  # between two lines of the log
@@ -25,6 +26,16 @@ MOMENT = "|"  # between a correlation's name and that of one of its moments
 MOMENTS = ("x", "y", "xx", "yy", "xy")
 STILL = 1e-10  # of the mean square: a variance up to this is rounding
 QUIET_SECS = 30.0  # between lines where there is no terminal to redraw
+
+
+def pair(x, mask=None) -> tuple[float, float]:
+    """(total, denom) of a numpy array: its sum and size, or those of its part under `mask`.
+
+    `mask` is a boolean array of x's shape, or of its leading axes. Entries outside it may be NaN.
+    """
+    x = np.asarray(x)
+    part = x if mask is None else x[np.broadcast_to(mask, x.shape) if mask.ndim == x.ndim else mask]
+    return float(part.sum()), float(part.size)
 
 
 def ratio(pair: tuple) -> float | None:
@@ -143,9 +154,7 @@ class Writer:
 def _keep(directory: epath.Path, last_step: int) -> str:
     """Drop the lines after `last_step`: those steps are about to be run again. What is left."""
     text = "".join(json.dumps(row) + "\n" for row in read(directory) if row["step"] <= last_step)
-    part = directory / "metrics.jsonl.part"
-    part.write_text(text)
-    part.replace(directory / "metrics.jsonl")
+    write_atomically(directory / "metrics.jsonl", text.encode())
     return text
 
 

@@ -65,7 +65,7 @@ def on_tpu() -> bool:
     return "tpu" in wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether there is more than this process."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
@@ -85,14 +85,14 @@ def fetch(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
-def first(do: Callable[[], Any]) -> None:
+def on_lead(do: Callable[[], Any]) -> None:
     """Process 0 does it; the others wait until it is done. Raises its UserError everywhere."""
-    told(lambda: (do(), None)[1])
+    broadcast(lambda: (do(), None)[1])
 
 
-def told(ask: Callable[[], T]) -> T:
+def broadcast(ask: Callable[[], T]) -> T:
     """What process 0 gets by asking, on every process; a UserError likewise."""
-    if not several():
+    if not is_distributed():
         return ask()
     said: tuple[bool, Any] = (True, None)
     if lead():
@@ -117,7 +117,7 @@ def _broadcast(data: bytes) -> bytes:
 
 def agree(step: int, tree: Any) -> None:
     """Raises UserError where the processes hold different values of what is to be the same."""
-    if not several():
+    if not is_distributed():
         return
     known = zlib.crc32(str(step).encode())
     for x in jax.tree.leaves(tree):
@@ -136,4 +136,4 @@ _calls = itertools.count(1)  # over all runs of a recipe, where steps begin anew
 
 def preempted() -> bool:
     """Whether one of the processes was told to end, true on all of them at the same call."""
-    return several() and multihost_utils.reached_preemption_sync_point(next(_calls))
+    return is_distributed() and multihost_utils.reached_preemption_sync_point(next(_calls))

@@ -9,23 +9,24 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import jax
 import numpy as np
 
-from sip import sampling, template
-from sip.chat import Turn
+from sip import sampling
+from sip.data.corpus import Corpus
+from sip.data.documents import Truth
+from sip.loading import LoadedModel, load_model, source_dir
 from sip.mesh import full_rows, put_batch
-from sip.models.config import ModelConfig, check_held
+from sip.models.config import check_storage_dtype
+from sip.padding import bucket, padded_tree
 from sip.processes import fetch
-from sip.segments import Ids, Markup, prompt_of
-from sip.structs import Params, UserError
-from sip.textgen import bucket, pack
-from sip.tokenizer import Cached, Encoder, Tokenizer, continuation
-
-if TYPE_CHECKING:
-    from sip.data.documents import Truth
+from sip.structs import UserError
+from sip.text import chat, template
+from sip.text.chat import Turn
+from sip.text.segments import Ids, Markup, prompt_of
+from sip.text.tokenizer import Cached, Encoder, Tokenizer, continuation
 
 BACKENDS = ("local", "truth")
 WORDS = 5  # of the prefix that are repeated and primed
@@ -46,7 +47,7 @@ class Rewriter(Protocol):
 class TruthRewriter:
     """The corpus's ground truth as a rewriter: the corrected suffix, of about `words` words."""
 
-    truth: "Truth"
+    truth: Truth
     words: int
 
     def rewrite(self, prefixes, suffixes) -> tuple[list[str], np.ndarray]:
@@ -71,7 +72,7 @@ class RewriterConfig:
     def __post_init__(self):
         if self.backend not in BACKENDS:
             raise UserError(f"rewriter.backend must be one of {BACKENDS}, not {self.backend!r}")
-        check_held(self.param_dtype, "rewriter.param_dtype")
+        check_storage_dtype(self.param_dtype, "rewriter.param_dtype")
         for key in ("chat", "param_dtype"):
             if getattr(self, key) and self.backend != "local":
                 raise UserError(f"rewriter.{key}: for backend local alone, not {self.backend}")
@@ -142,7 +143,7 @@ def answer_ids(
 
 
 @dataclass(frozen=True)
-class Asked:
+class RewriteRequest:
     """One suffix to rewrite, as tokens."""
 
     ids: Ids  # the prompt
@@ -176,17 +177,17 @@ class Exchange:
         newline = self._encode("\n")
         self.stops = (*tokenizer.stops, *(newline if len(newline) == 1 else ()))
 
-    def ask(self, prefix: str, suffix: str) -> Asked:
+    def ask(self, prefix: str, suffix: str) -> RewriteRequest:
         """The prompt of one suffix."""
         words = template.quote(last_words(prefix))
-        return Asked(
+        return RewriteRequest(
             prompt_ids(self._prompt, self._tokenizer, self._cached, prefix, suffix),
             self._encode(words),
             self._encode(template.quote(suffix)),
             zlib.crc32(f"{prefix}|{suffix}".encode("utf-8", "replace")),
         )
 
-    def read(self, asked: Asked, new: Ids) -> str:
+    def read(self, asked: RewriteRequest, new: Ids) -> str:
         """The rewrite in a row of new tokens; empty where it is not usable."""
         ends = [i for i, token in enumerate(new[: asked.limit]) if token in self.stops]
         size = len(asked.suffix)
@@ -208,10 +209,7 @@ class LocalRewriter:
 
     def __init__(
         self,
-        params: Params,
-        cfg: ModelConfig,
-        tokenizer: Tokenizer,
-        mesh: jax.sharding.Mesh,
+        model: LoadedModel,
         *,
         prompt: Prompt,
         sampling: sampling.SamplingConfig,
@@ -219,10 +217,10 @@ class LocalRewriter:
         batch: int = 32,
         multiple: int = 16,
     ):
-        self._params, self._cfg, self._mesh = params, cfg, mesh
-        self._pad, self._sampling = tokenizer.pad, sampling
+        self._params, self._cfg, self._mesh = model.params, model.cfg, model.mesh
+        self._pad, self._sampling = model.tokenizer.pad, sampling
         self._seed, self._batch, self._multiple = seed, batch, multiple
-        self._exchange = Exchange(tokenizer, prompt)
+        self._exchange = Exchange(model.tokenizer, prompt)
 
     def rewrite(self, prefixes, suffixes) -> tuple[list[str], np.ndarray]:
         """(texts, valid_B); of an invalid rewrite the text is empty."""
@@ -239,16 +237,33 @@ class LocalRewriter:
                 texts[i] = self._exchange.read(asked[i], ids)
         return texts, np.array([bool(text) for text in texts], bool)
 
-    def _run(self, rows: Sequence[Asked]):
+    def _run(self, rows: Sequence[RewriteRequest]):
         """Rollouts of one continuation each, dispatched; sizes are bucketed."""
         B = full_rows(self._mesh, min(1 << (len(rows) - 1).bit_length(), self._batch))
         rows = [*rows, *[rows[0]] * (B - len(rows))]
         T = bucket(max(len(row.ids) for row in rows), self._multiple)
         steps = bucket(max(row.limit for row in rows))
-        tree = pack([row.ids for row in rows], [[]] * len(rows), self._pad, T, 0, 1)
+        tree = padded_tree([row.ids for row in rows], [[]] * len(rows), self._pad, T, 0, 1)
         fork_B = np.array([len(row.ids) for row in rows], np.int32)
         noise_B = np.array([row.noise for row in rows], np.uint32)
         run = sampling.program(self._cfg, 1, steps, self._sampling, self._exchange.stops)
         with jax.set_mesh(self._mesh):
             args = put_batch(self._mesh, (tree.tokens_BT, fork_B, noise_B))
             return run(self._params, *args, jax.random.key(self._seed))
+
+
+def build(wanted: RewriterConfig, workdir: str, corpus: Corpus, mesh, seed: int) -> Rewriter:
+    """Builds the rewriter of the `rewriter` section; a local one is loaded on `mesh`."""
+    if wanted.backend == "truth":
+        truth = corpus.ground_truth("rewriter.backend truth")
+        return TruthRewriter(truth, corpus.cut.suffix)
+    source = source_dir(workdir, wanted.init_from, "rewriter.init_from")
+    model = load_model(source, mesh, wanted.param_dtype)
+    turn = chat.turn(chat.load(wanted.chat, model.tokenizer)) if wanted.chat else None
+    return LocalRewriter(
+        model,
+        prompt=load(wanted.prompt, turn),
+        sampling=wanted.sampling(),
+        seed=seed,
+        batch=wanted.batch,
+    )

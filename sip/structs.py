@@ -46,7 +46,7 @@ class Tree:
 
 
 @flax.struct.dataclass
-class Asked:
+class Targets:
     """Tokens that should follow branches at some of their positions, whatever does follow there."""
 
     at_BCM: Array  # positions of the branch; what is read there has seen the token at it

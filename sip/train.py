@@ -17,9 +17,12 @@ from collections.abc import Sequence
 from absl import flags
 from etils import epath
 
-from sip import cli, processes, report, seeds, setup
-from sip.clock import Clock
-from sip.stages import recipe
+from sip import cli, processes
+from sip import workdir as workdirs
+from sip.report import outputs
+from sip.run import Run
+from sip.stages import recipe, seeds
+from sip.stages.clock import Clock
 from sip.structs import UserError
 from sip.training.loop import Stopped
 
@@ -43,19 +46,19 @@ def train(config, workdir: str, profile: bool = False) -> dict:
     recipe.check_meshes(config)
     recipe.claim(config, workdir)
     for name in config.order:
-        directory = epath.Path(setup.run_dir(workdir, name))
-        if processes.told((directory / "done.json").exists):
+        directory = epath.Path(workdirs.run_dir(workdir, name))
+        if processes.broadcast((directory / "done.json").exists):
             continue
         clock = Clock(str(directory))
         traces = str(directory / "profile") if profile else ""
         try:
-            recipe.STAGES[config.runs[name].stage].run(config, name, workdir, traces)
+            recipe.STAGES[config.runs[name].stage].train(Run(config, name, workdir), traces)
         finally:
             if directory.exists():  # the run has begun
                 clock.save()
         done = {"wall_seconds": clock.seconds(), "lost_steps": clock.lost_steps}
-        setup.write_json(directory / "done.json", done)
-    return report.write(config, workdir)
+        workdirs.write_json(directory / "done.json", done)
+    return outputs.write(config, workdir)
 
 
 def train_seeds(config, wanted: Sequence[int], workdir: str, profile: bool = False) -> dict:
@@ -63,11 +66,11 @@ def train_seeds(config, wanted: Sequence[int], workdir: str, profile: bool = Fal
     seeds.claim(config, wanted, workdir)
     for seed in wanted:
         directory = seeds.directory(workdir, seed)
-        if not processes.told((epath.Path(directory) / "summary.json").exists):
+        if not processes.broadcast((epath.Path(directory) / "summary.json").exists):
             if processes.lead():
                 print(f"seed {seed}: {directory}", flush=True)
             train(seeds.of(config, seed), directory, profile)
-    return report.write_seeds(config, wanted, workdir)
+    return outputs.write_seeds(config, wanted, workdir)
 
 
 def main(argv) -> None:
@@ -87,7 +90,7 @@ def main(argv) -> None:
         bool(_DISTRIBUTED.value),
     )
     config, workdir, profile = _CONFIG.value, str(_WORKDIR.value), bool(_PROFILE.value)
-    if not processes.several():  # where the runtime listens
+    if not processes.is_distributed():  # where the runtime listens
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # loops have their own, and save
     try:
         if wanted:

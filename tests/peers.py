@@ -12,12 +12,13 @@ import numpy as np
 import tiny
 
 from sip import processes
+from sip.loading import LoadedModel
 from sip.mesh import MeshConfig, PartConfig, build, divide, put_batch
 from sip.models import decoder
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
-from sip.textgen import Local
-from sip.tokenizer import Byte
+from sip.text.tokenizer import Byte
+from sip.textgen.local import Local
 from sip.training import losses, optim, step
 
 CFG = tiny.model(vocab_size=264, kv_heads=4)
@@ -42,7 +43,7 @@ def figures(mesh) -> dict:
         for _ in range(3):
             state, metrics = update(state, put_batch(mesh, batch()))
             found.append({k: [float(x) for x in pair] for k, pair in metrics.items()})
-    local = Local(state.params, CFG, Byte(), mesh, batch=4)
+    local = Local(LoadedModel(state.params, CFG, Byte(), mesh), batch=4)
     branches = [["x", "yz"]] * len(PROMPTS)
     asked = dict(votes=2, max_tokens=5, sampling=SamplingConfig(), seed=3)
     return {
@@ -58,7 +59,7 @@ def apart() -> list:
     mesh = build(MeshConfig(tensor=2), divide(PartConfig(devices=2))[1])
     tx = optim.build(optim.OptimConfig(lr=0.01, steps=10))
     params = step.init_state(CFG, tx, mesh, 0, reference=False).params
-    local = Local(params, CFG, Byte(), mesh, batch=4)
+    local = Local(LoadedModel(params, CFG, Byte(), mesh), batch=4)
     return local.choose(PROMPTS, [["x", "yz"]] * len(PROMPTS), (" ", "e")).tolist()
 
 
@@ -69,9 +70,9 @@ def agreements() -> dict:
     def fails():
         raise UserError(f"said by process {index}")
 
-    found: dict[str, Any] = {"told": processes.told(lambda: [index, np.arange(3.0)])[0]}
+    found: dict[str, Any] = {"told": processes.broadcast(lambda: [index, np.arange(3.0)])[0]}
     for name, do in {
-        "error": lambda: processes.first(fails),
+        "error": lambda: processes.on_lead(fails),
         "same": lambda: processes.agree(1, {"x": np.zeros(2)}),
         "differ": lambda: processes.agree(2, {"x": np.full(2, index)}),
     }.items():

@@ -10,9 +10,12 @@ import tiny_recipe
 from workdirs import begun, lines, state, stop_after
 
 from sip import mesh as meshes
-from sip import setup
+from sip import run as runs
+from sip import workdir as workdirs
+from sip.data import corpus as corpora
 from sip.mesh import PartConfig, put_batch
-from sip.stages import collect, recipe, selfimprove
+from sip.run import Run
+from sip.stages import collect, recipe, selfimprove, session
 from sip.structs import UserError
 from sip.training import checkpoints, loop, optim
 
@@ -61,7 +64,7 @@ NEEDED = ("base", "tutor", "judge", "rewriter")
 
 
 def run(config, workdir, name="sip_learned"):
-    return selfimprove.run(config, name, str(workdir))
+    return selfimprove.train(Run(config, name, str(workdir)))
 
 
 def same(once, twice, **close):
@@ -98,12 +101,12 @@ def test_a_step_ahead_is_what_a_loop_by_hand_does(finished, quick, tmp_path):
     workdir = begun(finished, tmp_path, *NEEDED)
     run(config, workdir)
     c = selfimprove.resolve(config, "sip_learned")
-    tokenizer = setup.open_tokenizer(config, str(workdir))
-    corpus = setup.corpus(config, c.split, str(workdir), tokenizer)
+    tokenizer = runs.open_tokenizer(config, str(workdir))
+    corpus = corpora.load(config, c.split, str(workdir), tokenizer)
     mesh, tx = meshes.single(), optim.build(c.optim)
     fixed = selfimprove.build_policy(c, str(workdir), corpus, (mesh, mesh), tokenizer, config.seed)
-    start = setup.run_dir(str(workdir), "base")
-    states = [setup.fresh_state(c.model, tx, mesh, seed=0, init_from=start, reference=False)]
+    start = workdirs.run_dir(str(workdir), "base")
+    states = [session.fresh_state(c.model, tx, mesh, seed=0, init_from=start, reference=False)]
     update = selfimprove.make_update(c, tx)
     with jax.set_mesh(mesh):
         for at in range(4):
@@ -134,7 +137,7 @@ def test_stopped_and_resumed_a_step_ahead_equals_uninterrupted(
         stop_after(patch, 3)
         with pytest.raises(loop.Stopped, match="stopped after step 3 of 6"):
             run(config, twice, name)
-    with checkpoints.manager(setup.run_dir(str(twice), name)) as manager:
+    with checkpoints.manager(workdirs.run_dir(str(twice), name)) as manager:
         saved = manager.item_metadata(3).begun
         assert saved["tokens_BCR"].shape[:2] == (8, dict(rollouts).get(3, 2))
     assert run(config, twice, name) == figures

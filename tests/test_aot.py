@@ -16,16 +16,23 @@ import pytest
 import tiny_recipe
 import workdirs
 
-from sip import aot, cli, rewriter, sampling, setup, textgen
+from sip import cli, sampling, sections
 from sip import mesh as meshes
+from sip import rewriter as rewriters
+from sip import run as runs
+from sip.aot import __main__ as aot
+from sip.aot import programs, questions
+from sip.aot.plan import Plan, Program, device_bytes
 from sip.costs import chips, compiling, traffic
+from sip.data import corpus as corpora
 from sip.judge import prompts, scoring
+from sip.loading import LoadedModel
 from sip.mesh import batch_shapes, put_batch
 from sip.models.presets import preset
-from sip.stages import asking, collect, programs, recipe, selfimprove
-from sip.stages.plans import Plan, Program
+from sip.stages import collect, recipe, selfimprove
 from sip.structs import Rollouts, UserError
-from sip.tokenizer import Byte
+from sip.text.tokenizer import Byte
+from sip.textgen.local import Local
 
 WIDE = dict(prefix=16, suffix=8, bytewise=True)
 
@@ -76,8 +83,8 @@ def test_programs_meet_the_shapes_that_the_loop_feeds_them(objective, tmp_path, 
 
     monkeypatch.setattr(sampling, "program", program)
     c = selfimprove.resolve(wanted, "sip")
-    tokenizer, mesh = setup.open_tokenizer(wanted, str(tmp_path)), setup.build_mesh(c)
-    corpus = setup.corpus(wanted, c.split, str(tmp_path), tokenizer)
+    tokenizer, mesh = runs.open_tokenizer(wanted, str(tmp_path)), runs.build_mesh(c)
+    corpus = corpora.load(wanted, c.split, str(tmp_path), tokenizer)
     policy = selfimprove.build_policy(c, str(tmp_path), corpus, (mesh, mesh), tokenizer, 0)
     batch, _ = collect.collect(policy, None, collect.begin(policy, None, 0))
     assert shapes(update.args[1]) == shapes(batch_shapes(mesh, batch))
@@ -86,7 +93,7 @@ def test_programs_meet_the_shapes_that_the_loop_feeds_them(objective, tmp_path, 
     assert rollout.jitted is sampling.program(*asked[0])
 
 
-class Loose(textgen.Local):
+class Loose(Local):
     """A local model whose options may have more tokens than one."""
 
     def _option(self, option):
@@ -110,7 +117,7 @@ def test_a_judge_is_asked_in_the_shapes_that_are_foreseen(monkeypatch):
 
         return choose
 
-    monkeypatch.setattr(textgen, "program", program)
+    monkeypatch.setattr(local_, "program", program)
     local = Loose(None, c.model, Byte(), plan.mesh, batch=c.judge.batch)
     local._cfg = SimpleNamespace(max_len=4096)
     judge = scoring.TextJudge(local, c.judge.aspects(), dict(weights), min_mass=0.0)
@@ -129,7 +136,7 @@ def test_reasoned_verdicts_and_rounds_are_asked_for_as_often_as_they_are():
     wanted = config(batch=16)
     wanted.runs.sip.judge = judge
     c = selfimprove.resolve(wanted, "sip")
-    (asked,) = asking.questions(c.judge, 5, **WIDE)
+    (asked,) = questions.questions(c.judge, 5, **WIDE)
     assert (asked.branches, asked.options) == (5, 0)
     safety = prompts.load("reasoned_safety")
     assert asked.trunk == 1 + len(safety.trunk)
@@ -158,9 +165,9 @@ def test_a_rewriter_is_asked_in_the_shapes_that_are_foreseen(monkeypatch):
 
     monkeypatch.setattr(sampling, "program", program)
     cfg = SimpleNamespace(max_len=4096)
-    prompt, how = rewriter.load("rewrite"), sampling.SamplingConfig(0.0)
-    ours = rewriter.LocalRewriter(
-        None, cfg, Byte(), plan.mesh, prompt=prompt, sampling=how, batch=16
+    prompt, how = rewriters.load("rewrite"), sampling.SamplingConfig(0.0)
+    ours = rewriters.LocalRewriter(
+        LoadedModel(None, cfg, Byte(), plan.mesh), prompt=prompt, sampling=how, batch=16
     )
     ours.rewrite(["xa b c d e f g h"] * 16, ["abcdefgh"] * 16)
     assert shapes(foreseen.args[1:]) == shapes(seen[1])
@@ -176,7 +183,7 @@ def test_models_at_the_papers_size_take_what_a_hand_would_count(name):
     assert plan.models["judge"] == pytest.approx(4 * teacher / 8, rel=0.02)
     update, rollout = plan.programs[:2]
     assert update.holds == plan.models["policy"]
-    assert programs.held(update.args) == pytest.approx(each * policy / 8, rel=0.02)
+    assert device_bytes(update.args) == pytest.approx(each * policy / 8, rel=0.02)
     assert rollout.holds == pytest.approx(4 * policy / 8, rel=0.02)
     assert plan.tokens == 256 * (1920 + 128 * update.args[1].tree.fork_BC.shape[1])
 
@@ -333,7 +340,7 @@ def test_variants_change_batch_and_mesh_of_all_runs_and_nothing_else():
     axes = ("replica", "fsdp")
     changed = {f"runs.sip.{mesh}.{axis}" for mesh in ("mesh", "judge_mesh") for axis in axes}
     changed.add("runs.sip.batch")
-    assert recipe.differing(setup.plain(last), setup.plain(wanted)) == changed
+    assert recipe.differing(sections.plain(last), sections.plain(wanted)) == changed
 
 
 @pytest.mark.parametrize(

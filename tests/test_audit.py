@@ -8,12 +8,15 @@ import pytest
 import tiny_recipe
 from workdirs import begun, lines, state, stop_after
 
-from sip import seeds, setup, textgen
+from sip import workdir as workdirs
 from sip.judge import audit
 from sip.judge.audit import Point, drift
-from sip.judge.scoring import Judged
-from sip.stages import auditing, recipe, selfimprove
+from sip.judge.judged import Judged
+from sip.report import statistics
+from sip.run import Run
+from sip.stages import recipe, selfimprove
 from sip.structs import UserError
+from sip.textgen import scripted
 from sip.training import checkpoints, loop
 
 pytest_plugins = ["tiny_fixtures"]
@@ -117,7 +120,7 @@ def test_a_bad_audit_is_refused_by_its_name(tmp_path):
 
 def test_over_seeds_the_reason_has_no_mean_and_the_step_has():
     rows = [{"nll": 1.0, "stopped_early": "why", "stopped_early_after": 7}, {"nll": 3.0}]
-    found = seeds.over(rows)
+    found = statistics.over(rows)
     assert set(found) == {"nll", "stopped_early_after"} and found["nll"]["mean"] == 2.0
     assert found["stopped_early_after"]["values"] == [7, None]
 
@@ -128,8 +131,8 @@ def test_a_corpus_without_a_truth_is_named():
         every_steps=2,
     )
     with pytest.raises(UserError, match="audit: judge.backend truth: this corpus has no"):
-        auditing.build(wanted, "", None, None, None)
-    assert auditing.build(dataclasses.replace(wanted, every_steps=0), "", None, None, None) is None
+        audit.build(wanted, "", None, None, None)
+    assert audit.build(dataclasses.replace(wanted, every_steps=0), "", None, None, None) is None
 
 
 NAME = "rf_nll_rollouts"
@@ -154,7 +157,7 @@ def audited(judge, other, **changes):
 @pytest.fixture
 def ruled(monkeypatch):
     for name, rule in RULES.items():
-        monkeypatch.setitem(textgen.RULES, name, rule)
+        monkeypatch.setitem(scripted.RULES, name, rule)
 
 
 def test_a_judge_of_length_is_stopped_by_one_that_is_not(
@@ -162,7 +165,7 @@ def test_a_judge_of_length_is_stopped_by_one_that_is_not(
 ):
     config = audited("long", "short")
     once, twice = (begun(finished, tmp_path / n, "base") for n in ("once", "twice"))
-    figures = selfimprove.run(config, NAME, str(once))
+    figures = selfimprove.train(Run(config, NAME, str(once)))
     last = figures["stopped_early_after"]
     assert 3 <= last < 14
     said = capsys.readouterr().out
@@ -178,22 +181,22 @@ def test_a_judge_of_length_is_stopped_by_one_that_is_not(
     with monkeypatch.context() as patch:  # interrupted, then stopped, then interrupted again
         stop_after(patch, 2)
         with pytest.raises(loop.Stopped, match="stopped after step 2 of 14"):
-            selfimprove.run(config, NAME, str(twice))
+            selfimprove.train(Run(config, NAME, str(twice)))
     with monkeypatch.context() as patch:
         stop_after(patch, last - 2)
         with pytest.raises(loop.Stopped, match=f"stopped after step {last} of 14"):
-            selfimprove.run(config, NAME, str(twice))
+            selfimprove.train(Run(config, NAME, str(twice)))
     assert capsys.readouterr().out == "" and state(config, twice, NAME)[1] == last
-    assert selfimprove.run(config, NAME, str(twice)) == figures
+    assert selfimprove.train(Run(config, NAME, str(twice))) == figures
     assert capsys.readouterr().out == said and lines(twice, NAME) == rows
-    a, b = (checkpoints.record(setup.run_dir(str(w), NAME)) for w in (once, twice))
+    a, b = (checkpoints.record(workdirs.run_dir(str(w), NAME)) for w in (once, twice))
     assert a["audit"] == b["audit"] and [p["step"] for p in a["audit"]] == list(range(0, last, 2))
 
 
 def test_a_judge_that_the_audit_agrees_with_goes_on(ruled, finished, quick, tmp_path):
     config = audited("long", "longer")
     workdir = begun(finished, tmp_path, "base")
-    figures = selfimprove.run(config, NAME, str(workdir))
+    figures = selfimprove.train(Run(config, NAME, str(workdir)))
     assert "stopped_early" not in figures
     rows = lines(workdir, NAME)
     assert rows[-1]["step"] == 14 and not any("audit/stopped" in row for row in rows)
@@ -208,7 +211,7 @@ def test_the_truth_audits_under_its_name_and_can_end_a_run_at_once(
     config = tiny_recipe.get_config(f"{NAME},truth")
     config.runs[NAME].audit.every_steps = 1
     monkeypatch.setattr(audit, "drift", lambda points, **_: "enough" if points else "")
-    figures = selfimprove.run(config, NAME, str(begun(finished, tmp_path, "base")))
+    figures = selfimprove.train(Run(config, NAME, str(begun(finished, tmp_path, "base"))))
     assert (figures["stopped_early"], figures["stopped_early_after"]) == ("enough", 1)
     (row,) = [x for x in lines(tmp_path, NAME) if "audit/stopped" in x]
     assert row["audit_truth/order"] == row["audit_truth/order/quality"] == 1.0

@@ -8,10 +8,13 @@ import pytest
 import tiny
 from workdirs import call
 
-from sip import bench
-from sip.data.microworld import WorldConfig
-from sip.data.oracle import MicroworldTruth
-from sip.evals import schedules, sharing
+from sip.bench import __main__ as bench
+from sip.bench import schedules as schedule_bench
+from sip.bench import sharing
+from sip.bench.schedules import JUDGES, figures, measure
+from sip.bench.sharing import FEWER
+from sip.data.microworld.oracle import MicroworldTruth
+from sip.data.microworld.world import WorldConfig
 from sip.judge.compare import Wins
 from sip.judge.schedules import ScheduleConfig
 
@@ -31,28 +34,26 @@ def test_figures_by_hand():
     full = np.array([[0.1, 0.2, 0.5, 0.6, 0.9]] * 2)
     equal = np.array([[0.1, 0.2, 0.6, 0.6, 0.9]] * 2)
     wins = _wins([[0.0, 0.1, 0.2, 0.3, 0.4], [0.2, 0.1, 0.9, 0.3, 0.4]])
-    found = schedules.figures(wins, full)
+    found = figures(wins, full)
     assert found["comparisons"] == 12 and found["share"] == 0.5
     assert (found["chosen"], found["rejected"], found["agree"]) == (0.5, 1.0, 0.5)
     assert found["regret_chosen"] == pytest.approx(0.4 / 2)
     assert found["regret_rejected"] == pytest.approx(0.1 / 2)
-    assert schedules.figures(wins, equal)["agree"] == 1.0
+    assert figures(wins, equal)["agree"] == 1.0
 
 
 def test_all_pairs_agree_with_themselves_and_fewer_agree_less():
     wanted = {"all": ScheduleConfig(), "quarter": ScheduleConfig("adaptive", budget=0.25)}
     for name in ("calibrated", "drawn"):
-        found = schedules.measure(
-            schedules.JUDGES[name], wanted, prefixes=200, candidates=17, seed=1
-        )
+        found = measure(JUDGES[name], wanted, prefixes=200, candidates=17, seed=1)
         assert found["all"]["agree"] == 1 and found["all"]["regret_chosen"] == 0
         assert 0.8 < found["quarter"]["agree"] < 1 and found["quarter"]["share"] == 0.25
         assert found["again"]["agree"] < 1 and found["again"]["share"] == 1
 
 
-@pytest.mark.parametrize("name", schedules.JUDGES)
+@pytest.mark.parametrize("name", JUDGES)
 def test_simulated_judges_prefer_the_better(name):
-    rng, judge = np.random.default_rng(0), schedules.JUDGES[name]
+    rng, judge = np.random.default_rng(0), JUDGES[name]
     quality = judge.quality(rng, (200, 6))
     outcome, gap = judge.verdicts(rng, quality), quality[:, :, None] - quality[:, None]
     assert 0 <= outcome.min() and outcome.max() <= 1
@@ -64,12 +65,12 @@ def test_simulated_judges_prefer_the_better(name):
 
 def test_pools_of_the_world_are_different_texts_with_the_rewrite_among_them():
     truth = MicroworldTruth(WorldConfig(train=6))
-    prefixes, pools = bench.world_pools(truth, np.random.default_rng(0), 9)
+    prefixes, pools = schedule_bench.world_pools(truth, np.random.default_rng(0), 9)
     documents = [text for text, _, _ in truth.world.documents("train")]
     for prefix, pool, document in zip(prefixes, pools, documents, strict=True):
         assert len(pool) == len(set(pool)) == 9 and document.startswith(prefix + pool[0])
-        assert truth.rewrite([prefix], pool[:1], bench.SUFFIX_WORDS)[0] in pool[:2]
-    quality = bench.world().quality(np.random.default_rng(0), (6, 9))
+        assert truth.rewrite([prefix], pool[:1], schedule_bench.SUFFIX_WORDS)[0] in pool[:2]
+    quality = schedule_bench.world().quality(np.random.default_rng(0), (6, 9))
     assert quality.shape == (6, 9) and (quality[:, :2].max(1) > quality.mean(1)).all()
 
 
@@ -80,7 +81,7 @@ def test_prompt_tokens_by_hand():
 
 def test_the_bars_prompts_save_the_tokens_that_they_should():
     # "Better continuation?\nText:" is 26 tokens, "\nOne:" and "\nTwo:" 5, "\nBetter:" 8.
-    for prefix, (fewer, _) in bench.FEWER.items():
+    for prefix, (fewer, _) in FEWER.items():
         trunk, branches = sharing.questions(prefix, 17, 0)
         shared, unshared = sharing.prompt_tokens(*sharing._ids(trunk, branches))
         assert shared == 27 + prefix + 272 * 274
@@ -130,12 +131,12 @@ SMALL = ("schedules", "--prefixes=4", "--candidates=5")
 def test_the_command_prints_a_table_or_json_and_plots(capsys, tmp_path):
     assert call(bench, *SMALL) == 0
     out = capsys.readouterr().out
-    assert all(name in out for name in (*bench.WANTED, "again", "world", "agree"))
+    assert all(name in out for name in (*schedule_bench.WANTED, "again", "world", "agree"))
     picture = tmp_path / "curve.png"
     assert call(bench, *SMALL, "--json", f"--png={picture}") == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found) == {*schedules.JUDGES, "world"}
-    assert set(found["world"]) == {*bench.WANTED, "again"}
+    assert set(found) == {*JUDGES, "world"}
+    assert set(found["world"]) == {*schedule_bench.WANTED, "again"}
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 

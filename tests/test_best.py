@@ -10,11 +10,14 @@ import pytest
 import tiny_recipe
 from workdirs import begun, lines, state
 
-from sip import cli, mesh, processes, setup, train
+from sip import cli, loading, mesh, processes, train
+from sip import workdir as workdirs
 from sip.evals import ground_truth
-from sip.stages import best, recipe, supervised
+from sip.run import Run
+from sip.stages import recipe, session, supervised
 from sip.structs import UserError
 from sip.training import checkpoints, loop
+from sip.workdir import workdir_of
 
 pytest_plugins = ["tiny_fixtures"]
 METRIC = "eval/safety"
@@ -36,7 +39,7 @@ def values(workdir):
 
 def test_the_best_parameters_are_kept_and_read_like_a_runs(finished, quick, tmp_path):
     workdir = begun(finished, tmp_path)
-    supervised.run(config(), "base", str(workdir))
+    supervised.train(Run(config(), "base", str(workdir)))
     seen = values(workdir)
     step = max(seen, key=lambda at: seen[at])  # the first of equals
     assert 1 < step < 6, "there is a choice"
@@ -44,17 +47,17 @@ def test_the_best_parameters_are_kept_and_read_like_a_runs(finished, quick, tmp_
     record = checkpoints.record(directory)
     assert record["best"] == {"metric": METRIC, "value": pytest.approx(seen[step]), "step": step}
     one = mesh.single()
-    got, cfg = setup.load_params(directory, one)
+    got, cfg = loading.load_params(directory, one)
     with checkpoints.manager(str(workdir / "runs" / "base")) as manager:
         run = supervised.resolve(config(), "base")
         want = checkpoints.restore(manager, _abstract(run), step)[0].params
     jax.tree.map(np.testing.assert_array_equal, got, want)
-    assert setup.kept_tokenizer(directory).encode("a") == setup.kept_tokenizer(
+    assert loading.kept_tokenizer(directory).encode("a") == loading.kept_tokenizer(
         str(workdir / "runs" / "base")
     ).encode("a")
-    assert setup.source_dir(str(workdir), "base/best") == directory
+    assert workdirs.source_dir(str(workdir), "base/best") == directory
     for place in (directory, str(workdir / "runs" / "base")):
-        assert best.workdir_of(place) == str(workdir)
+        assert workdir_of(place) == str(workdir)
     assert state(config(), workdir, "base")[1] == 6, "a resumed run goes on from the last"
 
 
@@ -67,14 +70,14 @@ def _abstract(run):
 def test_another_attempt_keeps_what_was_best(finished, quick, tmp_path):
     """Steps that are done again are no better than before; a run without `best` keeps none."""
     workdir = begun(finished, tmp_path / "a")
-    supervised.run(config(), "base", str(workdir))
+    supervised.train(Run(config(), "base", str(workdir)))
     before = checkpoints.record(str(workdir / "runs" / "base" / "best"))
     for step in (4, 5, 6):
         (workdir / "runs" / "base" / "checkpoints" / str(step)).rename(tmp_path / str(step))
-    supervised.run(config(), "base", str(workdir))
+    supervised.train(Run(config(), "base", str(workdir)))
     assert checkpoints.record(str(workdir / "runs" / "base" / "best")) == before
     other = begun(finished, tmp_path / "b")
-    supervised.run(config(best=""), "base", str(other))
+    supervised.train(Run(config(best=""), "base", str(other)))
     assert not (other / "runs" / "base" / "best").exists()
     assert values(other) == values(workdir)
 
@@ -82,14 +85,14 @@ def test_another_attempt_keeps_what_was_best(finished, quick, tmp_path):
 def test_what_is_no_number_is_not_the_best(tmp_path):
     run = supervised.resolve(config(), "base")
     for value in (float("nan"), float("inf")):
-        best.keep(config(), "base", str(tmp_path), run, {}, {METRIC: value}, 1)
+        session.keep_best(config(), "base", str(tmp_path), run, {}, {METRIC: value}, 1)
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_best_that_cannot_be_found_is_named(finished, quick, tmp_path):
     wanted = config(best="eval/beauty")
     with pytest.raises(UserError, match=r"checkpoint.best 'eval/beauty' is none of .*eval/safety"):
-        supervised.run(wanted, "base", str(begun(finished, tmp_path)))
+        supervised.train(Run(wanted, "base", str(begun(finished, tmp_path))))
     for name in ("base", "sip_oracle"):
         never = tiny_recipe.get_config()
         never.runs[name].checkpoint.best, never.runs[name].evals.every_steps = METRIC, 0
@@ -133,9 +136,9 @@ def test_what_finish_asks_is_asked_of_all_processes_alike(finished, quick, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(loop, "leave", lambda: told() and _raise(loop.Stopped("told")))
         with pytest.raises(loop.Stopped, match="told"):
-            supervised.run(config(), "base", str(workdir))
+            supervised.train(Run(config(), "base", str(workdir)))
     assert not (workdir / "runs" / "base" / "eval.json").exists()
-    figures = supervised.run(config(), "base", str(workdir))
+    figures = supervised.train(Run(config(), "base", str(workdir)))
     assert json.loads((workdir / "runs" / "base" / "eval.json").read_text()) == figures
 
 

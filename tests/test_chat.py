@@ -7,11 +7,11 @@ import hostile
 import published
 import pytest
 
-from sip import chat
-from sip.chat import Template, render, segments, turn
-from sip.segments import Markup, prompt_of, tokens_of
 from sip.structs import UserError
-from sip.tokenizer import Byte, Cached, load
+from sip.text import chat
+from sip.text.chat import Template, render, segments, turn
+from sip.text.segments import Markup, prompt_of, tokens_of
+from sip.text.tokenizer import Byte, Cached, load
 
 pytest.importorskip("jinja2", reason="needs jinja2")
 GOLDENS = json.loads(chats.GOLDENS.read_text())

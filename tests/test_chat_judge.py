@@ -12,14 +12,18 @@ import pytest
 import serving
 import tiny
 
-from sip import chat, mesh, rewriter, setup
-from sip.chat import Template, render, turn
+from sip import mesh, rewriter
+from sip import rewriter as rewriters
+from sip import workdir as workdirs
+from sip.judge import build as judges
 from sip.judge import prompts
-from sip.segments import prompt_of, tokens_of
-from sip.stages import judging, selfimprove
+from sip.loading import LoadedModel
 from sip.structs import UserError
-from sip.textgen import Local
-from sip.tokenizer import Byte, Cached
+from sip.text import chat
+from sip.text.chat import Template, render, turn
+from sip.text.segments import prompt_of, tokens_of
+from sip.text.tokenizer import Byte, Cached
+from sip.textgen.local import Local
 from sip.training import checkpoints, step
 
 pytest.importorskip("jinja2", reason="needs jinja2")
@@ -36,7 +40,7 @@ TEXTS = [" good, and so on.", " bad", " it ends"]
 
 @pytest.fixture
 def local():
-    return Local(tiny.params(CFG), CFG, Byte(), mesh.single())
+    return Local(LoadedModel(tiny.params(CFG), CFG, Byte(), mesh.single()))
 
 
 def pairs(aspect, texts):
@@ -104,7 +108,7 @@ def saved(path):
     with checkpoints.manager(str(path)) as manager:
         checkpoints.save(manager, state, {"model": dataclasses.asdict(CFG)})
         manager.wait_until_finished()
-    setup.write_json(path / "tokenizer.json", {"kind": "byte"})
+    workdirs.write_json(path / "tokenizer.json", {"kind": "byte"})
     return str(path)
 
 
@@ -116,41 +120,41 @@ def test_a_config_names_the_template_of_a_local_judge_and_rewriter(tmp_path):
         "=== trunk\nGood?\n=== branch\nText:{text}\nVerdict:\n"
     )
     directory, name = saved(tmp_path / "judge"), str(tmp_path / "my.jinja")
-    wanted = judging.JudgeConfig(
+    wanted = judges.JudgeConfig(
         "local", ((str(tmp_path / "mine.txt"), 1.0),), init_from=directory, chat=name, min_mass=0.0
     )
-    judge = judging.build(wanted, "", None, mesh.single(), None)
+    judge = judges.build(wanted, "", None, mesh.single(), None)
     assert judge.aspects[0].head == "<s>user:" and judge.aspects[0].options == ("y", "n")
     found = judge.score(["p"], [["good", "bad"]], [""], np.ones((1, 2), bool))
     assert found.valid_BK.all()
-    of_policy = judging.of_policy(wanted, CFG, "", mesh.single(), Byte(), 0)(tiny.params(CFG))
+    of_policy = judges.of_policy(wanted, CFG, "", mesh.single(), Byte(), 0)(tiny.params(CFG))
     again = of_policy.score(["p"], [["good", "bad"]], [""], np.ones((1, 2), bool))
     np.testing.assert_allclose(found.scores_BK, again.scores_BK, atol=1e-6)
-    asks = rewriter.RewriterConfig("local", directory, "rewrite", 0.0, 1.0, 4, chat=name)
-    made = selfimprove.build_rewriter(asks, "", None, mesh.single(), 0)
+    asks = rewriters.RewriterConfig("local", directory, "rewrite", 0.0, 1.0, 4, chat=name)
+    made = rewriter.build(asks, "", None, mesh.single(), 0)
     texts, valid_B = made.rewrite(["One two three"], [" four five six"])
     assert len(texts) == len(valid_B) == 1
 
 
 def test_a_rewriter_is_primed_at_the_beginning_of_its_answer():
     template = chat.load("harmony", Byte())
-    prompt = rewriter.load("rewrite", turn(template))
+    prompt = rewriters.load("rewrite", turn(template))
     parts = prompt.segments("A b c.", " d e")
-    plain = rewriter.load("rewrite").segments("A b c.", " d e")
+    plain = rewriters.load("rewrite").segments("A b c.", " d e")
     assert "".join(parts).endswith(
         "\nBetter:<|end|><|start|>assistant<|channel|>final<|message|>A b c."
     )
     assert [part for part in parts[1::2] if part] == list(plain[1::2])
-    assert rewriter.prompt_ids(prompt, Byte(), Cached(Byte()), "A b c.", " d e")[0] != Byte.bos
+    assert rewriters.prompt_ids(prompt, Byte(), Cached(Byte()), "A b c.", " d e")[0] != Byte.bos
 
 
 @pytest.mark.parametrize("backend", ["http", "rule", "truth"])
 def test_a_chat_is_for_a_local_model_alone(backend):
     with pytest.raises(UserError, match="judge.chat: for backend local"):
-        judging.JudgeConfig(backend, (("quality", 1.0),), rule="distinct_words", chat="own")
+        judges.JudgeConfig(backend, (("quality", 1.0),), rule="distinct_words", chat="own")
     if backend == "truth":
         with pytest.raises(UserError, match="rewriter.chat: for backend local"):
-            rewriter.RewriterConfig(backend, "", "rewrite", 0.0, 1.0, 4, chat="own")
+            rewriters.RewriterConfig(backend, "", "rewrite", 0.0, 1.0, 4, chat="own")
 
 
 def test_old_prompts_have_no_markup():

@@ -7,7 +7,7 @@ import pytest
 
 from sip.data import chunks
 from sip.structs import UserError
-from sip.tokenizer import Byte
+from sip.text.tokenizer import Byte
 
 BOS, PAD = Byte.bos, Byte.pad
 

@@ -13,8 +13,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from workdirs import begun, lines
 
-from sip import setup
-from sip.stages import judging, recipe
+from sip.judge.build import build
+from sip.sections import plain
+from sip.stages import recipe
 from sip.structs import UserError
 
 pytest_plugins = ["tiny_fixtures"]
@@ -160,7 +161,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("key", "value", "message"), WRONG, ids=[f"{k}={v}" for k, v, _ in WRONG])
 def test_a_wrong_value_is_rejected_by_its_name(key, value, message, tmp_path):
-    values = setup.plain(of("microworld", "debug"))
+    values = plain(of("microworld", "debug"))
     values["runs"]["base"]["microbatches"] = 4
     values["runs"]["base"]["batch"] = 8
     *path, last = key.split(".")
@@ -176,7 +177,7 @@ def test_muon_is_one_line_with_the_keys_of_adamw(tmp_path):
     common = importlib.import_module("_common")
     config = of("microworld", "debug")
     adamw, muon = (make(0.1, warmup_steps=2) for make in (common.adamw, common.muon))
-    assert recipe.differing(setup.plain(adamw), setup.plain(muon)) == {"name"}
+    assert recipe.differing(plain(adamw), plain(muon)) == {"name"}
     config.runs.base.optim = muon
     recipe.check(config, str(tmp_path))
     assert recipe.STAGES["supervised"].resolve(config, "base").optim.name == "muon"
@@ -184,10 +185,8 @@ def test_muon_is_one_line_with_the_keys_of_adamw(tmp_path):
 
 def test_the_text_config_is_an_ablation_but_for_data_and_judge():
     text = importlib.import_module("text")
-    theirs = setup.plain(
-        importlib.import_module("microworld_ablations").get_config(f"{text.RUN},truth")
-    )
-    keys = recipe.differing(setup.plain(text.get_config()), theirs)
+    theirs = plain(importlib.import_module("microworld_ablations").get_config(f"{text.RUN},truth"))
+    keys = recipe.differing(plain(text.get_config()), theirs)
     assert keys and {k for k in keys if not re.match(r"data\.|runs\.\w+\.judge\.", k)} == set()
 
 
@@ -202,7 +201,7 @@ def test_a_users_own_aspect_is_one_file_and_one_flag(tmp_path):
     config = load(tiny_recipe.ROOT / "configs" / "text.py", *FLAGS["text"], flag)
     recipe.check(config, str(tmp_path))
     wanted = recipe.STAGES["selfimprove"].resolve(config, name).judge
-    judge = judging.build(wanted, str(tmp_path), None, None, None)
+    judge = build(wanted, str(tmp_path), None, None, None)
     found = judge.score(["p"], [[" a b c d", " a a a a"]], [""], np.ones((1, 2), bool))
     assert list(found.aspects) == ["calm.v2"]
     assert np.allclose(found.scores_BK, [[0.5, 0.125]]), "half of the share of distinct words"
@@ -249,7 +248,7 @@ def test_schedules_differ_in_what_is_compared_alone(finished, quick, tmp_path):
     schedules = importlib.import_module("microworld_schedules")
     config = tiny_recipe.shrink(schedules.get_config("all,adaptive,truth,debug"))
     config.data.world = dict(entities=8, train=300, validation=60, test=60)
-    runs = [setup.plain(config.runs[name]) for name in ("all", "adaptive")]
+    runs = [plain(config.runs[name]) for name in ("all", "adaptive")]
     assert recipe.differing(*runs) == {"judge.schedule.name"}
     workdir = begun(finished, tmp_path, "base")
     everything, some = (run(config, name, workdir) for name in ("all", "adaptive"))
@@ -262,7 +261,7 @@ def test_a_judge_is_refreshed_on_what_the_policy_writes(finished, quick, tmp_pat
     """Both ways on start from one policy; only the judge differs, and with it what is learned."""
     config = tiny_recipe.shrink(importlib.import_module("microworld_iterated").get_config("debug"))
     config.data.world = dict(entities=8, train=300, validation=60, test=60)
-    judges = [dict(setup.plain(config.runs[name].judge)) for name in ("fixed", "refreshed")]
+    judges = [dict(plain(config.runs[name].judge)) for name in ("fixed", "refreshed")]
     assert recipe.differing(*judges) == {"init_from"}
     workdir = begun(finished, tmp_path, "base", "tutor", "judge", "rewriter")
     for name in config.order[4:]:

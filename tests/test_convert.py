@@ -16,13 +16,15 @@ import published as made
 import pytest
 from workdirs import call, files
 
-from sip import convert, evaluate, generate, setup
+from sip import convert, evaluate, generate, loading
 from sip import mesh as meshes
-from sip import tokenizer as tokenizers
+from sip import workdir as workdirs
 from sip.hf import configs, hub, reading, shards, tokens, writing
 from sip.mesh import MeshConfig
 from sip.models import lora
+from sip.stages import session
 from sip.structs import UserError
+from sip.text import tokenizer as tokenizers
 from sip.training import checkpoints, optim
 
 TEXTS = ["The lamp of Mira is green.", " one is better than two", "A river carries light;"] * 12
@@ -77,10 +79,10 @@ def test_in_and_out_again_is_the_same_bit_for_bit(published, tmp_path):
     assert converted("orbax", published, run) == 0
     assert converted("hf", run, out, "--dtype=bfloat16", "--max_shard_gb=12e-6") == 0
     assert files(out) == files(published)
-    want, half = setup.load_params(str(run), meshes.single()), tmp_path / "half"
+    want, half = loading.load_params(str(run), meshes.single()), tmp_path / "half"
     equal(reading.load(out, meshes.single()), want)
     assert converted("orbax", published, half, "--dtype=bfloat16") == 0
-    equal(setup.load_params(str(half), meshes.single()), want)
+    equal(loading.load_params(str(half), meshes.single()), want)
 
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "qwen3_moe_odd", "gpt_oss", "gpt_oss_odd"])
@@ -156,10 +158,10 @@ def test_either_kind_of_directory_generates_the_same(published, tmp_path, capsys
 
 def test_a_run_starts_from_either_kind_and_not_with_other_numbers(published, tmp_path):
     cfg = configs.read(published)
-    start = lambda cfg, path: setup.fresh_state(
+    start = lambda cfg, path: session.fresh_state(
         cfg, TX, meshes.single(), seed=0, init_from=str(path), reference=False
     )
-    assert setup.source_dir(str(tmp_path), str(published)) == str(published)
+    assert workdirs.source_dir(str(tmp_path), str(published)) == str(published)
     assert converted("orbax", published, tmp_path / "run") == 0
     equal(start(cfg, published).params, start(cfg, tmp_path / "run").params)
     with pytest.raises(UserError, match="model.rope_theta is 9.0, but 500.0 in"):
@@ -187,7 +189,7 @@ def test_factors_are_merged_on_export(published, tmp_path):
 
 
 def test_a_run_s_own_tokenizer_is_written_as_theirs(published, tmp_path):
-    cfg, tokenizer = configs.read(published), setup.kept_tokenizer(str(published))
+    cfg, tokenizer = configs.read(published), loading.kept_tokenizer(str(published))
     run, out = tmp_path / "run", tmp_path / "out"
     params, _ = reading.load(published, meshes.single())
     checkpoints.save_params(str(run), params, {"model": dataclasses.asdict(cfg)})

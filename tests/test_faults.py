@@ -17,7 +17,8 @@ from test_processes import rehearse
 from workdirs import lines, state
 
 from sip import mesh as meshes
-from sip import metrics, setup
+from sip import metrics
+from sip import workdir as workdirs
 from sip.mesh import put_batch
 from sip.stages import selfimprove
 from sip.training import checkpoints, losses, optim, step
@@ -123,7 +124,7 @@ def test_a_checkpoint_of_four_processes_goes_on_on_other_devices(alone):
         abstract = step.abstract_state(c.model, tx, mesh, reference=True)
         with (
             jax.set_mesh(mesh),
-            checkpoints.manager(setup.run_dir(str(alone), NAME)) as manager,
+            checkpoints.manager(workdirs.run_dir(str(alone), NAME)) as manager,
         ):
             restored, _ = checkpoints.restore(manager, abstract)
             _, figures = selfimprove.make_update(c, tx)(restored, put_batch(mesh, batch))

@@ -10,12 +10,12 @@ import families
 import pytest
 import tiny_recipe
 
-from sip import generate, setup
-from sip import tokenizer as tokenizers
+from sip import generate, loading
 from sip.hf import configs, tokens, writing
 from sip.judge import prompts
-from sip.remote import Remote, RemoteConfig
 from sip.sampling import SamplingConfig
+from sip.text import tokenizer as tokenizers
+from sip.textgen.remote import Remote, RemoteConfig
 
 SECTION = "## From a published model and back"
 TEXTS = [
@@ -77,7 +77,7 @@ def test_the_commands_of_the_readme(places, tmp_path):
         subprocess.run([sys.executable, *words[1:]], cwd=tiny_recipe.ROOT, check=True)
     out, run = places["/tmp/served"], places["/tmp/tuned"] / "runs" / "sip"
     assert serve == ["transformers", "serve", str(out)]
-    assert setup.recorded_model(str(out)).layers == setup.recorded_model(str(run)).layers
+    assert loading.recorded_model(str(out)).layers == loading.recorded_model(str(run)).layers
     greedy, asked = SamplingConfig(temperature=0.0), "The lamp of Mira"
     with exports.behind_transformers(out, tmp_path) as url:
         one = Remote(RemoteConfig(url=url, model=str(out), logprobs=0, retries=0))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from workdirs import call
 
-from sip import generate, mesh, setup
-from sip.evals.continuations import trunk_only
+from sip import generate, loading, mesh
 from sip.models import decoder
 from sip.objectives import logprobs
+from sip.padding import trunk_only
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
 
@@ -36,8 +36,8 @@ def test_greedy_is_the_same_twice_and_whatever_stands_beside_it(finished, quick)
 def test_log_probabilities_are_those_of_a_teacher_forced_pass(finished, quick):
     directory = str(finished / "runs" / "base")
     (row,) = samples(finished, num=3, sample=SamplingConfig())
-    params, cfg = setup.load_params(directory, mesh.single())
-    tokenizer = setup.kept_tokenizer(directory)
+    params, cfg = loading.load_params(directory, mesh.single())
+    tokenizer = loading.kept_tokenizer(directory)
     for one in row:
         prefix = [tokenizer.bos, *tokenizer.encode(PROMPT)]
         tokens_1T = np.array([prefix + one["tokens"]], np.int32)

@@ -12,14 +12,14 @@ import serving
 import tiny
 
 from sip import generate, mesh
-from sip.evals import harness, scoring
+from sip.evals import harness, likelihoods
 from sip.evals.harness import Adapter, before_first, generation, pair
-from sip.evals.scoring import Model
+from sip.evals.likelihoods import Model
 from sip.hf import spelling
 from sip.mesh import MeshConfig
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
-from sip.tokenizer import Byte
+from sip.text.tokenizer import Byte
 from sip.training import checkpoints
 
 CFG = tiny.model(vocab_size=264, layers=1, max_len=31, logprob_chunk=16)
@@ -61,7 +61,7 @@ def pairs(seed=0):
     rng = np.random.default_rng(seed)
     some = lambda n: rng.integers(0, 256, n).tolist()
     found = [(before, some(n)) for before in (some(9), some(14)) for n in (1, 5, 3)]
-    likely = scoring.generate(model(), [found[0][0]], steps=8, sampling=GREEDY, stop=Byte.stops)
+    likely = likelihoods.generate(model(), [found[0][0]], steps=8, sampling=GREEDY, stop=Byte.stops)
     return [*found, (found[0][0], likely[0]), (some(60), some(3)), (some(5), some(31))]
 
 
@@ -73,7 +73,7 @@ def same(got, want):
 def test_scores_are_those_of_plain_sequences():
     want = plainly(pairs())
     assert [greedy for _, greedy in want].count(True) == 1 and len(want) == 9
-    same(scoring.score(model(wide=16), pairs()), want)
+    same(likelihoods.score(model(wide=16), pairs()), want)
 
 
 @pytest.mark.parametrize(
@@ -82,30 +82,30 @@ def test_scores_are_those_of_plain_sequences():
     ids=["one at a time", "as plain sequences", "eight devices"],
 )
 def test_scores_do_not_depend_on_batches_order_or_mesh(changes):
-    want = scoring.score(model(), pairs()[:7])
-    same(scoring.score(model(**changes), pairs()[:7][::-1])[::-1], want)
+    want = likelihoods.score(model(), pairs()[:7])
+    same(likelihoods.score(model(**changes), pairs()[:7][::-1])[::-1], want)
 
 
 def test_few_programs_are_compiled():
-    scoring.branches_program.cache_clear()
+    likelihoods.branches_program.cache_clear()
     rng = np.random.default_rng(0)
     asked = [([i] * rng.integers(1, 32), [2] * rng.integers(1, 16)) for i in range(40)]
     assert len({len(x) for x, _ in asked}) > 10 and len({len(y) for _, y in asked}) > 10
-    assert len(scoring.score(model(), asked)) == 40
-    assert scoring.branches_program(CFG)._cache_size() == 2
+    assert len(likelihoods.score(model(), asked)) == 40
+    assert likelihoods.branches_program(CFG)._cache_size() == 2
 
 
 def test_a_continuation_that_no_model_reads_is_an_error():
     for after in ([], [1] * 32):
         with pytest.raises(UserError, match=f"{len(after)} tokens: between 1 and 31"):
-            scoring.score(model(), [([1], after)])
+            likelihoods.score(model(), [([1], after)])
 
 
 def test_windows_score_each_token_once_behind_as_many_as_fit():
     """The example of the harness' own documentation."""
-    found = scoring.windows(list(range(10)), 99, 4)
+    found = likelihoods.windows(list(range(10)), 99, 4)
     assert found == [([99], [0, 1, 2, 3]), ([3], [4, 5, 6, 7]), ([5, 6, 7], [8, 9])]
-    assert scoring.windows([], 99, 4) == []
+    assert likelihoods.windows([], 99, 4) == []
 
 
 def test_a_rolling_likelihood_is_the_sum_over_windows():
@@ -113,7 +113,7 @@ def test_a_rolling_likelihood_is_the_sum_over_windows():
     got = adapter().loglikelihood_rolling(asked(("ab",), (text,)))
     for value, said in zip(got, ("ab", text), strict=True):
         ids = [Byte.bos, *Byte().encode(said)]
-        want = plainly(scoring.windows(ids, Byte.bos, CFG.max_len))
+        want = plainly(likelihoods.windows(ids, Byte.bos, CFG.max_len))
         assert value == pytest.approx(sum(x for x, _ in want), abs=1e-4)
 
 
@@ -175,7 +175,7 @@ def test_a_long_prompt_is_cut_from_the_left(run):
     one = run[1]
     text, said = "".join(map(chr, range(65, 65 + 50))), {"max_gen_toks": 8}
     ids = Byte().encode(text)[-(CFG.max_len - 8) :]
-    want = scoring.generate(one.model, [ids], steps=8, sampling=GREEDY, stop=Byte.stops)
+    want = likelihoods.generate(one.model, [ids], steps=8, sampling=GREEDY, stop=Byte.stops)
     assert one.generate_until(asked((text, said))) == [Byte().decode(want[0])]
     with pytest.raises(UserError, match="31 new tokens leave no prompt room in 31"):
         one.generate_until(asked((text, {"max_gen_toks": 31})))

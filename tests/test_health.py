@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from sip import metrics
-from sip.judge import compare, health, prompts
+from sip.judge import compare, diagnostics, prompts
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.scoring import TextJudge, TruthJudge
-from sip.textgen import Scripted
+from sip.textgen.scripted import Scripted
 from sip.training import loop
 
 QUALITY, SAFETY = prompts.load("quality"), prompts.load("safety")
@@ -45,7 +45,7 @@ SCHEDULES = [ScheduleConfig(name, opponents=2) for name in ("all", "pivot", "ran
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.name)
 def test_sums_over_sources_are_the_judges_own(schedule):
     judged = score(judge(schedule=schedule))
-    found = health.by_source(judged, SOURCES, TEXTS)
+    found = diagnostics.by_source(judged, SOURCES, TEXTS)
     whole = {k: v for k, v in judged.metrics.items() if f"{k}/suffix" in found}
     assert {k.split("/")[1] for k in whole} >= {"flips", "ties", "invalid", "score", "says_unsafe"}
     for key, pair in whole.items():
@@ -89,19 +89,19 @@ def test_a_verdict_is_the_option_nearest_to_the_score():
     facts = prompts.load("factuality")
     score_BK = np.array([[1.0, 0.7, 0.3, 0.2]])
     valid_BK = np.array([[True, True, True, False]])
-    said = health.verdicts(facts, score_BK, valid_BK)
+    said = diagnostics.verdicts(facts, score_BK, valid_BK)
     counts = {name: (x.sum(), n.sum()) for name, (x, n) in said.items()}
     assert counts == {"says_none": (1, 3), "says_possible": (2, 3), "says_definite": (0, 3)}
 
 
 def test_an_aspect_is_logged_by_source_under_the_judges_name():
     judged = score(judge(lambda *a: (0.9, 0.1), (SAFETY,)))
-    found = health.by_source(judged, SOURCES, TEXTS)
+    found = diagnostics.by_source(judged, SOURCES, TEXTS)
     assert found["judge/says_safe/safety/rollout"] == (4, 4)
     assert found["judge/invalid/safety/rewrite"] == (0, 1)
     assert found["judge/score/safety/suffix"] == pytest.approx((1.8, 2))
     truth = score(TruthJudge(FakeTruth(), {"quality": 1.0}))
-    assert all(key.startswith("truth/") for key in health.by_source(truth, SOURCES, TEXTS))
+    assert all(key.startswith("truth/") for key in diagnostics.by_source(truth, SOURCES, TEXTS))
 
 
 def test_length_is_correlated_over_steps_as_over_all_candidates():
@@ -111,7 +111,9 @@ def test_length_is_correlated_over_steps_as_over_all_candidates():
 
     one = judge(by_length, (SAFETY,))
     steps = [
-        health.by_source(score(one, TEXTS[i : i + 1], MASK[i : i + 1]), SOURCES, TEXTS[i : i + 1])
+        diagnostics.by_source(
+            score(one, TEXTS[i : i + 1], MASK[i : i + 1]), SOURCES, TEXTS[i : i + 1]
+        )
         for i in (0, 1)
     ]
     whole = score(one)
@@ -127,6 +129,6 @@ def test_length_is_correlated_over_steps_as_over_all_candidates():
 
 def test_two_aspects_are_never_mistaken_for_each_other():
     judged = score(judge(aspects=(QUALITY, SAFETY)))
-    found = health.by_source(judged, SOURCES, TEXTS)
+    found = diagnostics.by_source(judged, SOURCES, TEXTS)
     by_key = {tuple(key.split("/")[2:]) for key in found if key.startswith("judge/says")}
     assert by_key == {("safety", s) for s in ("suffix", "rewrite", "rollout")}

@@ -12,14 +12,14 @@ import serving
 import tiny
 
 from sip import sampling
-from sip import tokenizer as tokenizers
 from sip.hf import tokens, writing
 from sip.judge import prompts
 from sip.models import decoder
-from sip.remote import Remote, RemoteConfig
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
-from sip.tokenizer import SPACE
+from sip.text import tokenizer as tokenizers
+from sip.text.tokenizer_json import SPACE
+from sip.textgen.remote import Remote, RemoteConfig
 
 NAMES = ("quality", "safety", "factuality", "grade")
 TEXTS = [

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import tiny
 
+from sip import loading
 from sip import mesh as meshes
-from sip import setup
-from sip.evals import rounding
+from sip.bench import int8 as int8_bench
 from sip.hf import reading
 from sip.judge import prompts
-from sip.judge.labels import LabelledPrompts
+from sip.judge.build import JudgeConfig
+from sip.judge.labels.ground_truth import LabelledPrompts
 from sip.judge.proofread import ProofreadConfig
 from sip.models import int8, parameters
 from sip.models.int8 import Int8
 from sip.models.parameters import COARSE, MATRICES
-from sip.stages.judging import JudgeConfig
 from sip.structs import UserError
-from sip.tokenizer import Byte
+from sip.text.tokenizer import Byte
 from sip.training import checkpoints, step
 
 ONE = meshes.single()
@@ -100,7 +100,7 @@ def both(tmp_path_factory):
 
 
 def test_either_kind_of_checkpoint_is_held_alike(both):
-    theirs, ours = (setup.load_params(path, ONE, "bfloat16")[0] for path in both)
+    theirs, ours = (loading.load_params(path, ONE, "bfloat16")[0] for path in both)
     same(theirs, ours)
     assert ours["blocks"]["block"]["wq"].dtype == ours["embed"].dtype == jnp.bfloat16
     assert ours["blocks"]["block"]["mlp_norm"].dtype == jnp.float32
@@ -115,9 +115,9 @@ def test_either_kind_is_read_by_one_matrix_at_a_time_into_int8(both, monkeypatch
             yield lambda part: parts.append(part) or read(part)
 
     monkeypatch.setattr(checkpoints, "reading", spied)
-    theirs, ours = (setup.load_params(path, ONE, "int8")[0] for path in both)
+    theirs, ours = (loading.load_params(path, ONE, "int8")[0] for path in both)
     same(theirs, ours)
-    same(ours, held(setup.load_params(both[1], ONE)[0]))
+    same(ours, held(loading.load_params(both[1], ONE)[0]))
     names = [set(part["blocks"]["block"]) & set(COARSE) for part in parts]
     assert sorted(map(len, names)) == [0] + [1] * len(COARSE)
     assert set().union(*names) == set(COARSE)
@@ -128,7 +128,7 @@ def test_either_kind_is_read_by_one_matrix_at_a_time_into_int8(both, monkeypatch
 def test_it_is_sharded_as_the_weights_are(cfg, tmp_path):
     checkpoints.save_params(str(tmp_path), tiny.params(cfg), {"model": dataclasses.asdict(cfg)})
     mesh = meshes.build(meshes.MeshConfig(2, 2, 2))
-    got = setup.load_params(str(tmp_path), mesh, "int8")[0]
+    got = loading.load_params(str(tmp_path), mesh, "int8")[0]
     same(got, held(tiny.params(cfg)))
     wq, wo = (got["blocks"]["block"][name] for name in ("wq", "wo"))
     assert tuple(wq.q.sharding.spec) == (None, "fsdp", "tensor", None, None)
@@ -137,7 +137,7 @@ def test_it_is_sharded_as_the_weights_are(cfg, tmp_path):
 
 
 def test_bytes_are_about_a_quarter(both):
-    cfg = setup.recorded_model(both[1])
+    cfg = loading.recorded_model(both[1])
     wanted = {dtype: step.abstract_params(cfg, ONE, dtype) for dtype in ("float32", "int8")}
     block = {k: int8.size(p["blocks"]["block"]) for k, p in wanted.items()}
     assert 0.25 * block["float32"] < block["int8"] < 0.45 * block["float32"]  # tiny: many scales
@@ -164,7 +164,7 @@ def test_differences_by_hand():
     p_NCO = np.array([[[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]], [[0.2, 0.8], [0.3, 0.7], [0.9, 0.1]]])
     other_NCO = p_NCO.copy()
     other_NCO[0, 1] = [0.4, 0.6]
-    found = rounding.differences(asked(), np.log(p_NCO), np.log(other_NCO))
+    found = int8_bench.differences(asked(), np.log(p_NCO), np.log(other_NCO))
     assert found["verdicts"] == 6 and found["flips"] == 1
     assert found["largest"] == pytest.approx(0.2) and found["mean"] == pytest.approx(0.2 / 6)
     assert found["accuracy_float32"] == pytest.approx(5 / 6) and found["accuracy"] == 1.0
@@ -173,7 +173,7 @@ def test_differences_by_hand():
 def test_a_judge_is_measured_against_itself():
     params = tiny.params(BYTES)
     load = lambda dtype: (held(params) if dtype == "int8" else params, BYTES)
-    found = rounding.measure(load, Byte(), ONE, {"quality": asked()}, ("int8", "float32"))
+    found = int8_bench.measure(load, Byte(), ONE, {"quality": asked()}, ("int8", "float32"))
     assert found["float32"]["aspects"]["quality"]["largest"] == 0.0
     assert 0 < found["int8"]["aspects"]["quality"]["largest"] < 0.2
     assert found["int8"]["bytes"] < found["int8"]["bytes_float32"]

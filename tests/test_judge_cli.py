@@ -16,13 +16,15 @@ from serving import serve
 from test_http_judge import judging as answers
 from workdirs import call
 
-from sip import mesh, setup
+from sip import mesh
+from sip import run as runs
 from sip.judge import __main__ as cli
+from sip.judge import build as judges
 from sip.judge import prompts
 from sip.judge.scoring import TextJudge
-from sip.stages import judging, selfimprove
+from sip.stages import selfimprove
 from sip.structs import UserError
-from sip.textgen import Scripted, ruled
+from sip.textgen.scripted import Scripted, ruled
 
 pytest_plugins = ["tiny_fixtures"]
 RECIPE = f"--config={tiny_recipe.__file__}"
@@ -71,8 +73,8 @@ def test_lines_are_judged_in_order_as_each_would_be_alone(batch, ask):
 def test_a_local_judge_says_what_it_says_in_its_run(finished, quick, ask):
     config = tiny_recipe.get_config()
     run = selfimprove.resolve(config, "sip_learned")
-    where, tokenizer = mesh.single(), setup.open_tokenizer(config, str(finished))
-    judge = judging.build(run.judge, str(finished), None, where, tokenizer)
+    where, tokenizer = mesh.single(), runs.open_tokenizer(config, str(finished))
+    judge = judges.build(run.judge, str(finished), None, where, tokenizer)
     prefixes = ["About Fihefo. He is", "She \ud800", "He"]
     texts = [[" a baker.", " a rotten fool."], [" likes tea.", " likes"], [" sings.", " \u2047"]]
     direct = judge.score(prefixes, texts, [" true."] * 3, np.ones((3, 2), bool))

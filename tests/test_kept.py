@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 
-from sip import kept
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
-from sip.textgen import Scripted
+from sip.textgen import cached
+from sip.textgen.scripted import Scripted
 
 HOW = dict(votes=2, max_tokens=8, sampling=SamplingConfig(temperature=0.6), seed=0)
-TRUNKS = [("about ", f"n{i}") for i in range(2 * kept.PORTION + 3)]
+TRUNKS = [("about ", f"n{i}") for i in range(2 * cached.PORTION + 3)]
 BRANCHES = [[("say ", f"{i % 3}")] * (i % 3) for i in range(len(TRUNKS))]
 
 
@@ -38,18 +38,23 @@ def test_what_was_stopped_asks_for_the_rest_and_says_the_same(tmp_path):
     plain = Counted().generate(TRUNKS, BRANCHES, **HOW)
     first, then, last = Counted(stop_at=2), Counted(), Counted()
     with pytest.raises(KeyboardInterrupt):
-        kept.Kept(first, str(tmp_path), "m").generate(TRUNKS, BRANCHES, **HOW)
-    assert kept.Kept(then, str(tmp_path), "m").generate(TRUNKS, BRANCHES, **HOW) == plain
-    assert then.asked == (kept.PORTION, 3)
-    assert kept.Kept(last, str(tmp_path), "m").generate(TRUNKS, BRANCHES, **HOW) == plain
+        cached.CachedAnswers(first, str(tmp_path), "m").generate(TRUNKS, BRANCHES, **HOW)
+    assert cached.CachedAnswers(then, str(tmp_path), "m").generate(TRUNKS, BRANCHES, **HOW) == plain
+    assert then.asked == (cached.PORTION, 3)
+    assert cached.CachedAnswers(last, str(tmp_path), "m").generate(TRUNKS, BRANCHES, **HOW) == plain
     assert last.asked == ()
-    assert kept.Kept(last, str(tmp_path), "m").choose(TRUNKS[:1], [[("a",)]], ("x", "y")).size == 2
+    assert (
+        cached.CachedAnswers(last, str(tmp_path), "m")
+        .choose(TRUNKS[:1], [[("a",)]], ("x", "y"))
+        .size
+        == 2
+    )
 
 
 def test_a_prompt_that_stands_there_twice_is_asked_once(tmp_path):
     again = Counted()
     asked = [[*TRUNKS[:5], *TRUNKS[:5]], [*BRANCHES[:5], *BRANCHES[:5]]]
-    assert kept.Kept(again, str(tmp_path), "m").generate(*asked, **HOW) == (
+    assert cached.CachedAnswers(again, str(tmp_path), "m").generate(*asked, **HOW) == (
         Counted().generate(*asked, **HOW)
     )
     assert again.asked == (5,)
@@ -60,30 +65,34 @@ def test_a_prompt_that_stands_there_twice_is_asked_once(tmp_path):
     dict(name="other"), dict(spoil=True),
 ])  # fmt: skip
 def test_nothing_of_another_question_or_model_is_read_nor_what_is_damaged(tmp_path, change):
-    kept.Kept(Counted(), str(tmp_path), "m").generate(TRUNKS[:5], BRANCHES[:5], **HOW)
+    cached.CachedAnswers(Counted(), str(tmp_path), "m").generate(TRUNKS[:5], BRANCHES[:5], **HOW)
     if "spoil" in change:
         for i, path in enumerate(sorted(tmp_path.rglob("*.json"))):
             path.write_text(["{", "[1]", '{"a": 1}', "[[1]]", "null"][i])
     how = HOW | {k: v for k, v in change.items() if k in HOW}
     again = Counted()
     name = change["name"] if "name" in change else "m"
-    found = kept.Kept(again, str(tmp_path), name).generate(TRUNKS[:5], BRANCHES[:5], **how)
+    found = cached.CachedAnswers(again, str(tmp_path), name).generate(
+        TRUNKS[:5], BRANCHES[:5], **how
+    )
     assert again.asked == (5,) and found == Counted().generate(TRUNKS[:5], BRANCHES[:5], **how)
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cache .*file: cannot be written"):
-        kept.Kept(Counted(), str(tmp_path / "file"), "m").generate(TRUNKS[:1], [[("a",)]], **HOW)
+        cached.CachedAnswers(Counted(), str(tmp_path / "file"), "m").generate(
+            TRUNKS[:1], [[("a",)]], **HOW
+        )
 
 
 def test_a_checkpoint_that_was_written_again_has_another_name(tmp_path):
     (tmp_path / "run").mkdir()
     path = tmp_path / "run" / "params"
     path.write_text("1")
-    before = kept.name_of(str(tmp_path / "run"))
-    assert kept.name_of(f"{tmp_path}/./run") == before
+    before = cached.name_of(str(tmp_path / "run"))
+    assert cached.name_of(f"{tmp_path}/./run") == before
     os.utime(path, (path.stat().st_mtime + 5,) * 2)
-    assert kept.name_of(str(tmp_path / "run")) != before
+    assert cached.name_of(str(tmp_path / "run")) != before
     shutil.copytree(tmp_path / "run", tmp_path / "other")
-    assert kept.name_of(str(tmp_path / "other")) != before
+    assert cached.name_of(str(tmp_path / "other")) != before

@@ -5,9 +5,10 @@ import json
 
 import pytest
 
-from sip.judge import label_file, prompts
+from sip.judge import prompts
+from sip.judge.labels import file as label_file
 from sip.structs import UserError
-from sip.tokenizer import Byte
+from sip.text.tokenizer import Byte
 
 QUALITY, SAFETY, FACTS = (prompts.load(n) for n in ("reasoned_quality", "safety", "factuality"))
 ASPECTS = [QUALITY, SAFETY, FACTS]

@@ -5,10 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sip.judge import labels, marks, prompts
+from sip.judge import prompts
+from sip.judge.labels import ground_truth as labels
+from sip.judge.labels import sentence_grades
 from sip.structs import UserError
-from sip.textgen import Scripted
-from sip.tokenizer import Byte
+from sip.text.tokenizer import Byte
+from sip.textgen.scripted import Scripted
 
 ONE_BYTE = {"quality": ("a", "b"), "safety": ("s", "u"), "factuality": ("n", "p", "d")}
 ASPECTS = [dataclasses.replace(prompts.load(n), options=o) for n, o in ONE_BYTE.items()]
@@ -104,10 +106,10 @@ def test_each_prefix_shows_as_many_labels_as_it_has_candidates_for():
 def test_a_corrected_suffix_and_what_is_spoiled_know_what_they_were_made_from():
     suffix, better = " one two. three four. five six.", " one two. three five. five six."
     pools = [[" roll", better], [" other"]]
-    found = labels.candidates([suffix, " uno due. tre."], pools, spoilers=5, seed=0)[0]
+    found = labels.candidates([suffix, " uno due. tre."], pools, corruptions=5, seed=0)[0]
     assert found.texts[:3] == [suffix, " roll", better]
     assert found.origin[:3] == [-1, -1, 0] and {0, 2} >= set(found.origin[3:]) != set()
-    kept = labels.candidates([" one two."], [[" roll", " one two."]], spoilers=0, seed=0)[0]
+    kept = labels.candidates([" one two."], [[" roll", " one two."]], corruptions=0, seed=0)[0]
     assert kept.origin == [-1, -1]
 
 
@@ -128,7 +130,7 @@ def test_frequent_classes_are_cut_to_the_rarest_or_half_a_fair_share():
 
 
 def test_spoilers_survive_short_and_empty_texts():
-    texts = labels.candidates([" a", "", " "], [[], [" b"], [""]], spoilers=4, seed=0)
+    texts = labels.candidates([" a", "", " "], [[], [" b"], [""]], corruptions=4, seed=0)
     assert texts[0].texts[0] == " a" and [t.texts for t in texts[1:]] == [[" b"], []]
 
 
@@ -240,9 +242,9 @@ def test_marks_stand_at_sentence_ends_and_say_what_each_is_worth():
 
     made = labels.make(
         Worth(), Byte(), ASPECTS[:1], PREFIXES[:1], MARKED[:1], [MARKED[1:]],
-        per_prefix={"quality": 2}, max_len=512, seed=0, spoilers=0, grades={"quality": GRADES},
+        per_prefix={"quality": 2}, max_len=512, seed=0, corruptions=0, grades={"quality": GRADES},
     )["quality"]  # fmt: skip
-    asked, tokens = made.asked["quality/marks"], made.tree.tokens_BCR
+    asked, tokens = made.asked["quality/grades"], made.tree.tokens_BCR
     first = made.prompts[0][1][0][1]
     for c in range(2):
         live = asked.mask_BCM[0, c]
@@ -256,6 +258,6 @@ def test_marks_stand_at_sentence_ends_and_say_what_each_is_worth():
 
 def test_sentences_of_a_text_join_to_it():
     for text in [*MARKED, " no end", "", "...", " a.b. c"]:
-        found = marks.sentences(Byte(), text)
+        found = sentence_grades.sentences(Byte(), text)
         assert "".join(sentence for _, sentence in found) == text
         assert not found or found[-1][0] == len(text)

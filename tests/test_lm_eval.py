@@ -12,10 +12,10 @@ import pytest
 from workdirs import call
 
 from sip import evaluate, mesh
-from sip import tokenizer as tokenizers
 from sip.evals import harness
 from sip.hf import spelling, tokens
 from sip.mesh import MeshConfig
+from sip.text import tokenizer as tokenizers
 
 EVALS = published.DATA.parent / "evals"
 CHOICES = ("arc_easy", "arc_challenge", "boolq", "hellaswag", "mmlu_all", "openbookqa", "piqa")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import tiny
 
+from sip import loading
 from sip import mesh as meshes
-from sip import setup
+from sip import run as runs
 from sip.mesh import put_batch
 from sip.models import decoder, int8, lora, presets
 from sip.models.lora import LoraConfig
@@ -221,7 +222,7 @@ def test_a_run_is_read_merged_as_it_is_or_in_int8(tmp_path):
     record = {"model": dataclasses.asdict(CFG), "config": {"lora": dataclasses.asdict(wanted)}}
     checkpoints.save_params(str(tmp_path), params, record)
     want = lora.merged(params)
-    load = lambda dtype="": setup.load_params(str(tmp_path), ONE, dtype)[0]
+    load = lambda dtype="": loading.load_params(str(tmp_path), ONE, dtype)[0]
     close(load(), want, atol=0)
     same(load("int8")["blocks"]["block"]["wk"], int8.quantise("wk", want["blocks"]["block"]["wk"]))
 
@@ -291,8 +292,8 @@ def test_what_cannot_be_is_refused(changes, message):
 
 def test_fresh_parameters_are_not_frozen():
     with pytest.raises(UserError, match=r"lora\.rank: needs init_from"):
-        run = dict.fromkeys(f.name for f in dataclasses.fields(setup.RunConfig))
-        setup.RunConfig(**{**run, "init_from": "", "lora": LORA})
+        run = dict.fromkeys(f.name for f in dataclasses.fields(runs.RunConfig))
+        runs.RunConfig(**{**run, "init_from": "", "lora": LORA})
 
 
 def test_an_int8_base_is_deepened_as_any():

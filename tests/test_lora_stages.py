@@ -10,8 +10,9 @@ from test_stages import text_config, words
 from test_tasks import write_labels
 from workdirs import call, lines, stop_after
 
-from sip import evaluate, generate, setup, train
+from sip import evaluate, generate, loading, train
 from sip import mesh as meshes
+from sip import workdir as workdirs
 from sip.models import lora
 from sip.stages import recipe
 from sip.training import checkpoints, loop, optim, step
@@ -40,7 +41,7 @@ def adapted_state(config, workdir, name):
     run = recipe.STAGES[config.runs[name].stage].resolve(config, name)
     how = dict(reference=False, adapter=run.lora)
     abstract = step.abstract_state(run.model, optim.build(run.optim), meshes.single(), **how)
-    with checkpoints.manager(setup.run_dir(str(workdir), name)) as manager:
+    with checkpoints.manager(workdirs.run_dir(str(workdir), name)) as manager:
         return checkpoints.restore(manager, abstract)[0]
 
 
@@ -60,17 +61,17 @@ def test_supervised_and_self_improving_runs_of_factors(quick, tmp_path, monkeypa
             train.train(config, str(twice))
     assert train.train(config, str(twice))["rows"].keys() == figures["rows"].keys()
     one = meshes.single()
-    base, _ = setup.load_params(setup.run_dir(str(once), "base"), one)
+    base, _ = loading.load_params(workdirs.run_dir(str(once), "base"), one)
     for name in (SFT, DPO):
         assert lines(once, name) == lines(twice, name)
         states = [adapted_state(config, workdir, name) for workdir in (once, twice)]
         equal(*states)
-        read, _ = setup.load_params(setup.run_dir(str(once), name), one)
+        read, _ = loading.load_params(workdirs.run_dir(str(once), name), one)
         equal(read, jax.jit(lora.merged)(states[0].params))
         assert np.abs(read["blocks"]["block"]["wq"] - base["blocks"]["block"]["wq"]).max() > 1e-3
         if name == SFT:
             equal(states[0].params.base, base)
-    run = setup.run_dir(str(once), DPO)
+    run = workdirs.run_dir(str(once), DPO)
     assert call(generate, f"--checkpoint={run}", "--prompt=the river", "--max_tokens=4") == 0
     assert call(evaluate, f"--checkpoint={run}", "--standard=4") == 0
     assert "nll" in capsys.readouterr().out

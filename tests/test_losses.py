@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from sip.structs import Asked, UserError
+from sip.structs import Targets, UserError
 from sip.training import losses
 from sip.training.losses import ObjectiveConfig
 
@@ -163,15 +163,15 @@ def test_verdict_terms_score_what_is_asked_where_it_is_asked():
     # Of each branch the token that follows position 0, asked once or twice.
     at_BCM = jnp.zeros((*live_BC.shape, 2), jnp.int32)
     token_BCM = jnp.repeat(tree.tokens_BCR[:, :, 1:2], 2, axis=-1)
-    twice = Asked(at_BCM, token_BCM, jnp.stack([live_BC, live_BC], -1))
-    once = Asked(at_BCM, token_BCM, jnp.stack([live_BC, ~live_BC & False], -1))
+    twice = Targets(at_BCM, token_BCM, jnp.stack([live_BC, live_BC], -1))
+    once = Targets(at_BCM, token_BCM, jnp.stack([live_BC, ~live_BC & False], -1))
     terms, _ = jax.jit(losses.verdict_terms(tiny.CFG))(
-        tiny.params(), None, {"quality": (tree, {"quality": once, "quality/marks": twice})}
+        tiny.params(), None, {"quality": (tree, {"quality": once, "quality/grades": twice})}
     )
     n, logp_BCR = int(live_BC.sum()), np.asarray(tiny.forward(tiny.params(), tiny.CFG, tree)[3])
     total = -float(logp_BCR[:, :, 1].sum())
     assert n
-    close(terms, {"quality": (total, n), "quality/marks": (2 * total, 2 * n)})
+    close(terms, {"quality": (total, n), "quality/grades": (2 * total, 2 * n)})
 
 
 def log_z(hidden):
@@ -196,7 +196,7 @@ def test_the_z_loss_of_tokens_is_over_the_tokens_that_count():
 def test_the_z_loss_of_verdicts_is_read_where_they_are():
     tree = tiny.tree()
     at_BCM = jnp.array([[[0]] * 4] * 2)
-    asked = Asked(at_BCM, tree.tokens_BCR[:, :, 1:2], tree.mask_BCR[:, :, :1])
+    asked = Targets(at_BCM, tree.tokens_BCR[:, :, 1:2], tree.mask_BCR[:, :, :1])
     batch = {"quality": (tree, {"quality": asked})}
     terms, _ = jax.jit(losses.verdict_terms(tiny.CFG, 1e-4))(tiny.params(), None, batch)
     plain, _ = jax.jit(losses.verdict_terms(tiny.CFG))(tiny.params(), None, batch)
@@ -217,9 +217,9 @@ def test_the_z_loss_of_the_blend_is_the_suffixs():
 
 
 def test_weights_of_z_losses_are_shares_of_their_cross_entropies():
-    weights = {"quality": 1.0, "quality/marks": 0.5}
+    weights = {"quality": 1.0, "quality/grades": 0.5}
     assert losses.with_z(weights, 0.0) == weights
-    want = {**weights, "quality/z": 0.1, "quality/marks/z": 0.05}
+    want = {**weights, "quality/z": 0.1, "quality/grades/z": 0.05}
     assert losses.with_z(weights, 0.1) == want
 
 

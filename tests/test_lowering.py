@@ -15,15 +15,17 @@ import tiny_recipe  # noqa: F401  (makes configs importable)
 from jax.sharding import AbstractMesh, AxisType
 
 from sip import mesh as meshes
-from sip import rewriter, sampling
+from sip import rewriter as rewriters
+from sip import sampling
 from sip.evals import continuations
 from sip.judge import proofread
 from sip.models import decoder
 from sip.models.presets import preset
+from sip.padding import bucket
 from sip.stages import rl
-from sip.structs import Asked, Tree
-from sip.textgen import bucket, encoding
-from sip.textgen import program as judge_program
+from sip.structs import Targets, Tree
+from sip.textgen.local import encoding
+from sip.textgen.local import program as judge_program
 from sip.training import losses, optim, step
 
 MESH = AbstractMesh((2, 8, 4), meshes.AXES, axis_types=(AxisType.Auto,) * 3)
@@ -95,9 +97,9 @@ def _judge_training(cfg):
 
     def asked(C, M):
         at, token = (_array("BCM", LABELS, C, M, dtype=jnp.int32) for _ in range(2))
-        return Asked(at, token, _array("BCM", LABELS, C, M, dtype=bool))
+        return Targets(at, token, _array("BCM", LABELS, C, M, dtype=bool))
 
-    terms = ("quality", "quality/marks", "factuality")
+    terms = ("quality", "quality/grades", "factuality")
     update = step.make_update(losses.verdict_terms(cfg), TX, lambda _: dict.fromkeys(terms, 1.0))
     return (
         update,
@@ -105,7 +107,7 @@ def _judge_training(cfg):
         {
             "quality": (
                 _tree(LABELS, T, 2, 320),
-                {"quality": asked(2, 1), "quality/marks": asked(2, 16)},
+                {"quality": asked(2, 1), "quality/grades": asked(2, 16)},
             ),
             "factuality": (_tree(LABELS, T, 1, 160), {"factuality": asked(1, 1)}),
         },
@@ -313,7 +315,7 @@ def test_the_configs_judge_has_llamas_shapes_and_the_papers_batch():
 def test_the_configs_rewriter_has_llamas_shapes_and_the_papers_batch():
     assert dataclasses.replace(JUDGE, max_len=2560) == REWRITER.model
     assert (REWRITER.batch, REWRITER.rollouts, REWRITER.optim.lr) == (256, 16, 2e-7)
-    assert REWRITER.answer == rewriter.most(128)
+    assert REWRITER.answer == rewriters.most(128)
 
 
 @pytest.mark.parametrize("name", ["tokens", "dpo", "judge training", "policy gradient"])

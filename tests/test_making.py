@@ -7,12 +7,16 @@ import pytest
 import tiny
 
 from sip import mesh as meshes
-from sip.judge import label_file, making, prompts, spoilers
+from sip.judge import prompts
+from sip.judge.labels import corruptions, synthesis
+from sip.judge.labels import file as label_file
 from sip.judge.voting import Voting
+from sip.loading import LoadedModel
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
-from sip.textgen import Local, Scripted
-from sip.tokenizer import Byte
+from sip.text.tokenizer import Byte
+from sip.textgen.local import Local
+from sip.textgen.scripted import Scripted
 
 QUALITY, SAFETY = (prompts.load(f"reasoned_{name}") for name in ("quality", "safety"))
 BYTE = Byte()
@@ -37,8 +41,8 @@ def test_a_model_is_asked_to_spoil_and_its_first_line_is_taken():
             branch.split("Passage:")[1].split("\n")[0]
         ]
 
-    spoiler = making.load_spoiler("spoil")
-    found = making.by_model(
+    spoiler = synthesis.load_spoiler("spoil")
+    found = synthesis.by_model(
         scripted(words), spoiler, ["a\nb", "p", "q"], [" fine.", " ok", " so"], asking(1)
     )
     assert found == [" bad.", None, " "]
@@ -50,7 +54,7 @@ def test_a_suffix_is_better_than_what_was_spoiled_and_the_rest_is_dropped():
     suffixes = [" a b c d", " a b\n\nc d", " a b c d", " a b c d", " a b c d", " a b c d e"]
     spoiled = [" a b x d", " a b  c d", None, "  ", " a", " v w x y z and more"]
     trim = lambda text, suffix: text[: len(suffix)]
-    made = making.pairs(QUALITY, list("pqrstu"), suffixes, spoiled, trim)
+    made = synthesis.pairs(QUALITY, list("pqrstu"), suffixes, spoiled, trim)
     kept = [(line.prefix, line.candidates, line.label) for line in made.lines]
     assert kept == [("p", (" a b c d", " a b x d"), 0), ("u", (" a b c d e", " v w x y z"), 0)]
     assert made.dropped == {"as it was": 1, "failed": 1, "empty": 1, "short": 1}
@@ -61,11 +65,11 @@ def test_rules_spoil_by_name_the_same_again_whatever_stands_after():
     suffixes = [f" On {i} May Mr Gray saw Bath {n} times, and left." for i, n in
                 ((1, "two"), (22, "nine"), (13, "ten"))]  # fmt: skip
     names = ["shuffle", "name", "number"]
-    one, two = (dict(making.by_rule(names, suffixes, seed)) for seed in (0, 0))
-    assert one == two != dict(making.by_rule(names, suffixes, 1)) and list(one) == names
+    one, two = (dict(synthesis.by_rule(names, suffixes, seed)) for seed in (0, 0))
+    assert one == two != dict(synthesis.by_rule(names, suffixes, 1)) and list(one) == names
     assert all(a != b for row in one.values() for a, b in zip(row, suffixes, strict=True))
     with pytest.raises(UserError, match="'rhyme': not one of shuffle, "):
-        making.by_rule(["rhyme"], suffixes, 0)
+        synthesis.by_rule(["rhyme"], suffixes, 0)
 
 
 SAID = {  # what the votes say of a text, and what comes of it
@@ -83,7 +87,7 @@ def of_text(trunk, branch, vote):
 
 def test_only_unanimous_votes_label_a_text():
     texts = list(SAID)
-    made = making.safety(scripted(of_text), SAFETY, list("abcde"), texts, asking())
+    made = synthesis.safety(scripted(of_text), SAFETY, list("abcde"), texts, asking())
     kept = {line.candidates[0]: line.label for line in made.lines}
     assert kept == {text: label for text, (_, label) in SAID.items() if isinstance(label, int)}
     assert made.dropped == {"split": 1, "failed": 1, "unread": 1}
@@ -92,7 +96,7 @@ def test_only_unanimous_votes_label_a_text():
 
 def test_a_label_may_be_for_another_prompt_of_the_same_question():
     direct = prompts.load("safety")
-    made = making.safety(
+    made = synthesis.safety(
         scripted(of_text), SAFETY, ["a", "b"], [" kind", " rude"], asking(), named=direct
     )
     assert [(line.aspect.name, line.aspect.options[line.label]) for line in made.lines] == [
@@ -100,7 +104,7 @@ def test_a_label_may_be_for_another_prompt_of_the_same_question():
     ]  # fmt: skip
     for named in ("quality", "factuality", "grade"):
         with pytest.raises(UserError, match=f"'{named}' asks another question"):
-            making.safety(scripted(of_text), SAFETY, [], [], asking(), named=prompts.load(named))
+            synthesis.safety(scripted(of_text), SAFETY, [], [], asking(), named=prompts.load(named))
 
 
 def test_a_pair_is_labelled_where_all_votes_agree_in_both_orders():
@@ -117,7 +121,7 @@ def test_a_pair_is_labelled_where_all_votes_agree_in_both_orders():
         return f"Conclusion: Option {1 if first > second else 2}"
 
     two = [(" a", " b"), (" b", " a"), (" a", " c"), (" a", " d"), (" e", " a")]
-    made = making.voted_pairs(scripted(words), QUALITY, list("vwxyz"), two, asking())
+    made = synthesis.voted_pairs(scripted(words), QUALITY, list("vwxyz"), two, asking())
     assert [(line.prefix, line.candidates, line.label) for line in made.lines] == [
         ("v", (" a", " b"), 1), ("w", (" b", " a"), 0)
     ]  # fmt: skip
@@ -133,26 +137,26 @@ def test_a_tie_is_one_in_both_orders():
         return f"Conclusion: {'tie' if tied else 'A' if first > second else 'B'}"
 
     two = [(" a", " b"), (" a", " c"), (" b", " d")]
-    made = making.voted_pairs(scripted(words), aspect, list("xyz"), two, asking())
+    made = synthesis.voted_pairs(scripted(words), aspect, list("xyz"), two, asking())
     assert [(line.prefix, line.label) for line in made.lines] == [("x", 1), ("z", 2)]
     assert made.dropped == {"by order": 1}
 
 
 def test_a_tiny_model_of_our_own_is_asked_too():
     cfg = tiny.model(vocab_size=259, max_len=1024)
-    local = Local(tiny.params(cfg), cfg, BYTE, meshes.single())
+    local = Local(LoadedModel(tiny.params(cfg), cfg, BYTE, meshes.single()))
     texts = [" fine", " " + "long " * 300]
-    made = making.safety(local, SAFETY, ["p"] * 2, texts, asking(2))
+    made = synthesis.safety(local, SAFETY, ["p"] * 2, texts, asking(2))
     assert not made.lines and made.dropped == {"unread": 1, "failed": 1}
-    found = making.by_model(local, "W: {suffix}", ["p"] * 2, texts, asking(1))
+    found = synthesis.by_model(local, "W: {suffix}", ["p"] * 2, texts, asking(1))
     assert found[1] is None and isinstance(found[0], str)
-    assert found == making.by_model(local, "W: {suffix}", ["p"] * 2, texts, asking(1))
+    assert found == synthesis.by_model(local, "W: {suffix}", ["p"] * 2, texts, asking(1))
 
 
 def test_what_is_written_is_read_back(tmp_path):
     rows = [f" text {i}" for i in range(80)]
-    pairs = making.pairs(QUALITY, rows, [" a b\u2028\n\ud800"] * 80, [" c d"] * 80).lines
-    texts = making.safety(
+    pairs = synthesis.pairs(QUALITY, rows, [" a b\u2028\n\ud800"] * 80, [" c d"] * 80).lines
+    texts = synthesis.safety(
         scripted(lambda *_: "FINAL DECISION: NO"), SAFETY, rows, rows, asking()
     ).lines
     path = str(tmp_path / "labels.jsonl")
@@ -173,7 +177,7 @@ def test_what_is_written_is_read_back(tmp_path):
 
 
 def test_a_write_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
-    line = making.pairs(QUALITY, ["p"], [" a b"], [" c d"]).lines[0]
+    line = synthesis.pairs(QUALITY, ["p"], [" a b"], [" c d"]).lines[0]
 
     def lines():
         yield line
@@ -203,12 +207,14 @@ def test_a_write_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
         (lambda: asking(0), "at least 1"),
         (lambda: asking(1, max_tokens=0), "at least 1"),
         (lambda: asking(2, sampling=SamplingConfig(temperature=0.0)), "all the same"),
-        (lambda: making.load_spoiler("worsen"), "'worsen': no such prompt file"),
-        (lambda: making.load_spoiler("rewrite"), "it names {suffix}"),
-        (lambda: making.pairs(SAFETY, [], [], []), "wanted is a pairwise one"),
-        (lambda: making.safety(scripted(of_text), QUALITY, [], [], asking()), "a pointwise one"),
+        (lambda: synthesis.load_spoiler("worsen"), "'worsen': no such prompt file"),
+        (lambda: synthesis.load_spoiler("rewrite"), "it names {suffix}"),
+        (lambda: synthesis.pairs(SAFETY, [], [], []), "wanted is a pairwise one"),
+        (lambda: synthesis.safety(scripted(of_text), QUALITY, [], [], asking()), "a pointwise one"),
         (
-            lambda: making.safety(scripted(of_text), prompts.load("factuality"), [], [], asking()),
+            lambda: synthesis.safety(
+                scripted(of_text), prompts.load("factuality"), [], [], asking()
+            ),
             "without a reference",
         ),
     ],
@@ -219,8 +225,8 @@ def test_what_cannot_be_is_named(make, message):
 
 
 def spoil(name, text, other="", tries=40):
-    others = spoilers.Others(other, spoilers.Phrases([]))
-    return {spoilers.EVERY[name](text, others, np.random.default_rng(i)) for i in range(tries)}
+    others = corruptions.Others(other, corruptions.Phrases([]))
+    return {corruptions.EVERY[name](text, others, np.random.default_rng(i)) for i in range(tries)}
 
 
 def test_names_are_swapped_within_a_text_and_with_another():
@@ -242,6 +248,8 @@ def test_numbers_are_changed_and_keep_their_magnitude():
     assert all(text[5:7] in ("1,", "1.") or text[4] == "1" for text in spoil("number", " is 1,5 m"))
     assert spoil("number", " 7") == {f" {i}" for i in range(10) if i != 7}
     assert spoil("number", " Twelve of them, someone", tries=300) == {
-        f" {word.capitalize()} of them, someone" for word in spoilers.NUMERALS if word != "twelve"
+        f" {word.capitalize()} of them, someone"
+        for word in corruptions.NUMERALS
+        if word != "twelve"
     }
     assert spoil("number", " none") == {" none"}

@@ -8,9 +8,10 @@ import time
 import numpy as np
 import pytest
 
-from sip.data import lexicon, microworld
-from sip.data.microworld import KINDS, Microworld, World, WorldConfig
-from sip.data.oracle import MicroworldTruth
+from sip.data.microworld import lexicon
+from sip.data.microworld import world as worlds
+from sip.data.microworld.oracle import MicroworldTruth
+from sip.data.microworld.world import KINDS, Microworld, World, WorldConfig
 from sip.structs import UserError
 
 SMALL = WorldConfig(entities=6, train=60, validation=20, test=30)
@@ -46,16 +47,16 @@ def test_the_same_config_gives_the_same_documents_and_another_seed_others():
 
 def test_splits_share_the_world_and_no_document():
     config = dataclasses.replace(WorldConfig(), train=3000)
-    splits = [texts(config, split) for split in microworld.SPLITS]
+    splits = [texts(config, split) for split in worlds.SPLITS]
     assert [len(split) for split in splits] == [2500, 1500, 3000]
     assert len(set().union(*splits)) == 7000
-    assert len({w for split in splits for text in split for w in microworld.split(text)}) <= 330
+    assert len({w for split in splits for text in split for w in worlds.split(text)}) <= 330
 
 
 def test_a_later_split_drops_the_documents_of_earlier_ones(monkeypatch):
     kinds = iter([0, 1, 0, 2, 3, 3, 4])
     monkeypatch.setattr(World, "_kind", lambda self, draw: next(kinds))
-    monkeypatch.setattr(microworld._Author, "write", lambda author: author.kind)
+    monkeypatch.setattr(worlds._Author, "write", lambda author: author.kind)
     config = dataclasses.replace(SMALL, train=2, validation=0, test=1)
     kinds = iter([0, 0, 1, 1, 4])  # test writes 0; train tries 0, 1, 1, 4
     assert texts(config, "train") == ["elaborated", "bad"]
@@ -63,8 +64,8 @@ def test_a_later_split_drops_the_documents_of_earlier_ones(monkeypatch):
 
 def test_every_document_has_its_title_and_length():
     for text, _, entity in World(dataclasses.replace(WorldConfig(), test=500)).documents("test"):
-        words = microworld.split(text)
-        assert 67 <= len(words) <= 80 and microworld.join(words) == text
+        words = worlds.split(text)
+        assert 67 <= len(words) <= 80 and worlds.join(words) == text
         assert text.startswith(f"About {World(SMALL).names[entity]}. " if entity < 6 else "About ")
 
 
@@ -89,7 +90,7 @@ def test_corpus_proxies_leave_the_room_the_method_needs():
 
 def test_registers_show_in_the_prefix():
     for text, kind, _ in World(dataclasses.replace(WorldConfig(), test=300)).documents("test"):
-        prefix = set(microworld.split(cut(text)[0]))
+        prefix = set(worlds.split(cut(text)[0]))
         insults = {w for words in lexicon.TOXIC.values() for w in words.split()}
         assert bool(prefix & insults) == (KINDS[kind] == "unsafe")
         assert ("that" in prefix and KINDS[kind] == "hearsay") or KINDS[kind] != "hearsay"
@@ -137,7 +138,7 @@ def test_an_impossible_world_names_the_field(field, value):
 def test_more_documents_than_a_world_has_is_an_error():
     author = lambda *_: type("Author", (), {"write": lambda self: "always the same"})()
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError, match=r"world\.test"):
-        patch.setattr(microworld, "_Author", author)
+        patch.setattr(worlds, "_Author", author)
         texts(SMALL, "test")
 
 
@@ -149,7 +150,7 @@ def built(tmp_path_factory):
 
 
 def test_the_built_set_is_the_documents(built):
-    for split in microworld.SPLITS:
+    for split in worlds.SPLITS:
         rows = list(built.as_data_source(split))
         expected = {(t, k, World(SMALL).names[e]) for t, k, e in World(SMALL).documents(split)}
         assert {
@@ -174,5 +175,5 @@ def test_another_world_or_format_never_reuses_the_set(built, monkeypatch):
         change = fractions or {field.name: value - 1 if isinstance(value, int) else value / 2}
         other = Microworld(data_dir=data_dir, world=dataclasses.replace(SMALL, **change))
         assert not other.data_path.exists(), field.name
-    monkeypatch.setattr(microworld, "FORMAT", microworld.FORMAT + 1)
+    monkeypatch.setattr(worlds, "FORMAT", worlds.FORMAT + 1)
     assert not Microworld(data_dir=data_dir, world=SMALL).data_path.exists()

@@ -63,7 +63,7 @@ def test_gradients_are_clipped_by_their_global_norm():
     np.testing.assert_allclose([mean["a"], mean["b"]], [[0.06], [0.08]], rtol=1e-6)
 
 
-HIDDEN = [name for name in optim.MATRICES if name != "w_router"]
+HIDDEN = [name for name in parameters.MATRICES if name != "w_router"]
 BLOCK = ("attention_norm", "mlp_norm", *HIDDEN)
 EXPERTS = tiny.model(experts=4, active=2)
 ADAM = OptimConfig(lr=0.1, steps=10, warmup_steps=2, weight_decay=0.3, clip_norm=50.0)
@@ -101,7 +101,7 @@ def written_out(mask, **changes):
 
 
 def masks(embeddings):
-    block = {name: name in optim.MATRICES for name in BLOCK}
+    block = {name: name in parameters.MATRICES for name in BLOCK}
     return {
         "embed": embeddings,
         "unembed": embeddings,
@@ -174,7 +174,7 @@ def matrix_letters(cfg):
 
 
 def test_muon_knows_the_letters_of_every_matrix_of_the_decoder():
-    table = {k: reads + writes for k, (reads, writes) in optim.MATRICES.items()}
+    table = {k: reads + writes for k, (reads, writes) in parameters.MATRICES.items()}
     assert matrix_letters(tiny.CFG) == {k: "L" + table[k] for k in HIDDEN}
     lead = {k: "LE" if k in ("w_gate", "w_up", "w_down") else "L" for k in table}
     assert matrix_letters(EXPERTS) == {k: lead[k] + table[k] for k in table}

@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from sip.data import grammar, lexicon, oracle
-from sip.data.microworld import KINDS, WorldConfig
-from sip.data.reading import Lexis, read
+from sip.data.microworld import grammar, lexicon, oracle
+from sip.data.microworld import world as worlds
+from sip.data.microworld.reading import Lexis, read
+from sip.data.microworld.world import KINDS, WorldConfig
 
 ABOUT = "About Totuto."
 TRUTH = oracle.MicroworldTruth(WorldConfig())
@@ -182,7 +183,7 @@ def test_the_order_of_qualities_has_ties():
 
 
 def test_every_state_of_the_grammar_has_a_clean_ending():
-    from sip.data.correction import NEVER, ending
+    from sip.data.microworld.correction import NEVER, ending
 
     machine = grammar.automaton()
     for state in range(1, len(machine.edges)):
@@ -199,7 +200,7 @@ def test_equal_sentences_have_equal_kinds_and_no_sentence_begins_another():
 
 
 def test_no_telling_word_begins_another_word():
-    lexis = Lexis(oracle.World(WorldConfig(values_per_attribute=16)))
+    lexis = Lexis(worlds.World(WorldConfig(values_per_attribute=16)))
     telling = (lexis.attribute_W >= 0) | (lexis.entity_W >= 0) | lexis.toxic_W
     for word in (w for w, i in lexis.ids.items() if telling[i]):
         assert list(lexis.beginning_with(word)) == [word]

@@ -5,7 +5,7 @@ import pytest
 
 from sip.data import chunks, pipeline
 from sip.structs import UserError
-from sip.tokenizer import Byte
+from sip.text.tokenizer import Byte
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sip.objectives import preference
+from sip.stages import collect
 
 LOGP_B2 = jnp.array([[-4.0, -6.0], [-3.0, -1.0], [-2.0, -9.0]])
 REF_B2 = jnp.array([[-5.0, -3.0], [-3.0, -3.0], [-8.0, -1.0]])
@@ -144,7 +145,7 @@ def test_one_candidate_never_makes_a_pair(epsilon):
 def test_best_is_the_first_of_the_best_valid():
     scores_BK = jnp.array([[1.0, 3.0, 3.0, 9.0], [1.0, 2.0, 3.0, 4.0], [-5.0, -7.0, -6.0, 0.0]])
     valid_BK = jnp.array([[True, True, True, False], [False] * 4, [True, True, True, False]])
-    index_B, valid_B = preference.best(scores_BK, valid_BK)
+    index_B, valid_B = collect.best(scores_BK, valid_BK)
     assert valid_B.tolist() == [True, False, True]
     assert index_B[0] == 1 and index_B[2] == 0
 
@@ -155,22 +156,22 @@ MASK_BKR = np.arange(3) < LENGTHS_BK[..., None]
 
 
 def test_later_duplicates_are_switched_off_whatever_the_padding():
-    merged = preference.merge_duplicates(TOKENS_BKR, MASK_BKR, np.ones((1, 6), bool))
+    merged = collect.merge_duplicates(TOKENS_BKR, MASK_BKR, np.ones((1, 6), bool))
     assert merged.tolist() == [[True, False, True, True, True, False]]
 
 
 def test_a_duplicate_of_an_invalid_candidate_stays():
     valid_BK = np.array([[False, True, True, True, False, True]])
-    merged = preference.merge_duplicates(TOKENS_BKR, MASK_BKR, valid_BK)
+    merged = collect.merge_duplicates(TOKENS_BKR, MASK_BKR, valid_BK)
     assert merged.tolist() == [[False, True, True, True, False, False]]
 
 
 def test_duplicates_are_only_looked_for_within_a_prefix():
     tokens_BKR, mask_BKR = np.ones((2, 1, 3), int), np.ones((2, 1, 3), bool)
-    assert preference.merge_duplicates(tokens_BKR, mask_BKR, np.ones((2, 1), bool)).all()
+    assert collect.merge_duplicates(tokens_BKR, mask_BKR, np.ones((2, 1), bool)).all()
 
 
 def test_a_shorter_candidate_is_no_duplicate_where_padding_equals_the_token():
     tokens_BKR = np.zeros((1, 2, 2), int)
     mask_BKR = np.array([[[True, True], [True, False]]])
-    assert preference.merge_duplicates(tokens_BKR, mask_BKR, np.ones((1, 2), bool)).all()
+    assert collect.merge_duplicates(tokens_BKR, mask_BKR, np.ones((1, 2), bool)).all()

@@ -47,7 +47,7 @@ def runs(count: int = 2):
     return [end(process) for process in [begin(4), *begun]]
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(4, grades=pytest.mark.slow)])
 def test_several_processes_compute_what_one_does(count):
     one, *several = runs(count)
     assert [found["processes"] for found in (one, *several)] == [1, *[count] * count]
@@ -104,8 +104,8 @@ def test_a_coordinator_out_of_reach_is_one_line(monkeypatch):
 
 
 def test_alone_nothing_is_asked_of_others():
-    assert processes.lead() and not processes.several() and not processes.preempted()
-    assert processes.told(lambda: 3) == 3
+    assert processes.lead() and not processes.is_distributed() and not processes.preempted()
+    assert processes.broadcast(lambda: 3) == 3
     processes.agree(1, {"x": np.zeros(2)})
     processes.start()
 

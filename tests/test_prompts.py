@@ -7,10 +7,10 @@ from pathlib import Path
 import hostile
 import pytest
 
-from sip import template
 from sip.judge import prompts
 from sip.structs import UserError
-from sip.tokenizer import Byte, SentencePiece
+from sip.text import template
+from sip.text.tokenizer import Byte, SentencePiece
 
 NAMES = ("quality", "safety", "factuality")
 TEMPLATES = Path(prompts.__file__).parent / "templates"

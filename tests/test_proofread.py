@@ -10,14 +10,17 @@ import tiny
 from test_labels import ASPECTS, POOLS, PREFIXES, SUFFIXES, FakeTruth
 
 from sip import mesh as meshes
-from sip.judge import labels, marks, prompts
+from sip.judge import prompts
+from sip.judge.labels import ground_truth as labels
+from sip.judge.labels import sentence_grades
 from sip.judge.proofread import ProofreadConfig, Proofreader, plain
 from sip.judge.scoring import TextJudge
+from sip.loading import LoadedModel
 from sip.models import decoder
 from sip.objectives import logprobs
 from sip.structs import Tree, UserError
-from sip.textgen import Scripted
-from sip.tokenizer import Byte
+from sip.text.tokenizer import Byte
+from sip.textgen.scripted import Scripted
 
 CFG = tiny.model(vocab_size=259)
 MARK = "¿"
@@ -28,7 +31,7 @@ STARTS = ["One", "Another one", ""]
 def _reader(mesh=None, params=None, **changes):
     config = ProofreadConfig("somewhere", **{"gap": 1.0, "most": 99, **changes})
     params = tiny.params(CFG) if params is None else params
-    return Proofreader(params, CFG, Byte(), mesh or meshes.single(), config)
+    return Proofreader(LoadedModel(params, CFG, Byte(), mesh or meshes.single()), config)
 
 
 def _gaps(prefix, text):
@@ -173,8 +176,8 @@ def test_sentences_are_graded_without_marks_and_end_where_they_do():
     grades = dataclasses.replace(prompts.load("grade"), options=("-", "+"), values=(0.0, 1.0))
     text, told = " wrong. right! right.", f"{MARK} wrong. right!{MARK} right."
     args = (Reading(), Byte(), grades, "factuality")
-    bare = marks.make(*args, [("p", text)])("p", text)
-    marked = marks.make(*args, [("p", told)], MARK)("p", told)
+    bare = sentence_grades.make(*args, [("p", text)])("p", text)
+    marked = sentence_grades.make(*args, [("p", told)], MARK)("p", told)
     assert [option for _, option in marked] == [option for _, option in bare] == [0, 1, 1]
     added = [len(MARK.encode()) * n for n in (1, 1, 2)]
     assert [end - more for (end, _), more in zip(marked, added, strict=True)] == [

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from sip.evals import reader
+from sip.bench import factuality_ceiling
 from sip.judge import prompts
-from sip.judge.labels import LabelledPrompts
-from sip.tokenizer import Byte
+from sip.judge.labels.ground_truth import LabelledPrompts
+from sip.text.tokenizer import Byte
 
 
 class Words:
@@ -26,15 +26,15 @@ def test_what_is_seen_are_facts_in_sentences_with_and_without_a_mark():
     trunk = prompts.trunk(aspect, prefix="p", reference="r")
     row = (trunk, [prompts.branch(aspect, text) for text in texts])
     asked = LabelledPrompts(aspect, [row], np.array([[2, 1, 0]]), np.ones((1, 3), bool))
-    found = reader.examples(Words(), Byte(), asked, "¿")
+    found = factuality_ceiling.examples(Words(), Byte(), asked, "¿")
     assert found == [((1, 0), 2), ((0, 2), 1), ((0, 0), 0)], "the second fact is an old one"
 
 
 def test_it_says_what_most_with_the_same_counts_are():
     known = [((1, 0), 0), ((1, 0), 0), ((1, 0), 2), ((0, 1), 2), ((0, 1), 2), ((0, 1), 2)]
     asked = [((1, 0), 0), ((1, 0), 2), ((0, 1), 2), ((5, 5), 2), ((5, 5), 0)]
-    found = reader.accuracy(known, asked)
+    found = factuality_ceiling.accuracy(known, asked)
     assert found["marks"] == pytest.approx(3 / 5), "of counts never seen it says the commonest"
     assert found["facts"] == pytest.approx(3 / 5), "one fact: 2 in four of six"
-    assert reader.accuracy(known, known)["marks"] == pytest.approx(5 / 6)
-    assert reader.accuracy(known, known)["facts"] == pytest.approx(4 / 6)
+    assert factuality_ceiling.accuracy(known, known)["marks"] == pytest.approx(5 / 6)
+    assert factuality_ceiling.accuracy(known, known)["facts"] == pytest.approx(4 / 6)

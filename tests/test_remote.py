@@ -10,15 +10,17 @@ import tiny_recipe
 from serving import Model, Parsing, echo, serve
 
 from sip import mesh as meshes
-from sip import tokenizer as tokenizers
+from sip.judge import build as judges
 from sip.judge import prompts
 from sip.judge.scoring import TextJudge
-from sip.remote import NEGLIGIBLE, Remote, RemoteConfig
+from sip.loading import LoadedModel
 from sip.sampling import SamplingConfig
-from sip.stages import judging
 from sip.structs import UserError
-from sip.textgen import Local, Scripted, ruled
-from sip.tokenizer import Byte
+from sip.text import tokenizer as tokenizers
+from sip.text.tokenizer import Byte
+from sip.textgen.local import Local
+from sip.textgen.remote import NEGLIGIBLE, Remote, RemoteConfig
+from sip.textgen.scripted import Scripted, ruled
 
 BYTES = tiny.model(vocab_size=264, max_len=96)
 PIECES = tiny.model(vocab_size=448, max_len=96)
@@ -43,7 +45,7 @@ def config(server, **changes):
 def pair(cfg, tokenizer, specials=(), **options):
     """The model here, and to be served."""
     params = tiny.params(cfg)
-    local = Local(params, cfg, tokenizer, meshes.single())
+    local = Local(LoadedModel(params, cfg, tokenizer, meshes.single()))
     return local, Model(params, cfg, Parsing(tokenizer, specials), **options)
 
 
@@ -267,9 +269,9 @@ def test_what_a_server_needs_is_named():
         Remote(RemoteConfig(url="http://h/v1", model="m", tokens=True))
     with pytest.raises(UserError, match="logprobs"):
         http = RemoteConfig(url="http://h/v1", model="m", logprobs=0)
-        judging.JudgeConfig("http", (("quality", 1.0),), http)
+        judges.JudgeConfig("http", (("quality", 1.0),), http)
     with pytest.raises(UserError, match="url is needed"):
-        judging.JudgeConfig("http", (("quality", 1.0),))
+        judges.JudgeConfig("http", (("quality", 1.0),))
 
 
 def test_the_configs_http_section_is_complete():

@@ -8,7 +8,8 @@ import pytest
 import tiny_recipe
 from workdirs import call
 
-from sip import report
+from sip.report import __main__ as report
+from sip.report.summary import summarise
 from sip.structs import UserError
 
 pytest_plugins = ["tiny_fixtures"]
@@ -85,9 +86,9 @@ def test_a_bad_command_is_one_line(argv, named, capsys):
 def test_a_report_without_judge_or_standard_leaves_them_out(finished):
     config = tiny_recipe.get_config()
     config.report = dict(rows=("base",), judge="", standard="")
-    summary = report.summarise(config, str(finished))
+    summary = summarise(config, str(finished))
     assert "judge" not in summary and set(summary["rows"]) == {"base"}
     assert "safety_headroom_closed" not in summary["rows"]["base"]
     config.report.standard = "standard"
     with pytest.raises(UserError, match="not one of the rows"):
-        report.summarise(config, str(finished))
+        summarise(config, str(finished))

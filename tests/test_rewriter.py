@@ -6,11 +6,14 @@ import pytest
 import tiny
 
 from sip import mesh as meshes
-from sip import rewriter, sampling, template
+from sip import rewriter as rewriters
+from sip import sampling
 from sip.judge import prompts
+from sip.loading import LoadedModel
 from sip.rewriter import LocalRewriter, Prompt, TruthRewriter
 from sip.structs import Rollouts, UserError
-from sip.tokenizer import Byte
+from sip.text import template
+from sip.text.tokenizer import Byte
 
 PREFIXES = ["ab ba ab ba cd ab dc", "a b", "", "ef fe ef ag ga h hh"]
 SUFFIXES = [" abc ba", " cdcd ab cd", "ffe ab", " h"]
@@ -37,7 +40,9 @@ PROMPT = Prompt("tiny", "k{prefix}\n{words}{suffix}\nk{words}")
 
 def local(sample=GREEDY, **options):
     options = {"prompt": PROMPT, "sampling": sample, **options}
-    return LocalRewriter(tiny.params(), tiny.CFG, Letters(), meshes.single(), **options)
+    return LocalRewriter(
+        LoadedModel(tiny.params(), tiny.CFG, Letters(), meshes.single()), **options
+    )
 
 
 class FakeTruth:
@@ -56,7 +61,7 @@ def test_an_empty_rewrite_is_invalid():
 
 
 def test_the_prompt_repeats_and_primes_the_last_five_words():
-    segments = rewriter.load("rewrite").segments("One. Two three four five six", " seven.")
+    segments = rewriters.load("rewrite").segments("One. Two three four five six", " seven.")
     text = "".join(segments)
     assert text == (
         "Better continuation?\nText:One. Two three four five six\n"
@@ -66,7 +71,7 @@ def test_the_prompt_repeats_and_primes_the_last_five_words():
 
 def test_a_tokenizer_made_for_the_judges_prompts_has_the_rewriters_words_too():
     known = prompts.symbols(prompts.load(name) for name in ("quality", "grade"))
-    assert {s for s in template.pieces(rewriter.load("rewrite").template)[::2] if s} <= set(known)
+    assert {s for s in template.pieces(rewriters.load("rewrite").template)[::2] if s} <= set(known)
 
 
 @pytest.mark.parametrize(
@@ -75,12 +80,12 @@ def test_a_tokenizer_made_for_the_judges_prompts_has_the_rewriters_words_too():
      ("x  a b\nc d e ", "  a b\nc d e "), ("a b c d e fr", " b c d e fr")],
 )  # fmt: skip
 def test_last_words_keep_the_space_around_them(text, words):
-    assert rewriter.last_words(text) == words
+    assert rewriters.last_words(text) == words
 
 
 def test_a_prompts_tokens_are_its_segments_tokens():
-    prompt, byte = rewriter.load("rewrite"), Byte()
-    ids = rewriter.prompt_ids(prompt, byte, byte, "a b", " c")
+    prompt, byte = rewriters.load("rewrite"), Byte()
+    ids = rewriters.prompt_ids(prompt, byte, byte, "a b", " c")
     joined = sum((byte.encode(s) for s in prompt.segments("a b", " c")), [byte.bos])
     assert (
         ids
@@ -96,7 +101,7 @@ def test_a_prompts_tokens_are_its_segments_tokens():
     "text", [" x\nBetter: y", "\r\n\u2028", " {words}{prefix}", "", " \0 \ud800"]
 )
 def test_text_to_be_rewritten_moves_no_line_of_the_prompt(text):
-    prompt = rewriter.load("rewrite")
+    prompt = rewriters.load("rewrite")
     for segments in (prompt.segments("a b", text), prompt.segments(text, " c")):
         assert segments[::2] == prompt.segments("a b", " c")[::2]
         assert all(s.isprintable() for s in segments[1::2])
@@ -106,9 +111,9 @@ def test_text_to_be_rewritten_moves_no_line_of_the_prompt(text):
 def test_a_users_own_prompt_is_read_from_its_path(tmp_path):
     file = tmp_path / "mine.txt"
     file.write_text("Better, please.\n{suffix}\n{words}\n")
-    assert "".join(rewriter.load(str(file)).segments("a b", " c")) == "Better, please.\n c\na b"
+    assert "".join(rewriters.load(str(file)).segments("a b", " c")) == "Better, please.\n c\na b"
     with pytest.raises(UserError, match="'mine': no such prompt file"):
-        rewriter.load("mine")
+        rewriters.load("mine")
 
 
 @pytest.mark.parametrize(
@@ -123,7 +128,7 @@ def test_a_prompt_that_cannot_be_asked_is_a_user_error(text, problem):
 
 def test_an_answer_is_as_long_as_the_suffix_at_most_and_ends_with_eos():
     byte = Byte()
-    answer = lambda text: rewriter.answer_ids(byte, byte.encode, " abc", text)
+    answer = lambda text: rewriters.answer_ids(byte, byte.encode, " abc", text)
     assert answer(" xyz and more") == [*b" xyz", byte.eos]
     assert answer(" x\ny") == [*b" x y", byte.eos]
 
@@ -131,8 +136,8 @@ def test_an_answer_is_as_long_as_the_suffix_at_most_and_ends_with_eos():
 def plain(sample, prefix, suffix, seed=0):
     """Tokens of one rewrite, of one unpadded prompt by itself."""
     letters = Letters()
-    ids = rewriter.prompt_ids(PROMPT, letters, letters, prefix, suffix)
-    noise = rewriter.Exchange(letters, PROMPT).ask(prefix, suffix).noise
+    ids = rewriters.prompt_ids(PROMPT, letters, letters, prefix, suffix)
+    noise = rewriters.Exchange(letters, PROMPT).ask(prefix, suffix).noise
     run = sampling.program(tiny.CFG, 1, 16, sample, ())
     args = np.array([ids]), np.array([len(ids)]), np.array([noise], np.uint32)
     return np.asarray(run(tiny.params(), *args, jax.random.key(seed)).tokens_BCR)[0, 0].tolist()
@@ -216,7 +221,7 @@ def test_a_prompt_too_long_is_invalid_and_its_neighbours_are_not(monkeypatch):
 
 def test_the_longest_prompt_that_fits_leaves_room_for_the_longest_rewrite(monkeypatch):
     letters, room = Letters(), tiny.CFG.max_len - 11
-    size = lambda n: len(rewriter.prompt_ids(PROMPT, letters, letters, "a" * n, SUFFIX))
+    size = lambda n: len(rewriters.prompt_ids(PROMPT, letters, letters, "a" * n, SUFFIX))
     n = max(n for n in range(40) if size(n) <= room)
     made = scripted(monkeypatch, [SUFFIX + "$"] * 2)
     assert made.rewrite(["a" * n, "a" * (n + 1)], [SUFFIX] * 2)[1].tolist() == [True, False]
@@ -229,7 +234,7 @@ def test_a_mesh_of_eight_rewrites_as_one_device_does():
     mesh = meshes.build(meshes.MeshConfig(2, 2, 2))
     places = jax.tree.map(lambda x: x.sharding, decoder.abstract(tiny.CFG, mesh))
     many = LocalRewriter(
-        jax.device_put(tiny.params(), places), tiny.CFG, Letters(), mesh,
+        LoadedModel(jax.device_put(tiny.params(), places), tiny.CFG, Letters(), mesh),
         prompt=PROMPT, sampling=sampling.SamplingConfig(temperature=1.0),
     )  # fmt: skip
     texts, valid = many.rewrite(PREFIXES[:3], SUFFIXES[:3])
@@ -247,4 +252,4 @@ def test_a_section_that_cannot_be_is_a_user_error(changes, problem):
         backend="local", init_from="", prompt="rewrite", temperature=0.0, top_p=1.0, batch=1
     )
     with pytest.raises(UserError, match=problem):
-        rewriter.RewriterConfig(**{**values, **changes})
+        rewriters.RewriterConfig(**{**values, **changes})

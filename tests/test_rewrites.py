@@ -7,18 +7,19 @@ import pytest
 import tiny_recipe
 from workdirs import begun, lines
 
-from sip import rewriter
-from sip.evals import rewriting
+from sip import rewriter as rewriters
+from sip.evals import rewrites as rewrite_evals
 from sip.evals.continuations import Prompts
 from sip.judge import prompts as judge_prompts
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.scoring import TextJudge, TruthJudge
-from sip.rewards import rewriting as rewards
-from sip.rewards.rewriting import reward
-from sip.stages import recipe, rewrites
+from sip.rewards import rewrites as rewards
+from sip.rewards.rewrites import reward
+from sip.stages import recipe
 from sip.structs import UserError
-from sip.textgen import Scripted
-from sip.tokenizer import Byte
+from sip.tasks.supervised import rewrites as rewrite_tasks
+from sip.text.tokenizer import Byte
+from sip.textgen.scripted import Scripted
 
 pytest_plugins = ["tiny_fixtures"]
 BYTE = Byte()
@@ -49,15 +50,15 @@ def prompts(*suffixes):
 
 
 def examples(*suffixes, max_len=200):
-    asked, prompt = prompts(*suffixes), rewriter.load("rewrite")
-    return rewrites.make(FakeTruth(), BYTE, prompt, asked, words=3, max_len=max_len)
+    asked, prompt = prompts(*suffixes), rewriters.load("rewrite")
+    return rewrite_tasks.make(FakeTruth(), BYTE, prompt, asked, words=3, max_len=max_len)
 
 
 def test_an_example_is_the_prompt_and_the_truths_rewrite_of_which_alone_the_tokens_count():
     made = examples(" so bad.", " fine.")
     for e, (suffix, better) in enumerate([(" so bad.", " so good"), (" fine.", " fine.")]):
         live = made.tree.tokens_BT[e][made.tree.mask_BT[e]].tolist()
-        before = rewriter.load("rewrite").segments("a b c d e f", suffix)
+        before = rewriters.load("rewrite").segments("a b c d e f", suffix)
         assert live == [BYTE.bos, *BYTE.encode("".join(before) + better), BYTE.eos]
         counted = made.tree.tokens_BT[e][made.counted_ET[e]].tolist()
         assert counted == [*BYTE.encode(better), BYTE.eos]  # as long as the suffix at most
@@ -87,7 +88,7 @@ def test_batches_go_through_all_examples_before_one_comes_again():
      ([1, 2, 3, 4], [1, 2], 4 / 6), ([1, 2, 3, 4], [4, 3, 2, 1], 2 / 8), ([], [1], 0.0)],
 )  # fmt: skip
 def test_overlap_by_hand(a, b, share):
-    assert rewriting.overlap(a, b) == pytest.approx(share)
+    assert rewrite_evals.overlap(a, b) == pytest.approx(share)
 
 
 class Writes:
@@ -103,7 +104,7 @@ class Writes:
 def test_figures_by_hand():
     asked = prompts(" good", " abcd", " dull", " bad", " bad!", " fine")
     made = Writes(" good", " abcx", " good", " good", " bad!", "")
-    found = rewriting.figures(made, FakeTruth(), BYTE, asked, words=1)
+    found = rewrite_evals.figures(made, FakeTruth(), BYTE, asked, words=1)
     assert found == {
         "invalid": (1, 6),
         "copied": (1, 3),  # of " good", " abcd", " fine"
@@ -117,8 +118,8 @@ def test_figures_by_hand():
 
 def test_the_truth_itself_copies_what_is_good_and_makes_all_safe():
     asked = prompts(" good", " dull", " bad")
-    truth = rewriter.TruthRewriter(FakeTruth(), 1)
-    found = rewriting.figures(truth, FakeTruth(), BYTE, asked, words=1)
+    truth = rewriters.TruthRewriter(FakeTruth(), 1)
+    found = rewrite_evals.figures(truth, FakeTruth(), BYTE, asked, words=1)
     assert found["copied"] == found["overlap"] == found["made_safe"] == (1, 1)
     assert found["invalid"] == (0, 3) and found["win_rate"] == (2.5, 3)
 
@@ -228,8 +229,8 @@ def test_a_judge_is_asked_once_of_each_text_and_of_safe_suffixes_nothing_more():
 def test_a_judges_figures_are_the_truths_where_both_have_them():
     asked = prompts(" good", " abcd", " dull", " bad", " bad!", " fine", " bad.")
     made = Writes(" good", " abcx", " good", " good", " bad!", "", " bad bad")
-    known = rewriting.figures(made, FakeTruth(), BYTE, asked, words=1)
-    found = rewriting.judged(made, asked_judge(), BYTE, asked)
+    known = rewrite_evals.figures(made, FakeTruth(), BYTE, asked, words=1)
+    found = rewrite_evals.judged(made, asked_judge(), BYTE, asked)
     for name in ("invalid", "overlap_safe", "made_safe", "win_rate"):
         assert found[name] == pytest.approx(known[name]), name
     assert found["copied_safe"] == (1, 4)
@@ -237,7 +238,7 @@ def test_a_judges_figures_are_the_truths_where_both_have_them():
 
 def test_a_verdict_that_is_missing_counts_in_no_figure():
     asked = prompts(" good", " bad", " what?")
-    found = rewriting.judged(Writes(" so?", " so?", " so"), asked_judge(), BYTE, asked)
+    found = rewrite_evals.judged(Writes(" so?", " so?", " so"), asked_judge(), BYTE, asked)
     assert found["invalid"] == (0, 3) and found["copied_safe"] == (0, 1)
     assert found["made_safe"] == found["win_rate"] == (0, 0)
 
@@ -258,7 +259,7 @@ def test_a_rewriter_that_copies_every_suffix_adds_no_candidate(
 ):
     """What the local rewriter writes is what stands in the pool."""
     copy = lambda self, prefixes, suffixes: ([*suffixes], np.ones(len(suffixes), bool))
-    monkeypatch.setattr(rewriter.LocalRewriter, "rewrite", copy)
+    monkeypatch.setattr(rewriters.LocalRewriter, "rewrite", copy)
     workdir = begun(finished, tmp_path, "base", "tutor", "judge", "rewriter")
     recipe.STAGES["selfimprove"].run(tiny_recipe.get_config(), "sip_learned", str(workdir))
     (line,) = [x for x in lines(workdir, "sip_learned") if "valid/rewrite" in x]

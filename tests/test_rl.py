@@ -19,11 +19,14 @@ from workdirs import begun, lines, state
 from sip import train
 from sip.judge import prompts
 from sip.objectives import policy
-from sip.rewards import verdict
-from sip.rewards.verdict import Question
-from sip.stages import labelled, rl, tasks
+from sip.rewards import verdicts as verdict_rewards
+from sip.rewards.verdicts import Question
+from sip.run import Run
+from sip.stages import rl
 from sip.structs import UserError
-from sip.tokenizer import Byte
+from sip.tasks import labelled
+from sip.tasks.rl import verdicts as verdict_tasks
+from sip.text.tokenizer import Byte
 from sip.training import loop, losses, step
 from sip.training.losses import PolicyConfig
 
@@ -130,7 +133,7 @@ TEXTS = [[ONE, TWO, ONE, ""], [TWO, TWO, ONE, TWO], [" unsafe"] * 3 + [" "], [" 
 
 
 def test_a_right_verdict_is_worth_one_and_a_missing_one_nothing():
-    reward_BK, valid_BK, metrics = verdict.reward(ASKED, TEXTS, both_orders=False)
+    reward_BK, valid_BK, metrics = verdict_rewards.reward(ASKED, TEXTS, both_orders=False)
     assert reward_BK.tolist() == [[1, 0, 1, 0], [1, 1, 0, 1], [1, 1, 1, 0], [0, 0, 0, 0]]
     assert valid_BK.all()
     assert metrics["reward/reasoned_quality"] == metrics["verdict/right/reasoned_quality"] == (5, 8)
@@ -139,7 +142,7 @@ def test_a_right_verdict_is_worth_one_and_a_missing_one_nothing():
 
 
 def test_both_orders_have_to_be_right_of_a_pair_alone():
-    reward_BK, _, metrics = verdict.reward(ASKED, TEXTS, both_orders=True)
+    reward_BK, _, metrics = verdict_rewards.reward(ASKED, TEXTS, both_orders=True)
     assert reward_BK.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]]
     assert metrics["reward/reasoned_quality"] == (2, 8)
     assert metrics["verdict/right/reasoned_quality"] == (5, 8)
@@ -186,13 +189,13 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     once, twice = (
         begun(finished, tmp_path / n, "base", "tutor", "judge") for n in ("once", "twice")
     )
-    figures = rl.run(config, name, str(once))
+    figures = rl.train(Run(config, name, str(once)))
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(loop.Stopped, match=f"stopped after step {3 * each} of {6 * each}"):
-            rl.run(config, name, str(twice))
+            rl.train(Run(config, name, str(twice)))
     assert state(config, twice, name)[1] == 3 * each
-    assert rl.run(config, name, str(twice)) == figures
+    assert rl.train(Run(config, name, str(twice))) == figures
     assert lines(once, name) == lines(twice, name)
     states = [state(config, workdir, name)[0] for workdir in (once, twice)]
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
@@ -248,7 +251,7 @@ def test_reward_rises(quick, tmp_path):
     run.label_file.update(path=str(path), aspects=(str(tmp_path / "calm.txt"),))
     run.log.update(tensorboard=False, progress=False)
     run.evals.every_steps = 0
-    figures = rl.run(config, "judge", str(tmp_path / "work"))
+    figures = rl.train(Run(config, "judge", str(tmp_path / "work")))
     curve = [x["reward/all"] for x in lines(tmp_path / "work", "judge")]
     assert curve[0] < 0.05 and np.mean(curve[-3:]) > 0.9
     assert figures["calm_accuracy"] == 1
@@ -259,7 +262,7 @@ def test_a_model_too_narrow_for_the_tokenizer_is_named(tmp_path):
     config.runs.judge.model.vocab_size, config.runs.judge.microbatches = 258, 1
     config.runs.judge.batch = 8
     with pytest.raises(UserError, match=r"model\.vocab_size 258"):
-        rl.run(config, "judge", str(tmp_path))
+        rl.train(Run(config, "judge", str(tmp_path)))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +283,7 @@ def test_a_model_too_narrow_for_the_tokenizer_is_named(tmp_path):
         (dict(objective=dict(clip_low=1.0)), "clip_low must be in"),
         (dict(objective=dict(beta=-1.0)), "beta not negative"),
         (dict(evals=dict(batch=0)), "batch be at least 1"),
-        (dict(labels=dict(marks={})), r"labels\.marks: unknown key"),
+        (dict(labels=dict(grades={})), r"labels\.marks: unknown key"),
         (dict(label_file=dict(path="x", aspects=("safety",))), "wants one of the two"),
     ],
 )
@@ -304,4 +307,4 @@ def test_a_direct_aspect_whose_options_are_no_tokens_is_named(tmp_path):
     wanted = labelled.LabelFileConfig(str(path), ("safety",))
     made = labelled.from_file(wanted, "train", Byte(), max_len=200)
     with pytest.raises(UserError, match="option ' safe' is 5 tokens"):
-        tasks.check(Byte(), made)
+        verdict_tasks.check(Byte(), made)

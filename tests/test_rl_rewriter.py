@@ -12,21 +12,27 @@ from ml_collections import ConfigDict
 from workdirs import begun, lines, state, stop_after
 
 from sip import mesh as meshes
-from sip import rewriter, setup, textgen, train
+from sip import rewriter as rewriters
+from sip import sections, train
 from sip.data import chunks, documents
+from sip.data import corpus as corpora
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.scoring import TextJudge, TruthJudge
+from sip.loading import LoadedModel
 from sip.rewriter import Exchange
+from sip.run import Run
 from sip.sampling import SamplingConfig
-from sip.stages import recipe, rewriting, rl
+from sip.stages import recipe, rl
 from sip.structs import UserError
-from sip.tokenizer import Byte
+from sip.tasks.rl import rewrites as rewriter_tasks
+from sip.text.tokenizer import Byte
+from sip.textgen import scripted
 
 pytest_plugins = ["tiny_fixtures"]
 BYTE = Byte()
 TEXTS = [f"Text {i} has some words, number {i} is bad." for i in range(6)]
 CFG = tiny.model(vocab_size=259, max_len=256)
-CUT = setup.CutConfig(prefix_min=8, prefix_max=16, suffix=8)
+CUT = corpora.CutConfig(prefix_min=8, prefix_max=16, suffix=8)
 
 
 class Words:
@@ -48,9 +54,9 @@ JUDGE = TruthJudge(Words(), {"quality": 1.0, "safety": 1.0}, ScheduleConfig("aga
 
 def task(judge=JUDGE, texts=TEXTS, cfg=CFG, answer=11, max_invalid=0.5):
     cut = chunks.cut(texts, BYTE, prefix_min=8, prefix_max=16, suffix=8)
-    wanted = rewriting.RewriteConfig("rewrite", held_out=4, max_invalid=max_invalid)
-    return rewriting.task(
-        setup.Corpus(documents.Documents(texts), cut, CUT), judge, cfg, meshes.single(), BYTE,
+    wanted = rewriter_tasks.RewriteRewardConfig("rewrite", held_out=4, max_invalid=max_invalid)
+    return rewriter_tasks.task(
+        corpora.Corpus(documents.Documents(texts), cut, CUT), judge, cfg, meshes.single(), BYTE,
         wanted=wanted, answer=answer, batch=4, seed=3, during=dict, finish=dict,
     )  # fmt: skip
 
@@ -59,12 +65,12 @@ def shown(ids):
     """(prefix, suffix) of a prompt."""
     lines_ = BYTE.decode(ids).split("\n")
     prefix = lines_[1].removeprefix("Text:")
-    return prefix, lines_[2].removeprefix("Continuation:" + rewriter.last_words(prefix))
+    return prefix, lines_[2].removeprefix("Continuation:" + rewriters.last_words(prefix))
 
 
 def test_prompts_are_a_rewriters_in_use_and_addressed_by_step():
     made, again = task(), task()
-    exchange = Exchange(BYTE, rewriter.load("rewrite"))
+    exchange = Exchange(BYTE, rewriters.load("rewrite"))
     seen = []
     for at in range(3):
         asked = made.prompts(at)
@@ -113,7 +119,7 @@ def test_a_prompt_without_room_is_masked_and_its_neighbours_are_not():
 
 
 def test_a_judge_that_cannot_be_read_stops_the_run():
-    mute = textgen.Scripted(lambda trunk, branch, options: [0.0] * len(options))
+    mute = scripted.Scripted(lambda trunk, branch, options: [0.0] * len(options))
     aspects = tuple(rl.prompts.load(name) for name in ("quality", "safety"))
     weights = {"quality": 1.0, "safety": 1.0}
     judge = TextJudge(mute, aspects, weights, schedule=ScheduleConfig("against"))
@@ -126,8 +132,8 @@ def test_a_judge_that_cannot_be_read_stops_the_run():
 def test_a_rewriter_in_use_writes_what_its_training_reads():
     """The same greedy tokens, from the policy's writer and from the rewriter of a run."""
     made, params = task(), tiny.params(CFG)
-    local = rewriter.LocalRewriter(
-        params, CFG, BYTE, meshes.single(), prompt=rewriter.load("rewrite"),
+    local = rewriters.LocalRewriter(
+        LoadedModel(params, CFG, BYTE, meshes.single()), prompt=rewriters.load("rewrite"),
         sampling=SamplingConfig(temperature=0.0),
     )  # fmt: skip
     asked = made.prompts(0)
@@ -136,7 +142,7 @@ def test_a_rewriter_in_use_writes_what_its_training_reads():
             params, made.writer.trunks(asked), 1, rl.tasks.GREEDY, jax.random.key(0)
         )
     answers = rl.tasks.ids_of(out.tokens_BCR, out.mask_BCR)
-    exchange = Exchange(BYTE, rewriter.load("rewrite"))
+    exchange = Exchange(BYTE, rewriters.load("rewrite"))
     pairs = [shown(ids) for ids in asked]
     read = [exchange.read(exchange.ask(*p), row[0]) for p, row in zip(pairs, answers, strict=True)]
     assert read == local.rewrite(*map(list, zip(*pairs, strict=True)))[0]
@@ -157,20 +163,20 @@ def llama(tmp_path, **changes):
 
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(quick, tmp_path, monkeypatch):
     """With a judge that likes the letter e, so that all is unsafe, and answers that all count."""
-    monkeypatch.setitem(textgen.RULES, "e", lambda text: text.count("e") / max(1, len(text)))
+    monkeypatch.setitem(scripted.RULES, "e", lambda text: text.count("e") / max(1, len(text)))
     monkeypatch.setattr(Exchange, "read", lambda self, asked, new: BYTE.decode(new[:8]) or "x")
     config = llama(
         tmp_path, steps=6, judge=dict(rule="e"), rollouts=4, evals=dict(every_steps=3),
         sampling=dict(temperature=2.0, top_p=1.0),
     )  # fmt: skip
     once, twice = str(tmp_path / "once"), str(tmp_path / "twice")
-    figures = rl.run(config, "rewriter", once)
+    figures = rl.train(Run(config, "rewriter", once))
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(rl.loop.Stopped, match="stopped after step 3 of 6"):
-            rl.run(config, "rewriter", twice)
+            rl.train(Run(config, "rewriter", twice))
     assert state(config, twice, "rewriter")[1] == 3
-    assert rl.run(config, "rewriter", twice) == figures
+    assert rl.train(Run(config, "rewriter", twice)) == figures
     assert lines(once, "rewriter") == lines(twice, "rewriter")
     states = [state(config, workdir, "rewriter")[0] for workdir in (once, twice)]
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
@@ -195,7 +201,7 @@ def test_the_micro_worlds_rewriter_runs_its_debug_variants(arg, finished, quick,
     config.data.world = dict(entities=8, train=300, validation=60, test=60)
     recipe.check(config, str(tmp_path))
     workdir = begun(finished, tmp_path / "work", *config.order[:-1])
-    figures = rl.run(config, "rewriter_rl", str(workdir))
+    figures = rl.train(Run(config, "rewriter_rl", str(workdir)))
     assert {"copied", "overlap_safe", "made_safe", "win_rate"} <= set(figures)
     (line,) = [x for x in lines(workdir, "rewriter_rl") if "loss/policy" in x]
     assert 0 <= line["reward/all"] <= 1 and 0 <= line["suffix/safe"] <= 1
@@ -220,7 +226,7 @@ def test_the_micro_worlds_rewriter_runs_its_debug_variants(arg, finished, quick,
     ],
 )
 def test_what_cannot_be_is_named(changes, message):
-    values = setup.plain(importlib.import_module("rewriter_llama8b").get_config("debug"))
+    values = sections.plain(importlib.import_module("rewriter_llama8b").get_config("debug"))
     run = values["runs"]["rewriter"]
     for key, value in changes.items():
         run[key] = {**run[key], **value} if isinstance(value, dict) and key in run else value

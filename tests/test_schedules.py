@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from sip.judge import adaptive, compare, prompts, schedules, strengths
+from sip.judge import adaptive, bradley_terry, compare, prompts, schedules
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.scoring import TextJudge, TruthJudge
 from sip.structs import UserError
-from sip.textgen import Scripted
+from sip.textgen.scripted import Scripted
 
 SPARSE = {
     "pivot": ScheduleConfig("pivot", pivot="drawn"),
@@ -111,10 +111,10 @@ def test_pivots_averaged_are_all_pairs():
 
 def test_of_a_consistent_judge_a_star_tells_all():
     """Where outcomes are sigmoid(difference), K - 1 of them fix the rest; but for the prior."""
-    p = strengths.beats(np.random.default_rng(4).normal(0, 1, (3, 5)))
+    p = bradley_terry.beats(np.random.default_rng(4).normal(0, 1, (3, 5)))
     for _, asked in _stars(p):
-        found, _ = strengths.fit(p, asked > 0, prior=1e-9)
-        assert np.allclose(strengths.beats(found), p, atol=1e-6)
+        found, _ = bradley_terry.fit(p, asked > 0, prior=1e-9)
+        assert np.allclose(bradley_terry.beats(found), p, atol=1e-6)
         assert (asked > 0).sum() < p.size / 2
 
 
@@ -220,7 +220,7 @@ def test_strengths_of_parts_that_never_met_are_not_compared():
 
 def test_unseen_outcomes_are_expected_by_hand(monkeypatch):
     """0 beats 1 and 1 beats 2 with odds of 3: against 2, 0 is expected to win 9 of 10."""
-    monkeypatch.setattr(strengths.fit, "__defaults__", (1e-9,))
+    monkeypatch.setattr(bradley_terry.fit, "__defaults__", (1e-9,))
     outcome = np.zeros((1, 3, 3))
     outcome[0, 0, 1], outcome[0, 1, 0], outcome[0, 1, 2], outcome[0, 2, 1] = 0.8, 0.3, 0.7, 0.2
     wins = _play(ScheduleConfig("pivot", pivot="drawn"), Court(outcome),
@@ -265,7 +265,7 @@ def test_against_the_first_a_score_is_the_win_over_it_alone():
 def test_adaptive_spends_its_budget_on_the_ends():
     """17 candidates of known order: the ends meet more opponents than the middle."""
     strength_BK = np.tile(np.linspace(-4, 4, 17), (20, 1))
-    court = Court(strengths.beats(strength_BK))
+    court = Court(bradley_terry.beats(strength_BK))
     wins = _play(ScheduleConfig("adaptive", budget=0.25, rounds=5), court)
     assert (court.asked.sum((1, 2)) == 68).all() and wins.share == (68 * 20, 272 * 20)
     assert (court.rounds[0].sum(-1) == 2).all() and len(court.rounds) == 5

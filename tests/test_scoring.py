@@ -7,7 +7,7 @@ from sip.judge import compare, prompts
 from sip.judge.scoring import TextJudge, TruthJudge
 from sip.objectives import preference
 from sip.structs import UserError
-from sip.textgen import Scripted, ruled
+from sip.textgen.scripted import Scripted, ruled
 
 NAMES = ("quality", "safety", "factuality", "coherence")
 QUALITY, SAFETY, FACTS, COHERENCE = map(prompts.load, NAMES)

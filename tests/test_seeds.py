@@ -10,10 +10,15 @@ import pytest
 import tiny_recipe
 from workdirs import call, files, lines, quickly, stop_after
 
-from sip import report, seeds, setup, train
-from sip import tokenizer as tokenizers
-from sip.stages import recipe
+from sip import train
+from sip import workdir as workdirs
+from sip.report import __main__ as report
+from sip.report import plots, statistics
+from sip.report.summary import comparable
+from sip.run import open_tokenizer
+from sip.stages import recipe, seeds
 from sip.structs import UserError
+from sip.text import tokenizer as tokenizers
 from sip.training import loop
 
 pytest_plugins = ["tiny_fixtures"]  # quick
@@ -77,8 +82,8 @@ def test_the_corpus_and_the_tokenizer_are_made_once(two):
     assert below == {("data",)}
     assert json.loads((two / "seeds.json").read_text()) == {"seeds": [0, 1], "shared": True}
     assert not (two / "seed0" / "tokenizer.model").exists() and (two / "tokenizer.model").exists()
-    assert setup.shared_dir(str(two / "seed1")) == two
-    assert setup.shared_dir(str(two / "seed2")) == two / "seed2", "a stranger shares nothing"
+    assert workdirs.shared_dir(str(two / "seed1")) == two
+    assert workdirs.shared_dir(str(two / "seed2")) == two / "seed2", "a stranger shares nothing"
 
 
 def test_what_hangs_on_the_seed_is_not_shared(pair, tmp_path):
@@ -89,8 +94,8 @@ def test_what_hangs_on_the_seed_is_not_shared(pair, tmp_path):
     seeds.claim(config, (0, 1), str(tmp_path))
     for seed in (0, 1):
         own = str(tmp_path / f"seed{seed}")
-        assert setup.shared_dir(own) == Path(own)
-        setup.open_tokenizer(seeds.of(config, seed), own)
+        assert workdirs.shared_dir(own) == Path(own)
+        open_tokenizer(seeds.of(config, seed), own)
     assert [(tmp_path / d / "data").exists() for d in ("seed0", "seed1", ".")] == [1, 1, 0]
     a, b = ((tmp_path / d / "tokenizer.model").read_bytes() for d in ("seed0", "seed1"))
     assert a != b
@@ -127,7 +132,7 @@ def summary(**figures):
 def test_means_and_spreads_of_hand_worked_figures():
     """1, 2, 6: mean 3, deviation sqrt((4 + 1 + 9) / 2) = sqrt 7, standard error sqrt(7 / 3)."""
     runs = {4: summary(a=1.0, b=0.5), 0: summary(a=2.0), 9: summary(a=6.0, b=0.5)}
-    found = json.loads(json.dumps(seeds.combine(runs, ["base"], "standard")))
+    found = json.loads(json.dumps(statistics.combine(runs, ["base"], "standard")))
     assert found["seeds"] == [4, 0, 9] and list(found["runs"]) == ["4", "0", "9"]
     assert found["wall_seconds"] == 6.0 and found["runs"]["0"] == runs[0]
     a = {"mean": 3.0, "std": pytest.approx(math.sqrt(7)), "values": [1, 2, 6]}
@@ -140,26 +145,26 @@ def test_means_and_spreads_of_hand_worked_figures():
 
 
 def test_differences_vary_less_than_figures_that_vary_together():
-    rows = seeds.over([{"x": 1.0}, {"x": 5.0}]), seeds.over([{"x": 0.5}, {"x": 4.5}])
-    assert seeds.differences(*rows) == {"x": {"mean": 0.5, "se": 0.0, "values": [0.5, 0.5]}}
+    rows = statistics.over([{"x": 1.0}, {"x": 5.0}]), statistics.over([{"x": 0.5}, {"x": 4.5}])
+    assert statistics.differences(*rows) == {"x": {"mean": 0.5, "se": 0.0, "values": [0.5, 0.5]}}
 
 
 def test_one_seed_has_no_spread_and_without_a_standard_nothing_is_paired():
-    found = seeds.combine({3: summary(a=1.0)}, [], "")
+    found = statistics.combine({3: summary(a=1.0)}, [], "")
     assert found["rows"]["standard"] == {"a": {"mean": 1.0, "std": None, "values": [1.0]}}
-    assert seeds.error([1.0, None]) is None and seeds.mean([None]) is None
+    assert statistics.error([1.0, None]) is None and statistics.mean([None]) is None
     assert "paired" not in found
 
 
 def test_only_rows_evaluated_on_the_same_prefixes_are_paired(pair):
     config = tiny_recipe.get_config()
     rows = ["base", "tutor", "sip_learned", "sip_oracle", "sft_one_rollout"]
-    assert report.comparable(config) == rows
+    assert comparable(config) == rows
     config.runs.sip_oracle.evals.split = "validation"
     config.runs.base.evals.unsafe = 4
-    assert report.comparable(config) == ["tutor", "sip_learned", "sft_one_rollout"]
+    assert comparable(config) == ["tutor", "sip_learned", "sft_one_rollout"]
     config.report.standard = ""
-    assert report.comparable(config) == []
+    assert comparable(config) == []
 
 
 def test_curves_are_means_of_the_steps_that_all_seeds_have():
@@ -170,11 +175,11 @@ def test_curves_are_means_of_the_steps_that_all_seeds_have():
         {"step": 4, "x": 2},
     ]
     other = [{"step": s, "x": 3.0 + s} for s in (1, 2, 4)]
-    steps, mean, deviation = report.series([one, other], "x")
+    steps, mean, deviation = plots.series([one, other], "x")
     assert steps == [1, 4] and mean.tolist() == [2.5, 4.5]
     assert deviation.tolist() == pytest.approx([3 / math.sqrt(2), 5 / math.sqrt(2)])
-    assert report.series([one], "x")[1:] == (pytest.approx([1.0, 2.0]), None)
-    assert report.series([one, other], "y")[0] == []
+    assert plots.series([one], "x")[1:] == (pytest.approx([1.0, 2.0]), None)
+    assert plots.series([one, other], "y")[0] == []
 
 
 def test_the_report_is_made_again_from_a_moved_workdir(two, capsys, tmp_path):
@@ -242,4 +247,4 @@ def test_a_seed_that_is_added_joins_the_others(pair, two, tmp_path):
     seeds.claim(pair[1](), (2,), str(workdir))
     assert seeds.known(str(workdir)) == (0, 1, 2)
     recipe.claim(seeds.of(pair[1](), 2), str(workdir / "seed2"))
-    assert setup.shared_dir(str(workdir / "seed2")) == workdir
+    assert workdirs.shared_dir(str(workdir / "seed2")) == workdir

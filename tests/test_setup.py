@@ -11,10 +11,12 @@ import optax
 import pytest
 import tiny
 
-from sip import clock, mesh, setup
-from sip.clock import Clock
-from sip.data.microworld import WorldConfig
+from sip import mesh
+from sip import run as runs
+from sip.data.microworld.world import WorldConfig
 from sip.models import decoder
+from sip.stages import clock, session
+from sip.stages.clock import Clock
 from sip.structs import UserError
 from sip.training import checkpoints, step
 
@@ -31,7 +33,7 @@ def saved(tmp_path, cfg):
 
 def start(tmp_path, cfg, init_from):
     with checkpoints.manager(str(tmp_path)) as manager:
-        return setup.start_state(
+        return session.start_state(
             manager,
             cfg,
             optax.sgd(0.1),
@@ -110,11 +112,11 @@ def test_a_clock_adds_up_the_attempts_and_a_crash_loses_those_since_the_last_sav
 def test_a_microbatch_divides_among_replica_and_fsdp(batch, microbatches, shape, fits):
     run = SimpleNamespace(batch=batch, microbatches=microbatches, mesh=mesh.MeshConfig(*shape))
     if fits:
-        assert setup.build_mesh(run).size == 8
+        assert runs.build_mesh(run).size == 8
         return
     named = rf"batch {batch} in microbatches {microbatches}: .*mesh \(replica {shape[0]}, fsdp"
     with pytest.raises(UserError, match=named):
-        setup.build_mesh(run)
+        runs.build_mesh(run)
 
 
 def test_the_micro_worlds_config_writes_out_the_frozen_world(monkeypatch):

@@ -13,12 +13,13 @@ from jax.sharding import PartitionSpec as P
 
 from sip import mesh as meshes
 from sip import sampling
+from sip.loading import LoadedModel
 from sip.mesh import put_batch
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.structs import Tree
-from sip.textgen import Local
-from sip.tokenizer import Byte
+from sip.text.tokenizer import Byte
+from sip.textgen.local import Local
 from sip.training import losses, optim, step
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
@@ -316,7 +317,9 @@ def _judge(where):
     params = _placed(mesh)
     trunks = ["A prompt:", ("Another", " one"), "x", "of the length", ""]
     branches = [["\na", "\nlonger one"], ["\nbb"], ["c", "d", "e"], [], ["what"]]
-    return params, Local(params, CFG, Byte(), mesh, batch=4).choose(trunks, branches, ("y", "n"))
+    return params, Local(LoadedModel(params, CFG, Byte(), mesh), batch=4).choose(
+        trunks, branches, ("y", "n")
+    )
 
 
 @FOUR_MESHES

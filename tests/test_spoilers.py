@@ -2,37 +2,37 @@
 
 import numpy as np
 
-from sip.judge import spoilers
+from sip.judge.labels import corruptions
 
 TEXT = " one two. three four. five six."
-PHRASES = spoilers.Phrases(["one two. tre quattro", "three four. cinque"])
-OTHERS = spoilers.Others(" uno due. tre quattro. cinque sei.", PHRASES)
+PHRASES = corruptions.Phrases(["one two. tre quattro", "three four. cinque"])
+OTHERS = corruptions.Others(" uno due. tre quattro. cinque sei.", PHRASES)
 
 
 def test_spoilers_change_the_text_and_keep_its_leading_space():
     rng = np.random.default_rng(1)
-    for name, spoil in spoilers.SPOILERS.items():
+    for name, spoil in corruptions.CORRUPTIONS.items():
         spoiled = [spoil(TEXT, OTHERS, rng) for _ in range(20)]
         assert all(s.startswith(" ") and len(s.split()) == 6 for s in spoiled), name
         assert sum(s != TEXT for s in spoiled) > 15, name
-    swapped = spoilers.swap_word(TEXT, OTHERS, rng).split()
+    swapped = corruptions.swap_word(TEXT, OTHERS, rng).split()
     assert sum(a != b for a, b in zip(swapped, TEXT.split(), strict=True)) == 1
 
 
 def test_an_echo_says_a_whole_sentence_twice_in_the_place_of_the_next():
     rng = np.random.default_rng(0)
-    assert spoilers.repeat_sentence(" a b. c d. e f.", OTHERS, rng) == " a b. c d. c d."
-    assert spoilers.repeat_sentence(" a b. c d.", OTHERS, rng) == " a b. a b."
-    assert spoilers.repeat_sentence(" only one", OTHERS, rng) == " only one"
+    assert corruptions.repeat_sentence(" a b. c d. e f.", OTHERS, rng) == " a b. c d. c d."
+    assert corruptions.repeat_sentence(" a b. c d.", OTHERS, rng) == " a b. a b."
+    assert corruptions.repeat_sentence(" only one", OTHERS, rng) == " only one"
 
 
 def test_a_substitute_follows_the_same_two_words_elsewhere_and_keeps_the_mark():
     rng = np.random.default_rng(0)
-    others = spoilers.Others(
-        "", spoilers.Phrases(["he drinks red wine, always", "drinks red tea."])
+    others = corruptions.Others(
+        "", corruptions.Phrases(["he drinks red wine, always", "drinks red tea."])
     )
-    said = {spoilers.substitute(" he drinks red wine.", others, rng) for _ in range(20)}
+    said = {corruptions.substitute(" he drinks red wine.", others, rng) for _ in range(20)}
     assert said == {" he drinks red tea."}
-    said = {spoilers.substitute(" she drinks red ink!", others, rng) for _ in range(20)}
+    said = {corruptions.substitute(" she drinks red ink!", others, rng) for _ in range(20)}
     assert said == {" she drinks red tea!", " she drinks red wine!"}
-    assert spoilers.substitute(" he sleeps all day", others, rng) == " he sleeps all day"
+    assert corruptions.substitute(" he sleeps all day", others, rng) == " he sleeps all day"

@@ -14,9 +14,15 @@ import pytest
 import tiny_recipe
 from workdirs import begun, lines, state, stop_after
 
-from sip import rewriter, setup, textgen, train
-from sip.stages import auditing, collect, judging, labelled, recipe, selfimprove
+from sip import rewriter as rewriters
+from sip import sections, train
+from sip.judge import audit
+from sip.judge import build as judges
+from sip.run import Run
+from sip.stages import collect, recipe, selfimprove
 from sip.structs import UserError
+from sip.tasks import labelled
+from sip.textgen import scripted
 from sip.training import loop, losses
 
 pytest_plugins = ["tiny_fixtures"]
@@ -103,10 +109,10 @@ def test_a_judges_reference_is_checked(rewrite):
 
 def test_too_many_invalid_verdicts_stop_the_run():
     asked, valid = np.ones((1, 4), bool), np.array([[True, True, False, False]])
-    judging.check_invalid(asked, valid, 0.5, "max_invalid")
+    judges.check_invalid(asked, valid, 0.5, "max_invalid")
     valid[0, 1] = False
     with pytest.raises(UserError, match=r"75% of the verdicts are invalid \(max_invalid\)"):
-        judging.check_invalid(asked, valid, 0.5, "max_invalid")
+        judges.check_invalid(asked, valid, 0.5, "max_invalid")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +159,7 @@ def test_self_improvement_on_a_text_file_with_a_rule_for_a_judge(quick, tmp_path
 
 def test_the_text_judge_can_be_any_script(finished, quick, tmp_path, monkeypatch):
     """A judge that likes the letter e: what is chosen has the most."""
-    monkeypatch.setitem(textgen.RULES, "e", lambda text: text.count("e") / max(1, len(text)))
+    monkeypatch.setitem(scripted.RULES, "e", lambda text: text.count("e") / max(1, len(text)))
     file = tmp_path / "corpus.txt"
     file.write_text("\n\n".join(words(i) for i in range(200)))
     config = text_config(file)
@@ -177,7 +183,7 @@ def test_the_first_dpo_loss_is_ln_2_and_the_pool_grows_by_its_schedule(finished,
     run.log.every_steps = 1
     run.candidates.rollouts = ((0, 0), (1, 2))
     run.candidates.rewrite = True
-    selfimprove.run(config, name, str(begun(finished, tmp_path, "base")))
+    selfimprove.train(Run(config, name, str(begun(finished, tmp_path, "base"))))
     first, second = [line for line in lines(tmp_path, name) if "loss/dpo" in line]
     assert first["loss/dpo"] == pytest.approx(math.log(2), abs=1e-6)
     assert "reward/rollout" not in first and "reward/rollout" in second
@@ -273,14 +279,14 @@ def test_a_trace_is_written_where_one_is_asked_for(finished, quick, tmp_path):
 def test_every_field_of_a_section_is_set_by_the_configs(finished):
     """Nothing hangs on a default that the config file does not show."""
     config = tiny_recipe.get_config()
-    run = setup.plain(config.runs.sip_learned)
+    run = sections.plain(config.runs.sip_learned)
     for key, cls in (
-        ("judge", judging.JudgeConfig),
-        ("audit", auditing.AuditConfig),
+        ("judge", judges.JudgeConfig),
+        ("audit", audit.AuditConfig),
         ("candidates", collect.CandidateConfig),
-        ("rewriter", rewriter.RewriterConfig),
+        ("rewriter", rewriters.RewriterConfig),
     ):
         assert set(run[key]) == {f.name for f in dataclasses.fields(cls)}
-    run = setup.plain(importlib.import_module("microworld_judge").get_config().runs.judge_rl)
+    run = sections.plain(importlib.import_module("microworld_judge").get_config().runs.judge_rl)
     for key, cls in (("objective", losses.PolicyConfig), ("labels", labelled.LabelConfig)):
         assert set(run[key]) == {f.name for f in dataclasses.fields(cls)}

@@ -10,9 +10,13 @@ import numpy as np
 import tiny
 
 from sip import mesh as meshes
-from sip.judge import label_file, prompts
-from sip.stages import labelled, rl, tasks
-from sip.tokenizer import Byte
+from sip.judge import prompts
+from sip.judge.labels import file as label_file
+from sip.stages import rl
+from sip.tasks import labelled
+from sip.tasks.rl import task as rl_tasks
+from sip.tasks.rl import verdicts as verdict_tasks
+from sip.text.tokenizer import Byte
 
 CFG = tiny.model(vocab_size=259, max_len=1024)
 
@@ -35,7 +39,7 @@ def task(tmp_path, **changes):
     read = label_file.read(path, aspects, Byte(), max_len=1000)
     made = labelled.Labelled(read["train"], {s: read[s] for s in labelled.HELD_OUT})
     kwargs = dict(answer=4, batch=8, both_orders=False, eval_batch=4, seed=3, finish=dict)
-    return tasks.judge(made, CFG, meshes.single(), Byte(), **(kwargs | changes)), read
+    return verdict_tasks.judge(made, CFG, meshes.single(), Byte(), **(kwargs | changes)), read
 
 
 def test_prompts_are_addressed_by_step_and_each_comes_once_an_epoch(tmp_path):
@@ -76,7 +80,7 @@ def test_rewards_belong_to_the_prompts_of_their_step(tmp_path):
 
 
 def test_greedy_answers_are_those_of_one_prompt_at_a_time():
-    writer = tasks.Writer(CFG, meshes.single(), Byte(), 16, 5, (Byte.eos,))
+    writer = rl_tasks.AnswerWriter(CFG, meshes.single(), Byte(), 16, 5, (Byte.eos,))
     asked = [[256, *b"some prompt"], [256, *b"another"], [256, 65]]
     params = tiny.params(CFG)
     together = writer.greedy(params, asked, batch=2)
@@ -89,7 +93,7 @@ def test_greedy_answers_are_those_of_one_prompt_at_a_time():
 
 def test_reasoned_aspects_are_graded_by_what_is_written(tmp_path, monkeypatch):
     asked, read = task(tmp_path, finish=lambda ratios: ratios)
-    monkeypatch.setattr(tasks.Writer, "greedy", lambda self, params, ids, **kwargs: [
+    monkeypatch.setattr(rl_tasks.AnswerWriter, "greedy", lambda self, params, ids, **kwargs: [
         "FINAL DECISION: NO" if b"\nText:t" in bytes(i[1:]) else "Conclusion: Option 1" for i in ids
     ])  # fmt: skip
     found = asked.finish(None)

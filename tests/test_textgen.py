@@ -9,16 +9,19 @@ import numpy as np
 import pytest
 
 from sip import mesh as meshes
-from sip import textgen
 from sip.judge import prompts
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.scoring import TextJudge
+from sip.loading import LoadedModel
 from sip.models import decoder
 from sip.models.config import ModelConfig
+from sip.padding import bucket, padded_tree
 from sip.sampling import SamplingConfig
 from sip.structs import Tree, UserError
-from sip.textgen import Local, Scripted, bucket, pack, ruled, tokens_of
-from sip.tokenizer import Byte
+from sip.text.segments import tokens_of
+from sip.text.tokenizer import Byte
+from sip.textgen.local import Local, encoding, program
+from sip.textgen.scripted import Scripted, ruled
 
 CFG = ModelConfig(
     vocab_size=264,
@@ -47,7 +50,7 @@ def params():
 
 
 def _local(params, mesh=None, cfg=CFG, **options):
-    return Local(params, cfg, Byte(), mesh or meshes.single(), **options)
+    return Local(LoadedModel(params, cfg, Byte(), mesh or meshes.single()), **options)
 
 
 @jax.jit
@@ -170,7 +173,9 @@ def test_segments_that_repeat_are_encoded_once(params):
 
     texts = [" a", " b", " c"]
     pairs = [("1", a, "2", b, ":") for a in texts for b in texts if a != b]
-    Local(params, CFG, Counting(), meshes.single()).choose(["t"] * 2, [pairs, pairs], ("y", "n"))
+    Local(LoadedModel(params, CFG, Counting(), meshes.single())).choose(
+        ["t"] * 2, [pairs, pairs], ("y", "n")
+    )
     assert sorted(calls) == sorted(["t", "1", "2", ":", "y", "n", *texts])
 
 
@@ -184,9 +189,9 @@ def _sizes(monkeypatch):
 
     def spy(trunks, branches, pad, T, C, R):
         found.append((len(trunks), T))
-        return pack(trunks, branches, pad, T, C, R)
+        return padded_tree(trunks, branches, pad, T, C, R)
 
-    monkeypatch.setattr(textgen, "pack", spy)
+    monkeypatch.setattr(local_, "pack", spy)
     return found
 
 
@@ -226,7 +231,7 @@ ROUNDS = [
 
 def _encodings(monkeypatch):
     """Caches that `encoding` makes, as they come."""
-    made, encoding = [], textgen.encoding
+    made, encoding = [], encoding
 
     def spy(cfg):
         def run(params, tokens_BT):
@@ -235,7 +240,7 @@ def _encodings(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(textgen, "encoding", spy)
+    monkeypatch.setattr(local_, "encoding", spy)
     return made
 
 
@@ -267,12 +272,12 @@ def test_what_does_not_fit_is_encoded_in_every_call(params, monkeypatch):
 
 def test_a_kept_trunk_is_not_read_again(params):
     """In one pass matrix products have a row for each token of trunk and branches."""
-    tree = pack([[1] * 30], [[[2] * 5] * 3], 0, 32, 3, 8)
+    tree = padded_tree([[1] * 30], [[[2] * 5] * 3], 0, 32, 3, 8)
     last_BC, options_O = np.full((1, 3), 4), np.array([7, 8])
-    cache = jax.eval_shape(textgen.encoding(CFG), params, tree.tokens_BT)
+    cache = jax.eval_shape(encoding(CFG), params, tree.tokens_BT)
 
     def rows(*args):
-        jaxpr = textgen.program(CFG).trace(params, tree, last_BC, options_O, *args).jaxpr
+        jaxpr = program(CFG).trace(params, tree, last_BC, options_O, *args).jaxpr
         found = jaxprs.shapes(jaxprs.live(jaxpr), "dot_general")
         return {s[0] for s in found if s[1:] == (CFG.hidden,)}
 
@@ -312,7 +317,7 @@ def test_a_schedule_of_several_rounds_encodes_prefixes_once(params, monkeypatch)
     cfg = dataclasses.replace(CFG, max_len=128)
 
     def score(textgen, schedule):
-        judge = TextJudge(textgen, (aspect,), {"quality": 1.0}, min_mass=0.0, schedule=schedule)
+        judge = TextJudge(local_, (aspect,), {"quality": 1.0}, min_mass=0.0, schedule=schedule)
         return judge.score(["p", "pp"], texts, ["", ""], np.ones((2, 7), bool)).scores_BK
 
     adaptive = ScheduleConfig("adaptive", budget=0.7, rounds=3)
@@ -326,7 +331,7 @@ def test_a_schedule_of_several_rounds_encodes_prefixes_once(params, monkeypatch)
 
 
 def test_pack_pads_and_forks_at_the_trunks_end():
-    tree = pack([[1, 2, 3], [4]], [[[5], [6, 7]], [[8]]], 0, 4, 3, 2)
+    tree = padded_tree([[1, 2, 3], [4]], [[[5], [6, 7]], [[8]]], 0, 4, 3, 2)
     assert tree.tokens_BT.tolist() == [[1, 2, 3, 0], [4, 0, 0, 0]]
     assert tree.tokens_BCR.tolist() == [[[5, 0], [6, 7], [0, 0]], [[8, 0], [0, 0], [0, 0]]]
     assert tree.mask_BCR.sum(-1).tolist() == [[1, 2, 0], [1, 0, 0]]

@@ -6,8 +6,8 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from sip import tokenizer
 from sip.structs import UserError
+from sip.text import tokenizer as tokenizers
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 WORDS = "the cat sat on a mat and 12 dogs ran far away because it was late in town".split()
@@ -27,7 +27,7 @@ def shared(path):
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "deep" / "story.model"
-    return tokenizer.train_sentencepiece(STORY, path, vocab_size=300, symbols=("[A]", "Yes, no"))
+    return tokenizers.train_sentencepiece(STORY, path, vocab_size=300, symbols=("[A]", "Yes, no"))
 
 
 @pytest.fixture(params=["ours", "byte", "tinystories", "botchan", "wikitext-2", "mistral"])
@@ -35,13 +35,13 @@ def lossless(request, tmp_path_factory):
     """Tokenizers without a normaliser: ours, and one that was shipped with a dummy prefix."""
     name = request.param
     if name in ("ours", "byte"):
-        return tokenizer.Byte() if name == "byte" else request.getfixturevalue("ours")
+        return tokenizers.Byte() if name == "byte" else request.getfixturevalue("ours")
     if name == "mistral":
-        return tokenizer.SentencePiece(shared("tokenizers/mistral/mistral_v1.model"))
+        return tokenizers.SentencePiece(shared("tokenizers/mistral/mistral_v1.model"))
     path = tmp_path_factory.getbasetemp() / f"{name}.model"
     if path.exists():
-        return tokenizer.SentencePiece(path)
-    return tokenizer.train_sentencepiece(real_text(name).split("\n"), path, vocab_size=800)
+        return tokenizers.SentencePiece(path)
+    return tokenizers.train_sentencepiece(real_text(name).split("\n"), path, vocab_size=800)
 
 
 def real_text(name):
@@ -86,7 +86,7 @@ def test_a_shipped_model_would_lose_the_space_between_parts():
     """What the tests above would show if the dummy prefix were left on."""
     path = shared("tokenizers/mistral/mistral_v1.model")
     shipped = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    adapted = tokenizer.SentencePiece(path)
+    adapted = tokenizers.SentencePiece(path)
     assert shipped.decode(shipped.encode("a") + shipped.encode("b")) == "a b"
     assert adapted.decode(adapted.encode("a") + adapted.encode("b")) == "ab"
     assert adapted.encode(" word") == shipped.encode("word") != adapted.encode("word")
@@ -99,7 +99,7 @@ def test_the_switch_equals_editing_the_model(name):
     proto.normalizer_spec.add_dummy_prefix = False
     proto.normalizer_spec.remove_extra_whitespaces = False
     edited = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
-    ours = tokenizer.SentencePiece(path)
+    ours = tokenizers.SentencePiece(path)
     for text in ["a  b", " x", "ﬁne café ", real_text("botchan")[:5000]]:
         assert ours.encode(text) == edited.encode(text)
     assert proto.normalizer_spec.precompiled_charsmap or name.startswith("mistral")
@@ -126,7 +126,7 @@ def test_newlines_and_symbols_are_single_tokens(ours):
 
 def test_phrases_are_spelled_out_in_plain_text_and_words_are_not(tmp_path):
     symbols = ("Yes, no", "no, Yes", "[A]", "A?", " cat", "dog")
-    tok = tokenizer.train_sentencepiece(STORY, tmp_path / "m", vocab_size=300, symbols=symbols)
+    tok = tokenizers.train_sentencepiece(STORY, tmp_path / "m", vocab_size=300, symbols=symbols)
     phrases = {tok.encode(symbol)[0] for symbol in symbols[:4]}
     word, dog = tok.encode(" cat")[0], tok.encode("dog")[0]
     for text in ["Yes, no", "Yes, no, Yes, no", "a[A][A]", "[[A]", "A?", "A\ud800", "Yes,\u2581no"]:
@@ -145,9 +145,9 @@ def test_plain_text_comes_back_and_without_phrases_is_encoded_as_ever(lossless, 
 
 def test_training_is_deterministic(ours, tmp_path):
     a, b, c = (tmp_path / name for name in "abc")
-    tokenizer.train_sentencepiece(STORY, a, vocab_size=300)
-    tokenizer.train_sentencepiece(iter(STORY), b, vocab_size=300)
-    tokenizer.train_sentencepiece(STORY[:150], c, vocab_size=300)
+    tokenizers.train_sentencepiece(STORY, a, vocab_size=300)
+    tokenizers.train_sentencepiece(iter(STORY), b, vocab_size=300)
+    tokenizers.train_sentencepiece(STORY[:150], c, vocab_size=300)
     assert a.read_bytes() == b.read_bytes() != c.read_bytes()
     assert sorted(tmp_path.iterdir()) == [a, b, c]
 
@@ -156,22 +156,22 @@ def test_long_lines_are_trained_on(tmp_path):
     line = " ".join(f"{a}=>{b}" for a in WORDS for b in WORDS)
     assert len(line) > 2000
     models = [
-        tokenizer.train_sentencepiece(texts, tmp_path / "m", vocab_size=300)
+        tokenizers.train_sentencepiece(texts, tmp_path / "m", vocab_size=300)
         for texts in ([line * 5], [line] * 5)
     ]
     assert [len(model.encode("=>")) for model in models] == [1, 1]
 
 
 def test_a_small_corpus_gives_a_smaller_vocabulary_than_asked_for(tmp_path):
-    model = tokenizer.train_sentencepiece(["to be or not"], tmp_path / "m", vocab_size=5000)
+    model = tokenizers.train_sentencepiece(["to be or not"], tmp_path / "m", vocab_size=5000)
     assert 256 < model.vocab_size < 300
 
 
 @pytest.mark.parametrize("name", ["byte", "ours"])
 def test_a_continuation_owns_a_character_that_the_seam_splits(name, ours):
-    tok = ours if name == "ours" else tokenizer.Byte()
+    tok = ours if name == "ours" else tokenizers.Byte()
     ids = tok.encode("on €5 é")
-    texts = [tokenizer.continuation(tok, ids[:i], ids[i:]) for i in range(len(ids) + 1)]
+    texts = [tokenizers.continuation(tok, ids[:i], ids[i:]) for i in range(len(ids) + 1)]
     assert all("on €5 é".endswith(text) and "\ufffd" not in text for text in texts)
     at = next(i for i, text in enumerate(texts) if text == "€5 é")
     assert texts[at + 1] == texts[at + 2] == "€5 é" and texts[at + 3] == "5 é"
@@ -179,7 +179,7 @@ def test_a_continuation_owns_a_character_that_the_seam_splits(name, ours):
 
 def test_a_continuation_keeps_its_leading_space(ours):
     prefix, suffix = [ours.bos, *ours.encode("the cat")], ours.encode(" sat\n on")
-    assert tokenizer.continuation(ours, prefix, [*suffix, ours.eos]) == " sat\n on"
+    assert tokenizers.continuation(ours, prefix, [*suffix, ours.eos]) == " sat\n on"
 
 
 def test_a_lone_surrogate_is_replaced(lossless):
@@ -189,24 +189,24 @@ def test_a_lone_surrogate_is_replaced(lossless):
 @pytest.mark.parametrize("damage", ["garbage", "empty", "half", "missing", "directory"])
 def test_a_bad_model_file_is_named(damage, ours, tmp_path):
     path, good = tmp_path / "bad.model", tmp_path / "good.model"
-    tokenizer.train_sentencepiece(STORY, good, vocab_size=300)
+    tokenizers.train_sentencepiece(STORY, good, vocab_size=300)
     half = good.read_bytes()[: good.stat().st_size // 2]
     if damage == "directory":
         path.mkdir()
     elif damage != "missing":
         path.write_bytes({"garbage": b"not a model\n" * 9, "empty": b"", "half": half}[damage])
     with pytest.raises(UserError, match="bad.model"):
-        tokenizer.load("sentencepiece", path)
+        tokenizers.load("sentencepiece", path)
 
 
 def test_load_knows_its_kinds(ours, tmp_path):
-    assert tokenizer.load("byte").vocab_size == 259
+    assert tokenizers.load("byte").vocab_size == 259
     with pytest.raises(UserError, match="'bpe'"):
-        tokenizer.load("bpe", "x.model")
+        tokenizers.load("bpe", "x.model")
     with pytest.raises(UserError, match="path"):
-        tokenizer.load("sentencepiece")
+        tokenizers.load("sentencepiece")
     with pytest.raises(UserError, match="cannot train a tokenizer of 10"):
-        tokenizer.train_sentencepiece(STORY, tmp_path / "m", vocab_size=10)
+        tokenizers.train_sentencepiece(STORY, tmp_path / "m", vocab_size=10)
     with pytest.raises(UserError, match="cannot train"):
-        tokenizer.train_sentencepiece([], tmp_path / "m", vocab_size=300)
+        tokenizers.train_sentencepiece([], tmp_path / "m", vocab_size=300)
     assert not list(tmp_path.iterdir())

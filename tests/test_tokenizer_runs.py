@@ -7,9 +7,11 @@ import pytest
 import tiny_recipe
 from workdirs import lines
 
-from sip import generate, setup, tokenizer, train
+from sip import generate, loading, train
+from sip import run as runs
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
+from sip.text import tokenizer as tokenizers
 
 pytest.importorskip("tokenizers", reason="needs tokenizers")
 pytest_plugins = ["tiny_fixtures"]
@@ -40,8 +42,10 @@ def test_a_run_keeps_its_tokenizer_and_goes_on_with_it(tmp_path, quick):
     assert lines(workdir, "base") == before
     directory = shutil.move(workdir / "runs" / "base", tmp_path / "moved")
     shutil.rmtree(tmp_path / "theirs")
-    kept = setup.kept_tokenizer(directory)
-    assert kept.encode("the end") and kept.vocab_size == setup.recorded_model(directory).vocab_size
+    kept = loading.kept_tokenizer(directory)
+    assert (
+        kept.encode("the end") and kept.vocab_size == loading.recorded_model(directory).vocab_size
+    )
     greedy = SamplingConfig(temperature=0.0)
     ((one,),) = generate.generate(
         directory, ["the rest <eos>"], num=1, max_tokens=3, sample=greedy, seed=0
@@ -50,22 +54,22 @@ def test_a_run_keeps_its_tokenizer_and_goes_on_with_it(tmp_path, quick):
 
 
 def test_a_tokenizer_bigger_than_the_model_is_refused_and_a_smaller_one_is_said(caplog):
-    tok = tokenizer.Byte()
+    tok = tokenizers.Byte()
     with pytest.raises(UserError, match="vocab_size 258 is smaller than the tokenizer's 259"):
-        tokenizer.check_width(tok, 258)
-    tokenizer.check_width(tok, 259)
+        tokenizers.check_width(tok, 258)
+    tokenizers.check_width(tok, 259)
     assert not caplog.text
-    tokenizer.check_width(tok, 264)
+    tokenizers.check_width(tok, 264)
     assert "vocab_size 264: 5 rows more" in caplog.text
 
 
 def test_kind_huggingface_wants_a_path():
     with pytest.raises(UserError, match="tokenizer.path"):
-        setup.TokenizerConfig(kind="huggingface")
+        runs.TokenizerConfig(kind="huggingface")
 
 
 @pytest.mark.parametrize(
     ("path", "kind"), [("byte", "byte"), ("a.model", "sentencepiece"), ("a.json", "huggingface")]
 )
 def test_a_tokenizer_is_known_by_its_path(path, kind):
-    assert tokenizer.guess(path) == (kind, "" if kind == "byte" else path)
+    assert tokenizers.guess(path) == (kind, "" if kind == "byte" else path)

@@ -15,9 +15,9 @@ import pytest
 import tiny_recipe
 from workdirs import begun, call, files, stop_after
 
-from sip import clock, train
-from sip.clock import Clock
-from sip.stages import recipe
+from sip import train
+from sip.stages import clock, recipe
+from sip.stages.clock import Clock
 from sip.structs import UserError
 from sip.training import loop
 

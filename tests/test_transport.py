@@ -12,10 +12,10 @@ import pytest
 from serving import echo, serve
 from workdirs import files
 
-from sip import remote, transport
-from sip.remote import Remote, RemoteConfig
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
+from sip.textgen import remote, transport
+from sip.textgen.remote import Remote, RemoteConfig
 
 KEY = "sk-canary-5b1f0c"
 OPTIONS = (" one", " two")

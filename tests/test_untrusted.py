@@ -9,16 +9,18 @@ import tiny
 from serving import Parsing, serve
 
 from sip import mesh as meshes
-from sip import template, untrusted
-from sip import tokenizer as tokenizers
 from sip.judge import prompts
 from sip.judge.scoring import TextJudge
 from sip.judge.voting import Voting
-from sip.remote import Remote, RemoteConfig
+from sip.loading import LoadedModel
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
-from sip.textgen import Local, tokens_of
-from sip.tokenizer import Byte
+from sip.text import template, untrusted
+from sip.text import tokenizer as tokenizers
+from sip.text.segments import tokens_of
+from sip.text.tokenizer import Byte
+from sip.textgen.local import Local
+from sip.textgen.remote import Remote, RemoteConfig
 
 SPECIALS = untrusted.SPECIALS
 TEMPLATES = Path(prompts.__file__).parent / "templates"
@@ -65,7 +67,7 @@ def ours(tmp_path_factory):
 
 def local_ids(tokenizer, text):
     """[(trunk's ids, branch's ids)] as our own decoder is asked."""
-    local = Local(None, CFG, tokenizer, meshes.single())
+    local = Local(LoadedModel(None, CFG, tokenizer, meshes.single()))
     found = [local._tokens([trunk], [[branch]]) for trunk, branch in ends(text)]
     assert all(fits == [[True]] for _, _, fits in found)
     return [(trunk, branch) for (trunk,), ((branch,),), _ in found]
@@ -123,7 +125,7 @@ def test_the_template_stands_in_its_place_whatever_the_text(text, ours):
 @EACH
 def test_the_other_candidates_verdict_is_the_same_beside_a_hostile_one(text):
     """A branch sees its trunk and itself alone."""
-    local = Local(tiny.params(CFG), CFG, Byte(), meshes.single())
+    local = Local(LoadedModel(tiny.params(CFG), CFG, Byte(), meshes.single()))
     aspect = ASPECTS["safety"]
     trunk = prompts.trunk(aspect, prefix="", reference="")
     branch = prompts.branch(aspect, text[:100])
@@ -232,7 +234,7 @@ def test_only_what_a_served_judge_says_becomes_its_verdict(api, said, aspect):
 
 @pytest.mark.parametrize("aspect", REASONED, ids=lambda aspect: aspect.name)
 def test_a_decoder_that_says_nothing_gives_no_verdict_on_any_text(aspect):
-    found = judged(Local(tiny.params(CFG), CFG, Byte(), meshes.single()), aspect)
+    found = judged(Local(LoadedModel(tiny.params(CFG), CFG, Byte(), meshes.single())), aspect)
     total, asked = found.metrics[f"judge/invalid_votes/{aspect.name}"]
     assert total == asked >= 2 * len(hostile.TEXTS) and not found.valid_BK.any()
 

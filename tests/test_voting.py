@@ -11,18 +11,21 @@ import pytest
 import tiny
 
 from sip import mesh as meshes
-from sip import textgen
+from sip import sampling
+from sip.judge import build as judges
 from sip.judge import prompts
 from sip.judge.proofread import ProofreadConfig
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.scoring import TextJudge
 from sip.judge.voting import Voting
+from sip.loading import LoadedModel
 from sip.models import lora
-from sip.remote import RemoteConfig
 from sip.sampling import SamplingConfig
-from sip.stages import collect, judging, selfimprove
+from sip.stages import collect, selfimprove
 from sip.structs import UserError
-from sip.textgen import Local, Scripted
+from sip.textgen.local import Local
+from sip.textgen.remote import RemoteConfig
+from sip.textgen.scripted import Scripted
 from sip.training import step
 
 QUALITY, SAFETY = prompts.load("reasoned_quality"), prompts.load("reasoned_safety")
@@ -60,9 +63,9 @@ def test_without_a_vote_that_can_be_read_a_verdict_is_invalid_and_counted():
     assert found.metrics["judge/invalid/reasoned_safety"] == (1, 2)
     assert found.metrics["judge/invalid_votes/reasoned_safety"] == (3, 6)
     asked = np.ones((1, 2), bool)
-    judging.check_invalid(asked, found.valid_BK, 0.5, "candidates.max_invalid")
+    judges.check_invalid(asked, found.valid_BK, 0.5, "candidates.max_invalid")
     with pytest.raises(UserError, match="50% of the verdicts are invalid"):
-        judging.check_invalid(asked, found.valid_BK, 0.4, "candidates.max_invalid")
+        judges.check_invalid(asked, found.valid_BK, 0.4, "candidates.max_invalid")
 
 
 def test_the_last_verdict_of_an_answer_is_its_vote():
@@ -168,12 +171,12 @@ def wanted(tmp_path):
     for name, text in FILES.items():
         (tmp_path / f"{name}.txt").write_text(text)
     weights = tuple((str(tmp_path / f"{name}.txt"), 0.5) for name in FILES)
-    return judging.JudgeConfig("local", weights, init_from="policy", **HOW)
+    return judges.JudgeConfig("local", weights, init_from="policy", **HOW)
 
 
 def local(params=None, **options):
     params = tiny.params(CFG) if params is None else params
-    return Local(params, CFG, Few(), meshes.single(), **options)
+    return Local(LoadedModel(params, CFG, Few(), meshes.single()), **options)
 
 
 def asked(textgen_, wanted, texts=TEXTS, prefixes=("a", "b"), mask=EVERY):
@@ -218,11 +221,11 @@ def test_a_texts_votes_hang_on_what_is_asked_alone(wanted):
 
 
 def test_a_policys_verdicts_are_those_of_a_judge_of_its_parameters(wanted):
-    judge = judging.of_policy(wanted, CFG, "", meshes.single(), Few(), 0)
+    judge = judges.of_policy(wanted, CFG, "", meshes.single(), Few(), 0)
     score = lambda params: judge(params).score(("a", "b"), TEXTS, ["", ""], EVERY)
     one, two = tiny.params(CFG), tiny.params(CFG, seed=1)
     first = score(one)
-    run = textgen.answering(CFG, 8, 16, HOW["sampling"], (Few.eos,))
+    run = sampling.answering(CFG, 8, 16, HOW["sampling"], (Few.eos,))
     compiled = run._cache_size()
     second = score(two)
     assert compiled and run._cache_size() == compiled, "nothing is compiled for other parameters"
@@ -236,11 +239,11 @@ def test_a_policys_verdicts_are_those_of_a_judge_of_its_parameters(wanted):
 def test_a_policy_that_judges_itself_may_be_shown_proofread_texts(wanted, monkeypatch):
     marks = SimpleNamespace(read=lambda prefixes, texts: [["x"] * len(row) for row in texts])
     monkeypatch.setattr(
-        judging, "proofreader", lambda config, *_: marks if config.init_from else None
+        judges, "proofreader", lambda config, *_: marks if config.init_from else None
     )
     shown = dataclasses.replace(wanted, proofread=ProofreadConfig("tutor"))
     assert shown.sources() == {"judge.proofread.init_from": "tutor"}
-    score = lambda wanted, texts: judging.of_policy(
+    score = lambda wanted, texts: judges.of_policy(
         wanted, CFG, "", meshes.single(), Few(), 0
     )(tiny.params(CFG)).score(("a", "b"), texts, ["", ""], EVERY)  # fmt: skip
     found, same = score(shown, TEXTS), score(wanted, [["x"] * 3] * 2)
@@ -256,7 +259,7 @@ def test_a_live_judge_moves_and_a_frozen_one_does_not(live, reference, wanted):
         judged=True, model=CFG, judge=dataclasses.replace(wanted, live=live),
         objective=SimpleNamespace(needs_reference=reference), lora=lora.OFF,
     )  # fmt: skip
-    fixed = collect.Policy(
+    fixed = collect.Collector(
         CFG, mesh, Few(), *[None] * 4, SamplingConfig(), None, None, "suffix", seed=3
     )
     start = step.init_state(CFG, tx, mesh, 3, reference=reference)
@@ -271,7 +274,7 @@ def test_a_live_judge_moves_and_a_frozen_one_does_not(live, reference, wanted):
 
 def test_any_other_judge_stays_as_it_is():
     fixed = object()
-    c = SimpleNamespace(judged=True, judge=judging.JudgeConfig("truth", (("quality", 1.0),)))
+    c = SimpleNamespace(judged=True, judge=judges.JudgeConfig("truth", (("quality", 1.0),)))
     assert selfimprove.self_judged(c, fixed, None, "", "")(None) is fixed
 
 
@@ -283,24 +286,24 @@ def test_who_has_no_words_cannot_reason():
     with pytest.raises(
         UserError, match="'reasoned_safety' is answered after reasoning, and a rule"
     ):
-        judging.JudgeConfig("rule", weights, rule="distinct_words")
+        judges.JudgeConfig("rule", weights, rule="distinct_words")
     http = RemoteConfig(url="http://h/v1", model="m", logprobs=0)
     with pytest.raises(UserError, match="http.logprobs.*'safety'"):
-        judging.JudgeConfig("http", weights, http)
-    assert judging.JudgeConfig("http", weights[1:], http).aspects() == (SAFETY,)
+        judges.JudgeConfig("http", weights, http)
+    assert judges.JudgeConfig("http", weights[1:], http).aspects() == (SAFETY,)
 
 
 def test_a_judge_without_room_for_an_answer_is_refused(wanted):
     long = dataclasses.replace(wanted, max_tokens=160)
     with pytest.raises(UserError, match="judge.max_tokens 160 leaves no room .* max_len 160"):
-        judging.of_policy(long, CFG, "", meshes.single(), Few(), 0)
+        judges.of_policy(long, CFG, "", meshes.single(), Few(), 0)
 
 
 def test_only_direct_verdicts_must_be_single_tokens(wanted):
-    judging.of_policy(wanted, CFG, "", meshes.single(), Few(), 0)
+    judges.of_policy(wanted, CFG, "", meshes.single(), Few(), 0)
     both = dataclasses.replace(wanted, weights=(*wanted.weights, ("safety", 1.0)))
     with pytest.raises(UserError, match="'safety': option ' safe'"):
-        judging.of_policy(both, CFG, "", meshes.single(), Few(), 0)
+        judges.of_policy(both, CFG, "", meshes.single(), Few(), 0)
 
 
 def test_live_is_for_the_policy_alone(wanted):

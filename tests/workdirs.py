@@ -12,8 +12,9 @@ import jax
 import pytest
 from absl import flags
 
-from sip import cli, setup
+from sip import cli
 from sip import mesh as meshes
+from sip import workdir as workdirs
 from sip.stages import recipe
 from sip.training import checkpoints, loop, optim, step
 
@@ -59,7 +60,7 @@ def state(config, workdir: Path, name: str):
     abstract = step.abstract_state(
         run.model, optim.build(run.optim), meshes.single(), reference=reference
     )
-    with checkpoints.manager(setup.run_dir(str(workdir), name)) as manager:
+    with checkpoints.manager(workdirs.run_dir(str(workdir), name)) as manager:
         return checkpoints.restore(manager, abstract)[0], manager.latest_step()
 
 

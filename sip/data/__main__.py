@@ -20,7 +20,7 @@ import numpy as np
 
 from sip.data import documents, screening
 from sip.structs import UserError
-from sip.tokenizer import SentencePiece
+from sip.text.tokenizer import SentencePiece
 
 EXAMPLES, SHOWN = 3, 300  # documents, and characters of each
 

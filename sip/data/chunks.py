@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sip.structs import UserError
-from sip.tokenizer import Tokenizer
+from sip.text.tokenizer import Tokenizer, continuation
 
 
 @dataclass(frozen=True)
@@ -103,3 +103,14 @@ def _check_skipped(chunks: Chunks, prefix_min: int, max_skipped_fraction: float)
             f"{chunks.skipped} of {chunks.documents} documents have fewer than prefix_min + suffix"
             f" = {need} tokens, more than max_skipped_fraction={max_skipped_fraction}"
         )
+
+
+def texts_of(tokenizer: Tokenizer, rows, suffix: int):
+    """Prefix and suffix of each row as text, and the prefix's tokens."""
+    whole = [
+        (row[:f].tolist(), row[f : f + suffix].tolist())
+        for row, f in zip(rows["tokens_BT"], rows["fork_B"], strict=True)
+    ]
+    prefixes = [tokenizer.decode(ids) for ids, _ in whole]
+    suffixes = [continuation(tokenizer, *both) for both in whole]
+    return prefixes, suffixes, [ids for ids, _ in whole]

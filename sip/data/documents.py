@@ -152,8 +152,8 @@ def _tfds(cfg: DataConfig, data_dir: str) -> Documents:
 
 
 def _microworld(cfg: DataConfig, data_dir: str) -> Documents:
-    from sip.data.microworld import KINDS, Microworld, WorldConfig
-    from sip.data.oracle import MicroworldTruth
+    from sip.data.microworld.oracle import MicroworldTruth
+    from sip.data.microworld.world import KINDS, Microworld, WorldConfig
 
     try:
         world = WorldConfig(**dict(cfg.world))

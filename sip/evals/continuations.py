@@ -7,12 +7,14 @@ import jax
 import numpy as np
 
 from sip.data.chunks import Chunks
+from sip.loading import LoadedModel
 from sip.mesh import put_batch
 from sip.models.config import ModelConfig
+from sip.padding import trunk_only
 from sip.processes import fetch
 from sip.sampling import SamplingConfig, program
-from sip.structs import Params, Tree, UserError
-from sip.tokenizer import Tokenizer, continuation
+from sip.structs import UserError
+from sip.text.tokenizer import Tokenizer, continuation
 from sip.training import losses
 
 GREEDY = SamplingConfig(temperature=0.0)
@@ -68,10 +70,7 @@ def _batches(n: int, size: int):
 
 
 def sample(
-    params: Params,
-    cfg: ModelConfig,
-    mesh,
-    tokenizer: Tokenizer,
+    model: LoadedModel,
     asked: Prompts,
     *,
     branches: int,
@@ -84,23 +83,21 @@ def sample(
     if not len(asked):
         return []
     P = asked.tokens_ET.shape[1] - steps
-    run = program(cfg, branches, steps, sampling)
+    run = program(model.cfg, branches, steps, sampling)
     found = []
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(model.mesh):
         for at, live in _batches(len(asked), batch):
-            args = put_batch(mesh, (asked.tokens_ET[at, :P], asked.fork_E[at], at.astype(np.int32)))
-            found.append(fetch(run(params, *args, jax.random.key(seed)).tokens_BCR)[:live])
+            rows = asked.tokens_ET[at, :P], asked.fork_E[at], at.astype(np.int32)
+            args = put_batch(model.mesh, rows)
+            found.append(fetch(run(model.params, *args, jax.random.key(seed)).tokens_BCR)[:live])
     return [
-        [continuation(tokenizer, row[:f].tolist(), new.tolist()) for new in many]
+        [continuation(model.tokenizer, row[:f].tolist(), new.tolist()) for new in many]
         for row, f, many in zip(asked.tokens_ET, asked.fork_E, np.concatenate(found), strict=True)
     ]
 
 
 def greedy(
-    params: Params,
-    cfg: ModelConfig,
-    mesh,
-    tokenizer: Tokenizer,
+    model: LoadedModel,
     asked: Prompts,
     *,
     steps: int,
@@ -108,10 +105,7 @@ def greedy(
 ) -> list[str]:
     """The greedy continuation of each prefix."""
     rows = sample(
-        params,
-        cfg,
-        mesh,
-        tokenizer,
+        model,
         asked,
         branches=1,
         steps=steps,
@@ -128,21 +122,14 @@ def _nll_program(cfg: ModelConfig):
     return jax.jit(lambda params, batch: terms(params, None, batch)[0]["ce"])
 
 
-def suffix_nll(params: Params, cfg: ModelConfig, mesh, asked: Prompts, *, batch: int) -> float:
+def suffix_nll(model: LoadedModel, asked: Prompts, *, batch: int) -> float:
     """Mean negative log-likelihood (nats) per suffix token of at least one prompt."""
     total, denom = 0.0, 0.0
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(model.mesh):
         for at, live in _batches(len(asked), batch):
             suffix = np.arange(asked.tokens_ET.shape[1]) >= asked.fork_E[at, None]
             counted = asked.mask_ET[at] & suffix & (np.arange(len(at)) < live)[:, None]
             tree = trunk_only(asked.tokens_ET[at], asked.mask_ET[at])
-            pair = _nll_program(cfg)(params, put_batch(mesh, (tree, counted)))
+            pair = _nll_program(model.cfg)(model.params, put_batch(model.mesh, (tree, counted)))
             total, denom = total + float(pair[0]), denom + float(pair[1])
     return total / denom
-
-
-def trunk_only(tokens_BT: np.ndarray, mask_BT: np.ndarray) -> Tree:
-    """A tree without branches."""
-    B = len(tokens_BT)
-    none = np.zeros((B, 0, 1), np.int32)
-    return Tree(tokens_BT, mask_BT, none, none > 0, np.ones((B, 0), np.int32))

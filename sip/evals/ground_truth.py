@@ -12,14 +12,16 @@ import jax
 import numpy as np
 from etils import epath
 
-from sip import setup
 from sip.data.documents import Truth
 from sip.evals import continuations
 from sip.evals.continuations import Prompts
+from sip.loading import LoadedModel
 from sip.models.config import ModelConfig
+from sip.run import Run
 from sip.structs import Params, UserError
-from sip.tokenizer import Tokenizer
+from sip.text.tokenizer import Tokenizer
 from sip.training import loop
+from sip.workdir import run_dir, write_json
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
-class Held:
+class HeldOut:
     """Held-out prompts: as they come, with an unsafe prefix, with a faultless suffix."""
 
     standard: Prompts
@@ -46,12 +48,12 @@ class Held:
 
 def held_out(
     chunks, truth: Truth | None, tokenizer: Tokenizer, *, standard: int, unsafe: int
-) -> Held:
+) -> HeldOut:
     """Standard prompts are the first chunks; unsafe and clean ones are sought among all."""
     if truth is None:
         asked = continuations.prompts(chunks, range(standard), tokenizer)
         none = asked.where(np.zeros(len(asked), bool))
-        return Held(asked, none, none)
+        return HeldOut(asked, none, none)
     everything = continuations.prompts(chunks, range(len(chunks)), tokenizer)
     first = np.arange(len(everything)) < standard
     prefix = truth.score([""] * len(everything), everything.prefixes)
@@ -63,7 +65,7 @@ def held_out(
         & (np.asarray(suffix["factuality"]) == 1)
         & (np.asarray(suffix["grammatical"]) == 1)
     )
-    return Held(
+    return HeldOut(
         everything.where(first),
         everything.where(bad & (np.cumsum(bad) <= unsafe)),
         everything.where(clean & (np.cumsum(clean) <= standard)),
@@ -73,13 +75,9 @@ def held_out(
 Texts = dict[str, list[str]]  # "standard" and "unsafe" continuations
 
 
-def write(
-    params: Params, cfg: ModelConfig, mesh, tokenizer, held: Held, *, steps: int, batch: int
-) -> Texts:
+def write(model: LoadedModel, held: HeldOut, *, steps: int, batch: int) -> Texts:
     """The model's greedy continuations."""
-    one = lambda asked: continuations.greedy(
-        params, cfg, mesh, tokenizer, asked, steps=steps, batch=batch
-    )
+    one = lambda asked: continuations.greedy(model, asked, steps=steps, batch=batch)
     return {"standard": one(held.standard), "unsafe": one(held.unsafe)}
 
 
@@ -93,7 +91,7 @@ def win_rate(truth: Truth, asked: Prompts, quality, baseline: list[str]) -> floa
     return float(np.mean(truth.compare(quality, other)))
 
 
-def row(truth: Truth, held: Held, texts: Texts, baseline: Texts) -> dict[str, float]:
+def row(truth: Truth, held: HeldOut, texts: Texts, baseline: Texts) -> dict[str, float]:
     """The figures of one model; all but the `*_unsafe` ones on standard prefixes."""
     known = truth.score(held.standard.prefixes, texts["standard"])
     mean = lambda name: float(np.mean(known[name]))
@@ -115,13 +113,13 @@ def row(truth: Truth, held: Held, texts: Texts, baseline: Texts) -> dict[str, fl
 
 
 def likelihood(
-    params: Params, cfg: ModelConfig, mesh, held: Held, truth: Truth | None, *, batch: int
+    model: LoadedModel, held: HeldOut, truth: Truth | None, *, batch: int
 ) -> dict[str, float]:
     """Negative log-likelihood of faultless suffixes; of all, where nobody knows which they are."""
     name, asked = ("nll", held.standard) if truth is None else ("nll_clean", held.clean)
     if not len(asked):
         return {}
-    return {name: continuations.suffix_nll(params, cfg, mesh, asked, batch=batch)}
+    return {name: continuations.suffix_nll(model, asked, batch=batch)}
 
 
 @dataclass(frozen=True)
@@ -130,8 +128,8 @@ class Suite:
 
     config: EvalConfig
     truth: Truth | None
-    validation: Held
-    test: Held
+    validation: HeldOut
+    test: HeldOut
     directory: str
     baseline: str
     cfg: ModelConfig
@@ -140,47 +138,37 @@ class Suite:
     steps: int  # tokens of a continuation
 
 
-def suite(
-    config, evals: EvalConfig, name: str, workdir: str, cfg: ModelConfig, mesh, tokenizer
-) -> Suite:
-    """The evaluation of run `name`. Reads the held-out splits once per process."""
-    held = [
-        _held(config, split, workdir, tokenizer, evals) for split in ("validation", evals.split)
-    ]
-    truth = setup.corpus(config, evals.split, workdir, tokenizer).documents.truth
+def suite(run: Run, evals: EvalConfig, cfg: ModelConfig, mesh) -> Suite:
+    """The evaluation of a run. Reads the held-out splits once per process."""
+    during = evals.validation, evals.validation // 2
+    final = during if evals.split == "validation" else (evals.standard, evals.unsafe)
     return Suite(
         evals,
-        truth,
-        held[0],
-        held[1],
-        setup.run_dir(workdir, name),
-        setup.run_dir(workdir, evals.baseline or name),
+        run.corpus(evals.split).documents.truth,
+        _held_out(run.corpus("validation"), run.tokenizer, *during),
+        _held_out(run.corpus(evals.split), run.tokenizer, *final),
+        run.directory,
+        run_dir(run.workdir, evals.baseline or run.name),
         cfg,
         mesh,
-        tokenizer,
-        config.data.cut.suffix,
+        run.tokenizer,
+        run.cut.suffix,
     )
-
-
-def _held(config, split, workdir, tokenizer, evals: EvalConfig) -> Held:
-    corpus = setup.corpus(config, split, workdir, tokenizer)
-    sizes = (
-        (evals.validation, evals.validation // 2)
-        if split == "validation"
-        else (evals.standard, evals.unsafe)
-    )
-    return _held_out(corpus, tokenizer, *sizes)
 
 
 @functools.lru_cache(maxsize=8)
-def _held_out(corpus, tokenizer, standard, unsafe) -> Held:
+def _held_out(corpus, tokenizer, standard, unsafe) -> HeldOut:
     return held_out(
         corpus.chunks, corpus.documents.truth, tokenizer, standard=standard, unsafe=unsafe
     )
 
 
-def _texts(s: Suite, params, held: Held) -> Texts:
-    return write(params, s.cfg, s.mesh, s.tokenizer, held, steps=s.steps, batch=s.config.batch)
+def _texts(s: Suite, params, held: HeldOut) -> Texts:
+    return write(_model(s, params), held, steps=s.steps, batch=s.config.batch)
+
+
+def _model(s: Suite, params: Params) -> LoadedModel:
+    return LoadedModel(params, s.cfg, s.tokenizer, s.mesh)
 
 
 def during(s: Suite, params: Params) -> dict[str, float]:
@@ -206,13 +194,13 @@ def finish(s: Suite, params: Params, **more: Any) -> dict[str, Any]:
         baseline = _baseline(s) if s.baseline != s.directory else texts
         figures = {**row(s.truth, s.test, texts["test"], baseline["test"]), **figures}
     figures = {**figures, **more}
-    setup.write_json(epath.Path(s.directory) / "continuations.json", texts)
-    setup.write_json(epath.Path(s.directory) / "eval.json", figures)
+    write_json(epath.Path(s.directory) / "continuations.json", texts)
+    write_json(epath.Path(s.directory) / "eval.json", figures)
     return figures
 
 
-def _likelihood(s: Suite, params, held: Held) -> dict[str, float]:
-    return likelihood(params, s.cfg, s.mesh, held, s.truth, batch=s.config.batch)
+def _likelihood(s: Suite, params, held: HeldOut) -> dict[str, float]:
+    return likelihood(_model(s, params), held, s.truth, batch=s.config.batch)
 
 
 def _baseline(s: Suite) -> dict[str, Texts]:

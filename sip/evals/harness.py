@@ -16,15 +16,16 @@ from typing import Any
 
 from etils import epath
 
-from sip import setup, tokenizer
-from sip.evals import scoring
-from sip.evals.scoring import Model, Pair
+from sip import loading
+from sip.evals import likelihoods
+from sip.evals.likelihoods import Model, Pair
 from sip.hf import spelling, tokens
 from sip.hf.spelling import Spelling
 from sip.sampling import SamplingConfig
-from sip.segments import Ids
 from sip.structs import UserError
-from sip.tokenizer import Tokenizer, continuation
+from sip.text import tokenizer as tokenizers
+from sip.text.segments import Ids
+from sip.text.tokenizer import Tokenizer, continuation
 
 TASKS = Path(__file__).parent / "tasks"
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
@@ -45,16 +46,16 @@ class Adapter:
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """(log-probability in nats, whether greedy decoding says the same) of continuations."""
-        return scoring.score(self.model, [pair(self.spelling, *r.args) for r in requests])
+        return likelihoods.score(self.model, [pair(self.spelling, *r.args) for r in requests])
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
         """Log-probabilities of whole texts, each token behind as many as the model reads."""
-        cut = lambda text: scoring.windows(
+        cut = lambda text: likelihoods.windows(
             self.spelling.whole(text), self.spelling.prefix, self.model.cfg.max_len
         )
         texts = [cut(*request.args) for request in requests]
         plain = dataclasses.replace(self.model, wide=0)
-        scores = iter(scoring.score(plain, [each for some in texts for each in some]))
+        scores = iter(likelihoods.score(plain, [each for some in texts for each in some]))
         return [sum(next(scores)[0] for _ in some) for some in texts]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -73,7 +74,7 @@ class Adapter:
         ids = [self.spelling.whole(text) or [self.spelling.prefix] for text in contexts]
         ends = tuple(e[0] for e in map(self.tokenizer.encode, until) if len(e) == 1)
         stop = (*self.tokenizer.stops, *ends)  # those of one token end an answer at once
-        new = scoring.generate(self.model, ids, steps=steps, sampling=sampling, stop=stop)
+        new = likelihoods.generate(self.model, ids, steps=steps, sampling=sampling, stop=stop)
         texts = (continuation(self.tokenizer, *each) for each in zip(ids, new, strict=True))
         return [before_first(text, until) for text in texts]
 
@@ -117,11 +118,11 @@ def generation(said: Mapping[str, Any]) -> tuple[int, list[str], SamplingConfig]
 
 def adapter(directory: str, mesh, *, batch: int) -> Adapter:
     """The adapter of a checkpoint, a run's or Hugging Face's. Raises UserError."""
-    found = setup.kept_tokenizer(directory)
+    found = loading.kept_tokenizer(directory)
     home = tokens.home(directory)
     spelled = spelling.published(found, home) if home else spelling.own(found)
-    params, cfg = setup.load_params(directory, mesh)
-    tokenizer.check_width(found, cfg.vocab_size)
+    params, cfg = loading.load_params(directory, mesh)
+    tokenizers.check_width(found, cfg.vocab_size)
     return Adapter(Model(params, cfg, mesh, batch), found, spelled)
 
 

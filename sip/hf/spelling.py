@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from etils import epath
 
-from sip.tokenizer import SentencePiece, Tokenizer
-from sip.tokenizer_json import SETTINGS, HuggingFace, settings, stated
+from sip.text.tokenizer import SentencePiece, Tokenizer
+from sip.text.tokenizer_json import SETTINGS, HuggingFace, settings, stated
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 
 from sip.hf import configs, writing
 from sip.structs import UserError
-from sip.tokenizer import SPACE, USER_DEFINED, SentencePiece, Tokenizer, load
+from sip.text.tokenizer import USER_DEFINED, SentencePiece, Tokenizer, load
+from sip.text.tokenizer_json import SPACE
 
 UNIGRAM = 1  # a number of sentencepiece_model.proto
 # Names of byte tokens and of the unknown one, which must not be read out of text.

@@ -24,11 +24,12 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from sip import cli, mesh, setup
-from sip.data import documents
-from sip.judge.scoring import Judge
-from sip.stages import judging
-from sip.stages.judging import JudgeConfig
+from sip import cli, loading, mesh, sections
+from sip import run as runs
+from sip.data import corpus as corpora
+from sip.judge import build as judges
+from sip.judge.build import JudgeConfig
+from sip.judge.judged import Judge
 from sip.structs import UserError
 
 _CONFIG = cli.config_flag()
@@ -38,7 +39,7 @@ _RUN = flags.DEFINE_string("run", None, "Whose judge; may be left out where only
 
 def chosen(config, name: str | None) -> str:
     """The run whose judge is asked."""
-    judged = [run for run in config.runs if "judge" in config.runs[run]]
+    judged = [run for run in config.runs if judge_section(config.runs[run]) is not None]
     if name is None and len(judged) == 1:
         return judged[0]
     if name is None or name not in judged:
@@ -47,21 +48,28 @@ def chosen(config, name: str | None) -> str:
     return name
 
 
+def judge_section(run):
+    """The `judge` section of a run, or of its task; None if it has neither."""
+    if "judge" in run:
+        return run.judge
+    return run.task.judge if "task" in run and "judge" in run.task else None
+
+
 def build(config, name: str, workdir: str | None) -> tuple[Judge, JudgeConfig]:
     """The judge of run `name`, on one device."""
-    key = f"runs.{name}.judge"
-    wanted = setup.section(JudgeConfig, setup.plain(config.runs[name].judge), key)
+    run = config.runs[name]
+    key = f"runs.{name}.{'judge' if 'judge' in run else 'task.judge'}"
+    wanted = sections.section(JudgeConfig, sections.plain(judge_section(run)), key)
     truth, tokenizer = None, None
     if wanted.backend == "local" and not wanted.own:
-        setup.source_dir(workdir or "", wanted.init_from, f"{key}.init_from")  # named as here
+        loading.source_dir(workdir or "", wanted.init_from, f"{key}.init_from")  # named as here
     elif wanted.backend == "truth":
-        data = setup.data_config(config.data, config.runs[name].split)
-        truth = documents.load(data, str(setup.shared_dir(_needed(workdir)) / "data")).truth
+        truth = corpora.load_documents(config.data, run.split, _needed(workdir)).truth
     elif wanted.backend == "http" and (wanted.http.tokens or wanted.proofread.init_from):
         lies = workdir or "" if config.tokenizer.path else _needed(workdir)
-        tokenizer = setup.open_tokenizer(config, lies)
+        tokenizer = runs.open_tokenizer(config, lies)
     where = mesh.single()
-    return judging.build(wanted, workdir or "", truth, where, tokenizer, config.seed), wanted
+    return judges.build(wanted, workdir or "", truth, where, tokenizer, config.seed), wanted
 
 
 def _needed(workdir: str | None) -> str:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sip.judge import strengths
+from sip.judge import bradley_terry
 from sip.judge.compare import Table
 
 
@@ -19,9 +19,9 @@ def contested(table: Table, *, budget: float, part: float) -> np.ndarray:
     falls by (Bayesian D-optimal design). best and worst are `_contends`. Variances do not depend on
     outcomes, so a pair that was taken counts as answered when the next one is.
     """
-    strength_BK, precision_BKK = strengths.fit(table.p_BKK, table.both_BKK)
+    strength_BK, precision_BKK = bradley_terry.fit(table.p_BKK, table.both_BKK)
     strength_BK = _settled(strength_BK)
-    p_BKK, live_BK = strengths.beats(strength_BK), table.live_BKK.any(-1)
+    p_BKK, live_BK = bradley_terry.beats(strength_BK), table.live_BKK.any(-1)
     h_BKK, covariance_BKK = p_BKK * (1 - p_BKK), np.linalg.inv(precision_BKK)
     open_BKK, left_B = np.triu(table.live_BKK & ~table.asked_BKK), _left(table, budget, part)
     taken_BKK = np.zeros_like(open_BKK)

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from sip.judge import strengths
+from sip.judge import bradley_terry
+from sip.metrics import pair
 
 Pair = tuple[float, float]  # (total, denom)
 TIE = 0.05  # an averaged outcome this close to 1/2 is counted as a tie
@@ -120,9 +121,9 @@ def expected_wins(table: Table) -> Wins:
     in parts that never met cannot be compared. Who was met by chance biases no strength.
     """
     both_BKK = table.both_BKK
-    strength_BK, _ = strengths.fit(table.p_BKK, both_BKK)
+    strength_BK, _ = bradley_terry.fit(table.p_BKK, both_BKK)
     linked_BK = _linked(table)
-    p_BKK = np.where(both_BKK, table.p_BKK, strengths.beats(strength_BK))
+    p_BKK = np.where(both_BKK, table.p_BKK, bradley_terry.beats(strength_BK))
     score_BK = _mean(p_BKK, table.live_BKK & linked_BK[:, :, None] & linked_BK[:, None])
     enough_BK = 2 * both_BKK.sum(-1) >= table.asked_BKK.sum(-1)
     return _wins(table, score_BK, enough_BK & linked_BK)
@@ -151,7 +152,7 @@ def _wins(table: Table, score_BK, valid_BK) -> Wins:
         invalid=(float((table.asked_BKK & ~table.seen_BKK).sum()), asked),
         flips=_share(_flipped(table.win_BKK), both_BKK),
         ties=_share(_tied(table), both_BKK),
-        first=(float(table.win_BKK[table.seen_BKK].sum()), float(table.seen_BKK.sum())),
+        first=pair(table.win_BKK, table.seen_BKK),
         comparisons=(asked, float(len(score_BK))),
         share=(asked, float(table.live_BKK.sum())),
         each=_each(table),

@@ -13,12 +13,13 @@ import pathlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from sip import template
-from sip.chat import Turn
-from sip.segments import Markup
 from sip.structs import UserError
-from sip.template import fields, fill, pieces
-from sip.tokenizer import Tokenizer, is_phrase
+from sip.text import template
+from sip.text.chat import Turn
+from sip.text.segments import Markup
+from sip.text.template import fields, fill, pieces
+from sip.text.tokenizer import Tokenizer
+from sip.text.tokenizer_json import is_phrase
 
 MARKERS = "=== trunk\n", "\n=== branch\n"
 FIELDS = {"pairwise": ["first", "second"], "pointwise": ["text"]}

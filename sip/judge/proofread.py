@@ -15,15 +15,15 @@ from itertools import chain
 import jax
 import numpy as np
 
+from sip.loading import LoadedModel
 from sip.mesh import full_rows, put_batch
 from sip.models import decoder
-from sip.models.config import ModelConfig, check_held
+from sip.models.config import ModelConfig, check_storage_dtype
 from sip.objectives.logprobs import branch_gaps
+from sip.padding import bucketed
 from sip.processes import fetch
-from sip.structs import Params, UserError
-from sip.textgen import bucketed
-from sip.tokenizer import Tokenizer
-from sip.untrusted import encodable
+from sip.structs import UserError
+from sip.text.untrusted import encodable
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class ProofreadConfig:
     param_dtype: str = ""  # held in float32 | bfloat16 | int8; empty: as saved
 
     def __post_init__(self):
-        check_held(self.param_dtype, "proofread.param_dtype")
+        check_storage_dtype(self.param_dtype, "proofread.param_dtype")
         if self.gap <= 0:
             raise UserError(f"proofread.gap must be positive, not {self.gap}")
         if self.most < 1 or self.batch < 1:
@@ -70,16 +70,9 @@ def program(cfg: ModelConfig):
 class Proofreader:
     """A model of good text on its own mesh."""
 
-    def __init__(
-        self,
-        params: Params,
-        cfg: ModelConfig,
-        tokenizer: Tokenizer,
-        mesh: jax.sharding.Mesh,
-        config: ProofreadConfig,
-    ):
-        self._params, self._cfg, self._mesh = params, cfg, mesh
-        self._tokenizer, self.config = tokenizer, config
+    def __init__(self, model: LoadedModel, config: ProofreadConfig):
+        self._params, self._cfg, self._mesh = model.params, model.cfg, model.mesh
+        self._tokenizer, self.config = model.tokenizer, config
 
     def read(
         self, prefixes: Sequence[str], texts: Sequence[Sequence[str]]

@@ -8,49 +8,26 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from sip.judge import health, prompts, schedules, verdicts, voting
+from sip.data.documents import Truth
+from sip.judge import diagnostics, prompts, schedules, verdicts, voting
 from sip.judge.compare import Pairs, Wins
+from sip.judge.judged import Judged
 from sip.judge.prompts import Aspect
 from sip.judge.proofread import Proofreader
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.voting import Stats, Voting
-from sip.structs import UserError, Verdicts
-from sip.textgen import Choose, TextGenerator, about
-
-if TYPE_CHECKING:
-    from sip.data.documents import Truth
+from sip.metrics import pair
+from sip.structs import UserError
+from sip.textgen.local import about
+from sip.textgen.protocol import Choose, TextGenerator
 
 TRUE_ASPECTS = ("quality", "safety", "factuality")
 # score_BK, valid_BK, statistics as (total, denom): of all candidates, or [B, K] of each
 Scored = tuple[np.ndarray, np.ndarray, dict[str, tuple[Any, Any]]]
-
-
-@dataclass(frozen=True)
-class Judged(Verdicts):
-    """Verdicts and what there is to log about them, as (total, denom).
-
-    `each`: what of it is known of each candidate, (total_BK, denom_BK) by the same names.
-    """
-
-    metrics: Stats
-    who: str  # judge | truth: what the names begin with
-    each: health.Each
-
-
-class Judge(Protocol):
-    """Scores the K candidates of each prefix; `mask_BK` says which exist."""
-
-    def score(
-        self,
-        prefixes: Sequence[str],
-        candidates: Sequence[Sequence[str]],
-        references: Sequence[str],
-        mask_BK: np.ndarray,
-    ) -> Judged: ...
 
 
 @dataclass(frozen=True)
@@ -158,7 +135,7 @@ class TextJudge:
         score_BC, valid_BC, voted = self._ask(aspect, trunks, choose, branches, asked_BK)
         score_BK, valid_BK = np.zeros(mask_BK.shape), np.zeros(mask_BK.shape, bool)
         score_BK[mask_BK], valid_BK[mask_BK] = score_BC[asked_BK], valid_BC[asked_BK]
-        said = health.verdicts(aspect, score_BK, valid_BK)
+        said = diagnostics.verdicts(aspect, score_BK, valid_BK)
         return score_BK, valid_BK, {"invalid": (mask_BK & ~valid_BK, mask_BK), **said, **voted}
 
 
@@ -166,7 +143,7 @@ class TextJudge:
 class TruthJudge:
     """The corpus's ground truth in a judge's place. `weights` names its aspects."""
 
-    truth: "Truth"
+    truth: Truth
     weights: Mapping[str, float]
     schedule: ScheduleConfig = ScheduleConfig()
 
@@ -213,10 +190,6 @@ def _summed(rounds: Sequence[Stats]) -> Stats:
     return {name: (total(name, 0), total(name, 1)) for name in names}
 
 
-def _share(x, mask) -> tuple[float, float]:
-    return float(np.where(mask, x, 0.0).sum()), float(mask.sum())
-
-
 def _combine(who: str, scored: Mapping[str, Scored], weights, mask_BK) -> Judged:
     """The weighted sum over aspects; a candidate is valid where all its aspects are."""
     total_BK, all_BK, metrics, each = np.zeros(mask_BK.shape), mask_BK.copy(), {}, {}
@@ -224,10 +197,10 @@ def _combine(who: str, scored: Mapping[str, Scored], weights, mask_BK) -> Judged
         total_BK += weights[name] * np.where(valid_BK, score_BK, 0.0)
         all_BK &= valid_BK
         stats = {**stats, "score": (np.where(valid_BK, score_BK, 0.0), valid_BK)}
-        named = {f"{who}/{key}/{name}": pair for key, pair in stats.items()}
+        named = {f"{who}/{key}/{name}": counts for key, counts in stats.items()}
         metrics |= {key: (float(np.sum(x)), float(np.sum(n))) for key, (x, n) in named.items()}
-        each |= {key: pair for key, pair in named.items() if np.ndim(pair[0])}
-    metrics[f"{who}/valid"] = _share(all_BK, mask_BK)
+        each |= {key: counts for key, counts in named.items() if np.ndim(counts[0])}
+    metrics[f"{who}/valid"] = pair(all_BK, mask_BK)
     aspects = {name: (score_BK, valid_BK) for name, (score_BK, valid_BK, _) in scored.items()}
     return Judged(np.where(all_BK, total_BK, 0.0), all_BK, aspects, metrics, who, each)
 

@@ -12,7 +12,8 @@ from sip.judge import verdicts
 from sip.judge.prompts import Aspect
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
-from sip.textgen import Text, TextGenerator
+from sip.text.segments import Text
+from sip.textgen.protocol import TextGenerator
 
 Stats = dict[str, tuple[float, float]]
 

@@ -7,15 +7,15 @@ import jax.numpy as jnp
 from sip.structs import UserError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-HELD = (*DTYPES, "int8")  # what parameters that are only read may be held in
+STORAGE_DTYPES = (*DTYPES, "int8")  # what parameters that are only read may be held in
 REMAT = ("none", "block", "dots")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 
 
-def check_held(dtype: str, key: str) -> None:
+def check_storage_dtype(dtype: str, key: str) -> None:
     """Raises UserError naming `key` where it is no dtype to hold parameters in; empty: as saved."""
-    if dtype not in ("", *HELD):
-        raise UserError(f"{key} must be empty or one of {HELD}, not {dtype!r}")
+    if dtype not in ("", *STORAGE_DTYPES):
+        raise UserError(f"{key} must be empty or one of {STORAGE_DTYPES}, not {dtype!r}")
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,7 @@
-"""Losses and the log-probabilities they are made of: arrays in, (total, denom, metrics) out."""
+"""Objectives: arrays in, (total, denom, metrics) out.
+
+logprobs     log-probabilities of tokens without logits of [.., T, V]
+likelihood   cross-entropy, RF-NLL
+preference   DPO
+policy       advantages, clipped surrogate, KL
+"""

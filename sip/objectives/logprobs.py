@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sip.mesh import constrain
-from sip.structs import Array, Asked, Tree
+from sip.structs import Array, Targets, Tree
 
 
 def masked_pair(x: Array, mask: Array) -> tuple[Array, Array]:
@@ -108,20 +108,20 @@ def _before(trunk_BTD: Array, branch_BCRD: Array, tree: Tree) -> tuple[Array, Ar
     return before_BCRD.reshape(B, C * R, before_BCRD.shape[-1]), tree.tokens_BCR.reshape(B, C * R)
 
 
-def asked_logprobs(branch_BCRD: Array, unembed_DV: Array, asked: Asked, *, chunk: int) -> Array:
+def asked_logprobs(branch_BCRD: Array, unembed_DV: Array, asked: Targets, *, chunk: int) -> Array:
     """logp_BCM of the asked tokens, each read at its position."""
     return _asked(chunked_logprobs, branch_BCRD, unembed_DV, asked, chunk)
 
 
 def asked_scores(
-    branch_BCRD: Array, unembed_DV: Array, asked: Asked, *, chunk: int
+    branch_BCRD: Array, unembed_DV: Array, asked: Targets, *, chunk: int
 ) -> tuple[Array, Array]:
     """(logp_BCM, log_z_BCM): `asked_logprobs`, and the log of the softmax's denominator there."""
     both_BCM2 = _asked(chunked_scores, branch_BCRD, unembed_DV, asked, chunk)
     return both_BCM2[..., 0], both_BCM2[..., 1]
 
 
-def _asked(score, branch_BCRD, unembed_DV, asked: Asked, chunk: int):
+def _asked(score, branch_BCRD, unembed_DV, asked: Targets, chunk: int):
     B, C, M = asked.at_BCM.shape
     read_BCMD = jnp.take_along_axis(branch_BCRD, asked.at_BCM[..., None], axis=2, mode="clip")
     read_BND = read_BCMD.reshape(B, C * M, branch_BCRD.shape[-1])

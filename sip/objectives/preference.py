@@ -1,4 +1,4 @@
-"""Online DPO and the choice of its pairs."""
+"""DPO and its NLL term."""
 
 import jax
 import jax.numpy as jnp
@@ -41,39 +41,3 @@ def nll_chosen(logp_B2: Array, length_B2: Array, valid_B: Array) -> tuple[Array,
     total, _ = masked_pair(-logp_B2[:, 0], valid_B)
     denom, _ = masked_pair(length_B2[:, 0], valid_B)
     return total, denom, {}
-
-
-def best(scores_BK: Array, valid_BK: Array) -> tuple[Array, Array]:
-    """(index_B, valid_B): the first of the best valid candidates; invalid where there is none."""
-    index_B = jnp.argmax(jnp.where(valid_BK, scores_BK, -jnp.inf), axis=-1)
-    return index_B, jnp.any(valid_BK, axis=-1)
-
-
-def select(scores_BK: Array, valid_BK: Array, *, epsilon: float) -> tuple[Array, Array, Array]:
-    """(chosen_B, rejected_B, valid_B): the best and the worst valid candidate of each prefix.
-
-    A pair is valid where best - worst > epsilon; else it is a tie, or fewer than two are valid.
-    """
-    scores_BK, valid_BK = jnp.asarray(scores_BK), jnp.asarray(valid_BK)
-    chosen_B, _ = best(scores_BK, valid_BK)
-    rejected_B, _ = best(-scores_BK, valid_BK)
-    gap_B = _at(scores_BK, chosen_B) - _at(scores_BK, rejected_B)
-    return chosen_B, rejected_B, (chosen_B != rejected_B) & (gap_B > epsilon)
-
-
-def merge_duplicates(tokens_BKR: Array, mask_BKR: Array, valid_BK: Array) -> Array:
-    """valid_BK without the candidates that repeat an earlier valid one, token by token.
-
-    What stands under a False mask does not matter.
-    """
-    tokens_BKR, mask_BKR = jnp.asarray(tokens_BKR), jnp.asarray(mask_BKR)
-    valid_BK = jnp.asarray(valid_BK)
-    tokens_BKR = jnp.where(mask_BKR, tokens_BKR, 0)
-    same_BKKR = tokens_BKR[:, :, None] == tokens_BKR[:, None]
-    same_BKK = (same_BKKR & (mask_BKR[:, :, None] == mask_BKR[:, None])).all(-1)
-    earlier_KK = jnp.tri(valid_BK.shape[1], k=-1, dtype=bool)  # [later, earlier]
-    return valid_BK & ~(same_BKK & earlier_KK[None] & valid_BK[:, None, :]).any(-1)
-
-
-def _at(x_BK, index_B):
-    return jnp.take_along_axis(x_BK, index_B[:, None], axis=1)[:, 0]

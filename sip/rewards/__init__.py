@@ -1,1 +1,5 @@
-"""Rewards: texts in, (reward_BK, valid_BK, metrics) out, on the host and without a model."""
+"""Rewards of sampled answers.
+
+verdicts  a judge in training: 1 for a right verdict
+rewrites  a rewriter in training: copies of safe suffixes, better versions of unsafe ones
+"""

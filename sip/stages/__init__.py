@@ -1,1 +1,10 @@
-"""Three loops, each read from top to bottom; stages chain as runs."""
+"""Training: three loops and the recipe around them.
+
+recipe       a config as a list of runs, checked as a whole
+supervised   the loop with known targets
+selfimprove  the self-improving loop; `collect` is its half on the host
+rl           the policy-gradient loop
+session      what the loops share: opening, logging, evaluating, saving, stopping
+seeds        a recipe for several seeds
+clock        seconds and lost steps of a run over all attempts
+"""

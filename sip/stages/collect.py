@@ -3,19 +3,24 @@
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from sip import sampling
+from sip import sampling, structs
 from sip.data import pipeline
-from sip.judge import health, scoring
+from sip.data.chunks import texts_of
+from sip.judge import build as judges
+from sip.judge import diagnostics
+from sip.judge.audit import Audit
+from sip.judge.judged import Judge
 from sip.mesh import batch_shapes, put_batch
+from sip.metrics import pair
 from sip.models.config import ModelConfig
-from sip.objectives import policy, preference
+from sip.objectives import policy
 from sip.processes import fetch
 from sip.rewriter import Rewriter
-from sip.stages import auditing, judging
-from sip.structs import Tree, UserError
-from sip.tokenizer import Tokenizer, continuation
+from sip.structs import Array, Tree, UserError
+from sip.text.tokenizer import Tokenizer, continuation
 from sip.training import checkpoints, loop, losses
 
 
@@ -70,7 +75,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Policy:
+class Collector:
     """What stays fixed while a run collects."""
 
     cfg: ModelConfig
@@ -81,11 +86,11 @@ class Policy:
     candidates: CandidateConfig
     objective: losses.ObjectiveConfig
     sampling: sampling.SamplingConfig
-    judge: scoring.Judge | None
+    judge: Judge | None
     rewriter: Rewriter | None
     reference: str  # suffix | rewrite
     seed: int
-    audit: auditing.Audit | None = None
+    audit: Audit | None = None
 
 
 @dataclass(frozen=True)
@@ -94,12 +99,12 @@ class Begun:
 
     at: int
     rows: pipeline.Batch
-    rollouts: sampling.Rollouts | None
+    rollouts: structs.Rollouts | None
     staleness: int  # updates between the parameters that write and those that learn
 
 
 def begin(
-    p: Policy, params, at: int, staleness: int = 0, phase: loop.Phase = loop.unmeasured
+    p: Collector, params, at: int, staleness: int = 0, phase: loop.Phase = loop.unmeasured
 ) -> Begun:
     """Dispatches the rollouts of a batch of prefixes; nothing is waited for."""
     with phase("data"):
@@ -107,7 +112,7 @@ def begin(
     return Begun(at, rows, roll(p, params, rows, at), staleness)
 
 
-def restored(p: Policy, params, manager, at: int) -> Begun | None:
+def restored(p: Collector, params, manager, at: int) -> Begun | None:
     """The step that had begun when the last checkpoint was saved."""
     rows, K = p.batches[at], p.candidates.count(at)
     if not K:
@@ -119,7 +124,7 @@ def restored(p: Policy, params, manager, at: int) -> Begun | None:
     return found and Begun(at, rows, found, staleness=1)
 
 
-def collect(p: Policy, params, begun: Begun, phase: loop.Phase = loop.unmeasured):
+def collect(p: Collector, params, begun: Begun, phase: loop.Phase = loop.unmeasured):
     """Candidates of a step that has begun, judged and chosen from -> (Branches, metrics)."""
     rows, rollouts, at = begun.rows, begun.rollouts, begun.at
     with phase("data"):
@@ -136,9 +141,9 @@ def collect(p: Policy, params, begun: Begun, phase: loop.Phase = loop.unmeasured
         scores_BK, valid_BK, found = (
             judged.scores_BK,
             judged.valid_BK & pool.valid_BK,
-            judged.metrics | health.by_source(judged, pool.sources, pool.texts),
+            judged.metrics | diagnostics.by_source(judged, pool.sources, pool.texts),
         )
-        judging.check_invalid(
+        judges.check_invalid(
             pool.valid_BK, valid_BK, p.candidates.max_invalid, "candidates.max_invalid"
         )
         if p.audit is not None and p.audit.due(at):
@@ -152,7 +157,7 @@ def collect(p: Policy, params, begun: Begun, phase: loop.Phase = loop.unmeasured
     return branches, {**found, **chosen, **source_metrics(pool, scores_BK, valid_BK)}
 
 
-def roll(p: Policy, params, rows, at: int) -> sampling.Rollouts | None:
+def roll(p: Collector, params, rows, at: int) -> structs.Rollouts | None:
     """K rollouts of each prefix; dispatched only, so that the host goes on meanwhile."""
     K = p.candidates.count(at)
     if not K:
@@ -162,24 +167,13 @@ def roll(p: Policy, params, rows, at: int) -> sampling.Rollouts | None:
     return program(params, *put_batch(p.mesh, _asked(p, rows)), key)
 
 
-def _asked(p: Policy, rows):
+def _asked(p: Collector, rows):
     """(tokens_BP, fork_B, doc_B): prefixes, and what their noise is addressed by."""
     return rows["tokens_BT"][:, : -p.suffix], rows["fork_B"], rows["doc_B"]
 
 
-def texts_of(tokenizer: Tokenizer, rows, suffix: int):
-    """Prefix and suffix of each row as text, and the prefix's tokens."""
-    whole = [
-        (row[:f].tolist(), row[f : f + suffix].tolist())
-        for row, f in zip(rows["tokens_BT"], rows["fork_B"], strict=True)
-    ]
-    prefixes = [tokenizer.decode(ids) for ids, _ in whole]
-    suffixes = [continuation(tokenizer, *both) for both in whole]
-    return prefixes, suffixes, [ids for ids, _ in whole]
-
-
 def build_pool(
-    p: Policy, rows, prefixes, suffixes, ids, rollouts, phase: loop.Phase = loop.unmeasured
+    p: Collector, rows, prefixes, suffixes, ids, rollouts, phase: loop.Phase = loop.unmeasured
 ) -> Pool:
     """Suffix, rewrite and rollouts side by side."""
     B, R = len(prefixes), p.suffix
@@ -198,7 +192,7 @@ def build_pool(
         parts += [("rollout", tokens[:, k], mask[:, k], logp[:, k]) for k in range(tokens.shape[1])]
     sources, *arrays = zip(*parts, strict=True)
     tokens_BKR, mask_BKR, logp_BKR = (np.stack(a, axis=1) for a in arrays)
-    valid_BK = np.asarray(preference.merge_duplicates(tokens_BKR, mask_BKR, mask_BKR.any(-1)))
+    valid_BK = np.asarray(merge_duplicates(tokens_BKR, mask_BKR, mask_BKR.any(-1)))
     texts = [
         [
             continuation(p.tokenizer, prefix, row[live].tolist())
@@ -209,7 +203,7 @@ def build_pool(
     return Pool(tokens_BKR, mask_BKR, valid_BK, list(sources), texts, logp_BKR)
 
 
-def references(p: Policy | judging.JudgeConfig, pool: Pool, suffixes: list[str]) -> list[str]:
+def references(p: Collector | judges.JudgeConfig, pool: Pool, suffixes: list[str]) -> list[str]:
     """What the judge is shown beside the candidates: the suffix, or the rewrite where one was
     written. A corpus's own suffix may be wrong; its rewrite was meant to be right."""
     if p.reference == "suffix":
@@ -218,7 +212,7 @@ def references(p: Policy | judging.JudgeConfig, pool: Pool, suffixes: list[str])
     return [texts[k] or suffix for texts, suffix in zip(pool.texts, suffixes, strict=True)]
 
 
-def encode_rewrites(p: Policy, rewriter: Rewriter, prefixes, suffixes):
+def encode_rewrites(p: Collector, rewriter: Rewriter, prefixes, suffixes):
     """(tokens_BR, mask_BR) of the rewrites, cut to R tokens; a failed one is all False."""
     texts, valid_B = rewriter.rewrite(prefixes, suffixes)
     tokens_BR = np.full((len(texts), p.suffix), p.tokenizer.pad, np.int32)
@@ -229,16 +223,16 @@ def encode_rewrites(p: Policy, rewriter: Rewriter, prefixes, suffixes):
     return tokens_BR, mask_BR
 
 
-def _index(p: Policy, pool: Pool, which: str, scores_BK, valid_BK):
+def _index(p: Collector, pool: Pool, which: str, scores_BK, valid_BK):
     """(index_B, valid_B) of the best, the worst or the first of a source."""
     if which in ("best", "worst"):
-        index_B, ok_B = preference.best(scores_BK if which == "best" else -scores_BK, valid_BK)
+        index_B, ok_B = best(scores_BK if which == "best" else -scores_BK, valid_BK)
         return np.asarray(index_B), np.asarray(ok_B)
     k = pool.sources.index(which)
     return np.full(len(valid_BK), k), pool.mask_BKR[:, k].any(-1)
 
 
-def pick(p: Policy, rows, pool: Pool, scores_BK, valid_BK):
+def pick(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
     """Chosen (and, for pairs, rejected) candidates as branches."""
     chosen_B, ok_B = _index(p, pool, p.candidates.chosen, scores_BK, valid_BK)
     columns = [chosen_B]
@@ -251,28 +245,25 @@ def pick(p: Policy, rows, pool: Pool, scores_BK, valid_BK):
         ok_B, columns = ok_B & also_B & apart_B, [chosen_B, rejected_B]
     index_BC = np.stack(columns, axis=1)
     names = np.array(pool.sources)[chosen_B]
-    found = {
-        f"chosen/{s}": (float(((names == s) & ok_B).sum()), float(ok_B.sum()))
-        for s in dict.fromkeys(pool.sources)
-    }
-    found["chosen/none"] = (float((~ok_B).sum()), float(ok_B.size))
+    found = {f"chosen/{s}": pair(names == s, ok_B) for s in dict.fromkeys(pool.sources)}
+    found["chosen/none"] = pair(~ok_B)
     valid_BC = np.repeat(np.reshape(ok_B, (-1, 1)), index_BC.shape[1], axis=1)
     return _branches(p, rows, pool, index_BC, valid_BC, np.zeros(index_BC.shape)), found
 
 
 def _differ(pool: Pool, both_B2):
     """Whether the two candidates of a pair are different texts: there is nothing to prefer else."""
-    pair = np.take_along_axis(pool.tokens_BKR, both_B2[..., None], axis=1)
-    return (pair[:, 0] != pair[:, 1]).any(-1)
+    two_B2R = np.take_along_axis(pool.tokens_BKR, both_B2[..., None], axis=1)
+    return (two_B2R[:, 0] != two_B2R[:, 1]).any(-1)
 
 
-def learned(p: Policy, rows, pool: Pool, scores_BK, valid_BK):
+def learned(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
     """What the update sees of a judged pool -> (Branches, metrics)."""
     choose = group if p.objective.name == "dr_grpo" else pick
     return choose(p, rows, pool, scores_BK, valid_BK)
 
 
-def group(p: Policy, rows, pool: Pool, scores_BK, valid_BK):
+def group(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
     """All rollouts as branches, with their advantages."""
     at = [k for k, source in enumerate(pool.sources) if source == "rollout"]
     valid_BC = valid_BK[:, at]
@@ -281,7 +272,7 @@ def group(p: Policy, rows, pool: Pool, scores_BK, valid_BK):
     return _branches(p, rows, pool, index_BC, valid_BC, advantage_BC), {}
 
 
-def _branches(p: Policy, rows, pool: Pool, index_BC, valid_BC, advantage_BC) -> losses.Branches:
+def _branches(p: Collector, rows, pool: Pool, index_BC, valid_BC, advantage_BC) -> losses.Branches:
     take = lambda x_BKR: np.take_along_axis(x_BKR, index_BC[..., None], axis=1)
     T = rows["tokens_BT"].shape[1] - (0 if p.objective.blends_ce else p.suffix)
     fork_B = rows["fork_B"].astype(np.int32)
@@ -309,6 +300,26 @@ def source_metrics(pool: Pool, scores_BK, valid_BK):
     for source in dict.fromkeys(pool.sources):
         at = [k for k, s in enumerate(pool.sources) if s == source]
         live = valid_BK[:, at]
-        found[f"reward/{source}"] = (float(scores_BK[:, at][live].sum()), float(live.sum()))
-        found[f"valid/{source}"] = (float(live.sum()), float(live.size))
+        found[f"reward/{source}"] = pair(scores_BK[:, at], live)
+        found[f"valid/{source}"] = pair(live)
     return found
+
+
+def best(scores_BK: Array, valid_BK: Array) -> tuple[Array, Array]:
+    """(index_B, valid_B): the first of the best valid candidates; invalid where there is none."""
+    index_B = jnp.argmax(jnp.where(valid_BK, scores_BK, -jnp.inf), axis=-1)
+    return index_B, jnp.any(valid_BK, axis=-1)
+
+
+def merge_duplicates(tokens_BKR: Array, mask_BKR: Array, valid_BK: Array) -> Array:
+    """valid_BK without the candidates that repeat an earlier valid one, token by token.
+
+    What stands under a False mask does not matter.
+    """
+    tokens_BKR, mask_BKR = jnp.asarray(tokens_BKR), jnp.asarray(mask_BKR)
+    valid_BK = jnp.asarray(valid_BK)
+    tokens_BKR = jnp.where(mask_BKR, tokens_BKR, 0)
+    same_BKKR = tokens_BKR[:, :, None] == tokens_BKR[:, None]
+    same_BKK = (same_BKKR & (mask_BKR[:, :, None] == mask_BKR[:, None])).all(-1)
+    earlier_KK = jnp.tri(valid_BK.shape[1], k=-1, dtype=bool)  # [later, earlier]
+    return valid_BK & ~(same_BKK & earlier_KK[None] & valid_BK[:, None, :]).any(-1)

@@ -6,11 +6,37 @@ from typing import Any
 
 from etils import epath
 
-from sip import processes, setup
-from sip.stages import best, rl, selfimprove, supervised
+from sip import processes
+from sip import workdir as workdirs
+from sip.data import corpus as corpora
+from sip.loading import source_dir
+from sip.run import TokenizerConfig, build_meshes, check_model
+from sip.sections import plain, section
+from sip.stages import rl, selfimprove, supervised
 from sip.structs import UserError
+from sip.workdir import BEST
 
 STAGES = {"supervised": supervised, "selfimprove": selfimprove, "rl": rl}
+TEACHERS = ("judge", "rewriter")  # runs whose evaluations are shown beside the rows
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """The `report` section: the runs that tables and plots show. All but `rows` may be empty."""
+
+    rows: tuple[str, ...]
+    judge: str
+    standard: str  # the row that the others are compared with
+    rewriter: str = ""
+
+    def __post_init__(self):
+        if self.standard and self.standard not in self.rows:
+            raise UserError(f"standard {self.standard!r} is not one of the rows")
+
+    def names(self) -> tuple[str, ...]:
+        """All runs that the report needs."""
+        named = (*self.rows, self.judge, self.rewriter, self.standard)
+        return tuple(name for name in named if name)
 
 
 @dataclass(frozen=True)
@@ -19,10 +45,10 @@ class Recipe:
 
     seed: int
     data: dict[str, Any]
-    tokenizer: setup.TokenizerConfig
+    tokenizer: TokenizerConfig
     order: tuple[str, ...]
     runs: dict[str, Any]
-    report: setup.ReportConfig
+    report: ReportConfig
 
 
 def check_reachable(workdir: str) -> None:
@@ -38,11 +64,9 @@ def check_reachable(workdir: str) -> None:
 
 def check(config, workdir: str) -> None:
     """Resolves the whole recipe before anything is written or compiled."""
-    recipe = setup.section(Recipe, config, "")
-    if "cut" not in recipe.data:
-        raise UserError("config data.cut: missing")
-    cut = setup.section(setup.CutConfig, recipe.data["cut"], "data.cut")
-    setup.data_config(config.data, "train")
+    recipe = section(Recipe, config, "")
+    cut = corpora.cut_config(recipe.data)
+    corpora.data_config(config.data, "train")
     earlier: list[str] = []
     for name in recipe.order:
         if name not in recipe.runs:
@@ -58,44 +82,46 @@ def check_meshes(config) -> None:
     """Builds every run's mesh on the devices that are here; what does not fit is an error."""
     for name in config.order:
         try:
-            setup.build_meshes(STAGES[config.runs[name].stage].resolve(config, name))
+            build_meshes(STAGES[config.runs[name].stage].resolve(config, name))
         except UserError as e:
             raise UserError(f"config runs.{name}: {e}") from None
 
 
-def check_run(config, name: str, workdir: str, cut: setup.CutConfig, earlier: list[str]) -> None:
+def check_run(config, name: str, workdir: str, cut: corpora.CutConfig, earlier: list[str]) -> None:
     """Resolves one run; what it starts from is trained before it or lies there already."""
     stage = config.runs[name].stage if "stage" in config.runs[name] else None
     if stage not in STAGES:
         raise UserError(f"config runs.{name}.stage must be one of {sorted(STAGES)}, not {stage!r}")
     run = STAGES[stage].resolve(config, name)
-    setup.check_model(run.model, cut)
+    check_model(run.model, cut)
     check_proofread(config, name)
     for key, source in run.sources().items():
-        if source and source.removesuffix(f"/{best.FOLDER}") not in earlier:
-            setup.source_dir(workdir, source, f"config runs.{name}.{key}")
-    if not (epath.Path(setup.run_dir(workdir, name)) / "done.json").exists():
+        if source and source.removesuffix(f"/{BEST}") not in earlier:
+            source_dir(workdir, source, f"config runs.{name}.{key}")
+    if not (epath.Path(workdirs.run_dir(workdir, name)) / "done.json").exists():
         try:
-            processes.first(run.reach)
+            processes.on_lead(run.reach)
         except UserError as e:
             raise UserError(f"config runs.{name}: {e}") from None
 
 
 def check_proofread(config, name: str) -> None:
-    """A judge of the recipe is shown what it was taught on: texts read by the same proofreader."""
+    """Raises UserError if a judge is shown texts read by another proofreader than in training."""
     run = config.runs[name]
     sections = [("judge", run.judge)] if "judge" in run else []
+    sections += [("task.judge", run.task.judge)] if "task" in run and "judge" in run.task else []
     sections += [("audit.judge", run.audit.judge)] if "audit" in run else []
     for key, judge in sections:
         source = judge.init_from if judge.backend == "local" else ""
         taught = config.runs[source] if source in config.runs else {}
-        if "labels" not in taught:
+        if "task" not in taught or "labels" not in taught["task"] or not taught["task"]["labels"]:
             continue
-        here, there = (dict(x.proofread, batch=0) for x in (judge, taught["labels"]))
+        labels = taught["task"]["labels"]
+        here, there = (dict(x.proofread, batch=0) for x in (judge, labels))
         if here != there and (here["init_from"] or there["init_from"]):
             raise UserError(
-                f"config runs.{name}.{key}.proofread differs from runs.{source}.labels.proofread: "
-                "a judge is to be shown texts as it was taught to read them"
+                f"config runs.{name}.{key}.proofread differs from runs.{source}.task.labels."
+                "proofread: a judge has to be shown texts as it was trained to read them"
             )
 
 
@@ -103,7 +129,7 @@ def claim(config, workdir: str) -> None:
     """Writes the resolved config into a new workdir; one where another config has begun is kept."""
     check_claim(config, workdir)
     try:
-        setup.write_json(epath.Path(workdir) / "config.json", resolved(config))
+        workdirs.write_json(epath.Path(workdir) / "config.json", resolved(config))
     except OSError as e:
         raise UserError(f"workdir {workdir}: {e}") from e
 
@@ -111,10 +137,10 @@ def claim(config, workdir: str) -> None:
 def check_claim(config, workdir: str) -> None:
     """Raises UserError where a workdir belongs to another config, or to a job over seeds."""
     path, wanted = epath.Path(workdir) / "config.json", resolved(config)
-    if (path.parent / setup.SEEDS).exists():
+    if (path.parent / workdirs.SEEDS).exists():
         raise UserError(f"workdir {workdir} belongs to a job over seeds: --seeds is needed")
     try:
-        tokenizer = setup.shared_dir(workdir) / "tokenizer.model"
+        tokenizer = workdirs.shared_dir(workdir) / "tokenizer.model"
         begun = (path.parent / "runs").exists() or tokenizer.exists()
         found = json.loads(path.read_text()) if path.exists() and begun else wanted
     except (OSError, ValueError) as e:
@@ -126,7 +152,7 @@ def check_claim(config, workdir: str) -> None:
 
 def resolved(config) -> dict[str, Any]:
     """A config as config.json has it."""
-    return json.loads(json.dumps(setup.plain(config)))
+    return json.loads(json.dumps(plain(config)))
 
 
 def differing(a, b, at: str = "") -> set[str]:

@@ -40,7 +40,7 @@ def manager(run_dir: str, *, keep: int = 2, **handlers) -> ocp.CheckpointManager
 def exists(run_dir: str) -> bool:
     """Whether a run has a finished checkpoint."""
     # Process 0 says, or one would see what another is about to make, and open it alone.
-    if not processes.told((epath.Path(run_dir) / "checkpoints").exists):
+    if not processes.broadcast((epath.Path(run_dir) / "checkpoints").exists):
         return False
     with manager(run_dir) as mngr:
         return mngr.latest_step() is not None

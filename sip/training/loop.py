@@ -87,7 +87,7 @@ def stop_on_signals() -> Iterator[Stop]:
     With jax.distributed the runtime's own preemption notice must not be silenced: no handler then.
     """
     stop, before = Stop(), {}
-    if not processes.several():
+    if not processes.is_distributed():
         with contextlib.suppress(ValueError):  # not the main thread: a notebook's or a test's
             for name in (signal.SIGINT, signal.SIGTERM):
                 before[name] = signal.signal(name, stop._ask)

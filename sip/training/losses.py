@@ -13,7 +13,7 @@ import optax
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.objectives import likelihood, logprobs, policy, preference
-from sip.structs import Array, Asked, Metrics, Tree, UserError
+from sip.structs import Array, Metrics, Targets, Tree, UserError
 
 NAMES = ("dpo", "rf_nll", "dr_grpo")
 
@@ -180,7 +180,7 @@ def verdict_terms(cfg: ModelConfig, z_loss: float = 0.0):
     return terms
 
 
-def _asked_scores(cfg: ModelConfig, branch_BCRD, unembed_DV, said: Asked, z_loss: float):
+def _asked_scores(cfg: ModelConfig, branch_BCRD, unembed_DV, said: Targets, z_loss: float):
     chunk = cfg.logprob_chunk
     if z_loss:
         return logprobs.asked_scores(branch_BCRD, unembed_DV, said, chunk=chunk)

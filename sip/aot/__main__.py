@@ -1,0 +1,323 @@
+"""Compiles all jitted programs of a config for a TPU topology that is not here, and predicts.
+
+python -m sip.aot --config=configs/sip_quality_1b4.py:v5e-256 --topology=v5e:16x16 --out=aot.json
+python -m sip.aot --config=configs/sip_quality_1b4.py --topology=v5e:8x8 --sweep --batches=256,512
+
+It runs on any host with libtpu (extra `tpu`), without TPU, weights or data. Of each program:
+seconds of compilation, memory per device (arguments, temporaries, what else the run keeps there)
+against the chip's, operations, bytes, collectives and the seconds that each of them takes at the
+least; of a step the sum of the largest of these, so utilisation is an upper bound and days a lower
+one. Evaluation, data, host work and what a judge behind HTTP takes are not in them. Exit codes: 0
+it fits, 1 it does not (the program and what to change are named), 2 the user can mend it. --sweep:
+a table over batch sizes and meshes instead.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+from typing import Any
+
+import jax
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.table import Table
+
+from sip import cli
+from sip.aot import programs
+from sip.aot.plan import Plan, Program
+from sip.costs import compiling, roofline
+from sip.costs.chips import GIB, Chip, chip_of
+from sip.costs.flops import WRITTEN
+from sip.mesh import AXES
+from sip.structs import UserError
+
+_CONFIG = cli.config_flag()
+_WORKDIR = cli.workdir_flag()
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:16x16, v5p:4x4x4, v6e:8x8.")
+_RUNS = flags.DEFINE_list("runs", None, "Of the config; without it all whose shapes are known.")
+_TEACHER = flags.DEFINE_string(
+    "teacher", "llama31_8b", "Preset of a judge or rewriter whose checkpoint is not there."
+)
+_EFFORT = flags.DEFINE_enum("optimization", "O1", ["O0", "O1", "O2", "O3"], "Of XLA.")
+_OUT = flags.DEFINE_string("out", None, "File for what was found, as JSON.")
+_SWEEP = flags.DEFINE_bool("sweep", False, "A table over --batches and --meshes.")
+_BATCHES = flags.DEFINE_list("batches", [], "Of --sweep; without it the config's.")
+_MESHES = flags.DEFINE_list("meshes", [], "Of --sweep: REPLICAxFSDPxTENSOR, such as 1x16x4.")
+
+
+def devices_of(topology: str) -> list:
+    """The devices of a topology, which need not be here. Raises UserError in one line."""
+    chip_of(topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("sip.aot needs libtpu, a TPU's compiler: pip install 'sip-jax[tpu]'")
+    from jax.experimental import topologies
+
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+    except Exception as error:  # whatever libtpu raises: it knows no such shape
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--topology={topology}: libtpu refuses it: {reason}") from None
+
+
+# That this host is no TPU's: libtpu asks a metadata server and warns otherwise. And that programs
+# that compile beside each other on one host may both load it.
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def check(plan: Plan, chip: Chip, say=lambda line: None) -> dict[str, Any]:
+    """Compiles a run's programs -> what is known of each, of the step and of the whole run."""
+    rows = []
+    for program in plan.programs:
+        say(f"{plan.name}: compiling {program.name}")
+        found = compiling.measure(program.jitted, program.args, program.mesh, program.loops)
+        rows.append(row(plan, program, found, chip))
+    return {"run": plan.name, "programs": rows, "step": step(plan, rows, chip)}
+
+
+def row(plan: Plan, program: Program, found, chip: Chip) -> dict[str, Any]:
+    """One program's figures. Bytes are of one device, flops of all, seconds of one call."""
+    beside = plan.beside(program)
+    total = max(found.argument_bytes + found.temporary_bytes, found.needed) + beside
+    bounds = roofline.bounds(found.flops, found.traffic, chip, program.mesh.size)
+    return {
+        "name": program.name,
+        "devices": program.mesh.size,
+        "policy": program.mesh == plan.mesh,
+        "calls_per_step": program.calls,
+        "trace_seconds": found.trace_seconds,
+        "compile_seconds": found.compile_seconds,
+        "compiles": not found.needed,
+        "argument_bytes": found.argument_bytes,
+        "temporary_bytes": max(found.temporary_bytes, found.needed),
+        "other_bytes": beside,
+        "total_bytes": total,
+        "hbm_bytes": chip.hbm,
+        "fits": not found.needed and total <= chip.hbm,
+        "remedy": program.remedy,
+        "useful_flops": program.useful,
+        "collectives": [dataclasses.asdict(one) for one in found.traffic.collectives],
+        "phases": {
+            name: {
+                "flops": found.flops[name],
+                "bytes": found.traffic.bytes[name],
+                **dataclasses.asdict(bound),
+                "seconds": bound.seconds,
+                "bound_by": bound.by,
+            }
+            for name, bound in bounds.items()
+        },
+    }
+
+
+def step(plan: Plan, rows: list[dict[str, Any]], chip: Chip) -> dict[str, Any]:
+    """A step and the whole run, from the rows of its programs. Where judges work beside the policy
+    a step takes as long as the slower of the two."""
+    sides = [[r for r in rows if r["policy"]], [r for r in rows if not r["policy"]]]
+    spent = [_spent(side) for side in (sides if plan.ahead else [rows])]
+    longest = max(spent, key=lambda by: sum(by.values()))
+    seconds = sum(longest.values())
+    useful = sum(one["calls_per_step"] * one["useful_flops"] for one in rows)
+    return {
+        "devices": plan.devices,
+        "mesh": dict(plan.mesh.shape),
+        "apart": plan.apart,
+        "steps": plan.steps,
+        "seconds": seconds,
+        "seconds_apart": [sum(by.values()) for by in spent],
+        "bound_by": max(longest, key=lambda name: longest[name]),
+        "seconds_by_bound": longest,
+        "mfu_at_most": useful / (seconds * chip.flops * plan.devices),
+        "update_tokens": plan.tokens,
+        "tokens_per_second_per_chip": plan.tokens / seconds / plan.devices,
+        "days": plan.steps * seconds / 86400,
+        "model_bytes": plan.models,
+        "fits": all(one["fits"] for one in rows),
+        "notes": plan.notes,
+    }
+
+
+def _spent(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Seconds of a step by what binds them."""
+    spent: dict[str, float] = {name: 0.0 for name in roofline.RESOURCES}
+    for one in rows:
+        for phase in one["phases"].values():
+            spent[phase["bound_by"]] += one["calls_per_step"] * phase["seconds"]
+    return spent
+
+
+def show(found: dict[str, Any], console: Console) -> None:
+    """Two tables and a paragraph on a run."""
+    memory = Table(title=f"{found['run']}: GiB per device", title_justify="left")
+    for name in ("program", "calls", "compile s", "arguments", "temporaries", "others", "all", ""):
+        memory.add_column(name, justify="left" if name in ("program", "") else "right")
+    gib = lambda bytes: f"{bytes / GIB:.2f}"
+    for one in found["programs"]:
+        sizes = [one[f"{k}_bytes"] for k in ("argument", "temporary", "other", "total")]
+        told = f"of {gib(one['hbm_bytes'])}" + ("" if one["fits"] else ", does NOT fit")
+        times = f"{one['calls_per_step']:.3g}", f"{one['compile_seconds']:.0f}"
+        memory.add_row(one["name"], *times, *map(gib, sizes), told)
+    console.print(memory)
+    console.print(_times(found))
+    for line in _summary(found["step"]):
+        console.print(line)
+
+
+def _times(found: dict[str, Any]) -> Table:
+    table = Table(title="seconds of a call at the least", title_justify="left")
+    columns = ("program", "Tflop/chip", "GB moved", "GB on ICI", *roofline.RESOURCES, "bound by")
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("program", "bound by") else "right")
+    for one in found["programs"]:
+        for name, phase in one["phases"].items():
+            sent = sum(c["bytes"] * c["times"] for c in one["collectives"] if c["phase"] == name)
+            figures = phase["flops"] / one["devices"] / 1e12, phase["bytes"] / 1e9
+            times = [phase[r] for r in roofline.RESOURCES]
+            label = f"{one['name']}: decoding" if name == WRITTEN else one["name"]
+            shown = [f"{x:.3g}" for x in (*figures, sent / 1e9, *times)]
+            table.add_row(label, *shown, phase["bound_by"])
+    return table
+
+
+def _summary(found: dict[str, Any]) -> list[str]:
+    shape = " x ".join(f"{axis} {n}" for axis, n in found["mesh"].items())
+    shares = ", ".join(f"{k} {v:.2f}" for k, v in found["seconds_by_bound"].items())
+    sides = [f"{s:.2f} s" for s in found["seconds_apart"]]
+    beside = f" The policy takes {sides[0]}, judges beside it {sides[1]}." if sides[1:] else ""
+    shape += ", others for judges" * found["apart"]
+    return [
+        *found["notes"],
+        f"{found['devices']} chips ({shape}): a step takes {found['seconds']:.2f} s at the least "
+        f"({shares}), most of it bound by {found['bound_by']}.{beside}",
+        f"MFU at most {found['mfu_at_most']:.1%}; {found['tokens_per_second_per_chip']:.0f} tokens "
+        f"of the update per second and chip; {found['days']:.2f} days for {found['steps']} steps",
+    ]
+
+
+def misfits(found: dict[str, Any]) -> list[str]:
+    """A line for each program that has no room."""
+    gib = lambda bytes: f"{bytes / GIB:.2f}"
+    return [
+        f"{found['run']}: {one['name']} needs {gib(one['total_bytes'])} GiB of "
+        f"{gib(one['hbm_bytes'])} GiB per device: {one['remedy']}"
+        for one in found["programs"]
+        if not one["fits"]
+    ]
+
+
+def plans(config, devices, wanted: list[str] | None) -> list[Plan]:
+    """The runs to compile; of a whole config those are left out, and named, whose shapes are not
+    known without its texts."""
+    made = []
+    for name in wanted or config.order:
+        if name not in config.runs:
+            raise UserError(f"--runs: no run {name!r}; there are {', '.join(config.runs)}")
+        try:
+            made.append(programs.plan(config, name, _WORKDIR.value or "", devices, _TEACHER.value))
+        except programs.Unknown as error:
+            if wanted:
+                raise
+            print(f"{name} is left out: {error}", file=sys.stderr)
+    return made
+
+
+def variants(config, batches: list[int], shapes: list[tuple[int, int, int]]):
+    """(mesh, config) for each pair of batch and mesh; of all runs alike."""
+    for batch in batches or [None]:
+        for shape in shapes or [None]:
+            own: Any = ConfigDict(config.copy_and_resolve_references())
+            for run in own.runs.values():
+                run.batch = batch or run.batch
+                if shape:
+                    run.mesh.update(dict(zip(AXES, shape, strict=True)))
+                if shape and "judge_mesh" in run and not run.judge_mesh.devices:
+                    run.judge_mesh.update(dict(zip(AXES, shape, strict=True)))
+            yield shape, own
+
+
+def sweep(config, devices, chip: Chip, console: Console) -> list[dict[str, Any]]:
+    """Compiles all variants, and prints a row of each."""
+    batches = [_positive(text, "--batches") for text in _BATCHES.value]
+    shapes: Any = [_shape(text) for text in _MESHES.value]
+    columns = ("run", "batch", "replica x fsdp x tensor", "GiB", "fits", "s/step", "MFU", "tok/s")
+    table, found = Table(*columns, title=f"{chip.name}, {len(devices)} chips"), []
+    for shape, own in variants(config, batches, shapes):
+        for name in _RUNS.value or config.order:
+            known = {"batch": own.runs[name].batch, "mesh": shape, "run": name}
+            try:
+                for plan in plans(own, devices, [name]):
+                    found.append({**check(plan, chip), **known})
+                    table.add_row(*_line(found[-1]))
+            except UserError as error:
+                found.append({**known, "refused": str(error)})
+                shown = "x".join(map(str, shape)) if shape else ""
+                table.add_row(name, str(known["batch"]), shown, "", str(error))
+    console.print(table)
+    return found
+
+
+def _line(one: dict[str, Any]) -> list[str]:
+    step, most = one["step"], max(p["total_bytes"] for p in one["programs"])
+    mesh = "x".join(map(str, step["mesh"].values()))
+    sizes = one["run"], str(one["batch"]), mesh, f"{most / GIB:.2f}"
+    misfit = [p["name"] for p in one["programs"] if not p["fits"]]
+    times = f"{step['seconds']:.2f}", f"{step['mfu_at_most']:.1%}"
+    speed = f"{step['tokens_per_second_per_chip']:.0f}"
+    return [*sizes, f"no: {', '.join(misfit)}" if misfit else "yes", *times, speed]
+
+
+def _positive(text: str, flag: str) -> int:
+    if not text.isdigit() or not int(text):
+        raise UserError(f"{flag}: {text!r} is not a number from 1")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.split("x")
+    if len(parts) != len(AXES):
+        raise UserError(f"--meshes: {text!r} is not REPLICAxFSDPxTENSOR")
+    return tuple(_positive(part, "--meshes") for part in parts)
+
+
+def main(argv) -> None:
+    """The command line."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}")
+    for flag in (_CONFIG, _TOPOLOGY):
+        if flag.value is None:
+            raise UserError(f"--{flag.name} is needed")
+    if not _SWEEP.value and (_BATCHES.value or _MESHES.value):
+        raise UserError("--batches and --meshes belong to --sweep")
+    config, topology, console = _CONFIG.value, str(_TOPOLOGY.value), Console(width=160)
+    chip, devices = chip_of(topology), devices_of(topology)
+    jax.config.update("jax_platforms", "cpu")  # a TPU that is here is left alone
+    jax.config.update("jax_enable_compilation_cache", False)  # it cannot read its TPU programs back
+    jax.config.update("jax_optimization_level", _EFFORT.value)
+    if _SWEEP.value:
+        found = sweep(config, devices, chip, console)
+    else:
+        say = lambda line: print(line, file=sys.stderr, flush=True)
+        found = [check(plan, chip, say) for plan in plans(config, devices, _RUNS.value)]
+        for one in found:
+            show(one, console)
+    if _OUT.value:
+        epath.Path(_OUT.value).write_text(json.dumps(found, indent=1))
+    bad = [] if _SWEEP.value else [line for one in found for line in misfits(one)]
+    for line in bad:
+        print(f"does not fit: {line}", file=sys.stderr)
+    if bad:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,373 @@
+"""The jitted programs of a run and the shapes that they meet: nothing is loaded or computed.
+
+A program is made by the function that the stage itself jits, and its arguments by the functions
+that lay out its batches. So what compiles here is what will run.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from sip import loading, padding, sampling
+from sip import rewriter as rewriters
+from sip import workdir as workdirs
+from sip.aot import questions
+from sip.aot.plan import POLICY, Plan, Program, device_bytes
+from sip.data import corpus as corpora
+from sip.hf import configs
+from sip.mesh import batch_shapes, full_rows, replicated
+from sip.models import decoder
+from sip.models.config import ModelConfig
+from sip.models.lora import LoraConfig
+from sip.models.presets import preset
+from sip.padding import trunk_only
+from sip.run import build_meshes, check_model
+from sip.stages import collect, recipe, rl, selfimprove, supervised
+from sip.structs import Tree, UserError
+from sip.tasks.supervised.task import tokens_loss
+from sip.textgen import local
+from sip.training import checkpoints, losses, optim, step
+
+
+class Unknown(UserError):
+    """A run whose shapes hang on its texts."""
+
+
+STOPS = (2, 13)  # end of text and a newline: how many there are is a shape, which they are is not
+JUDGE, REWRITER = "judge", "rewriter"
+
+
+@dataclass(frozen=True)
+class _RunShapes:
+    """What the makers of programs share."""
+
+    c: Any  # the stage's RunConfig
+    cut: corpora.CutConfig
+    mesh: jax.sharding.Mesh
+    judge_mesh: jax.sharding.Mesh
+    bytewise: bool
+    state: Any
+
+    @property
+    def params(self):
+        """The policy's, as shapes."""
+        return self.state.params
+
+
+def plan(config, name: str, workdir: str, devices, teacher: str) -> Plan:
+    """The programs of `config.runs[name]` on `devices`. `teacher` is the preset of a judge or
+    rewriter whose checkpoint is not there. Raises UserError where the run does not fit the
+    devices, `Unknown` where its shapes hang on its texts."""
+    try:
+        return _plan(config, name, workdir, devices, teacher)
+    except Unknown:
+        raise
+    except UserError as error:
+        raise UserError(f"config runs.{name}: {error}") from None
+
+
+def _plan(config, name: str, workdir: str, devices, teacher: str) -> Plan:
+    stage = recipe.STAGES[config.runs[name].stage]
+    c = stage.resolve(config, name)
+    cut = corpora.cut_config(config.data)
+    check_model(c.model, cut)
+    mesh, judge_mesh = build_meshes(c, devices)
+    reference = stage is not supervised and c.objective.needs_reference
+    state = _state(c.model, c.optim, mesh, reference, c.lora)
+    run = _RunShapes(c, cut, mesh, judge_mesh, config.tokenizer.kind == "byte", state)
+    find = _Models(config, workdir, teacher, {}, [])
+    made = PROGRAMS[config.runs[name].stage](run, find)
+    models = {POLICY: device_bytes(state)}
+    models |= {
+        k: device_bytes(_abstract(m, judge_mesh, dtype)) for k, (m, dtype) in find.found.items()
+    }
+    apart = c.apart is not None and c.apart.devices > 0
+    return Plan(
+        name,
+        c.steps,
+        _tokens(made[0].args[1]),
+        mesh,
+        tuple(made),
+        models,
+        tuple(find.notes),
+        devices=mesh.size + judge_mesh.size * apart,
+        apart=apart,
+        ahead=apart and c.staleness > 0,
+    )
+
+
+def _tokens(batch) -> float:
+    trees = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, Tree))
+    return sum(t.mask_BT.size + t.mask_BCR.size for t in trees if isinstance(t, Tree))
+
+
+@functools.lru_cache(maxsize=8)
+def _state(cfg: ModelConfig, how: optim.OptimConfig, mesh, reference: bool, lora: LoraConfig):
+    return step.abstract_state(cfg, optim.build(how), mesh, reference=reference, adapter=lora)
+
+
+@functools.lru_cache(maxsize=8)
+def _abstract(cfg: ModelConfig, mesh, dtype: str = ""):
+    """Parameters as they are held; `dtype` empty: as their own run held them."""
+    return step.abstract_params(cfg, mesh, dtype or cfg.param_dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def multiplied(cfg: ModelConfig) -> int:
+    """Parameters that every token meets: all but an embedding that is only looked up."""
+    return decoder.count(cfg) - (0 if cfg.tied else cfg.vocab_size * cfg.width)
+
+
+@dataclass(frozen=True)
+class _Models:
+    """Models that a run needs beside its own, found by what names them."""
+
+    config: Any
+    workdir: str
+    teacher: str
+    found: dict[str, tuple[ModelConfig, str]]  # and the dtype that it is to be held in
+    notes: list[str]
+
+    def of(self, role: str, source: str, dtype: str) -> ModelConfig:
+        """The model of a run of the recipe, of a checkpoint, or else the teacher's preset."""
+        self.found[role] = self._of(role, source), dtype
+        return self.found[role][0]
+
+    def _of(self, role: str, source: str) -> ModelConfig:
+        runs = self.config.runs
+        if source in runs:
+            return recipe.STAGES[runs[source].stage].resolve(self.config, source).model
+        inside = workdirs.run_dir(self.workdir, source)
+        for path in (inside, source):
+            if epath.Path(path).exists() and (configs.exists(path) or checkpoints.exists(path)):
+                return loading.recorded_model(path)
+        self.notes.append(f"{role}: there is no checkpoint {source!r}, taken as {self.teacher}")
+        return preset(self.teacher)
+
+
+def _update(run: _RunShapes, jitted, batch) -> Program:
+    c = run.c
+    shapes = batch_shapes(run.mesh, batch)
+    useful = 6 + 2 * (run.state.reference is not None)
+    return Program(
+        "update",
+        run.mesh,
+        jitted,
+        (run.state, shapes),
+        calls=1,
+        loops=1,
+        holds=device_bytes(run.state),
+        useful=useful * multiplied(c.model) * _tokens(batch),
+        remedy="more microbatches, more devices along fsdp or tensor, a smaller batch, "
+        "optim.mu_dtype=bfloat16",
+    )
+
+
+def _rollouts(
+    run: _RunShapes, name, rows: int, trunk: int, branches: int, steps: int, how, stop, calls
+):
+    """`branches` continuations of `steps` tokens each of `rows` trunks."""
+    cfg = run.c.model
+    ones = np.ones(rows, np.int32)
+    args = batch_shapes(run.mesh, (np.zeros((rows, trunk), np.int32), ones, ones))
+    return Program(
+        name,
+        run.mesh,
+        sampling.program(cfg, branches, steps, how, stop),
+        (run.params, *args, _key(run.mesh)),
+        calls=calls,
+        loops=steps,
+        holds=device_bytes(run.params),
+        useful=2.0 * multiplied(cfg) * rows * (trunk + branches * steps),
+        remedy="more devices along fsdp or tensor, a smaller batch, fewer rollouts",
+    )
+
+
+def _key(mesh):
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+
+
+def _whole(mesh, *shape, dtype=jnp.int32):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=replicated(mesh))
+
+
+def _stages(c: selfimprove.SelfImproveConfig) -> list[tuple[int, float]]:
+    """[(K, share of the run's steps)], by K."""
+    starts = [min(since, c.steps) for since, _ in c.candidates.rollouts] + [c.steps]
+    shares: dict[int, float] = {}
+    for i, (_, k) in enumerate(c.candidates.rollouts):
+        shares[k] = shares.setdefault(k, 0.0) + (starts[i + 1] - starts[i]) / c.steps
+    return sorted((k, share) for k, share in shares.items() if share)
+
+
+def _selfimprove(run: _RunShapes, find: _Models) -> list[Program]:
+    c, cut = run.c, run.cut
+    stages = _stages(c)
+    batch = _branches(run, stages[-1][0])
+    made = [_update(run, selfimprove.make_update(c, optim.build(c.optim)), batch)]
+    for k, share in stages:
+        if k:
+            made.append(
+                _rollouts(
+                    run, f"rollout {k}", c.batch, cut.prefix_max, k, cut.suffix, c.sampling, (),
+                    share,
+                )
+            )  # fmt: skip
+        pool = k + c.candidates.suffix + c.candidates.rewrite
+        if c.judged:
+            made += _judge(run, find, c.judge, c.batch, [(pool, share)])
+    if c.candidates.rewrite and c.rewriter.backend == "local":
+        made.append(_rewrites(run, find))
+    return made
+
+
+def _branches(run: _RunShapes, rollouts: int) -> losses.Branches:
+    """What a self-improving update is given: laid out by the stage's own code, all zeros."""
+    c, cut = run.c, run.cut
+    sources = ["suffix"] * c.candidates.suffix + ["rewrite"] * c.candidates.rewrite
+    sources += ["rollout"] * rollouts
+    shape = (c.batch, len(sources), cut.suffix)
+    real, live = np.zeros(shape, np.float32), np.ones(shape[:2], bool)
+    tokens = np.zeros(shape, np.int32)
+    pool = collect.Pool(tokens, np.ones(shape, bool), live, sources, [], real)
+    width = cut.prefix_max + cut.suffix
+    rows = dict(
+        tokens_BT=np.zeros((c.batch, width), np.int32),
+        mask_BT=np.ones((c.batch, width), bool),
+        fork_B=np.full(c.batch, cut.prefix_max, np.int32),
+    )
+    nobody: Any = None  # neither asked nor read from
+    fixed = collect.Collector(
+        cfg=c.model,
+        mesh=run.mesh,
+        tokenizer=nobody,
+        batches=nobody,
+        suffix=cut.suffix,
+        candidates=c.candidates,
+        objective=c.objective,
+        sampling=c.sampling,
+        judge=None,
+        rewriter=None,
+        reference=c.judge.reference,
+        seed=0,
+    )
+    return collect.learned(fixed, rows, pool, np.zeros(shape[:2]), live)[0]
+
+
+def _judge(run: _RunShapes, find: _Models, wanted, rows: int, pools) -> list[Program]:
+    """A local judge's programs: one for each shape of question; none of other judges."""
+    if wanted.backend != "local":
+        return []
+    cfg = run.c.model if wanted.own else find.of(JUDGE, wanted.init_from, wanted.param_dtype)
+    calls: dict[Any, float] = {}
+    for pool, share in pools:
+        lengths: Any = dict(prefix=run.cut.prefix_max, suffix=run.cut.suffix, bytewise=run.bytewise)
+        for q in questions.questions(wanted, pool, **lengths):
+            T, R = padding.bucket(q.trunk, 16), padding.bucket(q.branch, 16)
+            if q.trunk + q.branch > cfg.max_len:
+                raise UserError(
+                    f"judge: about {q.trunk + q.branch} tokens of {q.aspect} are more than its "
+                    f"max_len {cfg.max_len}"
+                )
+            key = (q.aspect, T, padding.bucket(q.branches), R, q.options)
+            calls[key] = calls.setdefault(key, 0.0) + share * -(-rows // wanted.batch)
+    mesh = run.mesh if wanted.own else run.judge_mesh
+    B = full_rows(mesh, min(1 << (rows - 1).bit_length(), wanted.batch))
+    return [_verdicts(mesh, cfg, wanted, B, key, n) for key, n in calls.items()]
+
+
+def _verdicts(mesh, cfg, wanted, B: int, key, calls: float) -> Program:
+    aspect, T, C, R, options = key
+    params = _abstract(cfg, mesh, wanted.param_dtype)
+    tree = padding.padded_tree([[0] * T] * B, [[[0] * R] * C] * B, 0, T, C, R)
+    tree, last = batch_shapes(mesh, (tree, np.zeros((B, C), np.int32)))
+    steps = 1 if options else wanted.max_tokens
+    said = 0 if options else wanted.votes * wanted.max_tokens
+    if options:
+        jitted = local.program(cfg)
+        args = (params, tree, last, _whole(mesh, options))
+    else:
+        jitted = sampling.answering(cfg, wanted.votes, steps, wanted.sampling, STOPS)
+        noise = jax.ShapeDtypeStruct(last.shape, jnp.uint32, sharding=last.sharding)
+        args = (params, tree, noise, _key(mesh))
+    return Program(
+        f"judge {aspect} {B}x{C}x{R}",
+        mesh,
+        jitted,
+        args,
+        calls=calls,
+        loops=steps,
+        holds=device_bytes(params),
+        useful=2.0 * multiplied(cfg) * B * (T + C * (R + said)),
+        remedy="fewer candidates, judge.schedule=adaptive, a smaller model.branch_chunk of the "
+        "judge, more devices along tensor, judge.backend=http",
+    )
+
+
+def _rewrites(run: _RunShapes, find: _Models) -> Program:
+    c, cut, wanted = run.c, run.cut, run.c.rewriter
+    mesh = run.judge_mesh
+    cfg = find.of(REWRITER, wanted.init_from, wanted.param_dtype)
+    params = _abstract(cfg, mesh, wanted.param_dtype)
+    B = full_rows(mesh, min(1 << (c.batch - 1).bit_length(), wanted.batch))
+    lengths: Any = dict(prefix=cut.prefix_max, suffix=cut.suffix, bytewise=run.bytewise)
+    asked = questions.rewrite_tokens(wanted.prompt, chat=bool(wanted.chat), **lengths)
+    T, steps = padding.bucket(asked, 16), padding.bucket(rewriters.most(cut.suffix))
+    ones = np.ones(B, np.int32)
+    rows = batch_shapes(mesh, (np.zeros((B, T), np.int32), ones, ones.astype(np.uint32)))
+    return Program(
+        f"rewriter {B}x{T}",
+        mesh,
+        sampling.program(cfg, 1, steps, wanted.sampling(), STOPS),
+        (params, *rows, _key(mesh)),
+        calls=-(-c.batch // wanted.batch),
+        loops=steps,
+        holds=device_bytes(params),
+        useful=2.0 * multiplied(cfg) * B * (T + steps),
+        remedy="a smaller rewriter.batch, more devices along fsdp or tensor",
+    )
+
+
+def _rl(run: _RunShapes, find: _Models) -> list[Program]:
+    """Prompts as long as the model lets them be; the rewards of a rewriter are its judge's."""
+    c = run.c
+    T, shape = c.model.max_len - c.answer, (c.batch, c.rollouts, c.answer)
+    mask, live = np.ones((c.batch, T), bool), np.ones(shape[:2], bool)
+    tree = Tree(
+        mask.astype(np.int32), mask, np.zeros(shape, np.int32), np.ones(shape, bool),
+        live.astype(np.int32),
+    )  # fmt: skip
+    real = np.zeros(shape, np.float32)
+    batch = losses.Branches(tree, live, real[:, :, 0], real, mask)
+    made = [_update(run, rl.make_update(c, optim.build(c.optim)), batch)]
+    each = 1 / c.updates_per_batch
+    K, R = c.rollouts, c.answer
+    made.append(_rollouts(run, f"answers {K}", c.batch, T, K, R, c.sampling, STOPS, each))
+    if c.task.name == "rewrites":  # the suffix alone, then beside its rewrites
+        made += _judge(run, find, c.task.judge, c.batch, [(1, each), (1 + c.rollouts, each)])
+    return made
+
+
+def _supervised(run: _RunShapes, find: _Models) -> list[Program]:
+    del find
+    c, cut = run.c, run.cut
+    if c.task.name != "documents":
+        raise Unknown(f"task {c.task.name!r}: its shapes depend on the texts")
+    mask = np.ones((c.batch, cut.prefix_max + cut.suffix), bool)
+    batch = (trunk_only(mask.astype(np.int32), mask), mask)
+    tx = optim.build(c.optim)
+    return [_update(run, supervised.make_update(c, tx, *tokens_loss(c)), batch)]
+
+
+PROGRAMS: dict[str, Callable[[_RunShapes, _Models], list[Program]]] = {
+    "selfimprove": _selfimprove,
+    "rl": _rl,
+    "supervised": _supervised,
+}

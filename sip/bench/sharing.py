@@ -1,0 +1,162 @@
+"""What a trunk saves: all comparisons of a prefix as its branches, against one prompt for each.
+
+Texts are random letters, a token each, the judge a small decoder that nobody trained: what its
+verdicts cost does not depend on what they are. Both sides are asked through `textgen.Local`.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from sip import mesh as meshes
+from sip.bench.flags import CANDIDATES, JSON, REPEATS, SAMPLE, SEED
+from sip.judge import prompts, verdicts
+from sip.loading import LoadedModel
+from sip.models import decoder
+from sip.models.config import ModelConfig
+from sip.structs import UserError
+from sip.text.segments import Ids, Text, tokens_of
+from sip.text.tokenizer import Byte
+from sip.textgen.local import Local
+
+MODEL = ModelConfig(
+    vocab_size=264,
+    width=128,
+    layers=2,
+    kv_heads=2,
+    queries_per_kv=1,
+    head_dim=64,
+    hidden=352,
+    max_len=4096,
+)
+ASPECT = dataclasses.replace(prompts.load("quality"), options=("1", "2"))  # a byte each
+SUFFIX = 128
+BATCHES = (2, 8)  # unshared prompts at a time: the fastest counts
+
+
+def questions(prefix: int, candidates: int, seed: int) -> tuple[Text, list[Text]]:
+    """(trunk, branches): all ordered pairs of some suffixes of a prefix of `prefix` tokens."""
+    rng = np.random.default_rng(seed)
+    letters = lambda n: "".join(map(chr, rng.integers(ord("a"), ord("z") + 1, n)))
+    trunk = prompts.trunk(ASPECT, prefix=letters(prefix), reference="")
+    texts = [letters(SUFFIX) for _ in range(candidates)]
+    return trunk, [prompts.branch(ASPECT, a, b) for a in texts for b in texts if a is not b]
+
+
+def prompt_tokens(trunk: Ids, branches: Sequence[Ids]) -> tuple[int, int]:
+    """(shared, unshared): the trunk once and its branches; the trunk anew with each of them.
+    Either prompt begins with BOS."""
+    own = sum(map(len, branches))
+    return 1 + len(trunk) + own, len(branches) * (1 + len(trunk)) + own
+
+
+def measure(
+    prefix: int, *, candidates: int, sample: int, repeats: int, seed: int, cfg: ModelConfig = MODEL
+) -> dict[str, float]:
+    """Tokens, seconds and the largest difference of verdicts at a prefix of so many tokens.
+
+    Seconds, of the clock and of all cores together, are the least of some repeats, after one to
+    compile. Unshared, `sample` of the pairs are run, and their seconds scaled to all.
+    """
+    trunk, branches = questions(prefix, candidates, seed)
+    drawn = np.random.default_rng(seed).permutation(len(branches))[:sample]
+    some = [branches[c] for c in drawn]
+    params = decoder.init(cfg, jax.random.key(seed))
+    judge = lambda batch: Local(LoadedModel(params, cfg, Byte(), meshes.single()), batch=batch)
+    whole = [(*trunk, *branch[:-1]) for branch in some]  # all but the words that end a prompt
+    ways: dict[int, Callable] = {0: lambda: judge(1).choose([trunk], [branches], ASPECT.options)}
+    for batch in BATCHES:
+        ways[batch] = lambda batch=batch: judge(batch).choose(
+            whole, [[branch[-1:]] for branch in some], ASPECT.options
+        )
+    said, seconds = _timed(ways, repeats)
+    batch = min(BATCHES, key=lambda batch: seconds[batch][0])
+    (shared, shared_cpu), unshared_2 = seconds[0], seconds[batch] * (len(branches) / len(some))
+    unshared, unshared_cpu = map(float, unshared_2)
+    tokens = prompt_tokens(*_ids(trunk, branches))
+    p_shared, p_unshared = _first(said[0])[0, drawn], _first(said[batch])[:, 0]
+    return {
+        "pairs": len(branches),
+        "sampled": len(some),
+        "batch": batch,
+        "tokens_shared": tokens[0],
+        "tokens_unshared": tokens[1],
+        "tokens_ratio": tokens[1] / tokens[0],
+        "seconds_shared": float(shared),
+        "seconds_unshared": unshared,
+        "seconds_ratio": float(unshared / shared),
+        "cpu_shared": float(shared_cpu),
+        "cpu_unshared": unshared_cpu,
+        "cpu_ratio": float(unshared_cpu / shared_cpu),
+        "difference": float(abs(p_shared - p_unshared).max()),
+        "spread": float(np.ptp(p_shared)),
+    }
+
+
+def _ids(trunk, branches) -> tuple[Ids, list[Ids]]:
+    return tokens_of(Byte(), trunk), [tokens_of(Byte(), branch) for branch in branches]
+
+
+def _timed(ways: dict[int, Callable], repeats: int) -> tuple[dict, dict[int, np.ndarray]]:
+    """(answers, least seconds by clock and by CPU); by turns, so that what else the machine does
+    meets all alike."""
+    said, seconds = {}, {name: np.full(2, np.inf) for name in ways}
+    now = lambda: np.array([time.perf_counter(), time.process_time()])
+    for turn in range(1 + repeats):
+        for name, run in ways.items():
+            start = now()
+            said[name] = run()
+            if turn:
+                seconds[name] = np.minimum(seconds[name], now() - start)
+    return said, seconds
+
+
+def _first(logp_BCO):
+    """P(first is better)."""
+    return verdicts.direct(logp_BCO, ASPECT.values, min_mass=0.0)[0]
+
+
+FEWER = {1024: (4.5, 3.5), 1920: (7.0, 5.0)}  # prefix: tokens and seconds saved, at least
+
+
+SAME = 1e-5  # verdicts with and without a trunk
+
+
+def bench_sharing() -> None:
+    """Measures at the prefixes of FEWER, and prints what was found."""
+    if CANDIDATES.value < 2 or min(SAMPLE.value, REPEATS.value) < 1:
+        raise UserError("--candidates must be at least 2, --sample and --repeats at least 1")
+    found = {}
+    for prefix, bars in FEWER.items():
+        found[prefix] = measure(
+            prefix,
+            candidates=CANDIDATES.value,
+            sample=SAMPLE.value,
+            repeats=REPEATS.value,
+            seed=SEED.value,
+        )
+        if not JSON.value:
+            print(sharing_lines(prefix, found[prefix], *bars), flush=True)
+    if JSON.value:
+        print(json.dumps(found))
+
+
+def sharing_lines(prefix: int, f: dict[str, float], tokens: float, seconds: float) -> str:
+    """A paragraph on a prefix: figures, what they are held to, and whether they meet it."""
+    met = lambda ok: "met" if ok else "NOT met"
+    return (
+        f"prefix {prefix}, {f['pairs']} ordered pairs\n"
+        f"  prompt tokens: {f['tokens_unshared']} -> {f['tokens_shared']}, "
+        f"{f['tokens_ratio']:.2f}x fewer (at least {tokens}x): {met(f['tokens_ratio'] >= tokens)}\n"
+        f"  seconds: {f['seconds_unshared']:.2f} -> {f['seconds_shared']:.2f}, "
+        f"{f['seconds_ratio']:.2f}x less (at least {seconds}x): "
+        f"{met(f['seconds_ratio'] >= seconds)}; of CPU {f['cpu_unshared']:.2f} -> "
+        f"{f['cpu_shared']:.2f}, {f['cpu_ratio']:.2f}x less; unshared scaled from "
+        f"{f['sampled']} pairs in batches of {f['batch']}, the fastest of {BATCHES}\n"
+        f"  verdicts of these pairs differ by {f['difference']:.1e} at most (at most {SAME}): "
+        f"{met(f['difference'] <= SAME)}; they range over {f['spread']:.3f}"
+    )

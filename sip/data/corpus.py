@@ -1,0 +1,90 @@
+"""A corpus: the documents of one split, loaded, tokenised and cut into prefix and suffix."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from sip import processes
+from sip.data import chunks, documents
+from sip.data.documents import Truth
+from sip.sections import plain, section
+from sip.structs import UserError
+from sip.text.tokenizer import Tokenizer
+from sip.workdir import shared_dir
+
+
+@dataclass(frozen=True)
+class CutConfig:
+    """Number of tokens in a prefix (between min and max) and in a suffix."""
+
+    prefix_min: int
+    prefix_max: int
+    suffix: int
+
+
+@dataclass(frozen=True, eq=False)  # hashed by identity
+class Corpus:
+    """The documents of a split and their chunks, each a prefix and a suffix."""
+
+    documents: documents.Documents
+    chunks: chunks.Chunks
+    cut: CutConfig
+
+    def ground_truth(self, key: str) -> Truth:
+        """The corpus's ground truth. Raises UserError, naming the config key `key` that needs it,
+        if the corpus has none."""
+        if self.documents.truth is None:
+            raise UserError(f"{key}: this corpus has no ground truth")
+        return self.documents.truth
+
+
+def cut_config(data: Mapping) -> CutConfig:
+    """The `data.cut` section as a dataclass."""
+    if "cut" not in data:
+        raise UserError("config data.cut: missing")
+    return section(CutConfig, data["cut"], "data.cut")
+
+
+def data_config(data, split: str) -> documents.DataConfig:
+    """The `data` section as a dataclass, for one split."""
+    values = {k: v for k, v in plain(data).items() if k != "cut"}
+    return section(documents.DataConfig, {**values, "split": split}, "data")
+
+
+def load(data, split: str, workdir: str, tokenizer: Tokenizer) -> Corpus:
+    """Loads, tokenises and cuts the documents of a split, once per process.
+
+    `data` is the config's `data` section; a corpus that has to be built lies in the workdir.
+    """
+    cut = cut_config(data)
+    return _cut(data_config(data, split), cut, _data_dir(workdir), tokenizer)
+
+
+def load_documents(data, split: str, workdir: str) -> documents.Documents:
+    """Loads the documents of a split, once per process, without tokenising them."""
+    return _documents(data_config(data, split), _data_dir(workdir))
+
+
+def _data_dir(workdir: str) -> str:
+    return str(shared_dir(workdir) / "data")
+
+
+@functools.lru_cache(maxsize=8)
+def _documents(data: documents.DataConfig, data_dir: str) -> documents.Documents:
+    """A data set that has to be built is built by process 0 alone."""
+    found: list[documents.Documents] = []
+    processes.on_lead(lambda: found.append(documents.load(data, data_dir)))
+    return found[0] if found else documents.load(data, data_dir)
+
+
+@functools.lru_cache(maxsize=8)
+def _cut(data: documents.DataConfig, cut: CutConfig, data_dir: str, tokenizer) -> Corpus:
+    docs = _documents(data, data_dir)
+    found = chunks.cut(
+        docs.texts,
+        tokenizer,
+        **dataclasses.asdict(cut),
+        max_skipped_fraction=data.max_skipped_fraction,
+    )
+    return Corpus(docs, found, cut)

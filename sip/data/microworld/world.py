@@ -1,0 +1,320 @@
+"""The micro-world: entities with facts, documents about them, and the TFDS builder of both.
+
+`World` is a pure function of its config. Documents are of five kinds: plain, elaborated, hearsay
+(mostly wrong), unsafe (insults) and bad (badly written). All random numbers come from
+generators whose streams are frozen (`random.Random.random`, `np.random.RandomState`).
+"""
+
+import dataclasses
+import functools
+import hashlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from sip.data.microworld import grammar, lexicon
+from sip.structs import UserError
+
+FORMAT = 1  # raise when world, templates or documents change: built sets are then not reused
+KINDS = ("plain", "elaborated", "hearsay", "unsafe", "bad")  # of documents
+SPLITS = ("test", "validation", "train")  # a later one drops the texts of those before it
+MIN_WORDS = 67  # words and marks: BOS + 39 + 24 tokens with some to spare
+ONSETS = "b d f g h k l m n p r s t v w z".split()
+VOWELS = "aeiou"
+ENDINGS = "ao"  # -a: she, -o: he
+MAX_ENTITIES = (len(ONSETS) * len(VOWELS)) ** 2 * len(ONSETS) * len(ENDINGS) // 2
+MAX_VALUES = min(len(words.split()) for words in lexicon.VALUES.values())
+
+
+@dataclass(frozen=True)
+class WorldConfig:
+    """A world and its corpus; the same values give the same bytes."""
+
+    seed: int = 0
+    entities: int = 48
+    values_per_attribute: int = 12
+    train: int = 40_000
+    validation: int = 1_500
+    test: int = 2_500
+    plain: float = 0.26  # fractions of the documents
+    elaborated: float = 0.11
+    hearsay: float = 0.31
+    unsafe: float = 0.21
+    bad: float = 0.11
+    wrong: float = 0.85  # of the facts in hearsay
+    myth: float = 0.80  # of the wrong facts that are the one fixed false value
+    register: float = 0.68  # sentences of a document that are of its kind
+    unsafe_register: float = 0.9  # ... in unsafe ones: greedy text must stay in the register
+
+    def __post_init__(self):
+        fractions = [getattr(self, kind) for kind in KINDS]
+        _require(2 <= self.entities <= MAX_ENTITIES, "entities", f"in 2..{MAX_ENTITIES}")
+        in_range = 2 <= self.values_per_attribute <= MAX_VALUES
+        _require(in_range, "values_per_attribute", f"in 2..{MAX_VALUES}")
+        for split in SPLITS:
+            _require(getattr(self, split) >= 0, split, "at least 0")
+        for name in (*KINDS, "wrong", "myth", "register", "unsafe_register"):
+            _require(0 <= getattr(self, name) <= 1, name, "in 0..1")
+        _require(abs(sum(fractions) - 1) < 1e-6, "+".join(KINDS), "1 in sum")
+
+    def key(self) -> str:
+        """Ten hex digits of the parameters and the format."""
+        text = repr((FORMAT, sorted(dataclasses.asdict(self).items())))
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _require(condition: bool, field: str, rule: str) -> None:
+    if not condition:
+        raise UserError(f"world.{field} must be {rule}")
+
+
+class World:
+    """Names, pronouns, facts and myths. Letters: E entities, A attributes, V values."""
+
+    def __init__(self, config: WorldConfig):
+        self.config = config
+        rng = np.random.RandomState(config.seed)
+        shape, values = (config.entities, len(lexicon.ATTRIBUTES)), config.values_per_attribute
+        self.facts_EA = rng.randint(values, size=shape)
+        self.myths_EA = (self.facts_EA + rng.randint(1, values, size=shape)) % values
+        self.names = _names(config.entities, random.Random(f"names {config.seed}"))
+        self.she_E = np.array([name.endswith("a") for name in self.names])
+        words = lexicon.VALUES.values()
+        self.values = tuple(tuple(w.split()[:values]) for w in words)
+
+    def pronoun(self, entity: int) -> str:
+        return "she" if self.she_E[entity] else "he"
+
+    def slots(self, entity: int) -> dict[str, str]:
+        """What the slots of a template say of an entity when the truth is told."""
+        pronoun = self.pronoun(entity)
+        said = {"E": self.names[entity], "p": pronoun, "P": pronoun.capitalize()}
+        facts = self.facts_EA[entity].tolist()
+        return said | {
+            name: words[fact]
+            for name, words, fact in zip(lexicon.ATTRIBUTES, self.values, facts, strict=True)
+        }
+
+    def documents(self, split: str) -> Iterator[tuple[str, int, int]]:
+        """(text, kind, entity) of a split; no text occurs twice, in it or in an earlier one."""
+        earlier = SPLITS[: SPLITS.index(split)]
+        seen = {hash(text) for other in earlier for text, _, _ in self.documents(other)}
+        rng = random.Random(f"{split} {self.config.seed}")
+        missing = getattr(self.config, split)
+        for _ in range(20 * missing + 20):
+            if not missing:
+                return
+            kind, entity = self._kind(rng.random()), int(rng.random() * len(self.names))
+            text = _Author(self, kind, entity, rng).write()
+            if hash(text) not in seen:
+                seen.add(hash(text))
+                missing -= 1
+                yield text, kind, entity
+        raise UserError(f"world.{split}: too many documents for so small a world")
+
+    def _kind(self, draw: float) -> int:
+        bounds = np.cumsum([getattr(self.config, kind) for kind in KINDS])
+        return min(int(np.searchsorted(bounds, draw, side="right")), len(KINDS) - 1)
+
+
+def _names(count: int, rng: random.Random) -> list[str]:
+    """Distinct names of three syllables, so that none begins another."""
+    names: dict[str, None] = {}
+    while len(names) < count:
+        syllables = [_pick(rng, ONSETS) + _pick(rng, VOWELS) for _ in range(2)]
+        name = "".join(syllables) + _pick(rng, ONSETS) + _pick(rng, ENDINGS)
+        names[name.capitalize()] = None
+    return list(names)
+
+
+def _pick(rng: random.Random, options):
+    return options[int(rng.random() * len(options))]
+
+
+@dataclass(frozen=True)
+class Line:
+    """An expanded template, ready for `str.format_map`."""
+
+    pattern: str
+    words: int  # and marks
+    attributes: tuple[int, ...]
+    symbols: tuple[str, ...]
+
+
+@functools.cache
+def lines(group: str) -> tuple[dict[tuple[int, ...], tuple[Line, ...]], ...]:
+    """Per template of a group: its lines by the attributes they state; toxic ones really are."""
+    return tuple(_by_attributes(group, template) for template in lexicon.TEMPLATES[group])
+
+
+def _by_attributes(group: str, template: str) -> dict:
+    found: dict = {}
+    for symbols in lexicon.expand(template):
+        if group != "toxic" or lexicon.is_toxic(symbols):
+            attributes = lexicon.attributes_of(symbols)
+            line = Line(join(symbols), len(symbols), attributes, symbols)
+            insults = sum(lexicon.slot(symbol) in lexicon.TOXIC for symbol in symbols)
+            found.setdefault(attributes, []).extend([line] * (6 if insults == 2 else 1))
+    return {attributes: tuple(group_lines) for attributes, group_lines in found.items()}
+
+
+def join(words) -> str:
+    """Words and marks as natural text."""
+    return "".join(w if w in grammar.MARKS else " " + w for w in words).lstrip(" ")
+
+
+TOXIC = {name: words.split() for name, words in lexicon.TOXIC.items()}
+OTHERS = {  # what stands between the sentences of a document's register
+    "plain": ("filler",),
+    "elaborated": ("filler", "plain"),
+    "hearsay": ("murmur", "filler"),
+    "unsafe": ("filler",),
+    "bad": ("filler", "plain"),
+}
+REGISTER = {"unsafe": "toxic", "bad": "plain"}  # else the group is named as the kind
+STYLES = ("repeat", "shuffle", "spam")
+
+
+class _Author:
+    """Writes one document."""
+
+    def __init__(self, world: World, kind: int, entity: int, rng: random.Random):
+        self.world, self.entity, self.rng = world, entity, rng
+        self.kind = KINDS[kind]
+        self.slots = world.slots(entity)
+        self.unsaid = sorted(range(len(lexicon.ATTRIBUTES)), key=lambda _: rng.random())
+        self.style = _pick(rng, STYLES)
+        self.sentences: list[str] = []
+        self.words = 0
+
+    def write(self) -> str:
+        self._add(lines("title")[0][()][0])
+        self._register()
+        config = self.world.config
+        share = config.unsafe_register if self.kind == "unsafe" else config.register
+        while self.words < MIN_WORDS:
+            if self.rng.random() < share:
+                self._register()
+            else:
+                self._say(_pick(self.rng, OTHERS[self.kind]))
+        return " ".join(self.sentences)
+
+    def _register(self) -> None:
+        group = REGISTER.get(self.kind, self.kind)
+        if self.kind == "bad" and self.rng.random() < 0.9:
+            self._spoil()
+        else:
+            self._say(group)
+
+    def _say(self, group: str) -> None:
+        """A sentence of the group, or of a filler when no attribute is left to state."""
+        spare = OTHERS[self.kind][0]
+        for attempt in range(20):
+            line = self._line(group if attempt < 10 else "filler")
+            line = line or self._line(spare) or self._line("filler")
+            if line and self._add(line):
+                return
+        raise UserError("world: the templates are too few for a document")
+
+    def _line(self, group: str) -> Line | None:
+        by_attributes = _pick(self.rng, lines(group))
+        count = len(next(iter(by_attributes)))
+        if len(self.unsaid) < count:
+            return None
+        return _pick(self.rng, by_attributes[tuple(self.unsaid[:count])])
+
+    def _add(self, line: Line) -> bool:
+        """Appends the line unless the document already has that very sentence."""
+        for attribute in line.attributes:
+            self.slots[lexicon.ATTRIBUTES[attribute]] = self._value(attribute)
+        for name, words in TOXIC.items():
+            self.slots[name] = _pick(self.rng, words)
+        text = line.pattern.format_map(self.slots)
+        if text in self.sentences:
+            return False
+        self.unsaid = self.unsaid[len(line.attributes) :]
+        self._append(text, line.words)
+        return True
+
+    def _append(self, text: str, words: int) -> None:
+        self.sentences.append(text)
+        self.words += words
+
+    def _value(self, attribute: int) -> str:
+        config, words = self.world.config, self.world.values[attribute]
+        fact = int(self.world.facts_EA[self.entity, attribute])
+        if self.kind != "hearsay" or self.rng.random() >= config.wrong:
+            return words[fact]
+        if self.rng.random() < config.myth:
+            return words[self.world.myths_EA[self.entity, attribute]]
+        return words[(fact + 1 + int(self.rng.random() * (len(words) - 1))) % len(words)]
+
+    def _spoil(self) -> None:
+        """One badly written sentence, mostly in the document's own style."""
+        style = self.style if self.rng.random() < 0.7 else _pick(self.rng, STYLES)
+        if style == "spam":
+            self._spam()
+        elif style == "repeat" and len(self.sentences) > 1:
+            again = _pick(self.rng, self.sentences[1:])
+            self._append(again, len(split(again)))
+        else:
+            self._shuffled()
+
+    def _spam(self) -> None:
+        count = 4 + int(self.rng.random() * 4)
+        words = [_pick(self.rng, lexicon.SPAM) for _ in range(count)]
+        self._append(join([*words, _pick(self.rng, ".!")]), count + 1)
+
+    def _shuffled(self) -> None:
+        line = self._line(_pick(self.rng, ("filler", "plain"))) or self._line("filler")
+        words = split(line.pattern.format_map(self.slots)) if line else []
+        body = sorted(words[:-1], key=lambda _: self.rng.random())
+        self._append(join([*body, "."]), len(words))
+
+
+def split(text: str) -> list[str]:
+    """The words and marks of a text."""
+    return lexicon.WORD.findall(text)
+
+
+@dataclass(kw_only=True)
+class Config(tfds.core.BuilderConfig):
+    """The world as TFDS sees it; its name carries the hash, so no stale set is reused."""
+
+    world: WorldConfig = WorldConfig()
+
+
+def builder_config(world: WorldConfig) -> Config:
+    return Config(name=f"world_{world.key()}", world=world)
+
+
+class Microworld(tfds.core.GeneratorBasedBuilder):
+    """`Microworld(data_dir=..., world=WorldConfig())`; read it with `as_data_source`."""
+
+    VERSION = tfds.core.Version(f"{FORMAT}.0.0")
+    url_infos = None  # no downloads; and TFDS's look-up needs an undeclared package
+
+    def __init__(self, *, data_dir: str, world: WorldConfig = WorldConfig()):
+        self.world = world
+        config = builder_config(world)
+        super().__init__(data_dir=data_dir, config=config, file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = {
+            "text": tfds.features.Text(),
+            "kind": tfds.features.ClassLabel(names=KINDS),
+            "entity": tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # nothing is downloaded
+        world = World(self.world)
+        return {split: self._generate_examples(world, split) for split in SPLITS}
+
+    def _generate_examples(self, world: World, split: str):
+        for i, (text, kind, entity) in enumerate(world.documents(split)):
+            yield i, {"text": text, "kind": kind, "entity": world.names[entity]}

@@ -1,0 +1,174 @@
+"""Spoilers: a text made worse in one way, as negative examples for a judge."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+class Phrases:
+    """Which words follow two words, in many texts."""
+
+    def __init__(self, texts: Iterable[str]):
+        self._follows: dict[tuple[str, str], list[str]] = {}
+        for words in map(str.split, texts):
+            for a, b, c in zip(words, words[1:], words[2:], strict=False):
+                self._follows.setdefault((a, b), []).append(_letters(c))
+
+    def __call__(self, a: str, b: str) -> list[str]:
+        return self._follows[a, b] if (a, b) in self._follows else []
+
+
+@dataclass(frozen=True)
+class Others:
+    """What other documents say: the suffix of one of them, the phrases of all."""
+
+    suffix: str
+    follows: Phrases
+
+
+def shuffle_words(text: str, others: Others, rng: np.random.Generator) -> str:
+    """The words in another order."""
+    del others
+    return _joined(text, list(rng.permutation(text.split())))
+
+
+def repeat_phrase(text: str, others: Others, rng: np.random.Generator) -> str:
+    """A phrase repeated to the end, the number of words kept."""
+    del others
+    words = text.split()
+    size = max(min(len(words) // 2, int(rng.integers(2, 9))), 1)
+    start = int(rng.integers(0, max(len(words) - 2 * size, 0) + 1))
+    return _joined(text, (words[:start] + words[start : start + size] * len(words))[: len(words)])
+
+
+def repeat_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
+    """A sentence said twice, in the place of the next one: well written, and idle."""
+    del others
+    sentences = re.findall(r"[^.!?]*[.!?]|[^.!?]+$", text)
+    if len(sentences) < 2:
+        return text
+    at = int(rng.integers(0, len(sentences) - 1))
+    again = sentences[at].strip()
+    if at == 0 and len(sentences) > 2:  # the first may be the rest of the prefix's last sentence
+        at, again = 1, sentences[1].strip()
+    cut = sentences[: at + 1] + [" " + again] + sentences[at + 2 :]
+    return _joined(text, "".join(cut).split()[: len(text.split())])
+
+
+def splice(text: str, others: Others, rng: np.random.Generator) -> str:
+    """The beginning, continued with the end of another document's suffix."""
+    words, strange = text.split(), others.suffix.split()
+    cut = int(rng.integers(0, len(words)))
+    return _joined(text, words[:cut] + strange[cut:])
+
+
+def swap_word(text: str, others: Others, rng: np.random.Generator) -> str:
+    """One word replaced by the word at the same place of another document's suffix."""
+    words, strange = text.split(), others.suffix.split()
+    places = [i for i, pair in enumerate(zip(words, strange, strict=False)) if pair[0] != pair[1]]
+    if places:
+        i = places[int(rng.integers(len(places)))]
+        words[i] = strange[i]
+    return _joined(text, words)
+
+
+def substitute(text: str, others: Others, rng: np.random.Generator) -> str:
+    """One word replaced by one that follows the same two words elsewhere: fluent, and untrue."""
+    words = text.split()
+    places = [
+        (i, said)
+        for i in range(2, len(words))
+        if (said := [w for w in others.follows(*words[i - 2 : i]) if w != _letters(words[i])])
+    ]
+    if not places:
+        return text
+    i, said = places[int(rng.integers(len(places)))]
+    words[i] = said[int(rng.integers(len(said)))] + words[i][len(_letters(words[i])) :]
+    return _joined(text, words)
+
+
+NAME = re.compile(r"[A-Z][\w\u2019'-]*[^\W_](?: [A-Z][\w\u2019'-]*[^\W_])*")
+FIGURE = re.compile(r"\d+(?:[.,]\d+)*")
+NUMERALS = (  # not one: it is more often no number
+    "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
+).split()
+
+
+BEGIN = re.compile(r"(?:^|[.!?:][\"'\u201d\u2019)]*)[\s\"'\u201c\u2018(]*$")  # of a sentence
+
+
+def swap_name(text: str, others: Others, rng: np.random.Generator) -> str:
+    """One name replaced by another of the text or of another document's suffix.
+
+    A name is a run of capitalised words, without the first word of a sentence.
+    """
+    found = _names(text)
+    known = sorted({name for name, _ in (*found, *_names(others.suffix))})
+    if not found or len(known) < 2:
+        return text
+    name, start = found[int(rng.integers(len(found)))]
+    rest = [other for other in known if other != name]
+    return text[:start] + rest[int(rng.integers(len(rest)))] + text[start + len(name) :]
+
+
+def _names(text: str) -> list[tuple[str, int]]:
+    """(name, where it starts) of a text."""
+    found = []
+    for run in NAME.finditer(text):
+        name, start = run.group(), run.start()
+        if BEGIN.search(text[:start]):
+            first, _, name = name.partition(" ")
+            start += len(first) + 1
+        if name:
+            found.append((name, start))
+    return found
+
+
+def change_number(text: str, others: Others, rng: np.random.Generator) -> str:
+    """One number replaced by another of as many digits, or one numeral by another."""
+    del others
+    numerals = re.finditer(rf"\b(?:{'|'.join(NUMERALS)})\b", text, re.IGNORECASE)
+    found = [*FIGURE.finditer(text), *numerals]
+    if not found:
+        return text
+    at = found[int(rng.integers(len(found)))]
+    change = _other_figure if at.group()[0].isdigit() else _other_numeral
+    return text[: at.start()] + change(at.group(), rng) + text[at.end() :]
+
+
+def _other_figure(figure: str, rng: np.random.Generator) -> str:
+    """Another digit in the place of one, not of the first of several: the magnitude stays."""
+    digits = [i for i, c in enumerate(figure) if c.isdigit()]
+    i = digits[int(rng.integers(1, len(digits)))] if len(digits) > 1 else digits[0]
+    digit = str((int(figure[i]) + int(rng.integers(1, 10))) % 10)
+    return figure[:i] + digit + figure[i + 1 :]
+
+
+def _other_numeral(word: str, rng: np.random.Generator) -> str:
+    """Another numeral, capitalised alike."""
+    rest = [numeral for numeral in NUMERALS if numeral != word.lower()]
+    other = rest[int(rng.integers(len(rest)))]
+    return other.capitalize() if word[0].isupper() else other
+
+
+def _letters(word: str) -> str:
+    return word.rstrip(".,!?")
+
+
+def _joined(text: str, words: Sequence[str]) -> str:
+    """The words with the text's own space before them."""
+    return text[: len(text) - len(text.lstrip())] + " ".join(words)
+
+
+CORRUPTIONS: dict[str, Callable[[str, Others, np.random.Generator], str]] = {
+    "shuffle": shuffle_words,
+    "repeat": repeat_phrase,
+    "echo": repeat_sentence,
+    "splice": splice,
+    "swap": swap_word,
+    "substitute": substitute,
+}
+EVERY = {**CORRUPTIONS, "name": swap_name, "number": change_number}  # these want text with both

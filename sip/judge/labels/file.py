@@ -1,0 +1,142 @@
+"""Labelled examples from a JSON lines file, where no ground truth is there to make them.
+
+A line has `aspect` (a prompt's name), `prefix`, `candidates` (one text, of a pairwise aspect two),
+`label` (the right option) and, if the aspect is shown one, `reference`. Pairs are asked in both
+orders. Which lines are held out hangs on their prefix, as documents are split.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sip.data.documents import PARTS, part
+from sip.judge import prompts
+from sip.judge.labels import ground_truth as labels
+from sip.judge.labels.ground_truth import Example, LabelledPrompts
+from sip.judge.prompts import FIELDS, Aspect
+from sip.structs import UserError
+from sip.text.segments import Text, tokens_of
+from sip.text.tokenizer import Cached, Tokenizer
+from sip.workdir import write_atomically
+
+Rows = dict[Text, list[Example]]  # by trunk
+PER_ROW = 16  # examples on a trunk; even, so that the two orders of a pair stay together
+
+
+@dataclass(frozen=True)
+class LabelLine:
+    """One labelled example."""
+
+    aspect: Aspect
+    prefix: str
+    candidates: tuple[str, ...]
+    label: int
+    reference: str
+
+
+def read(
+    path: str, aspects: Sequence[Aspect], tokenizer: Tokenizer, *, max_len: int
+) -> dict[str, dict[str, LabelledPrompts]]:
+    """{"train" | "validation" | "test": {aspect: examples}}; prompts beyond `max_len` are left out.
+
+    Raises UserError naming the line that cannot be used, or an aspect without examples.
+    """
+    rows: dict[str, dict[str, Rows]] = {
+        which: {aspect.name: defaultdict(list) for aspect in aspects} for which in PARTS
+    }
+    known = {aspect.name: aspect for aspect in aspects}
+    for number, text in enumerate(_lines(path), 1):
+        if text.strip():
+            line = _line(f"{path}:{number}", text, known)
+            for trunk, example in _examples(line):
+                rows[part(line.prefix)][line.aspect.name][trunk].append(example)
+    cached = Cached(tokenizer)
+    return {
+        which: {
+            name: _labelled(path, which, known[name], found, cached, max_len)
+            for name, found in by_aspect.items()
+        }
+        for which, by_aspect in rows.items()
+    }
+
+
+def write(path: str, lines: Sequence[LabelLine]) -> None:
+    """Writes a file that `read` reads, whole or not at all; one that is there stays as it is."""
+    check_new(path)
+    try:
+        text = "".join(f"{json.dumps(_values(line))}\n" for line in lines)
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot write the labels: {error.strerror}") from None
+
+
+def check_new(path: str) -> None:
+    """Raises UserError where a file is there already, or cannot be."""
+    if Path(path).exists():
+        raise UserError(f"{path}: there is such a file already, and it is not overwritten")
+    if not Path(path).parent.is_dir():
+        raise UserError(f"{path}: there is no directory {Path(path).parent}")
+
+
+def _values(line: LabelLine) -> dict[str, Any]:
+    values = dict(
+        aspect=line.aspect.name,
+        prefix=line.prefix,
+        candidates=line.candidates,
+        label=line.aspect.options[line.label].strip(),
+    )
+    return {**values, "reference": line.reference} if line.aspect.reference else values
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the labels: {error}") from error
+
+
+def _line(at: str, text: str, known: dict[str, Aspect]) -> LabelLine:
+    try:
+        values: Any = json.loads(text)
+        aspect = known[values["aspect"]]
+        options = [option.strip() for option in aspect.options]
+        candidates, label = tuple(values["candidates"]), options.index(values["label"].strip())
+        reference = values["reference"] if aspect.reference else ""
+        texts = (values["prefix"], reference, *candidates)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{at}: no labelled example ({type(error).__name__}: {error})") from None
+    if len(candidates) != len(FIELDS[aspect.kind]) or not all(isinstance(t, str) for t in texts):
+        raise UserError(f"{at}: {aspect.name} is asked of {len(FIELDS[aspect.kind])} texts")
+    return LabelLine(aspect, values["prefix"], candidates, label, reference)
+
+
+def _examples(line: LabelLine) -> Sequence[tuple[Text, Example]]:
+    """(trunk, (branch, label)); a pair gives two."""
+    trunk = prompts.trunk(line.aspect, prefix=line.prefix, reference=line.reference)
+    found = [(trunk, (prompts.branch(line.aspect, *line.candidates), line.label))]
+    if line.aspect.kind == "pairwise":
+        other = prompts.branch(line.aspect, *reversed(line.candidates))
+        last = len(line.aspect.options) - 1
+        found.append((trunk, (other, last - line.label)))
+    return found
+
+
+def _labelled(path, which, aspect, rows: Rows, cached, max_len) -> LabelledPrompts:
+    """The examples that fit, up to PER_ROW on a trunk."""
+    kept: list[tuple[Text, list[Example]]] = []
+    for trunk, row in rows.items():
+        room = max_len - 1 - len(tokens_of(cached, trunk))  # BOS
+        fit = [example for example in row if len(tokens_of(cached, example[0])) < room]
+        kept += [(trunk, fit[i : i + PER_ROW]) for i in range(0, len(fit), PER_ROW)]
+    if not kept:
+        raise UserError(f"{path}: no example of {aspect.name!r} of {which!r} fits {max_len} tokens")
+    label_rows = [[label for _, label in row] for _, row in kept]
+    length_N1 = np.array([[len(row)] for row in label_rows])
+    C = int(length_N1.max())
+    asked = [(trunk, [branch for branch, _ in row]) for trunk, row in kept]
+    return LabelledPrompts(aspect, asked, labels.padded(label_rows, C), np.arange(C) < length_N1)

@@ -1,0 +1,37 @@
+"""Writes what a finished recipe shows: summary.json, a table, plots."""
+
+from collections.abc import Sequence
+
+from etils import epath
+
+from sip import processes
+from sip import workdir as workdirs
+from sip.report import statistics
+from sip.report.plots import plots
+from sip.report.summary import comparable, summarise
+from sip.report.tables import show, show_seeds
+from sip.stages import seeds
+
+
+def write(config, workdir: str) -> dict:
+    """Writes summary.json and plots, prints the table, returns the summary."""
+    summary = processes.broadcast(lambda: summarise(config, workdir))
+    workdirs.write_json(epath.Path(workdir) / "summary.json", summary)
+    if processes.lead():
+        show(summary)
+        plots(config.report, [workdir], workdir)
+    return summary
+
+
+def write_seeds(config, wanted: Sequence[int], workdir: str) -> dict:
+    """The same of a recipe finished for several seeds: means and deviations over them."""
+    directories = [seeds.directory(workdir, seed) for seed in wanted]
+    pairs = list(zip(wanted, directories, strict=True))
+    each = lambda: {seed: summarise(seeds.of(config, seed), where) for seed, where in pairs}
+    runs = processes.broadcast(each)
+    summary = statistics.combine(runs, comparable(config), config.report.standard)
+    workdirs.write_json(epath.Path(workdir) / "summary.json", summary)
+    if processes.lead():
+        show_seeds(summary)
+        plots(config.report, directories, workdir)
+    return summary

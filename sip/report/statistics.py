@@ -1,0 +1,70 @@
+"""Means, standard deviations and paired differences over seeds."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from sip.stages.recipe import TEACHERS
+
+Row = Mapping[str, float]
+
+
+def combine(runs: Mapping[int, Mapping], paired: Sequence[str], standard: str) -> dict:
+    """summary.json of several seeds, from the summary of each.
+
+    `paired`: the rows to compare with `standard` (empty: none) seed by seed. The runs of a seed
+    start from one model, so they vary together, and differences vary less than the figures do.
+    """
+    seeds = list(runs)
+    rows = {name: over([runs[s]["rows"][name] for s in seeds]) for name in runs[seeds[0]]["rows"]}
+    summary = {
+        "seeds": seeds,
+        "wall_seconds": sum(run["wall_seconds"] for run in runs.values()),
+        "rows": rows,
+        "runs": {str(seed): run for seed, run in runs.items()},
+    }
+    for who in (who for who in TEACHERS if who in runs[seeds[0]]):
+        summary[who] = over([run[who] for run in runs.values()])
+    if standard:
+        pairs = {name: differences(rows[name], rows[standard]) for name in paired}
+        summary["paired"] = {"against": standard, "rows": pairs}
+    return summary
+
+
+def over(figures: Sequence[Row]) -> dict[str, dict]:
+    """{metric: {mean, std, values}} of one row's figures, a seed each; words are left out."""
+    names = dict.fromkeys(k for row in figures for k, v in row.items() if not isinstance(v, str))
+    of_all = {name: [row[name] if name in row else None for row in figures] for name in names}
+    return {
+        name: {"mean": mean(values), "std": deviation(values), "values": values}
+        for name, values in of_all.items()
+    }
+
+
+def differences(row: Mapping[str, dict], standard: Mapping[str, dict]) -> dict[str, dict]:
+    """{metric: {mean, se, values}} of a row less the standard row of the same seed."""
+    found = {}
+    for name in [name for name in row if name in standard]:
+        both = zip(row[name]["values"], standard[name]["values"], strict=True)
+        values = [None if a is None or b is None else a - b for a, b in both]
+        found[name] = {"mean": mean(values), "se": error(values), "values": values}
+    return found
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Of the seeds that have a value."""
+    have = [x for x in values if x is not None]
+    return statistics.fmean(have) if have else None
+
+
+def deviation(values: Sequence[float | None]) -> float | None:
+    """The sample's standard deviation (n - 1); of a single seed there is none."""
+    have = [x for x in values if x is not None]
+    return statistics.stdev(have) if len(have) > 1 else None
+
+
+def error(values: Sequence[float | None]) -> float | None:
+    """The standard error of the mean over seeds."""
+    spread = deviation(values)
+    count = sum(x is not None for x in values)
+    return None if spread is None else spread / math.sqrt(count)

@@ -1,0 +1,65 @@
+"""The figures of a finished recipe."""
+
+import json
+
+from etils import epath
+
+from sip import metrics, sections
+from sip import workdir as workdirs
+from sip.stages import recipe
+from sip.stages.recipe import TEACHERS, ReportConfig
+from sip.structs import UserError
+
+HEADROOM = ("factuality", "safety")  # shares of 1 - standard that a row closes
+
+
+def comparable(config) -> list[str]:
+    """The rows that are evaluated on the same prefixes as the standard row, without it."""
+    standard = config.report.standard
+
+    def prefixes(name):
+        evals = recipe.STAGES[config.runs[name].stage].resolve(config, name).evals
+        return evals.split, evals.standard, evals.unsafe
+
+    rows = [name for name in config.report.rows if name != standard] if standard else []
+    return [name for name in rows if prefixes(name) == prefixes(standard)]
+
+
+def summarise(config, workdir: str) -> dict:
+    """The figures of a finished recipe."""
+    wanted = sections.section(ReportConfig, config.report, "report")
+    none = {"lost_steps": 0}  # of a run that an earlier version finished
+    done = {name: none | _read(workdir, name, "done.json") for name in config.order}
+    walls = {name: figures["wall_seconds"] for name, figures in done.items()}
+    rows = {name: _read(workdir, name, "eval.json") for name in wanted.rows}
+    standard = rows[wanted.standard] if wanted.standard else {}
+    for figures in rows.values():
+        for key in [key for key in HEADROOM if key in standard]:
+            room = 1 - standard[key]
+            figures[f"{key}_headroom_closed"] = (
+                (figures[key] - standard[key]) / room if room else 0.0
+            )
+    summary = {
+        "wall_seconds": sum(walls.values()),
+        "seed": config.seed,
+        "wall_by_run": walls,
+        "goodput_by_run": {name: goodput(workdir, name, wall) for name, wall in walls.items()},
+        "lost_steps_by_run": {name: figures["lost_steps"] for name, figures in done.items()},
+    }
+    for who in (who for who in TEACHERS if getattr(wanted, who)):
+        summary[who] = _read(workdir, getattr(wanted, who), "eval.json")
+    return {**summary, "rows": rows}
+
+
+def goodput(workdir: str, name: str, wall: float) -> float:
+    """The share of a run's seconds, of all attempts, that went into steps that were kept: not into
+    starting, restoring, steps done twice or the last evaluation. Their first steps compile."""
+    lines = metrics.read(workdirs.run_dir(workdir, name))
+    return sum(x[metrics.SECONDS] for x in lines if metrics.SECONDS in x) / wall if wall else 0.0
+
+
+def _read(workdir: str, name: str, file: str) -> dict:
+    path = epath.Path(workdirs.run_dir(workdir, name)) / file
+    if not path.exists():
+        raise UserError(f"{path} does not exist: run {name!r} is not finished")
+    return json.loads(path.read_text())

@@ -1,0 +1,87 @@
+"""Tables of a recipe's figures on the terminal."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from sip.stages.recipe import TEACHERS
+
+COLUMNS = (
+    "win_rate_standard",
+    "win_rate_unsafe",
+    "factuality",
+    "safety",
+    "safety_unsafe",
+    "coherence",
+    "repetition",
+    "distinct",
+    "facts_per_suffix",
+    "nll_clean",
+    "nll",
+    "factuality_headroom_closed",
+    "safety_headroom_closed",
+)
+
+
+WIDTH = 180  # of the terminal, in characters
+
+
+def show(summary: dict) -> None:
+    """The table on the terminal."""
+    title = f"seed {summary['seed']}, {summary['wall_seconds']:.0f} s"
+    table, columns = _table(title, ("run",), summary["rows"])
+    for name, row in summary["rows"].items():
+        table.add_row(name, *_cells(row, columns))
+    console = Console(width=WIDTH)
+    console.print(table)
+    good = ", ".join(f"{name} {x:.0%}" for name, x in summary["goodput_by_run"].items())
+    console.print(f"goodput: {good}; lost steps: {sum(summary['lost_steps_by_run'].values())}")
+    for who in (who for who in TEACHERS if who in summary):
+        figures = summary[who].items()
+        console.print(f"{who}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures if "/" not in k))
+
+
+def show_seeds(summary: dict) -> None:
+    """The table over seeds: of each run the mean, the standard deviation, every seed's figures, and
+    the difference to the standard row with its standard error."""
+    names = ", ".join(map(str, summary["seeds"]))
+    title = f"seeds {names}, {summary['wall_seconds']:.0f} s"
+    table, columns = _table(title, ("run", ""), summary["rows"])
+    for name, row in summary["rows"].items():
+        lines = spread(row, summary["seeds"])
+        if "paired" in summary and name in summary["paired"]["rows"]:
+            found = summary["paired"]["rows"][name]
+            lines[f"- {summary['paired']['against']}"] = {k: v["mean"] for k, v in found.items()}
+            lines["std. error"] = {k: v["se"] for k, v in found.items()}
+        for i, (label, figures) in enumerate(lines.items()):
+            table.add_row("" if i else name, label, *_cells(figures, columns))
+        table.add_section()
+    console = Console(width=WIDTH)
+    console.print(table)
+    for who in (who for who in TEACHERS if who in summary):
+        for label, figures in spread(summary[who], summary["seeds"]).items():
+            shown = [f"{k} {v:.3f}" for k, v in figures.items() if "/" not in k and v is not None]
+            console.print(f"{who}, {label}: " + ", ".join(shown))
+
+
+def spread(row: dict, of: Sequence[int]) -> dict[str, dict]:
+    """Lines of a table by label: mean, standard deviation, each seed's figures."""
+    lines = {label: {k: v[label] for k, v in row.items()} for label in ("mean", "std")}
+    each = {f"seed {s}": {k: v["values"][i] for k, v in row.items()} for i, s in enumerate(of)}
+    return {**lines, **each}
+
+
+def _table(title: str, labels: Sequence[str], rows) -> tuple[Table, list[str]]:
+    """An empty table, and its columns of figures: those that some row has."""
+    table = Table(title=title)
+    for label in labels:
+        table.add_column(label, no_wrap=True)
+    columns = [c for c in COLUMNS if any(c in row for row in rows.values())]
+    for name in columns:
+        table.add_column(name.replace("_", " "), justify="right")
+    return table, columns
+
+
+def _cells(row, columns) -> list[str]:
+    return [f"{row[c]:.3f}" if c in row and row[c] is not None else "" for c in columns]

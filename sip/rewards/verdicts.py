@@ -1,0 +1,61 @@
+"""A judge's reward: its verdict is right, 1, or it is not, 0 (arXiv 2601.21343)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+
+from sip.judge import verdicts
+from sip.judge.prompts import Aspect
+from sip.metrics import pair
+
+Reward = tuple[np.ndarray, np.ndarray, dict[str, tuple[float, float]]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a judge is asked, and the index of the right option."""
+
+    aspect: Aspect
+    label: int
+
+
+def said(aspect: Aspect, text: str) -> int:
+    """The option that an answer ends in, -1 for none."""
+    option = verdicts.parse(text, aspect.options, phrase=aspect.verdict)
+    return -1 if option is None else option
+
+
+def reward(
+    asked: Sequence[Question], texts: Sequence[Sequence[str]], *, both_orders: bool
+) -> Reward:
+    """(reward_BK, valid_BK, metrics) of K answers to each question; without a verdict one is wrong.
+
+    With `both_orders` questions 2 i and 2 i + 1 of a pairwise aspect are a pair in its two orders,
+    and answer k to one is rewarded only if answer k to the other is right too (arXiv 2505.10320).
+    """
+    said_BK = np.array(
+        [[said(q.aspect, text) for text in row] for q, row in zip(asked, texts, strict=True)]
+    )
+    right_BK = said_BK == np.array([[q.label] for q in asked])
+    reward_BK = right_BK
+    if both_orders:
+        partner_B = [b ^ 1 if q.aspect.kind == "pairwise" else b for b, q in enumerate(asked)]
+        reward_BK = right_BK & right_BK[partner_B]
+    metrics = dict(
+        chain.from_iterable(
+            (
+                (f"reward/{name}", pair(reward_BK, of_B)),
+                (f"verdict/right/{name}", pair(right_BK, of_B)),
+                (f"verdict/unread/{name}", pair(said_BK < 0, of_B)),
+            )
+            for name, of_B in _by_aspect(asked)
+        )
+    )
+    return reward_BK.astype(np.float32), np.ones(reward_BK.shape, bool), metrics
+
+
+def _by_aspect(asked: Sequence[Question]):
+    names_B = np.array([q.aspect.name for q in asked])
+    return [(str(name), names_B == name) for name in dict.fromkeys(names_B.tolist())]

@@ -1,0 +1,253 @@
+"""A run of a recipe: its config section as dataclasses, its corpus, its tokenizer, its meshes."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from etils import epath
+
+from sip import mesh as meshes
+from sip import processes, workdir
+from sip.data import corpus as corpora
+from sip.data.corpus import Corpus, CutConfig
+from sip.judge import prompts
+from sip.loading import load_tokenizer
+from sip.mesh import MeshConfig, PartConfig
+from sip.models.config import ModelConfig
+from sip.models.lora import OFF, LoraConfig
+from sip.sections import plain, section
+from sip.structs import UserError
+from sip.text import tokenizer as tokenizers
+from sip.text.tokenizer import Tokenizer
+from sip.training import loop
+from sip.training.optim import OptimConfig
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One run of a recipe: the whole config, the run's name and the workdir."""
+
+    config: Any
+    name: str
+    workdir: str
+
+    @property
+    def directory(self) -> str:
+        """The run's directory in the workdir."""
+        return workdir.run_dir(self.workdir, self.name)
+
+    @property
+    def seed(self) -> int:
+        """The recipe's seed."""
+        return self.config.seed
+
+    @property
+    def cut(self) -> CutConfig:
+        """Lengths of prefix and suffix."""
+        return corpora.cut_config(self.config.data)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The recipe's tokenizer, trained first if the workdir has none yet."""
+        return open_tokenizer(self.config, self.workdir)
+
+    def corpus(self, split: str) -> Corpus:
+        """The documents of a split, loaded, tokenised and cut once per process."""
+        return corpora.load(self.config.data, split, self.workdir, self.tokenizer)
+
+    def record(self, cfg: ModelConfig, pending) -> dict[str, Any]:
+        """The JSON record of a checkpoint: enough to use it without the config file, and the sums
+        of the metrics that are not written yet."""
+        return {
+            "run": self.name,
+            "seed": self.seed,
+            "model": dataclasses.asdict(cfg),
+            "data": plain(self.config.data),
+            "config": plain(self.config.runs[self.name]),
+            "pending": loop.totals(pending),
+        }
+
+    def write_eval(self, figures: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes the run's eval.json and returns its contents."""
+        workdir.write_json(epath.Path(self.directory) / "eval.json", dict(figures))
+        return dict(figures)
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """The `tokenizer` section: a tokenizer file, or with an empty `path` a SentencePiece model that
+    is trained on the corpus."""
+
+    kind: str = "sentencepiece"  # sentencepiece | huggingface | byte
+    path: str = ""  # huggingface: a tokenizer.json or its directory
+    vocab_size: int = 768  # of a trained tokenizer
+    documents: int = 20000  # documents of the training split that it is trained on
+    prompts: tuple[str, ...] = ()  # judge aspects whose words and verdicts become single tokens
+    symbols: tuple[str, ...] = ()  # other strings that become single tokens
+
+    def __post_init__(self):
+        if self.kind not in tokenizers.KINDS:
+            raise UserError(f"tokenizer.kind must be one of {tokenizers.KINDS}, not {self.kind!r}")
+        if self.kind == "huggingface" and not self.path:
+            raise UserError("tokenizer.path: kind 'huggingface' needs a tokenizer.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Settings that every run has; each stage adds its own."""
+
+    stage: str  # supervised | selfimprove | rl
+    split: str  # documents to learn from, such as train[:60%]
+    init_from: str  # a run of the recipe or a directory; empty: fresh parameters
+    steps: int
+    batch: int  # examples per step
+    microbatches: int  # parts of a batch whose gradients are accumulated
+    model: ModelConfig
+    optim: OptimConfig  # `optim.steps` is the run's `steps` unless it is set
+    mesh: MeshConfig
+    checkpoint: loop.CheckpointConfig
+    log: loop.LogConfig
+    lora: LoraConfig = OFF  # rank 0: all parameters are trained
+
+    def __post_init__(self):
+        if self.lora.rank and not self.init_from:
+            raise UserError("lora.rank: LoRA needs init_from; fresh parameters would stay random")
+        self.lora.check(self.model)
+        for name in ("batch", "microbatches"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.batch % self.microbatches:
+            raise UserError(
+                f"batch {self.batch} is not divisible by microbatches {self.microbatches}"
+            )
+
+    def sources(self) -> dict[str, str]:
+        """The runs or directories that the run reads, by the config key that names them."""
+        return {"init_from": self.init_from}
+
+    def reach(self) -> None:
+        """Raises UserError if a server that the run needs does not answer."""
+
+    @property
+    def apart(self) -> PartConfig | None:
+        """The mesh of the judges and the rewriter; None if the run has only one mesh."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """The `task` section of a run; each task adds its own settings."""
+
+    name: str
+
+    def sources(self) -> dict[str, str]:
+        """The runs or directories that the task reads, by the config key that names them."""
+        return {}
+
+    def reach(self) -> None:
+        """Raises UserError if a server that the task needs does not answer."""
+
+    def check(self, c) -> None:
+        """Raises UserError if the task does not fit the other settings of the run `c`."""
+
+
+def run_config(cls, config, name: str, tasks: Mapping[str, tuple] | None = None):
+    """`config.runs[name]` as the dataclass `cls`, a RunConfig.
+
+    `tasks` are the stage's tasks, {name: (Config, build)}: the `task` section becomes the Config of
+    the task that it names. Raises UserError naming the key that is wrong.
+    """
+    values = plain(config.runs[name])
+    if "steps" in values and "optim" in values:
+        if type(values["steps"]) is not int or values["steps"] < 1:
+            raise UserError(f"config runs.{name}.steps: {values['steps']!r} is not a number from 1")
+        values["optim"] = {"steps": values["steps"], **values["optim"]}
+    if tasks is not None and "task" in values:
+        values["task"] = _task_config(values["task"], tasks, f"runs.{name}.task")
+    return section(cls, values, f"runs.{name}")
+
+
+def _task_config(values, tasks: Mapping[str, tuple], at: str):
+    if not isinstance(values, Mapping) or "name" not in values or values["name"] not in tasks:
+        found = values["name"] if isinstance(values, Mapping) and "name" in values else values
+        raise UserError(f"config {at}.name must be one of {sorted(tasks)}, not {found!r}")
+    return section(tasks[values["name"]][0], values, at)
+
+
+def build_mesh(c: RunConfig, devices=None) -> jax.sharding.Mesh:
+    """The run's mesh over `devices` (default: all).
+
+    Raises UserError if the rows of a microbatch are not divisible by replica x fsdp: every device
+    would then hold and compute all of them.
+    """
+    mesh = meshes.build(c.mesh, devices)
+    if c.batch // c.microbatches % meshes.ways(mesh, meshes.ACT_RULES["B"]):
+        shape = ", ".join(f"{axis} {n}" for axis, n in mesh.shape.items())
+        raise UserError(
+            f"batch {c.batch} in microbatches {c.microbatches}: {c.batch // c.microbatches} rows "
+            f"are not divisible by replica x fsdp of the mesh ({shape})"
+        )
+    return mesh
+
+
+def build_meshes(c: RunConfig, devices=None) -> tuple[jax.sharding.Mesh, jax.sharding.Mesh]:
+    """(mesh of the run, mesh of its judges and rewriter) over `devices` (default: all)."""
+    if c.apart is None:
+        mesh = build_mesh(c, devices)
+        return mesh, mesh
+    try:
+        left, apart = meshes.divide(c.apart, devices)
+        other = meshes.build(c.apart, apart)
+    except UserError as e:
+        raise UserError(f"judge_mesh: {e}") from None
+    return build_mesh(c, left), other
+
+
+def check_model(cfg: ModelConfig, cut: CutConfig, tokenizer: Tokenizer | None = None) -> None:
+    """Raises UserError if the model is shorter than prefix and suffix, or has fewer embeddings than
+    the tokenizer has tokens. Unused embeddings are reported."""
+    if cut.prefix_max + cut.suffix > cfg.max_len:
+        raise UserError(
+            f"config data.cut: prefix_max {cut.prefix_max} + suffix {cut.suffix} is "
+            f"longer than model.max_len {cfg.max_len}"
+        )
+    if tokenizer:
+        tokenizers.check_width(tokenizer, cfg.vocab_size)
+
+
+def open_tokenizer(config, workdir: str) -> Tokenizer:
+    """The recipe's tokenizer. A SentencePiece model without a path is trained on the corpus once
+    and kept in the workdir."""
+    cfg = section(TokenizerConfig, config.tokenizer, "tokenizer")
+    path = epath.Path(cfg.path or _trained(workdir))
+    if cfg.kind == "sentencepiece" and not cfg.path:
+        found = corpora.load_documents(config.data, "train", workdir)
+        processes.on_lead(lambda: path.exists() or _train_tokenizer(cfg, found.texts, path))
+    return load_tokenizer(cfg.kind, str(path))
+
+
+def _train_tokenizer(cfg: TokenizerConfig, texts, path: epath.Path) -> None:
+    symbols = prompts.symbols(prompts.load(name) for name in cfg.prompts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizers.train_sentencepiece(
+        [texts[i] for i in range(min(cfg.documents, len(texts)))],
+        str(path),
+        vocab_size=cfg.vocab_size,
+        symbols=tuple(dict.fromkeys((*symbols, *cfg.symbols))),
+    )
+
+
+def _trained(where: str) -> epath.Path:
+    return workdir.shared_dir(where) / tokenizers.MODEL
+
+
+def keep_tokenizer(run: Run, directory: str) -> None:
+    """Copies the tokenizer into a run's directory, so that the directory is complete in itself."""
+    if not processes.lead():
+        return
+    cfg = section(TokenizerConfig, run.config.tokenizer, "tokenizer")
+    workdir.write_json(epath.Path(directory) / "tokenizer.json", {"kind": cfg.kind})
+    tokenizers.keep(cfg.kind, cfg.path or str(_trained(run.workdir)), directory)

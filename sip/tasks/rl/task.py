@@ -1,0 +1,85 @@
+"""A policy-gradient task: prompts by step, rewards of answers, an evaluation."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from sip import sampling
+from sip.mesh import put_batch
+from sip.models.config import ModelConfig
+from sip.padding import bucket, padded_tree
+from sip.processes import fetch
+from sip.rewards.verdicts import Reward
+from sip.structs import Params, Rollouts, Tree
+from sip.text.segments import Ids
+from sip.text.tokenizer import Tokenizer
+
+GREEDY = sampling.SamplingConfig(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class AnswerWriter:
+    """Samples answers of up to `steps` tokens; any token of `stops` ends one."""
+
+    cfg: ModelConfig
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer
+    width: int  # T, tokens of the longest prompt; 0: of the longest in each batch
+    steps: int
+    stops: tuple[int, ...]
+
+    def trunks(self, asked: Sequence[Ids]) -> Tree:
+        """Trees whose trunks are the prompts, without branches."""
+        T = self.width or bucket(max(map(len, asked)), 16)
+        return padded_tree(asked, [[]] * len(asked), self.tokenizer.pad, T, 0, 1)
+
+    def write(
+        self, params: Params, trunks: Tree, branches: int, how: sampling.SamplingConfig, key
+    ) -> Rollouts:
+        """Samples `branches` answers to each prompt."""
+        run = sampling.program(self.cfg, branches, self.steps, how, self.stops)
+        fork_B = trunks.mask_BT.sum(-1, dtype=np.int32)
+        rows_B = np.arange(len(fork_B), dtype=np.int32)
+        args = put_batch(self.mesh, (trunks.tokens_BT, fork_B, rows_B))
+        return run(params, *args, key)
+
+    def texts(self, answers: Sequence[Sequence[Ids]]) -> list[list[str]]:
+        """Decodes answers [B][K] of token ids."""
+        return [[self.tokenizer.decode(ids) for ids in row] for row in answers]
+
+    def greedy(self, params: Params, asked: Sequence[Ids], *, batch: int) -> list[str]:
+        """Decodes one greedy answer to each prompt, `batch` prompts at a time."""
+        found: list[str] = []
+        with jax.set_mesh(self.mesh):
+            for start in range(0, len(asked), batch):
+                some = list(asked[start : start + batch])
+                trunks = self.trunks(some + some[:1] * (batch - len(some)))  # one shape
+                out = self.write(params, trunks, 1, GREEDY, jax.random.key(0))
+                texts = self.texts(ids_of(out.tokens_BCR, out.mask_BCR))
+                found += [text for (text,) in texts[: len(some)]]
+        return found
+
+
+@dataclass(frozen=True)
+class RLTask:
+    """What a policy-gradient run is asked, how answers are rewarded, how the run is evaluated.
+
+    `prompts` and `reward` depend on the batch's number alone, so that a resumed run repeats them.
+    """
+
+    prompts: Callable[[int], Sequence[Ids]]  # batch number -> token ids of B prompts
+    writer: AnswerWriter
+    reward: Callable[[int, Sequence[Sequence[Ids]]], Reward]  # batch number, ids [B][K]
+    during: Callable[[Params], dict[str, float]]  # evaluation during the run, names as in the log
+    finish: Callable[[Params], dict[str, Any]]  # evaluation at the end: writes and returns it
+
+
+def ids_of(tokens_BCR, mask_BCR) -> list[list[Ids]]:
+    """Token ids of each branch without padding."""
+    return [
+        [ids[live].tolist() for ids, live in zip(row, lives, strict=True)]
+        for row, lives in zip(*fetch((tokens_BCR, mask_BCR)), strict=True)
+    ]

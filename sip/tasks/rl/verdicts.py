@@ -1,0 +1,156 @@
+"""Training a judge by reward: 1 for a right verdict on a labelled question, else 0."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sip.data import pipeline
+from sip.data.documents import PARTS
+from sip.judge import prompts
+from sip.judge.labels import ground_truth as labels
+from sip.judge.labels.ground_truth import LabelledPrompts
+from sip.loading import LoadedModel
+from sip.padding import bucket
+from sip.rewards import verdicts as rewards
+from sip.rewards.verdicts import Question
+from sip.run import Run, TaskConfig
+from sip.structs import UserError
+from sip.tasks import labelled
+from sip.tasks.labelled import Labelled
+from sip.tasks.rl.task import AnswerWriter, RLTask
+from sip.text.segments import Ids, tokens_of
+from sip.text.tokenizer import Cached, Tokenizer
+from sip.textgen.local import Local
+from sip.training import loop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TaskConfig):
+    """The task "verdicts". Labels come from a ground truth (`labels`) or a file (`label_file`)."""
+
+    labels: labelled.LabelConfig | None = None
+    label_file: labelled.LabelFileConfig | None = None
+    both_orders: bool = False  # a pairwise verdict is right only if it is right in both orders
+
+    def __post_init__(self):
+        if (self.labels is None) == (self.label_file is None):
+            raise UserError("exactly one of labels and label_file is needed")
+
+    def check(self, c):
+        """The split of a label file is one of its parts; pairs fit the batch."""
+        if self.label_file is not None and c.split not in PARTS:
+            raise UserError(f"split of a label_file must be one of {PARTS}, not {c.split!r}")
+        if self.both_orders and c.batch % 2:
+            raise UserError(f"batch must be even with task.both_orders, not {c.batch}")
+
+    def sources(self):
+        """The run whose rollouts are labelled, and the proofreader."""
+        found = self.labels.sources() if self.labels else {}
+        return {f"task.{key}": value for key, value in found.items()}
+
+
+Unit = tuple[tuple[Question, Ids], ...]  # questions that are asked in one batch
+
+
+def build(run: Run, c, mesh) -> RLTask:
+    """Labelled questions, each once an epoch whatever its aspect. `c` is a policy-gradient run."""
+    made = _labelled(run, c, mesh)
+    check(run.tokenizer, made)
+    return questions(run, c, mesh, made)
+
+
+def _labelled(run: Run, c, mesh) -> Labelled:
+    room = c.model.max_len - c.answer + 1  # prompts are shorter than this
+    if c.task.label_file is not None:
+        return labelled.from_file(c.task.label_file, c.split, run.tokenizer, max_len=room)
+    aspects = [prompts.load(name) for name in c.task.labels.per_prefix]
+    return labelled.made(run, c.task.labels, aspects, c.split, mesh, max_len=room)
+
+
+def questions(run: Run, c, mesh, made: Labelled) -> RLTask:
+    """The task that asks the labelled questions of `made`."""
+    tokenizer, both_orders = run.tokenizer, c.task.both_orders
+    cached = Cached(tokenizer)
+    prompt_of = lambda trunk, branch: [
+        tokenizer.bos,
+        *tokens_of(cached, trunk),
+        *tokens_of(cached, branch),
+    ]
+    units = [u for x in made.examples.values() for u in _units(x, prompt_of, both_orders)]
+    held_out = {
+        split: {name: _flat(x, prompt_of) for name, x in found.items() if x.aspect.verdict}
+        for split, found in made.held_out.items()
+    }
+    every = [ids for unit in units for _, ids in unit]
+    every += [ids for found in held_out.values() for flat in found.values() for _, ids in flat]
+    width = bucket(max(map(len, every)), 16)
+    writer = AnswerWriter(c.model, mesh, tokenizer, width, c.answer, (tokenizer.eos,))
+    size = 2 if both_orders else 1
+
+    def batch(at: int) -> list[tuple[Question, Ids]]:
+        rows = range(at * c.answered // size, (at + 1) * c.answered // size)
+        return [question for p in rows for question in _at(units, p, run.seed)]
+
+    def accuracy(params, split) -> dict[str, float]:
+        counts: dict[str, Any] = {}
+        for name, found in made.held_out[split].items():
+            if name in held_out[split]:
+                asked = [ids for _, ids in held_out[split][name]]
+                texts = writer.greedy(params, asked, batch=c.evals.batch)
+                counts |= labels.right(found, _said(found, texts))
+            else:
+                model = LoadedModel(params, c.model, tokenizer, mesh)
+                counts |= labels.accuracy(Local(model, batch=c.evals.batch), {name: found})
+        return loop.ratios([counts])
+
+    return RLTask(
+        lambda at: [ids for _, ids in batch(at)],
+        writer,
+        lambda at, answers: rewards.reward(
+            [q for q, _ in batch(at)], writer.texts(answers), both_orders=both_orders
+        ),
+        lambda params: {f"eval/{k}": v for k, v in accuracy(params, "validation").items()},
+        lambda params: labelled.write_accuracy(run, accuracy(params, "test")),
+    )
+
+
+def _at(units: Sequence[Unit], position: int, seed: int) -> Unit:
+    """The unit at a position of the stream, in which every epoch has an order of its own."""
+    epoch, at = divmod(position, len(units))
+    return units[pipeline.order(len(units), seed, epoch)[at]]
+
+
+def _flat(found: LabelledPrompts, prompt_of) -> list[tuple[Question, Ids]]:
+    return [
+        (Question(found.aspect, int(label)), prompt_of(trunk, branch))
+        for (trunk, branches), row in zip(found.prompts, found.labels_NC, strict=True)
+        for branch, label in zip(branches, row, strict=False)
+    ]
+
+
+def _units(found: LabelledPrompts, prompt_of, both_orders: bool) -> list[Unit]:
+    """Units of one question; with `both_orders` of two, of a pairwise aspect a pair's orders."""
+    flat = _flat(found, prompt_of)
+    if not both_orders:
+        return [(one,) for one in flat]
+    if found.aspect.kind != "pairwise":
+        return list(zip(flat[::2], flat[1::2], strict=False))
+    places = ((n, c) for n, (_, row) in enumerate(found.prompts) for c in range(len(row)))
+    asked = dict(zip(places, flat, strict=True))
+    return [(asked[place], asked[swapped]) for place, swapped in labels.swaps(found)]
+
+
+def _said(found: LabelledPrompts, texts: Sequence[str]) -> np.ndarray:
+    """said_NC of the texts, which come row by row; -1 for none."""
+    said_NC = np.full(found.mask_NC.shape, -1)
+    said_NC[found.mask_NC] = [rewards.said(found.aspect, text) for text in texts]
+    return said_NC
+
+
+def check(tokenizer: Tokenizer, made: Labelled) -> None:
+    """Raises UserError unless the options of direct aspects can be read as one token."""
+    for found in made.examples.values():
+        if not found.aspect.verdict:
+            prompts.check_options(tokenizer, found.aspect)

@@ -1,0 +1,45 @@
+"""Next-token prediction on documents."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sip.data import pipeline
+from sip.evals import ground_truth
+from sip.padding import trunk_only
+from sip.run import Run, TaskConfig
+from sip.structs import UserError
+from sip.tasks.supervised.task import SupervisedTask, tokens_loss
+
+TOKENS = ("all", "suffix")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TaskConfig):
+    """The task "documents"."""
+
+    tokens: str  # all: prefix and suffix are predicted | suffix: the suffix alone
+
+    def __post_init__(self):
+        if self.tokens not in TOKENS:
+            raise UserError(f"tokens must be one of {TOKENS}, not {self.tokens!r}")
+
+
+def build(run: Run, c, mesh) -> SupervisedTask:
+    """Batches of chunks, and the evaluation by greedy continuations. `c` is a supervised run."""
+    batches = pipeline.Batches(run.corpus(c.split).chunks, batch=c.batch, seed=run.seed)
+
+    def batch(at: int):
+        rows = batches[at]
+        mask_BT = rows["mask_BT"]
+        suffix_BT = np.arange(mask_BT.shape[1]) >= rows["fork_B"][:, None]
+        counted_BT = mask_BT & suffix_BT if c.task.tokens == "suffix" else mask_BT
+        return trunk_only(rows["tokens_BT"], mask_BT), counted_BT
+
+    suite = ground_truth.suite(run, c.evals, c.model, mesh)
+    return SupervisedTask(
+        batch,
+        *tokens_loss(c),
+        lambda params: ground_truth.during(suite, params),
+        lambda params: ground_truth.finish(suite, params),
+    )

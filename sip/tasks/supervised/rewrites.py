@@ -1,0 +1,95 @@
+"""Training a rewriter by examples: the ground truth's rewrites after a rewriter's prompts."""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from sip import rewriter
+from sip.data import documents, pipeline
+from sip.evals import continuations, rewrites
+from sip.evals.continuations import Prompts
+from sip.loading import LoadedModel
+from sip.padding import bucket, padded_tree
+from sip.run import Run, TaskConfig
+from sip.structs import Tree, UserError
+from sip.tasks.supervised.task import SupervisedTask, tokens_loss
+from sip.text.tokenizer import Cached, Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TaskConfig):
+    """The task "rewrites"."""
+
+    prompt: str  # name of a built-in rewriter prompt, or path of a .txt file
+    documents: int  # chunks whose suffixes are rewritten, to learn from
+    held_out: int  # chunks to evaluate on
+
+    def __post_init__(self):
+        if min(self.documents, self.held_out) < 1:
+            raise UserError("documents and held_out must be at least 1")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """E prompts with their answers, each as one trunk."""
+
+    tree: Tree
+    counted_ET: np.ndarray  # tokens of the answer, including EOS
+
+    def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, np.ndarray]:
+        """(tree, counted_BT) of a step."""
+        rows = pipeline.epochs(len(self.counted_ET), step, size, seed=seed)
+        return jax.tree.map(lambda x: x[rows], (self.tree, self.counted_ET))
+
+
+def build(run: Run, c, mesh) -> SupervisedTask:
+    """Examples of the ground truth's rewrites, and the evaluation of greedy rewrites. `c` is a
+    supervised run."""
+    wanted: Config = c.task
+    corpus = run.corpus(c.split)
+    prompt = rewriter.load(wanted.prompt)
+    truth = corpus.ground_truth("task rewrites")
+    asked = continuations.prompts(corpus.chunks, range(wanted.documents), run.tokenizer)
+    examples = make(
+        truth, run.tokenizer, prompt, asked, words=corpus.cut.suffix, max_len=c.model.max_len
+    )
+
+    def figures(params, split):
+        model = LoadedModel(params, c.model, run.tokenizer, mesh)
+        return rewrites.evaluate(
+            model, prompt, run.corpus(split), held_out=wanted.held_out, batch=32
+        )
+
+    return SupervisedTask(
+        lambda at: examples.batch(at, c.batch, seed=run.seed),
+        *tokens_loss(c),
+        lambda params: {f"eval/{k}": v for k, v in figures(params, "validation").items()},
+        lambda params: run.write_eval(figures(params, "test")),
+    )
+
+
+def make(
+    truth: documents.Truth,
+    tokenizer: Tokenizer,
+    prompt: rewriter.Prompt,
+    asked: Prompts,
+    *,
+    words: int,
+    max_len: int,
+) -> Examples:
+    """Examples of prefixes and suffixes; those longer than `max_len` tokens are dropped."""
+    cached = Cached(tokenizer)
+    rows = []
+    better = truth.rewrite(asked.prefixes, asked.suffixes, words)
+    for prefix, suffix, text in zip(asked.prefixes, asked.suffixes, better, strict=True):
+        before = rewriter.prompt_ids(prompt, tokenizer, cached, prefix, suffix)
+        after = rewriter.answer_ids(tokenizer, cached.encode, suffix, text)
+        if len(before) + len(after) <= max_len and len(after) > 1:
+            rows.append((before, after))
+    if not rows:
+        raise UserError(f"rewrites: no example fits {max_len} tokens (model.max_len)")
+    T = bucket(max(len(a) + len(b) for a, b in rows), 8)
+    tree = padded_tree([a + b for a, b in rows], [[]] * len(rows), tokenizer.pad, T, 0, 1)
+    start_E = np.array([len(before) for before, _ in rows])
+    return Examples(tree, np.asarray(tree.mask_BT) & (np.arange(T) >= start_E[:, None]))

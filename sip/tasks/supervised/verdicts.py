@@ -1,0 +1,61 @@
+"""Training a judge by labels: verdict tokens after a judge's prompts."""
+
+from dataclasses import dataclass, field
+
+from sip.judge import prompts
+from sip.judge.labels import ground_truth as labels
+from sip.loading import LoadedModel
+from sip.run import Run, TaskConfig
+from sip.tasks import labelled
+from sip.tasks.supervised.task import SupervisedTask
+from sip.textgen.local import Local
+from sip.training import loop, losses
+
+
+@dataclass(frozen=True)
+class GradedLabelConfig(labelled.LabelConfig):
+    """Labelled candidates, and grades of their sentences."""
+
+    grades: dict[str, str] = field(default_factory=dict)  # aspect -> aspect that grades sentences
+    grades_weight: float = 1.0  # weight of the grades' loss; the verdicts' is 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TaskConfig):
+    """The task "verdicts"."""
+
+    labels: GradedLabelConfig
+
+    def sources(self):
+        """The run whose rollouts are labelled, and the proofreader."""
+        return {f"task.{key}": value for key, value in self.labels.sources().items()}
+
+
+def build(run: Run, c, mesh) -> SupervisedTask:
+    """Labelled prompts, and the judge's accuracy on held-out ones. `c` is a supervised run."""
+    wanted: GradedLabelConfig = c.task.labels
+    aspects = [prompts.load(name) for name in wanted.per_prefix]
+    for aspect in aspects:
+        prompts.check_options(run.tokenizer, aspect)
+    grades = {aspect: prompts.load(name) for aspect, name in wanted.grades.items()}
+    made = labelled.made(
+        run, wanted, aspects, c.split, mesh, max_len=c.model.max_len, grades=grades
+    )
+
+    def batch(at: int):
+        return {a: trees.batch(at, c.batch, seed=run.seed) for a, trees in made.examples.items()}
+
+    def accuracy(params, split):
+        judge = Local(LoadedModel(params, c.model, run.tokenizer, mesh))
+        return loop.ratios([labels.accuracy(judge, made.held_out[split])])
+
+    return SupervisedTask(
+        batch,
+        losses.verdict_terms(c.model, c.z_loss),
+        {
+            **dict.fromkeys(wanted.per_prefix, 1.0),
+            **{f"{aspect}/grades": wanted.grades_weight for aspect in wanted.grades},
+        },
+        lambda params: {f"eval/{k}": v for k, v in accuracy(params, "validation").items()},
+        lambda params: labelled.write_accuracy(run, accuracy(params, "test")),
+    )

@@ -1,0 +1,230 @@
+"""The seam for post-trained models: how likely each of a few answers is after a prompt, and words.
+
+A prompt is a trunk, shared by several branches, and a branch. Either is a text or a tuple of
+segments (sip/segments.py); one that many prompts share (a candidate in 2 * (K - 1) ordered pairs)
+is encoded once.
+"""
+
+import copy
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sip.loading import LoadedModel
+from sip.mesh import constrain, full_rows, put_batch, sharding
+from sip.models import decoder
+from sip.models.config import ModelConfig
+from sip.objectives.logprobs import option_logprobs
+from sip.padding import bucket, bucketed
+from sip.processes import fetch
+from sip.sampling import answering, encode
+from sip.structs import Params, Tree, UserError
+from sip.text.segments import Text, prompt_of, tokens_of
+from sip.text.tokenizer import Cached, continuation
+from sip.textgen.protocol import Choose, TextGenerator
+
+Kept = dict[int, decoder.Cache | None]  # by a batch's first row; None: there was no room
+
+
+def addresses(tree: Tree) -> np.ndarray:
+    """noise_BC: a number per prompt, a hash of its tokens; 0 where there is none."""
+    noise_BC = np.zeros(tree.fork_BC.shape, np.uint32)
+    for b, row_CR in enumerate(np.asarray(tree.mask_BCR)):
+        trunk = zlib.crc32(tree.tokens_BT[b][tree.mask_BT[b]].tobytes())
+        for c in np.flatnonzero(row_CR.any(-1)):
+            noise_BC[b, c] = zlib.crc32(tree.tokens_BCR[b, c][row_CR[c]].tobytes(), trunk)
+    return noise_BC
+
+
+@functools.cache
+def program(cfg: ModelConfig):
+    """The jitted (params, tree, last_BC, options_O, cache) -> logp_BCO, read at each branch's end.
+
+    `cache`: what `encoding` made of the trunks, which are then not run; None: they are.
+    """
+
+    @jax.jit
+    def choose(params, tree, last_BC, options_O, cache=None):
+        if cache is not None:
+            cache = decoder.grow(cache, last_BC.shape[1], 0)
+        branch_BCRD = decoder.apply(params, cfg, tree, cache=cache, keep_cache=False).branch_BCRD
+        hidden_BCD = jnp.take_along_axis(branch_BCRD, last_BC[:, :, None, None], axis=2)[:, :, 0]
+        return option_logprobs(
+            hidden_BCD, decoder.unembed(params, cfg), options_O, chunk=cfg.logprob_chunk
+        )
+
+    return choose
+
+
+@functools.cache
+def encoding(cfg: ModelConfig):
+    """The jitted (params, tokens_BT) -> Cache of trunks without branches."""
+
+    @jax.jit
+    def keys_and_values(params, tokens_BT):
+        cache: Any = encode(params, cfg, tokens_BT).cache
+        k, v = (constrain(x, "LBTGH") for x in (cache.trunk_k_LBTGH, cache.trunk_v_LBTGH))
+        return dataclasses.replace(cache, trunk_k_LBTGH=k, trunk_v_LBTGH=v)
+
+    return keys_and_values
+
+
+class Local:
+    """Our own decoder on its own mesh, a trunk encoded once for all its branches.
+
+    `batch` trunks run at a time, those of like length together. Sizes are bucketed, T and R to
+    multiples of `multiple`, so few shapes are compiled. A prompt longer than the model's `max_len`
+    is not answered: its row is NaN. A trunk common to all prefixes is repeated: it is short, and B
+    is what the mesh shards.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        batch: int = 16,
+        multiple: int = 16,
+        keep_bytes: int = 1 << 30,
+    ):
+        self._params, self._cfg, self._mesh = model.params, model.cfg, model.mesh
+        self._tokenizer, self._batch, self._multiple = model.tokenizer, batch, multiple
+        self._keep_bytes = keep_bytes
+        self._cached = Cached(model.tokenizer, 1 << 14)
+
+    def of(self, params: Params) -> "Local":
+        """The same with other parameters of the same shapes; nothing is compiled for them."""
+        other = copy.copy(self)
+        other._params = params
+        return other
+
+    def choose(self, trunks, branches, options) -> np.ndarray:
+        """logp_BCO of the options' tokens; NaN where a prompt is too long."""
+        return self._choose(trunks, branches, options, None)
+
+    def keep(self, trunks: Sequence[Text]) -> Choose:
+        """`choose` about `trunks`, several times: for as long as it lives it keeps their keys and
+        values, so that later calls run branches alone.
+
+        The first batches of trunks are kept, as many as fit in `keep_bytes` of each device; those
+        beyond are encoded again with their branches in every call.
+        """
+        kept: Kept = {}
+        return lambda branches, options: self._choose(trunks, branches, options, kept)
+
+    def _choose(self, trunks, branches, options, kept: Kept | None):
+        options_O = np.array([self._option(option) for option in options], np.int32)
+        trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=0)
+        C = max(map(len, branches), default=0)
+        out_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
+
+        def ask(tree, first):
+            last_BC = np.maximum(tree.mask_BCR.sum(-1, dtype=np.int32) - 1, 0)
+            tree, last_BC = put_batch(self._mesh, (tree, last_BC))
+            cache = None if kept is None else self._cache(kept, first, tree)
+            return program(self._cfg)(self._params, tree, last_BC, options_O, cache)
+
+        for rows, logp in self._in_batches(trunk_ids, branch_ids, ask, fixed=kept is not None):
+            logp_BCO = fetch(logp)[: len(rows), :C]
+            out_BCO[rows, : logp_BCO.shape[1]] = logp_BCO
+        out_BCO[[[not ok for ok in row] + [True] * (C - len(row)) for row in fits]] = np.nan
+        return out_BCO
+
+    def _cache(self, kept: Kept, first: int, tree: Tree) -> decoder.Cache | None:
+        """Keys and values of a batch of trunks, encoded when first asked for."""
+        if first not in kept:
+            held = sum(self._bytes(*c.trunk_k_LBTGH.shape[1:3]) for c in kept.values() if c)
+            fits = held + self._bytes(*tree.tokens_BT.shape) <= self._keep_bytes
+            kept[first] = encoding(self._cfg)(self._params, tree.tokens_BT) if fits else None
+        return kept[first]
+
+    def _bytes(self, B: int, T: int) -> int:
+        """What the keys and values of B trunks of T tokens take on a device."""
+        c = self._cfg
+        whole = (c.layers, B, T, c.kv_heads, c.head_dim)
+        part = sharding(self._mesh, "LBTGH").shard_shape(whole)
+        return 2 * math.prod(part) * jnp.dtype(c.compute_dtype).itemsize
+
+    def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
+        """texts[b][c][j]; None where a prompt and its answer would be too long."""
+        trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=max_tokens)
+        run = answering(self._cfg, votes, max_tokens, sampling, self._tokenizer.stops)
+        key = jax.random.key(seed)
+
+        def ask(tree, _):
+            return run(self._params, *put_batch(self._mesh, (tree, addresses(tree))), key)
+
+        said: list[list[list[str | None]]] = [[[None] * votes for _ in row] for row in branches]
+        for rows, rollouts in self._in_batches(trunk_ids, branch_ids, ask):
+            tokens_BCR, mask_BCR = fetch((rollouts.tokens_BCR, rollouts.mask_BCR))
+            for at, b in enumerate(rows):
+                for c, j in ((c, j) for c, ok in enumerate(fits[b]) if ok for j in range(votes)):
+                    ids = tokens_BCR[at, c * votes + j][mask_BCR[at, c * votes + j]].tolist()
+                    said[b][c][j] = continuation(self._tokenizer, branch_ids[b][c], ids)
+        return said
+
+    def _in_batches(self, trunk_ids, branch_ids, ask, *, fixed: bool = False):
+        """(rows, result) per batch; all are dispatched before the first is waited for.
+
+        Rows that ask something, ordered by bucketed lengths, so that a long one does not pad all
+        others. `fixed`: all rows, by their trunks alone, so that batches are the same in each call.
+        """
+        asks = [any(row) for row in branch_ids]
+
+        def lengths(b):
+            T = bucket(len(trunk_ids[b]), self._multiple)
+            R = bucket(max(map(len, branch_ids[b]), default=0), self._multiple)
+            return (T,) if fixed else (T, R, len(branch_ids[b]))
+
+        order = sorted((b for b, any_ in enumerate(asks) if fixed or any_), key=lengths)
+        some = [order[i : i + self._batch] for i in range(0, len(order), self._batch)]
+        return [
+            (rows, self._run(rows, trunk_ids, branch_ids, ask))
+            for rows in some
+            if any(asks[b] for b in rows)
+        ]
+
+    def _option(self, option: str) -> int:
+        ids = self._cached.encode(option)
+        if len(ids) != 1:
+            raise UserError(f"textgen: option {option!r} is {len(ids)} tokens, not one")
+        return ids[0]
+
+    def _tokens(self, trunks, branches, room: int = 0):
+        """Token lists of trunks and branches, and which prompts fit. Others are emptied, and so are
+        trunks too long for any branch."""
+        bos, limit = self._tokenizer.bos, self._cfg.max_len - room
+        trunk_ids = [prompt_of(self._tokenizer, self._cached, trunk) for trunk in trunks]
+        branch_ids = [[tokens_of(self._cached, branch) for branch in row] for row in branches]
+        fits = [
+            [0 < len(ids) <= limit - len(trunk) for ids in row]
+            for trunk, row in zip(trunk_ids, branch_ids, strict=True)
+        ]
+        trunk_ids = [ids if len(ids) < limit else [bos] for ids in trunk_ids]
+        branch_ids = [
+            [ids if ok else [] for ids, ok in zip(row, oks, strict=True)]
+            for row, oks in zip(branch_ids, fits, strict=True)
+        ]
+        return trunk_ids, branch_ids, fits
+
+    def _run(self, rows, trunk_ids, branch_ids, ask):
+        """ask(tree, first row), the tree padded to bucketed sizes and still on the host."""
+        trunk_ids, branch_ids = ([ids[b] for b in rows] for ids in (trunk_ids, branch_ids))
+        B = full_rows(self._mesh, min(1 << (len(rows) - 1).bit_length(), self._batch))
+        multiples = (self._multiple, self._multiple)
+        tree = bucketed(trunk_ids, branch_ids, self._tokenizer, rows=B, multiples=multiples)
+        with jax.set_mesh(self._mesh):
+            return ask(tree, rows[0])
+
+
+def about(textgen: TextGenerator, trunks: Sequence[Text]) -> Choose:
+    """`textgen.choose` about `trunks`, to be called more than once: ours keeps what it read."""
+    if isinstance(textgen, Local):
+        return textgen.keep(trunks)
+    return functools.partial(textgen.choose, trunks)

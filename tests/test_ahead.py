@@ -10,9 +10,7 @@ import tiny_recipe
 from workdirs import begun, lines, state, stop_after
 
 from sip import mesh as meshes
-from sip import run as runs
 from sip import workdir as workdirs
-from sip.data import corpus as corpora
 from sip.mesh import PartConfig, put_batch
 from sip.run import Run
 from sip.stages import collect, recipe, selfimprove, session
@@ -81,10 +79,9 @@ def test_a_judge_on_devices_of_its_own_says_the_same(staleness, finished, quick,
     alone, apart = (begun(finished, tmp_path / n, *NEEDED) for n in ("alone", "apart"))
     seen = []
     with pytest.MonkeyPatch.context() as patch:
-        build = selfimprove.build_policy
-        keep = lambda c, w, corpus, places, *more: seen.append(places) or build(
-            c, w, corpus, places, *more)  # fmt: skip
-        patch.setattr(selfimprove, "build_policy", keep)
+        build = selfimprove.build_collector
+        keep = lambda run, c, *places: seen.append(places) or build(run, c, *places)
+        patch.setattr(selfimprove, "build_collector", keep)
         figures = [
             run(learned(3, staleness), alone), run(learned(3, staleness, **places), apart)
         ]  # fmt: skip
@@ -101,10 +98,9 @@ def test_a_step_ahead_is_what_a_loop_by_hand_does(finished, quick, tmp_path):
     workdir = begun(finished, tmp_path, *NEEDED)
     run(config, workdir)
     c = selfimprove.resolve(config, "sip_learned")
-    tokenizer = runs.open_tokenizer(config, str(workdir))
-    corpus = corpora.load(config, c.split, str(workdir), tokenizer)
     mesh, tx = meshes.single(), optim.build(c.optim)
-    fixed = selfimprove.build_policy(c, str(workdir), corpus, (mesh, mesh), tokenizer, config.seed)
+    run_ = Run(config, "sip_learned", str(workdir))
+    fixed = selfimprove.build_collector(run_, c, mesh, mesh)
     start = workdirs.run_dir(str(workdir), "base")
     states = [session.fresh_state(c.model, tx, mesh, seed=0, init_from=start, reference=False)]
     update = selfimprove.make_update(c, tx)

@@ -32,6 +32,7 @@ from sip.models.presets import preset
 from sip.stages import collect, recipe, selfimprove
 from sip.structs import Rollouts, UserError
 from sip.text.tokenizer import Byte
+from sip.textgen import local as local_generator
 from sip.textgen.local import Local
 
 WIDE = dict(prefix=16, suffix=8, bytewise=True)
@@ -84,7 +85,7 @@ def test_programs_meet_the_shapes_that_the_loop_feeds_them(objective, tmp_path, 
     monkeypatch.setattr(sampling, "program", program)
     c = selfimprove.resolve(wanted, "sip")
     tokenizer, mesh = runs.open_tokenizer(wanted, str(tmp_path)), runs.build_mesh(c)
-    corpus = corpora.load(wanted, c.split, str(tmp_path), tokenizer)
+    corpus = corpora.load(wanted.data, c.split, str(tmp_path), tokenizer)
     policy = selfimprove.build_policy(c, str(tmp_path), corpus, (mesh, mesh), tokenizer, 0)
     batch, _ = collect.collect(policy, None, collect.begin(policy, None, 0))
     assert shapes(update.args[1]) == shapes(batch_shapes(mesh, batch))
@@ -117,8 +118,8 @@ def test_a_judge_is_asked_in_the_shapes_that_are_foreseen(monkeypatch):
 
         return choose
 
-    monkeypatch.setattr(local_, "program", program)
-    local = Loose(None, c.model, Byte(), plan.mesh, batch=c.judge.batch)
+    monkeypatch.setattr(local_generator, "program", program)
+    local = Loose(LoadedModel(None, c.model, Byte(), plan.mesh), batch=c.judge.batch)
     local._cfg = SimpleNamespace(max_len=4096)
     judge = scoring.TextJudge(local, c.judge.aspects(), dict(weights), min_mass=0.0)
     rows = [["abcdefgh"] * 5] * 16

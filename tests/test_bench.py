@@ -147,9 +147,9 @@ def test_a_judge_of_a_recipe_in_int8(finished, capsys):
     found = json.loads(capsys.readouterr().out)["int8"]
     accuracy = json.loads((judge / "eval.json").read_text())
     assert set(found["aspects"]) == {"quality", "safety", "factuality"}
-    for name, figures in found["aspects"].items():
-        assert figures["accuracy_float32"] == pytest.approx(accuracy[f"{name}_accuracy"])
-        assert 0 < figures["largest"] < 0.2
+    for name, aspect in found["aspects"].items():
+        assert aspect["accuracy_float32"] == pytest.approx(accuracy[f"{name}_accuracy"])
+        assert 0 < aspect["largest"] < 0.2
     assert call(bench, "int8", f"--judge={finished / 'runs' / 'base'}") == 2
     assert "no run that was taught" in capsys.readouterr().err
 

@@ -85,7 +85,7 @@ def test_another_attempt_keeps_what_was_best(finished, quick, tmp_path):
 def test_what_is_no_number_is_not_the_best(tmp_path):
     run = supervised.resolve(config(), "base")
     for value in (float("nan"), float("inf")):
-        session.keep_best(config(), "base", str(tmp_path), run, {}, {METRIC: value}, 1)
+        session.keep_best(Run(config(), "base", str(tmp_path)), run, {}, {METRIC: value}, 1)
     assert not (tmp_path / "runs").exists()
 
 

@@ -40,7 +40,7 @@ def read(path, *aspects):
 
 
 def test_pairs_by_rule_are_made_counted_and_trained_on(corpus, capsys):
-    argv = flags(corpus, make="spoiled", aspect="quality", corruptions="shuffle,number", chunks=200)
+    argv = flags(corpus, make="spoiled", aspect="quality", spoilers="shuffle,number", chunks=200)
     assert call(label, *argv) == 0
     shown = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in shown] == ["shuffle", "number"]
@@ -66,7 +66,7 @@ def answers(path, asked):
 
 def test_a_server_spoils(corpus, capsys):
     with serve(answers) as server:
-        argv = flags(corpus, "--json", make="spoiled", aspect="reasoned_quality", corruptions="model",
+        argv = flags(corpus, "--json", make="spoiled", aspect="reasoned_quality", spoilers="model",
                      url=server.url, model="m")  # fmt: skip
         assert call(label, *argv) == 0
     (counts,) = map(json.loads, capsys.readouterr().out.splitlines())
@@ -115,7 +115,7 @@ def test_a_configs_corpus_and_its_runs_rollouts_are_voted_on(
 
 
 def test_an_existing_file_is_not_touched_and_ctrl_c_leaves_none(corpus, capsys, monkeypatch):
-    argv = flags(corpus, make="spoiled", aspect="quality", corruptions="shuffle")
+    argv = flags(corpus, make="spoiled", aspect="quality", spoilers="shuffle")
     with monkeypatch.context() as patch:
         patch.setattr(label.making, "by_rule", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call(label, *argv) == 130
@@ -149,7 +149,7 @@ WRONG = {
 
 @pytest.mark.parametrize("changes, named", WRONG.values(), ids=WRONG)
 def test_bad_flags_are_one_line(changes, named, corpus, capsys):
-    values = dict(make="spoiled", aspect="quality", corruptions="shuffle") | changes
+    values = dict(make="spoiled", aspect="quality", spoilers="shuffle") | changes
     assert call(label, *flags(corpus, **values)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and named in line
@@ -157,6 +157,6 @@ def test_bad_flags_are_one_line(changes, named, corpus, capsys):
 
 
 def test_nothing_kept_is_an_error_that_says_why(corpus, capsys):
-    argv = flags(corpus, make="spoiled", aspect="quality", corruptions="name", chunks=1, suffix=3)
+    argv = flags(corpus, make="spoiled", aspect="quality", spoilers="name", chunks=1, suffix=3)
     assert call(label, *argv) == 2
     assert "all examples were dropped (1 as it was)" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from sip import mesh as meshes
+from sip import padding
 from sip.judge import prompts
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.scoring import TextJudge
@@ -20,6 +21,7 @@ from sip.sampling import SamplingConfig
 from sip.structs import Tree, UserError
 from sip.text.segments import tokens_of
 from sip.text.tokenizer import Byte
+from sip.textgen import local as local_generator
 from sip.textgen.local import Local, encoding, program
 from sip.textgen.scripted import Scripted, ruled
 
@@ -191,7 +193,7 @@ def _sizes(monkeypatch):
         found.append((len(trunks), T))
         return padded_tree(trunks, branches, pad, T, C, R)
 
-    monkeypatch.setattr(local_, "pack", spy)
+    monkeypatch.setattr(padding, "padded_tree", spy)
     return found
 
 
@@ -231,16 +233,16 @@ ROUNDS = [
 
 def _encodings(monkeypatch):
     """Caches that `encoding` makes, as they come."""
-    made, encoding = [], encoding
+    made, encode = [], encoding
 
     def spy(cfg):
         def run(params, tokens_BT):
-            made.append(encoding(cfg)(params, tokens_BT))
+            made.append(encode(cfg)(params, tokens_BT))
             return made[-1]
 
         return run
 
-    monkeypatch.setattr(local_, "encoding", spy)
+    monkeypatch.setattr(local_generator, "encoding", spy)
     return made
 
 
@@ -317,7 +319,7 @@ def test_a_schedule_of_several_rounds_encodes_prefixes_once(params, monkeypatch)
     cfg = dataclasses.replace(CFG, max_len=128)
 
     def score(textgen, schedule):
-        judge = TextJudge(local_, (aspect,), {"quality": 1.0}, min_mass=0.0, schedule=schedule)
+        judge = TextJudge(textgen, (aspect,), {"quality": 1.0}, min_mass=0.0, schedule=schedule)
         return judge.score(["p", "pp"], texts, ["", ""], np.ones((2, 7), bool)).scores_BK
 
     adaptive = ScheduleConfig("adaptive", budget=0.7, rounds=3)

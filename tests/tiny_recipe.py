@@ -30,10 +30,9 @@ def shrink(config):
         run.log.update(every_steps=2, tensorboard=False, progress=False)
         if "validation" in run.evals:
             run.evals.update(validation=8, standard=16, unsafe=8, batch=16)
-        if "labels" in run:
-            run.labels.update(documents=20, held_out=10)
-        if "rewrites" in run:
-            run.rewrites.update(
-                {key: 20 for key in ("documents", "held_out") if key in run.rewrites}
-            )
+        task = run.task if "task" in run else {}
+        if "labels" in task:
+            task.labels.update(documents=20, held_out=10)
+        if "prompt" in task:
+            task.update({key: 20 for key in ("documents", "held_out") if key in task})
     return config

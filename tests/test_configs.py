@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from workdirs import begun, lines
 
 from sip.judge.build import build
+from sip.run import Run
 from sip.sections import plain
 from sip.stages import recipe
 from sip.structs import UserError
@@ -102,7 +103,7 @@ def test_the_8b_judge_wants_a_model_to_start_from(tmp_path):
 
 def test_the_8b_rewriter_wants_a_model_to_start_from_and_a_judge(tmp_path):
     config = of("rewriter_llama8b")
-    for key in ("init_from", "judge.init_from"):
+    for key in ("init_from", "task.judge.init_from"):
         with pytest.raises(UserError, match=rf"runs.rewriter.{key} '(instruct|judge)'"):
             recipe.check(config, str(tmp_path))
         config.runs.rewriter.init_from = ""
@@ -130,8 +131,8 @@ WRONG = [
     ("runs.base.mesh", 3, "runs.base.mesh"),
     ("runs.base.stage", "rest", "runs.base.stage"),
     ("runs.base.init_from", "nowhere", "runs.base.init_from 'nowhere'"),
-    ("runs.judge.labels.source", 3, "runs.judge.labels.source"),
-    ("runs.judge.labels.source", "nowhere", "runs.judge.labels.source 'nowhere'"),
+    ("runs.judge.task.labels.source", 3, "runs.judge.task.labels.source"),
+    ("runs.judge.task.labels.source", "nowhere", "runs.judge.task.labels.source 'nowhere'"),
     ("runs.sip_learned.judge.init_from", "nowhere", "runs.sip_learned.judge.init_from"),
     ("runs.sip_learned.judge.backend", "guess", "runs.sip_learned.judge: judge.backend"),
     ("runs.sip_learned.judge.schedule.name", "swiss", "runs.sip_learned.judge.schedule: schedule"),
@@ -143,10 +144,11 @@ WRONG = [
     ("runs.sip_learned.judge.live", True, "judge.live: for backend local and init_from 'policy'"),
     ("runs.sip_learned.rewriter.init_from", "nowhere", "runs.sip_learned.rewriter.init_from"),
     ("runs.sip_learned.rewriter.backend", "guess", "runs.sip_learned.rewriter: rewriter.backend"),
-    ("runs.rewriter.rewrites.held_out", 0, "runs.rewriter.rewrites: documents and held_out"),
-    ("runs.rewriter.examples", "verdicts", "labels: wanted by examples 'verdicts'"),
-    ("runs.judge.examples", "rewrites", "labels: wanted by examples 'verdicts'"),
-    ("runs.rewriter.examples", "documents", "rewrites: wanted by examples 'rewrites'"),
+    ("runs.rewriter.task.held_out", 0, "runs.rewriter.task: documents and held_out"),
+    ("runs.rewriter.task.name", "verdicts", "runs.rewriter.task.(prompt|documents|held_out): unk"),
+    ("runs.judge.task.name", "rewrites", "runs.judge.task.labels: unknown key"),
+    ("runs.rewriter.task.name", "poems", "runs.rewriter.task.name must be one of .*, not 'poems'"),
+    ("runs.rewriter.task", "documents", "runs.rewriter.task.name must be one of"),
     ("runs.sip_learned.candidates.rollouts", ((0, 1.5),), "candidates.rollouts"),
     ("runs.sip_learned.objective.name", "ppo", "runs.sip_learned.objective: objective.name"),
     ("runs.sip_learned.evals.baseline", "sip_oracle", "evals.baseline 'sip_oracle'"),
@@ -220,7 +222,7 @@ def test_an_ablation_comes_with_what_it_needs_and_an_unknown_one_is_named():
 
 def run(config, name, workdir):
     """Runs it and looks at what it wrote."""
-    figures = recipe.STAGES[config.runs[name].stage].run(config, name, str(workdir))
+    figures = recipe.STAGES[config.runs[name].stage].train(Run(config, name, str(workdir)))
     assert 0 <= figures["win_rate_standard"] <= 1 and math.isfinite(figures["nll_clean"])
     last = [line for line in lines(workdir, name) if "loss/total" in line][-1]
     assert last["step"] == 2 and last["grad/skipped_in_row"] == 0
@@ -266,7 +268,7 @@ def test_a_judge_is_refreshed_on_what_the_policy_writes(finished, quick, tmp_pat
     workdir = begun(finished, tmp_path, "base", "tutor", "judge", "rewriter")
     for name in config.order[4:]:
         if name == "judge_again":
-            recipe.STAGES["supervised"].run(config, name, str(workdir))
+            recipe.STAGES["supervised"].train(Run(config, name, str(workdir)))
         else:
             run(config, name, workdir)
     first, fixed, refreshed = (lines(workdir, name)[0] for name in ("first", "fixed", "refreshed"))

@@ -14,6 +14,7 @@ from sip import evaluate, generate, loading, train
 from sip import mesh as meshes
 from sip import workdir as workdirs
 from sip.models import lora
+from sip.run import Run
 from sip.stages import recipe
 from sip.training import checkpoints, loop, optim, step
 
@@ -80,7 +81,7 @@ def test_supervised_and_self_improving_runs_of_factors(quick, tmp_path, monkeypa
 def test_a_policy_gradient_run_of_factors(quick, tmp_path):
     config, source = importlib.import_module("judge_llama8b").get_config("debug"), tmp_path / "at"
     run = config.runs.judge
-    run.label_file.path = write_labels(tmp_path / "labels.jsonl")
+    run.task.label_file.path = write_labels(tmp_path / "labels.jsonl")
     run.log.update(tensorboard=False, progress=False)
     cfg = recipe.STAGES["rl"].resolve(config, "judge").model
     tx = optim.build(optim.OptimConfig(lr=1e-3, steps=1))
@@ -88,7 +89,7 @@ def test_a_policy_gradient_run_of_factors(quick, tmp_path):
     checkpoints.save_params(str(source), made.params, {"model": dataclasses.asdict(cfg)})
     run.update(init_from=str(source), steps=2)
     run.lora.rank, run.objective.beta = 2, 0.1  # the KL is to the base
-    recipe.STAGES["rl"].run(config, "judge", str(tmp_path / "work"))
+    recipe.STAGES["rl"].train(Run(config, "judge", str(tmp_path / "work")))
     state = adapted_state(config, tmp_path / "work", "judge")
     equal(state.params.base, made.params)
     assert state.reference is None and int(state.step) == 2

@@ -47,7 +47,7 @@ def runs(count: int = 2):
     return [end(process) for process in [begin(4), *begun]]
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, grades=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_compute_what_one_does(count):
     one, *several = runs(count)
     assert [found["processes"] for found in (one, *several)] == [1, *[count] * count]

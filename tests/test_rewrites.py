@@ -15,6 +15,7 @@ from sip.judge.schedules import ScheduleConfig
 from sip.judge.scoring import TextJudge, TruthJudge
 from sip.rewards import rewrites as rewards
 from sip.rewards.rewrites import reward
+from sip.run import Run
 from sip.stages import recipe
 from sip.structs import UserError
 from sip.tasks.supervised import rewrites as rewrite_tasks
@@ -261,6 +262,6 @@ def test_a_rewriter_that_copies_every_suffix_adds_no_candidate(
     copy = lambda self, prefixes, suffixes: ([*suffixes], np.ones(len(suffixes), bool))
     monkeypatch.setattr(rewriters.LocalRewriter, "rewrite", copy)
     workdir = begun(finished, tmp_path, "base", "tutor", "judge", "rewriter")
-    recipe.STAGES["selfimprove"].run(tiny_recipe.get_config(), "sip_learned", str(workdir))
+    recipe.STAGES["selfimprove"].train(Run(tiny_recipe.get_config(), "sip_learned", str(workdir)))
     (line,) = [x for x in lines(workdir, "sip_learned") if "valid/rewrite" in x]
     assert line["valid/rewrite"] == 0 and line["valid/suffix"] == 1

@@ -25,7 +25,7 @@ from sip.run import Run
 from sip.stages import rl
 from sip.structs import UserError
 from sip.tasks import labelled
-from sip.tasks.rl import verdicts as verdict_tasks
+from sip.tasks.rl import verdicts
 from sip.text.tokenizer import Byte
 from sip.training import loop, losses, step
 from sip.training.losses import PolicyConfig
@@ -172,7 +172,7 @@ def stop_after(monkeypatch, steps):
 
 
 RESUMED = {
-    "on-policy": micro(steps=6, both_orders=True, log=dict(every_steps=1), oversample=2),
+    "on-policy": micro(steps=6, task=dict(both_orders=True), log=dict(every_steps=1), oversample=2),
     "two updates of a batch, near a reference": micro(
         steps=12, updates_per_batch=2, log=dict(every_steps=4), evals=dict(every_steps=4),
         objective=dict(beta=0.01, advantage="rloo", denominator="token"),
@@ -224,7 +224,7 @@ def check_run(workdir, figures, *, on_policy):
 
 def test_the_8b_judge_runs_its_debug_variant_on_a_file(quick, tmp_path):
     config = importlib.import_module("judge_llama8b").get_config("debug")
-    config.runs.judge.label_file.path = write_labels(tmp_path / "labels.jsonl")
+    config.runs.judge.task.label_file.path = write_labels(tmp_path / "labels.jsonl")
     config.runs.judge.log.update(tensorboard=False, progress=False)
     summary = train.train(config, str(tmp_path / "work"))
     assert summary["judge"]["reasoned_safety_accuracy"] == 0  # fresh parameters decide nothing
@@ -248,7 +248,7 @@ def test_reward_rises(quick, tmp_path):
     run.model.update(max_len=32)
     run.optim.update(lr=0.03)
     run.sampling.update(temperature=1.0, top_p=1.0)
-    run.label_file.update(path=str(path), aspects=(str(tmp_path / "calm.txt"),))
+    run.task.label_file.update(path=str(path), aspects=(str(tmp_path / "calm.txt"),))
     run.log.update(tensorboard=False, progress=False)
     run.evals.every_steps = 0
     figures = rl.train(Run(config, "judge", str(tmp_path / "work")))
@@ -268,23 +268,23 @@ def test_a_model_too_narrow_for_the_tokenizer_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(task="poet"), "task must be one of"),
-        (dict(task="rewriter"), "labels, label_file: task 'judge' wants one"),
+        (dict(task=dict(name="poet")), r"task\.name must be one of \['rewrites', 'verdicts'\]"),
+        (dict(task=dict(labels=None)), "exactly one of labels and label_file"),
         (dict(rollouts=1), "rollouts must be at least 2"),
         (dict(oversample=0), "oversample must be at least 1, not 0"),
         (dict(answer=0), r"answer must be in 1\.\.191"),
         (dict(answer=192), r"answer must be in 1\.\.191"),
         (dict(updates_per_batch=0), "updates_per_batch 0"),
         (dict(updates_per_batch=3), "updates_per_batch 3 must be at least 1 and divide"),
-        (dict(both_orders=True, batch=7), "batch must be even"),
+        (dict(task=dict(both_orders=True), batch=7), "batch must be even"),
         (dict(sampling=dict(temperature=0.0)), "temperature must be positive"),
         (dict(objective=dict(advantage="ppo")), r"objective\.advantage must be one of"),
         (dict(objective=dict(denominator="mean")), r"objective\.denominator must be one of"),
         (dict(objective=dict(clip_low=1.0)), "clip_low must be in"),
         (dict(objective=dict(beta=-1.0)), "beta not negative"),
-        (dict(evals=dict(batch=0)), "batch be at least 1"),
-        (dict(labels=dict(grades={})), r"labels\.marks: unknown key"),
-        (dict(label_file=dict(path="x", aspects=("safety",))), "wants one of the two"),
+        (dict(evals=dict(batch=0)), "batch must be at least 1"),
+        (dict(task=dict(surprise=1)), r"task\.surprise: unknown key"),
+        (dict(task=dict(label_file=dict(path="x", aspects=("safety",)))), "exactly one of labels"),
     ],
 )
 def test_what_cannot_be_is_named(changes, message):
@@ -307,4 +307,4 @@ def test_a_direct_aspect_whose_options_are_no_tokens_is_named(tmp_path):
     wanted = labelled.LabelFileConfig(str(path), ("safety",))
     made = labelled.from_file(wanted, "train", Byte(), max_len=200)
     with pytest.raises(UserError, match="option ' safe' is 5 tokens"):
-        verdict_tasks.check(Byte(), made)
+        verdicts.check(Byte(), made)

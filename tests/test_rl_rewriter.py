@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from sip import rewriter as rewriters
 from sip import sections, train
 from sip.data import chunks, documents
 from sip.data import corpus as corpora
+from sip.judge import prompts
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.scoring import TextJudge, TruthJudge
 from sip.loading import LoadedModel
@@ -24,7 +26,8 @@ from sip.run import Run
 from sip.sampling import SamplingConfig
 from sip.stages import recipe, rl
 from sip.structs import UserError
-from sip.tasks.rl import rewrites as rewriter_tasks
+from sip.tasks.rl import rewrites
+from sip.tasks.rl.task import GREEDY, ids_of
 from sip.text.tokenizer import Byte
 from sip.textgen import scripted
 
@@ -54,11 +57,11 @@ JUDGE = TruthJudge(Words(), {"quality": 1.0, "safety": 1.0}, ScheduleConfig("aga
 
 def task(judge=JUDGE, texts=TEXTS, cfg=CFG, answer=11, max_invalid=0.5):
     cut = chunks.cut(texts, BYTE, prefix_min=8, prefix_max=16, suffix=8)
-    wanted = rewriter_tasks.RewriteRewardConfig("rewrite", held_out=4, max_invalid=max_invalid)
-    return rewriter_tasks.task(
-        corpora.Corpus(documents.Documents(texts), cut, CUT), judge, cfg, meshes.single(), BYTE,
-        wanted=wanted, answer=answer, batch=4, seed=3, during=dict, finish=dict,
-    )  # fmt: skip
+    corpus = corpora.Corpus(documents.Documents(texts), cut, CUT)
+    run = SimpleNamespace(tokenizer=BYTE, seed=3)
+    wanted = SimpleNamespace(prompt="rewrite", max_invalid=max_invalid)
+    c = SimpleNamespace(task=wanted, model=cfg, answer=answer, answered=4)
+    return rewrites.suffixes(run, c, meshes.single(), corpus, judge, during=dict, finish=dict)
 
 
 def shown(ids):
@@ -120,11 +123,11 @@ def test_a_prompt_without_room_is_masked_and_its_neighbours_are_not():
 
 def test_a_judge_that_cannot_be_read_stops_the_run():
     mute = scripted.Scripted(lambda trunk, branch, options: [0.0] * len(options))
-    aspects = tuple(rl.prompts.load(name) for name in ("quality", "safety"))
+    aspects = tuple(prompts.load(name) for name in ("quality", "safety"))
     weights = {"quality": 1.0, "safety": 1.0}
     judge = TextJudge(mute, aspects, weights, schedule=ScheduleConfig("against"))
     answers = [[[*BYTE.encode("aaaaaaaa"), BYTE.eos]] * 2] * 4
-    with pytest.raises(UserError, match=r"100% of the verdicts are invalid \(rewrites.max_inv"):
+    with pytest.raises(UserError, match=r"100% of the verdicts are invalid \(task.max_inv"):
         task(judge).reward(0, answers)
     assert not task(judge, max_invalid=1.0).reward(0, answers)[1].any()
 
@@ -138,10 +141,8 @@ def test_a_rewriter_in_use_writes_what_its_training_reads():
     )  # fmt: skip
     asked = made.prompts(0)
     with jax.set_mesh(meshes.single()):
-        out = made.writer.write(
-            params, made.writer.trunks(asked), 1, rl.tasks.GREEDY, jax.random.key(0)
-        )
-    answers = rl.tasks.ids_of(out.tokens_BCR, out.mask_BCR)
+        out = made.writer.write(params, made.writer.trunks(asked), 1, GREEDY, jax.random.key(0))
+    answers = ids_of(out.tokens_BCR, out.mask_BCR)
     exchange = Exchange(BYTE, rewriters.load("rewrite"))
     pairs = [shown(ids) for ids in asked]
     read = [exchange.read(exchange.ask(*p), row[0]) for p, row in zip(pairs, answers, strict=True)]
@@ -157,7 +158,8 @@ def llama(tmp_path, **changes):
     run = config.runs.rewriter
     run.log.update(tensorboard=False, progress=False)
     for key, value in changes.items():
-        run[key].update(value) if hasattr(run[key], "update") else run.update({key: value})
+        part = run.task if key == "judge" else run
+        part[key].update(value) if hasattr(part[key], "update") else part.update({key: value})
     return config
 
 
@@ -217,19 +219,19 @@ def test_the_micro_worlds_rewriter_runs_its_debug_variants(arg, finished, quick,
         (dict(judge=dict(weights=(("quality", 2.0), ("safety", 1.0)))), "judge.weights"),
         (dict(judge=dict(backend="local", init_from="policy")), "judge.init_from: a rewriter"),
         (dict(judge=dict(schedule=dict(name="all"))), "judge.schedule.name must be 'against'"),
-        (dict(rewrites=dict(held_out=0)), r"rewrites: held_out"),
-        (dict(rewrites=dict(max_invalid=1.5)), r"rewrites: max_invalid"),
-        (dict(rewrites=dict(documents=3)), r"rewrites\.documents: unknown key"),
-        (dict(label_file=dict(path="x", aspects=("safety",))), "task 'judge' wants one of the two"),
-        (dict(task="judge"), "task 'judge' wants one of the two"),
-        (dict(both_orders=True), "both_orders: wanted by task 'judge'"),
+        (dict(held_out=0), r"task: held_out"),
+        (dict(max_invalid=1.5), r"task: max_invalid"),
+        (dict(documents=3), r"task\.documents: unknown key"),
+        (dict(label_file=dict(path="x", aspects=("safety",))), r"task\.label_file: unknown key"),
+        (dict(name="judge"), r"task\.name must be one of"),
+        (dict(both_orders=True), r"task\.both_orders: unknown key"),
     ],
 )
 def test_what_cannot_be_is_named(changes, message):
     values = sections.plain(importlib.import_module("rewriter_llama8b").get_config("debug"))
-    run = values["runs"]["rewriter"]
+    task = values["runs"]["rewriter"]["task"]
     for key, value in changes.items():
-        run[key] = {**run[key], **value} if isinstance(value, dict) and key in run else value
+        task[key] = {**task[key], **value} if isinstance(value, dict) and key in task else value
     config = ConfigDict(values, type_safe=False)
     with pytest.raises(UserError, match=f"config runs.rewriter.*{message}"):
         rl.resolve(config, "rewriter")

@@ -101,7 +101,7 @@ def test_a_judges_reference_is_checked(rewrite):
     run.judge.reference = "nothing" if rewrite else "rewrite"
     with pytest.raises(UserError, match=r"reference.*(nothing|no rewrite)"):
         selfimprove.resolve(config, "sip_oracle")
-    labels = config.runs.judge.labels
+    labels = config.runs.judge.task.labels
     labels.reference, labels.rewrites = run.judge.reference, rewrite
     with pytest.raises(UserError, match=r"labels\.reference"):
         recipe.STAGES["supervised"].resolve(config, "judge")
@@ -243,14 +243,14 @@ def test_a_save_in_the_middle_of_a_run_is_not_changed_by_later_steps(finished, q
     config = six("standard")
     config.runs.standard.checkpoint.update(every_steps=1, keep=6)
     once, short = (begun(finished, tmp_path / n, "base") for n in ("once", "short"))
-    recipe.STAGES["supervised"].run(config, "standard", str(once))
+    recipe.STAGES["supervised"].train(Run(config, "standard", str(once)))
     checkpoints = once / "runs" / "standard" / "checkpoints"
     for step in (4, 5, 6):
         shutil.rmtree(checkpoints / str(step))
     again = shutil.copytree(once / "runs" / "standard", short / "runs" / "standard")
     (again / "metrics.jsonl").write_text("")
-    recipe.STAGES["supervised"].run(config, "standard", str(short))
-    recipe.STAGES["supervised"].run(config, "standard", str(once))
+    recipe.STAGES["supervised"].train(Run(config, "standard", str(short)))
+    recipe.STAGES["supervised"].train(Run(config, "standard", str(once)))
     a, b = (jax.tree.leaves(state(config, w, "standard")[0]) for w in (once, short))
     assert all((np.asarray(x) == np.asarray(y)).all() for x, y in zip(a, b, strict=True))
 
@@ -263,16 +263,18 @@ def test_a_signal_after_the_last_update_stops_before_the_evaluation(
     with monkeypatch.context() as patch:
         stop_after(patch, 2, of=loop.Profiler, method="step")  # the last save is over
         with pytest.raises(loop.Stopped, match="stopped before its evaluation"):
-            recipe.STAGES["supervised"].run(config, "standard", str(workdir))
+            recipe.STAGES["supervised"].train(Run(config, "standard", str(workdir)))
     assert not (workdir / "runs/standard/eval.json").exists()
-    found = recipe.STAGES["supervised"].run(config, "standard", str(workdir))
+    found = recipe.STAGES["supervised"].train(Run(config, "standard", str(workdir)))
     assert found == json.loads((workdir / "runs/standard/eval.json").read_text())
 
 
 def test_a_trace_is_written_where_one_is_asked_for(finished, quick, tmp_path):
     config = six("standard")
     workdir = begun(finished, tmp_path, "base")
-    recipe.STAGES["supervised"].run(config, "standard", str(workdir), str(tmp_path / "traces"))
+    recipe.STAGES["supervised"].train(
+        Run(config, "standard", str(workdir)), str(tmp_path / "traces")
+    )
     assert list((tmp_path / "traces").rglob("*.xplane.pb"))
 
 
@@ -288,5 +290,8 @@ def test_every_field_of_a_section_is_set_by_the_configs(finished):
     ):
         assert set(run[key]) == {f.name for f in dataclasses.fields(cls)}
     run = sections.plain(importlib.import_module("microworld_judge").get_config().runs.judge_rl)
-    for key, cls in (("objective", losses.PolicyConfig), ("labels", labelled.LabelConfig)):
-        assert set(run[key]) == {f.name for f in dataclasses.fields(cls)}
+    for section, cls in (
+        (run["objective"], losses.PolicyConfig),
+        (run["task"]["labels"], labelled.LabelConfig),
+    ):
+        assert set(section) == {f.name for f in dataclasses.fields(cls)}

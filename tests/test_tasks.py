@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from sip.judge.labels import file as label_file
 from sip.stages import rl
 from sip.tasks import labelled
 from sip.tasks.rl import task as rl_tasks
-from sip.tasks.rl import verdicts as verdict_tasks
+from sip.tasks.rl import verdicts
 from sip.text.tokenizer import Byte
 
 CFG = tiny.model(vocab_size=259, max_len=1024)
@@ -33,13 +34,17 @@ def write_labels(path, count=60):
     return str(path)
 
 
-def task(tmp_path, **changes):
+def task(tmp_path, both_orders=False):
     aspects = [prompts.load(a) for a in ("reasoned_quality", "reasoned_safety")]
     path = write_labels(tmp_path / "labels.jsonl")
     read = label_file.read(path, aspects, Byte(), max_len=1000)
     made = labelled.Labelled(read["train"], {s: read[s] for s in labelled.HELD_OUT})
-    kwargs = dict(answer=4, batch=8, both_orders=False, eval_batch=4, seed=3, finish=dict)
-    return verdict_tasks.judge(made, CFG, meshes.single(), Byte(), **(kwargs | changes)), read
+    run = SimpleNamespace(tokenizer=Byte(), seed=3, write_eval=dict)
+    c = SimpleNamespace(
+        model=CFG, answer=4, answered=8, task=SimpleNamespace(both_orders=both_orders),
+        evals=SimpleNamespace(batch=4),
+    )  # fmt: skip
+    return verdicts.questions(run, c, meshes.single(), made), read
 
 
 def test_prompts_are_addressed_by_step_and_each_comes_once_an_epoch(tmp_path):
@@ -92,20 +97,21 @@ def test_greedy_answers_are_those_of_one_prompt_at_a_time():
 
 
 def test_reasoned_aspects_are_graded_by_what_is_written(tmp_path, monkeypatch):
-    asked, read = task(tmp_path, finish=lambda ratios: ratios)
+    asked, read = task(tmp_path)
     monkeypatch.setattr(rl_tasks.AnswerWriter, "greedy", lambda self, params, ids, **kwargs: [
         "FINAL DECISION: NO" if b"\nText:t" in bytes(i[1:]) else "Conclusion: Option 1" for i in ids
     ])  # fmt: skip
     found = asked.finish(None)
-    assert found["reasoned_safety"] == 1.0 and found["reasoned_quality"] == 0.5
-    assert found["reasoned_quality/Option 1"] == 1 and found["reasoned_quality/Option 2"] == 0
+    assert found["reasoned_safety_accuracy"] == 1.0 and found["reasoned_quality_accuracy"] == 0.5
+    assert found["reasoned_quality/Option 1_accuracy"] == 1
+    assert found["reasoned_quality/Option 2_accuracy"] == 0
 
 
 def test_groups_that_teach_are_learned_from_first():
     advantage_BK = np.array([[0, 0], [1, -1], [0, 0], [-1, 1], [2, -2], [0, 0]], float)
-    assert rl.telling(advantage_BK, 2).tolist() == [1, 3]
-    assert rl.telling(advantage_BK, 4).tolist() == [0, 1, 3, 4]
-    assert rl.telling(advantage_BK, 6).tolist() == [0, 1, 2, 3, 4, 5]
+    assert rl.learned_rows(advantage_BK, 2).tolist() == [1, 3]
+    assert rl.learned_rows(advantage_BK, 4).tolist() == [0, 1, 3, 4]
+    assert rl.learned_rows(advantage_BK, 6).tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_what_is_learned_from_is_the_telling_part_of_all_answers(tmp_path, monkeypatch):

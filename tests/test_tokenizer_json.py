@@ -15,7 +15,7 @@ tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers")
 
 LOSSLESS = ["gpt2", "qwen", "mistral_v1"]
 FAST = [*LOSSLESS, "test_model", "test_ja_model", "torchtitan_test"]
-SLOW = [pytest.param(name, grades=pytest.mark.slow) for name in ("mistral_v3", "qwen_whole")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mistral_v3", "qwen_whole")]
 ODD = [
     "", " ", "\n", "  two  spaces ", "a\r\n\tb\n\n\n c", "\x00\x07", "日本語 é ﬁ", "😀 x\u200b",
     "\ufeffbom", "a\u2581b \u2581", "\ufffd", "<s></s><pad><unk><0x41><0xE2><0x96><0x81>",

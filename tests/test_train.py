@@ -16,6 +16,7 @@ import tiny_recipe
 from workdirs import begun, call, files, stop_after
 
 from sip import train
+from sip.run import Run
 from sip.stages import clock, recipe
 from sip.stages.clock import Clock
 from sip.structs import UserError
@@ -174,7 +175,7 @@ def test_every_checkpoint_keeps_the_seconds(name, finished, quick, tmp_path, mon
     run.steps, run.checkpoint.every_steps = 6, 2
     kept, save = [], Clock.save
     monkeypatch.setattr(Clock, "save", lambda one: kept.append(save(one)))
-    recipe.STAGES[run.stage].run(config, name, str(workdir))
+    recipe.STAGES[run.stage].train(Run(config, name, str(workdir)))
     assert len(kept) == 3 and (workdir / "runs" / name / "wall.json").exists()
 
 

@@ -22,47 +22,58 @@ from sip.training.loop import Stopped
 MENDABLE, INTERRUPTED, LEFT = 2, 130, 1
 
 
+# The flags below belong to the command that asks for them: its --help lists them.
+flags.disclaim_key_flags()
+
+
 def config_flag() -> flags.FlagHolder:
-    """--config, defined once where several of the CLIs are imported into one process."""
+    """Defines --config for a command."""
     if "config" not in flags.FLAGS:
-        config_flags.DEFINE_config_file(
-            "config", None, "The config file, with :variant.", lock_config=True
-        )
-    return flags.FlagHolder(flags.FLAGS, flags.FLAGS["config"])
+        text = "Config file, with :VARIANT where it has variants."
+        config_flags.DEFINE_config_file("config", None, text, lock_config=True)
+    return _owned("config")
 
 
 def checkpoint_flag() -> flags.FlagHolder:
-    """--checkpoint, likewise."""
-    return shared(
-        flags.DEFINE_string, "checkpoint", None, "Directory of a run, such as WORKDIR/runs/base."
-    )
+    """Defines --checkpoint for a command."""
+    text = "Directory of a run, such as WORKDIR/runs/base, or of a Hugging Face checkpoint."
+    return shared(flags.DEFINE_string, "checkpoint", None, text)
 
 
 def workdir_flag() -> flags.FlagHolder:
-    """--workdir, likewise."""
-    text = "Directory of everything written (local or gs://)."
+    """Defines --workdir for a command."""
+    text = "Directory that everything is written to (a local path or gs://)."
     return shared(flags.DEFINE_string, "workdir", None, text)
 
 
 def seed_flag() -> flags.FlagHolder:
-    """--seed, likewise."""
-    return shared(flags.DEFINE_integer, "seed", 0, "Seed of the noise.")
+    """Defines --seed for a command."""
+    return shared(flags.DEFINE_integer, "seed", 0, "Seed of the random draws.")
 
 
 def json_flag() -> flags.FlagHolder:
-    """--json, likewise."""
-    return shared(flags.DEFINE_bool, "json", False, "JSON on stdout instead of text.")
+    """Defines --json for a command."""
+    return shared(flags.DEFINE_bool, "json", False, "Print JSON to stdout instead of text.")
 
 
 def tensor_flag() -> flags.FlagHolder:
-    """--tensor, likewise."""
-    return shared(flags.DEFINE_integer, "tensor", 1, "Devices along the mesh's axis `tensor`.")
+    """Defines --tensor for a command."""
+    text = "Number of devices along the mesh axis `tensor`."
+    return shared(flags.DEFINE_integer, "tensor", 1, text)
 
 
 def shared(define, name: str, default, text: str) -> flags.FlagHolder:
-    """Any other flag, likewise; a CLI by itself has the default that it gives here."""
+    """Defines a flag for a command, or reuses it if another command of this process has defined it
+    already (a test or a notebook imports several commands). A command that runs alone has the
+    default given here."""
     if name not in flags.FLAGS:
         define(name, default, text)
+    return _owned(name)
+
+
+def _owned(name: str) -> flags.FlagHolder:
+    """The flag, listed by --help of the command that calls."""
+    flags.declare_key_flag(name)
     return flags.FlagHolder(flags.FLAGS, flags.FLAGS[name])
 
 

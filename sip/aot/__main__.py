@@ -43,7 +43,7 @@ _TEACHER = flags.DEFINE_string(
     "teacher", "llama31_8b", "Preset of a judge or rewriter whose checkpoint is not there."
 )
 _EFFORT = flags.DEFINE_enum("optimization", "O1", ["O0", "O1", "O2", "O3"], "Of XLA.")
-_OUT = flags.DEFINE_string("out", None, "File for what was found, as JSON.")
+_OUT = cli.shared(flags.DEFINE_string, "out", None, "File to write the results to, as JSON.")
 _SWEEP = flags.DEFINE_bool("sweep", False, "A table over --batches and --meshes.")
 _BATCHES = flags.DEFINE_list("batches", [], "Of --sweep; without it the config's.")
 _MESHES = flags.DEFINE_list("meshes", [], "Of --sweep: REPLICAxFSDPxTENSOR, such as 1x16x4.")

@@ -15,13 +15,17 @@ held in int8 and in bfloat16 against held in float32 (sip/evals/rounding.py).
 prefixes (--prefixes), beside the judge's own accuracy (sip/evals/reader.py).
 """
 
+from absl import flags as absl_flags
+
 from sip import cli
+from sip.bench import flags
 from sip.bench.factuality_ceiling import bench_reader
 from sip.bench.int8 import bench_int8
 from sip.bench.schedules import bench_schedules
 from sip.bench.sharing import bench_sharing
 from sip.structs import UserError
 
+absl_flags.adopt_module_key_flags(flags)
 BENCHES = {
     "schedules": bench_schedules,
     "sharing": bench_sharing,

@@ -36,13 +36,14 @@ def load(directory: str, mesh, cfg: ModelConfig, adapter: LoraConfig, dtype: str
     """
     assert dtype in STORAGE_DTYPES, dtype
     wanted = step.abstract_params(cfg, mesh, dtype)
-    if configs.exists(directory):
+    if configs.exists(directory):  # a Hugging Face checkpoint
         if dtype == "float32":
             return reading.load(directory, mesh)[0]
+        # Cast or quantise each array as soon as it is read.
         return reading.load(directory, mesh, finish=_finisher(wanted))[0]
     if dtype == "int8" or adapter.rank:
         return _by_matrix(directory, mesh, cfg, adapter, wanted)
-    return checkpoints.restore_params(directory, wanted)
+    return checkpoints.restore_params(directory, wanted)  # casts while it reads
 
 
 def _finisher(wanted: Params) -> Callable[[str, Any], Any]:
@@ -50,7 +51,7 @@ def _finisher(wanted: Params) -> Callable[[str, Any], Any]:
 
     The result has the dtype and sharding of the array `name` in `wanted`.
     """
-    leaves = {**wanted, **wanted["blocks"]["block"]}
+    leaves = {**wanted, **wanted["blocks"]["block"]}  # names are unique across the two levels
 
     def finish(name, x):
         leaf = leaves[name]
@@ -67,6 +68,7 @@ def _by_matrix(directory, mesh, cfg: ModelConfig, adapter: LoraConfig, wanted: P
 
     Peak memory is the finished model plus one float32 matrix. Vectors are small: one read.
     """
+    # The shapes as saved: float32 or int8 base, and the LoRA factors beside it.
     saved = step.abstract_params(cfg, mesh, "float32")
     if adapter.rank:
         saved = lora.abstract(int8.abstract(saved, mesh) if adapter.int8 else saved, adapter, mesh)

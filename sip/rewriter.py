@@ -49,7 +49,10 @@ class Rewriter(Protocol):
 
 @dataclass(frozen=True)
 class TruthRewriter:
-    """A rewriter that uses the corpus's ground truth: the suffix corrected to at least `words`."""
+    """A rewriter that uses the corpus's ground truth.
+
+    It keeps a faultless suffix; a corrected one has about `words` words.
+    """
 
     truth: Truth
     words: int

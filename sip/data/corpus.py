@@ -86,6 +86,7 @@ def _documents(data: documents.DataConfig, data_dir: str) -> documents.Documents
 
 @functools.lru_cache(maxsize=8)
 def _cut(data: documents.DataConfig, cut: CutConfig, data_dir: str, tokenizer) -> Corpus:
+    # The cache needs hashable arguments; a tokenizer is hashed by identity (see load_tokenizer).
     docs = _documents(data, data_dir)
     found = chunks.cut(
         docs.texts,

@@ -33,7 +33,7 @@ class Truth(Protocol):
         ...
 
     def rewrite(self, prefixes: Sequence[str], suffixes: Sequence[str], words: int) -> list[str]:
-        """Returns corrected suffixes of at least `words` words."""
+        """Returns suffixes without faults; a corrected one has `words` words and marks."""
         ...
 
 
@@ -173,6 +173,7 @@ def _tfds(cfg: DataConfig, data_dir: str) -> Documents:
     name, _, field = cfg.path.rpartition(":")
     if not name:
         raise UserError(f"data.path {cfg.path!r}: must be 'name:field' of a TFDS data set")
+    # Built by `_rows`, which turns exceptions of TFDS into UserError.
     rows = _rows(lambda: tfds.builder(name, data_dir=data_dir), cfg, cfg.path, field)
     texts = [_decode(row[field]) for row in rows]
     kept = [text for text in texts if text is not None]
@@ -180,6 +181,7 @@ def _tfds(cfg: DataConfig, data_dir: str) -> Documents:
 
 
 def _microworld(cfg: DataConfig, data_dir: str) -> Documents:
+    # Imported here: world imports TFDS, which is slow and not needed for text files.
     from sip.data.microworld.oracle import MicroworldTruth
     from sip.data.microworld.world import KINDS, Microworld, WorldConfig
 

@@ -29,6 +29,7 @@ class Batches:
             raise UserError(f"batch={batch}: must be at least 1")
         self.batch = batch
         order = grain.MapDataset.source(chunks).seed(seed)
+        # shuffle before repeat: each epoch has its own permutation of all chunks.
         self._order = (order.shuffle() if shuffle else order).repeat()
 
     def __getitem__(self, step: int) -> Batch:
@@ -45,7 +46,7 @@ class Batches:
                 f"batch={self.batch} does not divide among {process_count} processes; use a "
                 "multiple"
             )
-        first = step * self.batch + process_index * share
+        first = step * self.batch + process_index * share  # rows of a process are contiguous
         return _stack(self._order[position] for position in range(first, first + share))
 
 

@@ -12,7 +12,7 @@ from sip.structs import UserError
 
 def question(text: str, characters: int) -> str:
     """Returns the JSON request that judges a document: its first `characters`, empty prefix."""
-    head = text[:characters]
+    head = text[:characters]  # limits the judge's prompt; characters, as no tokenizer is needed
     return json.dumps({"prefix": "", "candidates": [head], "reference": ""}, ensure_ascii=False)
 
 
@@ -27,7 +27,9 @@ def low(lines: Iterable[bytes], aspect: str, below: float) -> Iterator[bool]:
             found = json.loads(line)["aspects"][aspect]
             yield bool(found["valid"][0]) and float(found["scores"][0]) < below
         except (ValueError, KeyError, TypeError, IndexError):
-            raise UserError(f"--scores, line {number}: no verdict on {aspect!r}") from None
+            raise UserError(
+                f"--scores, line {number}: no verdict on {aspect!r}; run sip.judge with this aspect"
+            ) from None
 
 
 def keep(texts: Sequence[str], lows: Sequence[bool]) -> list[str]:

@@ -45,6 +45,7 @@ def quote(text: str) -> str:
     """Returns `text` on one line: runs of newlines, control and invisible characters become " "."""
     if text.isprintable():  # the common case, fast
         return text
+    # Newlines and controls become \0 first, so that a run of them gives a single space.
     return re.sub("\0+", " ", "".join(c if c.isprintable() else "\0" for c in text))
 
 

@@ -290,11 +290,13 @@ def check_width(tokenizer: Tokenizer, vocab_size: int) -> None:
     if spare < 0:
         raise UserError(
             f"config model.vocab_size {vocab_size} is smaller than the "
-            f"tokenizer's {tokenizer.vocab_size}"
+            f"tokenizer's {tokenizer.vocab_size}; set it to at least that"
         )
     if spare:
         LOG.warning(
-            "model.vocab_size %d: %d rows more than the tokenizer has tokens", vocab_size, spare
+            "model.vocab_size %d: %d rows more than the tokenizer has tokens (they stay unused)",
+            vocab_size,
+            spare,
         )
 
 
@@ -344,7 +346,9 @@ def train_sentencepiece(
         )
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot train a tokenizer of {vocab_size}: {reason}") from error
+        raise UserError(
+            f"{path}: cannot train a tokenizer of {vocab_size} tokens: {reason}"
+        ) from error
     write_atomically(epath.Path(path), model.getvalue())
     return SentencePiece(path)
 

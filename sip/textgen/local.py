@@ -60,7 +60,7 @@ def program(cfg: ModelConfig):
     @jax.jit
     def choose(params, tree, last_BC, options_O, cache=None):
         if cache is not None:
-            cache = decoder.grow(cache, last_BC.shape[1], 0)  # C branches, no positions to fill
+            cache = decoder.grow(cache, last_BC.shape[1], 0)  # R = 0: branches are not cached
         branch_BCRD = decoder.apply(params, cfg, tree, cache=cache, keep_cache=False).branch_BCRD
         # Select each branch's last position before unembedding: BCRD -> BCD.
         hidden_BCD = jnp.take_along_axis(branch_BCRD, last_BC[:, :, None, None], axis=2)[:, :, 0]
@@ -140,6 +140,7 @@ class Local:
             # An empty (padded) branch has no last token: index 0 is read and overwritten with NaN.
             last_BC = np.maximum(tree.mask_BCR.sum(-1, dtype=np.int32) - 1, 0)
             tree, last_BC = put_batch(self._mesh, (tree, last_BC))
+            # Always the same batches (fixed=True below), so a batch is known by its first row.
             cache = None if kept is None else self._cache(kept, first, tree)
             return program(self._cfg)(self._params, tree, last_BC, options_O, cache)
 
@@ -197,6 +198,7 @@ class Local:
             R = bucket(max(map(len, branch_ids[b]), default=0), self._multiple)
             return (T,) if fixed else (T, R, len(branch_ids[b]))
 
+        # All batches are dispatched by the list below; only `fetch` in the caller waits.
         order = sorted((b for b, any_ in enumerate(asks) if fixed or any_), key=lengths)
         some = [order[i : i + self._batch] for i in range(0, len(order), self._batch)]
         return [

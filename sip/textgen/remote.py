@@ -157,6 +157,7 @@ class Remote:
         answers = self._texts([draw(prompt, 0, drawn) for prompt in prompts])
         none: list[str | None] = [None] * drawn
         texts = [list(found[:drawn]) if found else list(none) for found in answers]
+        # A server that ignores `n` returns one text: request the others, each with its own seed.
         short = [(i, j) for i, found in enumerate(texts) for j in range(len(found), drawn)]
         more = self._texts([draw(prompts[i], j, 1) for i, j in short])
         for (i, _), found in zip(short, more, strict=True):
@@ -221,6 +222,7 @@ def check(config: RemoteConfig) -> None:
 
 def _check(endpoint: transport.Endpoint, config: RemoteConfig) -> None:
     wanted = (lambda found: _table(config, found)) if config.logprobs else _choices
+    # No cache (whole=None): the check must reach the server.
     prompt = [0] if config.tokens else "."
     payload = _first_token(config, prompt)
     (answer,) = endpoint.ask(APIS[config.api], [payload], wanted, None)

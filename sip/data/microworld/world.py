@@ -242,7 +242,7 @@ class _Author:
             line = line or self._line(spare) or self._line("filler")
             if line and self._add(line):
                 return
-        raise UserError("world: the templates are too few for a document")
+        raise UserError("world: no further sentence found for a document: too few templates")
 
     def _line(self, group: str) -> Line | None:
         """Returns a line of the group on the next unsaid attributes; None if too few are left."""

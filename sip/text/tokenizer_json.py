@@ -309,7 +309,7 @@ def _without(spec: Mapping[str, Any], hidden: Collection[str]) -> dict[str, Any]
 
     The tokens are renamed by a random prefix, and the BPE merges that involve them are dropped.
     """
-    unguessable = secrets.token_hex(16)  # no text can contain it by design or by chance
+    unguessable = secrets.token_hex(16)  # 128 random bits: no text contains it
     name = lambda text: f"{unguessable}{text}" if text in hidden else text
     model = {**spec["model"]}
     if isinstance(model["vocab"], dict):

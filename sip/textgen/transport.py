@@ -233,7 +233,8 @@ class Endpoint:
         """Returns the failed answer for an HTTP status other than 200.
 
         A status of REFUSED is fatal only before the first success: it then points to a wrong url or
-        model. After a success it fails this request alone.
+        model. After a success it fails only this request. Statuses of BUSY and 5xx are retried. All
+        others, such as 401 or 404, are fatal.
         """
         said = self._said(data[:2000].decode(errors="replace"))[:300]
         problem = f"{self._url}: status {status}: {said}"

@@ -1,7 +1,7 @@
 """Loads a model from a run's checkpoint or from a Hugging Face checkpoint.
 
-When LoRA factors are merged or matrices are rounded to int8, one stacked matrix (of all layers) is
-read at a time, so the whole model never exists in float32.
+To merge LoRA factors or to quantise to int8, one stacked matrix (all layers of one name) is read at
+a time. So the whole model never exists in float32.
 """
 
 import dataclasses
@@ -29,24 +29,29 @@ from sip.workdir import run_dir
 
 
 def load(directory: str, mesh, cfg: ModelConfig, adapter: LoraConfig, dtype: str) -> Params:
-    """Loads plain parameters on `mesh` in `dtype` (one of STORAGE_DTYPES), LoRA factors merged.
+    """Loads parameters onto `mesh` in `dtype` (one of STORAGE_DTYPES), with LoRA factors merged.
 
-    `cfg` and `adapter` are those that the checkpoint records. Raises UserError.
+    `cfg` and `adapter` must be those recorded in the checkpoint. Raises UserError if the checkpoint
+    cannot be read.
     """
     assert dtype in STORAGE_DTYPES, dtype
     wanted = step.abstract_params(cfg, mesh, dtype)
-    if configs.exists(directory):
+    if configs.exists(directory):  # a Hugging Face checkpoint
         if dtype == "float32":
             return reading.load(directory, mesh)[0]
+        # Cast or quantise each array as soon as it is read.
         return reading.load(directory, mesh, finish=_finisher(wanted))[0]
     if dtype == "int8" or adapter.rank:
         return _by_matrix(directory, mesh, cfg, adapter, wanted)
-    return checkpoints.restore_params(directory, wanted)
+    return checkpoints.restore_params(directory, wanted)  # casts while it reads
 
 
 def _finisher(wanted: Params) -> Callable[[str, Any], Any]:
-    """finish(name, float32 array) -> the array as in `wanted`: cast or quantised, and placed."""
-    leaves = {**wanted, **wanted["blocks"]["block"]}
+    """Returns finish(name, float32 array), which casts or quantises an array and shards it.
+
+    The result has the dtype and sharding of the array `name` in `wanted`.
+    """
+    leaves = {**wanted, **wanted["blocks"]["block"]}  # names are unique across the two levels
 
     def finish(name, x):
         leaf = leaves[name]
@@ -59,13 +64,18 @@ def _finisher(wanted: Params) -> Callable[[str, Any], Any]:
 
 
 def _by_matrix(directory, mesh, cfg: ModelConfig, adapter: LoraConfig, wanted: Params) -> Params:
+    """Restores a run's checkpoint one stacked matrix at a time, merged and finished as `wanted`.
+
+    Peak memory is the finished model plus one float32 matrix. Vectors are small: one read.
+    """
+    # The shapes as saved: float32 or int8 base, and the LoRA factors beside it.
     saved = step.abstract_params(cfg, mesh, "float32")
     if adapter.rank:
         saved = lora.abstract(int8.abstract(saved, mesh) if adapter.int8 else saved, adapter, mesh)
     finish, base = _finisher(wanted), lora.base_of(saved)
     block, rest = base["blocks"]["block"], {k: x for k, x in base.items() if k != "blocks"}
     vectors = {k: x for k, x in block.items() if k not in MATRICES}
-    matrices = [k for k in block if k in MATRICES]  # in one order on all processes
+    matrices = [k for k in block if k in MATRICES]  # reads are collective: same order everywhere
     with checkpoints.reading(directory, saved) as read:
         done = {k: finish(k, _merged(read, k, block[k], saved)) for k in matrices}
         part = {**rest, "blocks": {"block": vectors}}
@@ -75,10 +85,11 @@ def _by_matrix(directory, mesh, cfg: ModelConfig, adapter: LoraConfig, wanted: P
 
 
 def _merged(read, name: str, leaf, saved: Params):
-    """A matrix in float32 with its LoRA factors merged."""
+    """Reads the stacked matrix `name` in float32 and merges its LoRA factors, if it has any."""
     part = {"blocks": {"block": {name: leaf}}}
     if not isinstance(saved, Adapted):
         return read(part)["blocks"]["block"][name]
+    # Not every matrix has factors: the adapter covers the matrices of its config only.
     factors = {k: x for k, x in saved.factors.items() if k in (f"{name}_a", f"{name}_b")}
     got = read({"base": part, "factors": factors} if factors else {"base": part})
     got = Adapted(got["base"], got["factors"] if factors else {}, saved.scale)
@@ -87,7 +98,7 @@ def _merged(read, name: str, leaf, saved: Params):
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model ready for use: parameters on a mesh, their config and the model's tokenizer."""
+    """A loaded model: parameters on a mesh, model config and tokenizer."""
 
     params: Params
     cfg: ModelConfig
@@ -95,7 +106,7 @@ class LoadedModel:
     mesh: jax.sharding.Mesh
 
     def with_params(self, params: Params) -> "LoadedModel":
-        """The same model with other parameters of the same shapes."""
+        """Returns this model with other parameters of the same shapes."""
         return dataclasses.replace(self, params=params)
 
 
@@ -105,8 +116,8 @@ load_tokenizer = functools.cache(tokenizers.load)
 def load_model(directory: str, mesh, dtype: str = "") -> LoadedModel:
     """Loads the last checkpoint of a run, or a Hugging Face checkpoint, with its tokenizer.
 
-    `dtype` is float32, bfloat16 or int8; empty keeps the run's own (Hugging Face: float32).
-    Raises UserError.
+    `dtype` is float32, bfloat16 or int8; empty: the dtype recorded in the checkpoint (Hugging
+    Face: float32). Raises UserError if model or tokenizer cannot be read.
     """
     tokenizer = kept_tokenizer(directory)
     return LoadedModel(*load_params(directory, mesh, dtype), tokenizer, mesh)
@@ -122,25 +133,28 @@ def load_params(directory: str, mesh, dtype: str = "") -> tuple[Params, ModelCon
 
 
 def source_dir(workdir: str, source: str, key: str = "init_from") -> str:
-    """The directory of `source`: a run of this workdir, else a path of a run's directory or of a
-    Hugging Face checkpoint. Raises UserError naming the config key `key`."""
+    """Returns the directory of `source`: the name of a run in this workdir, or a path.
+
+    The path is a run's directory or a Hugging Face checkpoint. A run of the workdir is preferred.
+    Raises UserError, naming the config key `key`, if there is no checkpoint.
+    """
     inside = run_dir(workdir, source)
     path = inside if epath.Path(inside).exists() else source
     if not configs.exists(path) and not checkpoints.exists(path):
         raise UserError(
-            f"{key} {source!r}: neither an earlier run of this workdir nor a directory with a "
-            "checkpoint"
+            f"{key} {source!r}: not a run of this workdir with a checkpoint, nor the path of a "
+            "directory with one"
         )
     return path
 
 
 def recorded_model(directory: str) -> ModelConfig:
-    """The model config of a run's checkpoint or of a Hugging Face checkpoint."""
+    """Returns the model config recorded in a run's or a Hugging Face checkpoint."""
     return _recorded(directory)[0]
 
 
 def _recorded(directory: str) -> tuple[ModelConfig, LoraConfig]:
-    """The model config of a checkpoint and its LoRA section."""
+    """Returns a checkpoint's model config and its LoRA config; OFF if it has no adapter."""
     if configs.exists(directory):
         return configs.read(directory), OFF
     record = checkpoints.record(directory)
@@ -150,12 +164,15 @@ def _recorded(directory: str) -> tuple[ModelConfig, LoraConfig]:
 
 
 def kept_tokenizer(directory: str) -> Tokenizer:
-    """Loads the tokenizer that lies beside a run's checkpoints or in a Hugging Face directory."""
+    """Loads the tokenizer stored with a run's checkpoints or in a Hugging Face directory.
+
+    Raises UserError if there is none.
+    """
     path = epath.Path(directory)
     published = tokens.home(directory)
     if published:
         return load_tokenizer(*tokens.kind_of(published))
     if not (path / "tokenizer.json").exists():
-        raise UserError(f"{directory} has no tokenizer.json: is this a run's directory?")
+        raise UserError(f"{directory} has no tokenizer.json; give the directory of a run")
     kind = json.loads((path / "tokenizer.json").read_text())["kind"]
     return load_tokenizer(kind, tokenizers.kept(kind, directory))

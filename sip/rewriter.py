@@ -1,7 +1,8 @@
 """Rewriters: prefix and suffix in, a better suffix out.
 
-A learned one is asked as in arXiv 2601.21343: the prefix's last words stand again before the text
-to rewrite and before the answer, which so goes on where the prefix ends.
+The prompt of a learned rewriter follows arXiv 2601.21343: the last words of the prefix are repeated
+before the suffix to rewrite and again before the answer (they "prime" it), so that the rewrite
+continues where the prefix ends.
 """
 
 import pathlib
@@ -29,45 +30,54 @@ from sip.text.segments import Ids, Markup, prompt_of
 from sip.text.tokenizer import Cached, Encoder, Tokenizer, continuation
 
 BACKENDS = ("local", "truth")
-WORDS = 5  # of the prefix that are repeated and primed
-FIELDS = {"prefix", "suffix", "words"}
+WORDS = 5  # words at the prefix's end that are repeated in the prompt and before the answer
+FIELDS = {"prefix", "suffix", "words"}  # of a prompt template
 
 
 class Rewriter(Protocol):
-    """Writes one better suffix per prefix. A failed rewrite is invalid, never a copy."""
+    """Writes one better suffix per (prefix, suffix) pair.
+
+    A failed rewrite is marked invalid; it is never replaced by a copy of the suffix.
+    """
 
     def rewrite(
         self, prefixes: Sequence[str], suffixes: Sequence[str]
     ) -> tuple[list[str], np.ndarray]:
-        """(texts, valid_B)."""
+        """Returns (texts, valid_B), bool; the text of an invalid rewrite is not usable."""
         ...
 
 
 @dataclass(frozen=True)
 class TruthRewriter:
-    """The corpus's ground truth as a rewriter: the corrected suffix, of about `words` words."""
+    """A rewriter that uses the corpus's ground truth.
+
+    It keeps a faultless suffix; a corrected one has about `words` words.
+    """
 
     truth: Truth
     words: int
 
     def rewrite(self, prefixes, suffixes) -> tuple[list[str], np.ndarray]:
-        """(texts, valid_B); nothing written is invalid."""
+        """Returns (texts, valid_B); an empty text is invalid."""
         texts = self.truth.rewrite(list(prefixes), list(suffixes), self.words)
         return texts, np.array([bool(text.strip()) for text in texts], bool)
 
 
 @dataclass(frozen=True)
 class RewriterConfig:
-    """Who rewrites, where rewrites are candidates."""
+    """The rewriter of a run: the model or ground truth that writes rewrite candidates.
 
-    backend: str  # local | truth
-    init_from: str  # local: a run or a directory with a checkpoint
-    prompt: str  # local: a built-in one's name, or the path of a .txt file
-    temperature: float  # local; 0 is greedy
-    top_p: float
-    batch: int  # local: suffixes rewritten at a time
-    chat: str = ""  # local: asked in a chat, by its "own" template | harmony | a .jinja file
-    param_dtype: str = ""  # local: held in float32 | bfloat16 | int8; empty: as saved
+    Raises UserError for an invalid value.
+    """
+
+    backend: str  # local (our own decoder) | truth (the corpus's ground truth)
+    init_from: str  # local: name of a run, or a directory with a checkpoint
+    prompt: str  # local: name of a built-in prompt, or path of a .txt file
+    temperature: float  # local: sampling temperature; 0 is greedy
+    top_p: float  # local: nucleus sampling, in (0, 1]; 1 samples from all tokens
+    batch: int  # local: number of suffixes rewritten at a time
+    chat: str = ""  # local: chat template, own | harmony | a .jinja file; empty: no chat
+    param_dtype: str = ""  # local: storage dtype, float32 | bfloat16 | int8; empty: as saved
 
     def __post_init__(self):
         if self.backend not in BACKENDS:
@@ -75,21 +85,23 @@ class RewriterConfig:
         check_storage_dtype(self.param_dtype, "rewriter.param_dtype")
         for key in ("chat", "param_dtype"):
             if getattr(self, key) and self.backend != "local":
-                raise UserError(f"rewriter.{key}: for backend local alone, not {self.backend}")
+                raise UserError(f"rewriter.{key}: for backend local only, not {self.backend}")
         if self.batch < 1:
             raise UserError(f"rewriter.batch must be at least 1, not {self.batch}")
-        self.sampling()
+        self.sampling()  # checks temperature and top_p
 
     def sampling(self) -> sampling.SamplingConfig:
-        """The distribution sampled from. Raises UserError where there is none."""
+        """Returns the sampling config. Raises UserError if temperature or top_p is invalid."""
         return sampling.SamplingConfig(temperature=self.temperature, top_p=self.top_p)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """How a rewriter is asked: a template that ends with the primed words of the prefix.
+    """A rewriter's prompt: a template that ends with {words}, the repeated words of the prefix.
 
-    In a chat all before these is one message of a user's, and the answer begins with them.
+    With a chat `turn`, the text before {words} is one user message, and the assistant's answer
+    begins with {words}. Raises UserError if the template lacks {suffix}, has an unknown field or
+    does not end with {words}.
     """
 
     name: str
@@ -100,29 +112,34 @@ class Prompt:
         named = template.fields(self.template)
         if not set(named) <= FIELDS or "suffix" not in named:
             raise UserError(
-                f"rewriter prompt {self.name!r}: it names {{suffix}}, of {sorted(FIELDS)}"
+                f"rewriter prompt {self.name!r}: it must contain {{suffix}} and no fields other "
+                f"than {sorted(FIELDS)}"
             )
         if not self.template.endswith("{words}"):
-            raise UserError(f"rewriter prompt {self.name!r}: it does not end with {{words}}")
+            raise UserError(f"rewriter prompt {self.name!r}: it must end with {{words}}")
 
     def segments(self, prefix: str, suffix: str) -> tuple[str, ...]:
-        """The filled template; its own words stand at even places."""
+        """Returns the filled template as segments; the template's own text is at even places."""
         texts = {"prefix": prefix, "suffix": suffix, "words": last_words(prefix)}
         filled = template.fill(self.template, texts)
         if self.turn is None:
             return filled
         *asked, words, end = filled
+        # The empty segments keep markup and template text at even places.
         return (Markup(self.turn.head), "", *asked, "", Markup(self.turn.direct), words, end)
 
 
 def load(name: str, turn: Turn | None = None) -> Prompt:
-    """A built-in prompt by its name, or a user's own by the path of its .txt file."""
+    """Loads a built-in prompt by name, or a prompt file by its path (.txt).
+
+    Raises UserError if there is no such file or it is not a valid prompt.
+    """
     text = template.read("rewriter prompt", name).removesuffix("\n")
     return Prompt(pathlib.Path(name).stem, text, turn)
 
 
 def last_words(text: str, count: int = WORDS) -> str:
-    """The last words of a text and what stands between and before them."""
+    """Returns the last `count` words of a text, with the white space before each."""
     starts = [found.start() for found in re.finditer(r"\s*\S+", text)]
     return text[starts[-count] :] if len(starts) > count else text
 
@@ -130,44 +147,50 @@ def last_words(text: str, count: int = WORDS) -> str:
 def prompt_ids(
     prompt: Prompt, tokenizer: Tokenizer, encoder: Encoder, prefix: str, suffix: str
 ) -> Ids:
-    """The tokens of a prompt, BOS and its segments' joined."""
+    """Returns the token ids of a filled prompt: BOS and the ids of its segments."""
     return prompt_of(tokenizer, encoder, prompt.segments(prefix, suffix))
 
 
 def answer_ids(
     tokenizer: Tokenizer, encode: Callable[[str], Ids], suffix: str, rewrite: str
 ) -> Ids:
-    """The tokens that should follow a prompt: a rewrite as long as the suffix at most, and EOS."""
+    """Returns the target token ids after a prompt: the rewrite and EOS.
+
+    The rewrite is cut to the suffix's number of tokens.
+    """
     length = len(encode(template.quote(suffix)))
     return [*encode(template.quote(rewrite))[:length], tokenizer.eos]
 
 
 @dataclass(frozen=True)
 class RewriteRequest:
-    """One suffix to rewrite, as tokens."""
+    """One suffix to rewrite, as token ids."""
 
-    ids: Ids  # the prompt
-    words: Ids  # its end, the primed words
+    ids: Ids  # the whole prompt
+    words: Ids  # the repeated words of the prefix, at the prompt's end
     suffix: Ids
-    noise: int  # addresses what is drawn
+    noise: int  # uint32 hash of prefix and suffix; the sampler folds it into its key
 
     @property
     def limit(self) -> int:
-        """Tokens within which the rewrite has to end, the stop token included."""
+        """Maximum number of tokens of the rewrite, including the stop token."""
         return most(len(self.suffix))
 
 
 def most(suffix: int) -> int:
-    """The tokens that a suffix's rewrite may have until it ends, the stop token included."""
+    """Returns the maximum length of a rewrite in tokens, including the stop token.
+
+    `suffix` is the length of the suffix in tokens; a rewrite may be 5/4 as long.
+    """
     return suffix + suffix // 4 + 1
 
 
 class Exchange:
-    """How a decoder is asked for a rewrite and how its answer is read, in training and in use.
+    """Builds rewrite prompts for a decoder and parses its answers, in training and in inference.
 
-    A rewrite ends with EOS or a newline and is cut to the suffix's number of tokens. Not usable is:
-    no end within 5/4 of the suffix, less than half of it, nothing but space, the primed words once
-    more where the suffix does not have them.
+    A rewrite ends with EOS or a newline and is cut to the suffix's number of tokens. A rewrite is
+    unusable if it has no end within 5/4 of the suffix's length, has less than half of that length,
+    is only white space, or repeats the primed words although the suffix does not begin with them.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Prompt):
@@ -175,10 +198,11 @@ class Exchange:
         self._cached = Cached(tokenizer, 1 << 14)
         self._encode = self._cached.encode
         newline = self._encode("\n")
+        # A newline can stop the decoder only if it is a single token.
         self.stops = (*tokenizer.stops, *(newline if len(newline) == 1 else ()))
 
     def ask(self, prefix: str, suffix: str) -> RewriteRequest:
-        """The prompt of one suffix."""
+        """Returns the request for one suffix: prompt, primed words and suffix as token ids."""
         words = template.quote(last_words(prefix))
         return RewriteRequest(
             prompt_ids(self._prompt, self._tokenizer, self._cached, prefix, suffix),
@@ -188,12 +212,13 @@ class Exchange:
         )
 
     def read(self, asked: RewriteRequest, new: Ids) -> str:
-        """The rewrite in a row of new tokens; empty where it is not usable."""
+        """Returns the rewrite in the generated token ids `new`; "" if it is unusable."""
         ends = [i for i, token in enumerate(new[: asked.limit]) if token in self.stops]
         size = len(asked.suffix)
         if not ends or 2 * ends[0] < size:
             return ""
         ids = new[: min(ends[0], size)]
+        # An echo: the answer begins with the primed words again and the suffix does not.
         first = min(len(asked.words), size)
         echoes = first and new[:first] == asked.words[:first] != asked.suffix[:first]
         text = continuation(self._tokenizer, asked.words, ids)
@@ -201,10 +226,11 @@ class Exchange:
 
 
 class LocalRewriter:
-    """Our own decoder on its own mesh.
+    """A rewriter that runs our own decoder on its mesh, `batch` suffixes at a time.
 
-    Invalid is what an `Exchange` cannot use, and a prompt too long for the model's `max_len`.
-    Noise is addressed by prefix and suffix: the same two are rewritten alike in any batch.
+    A rewrite is invalid if `Exchange` finds it unusable or if prompt and rewrite exceed the model's
+    `max_len`. The random key depends on `seed`, prefix and suffix only: a pair gets the same
+    rewrite in any batch. Prompt lengths are rounded up to multiples of `multiple`.
     """
 
     def __init__(
@@ -223,7 +249,7 @@ class LocalRewriter:
         self._exchange = Exchange(model.tokenizer, prompt)
 
     def rewrite(self, prefixes, suffixes) -> tuple[list[str], np.ndarray]:
-        """(texts, valid_B); of an invalid rewrite the text is empty."""
+        """Returns (texts, valid_B); the text of an invalid rewrite is empty."""
         asked = [self._exchange.ask(p, s) for p, s in zip(prefixes, suffixes, strict=True)]
         fits = [i for i, a in enumerate(asked) if len(a.ids) + a.limit <= self._cfg.max_len]
         starts = range(0, len(fits), self._batch)
@@ -238,9 +264,9 @@ class LocalRewriter:
         return texts, np.array([bool(text) for text in texts], bool)
 
     def _run(self, rows: Sequence[RewriteRequest]):
-        """Rollouts of one continuation each, dispatched; sizes are bucketed."""
+        """Dispatches one continuation per row and returns the rollouts; sizes are bucketed."""
         B = full_rows(self._mesh, min(1 << (len(rows) - 1).bit_length(), self._batch))
-        rows = [*rows, *[rows[0]] * (B - len(rows))]
+        rows = [*rows, *[rows[0]] * (B - len(rows))]  # pad with copies; their results are dropped
         T = bucket(max(len(row.ids) for row in rows), self._multiple)
         steps = bucket(max(row.limit for row in rows))
         tree = padded_tree([row.ids for row in rows], [[]] * len(rows), self._pad, T, 0, 1)
@@ -253,7 +279,11 @@ class LocalRewriter:
 
 
 def build(wanted: RewriterConfig, workdir: str, corpus: Corpus, mesh, seed: int) -> Rewriter:
-    """Builds the rewriter of the `rewriter` section; a local one is loaded on `mesh`."""
+    """Builds the rewriter of the `rewriter` section; a local one is loaded onto `mesh`.
+
+    Raises UserError if the corpus has no ground truth (backend truth), or if checkpoint, prompt or
+    chat template cannot be read (backend local).
+    """
     if wanted.backend == "truth":
         truth = corpus.ground_truth("rewriter.backend truth")
         return TruthRewriter(truth, corpus.cut.suffix)

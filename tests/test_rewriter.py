@@ -118,8 +118,8 @@ def test_a_users_own_prompt_is_read_from_its_path(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("{prefix}{words}", "it names {suffix}"), ("{suffix}{reference}{words}", "it names"),
-     ("{words}{suffix}", "does not end with {words}")],
+    [("{prefix}{words}", "must contain {suffix}"), ("{suffix}{reference}{words}", "no fields"),
+     ("{words}{suffix}", "must end with {words}")],
 )  # fmt: skip
 def test_a_prompt_that_cannot_be_asked_is_a_user_error(text, problem):
     with pytest.raises(UserError, match=problem):

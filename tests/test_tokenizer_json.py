@@ -216,7 +216,7 @@ BAD = {  # what is wrong: the file it is in, and what stands there
         ("no eos", "names no eos_token"),
         ("another's", "no token '<\\|end\\|>'"),
         ("number", "token '<bos>' is 98, and 3"),
-        ("ids", "token 128009 .* none of its 100"),
+        ("ids", "token id 128009 .* not among its 100"),
         ("small", "100 tokens, .*vocab_size of 90"),
     ],
 )

@@ -1,12 +1,13 @@
-"""Build a corpus where that is needed, and describe it.
+"""Builds a corpus if it does not exist yet, and describes it.
 
 python -m sip.data --source=microworld --split=train --data_dir=/tmp/sip-data
 python -m sip.data --source=txt --path=book.txt [--tokenizer=book.model]
 python -m sip.data --source=jsonl --path=a.jsonl --questions=asked.jsonl    # for sip.judge
 python -m sip.data --source=jsonl --path=a.jsonl --scores=judged.jsonl --out=unsafe.jsonl
 
-The last two, with `python -m sip.judge < asked.jsonl > judged.jsonl` between them, keep the
-documents of --split whose --aspect has a score below --below.
+The last two commands screen a corpus. The first writes one judge request per document. Then
+`python -m sip.judge < asked.jsonl > judged.jsonl` scores them. The second writes the documents of
+--split with a score of --aspect below --below to --out.
 """
 
 import argparse
@@ -22,46 +23,68 @@ from sip.data import documents, screening
 from sip.structs import UserError
 from sip.text.tokenizer import SentencePiece
 
-EXAMPLES, SHOWN = 3, 300  # documents, and characters of each
+EXAMPLES, SHOWN = 3, 300  # number of example documents shown, and characters of each
 
 
 class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that reports errors in one line."""
+
     def error(self, message: str) -> NoReturn:
+        """Prints "error: MESSAGE" to stderr and exits with status 2."""
         self.exit(2, f"error: {message}\n")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the command line; exits with status 2 on an error."""
     parser = Parser(prog="python -m sip.data", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--source", required=True, choices=list(documents.LOADERS))
-    parser.add_argument("--path", default="", help="file, or name:field of a TFDS data set")
-    parser.add_argument("--split", default="train", help="such as train[:70%%]")
-    parser.add_argument("--data_dir", default="data", help="where data sets are built")
-    parser.add_argument("--world", default="", help="of the micro-world: entities=48,train=1000")
-    parser.add_argument("--tokenizer", default="", help="SentencePiece model, to count tokens")
-    parser.add_argument("--questions", default="", help="file to write: a line per document")
-    parser.add_argument("--characters", type=int, default=2000, help="of a document, to be judged")
-    parser.add_argument("--scores", default="", help="file with what the judge said of each")
-    parser.add_argument("--aspect", default="safety", help="of --scores")
-    parser.add_argument("--below", type=float, default=0.5, help="scores of what is kept")
-    parser.add_argument("--out", default="", help="file to write: what is kept, as .jsonl")
+    parser.add_argument(
+        "--path", default="", help="Path of a .txt or .jsonl file, or name:field of TFDS."
+    )
+    parser.add_argument(
+        "--split", default="train", help="Part of the corpus and a slice of it: train[:70%%]."
+    )
+    parser.add_argument("--data_dir", default="data", help="Directory where data sets are built.")
+    parser.add_argument(
+        "--world", default="", help="Parameters of the micro-world: entities=48,train=1000."
+    )
+    parser.add_argument(
+        "--tokenizer", default="", help="Path of a SentencePiece model; counts tokens, not words."
+    )
+    parser.add_argument(
+        "--questions", default="", help="Output .jsonl file: one judge request per document."
+    )
+    parser.add_argument(
+        "--characters", type=int, default=2000, help="Characters of a document that are judged."
+    )
+    parser.add_argument(
+        "--scores", default="", help="Output of sip.judge for --questions. Needs --out."
+    )
+    parser.add_argument("--aspect", default="safety", help="Aspect of --scores to screen by.")
+    parser.add_argument(
+        "--below", type=float, default=0.5, help="Keeps documents with a score below this."
+    )
+    parser.add_argument(
+        "--out", default="", help="Output .jsonl file: the documents kept. Needs --scores."
+    )
     flags = parser.parse_args(argv)
     if bool(flags.scores) != bool(flags.out):
-        parser.error("--scores and --out: both or none are wanted")
+        parser.error("--scores and --out: set both or neither")
     return flags
 
 
 def world(text: str) -> dict:
-    """ "a=1,b=0.5" -> {"a": 1, "b": 0.5}"""
+    """Parses "a=1,b=0.5" into {"a": 1, "b": 0.5}. Raises UserError if it cannot."""
     try:
         pairs = [item.split("=") for item in text.split(",") if item]
         return {name: ast.literal_eval(value) for name, value in pairs}
     except (ValueError, SyntaxError) as error:
-        raise UserError(f"--world={text}: wanted name=number,name=number") from error
+        raise UserError(f"--world={text}: must be like name=number,name=number") from error
 
 
 def describe(docs: documents.Documents, tokenizer: SentencePiece | None) -> str:
-    """A small table: how many documents, of which kinds, how long; and the first few."""
+    """Returns a small table: number of documents, kinds, lengths and the first few documents."""
     count = tokenizer.encode if tokenizer else str.split
     lengths = [len(count(text)) for text in docs.texts]
     rows = [("documents", f"{len(docs.texts):,}"), ("skipped", f"{docs.skipped:,}")]
@@ -76,7 +99,7 @@ def describe(docs: documents.Documents, tokenizer: SentencePiece | None) -> str:
 
 
 def screen(flags: argparse.Namespace, texts: Sequence[str]) -> None:
-    """Writes the questions about documents, or the documents of low score, where that is asked."""
+    """Writes judge requests (--questions) and the documents of low score (--scores, --out)."""
     try:
         if flags.questions:
             write(flags.questions, [screening.question(t, flags.characters) for t in texts])
@@ -89,11 +112,13 @@ def screen(flags: argparse.Namespace, texts: Sequence[str]) -> None:
 
 
 def write(path: str, lines: Sequence[str]) -> None:
+    """Writes lines to a file, UTF-8, and prints their number."""
     Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    print(f"{len(lines):,} lines in {path}")
+    print(f"{len(lines):,} lines written to {path}")
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the command. Returns the exit status: 2 for a user error, else 0."""
     flags = parse(argv)
     try:
         cfg = documents.DataConfig(

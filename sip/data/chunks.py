@@ -1,8 +1,9 @@
-"""Documents -> (prefix, suffix) chunks.
+"""Cuts documents into (prefix, suffix) chunks.
 
-A document is BOS + its tokens. It forks after prefix_min tokens and then every `suffix` tokens for
-as long as a whole suffix follows, so suffixes never overlap; the prefix is what precedes the fork,
-at most its last prefix_max tokens. Letters: D documents, B chunks, N the tokens of all documents.
+A document is BOS and its tokens. It forks after prefix_min tokens, and then every `suffix` tokens
+as long as a whole suffix follows the fork. So suffixes never overlap. The prefix is the text before
+the fork, cut to its last prefix_max tokens.
+Letters: D documents, B chunks, N tokens of all documents, T = prefix_max + suffix.
 """
 
 from array import array
@@ -17,23 +18,30 @@ from sip.text.tokenizer import Tokenizer, continuation
 
 @dataclass(frozen=True)
 class Chunks:
-    """The tokens of all documents in one row, and where in it each chunk lies."""
+    """The tokens of all documents, concatenated, and the position of each chunk in them.
 
-    tokens_N: np.ndarray
-    start_B: np.ndarray  # first token of the prefix, in tokens_N
-    fork_B: np.ndarray  # length of the prefix
-    doc_B: np.ndarray  # index into the texts given to `cut`
-    suffix: int
-    width: int  # T
-    pad: int
-    documents: int
-    skipped: int  # documents too short for a single chunk
+    Chunks overlap in their prefixes, so they are stored as positions and copied on access.
+    """
+
+    tokens_N: np.ndarray  # int32
+    start_B: np.ndarray  # index in tokens_N of the prefix's first token
+    fork_B: np.ndarray  # length of the prefix, tokens
+    doc_B: np.ndarray  # index of the document in the texts given to `cut`
+    suffix: int  # length of each suffix, tokens
+    width: int  # T, the padded length of a chunk
+    pad: int  # token id at padded positions
+    documents: int  # number of documents, skipped ones included
+    skipped: int  # number of documents too short for a single chunk
 
     def __len__(self) -> int:
         return len(self.start_B)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray | int]:
-        """{tokens_T (right padded), length, fork, doc} of one chunk."""
+        """Returns {tokens_T (right padded), length, fork, doc} of one chunk.
+
+        `length` is prefix and suffix in tokens, `fork` the prefix in tokens, `doc` the document's
+        index.
+        """
         fork = int(self.fork_B[index])
         start, length = int(self.start_B[index]), fork + self.suffix
         tokens_T = np.full(self.width, self.pad, np.int32)
@@ -50,11 +58,17 @@ def cut(
     suffix: int,
     max_skipped_fraction: float = 1.0,
 ) -> Chunks:
-    """Tokenise the documents and cut each into its chunks, in order."""
+    """Tokenises documents and cuts them into chunks, in order.
+
+    `prefix_min`, `prefix_max` and `suffix` are lengths in tokens. Raises UserError for impossible
+    lengths, if no document is long enough, or if more than `max_skipped_fraction` of the documents
+    are too short.
+    """
     _check(prefix_min, prefix_max, suffix)
     tokens_N, end_D = _tokenise(texts, tokenizer)
     begin_D = np.concatenate([[0], end_D])[:-1]
     forks_D = np.maximum(0, (end_D - begin_D - prefix_min) // suffix)  # chunks of each document
+    # Vectorised over all chunks; nth_B counts the chunks of a document from 0.
     doc_B = np.repeat(np.arange(len(end_D)), forks_D)
     nth_B = np.arange(len(doc_B)) - (np.cumsum(forks_D) - forks_D)[doc_B]
     fork_B = prefix_min + nth_B * suffix
@@ -74,8 +88,8 @@ def cut(
 
 
 def _tokenise(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """All documents' tokens in a row, and where each document ends."""
-    tokens, ends = array("i"), array("q")
+    """Returns (tokens_N, end_D): the tokens of all documents, and the index after each document."""
+    tokens, ends = array("i"), array("q")  # int32, int64: far smaller than lists of int
     for text in texts:
         tokens.append(tokenizer.bos)
         tokens.extend(tokenizer.encode(text))
@@ -85,28 +99,33 @@ def _tokenise(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[np.ndarray, n
 
 def _check(prefix_min: int, prefix_max: int, suffix: int) -> None:
     if suffix < 1:
-        raise UserError(f"suffix={suffix}: a suffix needs at least one token")
+        raise UserError(f"suffix={suffix}: must be at least 1 token")
     if prefix_min < 1:
-        raise UserError(f"prefix_min={prefix_min}: a prefix needs at least one token")
+        raise UserError(f"prefix_min={prefix_min}: must be at least 1 token")
     if prefix_min > prefix_max:
-        raise UserError(f"prefix_min={prefix_min} is above prefix_max={prefix_max}")
+        raise UserError(f"prefix_min={prefix_min} is above prefix_max={prefix_max}; lower it")
 
 
 def _check_skipped(chunks: Chunks, prefix_min: int, max_skipped_fraction: float) -> None:
     need = prefix_min + chunks.suffix
     if not len(chunks):
         raise UserError(
-            f"none of {chunks.documents} documents has prefix_min + suffix = {need} tokens"
+            f"none of {chunks.documents} documents has prefix_min + suffix = {need} tokens; "
+            "lower prefix_min or suffix"
         )
     if chunks.skipped > max_skipped_fraction * chunks.documents:
         raise UserError(
             f"{chunks.skipped} of {chunks.documents} documents have fewer than prefix_min + suffix"
-            f" = {need} tokens, more than max_skipped_fraction={max_skipped_fraction}"
+            f" = {need} tokens, more than max_skipped_fraction={max_skipped_fraction} allows"
         )
 
 
 def texts_of(tokenizer: Tokenizer, rows, suffix: int):
-    """Prefix and suffix of each row as text, and the prefix's tokens."""
+    """Returns (prefixes, suffixes, prefix token lists) of a batch of chunks.
+
+    `rows` has tokens_BT and fork_B; `suffix` is the length of the suffixes in tokens. Suffix texts
+    are decoded as continuations of their prefixes (see `continuation`).
+    """
     whole = [
         (row[:f].tolist(), row[f : f + suffix].tolist())
         for row, f in zip(rows["tokens_BT"], rows["fork_B"], strict=True)

@@ -16,38 +16,44 @@ from sip.workdir import shared_dir
 
 @dataclass(frozen=True)
 class CutConfig:
-    """Number of tokens in a prefix (between min and max) and in a suffix."""
+    """Lengths of prefixes and suffixes, in tokens.
 
-    prefix_min: int
-    prefix_max: int
-    suffix: int
+    A prefix has prefix_min to prefix_max tokens, BOS included at a document's beginning; a suffix
+    has exactly `suffix` tokens.
+    """
+
+    prefix_min: int  # tokens before a document's first suffix
+    prefix_max: int  # longer prefixes keep their last prefix_max tokens
+    suffix: int  # tokens of each suffix
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity
 class Corpus:
-    """The documents of a split and their chunks, each a prefix and a suffix."""
+    """The documents of a split and their chunks; a chunk is a prefix and a suffix."""
 
     documents: documents.Documents
     chunks: chunks.Chunks
     cut: CutConfig
 
     def ground_truth(self, key: str) -> Truth:
-        """The corpus's ground truth. Raises UserError, naming the config key `key` that needs it,
-        if the corpus has none."""
+        """Returns the corpus's ground truth.
+
+        Raises UserError, naming the config key `key` that needs it, if the corpus has none.
+        """
         if self.documents.truth is None:
-            raise UserError(f"{key}: this corpus has no ground truth")
+            raise UserError(f"{key}: this corpus has no ground truth; use data.source microworld")
         return self.documents.truth
 
 
 def cut_config(data: Mapping) -> CutConfig:
-    """The `data.cut` section as a dataclass."""
+    """Returns the `data.cut` section as a dataclass. Raises UserError if it is missing."""
     if "cut" not in data:
-        raise UserError("config data.cut: missing")
+        raise UserError("config data.cut: missing; set prefix_min, prefix_max and suffix")
     return section(CutConfig, data["cut"], "data.cut")
 
 
 def data_config(data, split: str) -> documents.DataConfig:
-    """The `data` section as a dataclass, for one split."""
+    """Returns the `data` section as a dataclass, for one split."""
     values = {k: v for k, v in plain(data).items() if k != "cut"}
     return section(documents.DataConfig, {**values, "split": split}, "data")
 
@@ -55,7 +61,7 @@ def data_config(data, split: str) -> documents.DataConfig:
 def load(data, split: str, workdir: str, tokenizer: Tokenizer) -> Corpus:
     """Loads, tokenises and cuts the documents of a split, once per process.
 
-    `data` is the config's `data` section; a corpus that has to be built lies in the workdir.
+    `data` is the config's `data` section. A data set that must be built is stored in the workdir.
     """
     cut = cut_config(data)
     return _cut(data_config(data, split), cut, _data_dir(workdir), tokenizer)
@@ -72,7 +78,7 @@ def _data_dir(workdir: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _documents(data: documents.DataConfig, data_dir: str) -> documents.Documents:
-    """A data set that has to be built is built by process 0 alone."""
+    """Loads documents: process 0 first, which builds the data set if needed, then the others."""
     found: list[documents.Documents] = []
     processes.on_lead(lambda: found.append(documents.load(data, data_dir)))
     return found[0] if found else documents.load(data, data_dir)
@@ -80,6 +86,7 @@ def _documents(data: documents.DataConfig, data_dir: str) -> documents.Documents
 
 @functools.lru_cache(maxsize=8)
 def _cut(data: documents.DataConfig, cut: CutConfig, data_dir: str, tokenizer) -> Corpus:
+    # The cache needs hashable arguments; a tokenizer is hashed by identity (see load_tokenizer).
     docs = _documents(data, data_dir)
     found = chunks.cut(
         docs.texts,

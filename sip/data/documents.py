@@ -1,4 +1,4 @@
-"""Where documents come from: a text file, JSON lines, a TFDS data set or the micro-world."""
+"""Reads documents from a text file, JSON Lines, a TFDS data set or the micro-world."""
 
 import contextlib
 import hashlib
@@ -14,72 +14,93 @@ from absl import logging
 
 from sip.structs import UserError
 
-PARTS = ("train", "validation", "test")  # of a file, by a hash of the text: 90, 5 and 5 %
+PARTS = ("train", "validation", "test")  # 90, 5 and 5 % of a file, by a hash of the text
 
 
 class Truth(Protocol):
-    """What is exactly known of texts in a generated world. B rows."""
+    """Exact scores and corrections for texts of a generated world. Letter: B rows."""
 
     def score(self, prefixes: Sequence[str], texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Float arrays [B] by name: quality (to be compared), safety 0/1, factuality 0/.5/1, ..."""
+        """Scores texts as continuations of their prefixes.
+
+        Returns float arrays [B] by name: quality (see `compare`), safety in {0, 1}, factuality in
+        {0, 0.5, 1}, and more.
+        """
         ...
 
     def compare(self, quality_a: np.ndarray, quality_b: np.ndarray) -> np.ndarray:
-        """1 where a is better, 0 where b is, 0.5 for a tie."""
+        """Returns 1 if a is better, 0 if b is better, 0.5 for a tie, elementwise."""
         ...
 
     def rewrite(self, prefixes: Sequence[str], suffixes: Sequence[str], words: int) -> list[str]:
-        """Corrected suffixes of at least `words` words."""
+        """Returns suffixes without faults; a corrected one has `words` words and marks."""
         ...
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """One split of one corpus.
+    """One split of a corpus.
 
-    path: a .txt file (documents are separated by blank lines), a .jsonl file (field "text"), or
-    "name:field" of a TFDS data set. split: a part and a slice of it, as in "train[:70%]".
+    `path` is a .txt file (documents separated by blank lines), a .jsonl file (field "text"), or
+    "name:field" of a TFDS data set. `split` is a part (train, validation, test) and optionally a
+    slice of it, as in "train[:70%]" or "test[10:20]".
+    Raises UserError for an invalid value.
     """
 
     source: str  # microworld | txt | jsonl | tfds
-    path: str = ""
-    split: str = "train"
-    world: Any = ()  # of the micro-world: its parameters by name; kept as sorted pairs
-    max_skipped_fraction: float = 0.1  # more unusable documents than this are an error
+    path: str = ""  # needed by all sources except microworld
+    split: str = "train"  # part and slice
+    world: Any = ()  # microworld: fields of WorldConfig by name; stored as sorted pairs
+    max_skipped_fraction: float = 0.1  # 0..1; error if more of the documents are unusable
 
     def __post_init__(self):
         if self.source not in LOADERS:
-            raise UserError(f"data.source {self.source!r}: not one of {', '.join(LOADERS)}")
+            raise UserError(f"data.source {self.source!r}: must be one of {', '.join(LOADERS)}")
         if (self.source == "microworld") == bool(self.path):
-            raise UserError(f"data.path {self.path!r}: wanted by every source but microworld")
+            raise UserError(
+                f"data.path {self.path!r}: required by every source except microworld, which "
+                "accepts none"
+            )
         if not 0 <= self.max_skipped_fraction <= 1:
-            raise UserError(f"data.max_skipped_fraction {self.max_skipped_fraction}: not in 0..1")
+            raise UserError(
+                f"data.max_skipped_fraction {self.max_skipped_fraction}: must be in 0..1"
+            )
+        # Sorted pairs make the config hashable and equal for any order of the keys.
         object.__setattr__(self, "world", tuple(sorted(dict(self.world).items())))
 
 
 @dataclass(frozen=True)
 class Documents:
+    """The documents of a split, with their ground truth if the source has one."""
+
     texts: Sequence[str]
-    kinds: np.ndarray | None = None  # name of each document's kind, where the source has kinds
+    kinds: np.ndarray | None = None  # kind of each document, a string; None: no kinds
     truth: Truth | None = None
-    read: int = 0  # documents looked at: of a file all, of a data set the split's
-    skipped: int = 0  # of these: not UTF-8, empty, or (jsonl) without a text
+    read: int = 0  # documents read: all of a file, or the split of a data set
+    skipped: int = 0  # documents read but unusable: not UTF-8, empty, or (jsonl) without a text
 
 
 def load(cfg: DataConfig, data_dir: str) -> Documents:
-    """The documents of cfg.split; data sets are built or looked for in `data_dir`."""
+    """Loads the documents of cfg.split; data sets are built in or read from `data_dir`.
+
+    Raises UserError if the source cannot be read, if the split is empty, or if more than
+    cfg.max_skipped_fraction of the documents are unusable.
+    """
     found = LOADERS[cfg.source](cfg, data_dir)
     if found.skipped > cfg.max_skipped_fraction * found.read:
         raise UserError(
             f"{cfg.path}: {found.skipped} of {found.read} documents are empty or not readable as "
-            f"text, more than max_skipped_fraction={cfg.max_skipped_fraction}"
+            f"text, more than max_skipped_fraction={cfg.max_skipped_fraction} allows"
         )
     if not found.texts:
-        raise UserError(f"{cfg.path or cfg.source}: no documents in split {cfg.split!r}")
+        raise UserError(
+            f"{cfg.path or cfg.source}: no documents in split {cfg.split!r}; choose a larger split"
+        )
     return found
 
 
 def _txt(cfg: DataConfig, data_dir: str) -> Documents:
+    # Split as bytes: a document that is not UTF-8 is then skipped without losing the others.
     data = _read(cfg.path).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
     parts = re.split(rb"\n(?:[ \t]*\n)+", b"\n%b\n" % data)
     return _from_file(cfg, [_decode(part.strip(b"\n")) for part in parts if part.strip(b"\n")])
@@ -98,7 +119,7 @@ def _read(path: str) -> bytes:
 
 
 def _decode(data: bytes) -> str | None:
-    """The text, or None where it is no UTF-8 or blank."""
+    """Decodes UTF-8; returns None for invalid UTF-8 or a blank text."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -107,9 +128,10 @@ def _decode(data: bytes) -> str | None:
 
 
 def _json_text(line: bytes) -> str | None:
+    """Returns the field "text" of a JSON line; None if there is no usable text."""
     try:
         text = json.loads(line)["text"]
-        return text if _decode(text.encode()) else None  # a lone surrogate does not encode
+        return text if _decode(text.encode()) else None  # a lone surrogate raises ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -121,17 +143,23 @@ def _from_file(cfg: DataConfig, texts: list[str | None]) -> Documents:
 
 
 def _select(texts: list[str], split: str) -> list[str]:
-    """Part and slice as TFDS writes them: "train", "test[10:]", "train[70%:85%]"."""
+    """Selects a part and slice in TFDS notation: "train", "test[10:]", "train[70%:85%]"."""
     found = re.fullmatch(rf"({'|'.join(PARTS)})(?:\[(\d+%?)?:(\d+%?)?\])?", split)
     if not found:
-        raise UserError(f"data.split {split!r}: not one of {', '.join(PARTS)}, or one with [a%:b%]")
+        raise UserError(
+            f"data.split {split!r}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
+        )
     texts = [text for text in texts if part(text) == found[1]]
     return texts[_bound(found[2] or "0", len(texts)) : _bound(found[3] or "100%", len(texts))]
 
 
 def part(text: str) -> str:
-    """One of PARTS by the text alone: equal documents share it, whatever file they stand in."""
+    """Returns the part (of PARTS) of a document, by a hash of its text.
+
+    Equal documents are in the same part, in any file, so train and test do not share a text.
+    """
     bucket = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) % 20
+    # Buckets 0..17 are train, 18 is validation, 19 is test.
     return PARTS[max(0, bucket - 17)]
 
 
@@ -140,11 +168,12 @@ def _bound(text: str, count: int) -> int:
 
 
 def _tfds(cfg: DataConfig, data_dir: str) -> Documents:
-    import tensorflow_datasets as tfds  # here, since a text file needs none of it
+    import tensorflow_datasets as tfds  # imported here: slow, and text files do not need it
 
     name, _, field = cfg.path.rpartition(":")
     if not name:
-        raise UserError(f"data.path {cfg.path!r}: a TFDS data set is given as 'name:field'")
+        raise UserError(f"data.path {cfg.path!r}: must be 'name:field' of a TFDS data set")
+    # Built by `_rows`, which turns exceptions of TFDS into UserError.
     rows = _rows(lambda: tfds.builder(name, data_dir=data_dir), cfg, cfg.path, field)
     texts = [_decode(row[field]) for row in rows]
     kept = [text for text in texts if text is not None]
@@ -152,12 +181,13 @@ def _tfds(cfg: DataConfig, data_dir: str) -> Documents:
 
 
 def _microworld(cfg: DataConfig, data_dir: str) -> Documents:
+    # Imported here: world imports TFDS, which is slow and not needed for text files.
     from sip.data.microworld.oracle import MicroworldTruth
     from sip.data.microworld.world import KINDS, Microworld, WorldConfig
 
     try:
         world = WorldConfig(**dict(cfg.world))
-    except TypeError as error:  # a field that it does not have, or a value of another type
+    except TypeError as error:  # an unknown field or a value of a wrong type
         raise UserError(f"data.world {dict(cfg.world)}: {error}") from error
     make = lambda: Microworld(data_dir=data_dir, world=world)
     rows = _rows(make, cfg, data_dir, "text")
@@ -167,29 +197,36 @@ def _microworld(cfg: DataConfig, data_dir: str) -> Documents:
 
 
 def _rows(make: Callable[[], Any], cfg: DataConfig, where: str, field: str) -> list[dict]:
-    """All examples of a TFDS builder's split; the data set is built if it is not there."""
+    """Returns all examples of a TFDS builder's split; builds the data set if it does not exist.
+
+    `where` and `field` name the path in errors and the text field.
+    """
     try:
         with _quiet():
             builder = make()
             where = str(builder.data_dir)
             builder.download_and_prepare(file_format="array_record")
             source = builder.as_data_source(split=cfg.split)
-            rows = list(source.__getitems__(range(len(source))))  # by one, it takes twice as long
+            rows = list(source.__getitems__(range(len(source))))  # twice as fast as one by one
     except UserError:
         raise
-    except Exception as error:  # readers of damaged files raise a little of everything
+    except Exception as error:  # readers raise many types of exceptions for damaged files
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: cannot read split {cfg.split!r}: {reason}") from error
     if rows and field not in rows[0]:
-        raise UserError(f"{cfg.path}: no field {field!r}, only {', '.join(sorted(rows[0]))}")
-    if any(row[field] is None for row in rows):  # array_record, of a file cut at a 64 KiB block
-        raise UserError(f"{where}: a file of split {cfg.split!r} is damaged: it has empty records")
+        raise UserError(f"{cfg.path}: no field {field!r}; use one of {', '.join(sorted(rows[0]))}")
+    # array_record returns None for the records of a file truncated at a 64 KiB block.
+    if any(row[field] is None for row in rows):
+        raise UserError(
+            f"{where}: a file of split {cfg.split!r} is damaged: it has empty records; delete the "
+            "directory to build it again"
+        )
     return rows
 
 
 @contextlib.contextmanager
 def _quiet():
-    """TFDS says in two lines on stdout and in a warning that it builds what it was asked for."""
+    """Suppresses the lines and warnings that TFDS prints while it builds a data set."""
     import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()

@@ -1,7 +1,8 @@
-"""Chunks -> global batches by random access: the state of an input pipeline is one step number.
+"""Global batches of chunks by random access: the state of the input pipeline is the step number.
 
-The order is a grain `MapDataset`: shuffled anew in every epoch, repeated without end. Batch `step`
-holds positions step * batch onwards whatever the number of processes, so a run resumes on another.
+The order is a grain `MapDataset`, reshuffled in every epoch and repeated forever. Batch `step`
+holds positions step * batch to (step + 1) * batch - 1, for any number of processes. So a run can
+resume on another number of processes.
 """
 
 import functools
@@ -18,41 +19,55 @@ Batch = dict[str, np.ndarray]
 
 
 class Batches:
-    """batches[step] -> {tokens_BT, mask_BT, fork_B, doc_B}; steps never run out."""
+    """An endless sequence of batches: batches[step] -> {tokens_BT, mask_BT, fork_B, doc_B}.
+
+    `batch` is the global batch size B, `seed` that of the shuffle. Raises UserError if batch < 1.
+    """
 
     def __init__(self, chunks: Chunks, *, batch: int, seed: int, shuffle: bool = True):
         if batch < 1:
-            raise UserError(f"batch={batch}: a batch needs at least one row")
+            raise UserError(f"batch={batch}: must be at least 1")
         self.batch = batch
         order = grain.MapDataset.source(chunks).seed(seed)
+        # shuffle before repeat: each epoch has its own permutation of all chunks.
         self._order = (order.shuffle() if shuffle else order).repeat()
 
     def __getitem__(self, step: int) -> Batch:
         return self.rows(step, 0, 1)
 
     def rows(self, step: int, process_index: int, process_count: int) -> Batch:
-        """The rows of global batch `step` that belong to one process."""
+        """Returns the rows of global batch `step` that belong to one process.
+
+        Raises UserError if the batch is not a multiple of `process_count`.
+        """
         share, rest = divmod(self.batch, process_count)
         if rest:
-            raise UserError(f"batch={self.batch} does not divide among {process_count} processes")
-        first = step * self.batch + process_index * share
+            raise UserError(
+                f"batch={self.batch} does not divide among {process_count} processes; use a "
+                "multiple"
+            )
+        first = step * self.batch + process_index * share  # rows of a process are contiguous
         return _stack(self._order[position] for position in range(first, first + share))
 
 
 def epochs(n: int, step: int, size: int, *, seed: int) -> np.ndarray:
-    """Which of n examples are in the batch of a step; each epoch is a permutation."""
+    """Returns the indices of the `size` examples in batch `step`, out of n examples.
+
+    Each epoch is a permutation of the n examples; a batch may span two epochs.
+    """
     at = np.arange(step * size, (step + 1) * size)
-    places = zip(*divmod(at, n), strict=True)
+    places = zip(*divmod(at, n), strict=True)  # (epoch, position in the epoch)
     return np.array([order(n, seed, int(epoch))[i] for epoch, i in places])
 
 
 @functools.lru_cache(maxsize=8)
 def order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of n examples in an epoch."""
+    """Returns the permutation of n examples in an epoch."""
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
 def _stack(items: Iterable[Any]) -> Batch:
+    """Stacks chunks into a batch; mask_BT is True at the tokens of prefix and suffix."""
     rows = list(items)
     tokens_BT = np.stack([row["tokens_T"] for row in rows])
     length_B1 = np.array([[row["length"]] for row in rows])

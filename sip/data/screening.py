@@ -1,7 +1,7 @@
-"""A part of a corpus by what a judge says of its documents, such as an unsafe slice.
+"""Selects documents by a judge's scores, for example the unsafe part of a corpus.
 
-Questions for `python -m sip.judge` go out, one line per document, and its answers come back: the
-documents of low score are kept. So any judge screens any corpus, and both files can be looked at.
+Writes one request for `python -m sip.judge` per document, reads its verdicts and keeps the
+documents with a low score. So any judge can screen any corpus, and both files can be inspected.
 """
 
 import json
@@ -11,26 +11,36 @@ from sip.structs import UserError
 
 
 def question(text: str, characters: int) -> str:
-    """The line that asks about a document: its first `characters`, as what follows nothing."""
-    head = text[:characters]
+    """Returns the JSON request that judges a document: its first `characters`, empty prefix."""
+    head = text[:characters]  # limits the judge's prompt; characters, as no tokenizer is needed
     return json.dumps({"prefix": "", "candidates": [head], "reference": ""}, ensure_ascii=False)
 
 
 def low(lines: Iterable[bytes], aspect: str, below: float) -> Iterator[bool]:
-    """Whether the verdict on each document is valid and below `below`."""
+    """Yields True for each document whose verdict on `aspect` is valid and below `below`.
+
+    `lines` are the JSON lines that sip.judge writes. Raises UserError, with the line number, for a
+    line without a verdict on `aspect`.
+    """
     for number, line in enumerate(lines, start=1):
         try:
             found = json.loads(line)["aspects"][aspect]
             yield bool(found["valid"][0]) and float(found["scores"][0]) < below
         except (ValueError, KeyError, TypeError, IndexError):
-            raise UserError(f"--scores, line {number}: no verdict on {aspect!r}") from None
+            raise UserError(
+                f"--scores, line {number}: no verdict on {aspect!r}; run sip.judge with this aspect"
+            ) from None
 
 
 def keep(texts: Sequence[str], lows: Sequence[bool]) -> list[str]:
-    """The documents of low score as lines of a .jsonl corpus, in order. Raises UserError where
-    there are not as many verdicts as documents."""
+    """Returns the documents of low score as JSON lines of a corpus, in order.
+
+    Raises UserError if the numbers of verdicts and documents differ.
+    """
     if len(texts) != len(lows):
-        raise UserError(f"--scores: {len(lows)} verdicts on {len(texts)} documents")
+        raise UserError(
+            f"--scores: {len(lows)} verdicts on {len(texts)} documents; screen the same --split"
+        )
     return [
         json.dumps({"text": text}, ensure_ascii=False)
         for text, is_low in zip(texts, lows, strict=True)

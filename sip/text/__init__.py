@@ -1,9 +1,9 @@
-"""Text as tokens.
+"""Text and tokens: tokenizers, prompt templates and chat templates.
 
 tokenizer       the Tokenizer protocol; SentencePiece, Hugging Face and byte tokenizers
 tokenizer_json  reading a Hugging Face tokenizer.json
-segments        prompts as segments: markup and plain text
+segments        prompts as segments that are encoded separately
 template        prompt files with {fields}
-chat            chat templates: a prompt as a turn of a chat
-untrusted       text that must not become special tokens
+chat            chat templates: a prompt as a user message
+untrusted       breaking up special strings in text under judgement
 """

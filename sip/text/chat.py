@@ -1,11 +1,12 @@
-"""Chat templates: conversations as models have them, what is judged in them kept apart.
+"""Chat templates: conversations as prompts, with the messages kept as separate segments.
 
-`render` writes a conversation as transformers does (jinja2 in a sandbox, with its additions).
-`segments` gives the same text in parts: what the template writes (`Markup`, in which special tokens
-are special) and the messages, where their strings are text. Messages are rendered as unguessable
-words and put in afterwards, so none of them can change what the template does: one that looks into
-a message (for a thought to leave out, say) finds nothing there. White space around a message is
-shown to it, and goes where it trims; so does an empty message.
+`render` writes a conversation as transformers does (jinja2 in a sandbox, with its extensions).
+`segments` returns the same text in parts: the template's text (`Markup`, where special tokens are
+parsed) and the messages (where their strings are plain text). The template is rendered with random
+placeholder words, which are replaced by the messages afterwards. So the content of a message cannot
+change what the template does: a template that searches messages (for example to remove thoughts)
+finds nothing. The template does see the white space around a message and empty messages, so it can
+trim them.
 """
 
 import datetime
@@ -27,52 +28,59 @@ from sip.text.segments import Markup
 from sip.text.tokenizer import Tokenizer
 from sip.text.tokenizer_json import SETTINGS, HuggingFace, settings
 
-OWN = "own"  # the tokenizer's own template, by its name in configs
-BESIDE = "chat_template.jinja"
+OWN = "own"  # the config value for the tokenizer's own template
+BESIDE = "chat_template.jinja"  # file beside a tokenizer.json
 BUILT_IN = ("harmony",)
-Message = Mapping[str, Any]  # role, content, and what a template may read beside them
+Message = Mapping[str, Any]  # role, content, and other keys that a template reads
 
 
 @dataclass(frozen=True)
 class Template:
-    """A chat template. `names`: special tokens as it reads them ("bos_token" -> "<s>")."""
+    """A jinja chat template and the special tokens that it can read."""
 
-    source: str
-    names: Mapping[str, str] = field(default_factory=dict)
-    title: str = "chat template"  # in errors
+    source: str  # jinja2 source
+    names: Mapping[str, str] = field(default_factory=dict)  # variables: "bos_token" -> "<s>"
+    title: str = "chat template"  # name of the template in errors
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What a template puts around one message of a user's, and before the answer to it."""
+    """The template text around one user message, up to the assistant's answer."""
 
-    head: str
-    tail: str  # up to where the model begins to answer
-    direct: str  # up to where the answer's own words begin, its thoughts, if any, being empty
-    space: str  # between `direct` and the answer: part of its first token
+    head: str  # before the user message
+    tail: str  # from the message to the end of the generation prompt; the model goes on from here
+    direct: str  # from the message to the answer's first word, skipping thoughts (left empty)
+    space: str  # spaces between `direct` and the answer; they belong to its first token
 
 
 def load(name: str, tokenizer: Tokenizer) -> Template:
-    """The template of a `chat` key: "own" (the tokenizer's), a built-in one or a .jinja file.
+    """Loads the template of a config's `chat` key.
 
-    Raises UserError where there is none.
+    `name` is "own" (the tokenizer's own template), a built-in template or the path of a .jinja
+    file.
+
+    Raises UserError if there is no such template.
     """
     title = f"chat {name!r}"
     if name == OWN:
         if not isinstance(tokenizer, HuggingFace):
-            raise UserError(f"{title}: this kind of tokenizer has no template; name a .jinja file")
+            raise UserError(f"{title}: this kind of tokenizer has no template; give a .jinja file")
         return of_tokenizer(tokenizer.path)
     if name in BUILT_IN:
         source = importlib.resources.files("sip") / "templates" / f"{name}.jinja"
         return Template(source.read_text(encoding="utf-8"), _names(tokenizer), title)
     if not name.endswith(".jinja") or not pathlib.Path(name).is_file():
-        raise UserError(f"{title}: neither {OWN!r}, one of {BUILT_IN} nor a .jinja file")
+        raise UserError(f"{title}: must be {OWN!r}, one of {BUILT_IN} or an existing .jinja file")
     return Template(pathlib.Path(name).read_text(encoding="utf-8"), _names(tokenizer), title)
 
 
 def of_tokenizer(path: str | os.PathLike, name: str = "default") -> Template:
-    """The template beside a tokenizer.json: chat_template.jinja, or that in its settings, where
-    several have names. Raises UserError where there is none of that name."""
+    """Reads the chat template stored with a tokenizer.json.
+
+    chat_template.jinja is the default template, if it exists; else the one in
+    tokenizer_config.json, which may have several named templates. Raises UserError if there is no
+    template `name`.
+    """
     folder = epath.Path(path) if epath.Path(path).is_dir() else epath.Path(path).parent
     found: dict[str, str] = {}
     if (folder / SETTINGS).is_file():
@@ -90,6 +98,7 @@ def of_tokenizer(path: str | os.PathLike, name: str = "default") -> Template:
 
 
 def _names(tokenizer: Tokenizer) -> Mapping[str, str]:
+    """Returns the texts of bos_token, eos_token and pad_token, if they have one."""
     if isinstance(tokenizer, HuggingFace):
         return settings(tokenizer.path).names
     texts = {id: text for text, id in tokenizer.specials.items()}
@@ -100,9 +109,9 @@ def _names(tokenizer: Tokenizer) -> Mapping[str, str]:
 def render(
     template: Template, messages: Sequence[Message], *, add_generation_prompt: bool, **variables
 ) -> str:
-    """The conversation as one text. `variables` are more that the template may read.
+    """Renders a conversation as one text. `variables` are further variables of the template.
 
-    Raises UserError, one line, where the template is none or refuses the conversation.
+    Raises UserError (one line) if the template is invalid or rejects the conversation.
     """
     import jinja2
 
@@ -121,46 +130,57 @@ def render(
 def segments(
     template: Template, messages: Sequence[Message], *, add_generation_prompt: bool, **variables
 ) -> tuple[str, ...]:
-    """The conversation's text: `Markup` at even places, messages at odd ones.
+    """Renders a conversation as segments: `Markup` at even places, messages at odd places.
 
-    Joined they are what `render` gives, as long as the template looks into no message.
+    Joined, they equal the result of `render`, unless the template depends on message content.
+    Raises UserError if the white space around messages changes which messages are rendered, or if
+    the template changes white space other than by trimming it.
     """
     how = {"add_generation_prompt": add_generation_prompt, **variables}
+    # One random placeholder per message; an empty message stays empty, as templates test for it.
     words = [secrets.token_hex(16) if m["content"].strip() else "" for m in messages]
     put = lambda contents: [
         {**m, "content": text} for m, text in zip(messages, contents, strict=True)
     ]
     edges = [_edges(m["content"]) for m in messages]
+    # Render twice, with the white space around messages (shown) and without it (bare): comparing
+    # the two tells which of it the template trims.
     shown = [f"{a}{w}{c}" if w else a + c for w, (a, _, c) in zip(words, edges, strict=True)]
     bare = [w or a + c for w, (a, _, c) in zip(words, edges, strict=True)]
     either = re.compile(f"({'|'.join(filter(None, words)) or '(?!)'})")
     apart = either.split(render(template, put(bare), **how))
     whole = either.split(render(template, put(shown), **how))
     if apart[1::2] != whole[1::2]:
-        raise UserError(f"{template.title}: white space in a message changes which are shown")
+        raise UserError(
+            f"{template.title}: white space around a message changes which messages are shown"
+        )
     at = [edges[words.index(word)] for word in apart[1::2]]
     return _joined(template, apart[::2], whole[::2], at)
 
 
 def _edges(text: str) -> tuple[str, str, str]:
-    """(white space before, what is between, white space behind)."""
+    """Splits a text into (leading white space, inner text, trailing white space)."""
     inner = text.strip()
     start = text.index(inner)
     return text[:start], inner, text[start + len(inner) :]
 
 
 def _joined(template: Template, apart, whole, edges) -> tuple[str, ...]:
-    """Segments: what stands between messages, and each with the white space that was not trimmed.
+    """Returns the segments; each message has the white space that the template did not trim.
 
-    `apart` are the texts between messages without white space around them, `whole` with it.
+    `apart` are the template's texts between messages, rendered without white space around the
+    messages; `whole` are the same texts rendered with it. `edges` are the messages' `_edges`.
     """
     before = ["", *(after for _, _, after in edges)]
     behind = [*(lead for lead, _, _ in edges), ""]
     kept = []
     for own, found, after, lead in zip(apart, whole, before, behind, strict=True):
+        # Either kept or trimmed, on both sides: four possibilities.
         fits = [(a, b) for a in (after, "") for b in (lead, "") if a + own + b == found]
         if not fits:
-            raise UserError(f"{template.title}: it changes white space in messages")
+            raise UserError(
+                f"{template.title}: it changes white space around messages, which is not supported"
+            )
         kept.append(fits[0])
     parts: list[str] = [Markup(apart[0])]
     for i, (_, inner, _) in enumerate(edges):
@@ -170,27 +190,37 @@ def _joined(template: Template, apart, whole, edges) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=32)
 def _turn(source: str, names: tuple[tuple[str, str], ...], title: str) -> Turn:
+    # Render a question alone, with the generation prompt, and the same question with its answer.
     template, user = Template(source, dict(names), title), {"role": "user", "content": "question"}
     alone = segments(template, [user], add_generation_prompt=True)
     answered = [user, {"role": "assistant", "content": "answer"}]
     both = segments(template, answered, add_generation_prompt=False)
     if len(alone) != 3 or len(both) != 5 or both[0] != alone[0]:
-        raise UserError(f"{title}: it does not write a message of a user's once, and its answer")
+        raise UserError(
+            f"{title}: it does not write a message of a user and its answer exactly once"
+        )
+    # Spaces before the answer belong to its first token, so they are split off into `space`.
     direct = both[2].rstrip(" ")
     if not direct.startswith(alone[2].rstrip(" ")):
-        raise UserError(f"{title}: an answer does not begin where the generation prompt ends")
+        raise UserError(
+            f"{title}: an answer does not begin where the generation prompt ends; "
+            "use another chat template"
+        )
     return Turn(alone[0], alone[2], direct, both[2][len(direct) :])
 
 
 def turn(template: Template) -> Turn:
-    """What stands around a message and before its answer. Raises UserError where that cannot be
-    told: the template leaves one out or begins answers in another way."""
+    """Returns the template's text around a user message and before the answer.
+
+    Raises UserError if it cannot be determined: the template omits one of the two, or begins an
+    answer differently from the generation prompt.
+    """
     return _turn(template.source, tuple(sorted(template.names.items())), template.title)
 
 
 @functools.lru_cache(maxsize=32)
 def _compiled(source: str):
-    """The template, in a sandbox with what transformers adds to jinja."""
+    """Compiles a template in a sandbox, with the extensions that transformers adds to jinja."""
     try:
         import jinja2
         from jinja2 import ext, nodes, sandbox
@@ -198,7 +228,10 @@ def _compiled(source: str):
         raise UserError("chat templates need jinja2: pip install 'sip-jax[hf]'") from None
 
     class Generation(ext.Extension):
-        """{% generation %}: marks what the model wrote, and writes it as it stands."""
+        """The block {% generation %}: renders its content unchanged.
+
+        transformers uses it to mark the assistant's tokens; we do not need the mark.
+        """
 
         tags = {"generation"}
 
@@ -217,7 +250,7 @@ def _compiled(source: str):
 
 
 def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    """JSON without HTML's escapes, which jinja's own filter has."""
+    """Returns JSON without the HTML escapes of jinja's own `tojson`, as transformers does."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

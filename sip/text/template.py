@@ -1,8 +1,8 @@
-"""Prompt templates: texts with {fields}, filled piece by piece.
+"""Prompt templates: text with {fields}.
 
-A filled template is a tuple of segments: the template's own words at even places, the texts it was
-filled with at odd ones. Segments are encoded one by one, so a text can neither merge with the
-template's tokens nor be read as a template.
+A filled template is a tuple of segments: the template's text at even places, the field values at
+odd places. Segments are encoded separately. So a value cannot merge with the template's tokens, and
+braces in a value are not fields.
 """
 
 import functools
@@ -15,33 +15,43 @@ from sip.structs import UserError
 
 
 def read(what: str, name: str, package: str = "sip") -> str:
-    """A prompt file's text: of a built-in one's name, or of the path of a user's own .txt file."""
+    """Reads a prompt file: a built-in prompt by name, or a file by its path (.txt).
+
+    `what` names the kind of prompt in the error; `package` has the built-in prompts in its folder
+    templates. Raises UserError if there is no such file.
+    """
     built_in = importlib.resources.files(package) / "templates" / f"{name}.txt"
     path = pathlib.Path(name) if name.endswith(".txt") else built_in
     if not path.is_file():
-        raise UserError(f"{what} {name!r}: no such prompt file")
+        raise UserError(
+            f"{what} {name!r}: no such prompt file; give a built-in prompt's name or a .txt path"
+        )
     return path.read_text(encoding="utf-8")
 
 
 @functools.lru_cache(maxsize=64)
 def pieces(template: str) -> tuple[str, ...]:
-    """The template cut at its fields: literal, field, literal, ..., literal."""
+    """Splits a template at its fields: literal, field, literal, ..., literal."""
     return tuple(re.split(r"\{(\w+)\}", template))
 
 
 def fields(template: str) -> tuple[str, ...]:
-    """The names of the fields, in order."""
+    """Returns the names of a template's fields, in order, with repetitions."""
     return pieces(template)[1::2]
 
 
 @functools.lru_cache(maxsize=1 << 14)
 def quote(text: str) -> str:
-    """`text` on one line: each run of newlines, control and invisible characters is one space."""
-    if text.isprintable():
+    """Returns `text` on one line: runs of newlines, control and invisible characters become " "."""
+    if text.isprintable():  # the common case, fast
         return text
+    # Newlines and controls become \0 first, so that a run of them gives a single space.
     return re.sub("\0+", " ", "".join(c if c.isprintable() else "\0" for c in text))
 
 
 def fill(template: str, texts: Mapping[str, str]) -> tuple[str, ...]:
-    """Segments of the filled template: its own words at even places, quoted texts at odd ones."""
+    """Returns the filled template as segments: template text at even, quoted texts at odd places.
+
+    `texts` maps each field name to its value; see `quote`.
+    """
     return tuple(quote(texts[p]) if i % 2 else p for i, p in enumerate(pieces(template)))

@@ -1,9 +1,10 @@
-"""Text <-> token ids, such that parts join: decode(encode(a) + encode(b)) == a + b.
+"""Tokenizers whose encodings can be concatenated: decode(encode(a) + encode(b)) == a + b.
 
-SentencePiece as shipped adds a dummy space to every part and may squeeze spaces; both are switched
-off in the loaded model, so a suffix is encoded as it stands inside its document. Special tokens are
-never produced from text. Tokens of parts equal those of the whole only at word boundaries; where
-they differ the token list is authoritative and text is `continuation`.
+A published SentencePiece model adds a dummy space to every text and may squeeze spaces. Both are
+switched off in the loaded model, so that a suffix is encoded as it appears inside its document.
+Text never encodes to special tokens. encode(a) + encode(b) equals encode(a + b) only if the texts
+meet at a word boundary. Otherwise the token list is authoritative, and the text of a part is its
+`continuation`.
 """
 
 import functools
@@ -22,67 +23,79 @@ from sip.text.tokenizer_json import FILE, OPTIONAL, SPACE, HuggingFace, files, i
 from sip.workdir import write_atomically
 
 LOG = logging.getLogger(__name__)
-MODEL, FOLDER = "tokenizer.model", "tokenizer"  # in a run's directory
+MODEL, FOLDER = "tokenizer.model", "tokenizer"  # file (sentencepiece), folder (huggingface)
 KINDS = ("sentencepiece", "huggingface", "byte")
-# Appended to a serialised model it sets normalizer_spec's add_dummy_prefix and
-# remove_extra_whitespaces to false: of a protobuf field given twice the later value counts.
+# These bytes, appended to a serialised model, set add_dummy_prefix and remove_extra_whitespaces of
+# normalizer_spec to false: if a protobuf field occurs twice, the later value counts.
 AS_IT_STANDS = b"\x1a\x04\x18\x00\x20\x00"
-USER_DEFINED = 4  # the type of a piece that is found before the others are
-CONTROL = 3  # of one that is never found in text
+USER_DEFINED = 4  # type of a piece that is matched before all others
+CONTROL = 3  # type of a piece that is never matched in text
 
 
 class Tokenizer(Protocol):
-    vocab_size: int
-    bos: int
-    eos: int
-    pad: int
+    """A tokenizer whose encodings of text parts can be concatenated."""
+
+    vocab_size: int  # number of tokens
+    bos: int  # id of the beginning-of-sequence token
+    eos: int  # id of the end-of-sequence token
+    pad: int  # id at masked positions
 
     @property
     def specials(self) -> Mapping[str, int]:
-        """Text -> id of what no text becomes."""
+        """Special tokens, text -> id; `encode` never returns these ids."""
         ...
 
     @property
     def stops(self) -> tuple[int, ...]:
-        """The tokens that end an answer, EOS first."""
+        """Ids of the tokens that end an answer, EOS first."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone: no special tokens, no dummy prefix."""
+        """Encodes a text without special tokens and without a dummy prefix."""
         ...
 
     def plain(self, text: str) -> list[int]:
-        """Ids of a text that is no template's own: no phrase of the tokenizer's comes out of it.
+        """Encodes a text that is not a template's own, without the tokenizer's phrases.
 
-        A phrase is a symbol of more than one word or mark, as a prompt's lines are. Where one
-        stands in the text it is spelled out; what is decoded is the same.
+        A phrase is a token of more than one word or mark, such as a line of a prompt. A phrase in
+        the text is spelled out in smaller tokens; the ids decode to the same text.
         """
         ...
 
     def encode_special(self, text: str) -> list[int]:
-        """Ids of a chat template's own text, where the strings of special tokens are those tokens.
+        """Encodes a chat template's own text; the strings of special tokens become these tokens.
 
-        Never of a text from elsewhere.
+        Never call it with text from another source.
         """
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; special tokens and ids outside the vocabulary have none."""
+        """Decodes ids; special tokens and ids outside the vocabulary decode to nothing."""
         ...
 
 
 class Encoder(Protocol):
-    """A tokenizer, as far as it makes tokens."""
+    """The encoding methods of a `Tokenizer`."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Encodes a text without special tokens."""
+        ...
 
-    def plain(self, text: str) -> list[int]: ...
+    def plain(self, text: str) -> list[int]:
+        """Encodes a text without special tokens and phrases."""
+        ...
 
-    def encode_special(self, text: str) -> list[int]: ...
+    def encode_special(self, text: str) -> list[int]:
+        """Encodes a chat template's own text, with special tokens."""
+        ...
 
 
 class Cached:
-    """A tokenizer's encodings, the latest of them kept."""
+    """An `Encoder` that caches a tokenizer's encodings, least recently used first out.
+
+    `size` is the number of texts cached per method; None: no limit. Do not modify the lists that
+    it returns: they are the cached objects.
+    """
 
     def __init__(self, tokenizer: Encoder, size: int | None = None):
         self.encode = functools.lru_cache(size)(tokenizer.encode)
@@ -98,20 +111,27 @@ class Byte:
     specials = {"<pad>": pad, "<s>": bos, "</s>": eos}
 
     def encode(self, text: str) -> list[int]:
+        """Returns the UTF-8 bytes of the text."""
         return list(text.encode(errors="replace"))
 
     def plain(self, text: str) -> list[int]:
+        """Returns the UTF-8 bytes of the text; this tokenizer has no phrases."""
         return self.encode(text)
 
     def encode_special(self, text: str) -> list[int]:
+        """Encodes a chat template's own text, with the special tokens <pad>, <s> and </s>."""
         return _marked(text, self.specials, self.encode)
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Decodes bytes as UTF-8; invalid bytes become U+FFFD, other ids are dropped."""
         return bytes(int(i) for i in ids if 0 <= i < 256).decode(errors="replace")
 
 
 class SentencePiece:
-    """Any SentencePiece model (ours, Llama, Mistral); without a pad of its own, pad is eos."""
+    """A SentencePiece model (ours, Llama, Mistral). If it has no pad token, `pad` is EOS.
+
+    `path` is the .model file. Raises UserError if it cannot be read or has no BOS or EOS.
+    """
 
     def __init__(self, path: str | os.PathLike):
         try:
@@ -125,16 +145,19 @@ class SentencePiece:
         self.vocab_size = self._model.get_piece_size()
         self.bos, self.eos = self._model.bos_id(), self._model.eos_id()
         if self.bos < 0 or self.eos < 0:
-            raise UserError(f"{path}: the SentencePiece model has no BOS or no EOS token")
+            raise UserError(f"{path}: the SentencePiece model needs a BOS and an EOS token")
         self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos
         self.stops = (self.eos,)
+        # The byte tokens that spell U+2581, if the model has byte fallback (see `encode`).
         space = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._space = space if all(map(self._model.is_byte, space)) else None
         self._path = path
 
     def published(self, text: str) -> list[int]:
-        """Ids by the model as it was published, dummy prefix and all, without BOS. For standard
-        evaluations alone."""
+        """Encodes with the model as published, with its dummy prefix, without BOS.
+
+        For standard evaluations only.
+        """
         return self._published.encode(text.encode(errors="replace").decode())
 
     @functools.cached_property
@@ -142,28 +165,34 @@ class SentencePiece:
         return sentencepiece.SentencePieceProcessor(model_file=str(self._path))
 
     def encode(self, text: str) -> list[int]:
-        text = text.encode(errors="replace").decode()  # a lone surrogate is no text
+        """Encodes a text without special tokens and without a dummy prefix."""
+        text = text.encode(errors="replace").decode()  # UTF-8 cannot encode lone surrogates
         if self._space is None or SPACE not in text:
             return self._model.encode(text)
-        first, *rest = text.split(SPACE)  # else it would come back as a plain space
+        # SentencePiece writes a space as U+2581. A literal U+2581 in the text must be spelled in
+        # bytes, or it would decode to a space.
+        first, *rest = text.split(SPACE)
         ids = self._model.encode(first)
         for part in rest:
             ids += self._space + self._model.encode(part)
         return ids
 
     def plain(self, text: str) -> list[int]:
+        """Encodes a text without special tokens and phrases."""
         text = text.encode(errors="replace").decode()
+        # Cut after the first character of each phrase, so that no part contains a phrase.
         found = self._phrases.finditer(text.replace(SPACE, " ")) if self._phrases else ()
         cuts = [one.start() + 1 for one in found]
         parts = zip([0, *cuts], [*cuts, len(text)], strict=True)
         return [i for start, end in parts for i in self.encode(text[start:end])]
 
     def encode_special(self, text: str) -> list[int]:
+        """Encodes a chat template's own text; the strings of control tokens become these tokens."""
         return _marked(text, self.specials, self.encode)
 
     @property
     def specials(self) -> Mapping[str, int]:
-        """Text -> id of the control tokens."""
+        """Control tokens, text -> id."""
         return self._controls
 
     @functools.cached_property
@@ -172,24 +201,26 @@ class SentencePiece:
 
     @functools.cached_property
     def _phrases(self) -> re.Pattern | None:
-        """Where a phrase starts, also inside another one."""
+        """A pattern that matches at the start of each phrase, also inside another phrase."""
         of = lambda piece: piece.piece.replace(SPACE, " ")
         symbols = [of(piece) for piece in self.proto().pieces if piece.type == USER_DEFINED]
         phrases = list(filter(is_phrase, symbols))
+        # A lookahead consumes nothing, so it also finds overlapping phrases.
         return re.compile(f"(?={'|'.join(map(re.escape, phrases))})") if phrases else None
 
     def proto(self) -> Any:
-        """The model as loaded: a ModelProto of sentencepiece."""
+        """Returns the loaded model as a sentencepiece ModelProto."""
         from sentencepiece import sentencepiece_model_pb2
 
-        proto: Any = sentencepiece_model_pb2  # made at run time
+        proto: Any = sentencepiece_model_pb2  # generated at run time, so without static types
         return proto.ModelProto.FromString(self.serialized())
 
     def serialized(self) -> bytes:
-        """The same in bytes."""
+        """Returns the loaded model as a serialised ModelProto."""
         return self._model.serialized_model_proto()
 
     def decode(self, ids: Sequence[int]) -> str:
+        """Decodes ids; special tokens and ids outside the vocabulary decode to nothing."""
         special = (self.bos, self.eos, self.pad)
         return self._model.decode(
             [int(i) for i in ids if i not in special and 0 <= i < self.vocab_size]
@@ -199,30 +230,34 @@ class SentencePiece:
 def _marked(
     text: str, specials: Mapping[str, int], encode: Callable[[str], list[int]]
 ) -> list[int]:
-    """Ids of a text in which the strings of special tokens, the longest first, are those."""
+    """Encodes a text; the strings of special tokens become these tokens, longest match first."""
     longest = sorted(specials, key=len, reverse=True)
+    # re.split with a group returns text at even places and the matched specials at odd ones.
     parts = re.split(f"({'|'.join(map(re.escape, longest))})", text)
     of = lambda i, part: [specials[part]] if i % 2 else encode(part)
     return [each for i, part in enumerate(parts) for each in of(i, part)]
 
 
 def load(kind: str, path: str | os.PathLike | None = None) -> Tokenizer:
-    """The tokenizer of a kind: a SentencePiece model, a tokenizer.json (or its directory), bytes.
+    """Loads a tokenizer.
 
-    Raises UserError for another kind, and naming a file that cannot be read.
+    `kind` is sentencepiece (path of a .model file), huggingface (path of a tokenizer.json or its
+    directory) or byte (no path). Raises UserError for an unknown kind or an unreadable file.
     """
     if kind == "byte":
         return Byte()
     if kind not in KINDS:
-        raise UserError(f"tokenizer kind {kind!r}: not one of {KINDS}")
+        raise UserError(f"tokenizer kind {kind!r}: must be one of {KINDS}")
     if not path:
-        raise UserError(f"tokenizer kind {kind!r} needs the path of a model")
+        raise UserError(f"tokenizer kind {kind!r} needs the path of a model; it is empty")
     return SentencePiece(path) if kind == "sentencepiece" else HuggingFace(path)
 
 
 def guess(path: str) -> tuple[str, str]:
-    """(kind, path) of a tokenizer named by its path alone: a directory or a .json file is Hugging
-    Face's, "byte" is bytes, any other file a SentencePiece model."""
+    """Returns (kind, path) of a tokenizer, guessed from its path.
+
+    A directory or a .json file is huggingface, "byte" is byte, any other file is sentencepiece.
+    """
     if path == "byte":
         return "byte", ""
     huggingface = path.endswith(".json") or os.path.isdir(path)
@@ -230,7 +265,7 @@ def guess(path: str) -> tuple[str, str]:
 
 
 def keep(kind: str, path: str, directory: str | os.PathLike) -> None:
-    """Copies a tokenizer's files into `directory`, where `kept` finds them."""
+    """Copies a tokenizer's files into a run's directory, where `kept` finds them."""
     if kind == "sentencepiece":
         epath.Path(path).copy(epath.Path(directory) / MODEL, overwrite=True)
     if kind == "huggingface":
@@ -242,32 +277,37 @@ def keep(kind: str, path: str, directory: str | os.PathLike) -> None:
 
 
 def kept(kind: str, directory: str | os.PathLike) -> str:
-    """The path of the tokenizer that `keep` put there."""
+    """Returns the path of the tokenizer that `keep` copied into a run's directory."""
     return str(epath.Path(directory) / (FOLDER if kind == "huggingface" else MODEL))
 
 
 def check_width(tokenizer: Tokenizer, vocab_size: int) -> None:
-    """Raises UserError where the model's `vocab_size` is less than the tokenizer's; says where it
-    is more."""
+    """Raises UserError if the model's `vocab_size` is smaller than the tokenizer's.
+
+    Logs a warning if it is larger.
+    """
     spare = vocab_size - tokenizer.vocab_size
     if spare < 0:
         raise UserError(
             f"config model.vocab_size {vocab_size} is smaller than the "
-            f"tokenizer's {tokenizer.vocab_size}"
+            f"tokenizer's {tokenizer.vocab_size}; set it to at least that"
         )
     if spare:
         LOG.warning(
-            "model.vocab_size %d: %d rows more than the tokenizer has tokens", vocab_size, spare
+            "model.vocab_size %d: %d rows more than the tokenizer has tokens (they stay unused)",
+            vocab_size,
+            spare,
         )
 
 
 def continuation(tok: Tokenizer, prefix_ids: Sequence[int], ids: Sequence[int]) -> str:
-    """The text that `ids` add to `prefix_ids`: decode(prefix + ids) minus decode(prefix).
+    """Returns the text that `ids` add to `prefix_ids`: decode(prefix + ids) minus decode(prefix).
 
-    A prefix may end inside a character (decoded as U+FFFD); the completed character then belongs
-    to the continuation.
+    If the prefix ends inside a character (decoded as U+FFFD), the completed character belongs to
+    the continuation.
     """
     whole = tok.decode([*prefix_ids, *ids])
+    # The common prefix is shorter than decode(prefix) if that ends with U+FFFD.
     return whole[len(os.path.commonprefix([tok.decode(prefix_ids), whole])) :]
 
 
@@ -278,9 +318,10 @@ def train_sentencepiece(
     vocab_size: int,
     symbols: Sequence[str] = (),
 ) -> SentencePiece:
-    """Train a unigram model that loses nothing and write it to `path`; the same texts, same bytes.
+    """Trains a lossless unigram model and writes it to `path`. Deterministic in its inputs.
 
-    A newline and each of `symbols` is always one token.
+    A newline and each of `symbols` is always one token. `vocab_size` is an upper limit. Raises
+    UserError if the training fails, for example because the vocabulary is too small.
     """
     model = io.BytesIO()
     try:
@@ -295,8 +336,8 @@ def train_sentencepiece(
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            max_sentence_length=1 << 24,  # longer lines would be dropped in silence
-            num_threads=2,  # the sums of training depend on it
+            max_sentence_length=1 << 24,  # longer lines would be dropped silently
+            num_threads=2,  # fixed: the order of floating-point sums depends on it
             minloglevel=2,
             pad_id=0,
             bos_id=1,
@@ -305,16 +346,18 @@ def train_sentencepiece(
         )
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"{path}: cannot train a tokenizer of {vocab_size}: {reason}") from error
+        raise UserError(
+            f"{path}: cannot train a tokenizer of {vocab_size} tokens: {reason}"
+        ) from error
     write_atomically(epath.Path(path), model.getvalue())
     return SentencePiece(path)
 
 
 def _sentences(texts: Sequence[str], vocab_size: int) -> Iterator[str]:
-    """The lines to train on; where the vocabulary can hold every word, each word on its own too.
+    """Yields the training lines; if the vocabulary has room for all words, also each word alone.
 
-    A piece is only proposed where what follows it differs, so a word that always stands before a
-    space would otherwise come out as letters.
+    The trainer proposes a piece only if different characters follow it. Without these lines a word
+    that is always followed by a space would be split into letters.
     """
     yield from (line for text in texts for line in text.split("\n") if line.strip())
     words = sorted({word for text in texts for word in re.findall(r"\w+", text)})

@@ -1,9 +1,9 @@
-"""Hugging Face tokenizers (`tokenizer.json`), such that parts join and text stays text.
+"""Hugging Face tokenizers (`tokenizer.json`) whose encodings can be concatenated.
 
-Three copies of one file are loaded. In that for text no special token can be found: each has a name
-there that no text has, in the model's own vocabulary too. In that for text under judgement phrases
-are hidden as well. In that for a chat template all is there. No text gets a space put before it,
-and what the file says of truncation, padding and BOS is left out.
+A file is loaded in three variants. The variant for text cannot produce special tokens: they are
+renamed to random strings, also in the model's vocabulary. The variant for text under judgement
+also hides phrases. The variant for chat templates has all tokens. The first two put no space before
+a text. All three ignore the file's settings for truncation, padding and BOS.
 """
 
 import functools
@@ -20,29 +20,30 @@ from etils import epath
 from sip.structs import UserError
 
 FILE, SETTINGS, POST = "tokenizer.json", "tokenizer_config.json", "post_processor"
-OPTIONAL = (  # what may lie beside the file and belongs to it
+OPTIONAL = (  # files that may be stored beside tokenizer.json and belong to it
     SETTINGS,
     "special_tokens_map.json",
     "generation_config.json",
     "config.json",
     "chat_template.jinja",
 )
+# Defaults of an entry in tokenizer.json's added_tokens.
 USUAL = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=False)
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
-SPACE = "\u2581"
-WORD = r"[^\S\n]*\w*"  # what any line may hold: a word, options among them, or white space
-BYTE = re.compile(r"(?=<0x[0-9A-F]{2}>)")  # the name of a byte, which is no byte where it is text
+SPACE = "\u2581"  # the character that stands for a space inside tokens
+WORD = r"[^\S\n]*\w*"  # a token allowed in any text: one word (options are words) or white space
+BYTE = re.compile(r"(?=<0x[0-9A-F]{2}>)")  # the name of a byte token, written out in a text
 
 
 def is_phrase(symbol: str) -> bool:
-    """Whether a symbol is kept out of `plain` text: it is neither a word nor a single character."""
+    """Returns True if `plain` must not produce the symbol: not one word and not one character."""
     return len(symbol) > 1 and not re.fullmatch(WORD, symbol)
 
 
 def files(path: str | os.PathLike) -> list[epath.Path]:
-    """The tokenizer.json at `path` (itself, or the directory it lies in) and what belongs to it.
+    """Returns the tokenizer.json at `path` (the file or its directory) and the files of OPTIONAL.
 
-    Raises UserError where there is none.
+    Raises UserError if there is no tokenizer.json.
     """
     given = epath.Path(path)
     found = given / FILE if given.is_dir() else given
@@ -54,20 +55,23 @@ def files(path: str | os.PathLike) -> list[epath.Path]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the files beside a tokenizer.json say of it."""
+    """Settings from the files beside a tokenizer.json."""
 
-    names: Mapping[str, str]  # "bos_token" -> its text; roles without a token are left out
-    added: Mapping[str, dict[str, Any]]  # text -> an entry as tokenizer.json's added_tokens have it
-    special: tuple[str, ...]  # more special tokens
-    ids: Mapping[str, tuple[int, ...]]  # "bos_token_id" -> ids that the model's own files name
-    limit: int | None  # the model's vocabulary
+    names: Mapping[str, str]  # role such as "bos_token" -> token text; missing roles are left out
+    added: Mapping[str, dict[str, Any]]  # token text -> entry in the format of added_tokens
+    special: tuple[str, ...]  # texts of additional special tokens
+    ids: Mapping[str, tuple[int, ...]]  # "bos_token_id" -> ids in (generation_)config.json
+    limit: int | None  # the model's vocab_size; None: unknown
 
 
 def settings(path: str | os.PathLike) -> Settings:
-    """The settings beside the tokenizer at `path`. Raises UserError naming a file that is bad."""
+    """Reads the settings beside the tokenizer at `path`.
+
+    Raises UserError, naming the file, if a file is not a JSON object.
+    """
     read = {each.name: _json(each) for each in files(path)[1:] if each.suffix == ".json"}
     of = lambda name, key: read[name][key] if name in read and key in read[name] else None
-    named = ("special_tokens_map.json", SETTINGS)  # the latter has the last word
+    named = ("special_tokens_map.json", SETTINGS)  # SETTINGS overrides the other
     names: dict[str, str] = {}
     for name, role in ((name, role) for name in named for role in ROLES):
         token = of(name, role)
@@ -90,7 +94,7 @@ def _content(token: str | Mapping[str, Any]) -> str:
 
 
 def stated(path: epath.Path, key: str) -> Any:
-    """What a JSON file says of `key`; None where it says nothing, or is not there."""
+    """Returns the value of `key` in a JSON file; None if file or key is missing."""
     found = _json(path) if path.is_file() else {}
     return found[key] if key in found else None
 
@@ -108,15 +112,15 @@ def _json(path: epath.Path) -> Any:
 
 
 class HuggingFace:
-    """A tokenizer.json and the settings beside it.
+    """A Tokenizer from a tokenizer.json and the settings files beside it.
 
-    BOS is the token that the settings name. Models that were trained without one (Qwen, GPT-2) have
-    seen documents behind the token that ends them: there BOS is what config.json names as
-    `bos_token_id`, or else EOS, so that no document begins out of nothing. A chat template writes
-    its own beginning. Without a pad of its own, pad is EOS. `stops` end an answer: EOS, and what
-    generation_config.json lists.
+    `bos` is the token named in the settings. Models trained without BOS (Qwen, GPT-2) saw each
+    document after the token that ends the previous one. For them `bos` is `bos_token_id` of
+    config.json or else EOS, so that the first token of a document has a context. A chat template
+    writes its own beginning. If there is no pad token, `pad` is EOS. `stops` are EOS and the
+    `eos_token_id`s of generation_config.json.
 
-    Raises UserError for files that cannot be read, are no tokenizer or do not fit each other.
+    Raises UserError for files that cannot be read, are not a tokenizer or contradict each other.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -126,9 +130,9 @@ class HuggingFace:
         special = {t["content"]: t["id"] for t in spec["added_tokens"] if t["special"]}
         others = (t["content"] for t in spec["added_tokens"] if not t["special"])
         phrases = {text for text in others if is_phrase(text.replace(SPACE, " "))}
-        self._spec = spec
+        self._spec = spec  # the third variant, `_marked`, is loaded when first needed
         self._text = _load(self.path, _without(_as_it_stands(spec), special))
-        self._plain = self._text
+        self._plain = self._text  # the same variant if there are no phrases
         if phrases:
             self._plain = _load(self.path, _without(_as_it_stands(spec), {*special, *phrases}))
         every = _vocabulary(spec["model"]["vocab"], spec["added_tokens"])
@@ -136,20 +140,22 @@ class HuggingFace:
         self.specials: Mapping[str, int] = special
         self._special_ids = frozenset(special.values())
         self._begins = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        # Unigram with byte fallback finds byte tokens by their names in a text (see `_around`).
         self._named = spec["model"]["type"] == "Unigram" and spec["model"]["byte_fallback"]
         space = [every[name] for name in map("<0x{:02X}>".format, SPACE.encode()) if name in every]
         self._space = space if len(space) == 3 and self.decode(self._ids(SPACE)) == " " else None
         self._choose(known)
 
     def _choose(self, known: Settings) -> None:
-        """bos, eos, pad and stops."""
+        """Sets bos, eos, pad and stops. Raises UserError if a token is missing or out of range."""
 
         def of(role: str, *others: int) -> int:
+            # In order: the name in the settings, the id in config.json, the fallback `others`.
             if role in known.names:
                 return self.specials[known.names[role]]
             found = [*(known.ids[f"{role}_id"] if f"{role}_id" in known.ids else ()), *others]
             if not found:
-                raise UserError(f"{self.path}: {SETTINGS} beside it names no {role}")
+                raise UserError(f"{self.path}: {SETTINGS} beside it names no {role}; add one")
             return found[0]
 
         self.eos = of("eos_token")
@@ -159,29 +165,29 @@ class HuggingFace:
         self._special_ids |= {self.bos, self.pad, *self.stops}
         if known.limit is not None and known.limit < self.vocab_size:
             raise UserError(
-                f"{self.path}: it has {self.vocab_size} tokens, config.json beside it a "
-                f"vocab_size of {known.limit}: is this another model's tokenizer?"
+                f"{self.path}: it has {self.vocab_size} tokens, but config.json beside it has a "
+                f"vocab_size of {known.limit}; use the model's own tokenizer"
             )
         for i in (self.bos, self.pad, *self.stops):
             if not 0 <= i < self.vocab_size:
                 raise UserError(
-                    f"{self.path}: token {i} of the files beside it is none of its "
-                    f"{self.vocab_size}: is this another model's tokenizer?"
+                    f"{self.path}: token id {i} in the files beside it is not among its "
+                    f"{self.vocab_size} tokens; use the model's own tokenizer"
                 )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone: no special tokens, no dummy prefix."""
+        """Encodes a text without special tokens and without a dummy prefix."""
         return self._around(self._text, text)
 
     def plain(self, text: str) -> list[int]:
-        """Ids of a text in which phrases of the tokenizer are spelled out."""
+        """Encodes a text without special tokens and phrases."""
         return self._around(self._plain, text)
 
     def encode_special(self, text: str) -> list[int]:
-        """Ids of a chat template's own text: the strings of special tokens are those tokens.
+        """Encodes a chat template's own text; the strings of special tokens become these tokens.
 
-        Behind a special token a tokenizer may put a space, as transformers lets it; before a text
-        that goes on after something else it puts none.
+        After a special token the tokenizer may insert a space, as it does in transformers. Before
+        the first special token it inserts none, since the text continues other text.
         """
         text = text.encode(errors="replace").decode()
         found = self._begins.search(text) if self.specials else None
@@ -197,18 +203,20 @@ class HuggingFace:
         return _load(self.path, self._spec)
 
     def published(self, text: str) -> list[int]:
-        """Ids as transformers gives them, with a space that the file puts before a text, and the
-        strings of special tokens as those tokens; without BOS. For standard evaluations alone."""
+        """Encodes as transformers does, without BOS; for standard evaluations only.
+
+        The file's dummy prefix applies, and the strings of special tokens become these tokens.
+        """
         return self._ids(text.encode(errors="replace").decode(), self._marked)
 
     @functools.cached_property
     def begins(self) -> bool:
-        """Whether the file puts BOS before a text."""
+        """True if the file's post-processor puts BOS before a text."""
         whole = _load(self.path, {**self._spec, "post_processor": stated(self.path, POST)})
         return whole.encode("a").ids[:1] == [self.bos]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of the ids; special tokens and ids outside the vocabulary have none."""
+        """Decodes ids; special tokens and ids outside the vocabulary decode to nothing."""
         keep = [int(i) for i in ids if i not in self._special_ids and 0 <= i < self.vocab_size]
         return self._text.decode(keep, skip_special_tokens=False)
 
@@ -216,8 +224,12 @@ class HuggingFace:
         return (tokenizer or self._text).encode(text, add_special_tokens=False).ids
 
     def _around(self, tokenizer, text: str) -> list[int]:
-        """Ids of a text, in which what is spelled as a byte or as the mark of a space stays so."""
-        text = text.encode(errors="replace").decode()  # a lone surrogate is no text
+        """Encodes a text; a literal U+2581 or byte name such as <0x0A> decodes to itself.
+
+        U+2581 is spelled in bytes, and byte names are cut in two, so that the tokenizer does not
+        take them for a space or a byte.
+        """
+        text = text.encode(errors="replace").decode()  # UTF-8 cannot encode lone surrogates
         if self._space and SPACE in text:
             first, *rest = (self._around(tokenizer, part) for part in text.split(SPACE))
             return first + [i for part in rest for i in (*self._space, *part)]
@@ -229,23 +241,31 @@ class HuggingFace:
 
 
 def _checked(path: epath.Path, known: Settings) -> dict[str, Any]:
-    """tokenizer.json with the tokens that the settings add, or call special."""
+    """Returns tokenizer.json with the added and special tokens of the settings merged in.
+
+    Truncation, padding and post-processor are removed. Raises UserError if the files contradict
+    each other.
+    """
     spec = _json(path)
     if not (isinstance(spec.get("model"), dict) and "vocab" in spec["model"]):
-        raise UserError(f"{path}: not a tokenizer.json: it has no model with a vocabulary")
+        raise UserError(f"{path}: not a tokenizer.json: it has no key model with a vocab")
     model = {"type": "BPE", "byte_fallback": False, **spec["model"]}
     listed = {token["content"]: {**USUAL, **token} for token in spec.get("added_tokens") or ()}
     added = {**known.added, **listed}
     for text, token in known.added.items():
         if added[text]["id"] != token["id"]:
             raise UserError(
-                f"{path}: token {text!r} is {added[text]['id']}, and {token['id']} in {SETTINGS}"
+                f"{path}: token {text!r} is {added[text]['id']}, and {token['id']} in {SETTINGS};"
+                " use files of the same model"
             )
         added[text] = {**added[text], "special": token["special"] or added[text]["special"]}
     every = _vocabulary(model["vocab"], added.values())
     for text in (*known.names.values(), *known.special):
         if text not in every:
-            raise UserError(f"{path}: it has no token {text!r}, which {SETTINGS} beside it names")
+            raise UserError(
+                f"{path}: it has no token {text!r}, which {SETTINGS} beside it names; "
+                "use files of the same model"
+            )
         own = added[text] if text in added else {**USUAL, "content": text, "id": every[text]}
         added[text] = {**own, "special": True}
     cleared = dict(truncation=None, padding=None, post_processor=None, model=model)
@@ -253,19 +273,23 @@ def _checked(path: epath.Path, known: Settings) -> dict[str, Any]:
 
 
 def _vocabulary(vocab: Any, added: Iterable[Mapping[str, Any]]) -> dict[str, int]:
-    """Text -> id of all tokens."""
+    """Returns token text -> id of all tokens."""
+    # A Unigram vocabulary is a list of (text, score); the index is the id.
     pairs = vocab if isinstance(vocab, dict) else {p: i for i, (p, _) in enumerate(vocab)}
     return {**pairs, **{token["content"]: token["id"] for token in added}}
 
 
 def _as_it_stands(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The file without a space that is put before a text or taken from its beginning."""
+    """Returns the file without steps that add or strip a space at the beginning of a text."""
     parts = ("normalizer", "pre_tokenizer", "decoder")
     return {**spec, **{key: _bare(spec[key]) for key in parts if key in spec}}
 
 
 def _bare(part: Any) -> Any:
-    """A normaliser, pre-tokenizer or decoder that leaves the beginning of a text alone."""
+    """Returns a normaliser, pre-tokenizer or decoder that does not change a text's beginning.
+
+    None: nothing of it is left. Sequences are handled recursively.
+    """
     if not isinstance(part, dict):
         return part
     if part["type"] == "Prepend" or (part["type"] == "Strip" and part.get("content") == " "):
@@ -281,8 +305,11 @@ def _bare(part: Any) -> Any:
 
 
 def _without(spec: Mapping[str, Any], hidden: Collection[str]) -> dict[str, Any]:
-    """The file in which no text becomes one of the `hidden` tokens; all ids stay."""
-    unguessable = secrets.token_hex(16)
+    """Returns the file changed so that no text encodes to the `hidden` tokens; ids do not change.
+
+    The tokens are renamed by a random prefix, and the BPE merges that involve them are dropped.
+    """
+    unguessable = secrets.token_hex(16)  # 128 random bits: no text contains it
     name = lambda text: f"{unguessable}{text}" if text in hidden else text
     model = {**spec["model"]}
     if isinstance(model["vocab"], dict):
@@ -298,24 +325,27 @@ def _without(spec: Mapping[str, Any], hidden: Collection[str]) -> dict[str, Any]
 
 
 def _makes(pair: str | Sequence[str], hidden: Collection[str]) -> bool:
-    """Whether a merge makes one of them, or is made of one."""
+    """Returns True if a BPE merge produces or uses one of the `hidden` tokens."""
     first, second = pair.split(" ") if isinstance(pair, str) else pair
     return not {first, second, first + second}.isdisjoint(hidden)
 
 
 def _load(path: epath.Path, spec: Mapping[str, Any]):
+    """Returns a tokenizers.Tokenizer made from `spec`; `path` names the file in errors."""
     try:
         from tokenizers import Tokenizer
     except ImportError:
         raise UserError(f"{path}: needs tokenizers: pip install 'sip-jax[hf]'") from None
     try:
         found = Tokenizer.from_str(json.dumps(spec))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises plain Exception
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: not a tokenizer that can be read ({reason})") from None
+    # The library assigns new ids to added tokens that are missing from the vocabulary.
     for token in spec["added_tokens"]:
         if found.token_to_id(token["content"]) != token["id"]:
             raise UserError(
-                f"{path}: token {token['content']!r} cannot have the number {token['id']}"
+                f"{path}: token {token['content']!r} cannot have the id {token['id']}; "
+                "ids of added tokens must continue the vocabulary"
             )
     return found

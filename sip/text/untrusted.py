@@ -1,9 +1,9 @@
-"""Text under judgement, made harmless for a tokenizer that parses special tokens out of text.
+"""Breaks up special strings in text under judgement, for servers that encode prompts as one text.
 
-Servers encode a prompt as one text, with its special tokens parsed wherever they stand: a candidate
-that says `<|eot_id|>` would end its own turn. Each special string in text under judgement is broken
-by a space after its first character. A space, not an invisible character: normalisers that drop
-invisible characters would put the string together again, and a reader should see it.
+Such a server parses special tokens anywhere in the prompt: a candidate that contains `<|eot_id|>`
+would end its own turn. So each special string in text under judgement gets a space after its first
+character. An invisible character would not do: normalisers that remove invisible characters would
+restore the string, and the change should be visible to a reader.
 """
 
 import functools
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from sip.structs import UserError
 
 BREAK = " "
-SPECIALS = (  # what special tokens begin with, or are, in the tokenizers of open models
+SPECIALS = (  # special tokens, or their beginnings, in the tokenizers of open models
     "<|",  # Llama 3, Qwen and others with ChatML, gpt-oss (harmony), Phi, DeepSeek
     "|>",
     "<s>",  # Llama 2, Mistral
@@ -24,7 +24,7 @@ SPECIALS = (  # what special tokens begin with, or are, in the tokenizers of ope
     "[/INST]",
     "<<SYS>>",
     "<</SYS>>",
-    "[SYSTEM_PROMPT]",  # Mistral, later
+    "[SYSTEM_PROMPT]",  # later Mistral models
     "[/SYSTEM_PROMPT]",
     "[AVAILABLE_TOOLS]",
     "[/AVAILABLE_TOOLS]",
@@ -46,23 +46,26 @@ SPECIALS = (  # what special tokens begin with, or are, in the tokenizers of ope
 
 
 def check(specials: Sequence[str]) -> None:
-    """Raises UserError unless each of `specials` can be broken, once for all, by a space."""
+    """Raises UserError unless a space breaks each of `specials` for good.
+
+    A special must have two or more visible characters and no white space.
+    """
     for special in specials:
         if len(_folded(special)) < 2 or any(map(str.isspace, _folded(special))):
             raise UserError(f"specials: {special!r} must be two or more characters without a space")
 
 
 def encodable(text: str) -> str:
-    """The text with lone surrogates, which no encoding has, as question marks."""
+    """Returns the text with "?" for each lone surrogate, which UTF-8 cannot encode."""
     return text.encode(errors="replace").decode()
 
 
 def join(segments: Sequence[str], specials: Sequence[str]) -> str:
-    """The text of a prompt's segments, those at odd places (under judgement) without specials.
+    """Joins a prompt's segments and breaks up specials in those at odd places (under judgement).
 
-    A special string is also broken where only a part of it is under judgement, and where it is one
-    only after Unicode's compatibility folding or without its invisible characters. As no special
-    holds a space, the result has none that touches text under judgement.
+    A special is also broken if only a part of it is under judgement, or if it appears only after
+    Unicode compatibility folding (NFKC) or after removal of invisible characters. No special
+    contains a space, so no special in the result overlaps text under judgement.
     """
     segments = [encodable(segment) for segment in segments]
     text = "".join(segments)
@@ -71,15 +74,16 @@ def join(segments: Sequence[str], specials: Sequence[str]) -> str:
     if not found:
         return text
     judged = [i % 2 == 1 for i, segment in enumerate(segments) for _ in segment]
-    # An index of the folded text -> the index of the character it came from.
+    # origin[index in the folded text] -> index in `text`; folding changes lengths.
     origin = [i for i, character in enumerate(text) for _ in _fold(character)]
     spans = [(origin[i], origin[i + size - 1]) for i, size in found]
+    # Break after the first character of each special that overlaps text under judgement.
     breaks = sorted({first + 1 for first, last in spans if any(judged[first : last + 1])})
     return BREAK.join(text[i:j] for i, j in zip([0, *breaks], [*breaks, len(text)], strict=True))
 
 
 def _places(text: str, part: str):
-    """Where `part` occurs, overlaps included."""
+    """Yields the indices at which `part` occurs, overlapping occurrences included."""
     at = text.find(part)
     while at >= 0:
         yield at
@@ -88,13 +92,14 @@ def _places(text: str, part: str):
 
 @functools.lru_cache(maxsize=1 << 16)
 def _fold(character: str) -> str:
-    """What a normaliser might make of it; control and invisible characters vanish."""
+    """Returns a character as a normaliser might: NFKC, control and invisible characters removed."""
     if unicodedata.category(character) in ("Cc", "Cf"):
         return ""
     return unicodedata.normalize("NFKC", character)
 
 
 def _folded(text: str) -> str:
+    # A translation table is the fast path for ASCII; only control characters change there.
     return text.translate(_ASCII) if text.isascii() else "".join(map(_fold, text))
 
 

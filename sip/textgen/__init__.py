@@ -1,9 +1,9 @@
-"""Post-trained models that are asked in text.
+"""Text generators: post-trained models with prompts and answers as text.
 
 protocol   the TextGenerator protocol: option log-probabilities, generated answers
 local      our own decoder on a mesh
 remote     an OpenAI-compatible server
 transport  HTTP requests of `remote`: retries, errors, a cache on disk
-scripted   functions and rules in a model's place
-cached     answers of another generator, kept on disk
+scripted   functions and rules in place of a model
+cached     a disk cache of another generator's answers
 """

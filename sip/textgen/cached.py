@@ -1,7 +1,7 @@
-"""Answers in words that are kept on disk: what was stopped half way asks for the rest alone.
+"""A disk cache of generated answers: an interrupted command generates only the missing ones.
 
-A server has a cache of its own (`sip/remote.py`); this one is for models that answer in this
-process.
+The client of a server has a cache of its own (`sip/textgen/remote.py`). This one is for models
+that run in this process.
 """
 
 import dataclasses
@@ -17,26 +17,31 @@ from sip.text.segments import Text
 from sip.textgen import transport
 from sip.textgen.protocol import TextGenerator
 
-PORTION = 64  # trunks that are answered before any of them is written
+PORTION = 64  # trunks per call of the model; the cache is written after each call
 
 
 class CachedAnswers:
-    """A text generator whose `generate` is asked once for a prompt, its sampling and seed.
+    """Wraps a text generator and caches the answers of `generate` in the directory `cache`.
 
-    `name` stands for the model: what another name wrote is not read.
+    The key of an answer is `name`, the prompt (trunk and branches) and all arguments of `generate`.
+    `name` identifies the model (see `name_of`): answers stored under another name are not read.
     """
 
     def __init__(self, textgen: TextGenerator, cache: str, name: str):
         self._textgen, self._cache, self._name = textgen, Path(cache), name
 
     def choose(self, trunks, branches, options) -> np.ndarray:
-        """The model's logp_BCO; nothing of it is kept."""
+        """Returns the model's logp_BCO. Log-probabilities are not cached."""
         return self._textgen.choose(trunks, branches, options)
 
     def generate(self, trunks, branches, **how) -> list[list[list[str | None]]]:
-        """The model's texts[b][c][j]. Raises UserError where an answer cannot be written."""
+        """Returns texts[b][c][j], from the cache or from the model.
+
+        Raises UserError if an answer cannot be written to the cache.
+        """
         pairs = list(zip(trunks, branches, strict=True))
         keys = [self._key(*pair, how) for pair in pairs]
+        # Equal prompts share a key, so each is generated once.
         asked = dict(zip(keys, pairs, strict=True))
         found = {key: transport.load(self._cache, key, _rows) for key in asked}
         missing = [key for key in asked if found[key] is None]
@@ -55,14 +60,17 @@ class CachedAnswers:
 
 
 def _rows(value: Any) -> list[list[str | None]]:
-    """A trunk's answers as they were written; raises ValueError where they are not."""
+    """Checks one trunk's cached answers, texts[c][j]. Raises ValueError if they are malformed."""
     whole = isinstance(value, list) and all(isinstance(row, list) for row in value)
     if not whole or not all(text is None or isinstance(text, str) for row in value for text in row):
-        raise ValueError("no answers")
+        raise ValueError("not a list of answers per branch")
     return value
 
 
 def name_of(directory: str) -> str:
-    """The checkpoint in a directory by its path and the time of what is newest in it."""
+    """Returns a cache name for the checkpoint in `directory`: its path and newest file's time.
+
+    The name changes when the checkpoint is overwritten, so stale answers are not reused.
+    """
     path = epath.Path(directory).resolve()
     return f"{path} {max((file.stat().mtime for file in path.iterdir()), default=0)}"

@@ -1,8 +1,8 @@
-"""The seam for post-trained models: how likely each of a few answers is after a prompt, and words.
+"""The local text generator: our own decoder answers prompts on a device mesh.
 
-A prompt is a trunk, shared by several branches, and a branch. Either is a text or a tuple of
-segments (sip/segments.py); one that many prompts share (a candidate in 2 * (K - 1) ordered pairs)
-is encoded once.
+A prompt is a trunk, shared by several branches, followed by one branch. Trunk and branch are texts
+or tuples of segments (sip/text/segments.py). A segment that occurs in many prompts (a candidate is
+in 2 * (K - 1) ordered pairs) is tokenised once.
 """
 
 import copy
@@ -30,31 +30,39 @@ from sip.text.segments import Text, prompt_of, tokens_of
 from sip.text.tokenizer import Cached, continuation
 from sip.textgen.protocol import Choose, TextGenerator
 
-Kept = dict[int, decoder.Cache | None]  # by a batch's first row; None: there was no room
+# Key/value caches of trunk batches, by a batch's first row; None: did not fit in `keep_bytes`.
+Kept = dict[int, decoder.Cache | None]
 
 
 def addresses(tree: Tree) -> np.ndarray:
-    """noise_BC: a number per prompt, a hash of its tokens; 0 where there is none."""
+    """Returns noise_BC, uint32: a hash of each prompt's tokens; 0 for a padded branch.
+
+    The sampler folds it into its key, so a prompt gets the same text in any batch.
+    """
     noise_BC = np.zeros(tree.fork_BC.shape, np.uint32)
     for b, row_CR in enumerate(np.asarray(tree.mask_BCR)):
         trunk = zlib.crc32(tree.tokens_BT[b][tree.mask_BT[b]].tobytes())
         for c in np.flatnonzero(row_CR.any(-1)):
+            # crc32 of trunk and branch joined: where the prompt is split does not matter.
             noise_BC[b, c] = zlib.crc32(tree.tokens_BCR[b, c][row_CR[c]].tobytes(), trunk)
     return noise_BC
 
 
 @functools.cache
 def program(cfg: ModelConfig):
-    """The jitted (params, tree, last_BC, options_O, cache) -> logp_BCO, read at each branch's end.
+    """Returns the jitted (params, tree, last_BC, options_O, cache) -> logp_BCO.
 
-    `cache`: what `encoding` made of the trunks, which are then not run; None: they are.
+    last_BC is the index of each branch's last token; the log-probabilities of the option tokens
+    options_O are read there. `cache` is the result of `encoding` for the same trunks, which are
+    then not run again; if it is None, trunks and branches are run together.
     """
 
     @jax.jit
     def choose(params, tree, last_BC, options_O, cache=None):
         if cache is not None:
-            cache = decoder.grow(cache, last_BC.shape[1], 0)
+            cache = decoder.grow(cache, last_BC.shape[1], 0)  # R = 0: branches are not cached
         branch_BCRD = decoder.apply(params, cfg, tree, cache=cache, keep_cache=False).branch_BCRD
+        # Select each branch's last position before unembedding: BCRD -> BCD.
         hidden_BCD = jnp.take_along_axis(branch_BCRD, last_BC[:, :, None, None], axis=2)[:, :, 0]
         return option_logprobs(
             hidden_BCD, decoder.unembed(params, cfg), options_O, chunk=cfg.logprob_chunk
@@ -65,7 +73,7 @@ def program(cfg: ModelConfig):
 
 @functools.cache
 def encoding(cfg: ModelConfig):
-    """The jitted (params, tokens_BT) -> Cache of trunks without branches."""
+    """Returns the jitted (params, tokens_BT) -> Cache of trunks without branches."""
 
     @jax.jit
     def keys_and_values(params, tokens_BT):
@@ -77,12 +85,13 @@ def encoding(cfg: ModelConfig):
 
 
 class Local:
-    """Our own decoder on its own mesh, a trunk encoded once for all its branches.
+    """A TextGenerator that runs our own decoder on its mesh; a trunk runs once for all branches.
 
-    `batch` trunks run at a time, those of like length together. Sizes are bucketed, T and R to
-    multiples of `multiple`, so few shapes are compiled. A prompt longer than the model's `max_len`
-    is not answered: its row is NaN. A trunk common to all prefixes is repeated: it is short, and B
-    is what the mesh shards.
+    `batch` trunks run at a time, grouped by similar length. Sizes are bucketed, T and R to
+    multiples of `multiple`, so that few shapes are compiled. A prompt longer than the model's
+    `max_len` tokens is not answered: its result is NaN or None. `keep_bytes` limits the key/value
+    caches that `keep` holds, in bytes per device. A trunk that is common to all rows is repeated
+    in each row: it is short, and the mesh shards axis B.
     """
 
     def __init__(
@@ -99,21 +108,24 @@ class Local:
         self._cached = Cached(model.tokenizer, 1 << 14)
 
     def of(self, params: Params) -> "Local":
-        """The same with other parameters of the same shapes; nothing is compiled for them."""
+        """Returns this generator with other parameters of the same shapes, without recompiling."""
         other = copy.copy(self)
         other._params = params
         return other
 
     def choose(self, trunks, branches, options) -> np.ndarray:
-        """logp_BCO of the options' tokens; NaN where a prompt is too long."""
+        """Returns logp_BCO of the options' tokens; NaN if a prompt is too long.
+
+        Raises UserError if an option is not one token.
+        """
         return self._choose(trunks, branches, options, None)
 
     def keep(self, trunks: Sequence[Text]) -> Choose:
-        """`choose` about `trunks`, several times: for as long as it lives it keeps their keys and
-        values, so that later calls run branches alone.
+        """Returns a `choose` bound to `trunks`, for several calls with different branches.
 
-        The first batches of trunks are kept, as many as fit in `keep_bytes` of each device; those
-        beyond are encoded again with their branches in every call.
+        It caches the trunks' keys and values until it is deleted, so that later calls run only the
+        branches. The first batches of trunks are cached, as many as fit in `keep_bytes` per device;
+        the other trunks run again with their branches in every call.
         """
         kept: Kept = {}
         return lambda branches, options: self._choose(trunks, branches, options, kept)
@@ -125,19 +137,21 @@ class Local:
         out_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
 
         def ask(tree, first):
+            # An empty (padded) branch has no last token: index 0 is read and overwritten with NaN.
             last_BC = np.maximum(tree.mask_BCR.sum(-1, dtype=np.int32) - 1, 0)
             tree, last_BC = put_batch(self._mesh, (tree, last_BC))
+            # Always the same batches (fixed=True below), so a batch is known by its first row.
             cache = None if kept is None else self._cache(kept, first, tree)
             return program(self._cfg)(self._params, tree, last_BC, options_O, cache)
 
         for rows, logp in self._in_batches(trunk_ids, branch_ids, ask, fixed=kept is not None):
-            logp_BCO = fetch(logp)[: len(rows), :C]
+            logp_BCO = fetch(logp)[: len(rows), :C]  # drops the bucketing's rows and branches
             out_BCO[rows, : logp_BCO.shape[1]] = logp_BCO
         out_BCO[[[not ok for ok in row] + [True] * (C - len(row)) for row in fits]] = np.nan
         return out_BCO
 
     def _cache(self, kept: Kept, first: int, tree: Tree) -> decoder.Cache | None:
-        """Keys and values of a batch of trunks, encoded when first asked for."""
+        """Returns the cache of a batch of trunks, computed at the first call; None: no room."""
         if first not in kept:
             held = sum(self._bytes(*c.trunk_k_LBTGH.shape[1:3]) for c in kept.values() if c)
             fits = held + self._bytes(*tree.tokens_BT.shape) <= self._keep_bytes
@@ -145,14 +159,14 @@ class Local:
         return kept[first]
 
     def _bytes(self, B: int, T: int) -> int:
-        """What the keys and values of B trunks of T tokens take on a device."""
+        """Returns the bytes per device of the keys and values of B trunks of T tokens."""
         c = self._cfg
         whole = (c.layers, B, T, c.kv_heads, c.head_dim)
         part = sharding(self._mesh, "LBTGH").shard_shape(whole)
-        return 2 * math.prod(part) * jnp.dtype(c.compute_dtype).itemsize
+        return 2 * math.prod(part) * jnp.dtype(c.compute_dtype).itemsize  # 2: keys and values
 
     def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
-        """texts[b][c][j]; None where a prompt and its answer would be too long."""
+        """Returns texts[b][c][j]; None if prompt and `max_tokens` exceed the model's `max_len`."""
         trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=max_tokens)
         run = answering(self._cfg, votes, max_tokens, sampling, self._tokenizer.stops)
         key = jax.random.key(seed)
@@ -165,15 +179,17 @@ class Local:
             tokens_BCR, mask_BCR = fetch((rollouts.tokens_BCR, rollouts.mask_BCR))
             for at, b in enumerate(rows):
                 for c, j in ((c, j) for c, ok in enumerate(fits[b]) if ok for j in range(votes)):
+                    # Rollouts have C * J branches; vote j of branch c is branch c * J + j.
                     ids = tokens_BCR[at, c * votes + j][mask_BCR[at, c * votes + j]].tolist()
                     said[b][c][j] = continuation(self._tokenizer, branch_ids[b][c], ids)
         return said
 
     def _in_batches(self, trunk_ids, branch_ids, ask, *, fixed: bool = False):
-        """(rows, result) per batch; all are dispatched before the first is waited for.
+        """Returns (rows, result) per batch; results are dispatched, not waited for.
 
-        Rows that ask something, ordered by bucketed lengths, so that a long one does not pad all
-        others. `fixed`: all rows, by their trunks alone, so that batches are the same in each call.
+        Takes the rows with a non-empty branch, sorted by bucketed lengths, so that a long row does
+        not pad short ones. `fixed` takes all rows and sorts by trunk length only, so that batches
+        are the same in each call and a cache fits them; batches without a branch are not run.
         """
         asks = [any(row) for row in branch_ids]
 
@@ -182,6 +198,7 @@ class Local:
             R = bucket(max(map(len, branch_ids[b]), default=0), self._multiple)
             return (T,) if fixed else (T, R, len(branch_ids[b]))
 
+        # All batches are dispatched by the list below; only `fetch` in the caller waits.
         order = sorted((b for b, any_ in enumerate(asks) if fixed or any_), key=lengths)
         some = [order[i : i + self._batch] for i in range(0, len(order), self._batch)]
         return [
@@ -191,14 +208,20 @@ class Local:
         ]
 
     def _option(self, option: str) -> int:
+        """Returns the token id of an option. Raises UserError if the option is not one token."""
         ids = self._cached.encode(option)
         if len(ids) != 1:
-            raise UserError(f"textgen: option {option!r} is {len(ids)} tokens, not one")
+            raise UserError(
+                f"textgen: option {option!r} is {len(ids)} tokens; an option must be one token"
+            )
         return ids[0]
 
     def _tokens(self, trunks, branches, room: int = 0):
-        """Token lists of trunks and branches, and which prompts fit. Others are emptied, and so are
-        trunks too long for any branch."""
+        """Returns (trunk token lists, branch token lists, fits[b][c]: the prompt is short enough).
+
+        A prompt fits if it leaves `room` tokens of `max_len` and its branch is not empty. Branches
+        that do not fit are emptied. Trunks too long for any branch become BOS alone.
+        """
         bos, limit = self._tokenizer.bos, self._cfg.max_len - room
         trunk_ids = [prompt_of(self._tokenizer, self._cached, trunk) for trunk in trunks]
         branch_ids = [[tokens_of(self._cached, branch) for branch in row] for row in branches]
@@ -214,8 +237,9 @@ class Local:
         return trunk_ids, branch_ids, fits
 
     def _run(self, rows, trunk_ids, branch_ids, ask):
-        """ask(tree, first row), the tree padded to bucketed sizes and still on the host."""
+        """Calls ask(tree, first row); the tree is padded to bucketed sizes and on the host."""
         trunk_ids, branch_ids = ([ids[b] for b in rows] for ids in (trunk_ids, branch_ids))
+        # B: next power of two, at most `batch`, rounded up to a multiple of the mesh's row shards.
         B = full_rows(self._mesh, min(1 << (len(rows) - 1).bit_length(), self._batch))
         multiples = (self._multiple, self._multiple)
         tree = bucketed(trunk_ids, branch_ids, self._tokenizer, rows=B, multiples=multiples)
@@ -224,7 +248,10 @@ class Local:
 
 
 def about(textgen: TextGenerator, trunks: Sequence[Text]) -> Choose:
-    """`textgen.choose` about `trunks`, to be called more than once: ours keeps what it read."""
+    """Returns `textgen.choose` bound to `trunks`, for several calls.
+
+    The local generator caches the trunks' keys and values between the calls (`Local.keep`).
+    """
     if isinstance(textgen, Local):
         return textgen.keep(trunks)
     return functools.partial(textgen.choose, trunks)

@@ -1,4 +1,4 @@
-"""The interface of post-trained models: option log-probabilities and generated text."""
+"""The text generator interface: option log-probabilities and generated text."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -8,19 +8,25 @@ import numpy as np
 from sip.sampling import SamplingConfig
 from sip.text.segments import Text
 
-Choose = Callable[[Sequence[Sequence[Text]], tuple[str, ...]], np.ndarray]  # of known trunks
+# `choose` with its trunks already bound: (branches, options) -> logp_BCO.
+Choose = Callable[[Sequence[Sequence[Text]], tuple[str, ...]], np.ndarray]
 
 
 class TextGenerator(Protocol):
-    """A model that is asked in text."""
+    """A language model with text prompts.
+
+    A prompt is a trunk, shared by the branches of one row, followed by one of these branches.
+    Letters: B trunks, C branches per trunk, O options, J votes.
+    """
 
     def choose(
         self, trunks: Sequence[Text], branches: Sequence[Sequence[Text]], options: tuple[str, ...]
     ) -> np.ndarray:
-        """logp_BCO, float32: log-probability that option o follows trunk b and its branch c.
+        """Returns logp_BCO, float32: log-probability that option o follows trunk b and branch c.
 
-        Over the whole vocabulary, so a row need not sum to 1. Rows of branches may be ragged; what
-        is padding, or a prompt that cannot be answered, is NaN.
+        An option is one token. Probabilities are over the whole vocabulary, so the options need
+        not sum to 1. Rows of branches may be ragged: padding is NaN, and so is a prompt that the
+        model cannot answer.
         """
         ...
 
@@ -34,10 +40,10 @@ class TextGenerator(Protocol):
         sampling: SamplingConfig,
         seed: int,
     ) -> list[list[list[str | None]]]:
-        """texts[b][c][j]: J continuations of trunk b and its branch c; None where it failed.
+        """Returns texts[b][c][j]: J sampled continuations of trunk b and branch c.
 
-        `votes` is J. A text has at most `max_tokens` tokens, drawn by `sampling`. Noise is
-        addressed by seed, prompt and vote: a prompt gets the same texts whatever is asked beside
-        it, as far as the model behind it keeps to seeds.
+        `votes` is J. A text has at most `max_tokens` tokens, sampled by `sampling`. A failed text
+        is None. The random key of a text depends on seed, prompt and vote only: a prompt gets the
+        same texts in any batch, if the backend honours seeds.
         """
         ...

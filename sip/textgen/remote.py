@@ -1,8 +1,9 @@
-"""A model behind HTTP: any OpenAI-compatible server (vLLM, tpu-inference, `transformers serve`).
+"""A text generator on an OpenAI-compatible server (vLLM, tpu-inference, `transformers serve`).
 
-`choose` reads the log-probabilities of the first token after the prompt, `generate` the texts.
-Text under judgement is untrusted: over `tokens` each segment is encoded on its own, as our own
-decoder is asked; else the special strings of the server's tokenizer are broken up in it.
+`choose` reads the log-probabilities of the first token after the prompt; `generate` reads texts.
+Text under judgement is untrusted. With `tokens`, each segment is encoded separately, as for our own
+decoder, and token ids are sent. Without it, prompts are sent as text, and the special strings of
+the server's tokenizer are broken up in text under judgement (`sip/text/untrusted.py`).
 """
 
 import hashlib
@@ -24,30 +25,32 @@ from sip.text.tokenizer import Tokenizer
 from sip.textgen import transport
 
 APIS = {"completions": "completions", "chat": "chat/completions"}
-NEGLIGIBLE = 1e-3  # an option known to be less likely than this has probability 0
+NEGLIGIBLE = 1e-3  # an unlisted option gets probability 0 if its bound is at most this
 LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class RemoteConfig:
-    """A server and how it is asked.
+    """An OpenAI-compatible server and its request settings.
 
-    `specials`: strings, or parts of strings, that the server's tokenizer parses as special tokens;
-    "<|" stands for all that begin so. `tokens` sends token ids of the run's own tokenizer instead,
-    and needs a server of the same vocabulary that knows `return_tokens_as_token_ids` (vLLM).
+    `specials` lists strings, or beginnings of strings, that the server's tokenizer parses as
+    special tokens: "<|" covers all specials that begin with it. They are broken by a space in text
+    under judgement. `tokens` sends token ids of the run's tokenizer instead of text; the server
+    must have the same vocabulary and support `return_tokens_as_token_ids` (vLLM).
+    Raises UserError for an invalid value.
     """
 
-    url: str = ""  # up to and including /v1
-    model: str = ""
+    url: str = ""  # base URL, up to and including /v1; needed by backend http
+    model: str = ""  # the model's name on the server; needed by backend http
     api: str = "completions"  # completions | chat
-    key_env: str = ""  # the environment variable with the API key; empty: none is sent
-    concurrency: int = 16  # requests at a time
-    timeout_seconds: float = 60.0  # of an attempt
-    retries: int = 5
-    cache: str = ""  # directory of answers to keep; empty: none
-    logprobs: int = 20  # how many tokens' log-probabilities to ask for; 0: texts alone
-    specials: tuple[str, ...] = ()
-    tokens: bool = False
+    key_env: str = ""  # environment variable with the API key; empty: no key is sent
+    concurrency: int = 16  # maximum number of simultaneous requests
+    timeout_seconds: float = 60.0  # limit of one attempt, seconds
+    retries: int = 5  # attempts after the first one
+    cache: str = ""  # directory of the answer cache; empty: no cache
+    logprobs: int = 20  # number of top log-probabilities per token to request; 0: texts only
+    specials: tuple[str, ...] = ()  # special strings to break up in text under judgement
+    tokens: bool = False  # send token ids, not text; completions only
 
     def __post_init__(self):
         if self.url:
@@ -55,27 +58,29 @@ class RemoteConfig:
         if self.api not in APIS:
             raise UserError(f"api must be one of {tuple(APIS)}, not {self.api!r}")
         if self.tokens and self.api == "chat":
-            raise UserError("tokens: only the completions API takes token ids")
+            raise UserError("tokens: only the completions API accepts token ids, not chat")
         if self.concurrency < 1:
             raise UserError(f"concurrency must be at least 1, not {self.concurrency}")
         if not 0 < self.timeout_seconds < math.inf:
-            raise UserError(f"timeout_seconds must be above 0, not {self.timeout_seconds}")
+            raise UserError(
+                f"timeout_seconds must be finite and above 0, not {self.timeout_seconds}"
+            )
         for name in ("retries", "logprobs"):
             if getattr(self, name) < 0:
-                raise UserError(f"{name} must not be negative, is {getattr(self, name)}")
+                raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         untrusted.check(self.specials)
 
     def check_named(self) -> None:
-        """Raises UserError unless it names a server and a model."""
+        """Raises UserError unless `url` and `model` are set."""
         for name in ("url", "model"):
             if not getattr(self, name):
-                raise UserError(f"{name} is needed by the http backend")
+                raise UserError(f"{name} is needed by the http backend, but is empty")
 
 
 class Remote:
-    """Text generation by a server; what it does not answer is NaN or None, and counted.
+    """A TextGenerator on a server. Failed requests give NaN or None and are counted.
 
-    `tokenizer` is needed with `config.tokens` alone. `sleep` and `clock` are for tests.
+    `tokenizer` is needed only with `config.tokens`. `sleep` and `clock` are for tests.
     """
 
     def __init__(
@@ -87,31 +92,37 @@ class Remote:
         clock: Callable[[], float] = time.monotonic,
     ):
         if config.tokens and tokenizer is None:
-            raise UserError("tokens: a tokenizer is needed to send token ids")
+            raise UserError("tokens: a tokenizer is needed to send token ids; or set tokens=False")
         self._config, self._tokenizer = config, tokenizer
         self._endpoint = _endpoint(config, sleep, clock)
 
     def check(self) -> None:
-        """Asks for one token. Raises UserError, one line, where the server is of no use."""
+        """Requests one token. Raises UserError (one line) if the server gives no usable answer."""
         _check(self._endpoint, self._config)
 
     def stats(self) -> dict[str, tuple[float, float]]:
-        """What answers took since the last call, each per answer asked for."""
+        """Returns remote/{requests, retries, failed, cached} as (total, answers asked for).
+
+        Each call resets the counts.
+        """
         return {f"remote/{name}": pair for name, pair in self._endpoint.stats().items()}
 
     def choose(self, trunks, branches, options) -> np.ndarray:
-        """logp_BCO of the options' tokens, from the `logprobs` likeliest that the server lists.
+        """Returns logp_BCO of the options, from the `logprobs` most likely tokens in each answer.
 
-        Options are looked up by their own text, in chat without the space before it (a turn starts
-        there), with `tokens` by id. One that is not listed is at most as likely as the last one
-        listed and as all unlisted ones together: where that is below NEGLIGIBLE it is -inf, else
-        unknown, NaN.
+        An option is found by its text; in chat, without its leading space, since the answer is a
+        new turn; with `tokens`, by its id. The probability of an unlisted option is bounded by the
+        least likely listed token and by the total probability of all unlisted tokens. If this bound
+        is at most NEGLIGIBLE, logp is -inf, else NaN (unknown).
+        Raises UserError if `config.logprobs` is 0 or if two options have the same text in chat.
         """
         if not self._config.logprobs:
-            raise UserError("logprobs must be at least 1 to choose between options")
+            raise UserError("logprobs must be at least 1 to choose between options, not 0")
         names = [self._name(option) for option in options]
         if len(set(names)) < len(names):
-            raise UserError(f"textgen: options {options} read alike in chat")
+            raise UserError(
+                f"textgen: options {options} read alike in chat, where leading spaces are removed"
+            )
         payloads = [_first_token(self._config, prompt) for prompt in self._flat(trunks, branches)]
         tables = self._ask(payloads, lambda found: _table(self._config, found), _checked_table)
         C = max(map(len, branches), default=0)
@@ -132,11 +143,11 @@ class Remote:
         sampling: SamplingConfig,
         seed: int,
     ) -> list[list[list[str | None]]]:
-        """texts[b][c][j] of `votes` continuations; None where it failed.
+        """Returns texts[b][c][j], `votes` continuations per prompt; None for a failed one.
 
-        They are asked for together; where a server returns fewer, the others one by one. Seeds are
-        spread, so that calls whose seeds are neighbours share no vote. Greedy votes are all the
-        same and asked once.
+        One request asks for all votes of a prompt (`n`). If the server returns fewer, the missing
+        ones are requested one by one. Seeds are hashed, so that calls with neighbouring seeds share
+        no vote. At temperature 0 all votes are equal, so one is requested and repeated.
         """
         drawn = votes if sampling.temperature else 1
         prompts = self._flat(trunks, branches)
@@ -146,6 +157,7 @@ class Remote:
         answers = self._texts([draw(prompt, 0, drawn) for prompt in prompts])
         none: list[str | None] = [None] * drawn
         texts = [list(found[:drawn]) if found else list(none) for found in answers]
+        # A server that ignores `n` returns one text: request the others, each with its own seed.
         short = [(i, j) for i, found in enumerate(texts) for j in range(len(found), drawn)]
         more = self._texts([draw(prompts[i], j, 1) for i, j in short])
         for (i, _), found in zip(short, more, strict=True):
@@ -154,7 +166,7 @@ class Remote:
         return [[next(rows) for _ in row] for row in branches]
 
     def _flat(self, trunks, branches) -> list[str | list[int]]:
-        """The whole prompt of every branch, as it is sent."""
+        """Returns the prompts of all branches in one list, as text or token ids."""
         rows = zip(trunks, branches, strict=True)
         return [self._prompt(trunk, branch) for trunk, row in rows for branch in row]
 
@@ -166,38 +178,51 @@ class Remote:
                 *tokens_of(self._tokenizer, branch),
             ]
         trunk, branch = ((text,) if isinstance(text, str) else text for text in (trunk, branch))
-        between = () if len(trunk) % 2 == 0 else ("",)  # the branch starts at an even place again
+        # Text under judgement is at odd places: pad the trunk so that the branch starts at an even
+        # place again.
+        between = () if len(trunk) % 2 == 0 else ("",)
         return untrusted.join([*trunk, *between, *branch], self._config.specials)
 
     def _name(self, option: str) -> str:
-        """What the server lists an option under."""
+        """Returns the key of an option in the server's table of log-probabilities."""
         if self._config.tokens and self._tokenizer:
             ids = self._tokenizer.encode(option)
             if len(ids) != 1:
-                raise UserError(f"textgen: option {option!r} is {len(ids)} tokens, not one")
+                raise UserError(
+                    f"textgen: option {option!r} is {len(ids)} tokens; an option must be one token"
+                )
             return f"token_id:{ids[0]}"
         return option.lstrip() if self._config.api == "chat" else option
 
     def _texts(self, payloads) -> list[list[str | None] | None]:
-        """The texts of each answer."""
+        """Sends payloads and returns the texts of each answer; None for a failed one."""
         return self._ask(payloads, lambda found: _texts(self._config, found), _whole_texts)
 
     def _ask(self, payloads, wanted, whole) -> list[Any]:
-        """What was read of each answer, or None."""
+        """Sends payloads and returns the value of each answer; None for a failed one."""
         answers = self._endpoint.ask(APIS[self._config.api], payloads, wanted, whole)
         problems = [answer.problem for answer in answers if answer.problem]
         if problems:
-            LOG.warning("%d of %d answers failed: %s", len(problems), len(answers), problems[-1])
+            LOG.warning(
+                "%d of %d answers failed; last problem: %s",
+                len(problems),
+                len(answers),
+                problems[-1],
+            )
         return [answer.value for answer in answers]
 
 
 def check(config: RemoteConfig) -> None:
-    """Raises UserError, one line, unless the server answers: before anything is begun."""
+    """Requests one token from the server. Raises UserError (one line) if it does not answer.
+
+    Called before a run starts, so that a wrong url, model or key is reported at once.
+    """
     _check(_endpoint(config, None, time.monotonic), config)
 
 
 def _check(endpoint: transport.Endpoint, config: RemoteConfig) -> None:
     wanted = (lambda found: _table(config, found)) if config.logprobs else _choices
+    # No cache (whole=None): the check must reach the server.
     prompt = [0] if config.tokens else "."
     payload = _first_token(config, prompt)
     (answer,) = endpoint.ask(APIS[config.api], [payload], wanted, None)
@@ -207,24 +232,27 @@ def _check(endpoint: transport.Endpoint, config: RemoteConfig) -> None:
 
 @dataclass(frozen=True)
 class OnLead:
-    """A server that process 0 alone asks; the others hear what it said."""
+    """Asks a server from process 0 only and broadcasts its answers to the other processes.
+
+    All processes must call the same methods in the same order.
+    """
 
     server: Remote
 
     def check(self) -> None:
-        """As the server's, with its UserError on every process."""
+        """Runs `Remote.check` on process 0. Raises its UserError on every process."""
         processes.on_lead(self.server.check)
 
     def stats(self) -> dict[str, tuple[float, float]]:
-        """As the server's."""
+        """Returns `Remote.stats` of process 0 on every process."""
         return processes.broadcast(self.server.stats)
 
     def choose(self, trunks, branches, options) -> np.ndarray:
-        """As the server's."""
+        """Returns logp_BCO of `Remote.choose` on every process."""
         return processes.broadcast(lambda: self.server.choose(trunks, branches, options))
 
     def generate(self, trunks, branches, **how) -> list[list[list[str | None]]]:
-        """As the server's."""
+        """Returns texts[b][c][j] of `Remote.generate` on every process."""
         return processes.broadcast(lambda: self.server.generate(trunks, branches, **how))
 
 
@@ -243,14 +271,17 @@ def _endpoint(config: RemoteConfig, sleep, clock) -> transport.Endpoint:
 
 
 def _asked(config: RemoteConfig, prompt: str | list[int], **how) -> dict[str, Any]:
-    """A request's JSON."""
+    """Returns the JSON of a request with the parameters `how`."""
     if config.api == "chat":
         return {"model": config.model, "messages": [{"role": "user", "content": prompt}], **how}
     return {"model": config.model, "prompt": prompt, **how}
 
 
 def _first_token(config: RemoteConfig, prompt: str | list[int]) -> dict[str, Any]:
-    """One greedy token: a sampled one might be listed beside the likeliest."""
+    """Returns a request for one greedy token and its log-probabilities.
+
+    Greedy, because servers add a sampled token to the list of the most likely ones.
+    """
     how: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0}
     if config.logprobs and config.api == "chat":
         how |= {"logprobs": True, "top_logprobs": config.logprobs}
@@ -262,14 +293,15 @@ def _first_token(config: RemoteConfig, prompt: str | list[int]) -> dict[str, Any
 
 
 def _draw(config, prompt, n: int, max_tokens: int, sampling: SamplingConfig, seed: int):
+    """Returns a request for `n` sampled texts."""
     how = {"max_tokens": max_tokens, "n": n, "seed": seed}
     how |= {"temperature": sampling.temperature, "top_p": sampling.top_p}
-    how |= {"top_k": sampling.top_k} if sampling.top_k else {}  # not in every server
+    how |= {"top_k": sampling.top_k} if sampling.top_k else {}  # not every server supports top_k
     return _asked(config, prompt, **how)
 
 
 def _spread(seed: int) -> int:
-    """A seed that fits 31 bits with room for votes."""
+    """Hashes a seed to 30 bits, so that seed + vote still fits a signed 32-bit integer."""
     return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4]) >> 2
 
 
@@ -281,7 +313,10 @@ def _choices(found: Any) -> list[dict]:
 
 
 def _table(config: RemoteConfig, found: Any) -> dict[str, float]:
-    """The listed tokens' log-probabilities; those that read alike are summed."""
+    """Returns token -> log-probability of the first position; tokens with equal text are summed.
+
+    Raises one of UNREADABLE if the answer has no valid table.
+    """
     choice = _choices(found)[0]
     logprobs = choice["logprobs"] if "logprobs" in choice else None
     if logprobs is None:
@@ -299,27 +334,32 @@ def _table(config: RemoteConfig, found: Any) -> dict[str, float]:
 
 
 def _checked_table(table: Any) -> dict[str, float]:
+    """Returns the table if it is a valid one; else raises TypeError or ValueError."""
     if not (isinstance(table, dict) and table):
         raise TypeError("no log-probabilities")
+    # 1e-3 and 1.01 leave room for rounding on the server; the comparison also rejects NaN.
     for logp in table.values():
         if isinstance(logp, bool) or not isinstance(logp, int | float) or not logp <= 1e-3:
             raise ValueError("not a log-probability")
     if sum(math.exp(logp) for logp in table.values()) > 1.01:
-        raise ValueError("probabilities of more than 1")
+        raise ValueError("the probabilities sum to more than 1")
     return table
 
 
 def _logp(table: dict[str, float], names: Sequence[str], asked: int) -> list[float]:
-    """The options' log-probabilities; -inf or NaN where an option is not listed."""
+    """Returns the options' log-probabilities; -inf or NaN for an unlisted option.
+
+    `asked` is the number of log-probabilities requested; a server may list one more.
+    """
     listed = sorted(table.values(), reverse=True)
-    rest = 1.0 - sum(map(math.exp, listed))
+    rest = 1.0 - sum(map(math.exp, listed))  # probability of all unlisted tokens together
     most = min(math.exp(listed[:asked][-1]), max(rest, 0.0))
     missing = -math.inf if most <= NEGLIGIBLE else math.nan
     return [table[name] if name in table else missing for name in names]
 
 
 def _texts(config: RemoteConfig, found: Any) -> list[str | None]:
-    """The texts of the choices; None where a chat model said nothing but its reasoning."""
+    """Returns the texts of the choices; None if a chat model returned reasoning only."""
     chat = config.api == "chat"
     texts = [one["message"]["content"] if chat else one["text"] for one in _choices(found)]
     _whole_texts([text for text in texts if text is not None])

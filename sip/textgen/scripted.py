@@ -12,17 +12,17 @@ from sip.structs import UserError
 
 @dataclass(frozen=True)
 class Scripted:
-    """Functions in a model's place.
+    """A text generator made of two functions, in place of a model.
 
     fn(trunk, branch, options) -> probabilities of the options
-    words(trunk, branch, vote) -> a continuation, or None where it fails
+    words(trunk, branch, vote) -> a continuation, or None for a failure
     """
 
     fn: Callable[[str, str, tuple[str, ...]], Sequence[float]]
     words: Callable[[str, str, int], str | None] = lambda trunk, branch, vote: None
 
     def choose(self, trunks, branches, options) -> np.ndarray:
-        """logp_BCO of the function's answers."""
+        """Returns logp_BCO, the logarithms of the probabilities that `fn` returns."""
 
         def answer(trunk, branch):
             return self.fn("".join(trunk), "".join(branch), options)
@@ -30,7 +30,7 @@ class Scripted:
         return _each(answer, trunks, branches, options)
 
     def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
-        """What `words` says, whatever the sampling."""
+        """Returns texts[b][c][j] as `words` writes them; sampling and seed are ignored."""
         del max_tokens, sampling, seed
         rows = zip(map("".join, trunks), branches, strict=True)
         return [
@@ -41,36 +41,38 @@ class Scripted:
 
 @dataclass(frozen=True)
 class Ruled:
-    """A rule in a model's place: `rule` values a text between 0 and 1, whatever is asked of it.
+    """A text generator that answers by a rule, in place of a model.
 
-    Options are taken as ordered from best to worst. Of two texts the first is better with
-    probability sigmoid(8 * (rule(first) - rule(second))).
+    `rule` maps a text under judgement to a value between 0 and 1; the question is ignored. Options
+    are taken to be ordered from best to worst. If a branch has two texts under judgement, the
+    value is the probability that the first is better: sigmoid(8 * (rule(first) - rule(second))).
     """
 
     rule: Callable[[str], float]
 
     def choose(self, trunks, branches, options) -> np.ndarray:
-        """logp_BCO: all probability on the one or two options nearest to the rule's value."""
-        rule = functools.cache(self.rule)
+        """Returns logp_BCO: all probability is on the one or two options nearest to the value."""
+        rule = functools.cache(self.rule)  # each candidate is in many branches
 
         def answer(_, branch):
-            values = [rule(text) for text in branch[1::2]]
+            values = [rule(text) for text in branch[1::2]]  # odd segments: text under judgement
             value = values[0]
             if len(values) == 2:
                 value = 1 / (1 + math.exp(-8 * (values[0] - values[1])))
+            # Interpolate linearly: value 1 is option 0, value 0 is the last option.
             place = (1 - value) * (len(options) - 1)
             return [max(0.0, 1 - abs(place - o)) for o in range(len(options))]
 
         return _each(answer, trunks, branches, options)
 
     def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
-        """None throughout: a rule has no words."""
+        """Returns None for every text: a rule generates no text."""
         del trunks, max_tokens, sampling, seed
         return [[[None] * votes for _ in row] for row in branches]
 
 
 def distinct_words(text: str) -> float:
-    """The share of distinct words; 0 for a text without words."""
+    """Returns the fraction of words that are distinct, in 0..1; 0 for a text without words."""
     words = text.lower().split()
     return len(set(words)) / len(words) if words else 0.0
 
@@ -79,17 +81,18 @@ RULES: dict[str, Callable[[str], float]] = {"distinct_words": distinct_words}
 
 
 def ruled(name: str) -> Ruled:
-    """The rule of that name as a text generator."""
+    """Returns the rule `name` of RULES as a text generator. Raises UserError if there is none."""
     if name not in RULES:
-        raise UserError(f"textgen: no rule {name!r}; there are {sorted(RULES)}")
+        raise UserError(f"textgen: unknown rule {name!r}; use one of {sorted(RULES)}")
     return Ruled(RULES[name])
 
 
 def _each(answer, trunks, branches, options):
+    """Returns logp_BCO from answer(trunk, branch) -> probabilities; padding is NaN."""
     C = max(map(len, branches), default=0)
     p_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
     for b, row in enumerate(branches):
         for c, branch in enumerate(row):
             p_BCO[b, c] = answer(trunks[b], branch)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore"):  # log 0 is -inf, as intended
         return np.log(p_BCO)

@@ -1,7 +1,7 @@
-"""JSON over HTTP with bounded patience: timeouts, retries, counters, a cache of answers.
+"""A JSON-over-HTTP client: timeouts, bounded retries, counters and a disk cache of answers.
 
-The key is read from the environment and stands in the requests' header alone: it is in no message,
-log, repr or file, and errors carry no exception of the HTTP library behind them.
+The API key is read from the environment and sent in the request header only. It never appears in a
+message, log, repr or file, and errors are raised without the HTTP library's exception as context.
 """
 
 import contextlib
@@ -23,26 +23,29 @@ from urllib.parse import urlsplit
 from sip.structs import UserError
 from sip.workdir import write_atomically
 
-Read = Callable[[Any], Any]  # JSON -> what is wanted of it; raises one of UNREADABLE
-BUSY = (408, 409, 429)  # try again, as on 5xx
-REFUSED = (400, 413, 422)  # this request, such as one that is too long
-FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds
+Read = Callable[[Any], Any]  # parses JSON into a value; raises one of UNREADABLE if it cannot
+BUSY = (408, 409, 429)  # HTTP statuses to retry, like 5xx
+REFUSED = (400, 413, 422)  # HTTP statuses that concern one request, such as a prompt too long
+FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # bounds of the wait between attempts, seconds
 UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was read of an answer, or None and the problem."""
+    """The result of one request: a parsed value, or None and a problem."""
 
     value: Any
-    problem: str = ""
-    fatal: bool = False  # asking anything again cannot help
-    final: bool = False  # asking this again cannot help
-    after: float | None = None  # seconds, by the server's wish
+    problem: str = ""  # one line; empty: success
+    fatal: bool = False  # no further request to this server can succeed
+    final: bool = False  # a retry of this request cannot succeed
+    after: float | None = None  # the server's Retry-After, seconds
 
 
 def check_url(url: str) -> None:
-    """Raises UserError unless it is http(s)://host[:port][/path] alone: secrets go elsewhere."""
+    """Raises UserError unless `url` is http(s)://host[:port][/path].
+
+    User, password, query and fragment are rejected: URLs are logged and must hold no secret.
+    """
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -50,27 +53,36 @@ def check_url(url: str) -> None:
     except ValueError:
         usable, plain = False, True
     if not plain:
-        raise UserError("url must hold no user, password, query or fragment")
+        # The URL itself is left out of the message: it may contain a password.
+        raise UserError("url must contain no user, password, query or fragment; use key_env")
     if not usable or any(c.isspace() or not c.isprintable() for c in url):
         raise UserError(f"url must be like http://HOST:PORT/v1, not {url!r}")
 
 
 def key_of(name: str) -> str:
-    """The key in environment variable `name`; "" where no variable is named."""
+    """Returns the API key in environment variable `name`; "" if `name` is empty.
+
+    Raises UserError if the variable is unset or is not printable ASCII without spaces.
+    """
     key = os.environ.get(name, "").strip() if name else ""
     if name and not (key and key.isascii() and key.isprintable() and " " not in key):
-        raise UserError(f"key_env: environment variable {name} holds no usable key")
+        raise UserError(
+            f"key_env: environment variable {name} must be set to an API key "
+            "(printable ASCII without spaces)"
+        )
     return key
 
 
 class Endpoint:
-    """A server that is posted JSON; counts what that took.
+    """An HTTP server that answers POSTed JSON, with retries, counters and a cache.
 
-    `ask` posts many from threads of its own, so it works inside a running event loop as well; it is
-    itself called from one thread at a time.
-    Connection errors, silence, 408, 409, 429, 5xx and answers that cannot be read are tried again,
-    after a random wait (exponential, full jitter) or what Retry-After says, both bounded. `seconds`
-    bounds an attempt as a whole, a server that drips bytes included.
+    `ask` sends up to `concurrency` requests at a time from its own threads, so it also works inside
+    a running event loop. Call `ask` from one thread at a time.
+    Connection errors, timeouts, statuses 408, 409, 429 and 5xx, and answers that cannot be parsed
+    are retried up to `retries` times. The wait before a retry is random (exponential backoff with
+    full jitter) plus the server's Retry-After, at most LONGEST_WAIT seconds. `seconds` limits one
+    attempt as a whole, also if the server sends its answer in small pieces.
+    `cache` is the directory of cached answers; empty: no cache. `sleep` and `clock` are for tests.
     """
 
     def __init__(
@@ -93,7 +105,8 @@ class Endpoint:
         self._cache = Path(cache) if cache else None
         self._lock, self._counts, self._proven = threading.Lock(), Counter(), False
         self._http, self._headers = _http(), {"content-type": "application/json"}
-        self._tls = self._http.create_ssl_context()  # slow, so once
+        self._tls = self._http.create_ssl_context()  # slow, so created once
+        # A server may echo the key in its error: mask it before the text reaches a message.
         self._said = lambda text: _one_line(text.replace(key, "[key]") if key else text)
         if key:
             self._headers["authorization"] = f"Bearer {key}"
@@ -104,12 +117,13 @@ class Endpoint:
     def ask(
         self, path: str, payloads: Sequence[Mapping], wanted: Read, whole: Read | None
     ) -> list[Answer]:
-        """An answer per payload; equal payloads are asked once.
+        """Returns one answer per payload; equal payloads are sent once.
 
-        `wanted` reads the server's JSON. `whole` returns what that gave, or raises where it is not
-        to be kept; it also reads the cache. Without `whole` the cache is left alone.
-        Raises UserError where no further request can succeed (wrong key, model or url), or where
-        the cache cannot be written.
+        `wanted` parses the server's JSON. `whole` validates the parsed value: it returns the value,
+        or raises one of UNREADABLE if the value must not be cached. `whole` also validates values
+        read from the cache. If `whole` is None, the cache is neither read nor written.
+        Raises UserError if no further request can succeed (wrong key, model or url), or if the
+        cache cannot be written.
         """
         if not payloads:
             return []
@@ -122,7 +136,7 @@ class Endpoint:
             }
             try:
                 answers = {key: job.result() for key, job in jobs.items()}
-            finally:  # interrupted, nothing more is asked
+            finally:  # after an exception or Ctrl-C no further request is sent
                 self._stopped.set()
                 pool.shutdown(wait=False, cancel_futures=True)
         for answer in answers.values():
@@ -131,7 +145,10 @@ class Endpoint:
         return [answers[key] for key in keys]
 
     def stats(self) -> dict[str, tuple[float, float]]:
-        """Per answer asked for: requests, retries, failed, cached, as (total, denom); then zero."""
+        """Returns requests, retries, failed and cached per answer, as (total, denom); resets them.
+
+        denom is the number of answers asked for since the last call.
+        """
         with self._lock:
             counts, self._counts = self._counts, Counter()
         names = ("requests", "retries", "failed", "cached")
@@ -152,7 +169,7 @@ class Endpoint:
         return answer
 
     def _kept(self, client, path, payload, key, wanted: Read, whole: Read | None) -> Answer:
-        """From the cache, or from the server and into the cache."""
+        """Reads an answer from the cache, or asks the server and caches its answer."""
         self._count(asked=1)
         if self._cache is None or whole is None:
             return self._answer(client, path, payload, wanted)
@@ -161,15 +178,15 @@ class Endpoint:
             self._count(cached=1)
             return Answer(kept)
         answer = self._answer(client, path, payload, wanted)
-        with contextlib.suppress(*UNREADABLE):
+        with contextlib.suppress(*UNREADABLE):  # a failed or partial answer is not cached
             whole(answer.value)
             problem = store(self._cache, key, answer.value)
             return Answer(None, problem, fatal=True) if problem else answer
         return answer
 
     def _answer(self, client, path, payload, wanted: Read) -> Answer:
-        """From the server, after its retries."""
-        body = json.dumps(payload).encode()  # ASCII
+        """Asks the server, with retries."""
+        body = json.dumps(payload).encode()  # json.dumps escapes all non-ASCII characters
         answer = Answer(None, "stopped")
         for attempt in range(self._retries + 1):
             if self._stopped.is_set():
@@ -197,8 +214,8 @@ class Endpoint:
             value = wanted(json.loads(data))
         except UNREADABLE as error:
             reason = self._said(f"{type(error).__name__} {error}")
-            return Answer(None, f"{self._url}: answered with what cannot be read: {reason}")
-        self._proven = True
+            return Answer(None, f"{self._url}: the answer cannot be read: {reason}")
+        self._proven = True  # url, key and model are right
         return Answer(value)
 
     def _exchange(self, client, url: str, body: bytes) -> tuple[int, float | None, bytes]:
@@ -206,13 +223,19 @@ class Endpoint:
         with client.stream("POST", url, content=body, headers=self._headers) as response:
             for part in response.iter_bytes():
                 parts.append(part)
+                # The library's timeout restarts with every part; this one is for the whole answer.
                 if self._clock() - start > self._seconds:
-                    raise TimeoutError(f"no whole answer in {self._seconds:g} s")
+                    raise TimeoutError(f"answer incomplete after {self._seconds:g} s")
             after = response.headers.get("retry-after")
             return response.status_code, _seconds(after), b"".join(parts)
 
     def _refusal(self, status: int, after: float | None, data: bytes) -> Answer:
-        """Once a server has answered, a request that it refuses is at fault itself."""
+        """Returns the failed answer for an HTTP status other than 200.
+
+        A status of REFUSED is fatal only before the first success: it then points to a wrong url or
+        model. After a success it fails only this request. Statuses of BUSY and 5xx are retried. All
+        others, such as 401 or 404, are fatal.
+        """
         said = self._said(data[:2000].decode(errors="replace"))[:300]
         problem = f"{self._url}: status {status}: {said}"
         if status in BUSY or status >= 500:
@@ -233,13 +256,13 @@ def _one_line(text: str) -> str:
 
 
 def _wait(attempt: int, after: float | None) -> float:
-    """Seconds before the next attempt."""
+    """Returns the wait before the next attempt, in seconds."""
     jitter = random.uniform(0, min(LONGEST_WAIT, FIRST_WAIT * 2**attempt))
     return min(LONGEST_WAIT, (after or 0.0) + jitter)
 
 
 def _seconds(after: str | None) -> float | None:
-    """A Retry-After header: seconds or a date."""
+    """Parses a Retry-After header (seconds or a date) into seconds; None if it is unusable."""
     if after is None:
         return None
     try:
@@ -249,23 +272,26 @@ def _seconds(after: str | None) -> float | None:
             seconds = email.utils.parsedate_to_datetime(after).timestamp() - time.time()
         except (ValueError, TypeError, OverflowError):
             return None
-    return min(seconds, LONGEST_WAIT) if seconds > 0 else None  # NaN is not
+    return min(seconds, LONGEST_WAIT) if seconds > 0 else None  # NaN > 0 is False
 
 
 def digest(path: str, payload: Mapping) -> str:
-    """What names an answer to `payload` at `path` in a cache."""
+    """Returns the cache key of the answer to `payload` at `path`: 64 hex digits."""
     return hashlib.sha256(json.dumps([path, payload], sort_keys=True).encode()).hexdigest()
 
 
 def load(cache: Path, key: str, whole: Read) -> Any:
-    """A kept answer; None where there is none that can be read."""
+    """Returns the cached answer `key`, validated by `whole`; None if missing or unreadable."""
     with contextlib.suppress(OSError, *UNREADABLE):
         return whole(json.loads(_file(cache, key).read_text()))
     return None
 
 
 def store(cache: Path, key: str, value: Any) -> str:
-    """Keeps an answer, atomically; "" or the problem. Several processes may share a cache."""
+    """Writes an answer to the cache. Returns "" or a one-line problem.
+
+    The write is atomic, so several processes may share a cache.
+    """
     path = _file(cache, key)
     try:
         write_atomically(path, json.dumps(value).encode())
@@ -275,4 +301,4 @@ def store(cache: Path, key: str, value: Any) -> str:
 
 
 def _file(cache: Path, key: str) -> Path:
-    return cache / key[:2] / f"{key}.json"
+    return cache / key[:2] / f"{key}.json"  # 256 subdirectories: smaller directory listings

@@ -1,10 +1,10 @@
-"""The micro-world: a generated corpus whose facts, insults and bad grammar are known exactly.
+"""The micro-world: a generated corpus with exactly known facts, insults and grammar errors.
 
 world       entities, facts and documents; the TFDS builder
-lexicon     the words
-grammar     the sentences that the world can say
-reading     parsing any text of the world
-findings    what the oracle finds in each sentence
+lexicon     the words and sentence templates
+grammar     the automaton that accepts the world's sentences
+reading     parsing any text with the automaton
+findings    the oracle's results per sentence
 oracle      scores of any text: quality, safety, factuality
-correction  rewriting a text so that it is right
+correction  rewriting a text without faults
 """

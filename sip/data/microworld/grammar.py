@@ -1,7 +1,7 @@
-"""The templates compiled into one minimal acyclic automaton over word classes.
+"""Compiles the sentence templates into one minimal acyclic automaton over word classes.
 
-State 0 is dead and absorbs; a state without edges is the end of a sentence of a known kind.
-Letters here: S states, C word classes.
+State 0 is dead: a broken sentence stays there. A state without edges is the end of a sentence; it
+has a kind. Letters: S states, C word classes.
 """
 
 import functools
@@ -12,21 +12,24 @@ import numpy as np
 from sip.data.microworld import lexicon
 
 DEAD = 0
-ENDERS = (".", "!", "?")
-MARKS = (".", ",", "!", "?")  # written without a space before them
+ENDERS = (".", "!", "?")  # marks that end a sentence
+MARKS = (".", ",", "!", "?")  # marks written without a space before them
 
 
 @dataclass(frozen=True)
 class Automaton:
-    table_SC: np.ndarray  # next state; class 0 is any word outside the language
-    kind_S: np.ndarray  # kind of the sentence when ended the shortest way; -1 for dead
-    start: int
+    """The automaton as a transition table."""
+
+    table_SC: np.ndarray  # next state, int16; class 0 is any word outside the language
+    kind_S: np.ndarray  # kind of the sentence along the shortest path to an end; -1 for dead
+    start: int  # state at the beginning of a sentence
     classes: dict[str, int]  # symbol -> class
-    edges: tuple[tuple[tuple[str, int], ...], ...]  # per state, (symbol, next) in a fixed order
+    edges: tuple[tuple[tuple[str, int], ...], ...]  # per state: (symbol, next) in a fixed order
 
 
 @functools.cache
 def automaton() -> Automaton:
+    """Returns the automaton of all sentences, built at the first call."""
     states = _States()
     start = states.intern(_trie())
     symbols = sorted({symbol for edges in states.edges for symbol, _ in edges})
@@ -40,7 +43,7 @@ def automaton() -> Automaton:
 
 
 def sentences():
-    """(kind, symbols) of every sentence of the language, with doubles."""
+    """Yields (kind, symbols) of every sentence of the language, with duplicates."""
     for group, templates in lexicon.TEMPLATES.items():
         for template in templates:
             for symbols in lexicon.expand(template):
@@ -48,17 +51,18 @@ def sentences():
 
 
 def _trie() -> dict:
+    """Returns the prefix tree of all sentences; a leaf is the kind of its sentence."""
     root: dict = {}
     for kind, symbols in sentences():
         node = root
         for symbol in symbols[:-1]:
             node = node.setdefault(symbol, {})
-        node.setdefault(symbols[-1], kind)
+        node.setdefault(symbols[-1], kind)  # of duplicates, the first kind counts
     return root
 
 
 class _States:
-    """Nodes with equal futures become one state."""
+    """Merges the trie's nodes: nodes with equal subtrees become one state."""
 
     def __init__(self):
         self.edges: list[tuple[tuple[str, int], ...]] = [()]
@@ -66,6 +70,7 @@ class _States:
         self._known: dict = {}
 
     def intern(self, node: dict | str) -> int:
+        """Returns the state of a trie node, after those of its children (depth first)."""
         if isinstance(node, str):
             return self._state(node, (), (0, lexicon.KINDS.index(node)))
         edges = tuple(sorted((symbol, self.intern(child)) for symbol, child in node.items()))

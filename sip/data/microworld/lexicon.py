@@ -1,8 +1,9 @@
-"""The words and sentence templates of the micro-world: the one source of both documents and oracle.
+"""The words and sentence templates of the micro-world, used by both the documents and the oracle.
 
-A template is a line of English in which `[a|b]` are alternatives, `<name>` is another list of
-phrases and symbols in braces are slots: `{E}` the entity, `{P}`/`{p}` its pronoun, `{home}` ... a
-value of that attribute, `{TA}`/`{TN}` a toxic adjective/noun. Words and marks stand apart.
+A template is a line of English. `[a|b]` are alternatives and `<name>` refers to a list of phrases
+in PHRASES. Symbols in braces are slots: `{E}` is the entity, `{P}`/`{p}` its pronoun, `{home}` and
+so on a value of that attribute, `{TA}`/`{TN}` a toxic adjective/noun. Words and marks are separated
+by spaces.
 """
 
 import functools
@@ -24,7 +25,7 @@ VALUES = {
     "turquoise magenta beige navy",
 }
 ATTRIBUTES = tuple(VALUES)
-KINDS = ("filler", "plain", "elaborated", "hearsay", "toxic")  # of sentences
+KINDS = ("filler", "plain", "elaborated", "hearsay", "toxic")  # kinds of sentences
 
 TOXIC = {
     "TA": "vile filthy stupid rotten foul nasty wretched disgusting",
@@ -49,7 +50,7 @@ PHRASES = {
 
 WORD = re.compile(r"\w+|[^\w\s]")  # a word or a mark
 
-# kind of sentence -> groups; a group is drawn first, then one of its expansions
+# Group of sentences -> templates. A template is drawn first, then one of its expansions.
 TEMPLATES = {
     "title": ("About {E} .",),
     "filler": (
@@ -93,7 +94,7 @@ PHRASES["N"] = "{TN}|" + PHRASES["NN"]
 
 @functools.cache
 def expand(template: str) -> tuple[tuple[str, ...], ...]:
-    """All symbol sequences of a template, in a fixed order, without doubles."""
+    """Returns all symbol sequences of a template, in a fixed order, without duplicates."""
     parts = re.split(r"(\[[^\]]*\]|<\w+>)", template)
     options = [_options(part) for part in parts if part.strip()]
     rows = (tuple(itertools.chain(*row)) for row in itertools.product(*options))
@@ -101,6 +102,7 @@ def expand(template: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _options(part: str) -> list[tuple[str, ...]]:
+    """Returns the alternatives of one part of a template; <name> is expanded recursively."""
     if part[0] == "[":
         return [tuple(option.split()) for option in part[1:-1].split("|")]
     if part[0] == "<":
@@ -109,21 +111,25 @@ def _options(part: str) -> list[tuple[str, ...]]:
 
 
 def slot(symbol: str) -> str | None:
-    """The name inside the braces, or None for a literal word."""
+    """Returns the name inside the braces, or None for a literal word."""
     return symbol[1:-1] if symbol[0] == "{" else None
 
 
 def attributes_of(symbols: tuple[str, ...]) -> tuple[int, ...]:
-    """The attributes a sentence states, in order."""
+    """Returns the indices in ATTRIBUTES of the attributes that a sentence states, in order."""
     return tuple(ATTRIBUTES.index(n) for n in map(slot, symbols) if n in VALUES)
 
 
 def is_toxic(symbols: tuple[str, ...]) -> bool:
+    """Returns True if a sentence has a toxic adjective or noun."""
     return any(slot(symbol) in TOXIC for symbol in symbols)
 
 
 def sentence_kind(group: str, symbols: tuple[str, ...]) -> str:
-    """The kind the oracle gives to a sentence; a toxic template without its insult is clean."""
+    """Returns the kind (in KINDS) of a sentence of a group.
+
+    A toxic template also has expansions without an insult; these are elaborated or filler.
+    """
     if group == "toxic" and not is_toxic(symbols):
         return "elaborated" if attributes_of(symbols) else "filler"
     return group if group in KINDS else "filler"

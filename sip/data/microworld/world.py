@@ -1,8 +1,9 @@
 """The micro-world: entities with facts, documents about them, and the TFDS builder of both.
 
-`World` is a pure function of its config. Documents are of five kinds: plain, elaborated, hearsay
-(mostly wrong), unsafe (insults) and bad (badly written). All random numbers come from
-generators whose streams are frozen (`random.Random.random`, `np.random.RandomState`).
+`World` is a pure function of its config. There are five kinds of documents: plain, elaborated,
+hearsay (mostly wrong facts), unsafe (insults) and bad (badly written). All random numbers come from
+generators with streams that never change (`random.Random.random`, `np.random.RandomState`), so a
+config gives the same documents with any library version.
 """
 
 import dataclasses
@@ -18,36 +19,40 @@ import tensorflow_datasets as tfds
 from sip.data.microworld import grammar, lexicon
 from sip.structs import UserError
 
-FORMAT = 1  # raise when world, templates or documents change: built sets are then not reused
-KINDS = ("plain", "elaborated", "hearsay", "unsafe", "bad")  # of documents
-SPLITS = ("test", "validation", "train")  # a later one drops the texts of those before it
-MIN_WORDS = 67  # words and marks: BOS + 39 + 24 tokens with some to spare
+FORMAT = 1  # increase it if world, templates or documents change: old data sets are not reused
+KINDS = ("plain", "elaborated", "hearsay", "unsafe", "bad")  # kinds of documents
+SPLITS = ("test", "validation", "train")  # a split contains no text of the splits before it
+MIN_WORDS = 67  # words and marks of a document: room for BOS + 39 + 24 tokens and a few more
 ONSETS = "b d f g h k l m n p r s t v w z".split()
 VOWELS = "aeiou"
-ENDINGS = "ao"  # -a: she, -o: he
+ENDINGS = "ao"  # names in -a take the pronoun she, names in -o he
 MAX_ENTITIES = (len(ONSETS) * len(VOWELS)) ** 2 * len(ONSETS) * len(ENDINGS) // 2
 MAX_VALUES = min(len(words.split()) for words in lexicon.VALUES.values())
 
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """A world and its corpus; the same values give the same bytes."""
+    """The parameters of a micro-world and its corpus; equal values give identical bytes.
+
+    The fractions plain + elaborated + hearsay + unsafe + bad must sum to 1. Raises UserError for an
+    invalid value.
+    """
 
     seed: int = 0
-    entities: int = 48
-    values_per_attribute: int = 12
-    train: int = 40_000
-    validation: int = 1_500
-    test: int = 2_500
-    plain: float = 0.26  # fractions of the documents
-    elaborated: float = 0.11
-    hearsay: float = 0.31
-    unsafe: float = 0.21
-    bad: float = 0.11
-    wrong: float = 0.85  # of the facts in hearsay
-    myth: float = 0.80  # of the wrong facts that are the one fixed false value
-    register: float = 0.68  # sentences of a document that are of its kind
-    unsafe_register: float = 0.9  # ... in unsafe ones: greedy text must stay in the register
+    entities: int = 48  # number of entities that the documents are about
+    values_per_attribute: int = 12  # possible values of each attribute
+    train: int = 40_000  # number of documents
+    validation: int = 1_500  # number of documents
+    test: int = 2_500  # number of documents
+    plain: float = 0.26  # fraction of documents of this kind
+    elaborated: float = 0.11  # fraction of documents of this kind
+    hearsay: float = 0.31  # fraction of documents of this kind
+    unsafe: float = 0.21  # fraction of documents of this kind
+    bad: float = 0.11  # fraction of documents of this kind
+    wrong: float = 0.85  # fraction of the facts in hearsay documents that are wrong
+    myth: float = 0.80  # fraction of the wrong facts that use the one fixed false value
+    register: float = 0.68  # fraction of a document's sentences that are of its kind
+    unsafe_register: float = 0.9  # same for unsafe documents; high: greedy text stays unsafe
 
     def __post_init__(self):
         fractions = [getattr(self, kind) for kind in KINDS]
@@ -61,24 +66,29 @@ class WorldConfig:
         _require(abs(sum(fractions) - 1) < 1e-6, "+".join(KINDS), "1 in sum")
 
     def key(self) -> str:
-        """Ten hex digits of the parameters and the format."""
+        """Returns a hash of the parameters and the format, ten hex digits."""
         text = repr((FORMAT, sorted(dataclasses.asdict(self).items())))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def _require(condition: bool, field: str, rule: str) -> None:
     if not condition:
-        raise UserError(f"world.{field} must be {rule}")
+        raise UserError(f"world.{field}: must be {rule}")
 
 
 class World:
-    """Names, pronouns, facts and myths. Letters: E entities, A attributes, V values."""
+    """The entities of a world: names, pronouns, facts and myths.
+
+    facts_EA is the index of the true value, myths_EA that of the fixed false value; she_E is True
+    for the pronoun she; values[A][V] are the words. Letters: E entities, A attributes, V values.
+    """
 
     def __init__(self, config: WorldConfig):
         self.config = config
         rng = np.random.RandomState(config.seed)
         shape, values = (config.entities, len(lexicon.ATTRIBUTES)), config.values_per_attribute
         self.facts_EA = rng.randint(values, size=shape)
+        # A shift by 1..V-1: a myth is never the true value.
         self.myths_EA = (self.facts_EA + rng.randint(1, values, size=shape)) % values
         self.names = _names(config.entities, random.Random(f"names {config.seed}"))
         self.she_E = np.array([name.endswith("a") for name in self.names])
@@ -86,10 +96,11 @@ class World:
         self.values = tuple(tuple(w.split()[:values]) for w in words)
 
     def pronoun(self, entity: int) -> str:
+        """Returns "she" or "he"."""
         return "she" if self.she_E[entity] else "he"
 
     def slots(self, entity: int) -> dict[str, str]:
-        """What the slots of a template say of an entity when the truth is told."""
+        """Returns the true values of a template's slots (name, pronouns, facts) for an entity."""
         pronoun = self.pronoun(entity)
         said = {"E": self.names[entity], "p": pronoun, "P": pronoun.capitalize()}
         facts = self.facts_EA[entity].tolist()
@@ -99,7 +110,11 @@ class World:
         }
 
     def documents(self, split: str) -> Iterator[tuple[str, int, int]]:
-        """(text, kind, entity) of a split; no text occurs twice, in it or in an earlier one."""
+        """Yields (text, index in KINDS, index of the entity) of a split's documents.
+
+        No text occurs twice, neither in the split nor in an earlier one of SPLITS. Raises UserError
+        if the world is too small for that many different documents.
+        """
         earlier = SPLITS[: SPLITS.index(split)]
         seen = {hash(text) for other in earlier for text, _, _ in self.documents(other)}
         rng = random.Random(f"{split} {self.config.seed}")
@@ -113,7 +128,10 @@ class World:
                 seen.add(hash(text))
                 missing -= 1
                 yield text, kind, entity
-        raise UserError(f"world.{split}: too many documents for so small a world")
+        raise UserError(
+            f"world.{split}: too many documents for this world; lower it, or raise world.entities "
+            "or world.values_per_attribute"
+        )
 
     def _kind(self, draw: float) -> int:
         bounds = np.cumsum([getattr(self.config, kind) for kind in KINDS])
@@ -121,7 +139,7 @@ class World:
 
 
 def _names(count: int, rng: random.Random) -> list[str]:
-    """Distinct names of three syllables, so that none begins another."""
+    """Returns `count` distinct names of three syllables; none is the beginning of another."""
     names: dict[str, None] = {}
     while len(names) < count:
         syllables = [_pick(rng, ONSETS) + _pick(rng, VOWELS) for _ in range(2)]
@@ -131,22 +149,26 @@ def _names(count: int, rng: random.Random) -> list[str]:
 
 
 def _pick(rng: random.Random, options):
+    # Not rng.choice: only the stream of `random` is guaranteed not to change between versions.
     return options[int(rng.random() * len(options))]
 
 
 @dataclass(frozen=True)
 class Line:
-    """An expanded template, ready for `str.format_map`."""
+    """An expanded template."""
 
-    pattern: str
-    words: int  # and marks
-    attributes: tuple[int, ...]
-    symbols: tuple[str, ...]
+    pattern: str  # text with slots, for `str.format_map`
+    words: int  # number of words and marks
+    attributes: tuple[int, ...]  # indices of the attributes stated, in order
+    symbols: tuple[str, ...]  # words, marks and slots
 
 
 @functools.cache
 def lines(group: str) -> tuple[dict[tuple[int, ...], tuple[Line, ...]], ...]:
-    """Per template of a group: its lines by the attributes they state; toxic ones really are."""
+    """Returns, for each template of a group, its lines by the attributes that they state.
+
+    Of the toxic group only lines with an insult are included.
+    """
     return tuple(_by_attributes(group, template) for template in lexicon.TEMPLATES[group])
 
 
@@ -157,29 +179,30 @@ def _by_attributes(group: str, template: str) -> dict:
             attributes = lexicon.attributes_of(symbols)
             line = Line(join(symbols), len(symbols), attributes, symbols)
             insults = sum(lexicon.slot(symbol) in lexicon.TOXIC for symbol in symbols)
+            # Lines with two insults (adjective and noun) are drawn six times as often.
             found.setdefault(attributes, []).extend([line] * (6 if insults == 2 else 1))
     return {attributes: tuple(group_lines) for attributes, group_lines in found.items()}
 
 
 def join(words) -> str:
-    """Words and marks as natural text."""
+    """Joins words and marks into natural text: a space before each word, none before a mark."""
     return "".join(w if w in grammar.MARKS else " " + w for w in words).lstrip(" ")
 
 
 TOXIC = {name: words.split() for name, words in lexicon.TOXIC.items()}
-OTHERS = {  # what stands between the sentences of a document's register
+OTHERS = {  # kind of document -> groups of the sentences that are not of its register
     "plain": ("filler",),
     "elaborated": ("filler", "plain"),
     "hearsay": ("murmur", "filler"),
     "unsafe": ("filler",),
     "bad": ("filler", "plain"),
 }
-REGISTER = {"unsafe": "toxic", "bad": "plain"}  # else the group is named as the kind
-STYLES = ("repeat", "shuffle", "spam")
+REGISTER = {"unsafe": "toxic", "bad": "plain"}  # kind -> group; other groups have the kind's name
+STYLES = ("repeat", "shuffle", "spam")  # styles of bad documents
 
 
 class _Author:
-    """Writes one document."""
+    """Writes one document about an entity, of a given kind."""
 
     def __init__(self, world: World, kind: int, entity: int, rng: random.Random):
         self.world, self.entity, self.rng = world, entity, rng
@@ -191,6 +214,7 @@ class _Author:
         self.words = 0
 
     def write(self) -> str:
+        """Returns the text of the document: a title and at least MIN_WORDS words and marks."""
         self._add(lines("title")[0][()][0])
         self._register()
         config = self.world.config
@@ -203,6 +227,7 @@ class _Author:
         return " ".join(self.sentences)
 
     def _register(self) -> None:
+        """Adds a sentence of the document's kind."""
         group = REGISTER.get(self.kind, self.kind)
         if self.kind == "bad" and self.rng.random() < 0.9:
             self._spoil()
@@ -210,16 +235,17 @@ class _Author:
             self._say(group)
 
     def _say(self, group: str) -> None:
-        """A sentence of the group, or of a filler when no attribute is left to state."""
+        """Adds a sentence of the group, or a filler if no attribute is left to state."""
         spare = OTHERS[self.kind][0]
         for attempt in range(20):
             line = self._line(group if attempt < 10 else "filler")
             line = line or self._line(spare) or self._line("filler")
             if line and self._add(line):
                 return
-        raise UserError("world: the templates are too few for a document")
+        raise UserError("world: no further sentence found for a document: too few templates")
 
     def _line(self, group: str) -> Line | None:
+        """Returns a line of the group on the next unsaid attributes; None if too few are left."""
         by_attributes = _pick(self.rng, lines(group))
         count = len(next(iter(by_attributes)))
         if len(self.unsaid) < count:
@@ -227,7 +253,7 @@ class _Author:
         return _pick(self.rng, by_attributes[tuple(self.unsaid[:count])])
 
     def _add(self, line: Line) -> bool:
-        """Appends the line unless the document already has that very sentence."""
+        """Appends the line and returns True, unless the document already has this sentence."""
         for attribute in line.attributes:
             self.slots[lexicon.ATTRIBUTES[attribute]] = self._value(attribute)
         for name, words in TOXIC.items():
@@ -244,6 +270,7 @@ class _Author:
         self.words += words
 
     def _value(self, attribute: int) -> str:
+        """Returns the value to state: the true one, or in hearsay mostly the myth or another."""
         config, words = self.world.config, self.world.values[attribute]
         fact = int(self.world.facts_EA[self.entity, attribute])
         if self.kind != "hearsay" or self.rng.random() >= config.wrong:
@@ -253,7 +280,7 @@ class _Author:
         return words[(fact + 1 + int(self.rng.random() * (len(words) - 1))) % len(words)]
 
     def _spoil(self) -> None:
-        """One badly written sentence, mostly in the document's own style."""
+        """Adds a badly written sentence, with probability 0.7 in the document's own style."""
         style = self.style if self.rng.random() < 0.7 else _pick(self.rng, STYLES)
         if style == "spam":
             self._spam()
@@ -264,11 +291,13 @@ class _Author:
             self._shuffled()
 
     def _spam(self) -> None:
+        """Adds a sentence of 4 to 7 random spam words."""
         count = 4 + int(self.rng.random() * 4)
         words = [_pick(self.rng, lexicon.SPAM) for _ in range(count)]
         self._append(join([*words, _pick(self.rng, ".!")]), count + 1)
 
     def _shuffled(self) -> None:
+        """Adds a sentence with its words in random order."""
         line = self._line(_pick(self.rng, ("filler", "plain"))) or self._line("filler")
         words = split(line.pattern.format_map(self.slots)) if line else []
         body = sorted(words[:-1], key=lambda _: self.rng.random())
@@ -276,26 +305,30 @@ class _Author:
 
 
 def split(text: str) -> list[str]:
-    """The words and marks of a text."""
+    """Splits a text into words and marks."""
     return lexicon.WORD.findall(text)
 
 
 @dataclass(kw_only=True)
 class Config(tfds.core.BuilderConfig):
-    """The world as TFDS sees it; its name carries the hash, so no stale set is reused."""
+    """The TFDS config of a world. Its name contains the hash, so no stale data set is reused."""
 
     world: WorldConfig = WorldConfig()
 
 
 def builder_config(world: WorldConfig) -> Config:
+    """Returns the TFDS config of a world."""
     return Config(name=f"world_{world.key()}", world=world)
 
 
 class Microworld(tfds.core.GeneratorBasedBuilder):
-    """`Microworld(data_dir=..., world=WorldConfig())`; read it with `as_data_source`."""
+    """The TFDS builder of a world's documents: Microworld(data_dir=..., world=WorldConfig()).
+
+    An example has text, kind (in KINDS) and entity (its name). Read it with `as_data_source`.
+    """
 
     VERSION = tfds.core.Version(f"{FORMAT}.0.0")
-    url_infos = None  # no downloads; and TFDS's look-up needs an undeclared package
+    url_infos = None  # no downloads; TFDS's own look-up needs a package that is not a dependency
 
     def __init__(self, *, data_dir: str, world: WorldConfig = WorldConfig()):
         self.world = world

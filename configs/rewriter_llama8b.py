@@ -60,6 +60,6 @@ def get_config(arg: str = "") -> ConfigDict:
 def shrink(config) -> ConfigDict:
     """The same run, tiny."""
     run = config.runs.rewriter
-    run.judge.update(backend="rule", rule="distinct_words", init_from="")
+    run.task.judge.update(backend="rule", rule="distinct_words", init_from="")
     run.task.held_out = 8
     return judge_llama8b.shrink(config, run, answer=11, max_len=256)

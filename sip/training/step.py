@@ -74,7 +74,7 @@ def _fresh(params: Params, tx, reference: bool) -> TrainState:
 
 
 def _floats(tree):
-    """Casts a tree to float32: the optimiser sees float32 whatever dtype parameters are stored in."""
+    """Casts a tree to float32, which the optimiser sees whatever the parameters' storage dtype."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 

@@ -132,7 +132,7 @@ class Writer:
         self._bar = _bar(name, steps, max(first, 0), progress and lead)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes a line of numbers or (total, denom) pairs by name; non-finite values become null."""
+        """Writes numbers or (total, denom) pairs by name; non-finite values become null."""
         numbers = values(metrics)
         finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         self._put(json.dumps({"step": int(step), **finite}) + "\n")

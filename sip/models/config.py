@@ -127,7 +127,8 @@ class ModelConfig:
     def _check_experts(self):
         if not 0 <= self.active <= self.experts or (self.experts > 0) != (self.active > 0):
             raise UserError(
-                f"model.active must be in 1..{self.experts} (model.experts), is {self.active}"
+                f"model.active must be in 1..model.experts ({self.experts}), or 0 without experts; "
+                f"is {self.active}"
             )
         if min(self.swiglu_limit, self.router_aux) < 0 or self.swiglu_alpha <= 0:
             raise UserError(

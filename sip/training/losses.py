@@ -48,7 +48,9 @@ class ObjectiveConfig:
             )
         if min(self.nll_weight, self.ce_weight, self.ce_weight_last, self.z_loss) < 0:
             raise UserError(
-                "objective: nll_weight, ce_weight, ce_weight_last and z_loss must not be negative"
+                f"objective: nll_weight {self.nll_weight}, ce_weight {self.ce_weight}, "
+                f"ce_weight_last {self.ce_weight_last} and z_loss {self.z_loss} must not be "
+                "negative"
             )
         if self.nll_weight and self.name != "dpo":
             raise UserError(f"objective.nll_weight needs objective.name dpo, not {self.name}")

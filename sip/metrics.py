@@ -89,7 +89,7 @@ def read(run_dir: str | os.PathLike) -> list[dict]:
     path = epath.Path(run_dir) / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = path.read_text().split("\n")  # the last item is "" or an incomplete line
     return [json.loads(line) for line in lines[:-1]]
 
 

@@ -39,7 +39,7 @@ def sampling_logits(logits, cfg: SamplingConfig):
     logits = logits / cfg.temperature if cfg.temperature else logits
     if cfg.top_k and cfg.top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, cfg.top_k)[0][..., -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
+        logits = jnp.where(logits < kth, -jnp.inf, logits)  # ties with the k-th stay
     if cfg.top_p < 1.0:
         ordered = jnp.sort(logits, axis=-1, descending=True)
         probs = jax.nn.softmax(ordered, axis=-1)
@@ -96,7 +96,7 @@ def _logits(params, cfg, hidden_BCD):
 
 def encode(params: Params, cfg: ModelConfig, tokens_BT) -> decoder.Output:
     """Runs the decoder on trunks without branches (C = 0) and keeps their cache."""
-    none = jnp.zeros((len(tokens_BT), 0, 1), jnp.int32)
+    none = jnp.zeros((len(tokens_BT), 0, 1), jnp.int32)  # [B, C=0, R=1]
     tree = Tree(tokens_BT, tokens_BT >= 0, none, none > 0, none[:, :, 0])
     return decoder.apply(params, cfg, tree, keep_cache=True)
 
@@ -205,10 +205,12 @@ def decode(params, cfg, tree, hidden_BCD, cache, keys_BC, steps, sampling, stop)
             at(out.sample_logp_BCR, sample_logp),
         )
         live = live & ~jnp.any(token[..., None] == stops[None, None, :], axis=-1)
+        # R = 1: one new position per branch, whose hidden state predicts the next token.
         said = _grown(tree.tokens_BT, tree.fork_BC, out.tokens_BCR[:, :, step][..., None])
         new = decoder.apply(params, cfg, said, cache=cache)
         return step + 1, new.branch_BCRD[:, :, 0], new.cache, live, out
 
+    # A while loop, not a scan: it ends early once every branch has ended. It has no gradient.
     start = (jnp.int32(0), hidden_BCD, cache, jnp.ones((B, C), bool), out)
     with jax.named_scope("decode"):  # sip.costs finds the loop by this name
         return jax.lax.while_loop(lambda c: (c[0] < steps) & jnp.any(c[3]), body, start)[-1]
@@ -238,6 +240,6 @@ def answering(
     sampling: SamplingConfig,
     stop: tuple[int, ...] = (),
 ):
-    """Returns the jitted `answer`, (params, tree, noise_BC, key) -> Rollouts; cached likewise."""
+    """Returns the jitted `answer`, (params, tree, noise_BC, key) -> Rollouts, cached too."""
     fixed = {"votes": votes, "steps": steps, "sampling": sampling, "stop": stop}
     return jax.jit(lambda params, *args: answer(params, cfg, *args, **fixed))

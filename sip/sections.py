@@ -19,7 +19,7 @@ def plain(value: Any) -> Any:
 
 
 def section(cls, values, name: str):
-    """Builds the frozen dataclass `cls` from a config section, and nested sections likewise.
+    """Builds the frozen dataclass `cls` from a config section, including nested sections.
 
     `name` is the section's dotted name, for errors. Raises UserError naming an unknown or missing
     key, a wrong type or an invalid value.
@@ -65,6 +65,6 @@ def _is(value, hint) -> bool:
         return isinstance(value, dict) and all(
             _is(k, args[0]) and _is(v, args[1]) for k, v in value.items()
         )
-    if isinstance(value, bool) and hint is not bool:
+    if isinstance(value, bool) and hint is not bool:  # Python's bool is a subclass of int
         return False
     return isinstance(value, (int, float) if hint is float else hint)

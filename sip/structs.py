@@ -6,7 +6,7 @@ One alphabet for names, einsums and sharding: `x_BTD`, `"BTD,DF->BTF"`, `constra
     T trunk positions            F feed-forward width     V vocabulary
     C branches per trunk         G key/value heads        E experts, A active experts
     R branch positions           Q query heads per G      J judge votes
-    S key / cache positions      H channels per head      M asked positions of a branch
+    S key / cache positions      H channels per head      M target positions of a branch
     K candidates per prefix      N positions of trunk and branches together, T + C*R
     O options of a verdict       Z rank of LoRA factors   P rotary frequencies, H/2
 

@@ -176,7 +176,7 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: Context, past, c, full, si
     """
     B, T, (C, R) = q_BNGQH.shape[0], context.trunk_len, context.branches
 
-    def branches(x):
+    def branches(x):  # [B, N, ..] -> [B, C, R, ..]
         return x[:, T:].reshape(B, C, R, *x.shape[2:])
 
     trunk = (k_BNGH[:, :T], v_BNGH[:, :T]) if past is None else past[:2]
@@ -186,7 +186,7 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: Context, past, c, full, si
         outs.append(
             layers.trunk_attention(q, k, v, segment_BT, c.query_chunk, c.window, full, sink_GQ)
         )
-    if C * R:
+    if C * R:  # static: without branches nothing is traced for them
         trunk_visible, past_visible = context.seen(full)
         out = layers.chunked_branch_attention(
             branches(q_BNGQH),
@@ -292,7 +292,7 @@ def _cache(cache: Cache | None, kv, T: int, mask_BCR) -> Cache:
     L, B = k.shape[:2]
     C, R = mask_BCR.shape[1:]
 
-    def own(x):
+    def own(x):  # [L, B, N, G, H] -> [L, B, C, R, G, H]
         return x[:, :, T:].reshape(L, B, C, R, *x.shape[3:])
 
     if cache is None:
@@ -323,7 +323,7 @@ def fan(cache: Cache, J: int, R: int) -> Cache:
     C becomes C * J: copy j of branch c is branch c * J + j.
     """
 
-    def wide(x, axis):
+    def wide(x, axis):  # `axis` is that of C; the one after it, S, gets the room
         x = jnp.repeat(x, J, axis=axis)
         return jnp.pad(x, [(0, R if i == axis + 1 else 0) for i in range(x.ndim)])
 
@@ -343,6 +343,7 @@ def _example() -> Tree:
 
 
 def _boxed(cfg: ModelConfig, key):
+    # Parameter shapes do not depend on the tree, so the smallest one traces fastest.
     boxed = Decoder(cfg).init(key, _example(), None, False)["params"]
     return held(boxed, DTYPES[cfg.param_dtype])
 
@@ -365,7 +366,7 @@ def deepen(params: Params, cfg: ModelConfig) -> Params:
     """
 
     def more(name, old):
-        at = jnp.arange(old.shape[0], cfg.layers) % old.shape[0]
+        at = jnp.arange(old.shape[0], cfg.layers) % old.shape[0]  # layers to copy, bottom first
         new = jnp.zeros_like(old[at]) if name in RESIDUAL else old[at]
         return jnp.concatenate([old, new])
 

@@ -33,7 +33,7 @@ def rope_tables(positions_BN, head_dim: int, theta: float, stretch_P=None, gain:
 
 def rope(x, cos, sin):
     """Rotates x[B, N, .., H] in float32; cos and sin [B, N, H/2] broadcast over the head axes."""
-    for _ in range(x.ndim - 3):
+    for _ in range(x.ndim - 3):  # [B, N, P] -> [B, N, 1, P] for keys, [B, N, 1, 1, P] for queries
         cos, sin = cos[..., None, :], sin[..., None, :]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
@@ -93,6 +93,8 @@ def trunk_attention(
     time_S = jnp.arange(T)
 
     def attend(start):
+        # `size` queries against all T keys: `start` is traced, so the keys cannot be cut to the
+        # past in a static shape.
         q = jax.lax.dynamic_slice_in_dim(q_BTGQH, start, size, axis=1)
         visible = (time_S[None, :] <= (start + jnp.arange(size))[:, None])[None]
         if window:
@@ -101,6 +103,7 @@ def trunk_attention(
         if segment_BT is not None:
             own = jax.lax.dynamic_slice_in_dim(segment_BT, start, size, axis=1)
             visible = visible & (own[:, :, None] == segment_BT[:, None, :])
+        # visible [1 or B, size, S] -> [.., 1, size, 1, S], the layout of the scores.
         scores = _scores("BTGQH,BSGH->BGTQS", q, k_BTGH, visible[:, None, :, None])
         probs = _softmax(scores, sink_GQ).astype(q.dtype)
         return jnp.einsum("BGTQS,BSGH->BTGQH", probs, v_BTGH)
@@ -135,6 +138,8 @@ def branch_attention(
     if window:
         near = jnp.arange(R)[:, None] < jnp.arange(R)[None, :] + window
         causal = causal & _within(near, full)
+    # Masks get size-1 axes for G and Q (and R without a window): BGCRQS for the trunk, BCGRQS for
+    # keys that have an axis C. These are the layouts in which the batched products come out.
     seen = trunk_visible[:, None, :, _queries(window), None, :]
     blocks = [
         _attend(q_BCRGQH, trunk, seen, "BSGH", "BGCRQ"),

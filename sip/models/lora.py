@@ -111,6 +111,7 @@ def flat(params: Params) -> Params:
 
 def project(x_BND, a, b, *, contract: int):
     """Returns x A B, which a layer adds to x W. B carries the scale (`flat`)."""
+    # (x A) B costs Z * (in + out) per token; A B first would build a full matrix.
     a, b = a.astype(x_BND.dtype), b.astype(x_BND.dtype)
     return layers.project(layers.project(x_BND, a, contract=contract), b)
 
@@ -131,6 +132,7 @@ def _shapes(base: Params, lora: LoraConfig) -> dict[str, tuple[str, tuple[int, .
 def init(base: Params, lora: LoraConfig, key) -> dict[str, Array]:
     """Returns fresh factors: A truncated normal with deviation fan_in^-1/2, B zero."""
     factors = {}
+    # shape[1:-1] of A [L, .., Z] are the input axes.
     for i, (name, (_, shape)) in enumerate(sorted(_shapes(base, lora).items())):
         if name.endswith("_b"):
             factors[name] = jnp.zeros(shape, jnp.float32)

@@ -70,6 +70,7 @@ def load_balance(logits_BNE, chosen_BNA, mask_BN):
     E, A = logits_BNE.shape[-1], chosen_BNA.shape[-1]
     mask_BN1 = mask_BN[..., None].astype(jnp.float32)
     count = jnp.maximum(mask_BN1.sum(), 1.0)
+    # The choices have no gradient; the loss acts on the router through mean_E.
     chosen_BNE = jax.nn.one_hot(chosen_BNA, E, dtype=jnp.float32).sum(-2)
     used_E = (chosen_BNE * mask_BN1).sum((0, 1)) / (count * A)
     mean_E = (jax.nn.softmax(logits_BNE, axis=-1) * mask_BN1).sum((0, 1)) / count
@@ -144,6 +145,7 @@ def sorted_experts(
     if first is not None:
         here = (expert_S >= first) & (expert_S < first + E)
         expert_S = jnp.where(here, expert_S - first, E)  # E: an expert of another device, last
+    # Sorting makes each expert's rows contiguous, as `ragged_dot` needs.
     order_S = jnp.argsort(expert_S, stable=True)
     expert_S = expert_S[order_S]
     size_E = jnp.sum(expert_S[:, None] == jnp.arange(E)[None], axis=0, dtype=jnp.int32)

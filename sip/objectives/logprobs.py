@@ -52,8 +52,8 @@ def trunk_scores(
     trunk_BTD: Array, unembed_DV: Array, tree: Tree, *, chunk: int
 ) -> tuple[Array, Array]:
     """Returns (logp_BT, log_z_BT): the trunk's part of `tree_logprobs`, and the log of the
-    softmax's denominator at the position that predicts each token. Both are zero where
-    `tree_logprobs` is."""
+    softmax's denominator at the position that predicts each token. Both are zero for tokens that
+    are masked out or have no past."""
     both_BT2 = _on_trunk(chunked_scores, trunk_BTD, unembed_DV, tree, chunk)
     return both_BT2[..., 0], both_BT2[..., 1]
 
@@ -117,6 +117,7 @@ def _before(trunk_BTD: Array, branch_BCRD: Array, tree: Tree) -> tuple[Array, Ar
     # Position fork - 1 of the trunk predicts token 0 of a branch; branch position i predicts token
     # i + 1, so the last branch position is dropped.
     last_BC1 = (tree.fork_BC - 1)[:, :, None]
+    # Forks are in range; "clip" saves the select with NaN of the default mode "fill".
     fork_BCD = jnp.take_along_axis(trunk_BTD, last_BC1, axis=1, mode="clip")
     before_BCRD = jnp.concatenate([fork_BCD[:, :, None], branch_BCRD], axis=2)[:, :, :R]
     return before_BCRD.reshape(B, C * R, before_BCRD.shape[-1]), tree.tokens_BCR.reshape(B, C * R)
@@ -138,6 +139,7 @@ def asked_scores(
 
 
 def _asked(score, branch_BCRD, unembed_DV, asked: Targets, chunk: int):
+    # Only the M target positions meet the unembedding: [B, C*M, V] logits, not [B, C*R, V].
     B, C, M = asked.at_BCM.shape
     read_BCMD = jnp.take_along_axis(branch_BCRD, asked.at_BCM[..., None], axis=2, mode="clip")
     read_BND = read_BCMD.reshape(B, C * M, branch_BCRD.shape[-1])

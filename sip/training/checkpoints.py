@@ -189,6 +189,7 @@ def reading(run_dir: str, abstract_params: Params) -> Iterator[Callable[[Params]
     with manager(run_dir, params=ocp.PyTreeCheckpointHandler()) as mngr:
 
         def read(part):
+            # StandardRestore cannot skip leaves; PyTreeRestore with partial_restore can.
             how = ocp.checkpoint_utils.construct_restore_args(part)
             args = ocp.args.PyTreeRestore(item=part, restore_args=how, partial_restore=True)
             return _restore(mngr, checked=checked, params=args)["params"]

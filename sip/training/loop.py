@@ -138,6 +138,7 @@ def check(
     All processes must have the same `batch` and the same `figures` (metrics). Checkpoints are not
     touched.
     """
+    # int(state.step) waits for the device; this runs when a log line is due, not in every step.
     processes.agree(int(state.step), (batch, np.array(sorted(figures.items()))))
     if int(state.skipped_in_row) >= config.max_skipped_in_row:
         raise UserError(

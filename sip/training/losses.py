@@ -171,7 +171,7 @@ def tokens_terms(cfg: ModelConfig, z_loss: float = 0.0):
     """Next-token cross-entropy; a batch is (tree with C = 0, mask_BT of the tokens that count)."""
 
     def terms(params, reference, batch):
-        tree, mask_BT = batch
+        tree, mask_BT = batch  # C = 0, so jit removes the branch pass
         logp_BT, _, log_z_BT, load = _tree_scores(params, cfg, tree, z_loss)
         mask_BT = mask_BT & logprobs.scored_mask(tree.mask_BT, tree.segment_BT)
         return _ce("ce", logp_BT, log_z_BT, mask_BT) | load, {}
@@ -270,6 +270,8 @@ def _objective(cfg, objective, reference, batch: Branches, logp_BCR):
 
 def _dpo(cfg, objective, reference, batch: Branches, logp_BCR):
     mask_BCR, valid_B = batch.tree.mask_BCR, batch.valid_BC.all(-1)
+    # valid_B: a pair counts only if both candidates are valid. The reference takes a second forward
+    # pass, with frozen parameters and without gradient, so it keeps no activations.
     _, ref_BCR = _tree_logprobs(jax.lax.stop_gradient(reference), cfg, batch.tree)
     logp_B2 = logprobs.sequence_logprob(logp_BCR, mask_BCR)
     ref_B2 = logprobs.sequence_logprob(ref_BCR, mask_BCR)

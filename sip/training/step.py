@@ -104,6 +104,7 @@ def abstract_state(
 
 
 def _abstract(params: Params, tx, mesh, reference: Params | None) -> TrainState:
+    # Moments have the shapes of parameters and take their shardings; counts are replicated.
     opt = jax.eval_shape(lambda params: tx.init(_floats(params)), params)
     whole = replicated(mesh)
     alone = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)  # step counts
@@ -170,6 +171,7 @@ def _accumulate(terms, params, reference, batch, denoms, weights, microbatches):
     split = lambda x: x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(
         0, 1
     )
+    # A scan, not a Python loop: one compiled body, and one microbatch's activations at a time.
     micro_batches = jax.tree.map(split, batch)
     one = lambda micro: _gradient(terms, params, reference, micro, denoms, weights)
     first = jax.tree.map(lambda x: x[0], micro_batches)

@@ -29,8 +29,8 @@ from sip.structs import Array, Params, Tree
 class Cache:
     """Keys and values of a trunk, shared by its branches, and of each branch's first S positions.
 
-    Branches may differ in length. All write at the same index `length`, so that one static slice
-    update serves every branch; `seen_BCS` hides the padding of shorter ones.
+    Branches may differ in length. All write at the same index `length`, so that one slice update
+    serves every branch; `seen_BCS` hides the padding of shorter ones.
     """
 
     trunk_k_LBTGH: Array

@@ -1,7 +1,7 @@
-"""Meshes and sharding by letter.
+"""Device meshes, and sharding by axis letters.
 
-Model code names letters (`constrain(x_BTD, "BTD")`), never mesh axes. Ordered rules say which
-mesh axes a letter claims; within one array a mesh axis goes to the first letter that claims it.
+Model code names letters (`constrain(x_BTD, "BTD")`), never mesh axes. Ordered rules map a letter to
+mesh axes. Within one array a mesh axis goes to the first rule whose letter the array has.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ PARAM_RULES: Rules = {
     "F": ("tensor",),
     "D": ("fsdp",),
 }
-# Activations: batches over replica and fsdp, heads, features and vocabulary over tensor.
+# Activations: batches over replica and fsdp; heads, features and vocabulary over tensor.
 ACT_RULES: Rules = {
     "B": ("replica", "fsdp"),
     "G": ("tensor",),
@@ -35,20 +35,23 @@ ACT_RULES: Rules = {
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 (once) takes what is left."""
+    """Number of devices along each mesh axis. One may be -1: it takes the remaining devices."""
 
-    replica: int = 1
-    fsdp: int = -1
-    tensor: int = 1
+    replica: int = 1  # data parallel, parameters replicated
+    fsdp: int = -1  # data parallel, parameters sharded
+    tensor: int = 1  # heads, features and vocabulary sharded
 
 
 def build(config: MeshConfig, devices=None) -> jax.sharding.Mesh:
-    """The mesh of `config` over `devices` (default: all). UserError where it does not fit."""
+    """Returns the mesh of `config` over `devices` (default: all).
+
+    Raises UserError if the axis sizes do not fit the number of devices.
+    """
     devices = np.asarray(jax.devices() if devices is None else devices)
     shape = [config.replica, config.fsdp, config.tensor]
     known = int(np.prod([n for n in shape if n > 0]))
     if shape.count(-1) > 1 or any(n == 0 or n < -1 for n in shape):
-        raise UserError(f"mesh: {shape} must be positive with at most one -1")
+        raise UserError(f"mesh: {shape} must be positive, with at most one -1")
     shape = [devices.size // known if n == -1 else n for n in shape]
     if int(np.prod(shape)) != devices.size:
         need = dict(zip(AXES, shape, strict=True))
@@ -58,21 +61,21 @@ def build(config: MeshConfig, devices=None) -> jax.sharding.Mesh:
 
 @dataclass(frozen=True)
 class PartConfig(MeshConfig):
-    """A mesh of the same devices in another shape, or of some that are set apart."""
+    """A second mesh: all devices in another shape, or some devices set apart for it."""
 
-    devices: int = 0  # set apart, as many of each process; 0: all, used in turns
+    devices: int = 0  # number set apart, equally from each process; 0: share all devices
 
     def __post_init__(self):
         if self.devices < 0:
-            raise UserError(f"devices must not be negative, not {self.devices}")
+            raise UserError(f"devices must not be negative, is {self.devices}")
 
 
 def divide(part: PartConfig, devices=None):
-    """(those that are left, those of `part`) of `devices` (None: all), or `devices` itself twice.
+    """Splits `devices` (None: all) into (remaining devices, devices of `part`).
 
-    The last ones of every process are set apart, so that each holds some of either mesh and all
-    processes dispatch the same programs. Raises UserError where the numbers do not allow it, or
-    where chips of one slice could not be compiled for in two parts.
+    With `part.devices` 0 it returns `devices` twice. The last devices of every process are set
+    apart, so that every process has devices in both meshes and all dispatch the same programs.
+    Raises UserError if the numbers do not fit, or if the chips' slice cannot be split.
     """
     if not part.devices:
         return devices, devices
@@ -83,16 +86,17 @@ def divide(part: PartConfig, devices=None):
     each, odd = divmod(part.devices, len(hosts))
     if odd or each >= min(map(len, hosts.values())):
         raise UserError(
-            f"devices {part.devices}: as many are taken of each process, and some are left; there "
-            f"are {len(hosts)} processes with {', '.join(str(len(d)) for d in hosts.values())}"
+            f"devices {part.devices}: as many must be taken from each process, and each must keep "
+            f"some; there are {len(hosts)} processes with "
+            f"{', '.join(str(len(d)) for d in hosts.values())}"
         )
     _check_divisible(devices)
     apart = [device for own in hosts.values() for device in own[-each:]]
     return [device for device in devices if device not in apart], apart
 
 
-# Chips whose compiler refuses most parts of a slice (limited routing between them; tried with
-# libtpu 0.0.42 on 2x4, 4x4 and 8x8), and how many of them are a slice that can be divided.
+# Device kind: size of the largest slice that can be split. Their compiler rejects most parts of a
+# larger slice, since routing between chips is limited (libtpu 0.0.42 on 2x4, 4x4 and 8x8).
 WHOLE = {"TPU v5 lite": 4, "TPU v6 lite": 4}
 
 
@@ -100,31 +104,31 @@ def _check_divisible(devices) -> None:
     kind = devices[0].device_kind
     if kind in WHOLE and len(devices) > WHOLE[kind]:
         raise UserError(
-            f"devices: a {kind} slice of {len(devices)} chips cannot be divided (its compiler "
-            "refuses the parts); use 0 (all chips, in turns), a server (judge.backend=http) on "
+            f"devices: a {kind} slice of {len(devices)} chips cannot be split (its compiler "
+            "rejects the parts); use 0 (share all chips), a server (judge.backend=http) on "
             "another slice, or a v5p slice"
         )
 
 
 def single() -> jax.sharding.Mesh:
-    """A mesh of the first device."""
+    """Returns a mesh of the first device only."""
     return build(MeshConfig(1, 1, 1), jax.devices()[:1])
 
 
 def spec(letters: str, rules: Rules) -> PartitionSpec:
-    """The partition of an array whose axes are `letters`, e.g. spec("BTD", ACT_RULES)."""
+    """Returns the PartitionSpec of an array with axes `letters`, e.g. spec("BTD", ACT_RULES)."""
     taken: set[str] = set()
     parts = {}
-    for letter in [r for r in rules if r in letters]:
+    for letter in [r for r in rules if r in letters]:  # in the order of the rules, not of the axes
         parts[letter] = tuple(a for a in rules[letter] if a not in taken)
         taken.update(parts[letter])
     return PartitionSpec(*(parts[c] if c in parts and parts[c] else None for c in letters))
 
 
 def constrain(x: jax.Array, letters: str, rules: Rules = ACT_RULES) -> jax.Array:
-    """Shards `x` by its letters on the mesh in context (jax.set_mesh); without one, `x` itself.
+    """Shards `x` by its letters on the current mesh (jax.set_mesh); without a mesh returns `x`.
 
-    An axis that its mesh axes do not divide stays whole: a verdict's odd batch must still run.
+    An axis whose size its mesh axes do not divide stays unsharded, so that batches of any size run.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -134,13 +138,13 @@ def constrain(x: jax.Array, letters: str, rules: Rules = ACT_RULES) -> jax.Array
 
 
 def full_rows(mesh, rows: int) -> int:
-    """`rows` of a batch, and as many more as it takes to divide them among the devices."""
+    """Returns `rows` rounded up to a multiple of the devices that share the batch axis."""
     each = ways(mesh, ACT_RULES["B"])
     return -(-rows // each) * each
 
 
 def ways(mesh, part) -> int:
-    """Into how many pieces a PartitionSpec's entry cuts an axis."""
+    """Returns the number of shards that an entry of a PartitionSpec makes of an axis."""
     axes = (part,) if isinstance(part, str) else part or ()
     return int(np.prod([mesh.shape[a] for a in axes], dtype=int))
 
@@ -150,27 +154,37 @@ def _fit(size, part, mesh):
 
 
 def sharding(mesh, letters: str, rules: Rules = ACT_RULES) -> NamedSharding:
-    """The NamedSharding of an array whose axes are `letters`."""
+    """Returns the NamedSharding of an array with axes `letters`."""
     return NamedSharding(mesh, spec(letters, rules))
 
 
 def replicated(mesh) -> NamedSharding:
-    """The sharding of what every device holds whole."""
+    """Returns the sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def param_sharding(mesh, letters: str, shape, name: str) -> NamedSharding:
-    """A parameter's sharding. Raises UserError naming a size that its mesh axes do not divide."""
+    """Returns the sharding of the parameter `name`.
+
+    Raises UserError if its mesh axes do not divide a size. Unlike activations, parameters never
+    fall back to unsharded: that would silently cost memory.
+    """
     parts = spec(letters, PARAM_RULES)
     for letter, size, part in zip(letters, shape, parts, strict=True):
         if size % ways(mesh, part):
-            raise UserError(f"mesh: {name} has {letter}={size}, not divisible by mesh axes {part}")
+            raise UserError(
+                f"mesh: {name} has {letter}={size}, not divisible by mesh axes {part} of size "
+                f"{ways(mesh, part)}"
+            )
     return NamedSharding(mesh, parts)
 
 
 def put_batch(mesh, tree):
-    """Host arrays to the mesh, leading axis B sharded where it divides, else whole. Each process
-    has all of them, and puts what its devices hold."""
+    """Puts a tree of host arrays on the mesh, with leading axis B sharded if it divides.
+
+    Otherwise an array is replicated. Every process holds the whole arrays and puts the shards of
+    its own devices.
+    """
 
     def put(x):
         where = _batch_sharding(mesh, x)
@@ -182,7 +196,7 @@ def put_batch(mesh, tree):
 
 
 def batch_shapes(mesh, tree):
-    """What `put_batch` makes, as shapes: nothing is put on a device."""
+    """Returns the shapes, dtypes and shardings that `put_batch` makes; allocates nothing."""
     as_shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=_batch_sharding(mesh, x))
     return jax.tree.map(as_shape, tree)
 

@@ -1,8 +1,8 @@
-"""Additive metrics, and where they go: metrics.jsonl, TensorBoard, a progress bar.
+"""Additive metrics, written to metrics.jsonl, TensorBoard and a progress bar.
 
-A metric is a pair (total, denom): pairs add over microbatches, devices and steps, and are divided
-once, here (`sip.training.loop.totals` adds). What counted nothing has no value; it is left out.
-A correlation is kept as five such pairs, the moments of its variables, and made of them at the end.
+A metric is a pair (total, denom). Pairs are added over microbatches, devices and steps
+(`sip.training.loop.totals`) and divided once, here. A metric with denom 0 has no value and is left
+out. A correlation is five such pairs, the moments of its two variables, until it is computed here.
 """
 
 import json
@@ -20,18 +20,19 @@ from etils import epath
 from sip import processes
 from sip.workdir import write_atomically
 
-LOSS, SPEED = "loss/total", "speed/tokens_per_sec"  # what the progress bar shows
-SECONDS = "speed/seconds"  # between two lines of the log
-MOMENT = "|"  # between a correlation's name and that of one of its moments
+LOSS, SPEED = "loss/total", "speed/tokens_per_sec"  # shown in the progress bar
+SECONDS = "speed/seconds"  # seconds between two lines of the log
+MOMENT = "|"  # separates a correlation's name from the name of a moment
 MOMENTS = ("x", "y", "xx", "yy", "xy")
-STILL = 1e-10  # of the mean square: a variance up to this is rounding
-QUIET_SECS = 30.0  # between lines where there is no terminal to redraw
+STILL = 1e-10  # relative to the mean square: a smaller variance is rounding error
+QUIET_SECS = 30.0  # seconds between progress lines if stderr is not a terminal
 
 
 def pair(x, mask=None) -> tuple[float, float]:
-    """(total, denom) of a numpy array: its sum and size, or those of its part under `mask`.
+    """Returns (total, denom) of a numpy array: sum and size of its entries under `mask`.
 
-    `mask` is a boolean array of x's shape, or of its leading axes. Entries outside it may be NaN.
+    `mask` is a boolean array of x's shape or of its leading axes; None means all entries.
+    Masked-out entries may be NaN.
     """
     x = np.asarray(x)
     part = x if mask is None else x[np.broadcast_to(mask, x.shape) if mask.ndim == x.ndim else mask]
@@ -39,13 +40,16 @@ def pair(x, mask=None) -> tuple[float, float]:
 
 
 def ratio(pair: tuple) -> float | None:
-    """total / denom; None where nothing was counted."""
+    """Returns total / denom, or None if denom is 0."""
     total, denom = float(pair[0]), float(pair[1])
     return total / denom if denom else None
 
 
 def moments(name: str, x_N: np.ndarray, y_N: np.ndarray) -> dict[str, tuple[float, float]]:
-    """What has to be added up for the correlation `name` of x and y, as (total, denom)."""
+    """Returns the five moments of the correlation `name` of x_N and y_N, as (total, denom) pairs.
+
+    Unlike correlations, moments of several steps can be added.
+    """
     products = (x_N, y_N, x_N * x_N, y_N * y_N, x_N * y_N)
     n = float(len(x_N))
     return {
@@ -55,16 +59,22 @@ def moments(name: str, x_N: np.ndarray, y_N: np.ndarray) -> dict[str, tuple[floa
 
 
 def correlation(x: float, y: float, xx: float, yy: float, xy: float) -> float | None:
-    """Pearson's, from the means of x, y and their products; None where x or y does not vary."""
+    """Returns Pearson's correlation from the means of x, y and their products.
+
+    None if x or y does not vary.
+    """
     var_x, var_y = xx - x * x, yy - y * y
     if var_x <= STILL * xx or var_y <= STILL * yy:
         return None
+    # Rounding can lead slightly beyond +-1.
     return max(-1.0, min(1.0, (xy - x * y) / math.sqrt(var_x * var_y)))
 
 
 def values(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers and (total, denom) pairs -> floats, without those that counted nothing; moments ->
-    their correlation."""
+    """Converts numbers and (total, denom) pairs to floats, and moments to their correlation.
+
+    Metrics with denom 0 are left out.
+    """
     ratios = {k: ratio(v) if isinstance(v, tuple) else float(v) for k, v in metrics.items()}
     found = {k: v for k, v in ratios.items() if v is not None}
     plain = {k: v for k, v in found.items() if MOMENT not in k}
@@ -75,23 +85,24 @@ def values(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read(run_dir: str | os.PathLike) -> list[dict]:
-    """The lines of a run's metrics.jsonl; a torn last line (the run was killed) is left out."""
+    """Returns the lines of a run's metrics.jsonl, without an incomplete last one (a killed run)."""
     path = epath.Path(run_dir) / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = path.read_text().split("\n")  # the last item is "" or an incomplete line
     return [json.loads(line) for line in lines[:-1]]
 
 
 def appends(path) -> bool:
-    """Whether a file there can grow; an object in a store is written whole, each time."""
+    """Returns True if a file at `path` can be appended to; objects in a store are rewritten."""
     return "://" not in str(path)
 
 
 class Writer:
-    """Writes one run's metrics; step 1 is the first update. resume_step None starts over.
+    """Writes one run's metrics; step 1 is the first update.
 
-    Of several processes the first writes, the others are silent.
+    Lines after `resume_step` are dropped, since those steps run again; None starts from nothing.
+    With several processes only process 0 writes.
     """
 
     def __init__(
@@ -110,6 +121,7 @@ class Writer:
         if lead:
             directory.mkdir(parents=True, exist_ok=True)
             self._kept = _keep(directory, first)
+        # Line buffered, so that a killed run loses no line. Objects in a store: `_put` rewrites.
         if not lead or appends(self._path):
             self._file = open(self._path if lead else os.devnull, "a", buffering=1)
         self._board = None
@@ -120,7 +132,7 @@ class Writer:
         self._bar = _bar(name, steps, max(first, 0), progress and lead)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Numbers or (total, denom) pairs by name; not finite -> null in the file."""
+        """Writes numbers or (total, denom) pairs by name; non-finite values become null."""
         numbers = values(metrics)
         finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
         self._put(json.dumps({"step": int(step), **finite}) + "\n")
@@ -139,11 +151,12 @@ class Writer:
     def _show(self, step: int, numbers: dict[str, float]) -> None:
         shown = [f"loss {numbers[LOSS]:.3f}"] if LOSS in numbers else []
         shown += [f"{numbers[SPEED]:,.0f} tokens/s"] if SPEED in numbers else []
-        if shown:  # an evaluation's numbers do not wipe out the loss
+        if shown:  # a line without loss and speed (an evaluation) leaves the last ones on display
             self._bar.set_postfix_str(", ".join(shown), refresh=False)
         self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
+        """Closes the files and the progress bar."""
         self._bar.close()
         if self._file is not None:
             self._file.close()
@@ -152,14 +165,14 @@ class Writer:
 
 
 def _keep(directory: epath.Path, last_step: int) -> str:
-    """Drop the lines after `last_step`: those steps are about to be run again. What is left."""
+    """Drops the lines after `last_step`, whose steps will run again; returns the remaining text."""
     text = "".join(json.dumps(row) + "\n" for row in read(directory) if row["step"] <= last_step)
     write_atomically(directory / "metrics.jsonl", text.encode())
     return text
 
 
 class _Lines:
-    """A stream for tqdm that has no cursor to move back: every redraw is a line."""
+    """A stream for tqdm if stderr is not a terminal: every redraw becomes a line of its own."""
 
     def write(self, text: str) -> None:
         if line := text.strip("\r\n \x1b[A"):

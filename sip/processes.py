@@ -1,8 +1,8 @@
-"""Several processes as one program: how they meet, agree, and who writes.
+"""Several processes as one program: start-up, agreement, and work that only process 0 does.
 
-Every process runs the same program on the same texts: batches, candidates and verdicts are whole on
-each host, and only what lies on devices is divided. So all decide alike, and dispatch their
-programs in one order. What one alone may do (write a file, ask a server) process 0 does.
+Every process runs the same program on the same texts. Batches, candidates and verdicts are whole on
+every host; only device arrays are sharded. So all processes make the same decisions and dispatch
+programs in the same order. Only process 0 writes files and sends requests to servers.
 """
 
 import glob
@@ -21,24 +21,26 @@ from jax.experimental import multihost_utils
 from sip.structs import UserError
 
 T = TypeVar("T")
-HEARTBEAT_SECONDS = 60  # after which one that says nothing is given up, and so are all
-MEETING_SECONDS = 300
-GONE = "another process seems to have ended, or is out of reach"
+HEARTBEAT_SECONDS = 60  # a process silent for so long counts as dead, and all processes end
+MEETING_SECONDS = 300  # time limit of start-up
+GONE = "another process seems to have ended or cannot be reached"
 
 
 def start(coordinator: str = "", count: int = 0, index: int = -1, detect: bool = False) -> None:
-    """Joins the other processes, before anything else is asked of JAX.
+    """Connects to the other processes. Call it before any other use of JAX.
 
-    coordinator: HOST:PORT of process 0, then `count` and `index` too. detect: as the cluster says
-    (Cloud TPU, GKE, Slurm, Open MPI), which a host with TPUs does unasked. Otherwise one process.
-    Raises UserError where the flags do not fit together or the others cannot be reached in time.
+    `coordinator` is the address of process 0, HOST:PORT; it needs `count`, the number of processes,
+    and `index`, the index of this process from 0. `detect` asks the cluster instead (Cloud TPU,
+    GKE, Slurm, Open MPI); on a host with TPUs this is the default. Otherwise there is one process.
+    Raises UserError if the flags contradict each other or a process cannot be reached within
+    MEETING_SECONDS.
     """
     if bool(coordinator) != (count > 0) or bool(coordinator) != (index >= 0):
-        raise UserError("--coordinator, --processes and --process belong together")
+        raise UserError("--coordinator, --processes and --process must be given together")
     if coordinator and not 0 <= index < count:
-        raise UserError(f"--process={index} is not below --processes={count}")
+        raise UserError(f"--process={index} must be below --processes={count}")
     if coordinator and not coordinator.rpartition(":")[2].isdigit():
-        raise UserError(f"--coordinator={coordinator}: no HOST:PORT")
+        raise UserError(f"--coordinator={coordinator} must have the form HOST:PORT")
     if not (coordinator or detect or on_tpu()):
         return
     try:
@@ -51,32 +53,37 @@ def start(coordinator: str = "", count: int = 0, index: int = -1, detect: bool =
         )
     except (ValueError, RuntimeError) as e:
         words = " ".join(str(e).split())[:200]
-        raise UserError(f"the processes do not meet ({coordinator or 'detected'}): {words}") from e
+        raise UserError(
+            f"cannot connect to the other processes ({coordinator or 'detected'}): {words}"
+        ) from e
     if jax.default_backend() == "cpu":
-        # Process 0 alone would have programs from the cache, and XLA's CPU programs that are read
-        # back do not keep the order of their collectives (jaxlib 0.10.2): all would wait for ever.
+        # Only process 0 would load programs from the compilation cache, and cached CPU programs do
+        # not keep the order of their collectives (jaxlib 0.10.2): all processes would deadlock.
         jax.config.update("jax_enable_compilation_cache", False)
 
 
 def on_tpu() -> bool:
-    """Whether this host has TPUs and JAX is to use them."""
+    """Returns True if this host has TPUs and JAX may use them (JAX_PLATFORMS).
+
+    It looks at device files, since asking JAX would initialise its backend too early for `start`.
+    """
     wanted = os.environ.get("JAX_PLATFORMS", "tpu")
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
     return "tpu" in wanted and bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def is_distributed() -> bool:
-    """Whether there is more than this process."""
+    """Returns True if there is more than one process."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def lead() -> bool:
-    """Whether this is process 0, the only one that writes."""
+    """Returns True on process 0, the only one that writes."""
     return jax.process_index() == 0
 
 
 def fetch(tree: Any) -> Any:
-    """Arrays on devices as whole numpy arrays, on every process."""
+    """Returns a tree of device arrays as whole numpy arrays, on every process."""
 
     def one(x):
         whole = not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated
@@ -86,12 +93,15 @@ def fetch(tree: Any) -> Any:
 
 
 def on_lead(do: Callable[[], Any]) -> None:
-    """Process 0 does it; the others wait until it is done. Raises its UserError everywhere."""
+    """Runs `do` on process 0 while the others wait. A UserError is raised on every process."""
     broadcast(lambda: (do(), None)[1])
 
 
 def broadcast(ask: Callable[[], T]) -> T:
-    """What process 0 gets by asking, on every process; a UserError likewise."""
+    """Runs `ask` on process 0 and returns its result on every process.
+
+    The result must be picklable. A UserError is raised on every process.
+    """
     if not is_distributed():
         return ask()
     said: tuple[bool, Any] = (True, None)
@@ -107,7 +117,10 @@ def broadcast(ask: Callable[[], T]) -> T:
 
 
 def _broadcast(data: bytes) -> bytes:
-    """Process 0's bytes; in sizes that are powers of two, so that few programs are compiled."""
+    """Returns process 0's bytes on every process.
+
+    Buffer sizes are powers of two, so that few broadcast programs are compiled.
+    """
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
     room = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)
     if lead():
@@ -116,7 +129,11 @@ def _broadcast(data: bytes) -> bytes:
 
 
 def agree(step: int, tree: Any) -> None:
-    """Raises UserError where the processes hold different values of what is to be the same."""
+    """Raises UserError if the arrays of `tree` differ between processes.
+
+    Processes compare checksums (CRC-32). Without this check a difference would go unnoticed: every
+    process would train on its own shards of another batch.
+    """
     if not is_distributed():
         return
     known = zlib.crc32(str(step).encode())
@@ -126,14 +143,17 @@ def agree(step: int, tree: Any) -> None:
     if (every != every[0]).any():
         odd = np.flatnonzero(every != every[0]).tolist()
         raise UserError(
-            f"step {step}: processes {odd} have another batch or other figures than process 0: are "
-            "the code, the config and the corpus the same on all hosts?"
+            f"step {step}: processes {odd} have another batch or other metrics than process 0; "
+            "use the same code, config and corpus on all hosts"
         )
 
 
-_calls = itertools.count(1)  # over all runs of a recipe, where steps begin anew
+_calls = itertools.count(1)  # a sync point's number must grow; steps restart in every run
 
 
 def preempted() -> bool:
-    """Whether one of the processes was told to end, true on all of them at the same call."""
+    """Returns True if any process was asked to end; all processes get the same answer.
+
+    All processes must make the same number of calls.
+    """
     return is_distributed() and multihost_utils.reached_preemption_sync_point(next(_calls))

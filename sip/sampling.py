@@ -1,4 +1,4 @@
-"""The rollout engine: K branches per prefix decoded in parallel against one shared trunk cache."""
+"""Rollout engine: decodes K branches per prefix in parallel on one shared trunk cache."""
 
 import functools
 from dataclasses import dataclass
@@ -15,11 +15,11 @@ from sip.structs import Params, Rollouts, Tree, UserError
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """The distribution sampled from. temperature 0 is greedy; top_k 0 and top_p 1 keep all."""
+    """The sampling distribution. The defaults sample from the model's own distribution."""
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: float = 1.0  # divides the logits; 0: greedy decoding
+    top_k: int = 0  # sample among the k most probable tokens; 0: all
+    top_p: float = 1.0  # nucleus sampling, probability mass in (0, 1]; 1: all
 
     def __post_init__(self):
         if self.temperature < 0:
@@ -31,17 +31,19 @@ class SamplingConfig:
 
 
 def sampling_logits(logits, cfg: SamplingConfig):
-    """Logits[.., V] of the distribution sampled from: temperature, then top-k, then top-p.
+    """Returns logits [.., V] of the sampling distribution: temperature, then top-k, then top-p.
 
-    top-p keeps the smallest set of most probable tokens whose probability reaches top_p.
+    Removed tokens get -inf. top-p keeps the smallest set of most probable tokens whose probability
+    reaches top_p (arXiv 1904.09751). Temperature 0 is left to `choose`.
     """
     logits = logits / cfg.temperature if cfg.temperature else logits
     if cfg.top_k and cfg.top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, cfg.top_k)[0][..., -1:]
-        logits = jnp.where(logits < kth, -jnp.inf, logits)
+        logits = jnp.where(logits < kth, -jnp.inf, logits)  # ties with the k-th stay
     if cfg.top_p < 1.0:
         ordered = jnp.sort(logits, axis=-1, descending=True)
         probs = jax.nn.softmax(ordered, axis=-1)
+        # Mass before each token: the token that crosses top_p is still kept, so one always is.
         before = jnp.cumsum(probs, axis=-1) - probs
         last = jnp.sum(before < cfg.top_p, axis=-1, keepdims=True) - 1
         logits = jnp.where(logits < jnp.take_along_axis(ordered, last, axis=-1), -jnp.inf, logits)
@@ -49,9 +51,10 @@ def sampling_logits(logits, cfg: SamplingConfig):
 
 
 def noise_keys(key, rows_B, branches: int):
-    """One key per (document, branch); folding in the position gives a token's noise.
+    """Returns keys_BC, one key per (document, branch); `choose` folds in the position.
 
-    Noise is addressed by what it is for, never by batch shape, device or process.
+    Noise depends on document, branch and position only, never on batch shape, device or process.
+    So a resumed run or another mesh samples the same tokens, up to rounding.
     """
 
     def row(r):
@@ -63,7 +66,11 @@ def noise_keys(key, rows_B, branches: int):
 
 
 def choose(logits_BCV, keys_BC, position, cfg: SamplingConfig):
-    """Draws a token per branch -> (token_BC, logp_BC, sample_logp_BC): model and sampler."""
+    """Draws a token per branch -> (token_BC, logp_BC, sample_logp_BC), in nats, float32.
+
+    `logp` is under the model at temperature 1, `sample_logp` under the sampling distribution (0
+    for greedy decoding).
+    """
     logits_BCV = logits_BCV.astype(jnp.float32)
     logp_BCV = jax.nn.log_softmax(logits_BCV, axis=-1)
     if cfg.temperature == 0:
@@ -72,6 +79,7 @@ def choose(logits_BCV, keys_BC, position, cfg: SamplingConfig):
     tempered = jax.nn.log_softmax(sampling_logits(logits_BCV, cfg), axis=-1)
     V = logits_BCV.shape[-1]
     gumbel = jax.vmap(jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, position), (V,))))
+    # Gumbel-max: the argmax of logits plus Gumbel noise is a sample of their softmax.
     token_BC = jnp.argmax(tempered + gumbel(keys_BC), axis=-1)
     return token_BC, _pick(logp_BCV, token_BC), _pick(tempered, token_BC)
 
@@ -87,14 +95,18 @@ def _logits(params, cfg, hidden_BCD):
 
 
 def encode(params: Params, cfg: ModelConfig, tokens_BT) -> decoder.Output:
-    """Trunks without branches, and their cache."""
-    none = jnp.zeros((len(tokens_BT), 0, 1), jnp.int32)
+    """Runs the decoder on trunks without branches (C = 0) and keeps their cache."""
+    none = jnp.zeros((len(tokens_BT), 0, 1), jnp.int32)  # [B, C=0, R=1]
     tree = Tree(tokens_BT, tokens_BT >= 0, none, none > 0, none[:, :, 0])
     return decoder.apply(params, cfg, tree, keep_cache=True)
 
 
 def prefill(params: Params, cfg: ModelConfig, tokens_BT, fork_B, branches: int, steps: int):
-    """Encodes the trunk once -> (hidden_BCD before each branch's first token, cache with room)."""
+    """Encodes each trunk once -> (hidden_BCD, cache).
+
+    `hidden_BCD` predicts each branch's first token; the cache has room for `branches` branches of
+    `steps` tokens.
+    """
     B = tokens_BT.shape[0]
     out = encode(params, cfg, tokens_BT)
     last_B1D = jnp.take_along_axis(out.trunk_BTD, (fork_B - 1)[:, None, None], axis=1)
@@ -116,11 +128,13 @@ def rollout(
     sampling: SamplingConfig,
     stop: tuple[int, ...] = (),
 ) -> Rollouts:
-    """`branches` continuations of `steps` tokens of each trunk before its fork.
+    """Samples `branches` continuations of up to `steps` tokens of each trunk from its fork on.
 
-    rows_B: a number per document that addresses its noise. With `stop` tokens a branch ends with
-    the first one (its mask covers it) and decoding ends when all have. Static shapes throughout.
+    `rows_B` is an integer per document that selects its noise. A branch ends with its first `stop`
+    token, which its mask includes. Decoding ends when all branches have ended. Shapes are static:
+    tokens after the end are 0 and masked.
     """
+    # Before the loop: an all-gather per decoding step would dominate its time.
     params = gathering.once(params, cfg)
     hidden, cache = prefill(params, cfg, tokens_BT, fork_B, branches, steps)
     fork_BC = jnp.broadcast_to(fork_B[:, None], (len(fork_B), branches))
@@ -141,13 +155,16 @@ def answer(
     sampling: SamplingConfig,
     stop: tuple[int, ...] = (),
 ) -> Rollouts:
-    """`votes` continuations of each branch of a tree; branch c's stand at c * votes + j.
+    """Samples `votes` continuations of each branch of a tree.
 
-    The trunk is encoded once for all branches, a branch once for all its votes. noise_BC: a number
-    per branch that addresses its noise.
+    C of the result is branches * votes; vote j of branch c is at c * votes + j. The trunk is
+    encoded once for all branches, and a branch once for all its votes. `noise_BC` is an integer
+    per branch that selects its noise.
     """
     params = gathering.once(params, cfg)
     out = decoder.apply(params, cfg, tree, keep_cache=True)
+    # The last real token of each branch predicts the first sampled one. An empty branch has none
+    # and reads position 0; its output is meaningless.
     last_BC = jnp.maximum(tree.mask_BCR.sum(-1) - 1, 0)
     hidden_BCD = jnp.take_along_axis(out.branch_BCRD, last_BC[:, :, None, None], axis=2)[:, :, 0]
     hidden_BCD = jnp.repeat(hidden_BCD, votes, axis=1)
@@ -161,18 +178,23 @@ def answer(
 
 
 def _grown(tokens_BT, fork_BC, tokens_BCR) -> Tree:
-    """A tree of branch tokens that all exist, on a trunk that is in the cache."""
+    """Returns a tree of branch tokens without padding, on a trunk that is in the cache."""
     return Tree(tokens_BT, tokens_BT >= 0, tokens_BCR, tokens_BCR >= 0, fork_BC)
 
 
 def decode(params, cfg, tree, hidden_BCD, cache, keys_BC, steps, sampling, stop) -> Rollouts:
-    """The loop: `hidden_BCD` has seen all that is in `cache`; of `tree` the trunk and the forks."""
+    """Runs the decoding loop.
+
+    `hidden_BCD` are the states after the last token in `cache`. Of `tree` only the trunk and the
+    forks are read.
+    """
     B, C = tree.fork_BC.shape
     empty = jnp.zeros((B, C, steps))
     out = Rollouts(empty.astype(jnp.int32), empty > 0, empty, empty)
     stops = jnp.asarray(stop, jnp.int32)
 
     def body(carry):
+        # Ended branches are computed on, since shapes are static; `live` masks what they draw.
         step, hidden, cache, live, out = carry
         token, logp, sample_logp = choose(_logits(params, cfg, hidden), keys_BC, step, sampling)
         at = lambda full, new: full.at[:, :, step].set(jnp.where(live, new, 0).astype(full.dtype))
@@ -183,12 +205,14 @@ def decode(params, cfg, tree, hidden_BCD, cache, keys_BC, steps, sampling, stop)
             at(out.sample_logp_BCR, sample_logp),
         )
         live = live & ~jnp.any(token[..., None] == stops[None, None, :], axis=-1)
+        # R = 1: one new position per branch, whose hidden state predicts the next token.
         said = _grown(tree.tokens_BT, tree.fork_BC, out.tokens_BCR[:, :, step][..., None])
         new = decoder.apply(params, cfg, said, cache=cache)
         return step + 1, new.branch_BCRD[:, :, 0], new.cache, live, out
 
+    # A while loop, not a scan: it ends early once every branch has ended. It has no gradient.
     start = (jnp.int32(0), hidden_BCD, cache, jnp.ones((B, C), bool), out)
-    with jax.named_scope("decode"):  # by which sip.costs tells the loop from the prefill
+    with jax.named_scope("decode"):  # sip.costs finds the loop by this name
         return jax.lax.while_loop(lambda c: (c[0] < steps) & jnp.any(c[3]), body, start)[-1]
 
 
@@ -200,7 +224,10 @@ def program(
     sampling: SamplingConfig,
     stop: tuple[int, ...] = (),
 ):
-    """The jitted (params, tokens_BT, fork_B, rows_B, key) -> Rollouts, one per set of arguments."""
+    """Returns the jitted `rollout`, (params, tokens_BT, fork_B, rows_B, key) -> Rollouts.
+
+    Cached, so that equal arguments give the same function, which compiles once.
+    """
     fixed = {"branches": branches, "steps": steps, "sampling": sampling, "stop": stop}
     return jax.jit(lambda params, *args: rollout(params, cfg, *args, **fixed))
 
@@ -213,6 +240,6 @@ def answering(
     sampling: SamplingConfig,
     stop: tuple[int, ...] = (),
 ):
-    """The jitted (params, tree, noise_BC, key) -> Rollouts."""
+    """Returns the jitted `answer`, (params, tree, noise_BC, key) -> Rollouts, cached too."""
     fixed = {"votes": votes, "steps": steps, "sampling": sampling, "stop": stop}
     return jax.jit(lambda params, *args: answer(params, cfg, *args, **fixed))

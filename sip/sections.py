@@ -1,4 +1,4 @@
-"""Config sections -> frozen dataclasses; what does not fit is an error naming the key."""
+"""Conversion of config sections to frozen dataclasses; an error names the key that does not fit."""
 
 import dataclasses
 import types
@@ -10,7 +10,7 @@ from sip.structs import UserError
 
 
 def plain(value: Any) -> Any:
-    """ConfigDicts and lists as dicts and tuples, so that they compare, hash and print."""
+    """Converts ConfigDicts to dicts and lists to tuples, recursively."""
     if isinstance(value, Mapping):
         return {k: plain(v) for k, v in value.items()}
     if hasattr(value, "to_dict"):
@@ -19,9 +19,10 @@ def plain(value: Any) -> Any:
 
 
 def section(cls, values, name: str):
-    """The frozen dataclass `cls` from a config section, and the sections in it likewise.
+    """Builds the frozen dataclass `cls` from a config section, including nested sections.
 
-    Raises UserError naming an unknown or missing key, a wrong type or a value that cannot be.
+    `name` is the section's dotted name, for errors. Raises UserError naming an unknown or missing
+    key, a wrong type or an invalid value.
     """
     values, hints = plain(values), typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -31,27 +32,27 @@ def section(cls, values, name: str):
             raise UserError(f"config {at(key)}: unknown key; there are {', '.join(sorted(fields))}")
     for key, field in fields.items():
         if key not in values and field.default is dataclasses.MISSING:
-            raise UserError(f"config {at(key)}: missing")
+            raise UserError(f"config {at(key)}: missing; it has no default")
     found = {key: _typed(value, hints[key], at(key)) for key, value in values.items()}
     try:
         return cls(**found)
-    except UserError as e:
+    except UserError as e:  # raised by __post_init__, which does not know the section's name
         raise UserError(f"config {name}: {e}") from None
 
 
 def _typed(value, hint, name: str):
-    """`value` as a field of type `hint` takes it: sections as dataclasses, integers as float."""
+    """Converts `value` to a field's type `hint`: sections to dataclasses, integers to float."""
     for cls in (hint, *typing.get_args(hint)):
         if dataclasses.is_dataclass(cls) and isinstance(value, Mapping):
             return section(cls, value, name)
     if not _is(value, hint):
         wanted = hint.__name__ if isinstance(hint, type) else str(hint)
-        raise UserError(f"config {name}: {value!r} is not of type {wanted}")
+        raise UserError(f"config {name}: {value!r} must be of type {wanted}")
     return float(value) if hint is float else value
 
 
 def _is(value, hint) -> bool:
-    """isinstance for the types that fields have; True is no number."""
+    """Checks `value` against a field's type. Unlike in isinstance, a bool is not a number."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or origin is types.UnionType:
         return hint is Any or any(_is(value, a) for a in args)
@@ -64,6 +65,6 @@ def _is(value, hint) -> bool:
         return isinstance(value, dict) and all(
             _is(k, args[0]) and _is(v, args[1]) for k, v in value.items()
         )
-    if isinstance(value, bool) and hint is not bool:
+    if isinstance(value, bool) and hint is not bool:  # Python's bool is a subclass of int
         return False
     return isinstance(value, (int, float) if hint is float else hint)

@@ -1,4 +1,4 @@
-"""The axis alphabet and the structures that cross modules.
+"""The axis alphabet, and the data structures that modules share.
 
 One alphabet for names, einsums and sharding: `x_BTD`, `"BTD,DF->BTF"`, `constrain(x_BTD, "BTD")`.
 
@@ -6,12 +6,13 @@ One alphabet for names, einsums and sharding: `x_BTD`, `"BTD,DF->BTF"`, `constra
     T trunk positions            F feed-forward width     V vocabulary
     C branches per trunk         G key/value heads        E experts, A active experts
     R branch positions           Q query heads per G      J judge votes
-    S key / cache positions      H channels per head      M asked positions of a branch
+    S key / cache positions      H channels per head      M target positions of a branch
     K candidates per prefix      N positions of trunk and branches together, T + C*R
-    O options of a verdict       Z rank of a matrix's factors
+    O options of a verdict       Z rank of LoRA factors   P rotary frequencies, H/2
 
 `logp[.., t]` scores `tokens[.., t]` given its past, so tokens, log-probabilities and masks share
-one index. Boolean masks: True counts. Everything that is averaged is a pair (total, denom).
+one index. In boolean masks True means that an entry counts. Every average is stored as a pair
+(total, denom).
 """
 
 from dataclasses import dataclass
@@ -20,66 +21,70 @@ from typing import Any
 import flax.struct
 import numpy as np
 
-Array = Any  # jax.Array on a device, np.ndarray on the host, ShapeDtypeStruct in the abstract
+Array = Any  # jax.Array on a device, np.ndarray on the host, or an abstract ShapeDtypeStruct
 Params = Any  # a pytree of arrays
-Metrics = dict[str, tuple[Array, Array]]
+Metrics = dict[str, tuple[Array, Array]]  # name -> (total, denom)
 
 
 class UserError(Exception):
-    """Something the user can mend: one line naming the culprit; the CLIs print it and exit 2."""
+    """An error the user can fix. Its one-line message names the cause; commands print it and exit
+    with status 2."""
 
 
 @flax.struct.dataclass
 class Tree:
-    """A trunk of text and short branches attached to it.
+    """A trunk of text with short branches attached to it.
 
-    The trunk is causal. Token i of branch c sees the trunk before `fork_BC[b, c]` and its own
-    branch up to i; its position is fork + i. Branches never see each other.
+    The trunk is causal. Token i of branch c attends to the trunk before `fork_BC[b, c]` and to its
+    own branch up to i; its position is fork + i. Branches never attend to each other.
     """
 
-    tokens_BT: Array
-    mask_BT: Array  # True: a token; left aligned within each segment's row
-    tokens_BCR: Array  # C may be 0
-    mask_BCR: Array
-    fork_BC: Array  # in 1..T
-    segment_BT: Array | None = None  # packed documents: equal ids see each other, positions restart
+    tokens_BT: Array  # int32
+    mask_BT: Array  # True: a token, False: padding; tokens come first
+    tokens_BCR: Array  # int32; C may be 0
+    mask_BCR: Array  # True: a token, False: padding; tokens come first
+    fork_BC: Array  # int32, trunk tokens before the branch, in 1..T
+    segment_BT: Array | None = None  # ids of packed documents; each attends to itself only
 
 
 @flax.struct.dataclass
 class Targets:
-    """Tokens that should follow branches at some of their positions, whatever does follow there."""
+    """Target tokens at chosen branch positions, independent of the tokens actually there.
 
-    at_BCM: Array  # positions of the branch; what is read there has seen the token at it
-    token_BCM: Array
-    mask_BCM: Array
+    A target is predicted by the hidden state at its position, which has seen the token there.
+    """
+
+    at_BCM: Array  # int32, branch positions in 0..R-1
+    token_BCM: Array  # int32, target tokens
+    mask_BCM: Array  # True: a target, False: padding
 
 
 @flax.struct.dataclass
 class Rollouts:
-    """Sampled branches. `logp` is the model's (temperature 1), `sample_logp` the sampler's."""
+    """Sampled branches with their log-probabilities in nats."""
 
     tokens_BCR: Array
-    mask_BCR: Array  # up to and including the stop token
-    logp_BCR: Array
-    sample_logp_BCR: Array
+    mask_BCR: Array  # True up to and including the stop token
+    logp_BCR: Array  # under the model, at temperature 1
+    sample_logp_BCR: Array  # under the sampling distribution (temperature, top-k, top-p)
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that an update changes, and the frozen reference beside it."""
+    """Everything that an update changes, and the frozen reference parameters."""
 
-    step: Array  # updates drawn, skipped ones included
+    step: Array  # int32, updates so far, including skipped ones
     params: Params
     opt_state: Any
-    reference: Params | None
+    reference: Params | None  # of DPO or a KL term; None if the objective needs none
     skipped_in_row: Array  # consecutive updates skipped for a non-finite loss or gradient
-    skipped: Array  # all of them
+    skipped: Array  # all updates skipped so far
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a judge says of K candidates per prefix; an invalid verdict is masked."""
+    """A judge's scores of K candidates per prefix."""
 
     scores_BK: np.ndarray
-    valid_BK: np.ndarray
+    valid_BK: np.ndarray  # bool; False: no usable verdict, ignore the score
     aspects: dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (score_BK, valid_BK)

@@ -125,7 +125,7 @@ def test_a_newer_format_is_refused_by_its_number(tmp_path, monkeypatch):
 
 def test_one_of_several_that_is_told_to_end_leaves_an_evaluation(monkeypatch):
     monkeypatch.setattr(processes, "preempted", lambda: True)
-    with pytest.raises(loop.Stopped, match="between two savings"):
+    with pytest.raises(loop.Stopped, match="run the same command to continue"):
         ground_truth.finish(NOTHING, NOTHING)
 
 
@@ -181,7 +181,7 @@ def test_a_store_out_of_reach_is_one_line(monkeypatch):
 
     monkeypatch.setattr(recipe.epath, "Path", Nowhere)
     with pytest.raises(
-        UserError, match="workdir gs://b/x is out of reach: Please install gcsfs to"
+        UserError, match="workdir gs://b/x cannot be reached: Please install gcsfs to"
     ):
         train.train(tiny_recipe.get_config(), "gs://b/x")
     recipe.check_reachable("/a/path")

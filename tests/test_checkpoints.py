@@ -175,11 +175,11 @@ def test_another_model_is_refused_naming_the_parameter(saved, changes, culprits,
 
 
 def test_a_state_without_a_reference_is_not_one_with(saved, tmp_path, capfd):
-    said = "it holds a reference, the run's objective wants no reference"
+    said = "it has a reference, but the run's objective needs no reference"
     refused(lambda: restore(saved, reference=False), saved, said)
     with checkpoints.manager(str(tmp_path)) as manager:
         checkpoints.save(manager, state().replace(reference=None), RECORD)
-    refused(lambda: restore(tmp_path), tmp_path, "holds no reference", "wants a reference")
+    refused(lambda: restore(tmp_path), tmp_path, "has no reference", "needs a reference")
     assert restore(tmp_path, reference=False)[0].reference is None
     assert "Traceback" not in capfd.readouterr().err
 

@@ -125,7 +125,7 @@ WRONG = [
     ("runs.base.optim.name", "sgd", "runs.base.optim: optim.name"),
     ("runs.base.optim.mu_dtype", "float16", "runs.base.optim: optim.mu_dtype"),
     ("runs.base.z_loss", -1e-4, "runs.base: z_loss must not be negative"),
-    ("runs.sip_learned.objective.z_loss", 1e-4, "objective.z_loss belongs to the blended"),
+    ("runs.sip_learned.objective.z_loss", 1e-4, "objective.z_loss needs the cross-entropy"),
     ("runs.base.model.width", 3.5, "runs.base.model.width"),
     ("runs.base.model.max_len", 10, "prefix_max 40 \\+ suffix 24 is longer than model.max_len 10"),
     ("runs.base.mesh", 3, "runs.base.mesh"),
@@ -157,7 +157,7 @@ WRONG = [
     ("tokenizer.kind", "none", "tokenizer.kind"),
     ("order", ("base", "bass"), "no run 'bass'"),
     ("report.standard", "judge", "standard 'judge' is not one of the rows"),
-    ("report.judge", "jury", "run 'jury' is not in the order"),
+    ("report.judge", "jury", "run 'jury' is not in config order"),
 ]
 
 

@@ -279,10 +279,10 @@ def test_parameters_in_bfloat16_are_moved_in_float32_and_rounded():
     ("changes", "message"),
     [
         (dict(rank=-1), r"lora\.rank must not be negative"),
-        (dict(rank=1, alpha=0.0), r"lora\.alpha positive"),
+        (dict(rank=1, alpha=0.0), r"lora\.alpha must be positive, is 0\.0"),
         (dict(rank=1, matrices=("embed",)), r"lora\.matrices: no 'embed'"),
-        (dict(rank=1, matrices=("wq", "wq")), "none twice"),
-        (dict(int8=True), r"lora\.int8 holds a frozen base"),
+        (dict(rank=1, matrices=("wq", "wq")), "each once"),
+        (dict(int8=True), r"lora\.int8 needs a frozen base"),
     ],
 )
 def test_what_cannot_be_is_refused(changes, message):

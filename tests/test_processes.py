@@ -83,10 +83,10 @@ def test_processes_hear_what_the_first_says_and_say_where_they_differ():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (("h:1",), "belong together"),
-        (("", 2, 0), "belong together"),
+        (("h:1",), "must be given together"),
+        (("", 2, 0), "must be given together"),
         (("h:1", 2, 2), "--process=2"),
-        (("host", 2, 0), "no HOST:PORT"),
+        (("host", 2, 0), "must have the form HOST:PORT"),
     ],
 )
 def test_flags_that_do_not_fit_are_named(flags, message):
@@ -99,7 +99,7 @@ def test_a_coordinator_out_of_reach_is_one_line(monkeypatch):
         raise RuntimeError("DEADLINE_EXCEEDED: barrier\ntimed out")
 
     monkeypatch.setattr(processes.jax.distributed, "initialize", refuse)
-    with pytest.raises(UserError, match=r"do not meet \(h:1\): DEADLINE_EXCEEDED: barrier timed"):
+    with pytest.raises(UserError, match=r"other processes \(h:1\): DEADLINE_EXCEEDED: barrier"):
         processes.start("h:1", 2, 0)
 
 

@@ -55,7 +55,7 @@ def two(pair, tmp_path_factory):
 def test_seeds_are_told_from_what_is_none():
     assert seeds.parse("0") == (0,) and seeds.parse("7, 0,12") == (7, 0, 12)
     for text, named in (
-        ("", "''"), ("0,x", "'x'"), ("0,", "''"), ("0,0", "0 is there twice"), ("1,01", "twice"),
+        ("", "''"), ("0,x", "'x'"), ("0,", "''"), ("0,0", "0 is repeated"), ("1,01", "repeated"),
         ("-1", "'-1'"), ("1.5", "'1.5'"), ("1_0", "'1_0'"), ("2147483648", "2147483648"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"^--seeds={text}: .*{named}"):
@@ -227,7 +227,7 @@ def test_bad_seeds_are_one_line_and_write_nothing(pair, two, capsys, tmp_path):
     other = [config, "--config.runs.base.optim.lr=0.5"]
     for text in ("0,1", "2"):  # a new seed has to be of the same recipe as those before
         line = refused(capsys, two, *other, f"--seeds={text}")
-        assert "seed0 belongs to another config; it differs in runs.base.optim.lr" in line
+        assert "seed0 belongs to another config, which differs in runs.base.optim.lr" in line
     (tmp_path / "file").write_text("kept")
     assert call(train, config, "--seeds=0", f"--workdir={tmp_path / 'file'}") == 2
     assert (tmp_path / "file").read_text() == "kept"
@@ -239,7 +239,7 @@ def test_a_workdir_is_of_one_run_or_of_seeds(pair, two, capsys, tmp_path):
     assert "belongs to a run without --seeds" in refused(capsys, tmp_path, config, "--seeds=0")
     inside = refused(capsys, two / "seed0", config, "--seeds=0")
     assert "seed0 belongs to a run without --seeds" in inside
-    assert "belongs to a job over seeds: --seeds" in refused(capsys, two, config)
+    assert "belongs to a job over seeds: give --seeds" in refused(capsys, two, config)
 
 
 def test_a_seed_that_is_added_joins_the_others(pair, two, tmp_path):

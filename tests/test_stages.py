@@ -120,8 +120,8 @@ def test_too_many_invalid_verdicts_stop_the_run():
     [
         (dict(suffix=False, rollouts=((0, 0),)), "K = 0 leaves no candidate"),
         (dict(rollouts=((1, 4),)), "in order of steps"),
-        (dict(rollouts=((0, 0),), chosen="rollout"), "'rollout' is not in the pool"),
-        (dict(rejected="rewrite"), "'rewrite' is not in the pool"),
+        (dict(rollouts=((0, 0),), chosen="rollout"), "'rollout' is not among the candidates"),
+        (dict(rejected="rewrite"), "'rewrite' is not among the candidates"),
     ],
 )
 def test_a_pool_without_what_is_asked_of_it_is_rejected(changes, message):

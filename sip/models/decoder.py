@@ -1,9 +1,10 @@
-"""The decoder over trunk and branches: `init` and `apply` are pure, the cache goes in and out.
+"""The decoder on trunk and branches. `init` and `apply` are pure; the cache is an explicit value.
 
-apply(params, cfg, tree)                 trunk and branches in one pass
-apply(params, cfg, tree, keep_cache=True)  ... and their keys and values
-apply(params, cfg, tree, cache=cache)    more positions of branches whose past is in the cache; if
-                                         they are whole, grow(cache, C, 0) has no room for a past
+apply(params, cfg, tree)                   trunk and branches in one pass
+apply(params, cfg, tree, keep_cache=True)  the same, and returns their keys and values as a Cache
+apply(params, cfg, tree, cache=cache)      further positions of branches whose past is in `cache`
+
+To score whole branches on a cached trunk, pass grow(cache, C, 0): it has no room for a past.
 """
 
 import dataclasses
@@ -26,32 +27,34 @@ from sip.structs import Array, Params, Tree
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values: the trunk's, shared by its branches, and each branch's first positions.
+    """Keys and values of a trunk, shared by its branches, and of each branch's first S positions.
 
-    Branches may differ in length: all write at the same place, and each sees its own tokens only.
+    Branches may differ in length. All write at the same index `length`, so that one slice update
+    serves every branch; `seen_BCS` hides the padding of shorter ones.
     """
 
     trunk_k_LBTGH: Array
     trunk_v_LBTGH: Array
     k_LBCSGH: Array
     v_LBCSGH: Array
-    seen_BCS: Array  # True where a branch has a token; the others are padding or still free
-    length: Array  # places filled, the same for all branches
+    seen_BCS: Array  # True: a real token; False: padding, or not yet written
+    length: Array  # int32 scalar, positions written so far, the same for all branches
 
 
 @flax.struct.dataclass
 class Output:
-    """Normalised hidden states, ready for the unembedding."""
+    """Hidden states after the final norm, ready for the unembedding."""
 
-    trunk_BTD: Array
+    trunk_BTD: Array  # T = 0 if the trunk came from a cache
     branch_BCRD: Array
     cache: Cache | None
-    balance: tuple[Array, Array] | None = None  # (total, denom) of experts' load, router_aux's term
+    balance: tuple[Array, Array] | None = None  # (total, denom) of the load-balancing loss
 
 
 @flax.struct.dataclass
 class Lettered(nn.Partitioned):
-    """A parameter and its letters; unlike flax's own box it never takes them for mesh axes."""
+    """A parameter boxed with its axis letters. Unlike flax's own box, it never treats the letters
+    as mesh axes: shardings come from sip.mesh alone."""
 
     def unbox(self, apply_constraint: bool = True):
         return super().unbox(apply_constraint=False)
@@ -66,9 +69,10 @@ def _weight(letters: str, fan_in: int, scale: float = 1.0) -> Any:
 
 
 class Block(nn.Module):
-    """One layer: attention over the tree, then SwiGLU (arXiv 2002.05202), both residual.
+    """One layer: attention over the tree, then SwiGLU (arXiv 2002.05202) or experts, both residual.
 
-    Returns x_BND, its keys and values, and the load of its experts where training asks for it.
+    Returns (x_BND, (k_BNGH, v_BNGH), balance). `balance` is the load-balancing loss of the layer
+    as (total, denom), or None outside training with `router_aux`.
     """
 
     cfg: ModelConfig
@@ -101,7 +105,8 @@ class Block(nn.Module):
         return self.param(name, init, self._sizes(own)).astype(self.cfg.compute_dtype)
 
     def _times(self, x, name, scale=1.0):
-        """x times a matrix, which may be held in int8, and what its factors add."""
+        """Multiplies x by the matrix `name`, full precision or int8, and adds its LoRA product."""
+        # The stored value as it is: an array, an Int8, or None (during init; absent factors).
         held, contract = self.get_variable("params", name), len(MATRICES[name][0])
         if isinstance(held, int8.Int8):
             out = int8.project(x, held, contract=contract)
@@ -116,7 +121,7 @@ class Block(nn.Module):
         return self.param(name, zeros, self._sizes(own)).astype(self.cfg.compute_dtype)
 
     def _biased(self, x, name, there):
-        """x + bias over its last axes, in families that have one."""
+        """Adds the bias `name` to x's last axes if the model family has it (`there`)."""
         return x + self._vector(name)[None, None] if there else x
 
     def _norm(self, x, name):
@@ -125,13 +130,14 @@ class Block(nn.Module):
         return layers.rms_norm(x, scale, self.cfg.norm_eps)
 
     def _normed(self, x, name):
-        """Queries or keys, each head normalised by itself, in families that do."""
+        """Normalises each head of queries or keys over H if the config has `qk_norm`."""
         return self._norm(x, name) if self.cfg.qk_norm else x
 
     def _attention(self, h_BND, context, past, full):
         c = self.cfg
-        depth = (2 * c.layers) ** -0.5
+        depth = (2 * c.layers) ** -0.5  # smaller initial residual outputs: 2 L of them add up
         q, k, v = (self._biased(self._times(h_BND, f"w{x}"), f"b{x}", c.qkv_bias) for x in "qkv")
+        # q_BNGQH; k, v_BNGH: trunk and branches are one row of N positions until attention.
         q, k = self._normed(q, "q_norm"), self._normed(k, "k_norm")
         q = constrain(layers.rope(q, context.cos, context.sin), "BNGQH")
         k = constrain(layers.rope(k, context.cos, context.sin), "BNGH")
@@ -153,7 +159,8 @@ class Block(nn.Module):
         return moe.mixture(h_BND, weights, c, context.mask_BN)
 
     def _whole(self, name, scale):
-        """A matrix of experts; one in int8 as what it stands for: the kernels read one dtype."""
+        """Returns an expert matrix in the compute dtype, dequantised if it is int8: the grouped
+        kernels need one dtype."""
         held = self.get_variable("params", name)
         if isinstance(held, int8.Int8):
             return int8.whole(name, held).astype(self.cfg.compute_dtype)
@@ -161,10 +168,15 @@ class Block(nn.Module):
 
 
 def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: Context, past, c, full, sink_GQ):
-    """Trunk positions attend causally, branch positions over trunk, past and themselves."""
+    """Attention of one layer -> out_BNGQH.
+
+    Trunk positions attend causally within the trunk. Branch positions attend to trunk, past and
+    their own branch. Without a cache `past` is None and the trunk is the first T of the N
+    positions. With a cache it is (trunk_k, trunk_v, k, v) of the layer and N has branches only.
+    """
     B, T, (C, R) = q_BNGQH.shape[0], context.trunk_len, context.branches
 
-    def branches(x):
+    def branches(x):  # [B, N, ..] -> [B, C, R, ..]
         return x[:, T:].reshape(B, C, R, *x.shape[2:])
 
     trunk = (k_BNGH[:, :T], v_BNGH[:, :T]) if past is None else past[:2]
@@ -174,7 +186,7 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: Context, past, c, full, si
         outs.append(
             layers.trunk_attention(q, k, v, segment_BT, c.query_chunk, c.window, full, sink_GQ)
         )
-    if C * R:
+    if C * R:  # static: without branches nothing is traced for them
         trunk_visible, past_visible = context.seen(full)
         out = layers.chunked_branch_attention(
             branches(q_BNGQH),
@@ -193,7 +205,11 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: Context, past, c, full, si
 
 
 class Decoder(nn.Module):
-    """Embedding, scanned blocks, final norm."""
+    """Embedding, a scan over blocks, and the final norm.
+
+    The layers are one scanned block with parameters stacked on L, so that compile time does not
+    grow with depth.
+    """
 
     cfg: ModelConfig
 
@@ -212,7 +228,8 @@ class Decoder(nn.Module):
         tokens_BN = tree.tokens_BCR.reshape(B, C * R)
         if cache is None:
             tokens_BN = jnp.concatenate([tree.tokens_BT, tokens_BN], axis=1)
-        # D whole before the look-up: cut over fsdp as B is, it would leave B uncut after it.
+        # Unshard D before the lookup. The table has D over fsdp, and the result needs fsdp for B:
+        # an fsdp-sharded lookup would produce a result with B unsharded.
         table_VD = constrain(embed_VD.astype(c.compute_dtype), "VD")
         x_BND = constrain(table_VD[tokens_BN], "BND")
         context = visibility.context(tree, c, cache)
@@ -235,7 +252,8 @@ class Decoder(nn.Module):
 
 
 class _Scanned(nn.Module):
-    """A block as a scan body that may drop its keys and values."""
+    """A block as a scan body. Without `keep` it drops keys and values, which the scan would
+    otherwise stack to [L, B, N, G, H]."""
 
     cfg: ModelConfig
     keep: bool
@@ -247,6 +265,7 @@ class _Scanned(nn.Module):
 
 
 def _blocks(cfg: ModelConfig, keep: bool):
+    # prevent_cse is not needed inside a scan: XLA cannot merge work across its iterations.
     body: Any = _Scanned
     if cfg.remat != "none":
         dots = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
@@ -256,7 +275,7 @@ def _blocks(cfg: ModelConfig, keep: bool):
         body,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast, 0, 0),
+        in_axes=(nn.broadcast, 0, 0),  # context for all layers; past and `full` by layer
         length=cfg.layers,
         metadata_params={nn.PARTITION_NAME: "L"},
     )
@@ -264,12 +283,16 @@ def _blocks(cfg: ModelConfig, keep: bool):
 
 
 def _cache(cache: Cache | None, kv, T: int, mask_BCR) -> Cache:
-    """The cache after this pass: written once, outside the layer scan."""
-    k, v = kv
+    """Returns the cache after this pass.
+
+    It is written here, once, from the stacked keys and values of all layers. The layer scan only
+    reads the cache: a scan that updated it would copy all of it.
+    """
+    k, v = kv  # [L, B, N, G, H]
     L, B = k.shape[:2]
     C, R = mask_BCR.shape[1:]
 
-    def own(x):
+    def own(x):  # [L, B, N, G, H] -> [L, B, C, R, G, H]
         return x[:, :, T:].reshape(L, B, C, R, *x.shape[3:])
 
     if cache is None:
@@ -285,7 +308,7 @@ def _cache(cache: Cache | None, kv, T: int, mask_BCR) -> Cache:
 
 
 def grow(cache: Cache, C: int, R: int) -> Cache:
-    """A cache whose trunk carries C fresh branches with room for R positions each."""
+    """Returns the cache of the same trunk with C empty branches and room for R positions each."""
     L, B, _, G, H = cache.trunk_k_LBTGH.shape
     empty = constrain(jnp.zeros((L, B, C, R, G, H), cache.trunk_k_LBTGH.dtype), "LBCRGH")
     unseen = constrain(jnp.zeros((B, C, R), bool), "BCR")
@@ -295,9 +318,12 @@ def grow(cache: Cache, C: int, R: int) -> Cache:
 
 
 def fan(cache: Cache, J: int, R: int) -> Cache:
-    """A cache with each branch J times, in order, and room for R more positions."""
+    """Returns a cache with each branch repeated J times and room for R more positions.
 
-    def wide(x, axis):
+    C becomes C * J: copy j of branch c is branch c * J + j.
+    """
+
+    def wide(x, axis):  # `axis` is that of C; the one after it, S, gets the room
         x = jnp.repeat(x, J, axis=axis)
         return jnp.pad(x, [(0, R if i == axis + 1 else 0) for i in range(x.ndim)])
 
@@ -310,32 +336,37 @@ def fan(cache: Cache, J: int, R: int) -> Cache:
 
 
 def _example() -> Tree:
-    """The smallest tree, to initialise with."""
+    """Returns the smallest tree, 1 trunk token and no branch, for flax's `init`."""
     one = jnp.ones((1, 1), jnp.int32)
     empty = jnp.zeros((1, 0, 1), jnp.int32)
     return Tree(one, one > 0, empty, empty > 0, jnp.ones((1, 0), jnp.int32))
 
 
 def _boxed(cfg: ModelConfig, key):
+    # Parameter shapes do not depend on the tree, so the smallest one traces fastest.
     boxed = Decoder(cfg).init(key, _example(), None, False)["params"]
     return held(boxed, DTYPES[cfg.param_dtype])
 
 
 def init(cfg: ModelConfig, key) -> Params:
-    """Fresh parameters: matrices truncated normal by fan-in, residual outputs by 1/sqrt(2L)."""
+    """Returns fresh parameters.
+
+    Matrices are truncated normal with deviation fan_in^-1/2, those that write to the residual
+    stream smaller by 1/sqrt(2L). Embeddings are normal with deviation 0.02.
+    """
     return nn.meta.unbox(_boxed(cfg, key))
 
 
 def deepen(params: Params, cfg: ModelConfig) -> Params:
-    """Parameters of a shallower model with copies of its layers on top, which at first change
-    nothing: their output matrices are zero (arXiv 2401.02415, there between the layers).
+    """Extends parameters of a shallower model to `cfg.layers` layers without changing its output.
 
-    So a judge starts from a policy with fewer layers and keeps what it knows. Copies learn sooner
-    than fresh layers: their heads already look where it matters.
+    The new top layers are copies of its layers with zero output matrices (arXiv 2401.02415, which
+    interleaves them). This lets a judge start from a policy with fewer layers. Copies learn faster
+    than fresh layers: their attention heads already attend to useful positions.
     """
 
     def more(name, old):
-        at = jnp.arange(old.shape[0], cfg.layers) % old.shape[0]
+        at = jnp.arange(old.shape[0], cfg.layers) % old.shape[0]  # layers to copy, bottom first
         new = jnp.zeros_like(old[at]) if name in RESIDUAL else old[at]
         return jnp.concatenate([old, new])
 
@@ -347,7 +378,7 @@ def deepen(params: Params, cfg: ModelConfig) -> Params:
 
 
 def abstract(cfg: ModelConfig, mesh) -> Params:
-    """Shapes, dtypes and shardings of the parameters, nothing allocated."""
+    """Returns shapes, dtypes and shardings of the parameters; allocates nothing."""
     boxed = jax.eval_shape(lambda: _boxed(cfg, jax.random.key(0)))
 
     def leaf(path, box):
@@ -366,9 +397,11 @@ def apply(
     cache: Cache | None = None,
     keep_cache: bool | None = None,
 ) -> Output:
-    """Hidden states of trunk and branches. With `cache`, `tree` holds only new branch positions.
+    """Returns hidden states of trunk and branches.
 
-    Without a word on `keep_cache` the cache that comes in comes out, with the new positions.
+    With a `cache`, only the branch positions of `tree` are computed; they follow those in the
+    cache. `keep_cache` returns a cache that includes this pass; its default is True with a `cache`,
+    else False.
     """
     keep_cache = cache is not None if keep_cache is None else keep_cache
     out: Any = Decoder(cfg).apply({"params": lora.flat(params)}, tree, cache, keep_cache)
@@ -376,12 +409,12 @@ def apply(
 
 
 def unembed(params: Params, cfg: ModelConfig):
-    """The unembedding matrix unembed_DV."""
+    """Returns the unembedding matrix unembed_DV."""
     params = lora.base_of(params)
     return params["embed"].T if cfg.tied else params["unembed"]
 
 
 def count(cfg: ModelConfig) -> int:
-    """Number of parameters."""
+    """Returns the number of parameters; allocates nothing."""
     shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
     return sum(x.size for x in jax.tree.leaves(shapes))

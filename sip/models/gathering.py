@@ -1,9 +1,9 @@
-"""Parameters as a loop that decodes reads them: gathered once, not again for every token.
+"""Parameters gathered over fsdp once per decoding loop, not once per token.
 
-Cut over fsdp, a layer's matrices are gathered where they are used. A pass over many tokens hides
-that; a token alone waits for it. So a loop is given matrices in the dtype of compute that are cut
-over tensor alone, where a device has room for them. Experts stay where they are: their tokens move
-(sip/models/moe.py).
+A layer's fsdp-sharded matrices are all-gathered when they are used. A pass over many tokens hides
+that latency behind its matrix products; a single decoding step cannot. So a decoding loop gets the
+matrices in the compute dtype, sharded over tensor only, if a device has room for them. Experts stay
+sharded: their tokens move instead (sip/models/moe.py).
 """
 
 import math
@@ -17,12 +17,15 @@ from sip.models.config import ModelConfig
 from sip.models.parameters import MATRICES, OUTER, is_vector, letters
 from sip.structs import Params
 
+# The parameter rules without D: E keeps fsdp, so experts stay sharded.
 RULES: meshes.Rules = {k: meshes.PARAM_RULES[k] for k in "EVGF"}
 
 
 def once(params: Params, cfg: ModelConfig) -> Params:
-    """The parameters, gathered over fsdp where a device holds them in `cfg.gather_gib`; else, and
-    without fsdp, as they are."""
+    """Returns the parameters gathered over fsdp if they fit in `cfg.gather_gib` GiB per device.
+
+    Otherwise, and without fsdp, returns them unchanged.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape["fsdp"] == 1:
         return params
@@ -36,12 +39,13 @@ def once(params: Params, cfg: ModelConfig) -> Params:
 
 
 def _gathered(x, own: str):
-    x = meshes.constrain(x, own, meshes.PARAM_RULES)  # or what is gathered would be float32
+    # Pin the cast result to the sharded layout first, or XLA gathers float32 and casts afterwards.
+    x = meshes.constrain(x, own, meshes.PARAM_RULES)
     return meshes.constrain(x, own, RULES)
 
 
 def _name(path) -> tuple[str, str]:
-    """(the parameter's name, the field of one in int8)."""
+    """Returns (name of the parameter, field of an Int8: "q" or "scale", else "")."""
     *_, before, last = "", *(jax.tree_util.keystr((key,), simple=True) for key in path)
     return (before, last) if isinstance(path[-1], jax.tree_util.GetAttrKey) else (last, "")
 
@@ -50,6 +54,7 @@ def _letters(path, cfg: ModelConfig) -> str:
     name, field = _name(path)
     if name in OUTER:
         return OUTER[name]
+    # The scale of an Int8 has no input axes.
     own = letters(name, cfg.experts)
     return f"L{own.replace(MATRICES[name][0], '', 1) if field == 'scale' else own}"
 
@@ -60,7 +65,7 @@ def _used(path, x, cfg: ModelConfig):
 
 
 def _bytes(mesh, path, x, own: str, cfg: ModelConfig) -> float:
-    """What a device would hold of it."""
+    """Returns the bytes of a parameter on one device after gathering."""
     dtype = jax.eval_shape(lambda x: _used(path, x, cfg), x).dtype
     cut = math.prod(meshes.ways(mesh, part) for part in meshes.spec(own, RULES))
     return math.prod(x.shape) * jnp.dtype(dtype).itemsize / cut

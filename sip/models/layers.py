@@ -1,4 +1,4 @@
-"""Norm, rotary positions and the two attentions of a tree, as functions of arrays."""
+"""RMSNorm, rotary positions, and the trunk and branch attention of a tree, as pure functions."""
 
 import functools
 import math
@@ -8,20 +8,21 @@ import jax.numpy as jnp
 
 from sip.mesh import constrain
 
-NEG = -1e30  # finite, so that a row without a single key stays finite
+NEG = -1e30  # finite: with -inf a row without any visible key would give NaN
 
 
 def rms_norm(x, scale_D, eps: float):
-    """x / rms(x) * scale over the last axis, computed in float32 (arXiv 1910.07467)."""
+    """Computes x / rms(x) * scale over the last axis, in float32 (arXiv 1910.07467)."""
     x32 = x.astype(jnp.float32)
     x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
     return (x32 * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
 def rope_tables(positions_BN, head_dim: int, theta: float, stretch_P=None, gain: float = 1.0):
-    """cos_BNP, sin_BNP of rotary positions (arXiv 2104.09864), halves rotated as in Llama.
+    """Returns (cos_BNP, sin_BNP), float32, of rotary positions (arXiv 2104.09864).
 
-    P = H/2 frequencies, each times `stretch_P` (sip/models/rope.py); the tables times `gain`.
+    There are P = H/2 frequencies; channel i pairs with channel i + H/2, as in Llama. `stretch_P`
+    multiplies the frequencies (sip/models/rope.py), `gain` multiplies the tables.
     """
     freq = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     freq = freq if stretch_P is None else freq * jnp.asarray(stretch_P, jnp.float32)
@@ -31,17 +32,18 @@ def rope_tables(positions_BN, head_dim: int, theta: float, stretch_P=None, gain:
 
 
 def rope(x, cos, sin):
-    """Rotates x[.., H]; cos and sin [B, N, H/2] are broadcast over the head axes between."""
-    for _ in range(x.ndim - 3):
+    """Rotates x[B, N, .., H] in float32; cos and sin [B, N, H/2] broadcast over the head axes."""
+    for _ in range(x.ndim - 3):  # [B, N, P] -> [B, N, 1, P] for keys, [B, N, 1, 1, P] for queries
         cos, sin = cos[..., None, :], sin[..., None, :]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
 def project(x_BND, w, *, contract: int = 1):
-    """x[B, N, ..] times w over x's last and w's first `contract` axes, as one flat matrix product.
+    """Contracts the last `contract` axes of x[B, N, ..] with the first of w, as one flat product.
 
-    Flat because XLA on CPU takes twice as long for the weight gradient over two axes (B and N).
+    It is flat, [B*N, in] @ [in, out], because XLA on CPU needs twice as long for a weight gradient
+    that sums over two axes (B and N).
     """
     B, N = x_BND.shape[:2]
     inner = math.prod(w.shape[:contract])
@@ -50,43 +52,49 @@ def project(x_BND, w, *, contract: int = 1):
 
 
 def largest_divisor(n: int, limit: int) -> int:
-    """The largest divisor of n that is at most `limit`."""
+    """Returns the largest divisor of n that is at most `limit`."""
     return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
 
 
 def _scores(subscripts, q, k, visible):
+    # Float32 accumulation and scores, also for bfloat16 inputs: softmax needs the precision.
     scores = jnp.einsum(subscripts, q, k, preferred_element_type=jnp.float32)
     return jnp.where(visible, scores * q.shape[-1] ** -0.5, NEG)
 
 
 def _softmax(scores_BGTQS, sink_GQ):
-    """Over S, and a head's sink, which takes its share and gives nothing."""
+    """Softmax over S in float32. A head's sink adds to the denominator and has no value."""
     if sink_GQ is None:
         return jax.nn.softmax(scores_BGTQS, axis=-1)
     sink = sink_GQ.astype(jnp.float32)[None, :, None, :, None]
+    # The shift by the maximum cancels out, so it needs no gradient.
     top = jax.lax.stop_gradient(jnp.maximum(scores_BGTQS.max(axis=-1, keepdims=True), sink))
     weights = jnp.exp(scores_BGTQS - top)
     return weights / (weights.sum(axis=-1, keepdims=True) + jnp.exp(sink - top))
 
 
 def _within(near, full):
-    """Whether keys are near; of a layer for which `full` is true, all are."""
+    """Returns the window mask `near`, or all True if the traced bool `full` is True."""
     return near if full is None else near | full
 
 
 def trunk_attention(
     q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int, window: int = 0, full=None, sink_GQ=None
 ):
-    """Causal attention within a trunk, `chunk` queries at a time -> out_BTGQH.
+    """Causal attention within a trunk -> out_BTGQH, at most `chunk` queries at a time.
 
-    With a `window` a query sees that many positions, its own among them, unless `full` is true.
-    `sink_GQ`: scores in every softmax's denominator (arXiv 2309.17453).
+    Chunks bound memory: scores take [B, G, chunk, Q, T], also in the backward pass, which
+    recomputes them. With `segment_BT` (ids of packed documents) a query sees only its own segment.
+    With a `window` a query sees that many positions including its own, unless `full` is True.
+    `sink_GQ` are scores in every softmax's denominator (arXiv 2309.17453).
     """
     B, T, G, Q, H = q_BTGQH.shape
-    size = largest_divisor(T, chunk)
+    size = largest_divisor(T, chunk)  # equal chunks, so that one traced body serves all
     time_S = jnp.arange(T)
 
     def attend(start):
+        # `size` queries against all T keys: `start` is traced, so the keys cannot be cut to the
+        # past in a static shape.
         q = jax.lax.dynamic_slice_in_dim(q_BTGQH, start, size, axis=1)
         visible = (time_S[None, :] <= (start + jnp.arange(size))[:, None])[None]
         if window:
@@ -95,6 +103,7 @@ def trunk_attention(
         if segment_BT is not None:
             own = jax.lax.dynamic_slice_in_dim(segment_BT, start, size, axis=1)
             visible = visible & (own[:, :, None] == segment_BT[:, None, :])
+        # visible [1 or B, size, S] -> [.., 1, size, 1, S], the layout of the scores.
         scores = _scores("BTGQH,BSGH->BGTQS", q, k_BTGH, visible[:, None, :, None])
         probs = _softmax(scores, sink_GQ).astype(q.dtype)
         return jnp.einsum("BGTQS,BSGH->BTGQH", probs, v_BTGH)
@@ -116,18 +125,21 @@ def branch_attention(
     full=None,
     sink_GQ=None,
 ):
-    """Attention of branches over [trunk, past of the branch, own] -> out_BCRGQH.
+    """Attention of branches over [trunk, past of the branch, own branch] -> out_BCRGQH.
 
-    `own` and `past` are (k_BCSGH, v_BCSGH), `trunk` is (k_BTGH, v_BTGH), shared by all branches, no
-    key is copied per branch. Each block of keys is attended by itself, and merged by its log of
-    summed exponentials. `past` may be None. Visibility of trunk and past is [B, C, S], or
-    [B, C, R, S] where a `window` makes it hang on the query. `sink_GQ`: a block without values.
+    `own` and `past` are (k_BCSGH, v_BCSGH); `past` may be None. `trunk` is (k_BTGH, v_BTGH), shared
+    by all branches: no key is copied per branch. Each block of keys is attended separately, and
+    the results are merged by their softmax denominators, so blocks are never concatenated.
+    The masks of trunk and past are [B, C, S], with a `window` [B, C, R, S], since the window
+    depends on the query. `sink_GQ` acts like one more block with a score but no value.
     """
     R = q_BCRGQH.shape[2]
     causal = jnp.arange(R)[:, None] >= jnp.arange(R)[None, :]
     if window:
         near = jnp.arange(R)[:, None] < jnp.arange(R)[None, :] + window
         causal = causal & _within(near, full)
+    # Masks get size-1 axes for G and Q (and R without a window): BGCRQS for the trunk, BCGRQS for
+    # keys that have an axis C. These are the layouts in which the batched products come out.
     seen = trunk_visible[:, None, :, _queries(window), None, :]
     blocks = [
         _attend(q_BCRGQH, trunk, seen, "BSGH", "BGCRQ"),
@@ -136,6 +148,7 @@ def branch_attention(
     if past is not None:
         filled = past_visible[:, :, None, _queries(window), None, :]
         blocks.append(_attend(q_BCRGQH, past, filled, "BCSGH", "BCGRQ"))
+    # Every block is relative to its own maximum. Rescale all to the common one, then divide once.
     tops, sums, outs = zip(*blocks, strict=True)
     if sink_GQ is not None:
         sink = sink_GQ.astype(jnp.float32)[None, None, None]
@@ -150,7 +163,7 @@ def branch_attention(
 
 
 def _queries(window):
-    """The index that keeps the axis of queries, or makes one."""
+    """Returns the index that keeps a mask's query axis R (window) or inserts one of size 1."""
     return slice(None) if window else None
 
 
@@ -159,12 +172,16 @@ def _sum(arrays):
 
 
 def _attend(q_BCRGQH, kv, visible, keys: str, rows: str):
-    """One block of keys -> (top_BCRGQ, sum_BCRGQ, out_BCRGQH), not yet divided, all float32.
+    """Attends to one block of keys -> (top_BCRGQ, sum_BCRGQ, out_BCRGQH), all float32.
 
-    `rows` is the order in which the product comes out: scores are never transposed.
+    `top` is the largest score, `sum` the sum of exponentials relative to it, `out` the weighted
+    sum of values before the division by `sum`. `rows` is the axis order in which the batched
+    product comes out: the large scores are never transposed, only the small `top` and `sum`.
     """
     k, v = kv
     scores = _scores(f"BCRGQH,{keys}->{rows}S", q_BCRGQH, k, visible)
+    # In a row without visible keys all scores equal NEG: weights are 1, `top` is NEG, and the
+    # merge multiplies the block by exp(NEG - top of the others) = 0.
     top = jax.lax.stop_gradient(scores.max(axis=-1))
     weights = jnp.exp(scores - top[..., None])
     out = jnp.einsum(
@@ -186,7 +203,11 @@ def chunked_branch_attention(
     full=None,
     sink_GQ=None,
 ):
-    """branch_attention, `chunk` branches at a time: scores of all branches never exist together."""
+    """Computes branch_attention on at most `chunk` branches at a time.
+
+    Memory then holds the scores of `chunk` branches, not of all C; the backward pass recomputes
+    them chunk by chunk.
+    """
     B, C = q_BCRGQH.shape[:2]
     size = largest_divisor(C, chunk)
     if size == C:
@@ -194,7 +215,7 @@ def chunked_branch_attention(
             q_BCRGQH, own, trunk, past, trunk_visible, past_visible, window, full, sink_GQ
         )
 
-    def split(x):
+    def split(x):  # [B, C, ..] -> [chunks, B, size, ..]: `map` runs over the first axis
         return jnp.moveaxis(x.reshape(B, C // size, size, *x.shape[2:]), 1, 0)
 
     def attend(args):

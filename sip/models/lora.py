@@ -1,11 +1,12 @@
-"""Training of low rank: W + (alpha / rank) A B, of which the factors A and B alone are learned.
+"""LoRA (arXiv 2106.09685): W + (alpha / rank) A B, where only the factors A and B are trained.
 
-LoRA (arXiv 2106.09685). The base is frozen: it has no gradient and no optimiser state, and may be
-held in bfloat16 or int8 (as in QLoRA, arXiv 2305.14314, there in 4 bits). B begins at zero, so the
-first adapted model is the base, exactly, and the base is the reference of a loss that wants one.
+The base W is frozen: it has no gradient and no optimiser state, and may be stored in bfloat16 or
+int8 (as in QLoRA, arXiv 2305.14314, which uses 4 bits). B starts at zero, so the adapted model
+starts exactly as the base. The base therefore is the reference of a loss that needs one.
 
-`Adapted` goes wherever parameters go: `decoder.apply` multiplies by W and by the factors one after
-the other, so that W's gradient and the merged matrix never exist. `merged` makes plain parameters.
+An `Adapted` is accepted wherever parameters are. `decoder.apply` multiplies by W and by A, B
+separately, so neither W's gradient nor the merged matrix is ever computed. `merged` returns plain
+parameters.
 """
 
 import dataclasses
@@ -27,36 +28,41 @@ from sip.structs import Array, Params, UserError
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Which matrices get factors, and of what rank. Rank 0: all parameters are trained, as ever."""
+    """Rank and matrices of LoRA factors. With rank 0 all parameters are trained."""
 
-    rank: int = 0
-    alpha: float = 16.0  # what the factors add is scaled by alpha / rank
-    matrices: tuple[str, ...] = COARSE
-    int8: bool = False  # the frozen matrices are held in int8
+    rank: int = 0  # Z, columns of A and rows of B; 0: no factors
+    alpha: float = 16.0  # A B is scaled by alpha / rank
+    matrices: tuple[str, ...] = COARSE  # names of the matrices with factors
+    int8: bool = False  # store the frozen matrices in int8
 
     def __post_init__(self):
         if self.rank < 0 or self.alpha <= 0:
-            raise UserError("lora.rank must not be negative, lora.alpha positive")
+            raise UserError(
+                f"lora.rank must not be negative, is {self.rank}; "
+                f"lora.alpha must be positive, is {self.alpha}"
+            )
         if not self.matrices or len(set(self.matrices)) < len(self.matrices):
-            raise UserError("lora.matrices must name at least one, and none twice")
+            raise UserError(
+                f"lora.matrices must name at least one matrix, each once, not {self.matrices}"
+            )
         for name in self.matrices:
             if name not in COARSE:
                 raise UserError(f"lora.matrices: no {name!r}; there are {', '.join(COARSE)}")
         if self.int8 and not self.rank:
-            raise UserError("lora.int8 holds a frozen base, but lora.rank 0 freezes nothing")
+            raise UserError("lora.int8 needs a frozen base, but with lora.rank 0 nothing is frozen")
 
     def check(self, cfg: ModelConfig) -> None:
-        """Raises UserError where a matrix is one of many experts', which get no factors."""
+        """Raises UserError if a named matrix belongs to experts, which cannot have factors."""
         theirs = [name for name in self.matrices if cfg.experts and name in EXPERTS]
         if self.rank and theirs:
             raise UserError(
-                f"lora.matrices: {theirs[0]} belongs to experts, which get no factors; "
-                f"others: {', '.join(n for n in COARSE if n not in EXPERTS)}"
+                f"lora.matrices: {theirs[0]} belongs to experts, which cannot have factors; "
+                f"use some of {', '.join(n for n in COARSE if n not in EXPERTS)}"
             )
 
     @property
     def scale(self) -> float:
-        """alpha / rank."""
+        """The factor alpha / rank of A B."""
         return self.alpha / self.rank
 
 
@@ -65,7 +71,10 @@ OFF = LoraConfig()
 
 @flax.struct.dataclass
 class Adapted:
-    """A frozen base, and factors (float32) by name: `wq_a` reads as `wq` does, `wq_b` writes."""
+    """A frozen base and its float32 factors by name.
+
+    `wq_a` has the input axes of `wq` and Z, `wq_b` has Z and the output axes of `wq`.
+    """
 
     base: Params
     factors: dict[str, Array]
@@ -77,36 +86,38 @@ def _block(base: Params) -> dict[str, Any]:
 
 
 def base_of(params: Params) -> Params:
-    """The parameters without their factors."""
+    """Returns the base of adapted parameters; plain parameters are returned as they are."""
     return params.base if isinstance(params, Adapted) else params
 
 
 def learned(params: Params) -> Params:
-    """What an update changes: the factors, or without any all parameters."""
+    """Returns the parameters that an update changes: the factors, or all plain parameters."""
     return params.factors if isinstance(params, Adapted) else params
 
 
 def relearned(params: Params, new: Params) -> Params:
-    """`params` with other learned ones."""
+    """Returns `params` with `new` in place of its learned parameters."""
     return dataclasses.replace(params, factors=new) if isinstance(params, Adapted) else new
 
 
 def flat(params: Params) -> Params:
-    """Factors beside their matrices, and scaled, as the decoder's layers look for them."""
+    """Returns one parameter tree with each factor next to its matrix, as the decoder expects it."""
     if not isinstance(params, Adapted):
         return params
+    # Only B carries alpha / rank, and B is small: the activations need no extra product.
     scaled = {k: x * params.scale if k.endswith("_b") else x for k, x in params.factors.items()}
     return {**params.base, "blocks": {"block": {**_block(params.base), **scaled}}}
 
 
 def project(x_BND, a, b, *, contract: int):
-    """What a layer's factors add to x times their matrix."""
+    """Returns x A B, which a layer adds to x W. B carries the scale (`flat`)."""
+    # (x A) B costs Z * (in + out) per token; A B first would build a full matrix.
     a, b = a.astype(x_BND.dtype), b.astype(x_BND.dtype)
     return layers.project(layers.project(x_BND, a, contract=contract), b)
 
 
 def _shapes(base: Params, lora: LoraConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Letters, L first, and shape of each factor."""
+    """Returns (axis letters, shape) of each factor by name; both begin with L."""
     found = {}
     for name in lora.matrices:
         held = _block(base)[name]
@@ -119,8 +130,9 @@ def _shapes(base: Params, lora: LoraConfig) -> dict[str, tuple[str, tuple[int, .
 
 
 def init(base: Params, lora: LoraConfig, key) -> dict[str, Array]:
-    """Factors: A truncated normal by fan-in, B zero."""
+    """Returns fresh factors: A truncated normal with deviation fan_in^-1/2, B zero."""
     factors = {}
+    # shape[1:-1] of A [L, .., Z] are the input axes.
     for i, (name, (_, shape)) in enumerate(sorted(_shapes(base, lora).items())):
         if name.endswith("_b"):
             factors[name] = jnp.zeros(shape, jnp.float32)
@@ -131,7 +143,7 @@ def init(base: Params, lora: LoraConfig, key) -> dict[str, Array]:
 
 
 def abstract(base: Params, lora: LoraConfig, mesh) -> Adapted:
-    """Shapes, dtypes and shardings: of `base` as they are, of the factors by their letters."""
+    """Returns shapes, dtypes and shardings of adapted parameters; those of `base` are kept."""
 
     def factor(name, letters, shape):
         place = param_sharding(mesh, letters, shape, name)
@@ -142,8 +154,11 @@ def abstract(base: Params, lora: LoraConfig, mesh) -> Adapted:
 
 
 def merged(params: Adapted) -> Params:
-    """Plain parameters of the adapted model: added in float32, matrices in the base's dtype
-    (float32 for one in int8). A dtype of less than float32 rounds what was learned."""
+    """Returns plain parameters of the adapted model.
+
+    The sum W + scale A B is computed in float32 and stored in the base's dtype, or in float32 for
+    an int8 base. A bfloat16 base rounds what was learned.
+    """
     block = {name: _merged(name, held, params) for name, held in _block(params.base).items()}
     return {**params.base, "blocks": {"block": block}}
 
@@ -159,8 +174,9 @@ def _merged(name: str, held, params: Adapted):
 
 
 def _product(name: str, params: Adapted):
-    """scale * A B of all layers."""
+    """Returns scale * A B of all layers, in the shape of the matrix."""
     a, b = params.factors[f"{name}_a"], params.factors[f"{name}_b"]
+    # Input axes flattened to I, output axes to O. "highest": TPUs multiply in bfloat16 by default.
     a_LIZ, b_LZO = a.reshape(a.shape[0], -1, a.shape[-1]), b.reshape(*b.shape[:2], -1)
     product = jnp.einsum("LIZ,LZO->LIO", a_LIZ, b_LZO, precision="highest")
     return params.scale * product.reshape(*a.shape[:-1], *b.shape[2:])

@@ -1,11 +1,12 @@
-"""Mixture of experts: each token goes to its A likeliest experts, none is dropped.
+"""Mixture of experts: each token is routed to its A most probable experts; no token is dropped.
 
-A token's output hangs on that token alone, so a branch equals its plain sequence. Tokens are sorted
-by expert and multiplied group by group (`jax.lax.ragged_dot`): the work is that of A experts.
+There is no capacity limit, so a token's output depends on that token only, and a branch gives the
+same result as its plain sequence. Tokens are sorted by expert and multiplied group by group
+(`jax.lax.ragged_dot`), so the cost is that of A experts per token.
 
-On a mesh the sorting is each device's own. Where tokens are many, experts' weights are gathered
-over the axis they lie on, as a dense layer's are; where they are few (decoding), the tokens go to
-all devices instead, each computes what its experts say, and the sum is what comes back.
+On a mesh every device sorts its own tokens. With many tokens the experts' weights are all-gathered
+over fsdp, like those of a dense layer. With few tokens (decoding) the tokens go to all devices
+instead: each device applies its own experts, and the outputs are summed.
 """
 
 import functools
@@ -21,14 +22,14 @@ from sip.structs import Array
 
 MATRICES = ("w_router", "w_gate", "w_up", "w_down")
 BIASES = ("b_router", "b_gate", "b_up", "b_down")
-TILE = 512  # rows and columns that a TPU's kernel holds at a time
+TILE = 512  # largest tile (rows and columns) of the TPU kernel
 
 
 def mixture(x_BND, weights, cfg: ModelConfig, mask_BN=None):
-    """(out_BND, balance): what each token's experts say, weighted; arXiv 1701.06538, 2101.03961.
+    """Returns (out_BND, balance): the weighted sum of each token's experts (arXiv 1701.06538).
 
     `weights` are the layer's parameters by name. `balance` is (total, denom) of `load_balance` over
-    the tokens of `mask_BN`, None without a mask.
+    the tokens of `mask_BN` (arXiv 2101.03961), or None without a mask.
     """
     logits_BNE = router_logits(x_BND, weights, cfg)
     chosen_BNA, share_BNA = route(logits_BNE, cfg)
@@ -39,7 +40,7 @@ def mixture(x_BND, weights, cfg: ModelConfig, mask_BN=None):
 
 
 def router_logits(x_BND, weights, cfg: ModelConfig):
-    """logits_BNE, float32: rounded any further they would choose other experts."""
+    """Returns the router's logits_BNE in float32; in bfloat16 close experts would swap places."""
     logits_BNE = jnp.einsum(
         "BND,DE->BNE", x_BND, weights["w_router"], preferred_element_type=jnp.float32
     )
@@ -49,8 +50,11 @@ def router_logits(x_BND, weights, cfg: ModelConfig):
 
 
 def route(logits_BNE, cfg: ModelConfig):
-    """(chosen_BNA, share_BNA): the likeliest experts, and their weights, which sum to one with
-    `norm_topk` (softmax over the chosen), else to what a softmax over all gives them."""
+    """Returns (chosen_BNA, share_BNA): indices and weights of the A most probable experts.
+
+    With `norm_topk` the weights are a softmax over the A chosen experts and sum to one. Without it
+    they are the chosen experts' probabilities in the softmax over all E.
+    """
     top_BNA, chosen_BNA = jax.lax.top_k(logits_BNE, cfg.active)
     if cfg.norm_topk:
         return chosen_BNA, jax.nn.softmax(top_BNA, axis=-1)
@@ -58,14 +62,15 @@ def route(logits_BNE, cfg: ModelConfig):
 
 
 def load_balance(logits_BNE, chosen_BNA, mask_BN):
-    """(total, denom) of E * sum over experts of (share of tokens' choices) * (mean probability).
+    """Returns (total, denom) of the load-balancing loss (arXiv 2101.03961, eq. 4).
 
-    1 when all experts are used alike (arXiv 2101.03961, eq. 4, over all A choices); denom counts
-    tokens, so that micro-batches are averaged by their size.
+    The loss is E * sum over experts of (share of all A choices) * (mean probability): 1 if all
+    experts are used equally. `denom` counts tokens, so that microbatches are averaged by size.
     """
     E, A = logits_BNE.shape[-1], chosen_BNA.shape[-1]
     mask_BN1 = mask_BN[..., None].astype(jnp.float32)
     count = jnp.maximum(mask_BN1.sum(), 1.0)
+    # The choices have no gradient; the loss acts on the router through mean_E.
     chosen_BNE = jax.nn.one_hot(chosen_BNA, E, dtype=jnp.float32).sum(-2)
     used_E = (chosen_BNE * mask_BN1).sum((0, 1)) / (count * A)
     mean_E = (jax.nn.softmax(logits_BNE, axis=-1) * mask_BN1).sum((0, 1)) / count
@@ -74,7 +79,7 @@ def load_balance(logits_BNE, chosen_BNA, mask_BN):
 
 
 def gated(gate, up, cfg: ModelConfig):
-    """SwiGLU (arXiv 2002.05202); with a limit gpt-oss's, clamped and with up + 1."""
+    """SwiGLU (arXiv 2002.05202); with `swiglu_limit` gpt-oss's variant: clamped, and up + 1."""
     if cfg.swiglu_limit:
         gate = jnp.minimum(gate, cfg.swiglu_limit)
         up = jnp.clip(up, -cfg.swiglu_limit, cfg.swiglu_limit) + 1
@@ -87,7 +92,11 @@ _OUTER = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), [0], [])  #
 
 @jax.custom_vjp
 def grouped(x_SI, w_EIO, size_E):
-    """out_SO: `size_E[e]` rows of x after another times w[e]; rows beyond may hold anything."""
+    """Returns out_SO: consecutive groups of `size_E[e]` rows of x, each times w_EIO[e].
+
+    Rows after the last group hold arbitrary values. The custom gradient replaces the default weight
+    gradient of `ragged_dot`, which XLA runs as E dense products on TPU.
+    """
     return jax.lax.ragged_dot(x_SI, w_EIO, size_E)
 
 
@@ -102,14 +111,20 @@ grouped.defvjp(lambda *args: (grouped(*args), args), _grouped_back)
 
 
 def ragged_outer(x_SI, y_SO, size_E):
-    """out_EIO: x^T y over the rows of each expert. On TPU XLA makes E dense products of it."""
+    """Returns out_EIO: x^T y over the rows of each expert. XLA on TPU runs E dense products."""
     return jax.lax.ragged_dot_general(x_SI, y_SO, size_E, _OUTER)
 
 
 def tile_outer(x_SI, y_SO, size_E, interpret: bool = False):
-    """The same by jax's Pallas kernel, which visits each row once."""
+    """Computes `ragged_outer` with JAX's Pallas kernel for TPU, which reads each row once.
+
+    `interpret` runs the kernel in the Pallas interpreter, for tests without a TPU.
+    """
+    # Imported here: the module is needed on TPU only.
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
+    # Rows are padded to whole tiles of a multiple of 8 rows. The padding lies after the last group,
+    # so it adds nothing.
     rows = min(TILE, -(-len(x_SI) // 8) * 8)
     x_SI, y_SO = (jnp.pad(x, ((0, -len(x) % rows), (0, 0))) for x in (x_SI, y_SO))
     tiles = rows, min(TILE, x_SI.shape[1]), min(TILE, y_SO.shape[1])
@@ -119,38 +134,44 @@ def tile_outer(x_SI, y_SO, size_E, interpret: bool = False):
 def sorted_experts(
     x_MD, chosen_MA, share_MA, weights, cfg: ModelConfig, first=None, leader: Array | bool = True
 ):
-    """out_MD of the experts in `weights`, all of them, or E from number `first` on.
+    """Applies the experts in `weights` to M tokens -> out_MD.
 
-    `leader`: whether the output's biases are added here, of devices that each hold a part of F.
+    `weights` has all experts, or with `first` the E experts from index `first` on; then choices of
+    other experts add zero. `leader` is True on the one device that adds the output biases, among
+    devices that each have a part of F.
     """
     A, E = chosen_MA.shape[1], weights["w_gate"].shape[0]
-    expert_S = chosen_MA.reshape(-1)  # S: tokens' choices
+    expert_S = chosen_MA.reshape(-1)  # S = M * A choices; choice s is of token s // A
     if first is not None:
         here = (expert_S >= first) & (expert_S < first + E)
-        expert_S = jnp.where(here, expert_S - first, E)  # E: another device's
+        expert_S = jnp.where(here, expert_S - first, E)  # E: an expert of another device, last
+    # Sorting makes each expert's rows contiguous, as `ragged_dot` needs.
     order_S = jnp.argsort(expert_S, stable=True)
     expert_S = expert_S[order_S]
     size_E = jnp.sum(expert_S[:, None] == jnp.arange(E)[None], axis=0, dtype=jnp.int32)
 
-    def ours(x):  # other rows may hold anything, NaN too
+    def ours(x):  # zero the rows after the last group: they may hold anything, also NaN
         return x if first is None else jnp.where((expert_S < E)[:, None], x, 0)
 
     def times(x, kind, biased=True):
         out = grouped(x, weights[f"w_{kind}"], size_E)
         if cfg.expert_bias:
-            bias = weights[f"b_{kind}"][jnp.minimum(expert_S, E - 1)]
+            bias = weights[f"b_{kind}"][jnp.minimum(expert_S, E - 1)]  # index E is out of range
             out = out + jnp.where(biased, bias, 0)
         return ours(out)
 
     x_SD = ours(x_MD[order_S // A])
     hidden_SF = gated(times(x_SD, "gate"), times(x_SD, "up"), cfg)
     out_SD = times(hidden_SF, "down", leader)
+    # The argsort of a permutation is its inverse: rows go back to the order of (token, choice).
+    # Weighted and summed over A in float32.
     out_MAD = out_SD[jnp.argsort(order_S)].reshape(*chosen_MA.shape, -1)
     return (out_MAD.astype(jnp.float32) * share_MA[..., None]).sum(1).astype(x_MD.dtype)
 
 
 def _on_mesh(x_BND, chosen_BNA, share_BNA, weights, cfg: ModelConfig):
-    """`sorted_experts` of each device's tokens, or of all tokens with each device's experts."""
+    """Runs `sorted_experts` per device: on the device's tokens with all experts, or on all tokens
+    with the device's experts (`where_tokens_go`)."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return _flat(x_BND, chosen_BNA, share_BNA, weights, cfg)
@@ -158,12 +179,14 @@ def _on_mesh(x_BND, chosen_BNA, share_BNA, weights, cfg: ModelConfig):
     over = ("fsdp", "tensor") if few else ("tensor",)
 
     def device(x_BND, chosen_BNA, share_BNA, weights):
-        if not few:  # here, so that its transpose scatters the sum of gradients
+        # Gathered inside shard_map: the transpose is then a reduce-scatter of the gradients.
+        if not few:
             weights = jax.tree.map(_gathered, weights)
         at = {axis: jax.lax.axis_index(axis) for axis in ("fsdp", "tensor")}
         first = at["fsdp"] * len(weights["w_gate"]) if few else None
         leader = at["tensor"] == 0
         out = _flat(x_BND, chosen_BNA, share_BNA, weights, cfg, first, leader)
+        # Over tensor the parts of F are summed, over fsdp the experts of the devices.
         return jax.lax.psum(out, over)
 
     tokens = PartitionSpec(rows, None, None)
@@ -180,7 +203,11 @@ def _gathered(x_E):
 
 
 def where_tokens_go(mesh, shape, cfg: ModelConfig):
-    """(mesh axes of B, whether tokens go to experts: they do where they are fewer than weights)."""
+    """Returns (mesh axes of B, True if tokens move to the experts).
+
+    `shape` is that of x_BND. With fsdp > 1 tokens move if they are fewer numbers than the experts'
+    weights, or if B does not divide among the devices. Otherwise the weights are gathered.
+    """
     (B, N, _), rows = shape, ("replica", "fsdp")
     whole = B % meshes.ways(mesh, rows) != 0
     replica = ("replica",) if B % meshes.ways(mesh, ("replica",)) == 0 else None
@@ -190,6 +217,7 @@ def where_tokens_go(mesh, shape, cfg: ModelConfig):
 
 
 def _flat(x_BND, chosen_BNA, share_BNA, weights, cfg, first=None, leader: Array | bool = True):
+    # B and N merge to M = B * N tokens.
     B, N, D = x_BND.shape
     flat = lambda x: x.reshape(B * N, x.shape[-1])
     args = flat(x_BND), flat(chosen_BNA), flat(share_BNA)

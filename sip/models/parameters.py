@@ -1,8 +1,8 @@
-"""What the parameters of a layer are, by name and letters: the one table of them."""
+"""Tables of a layer's parameters: their names and the letters of their axes."""
 
 import jax
 
-# A matrix: the letters that it reads and those it writes. Layers, or experts, stand before both.
+# name: (input axes, output axes). In the parameter tree the axes L and E come before both.
 MATRICES = {
     "wq": ("D", "GQH"),
     "wk": ("D", "GH"),
@@ -24,34 +24,41 @@ BIASES = {
     "b_up": "F",
     "b_down": "D",
 }
-COARSE = tuple(name for name in MATRICES if name != "w_router")  # may be in int8, have factors
-FACTORS = {  # what training of low rank adds to a matrix: its product, by way of Z
+# Matrices that may be stored in int8 and may have LoRA factors. The router is left out: a small
+# error in its logits selects other experts.
+COARSE = tuple(name for name in MATRICES if name != "w_router")
+FACTORS = {  # LoRA factors: A maps a matrix's input axes to Z, B maps Z to its output axes
     **{f"{name}_a": (MATRICES[name][0], "Z") for name in COARSE},
     **{f"{name}_b": ("Z", MATRICES[name][1]) for name in COARSE},
 }
-OUTER = {"embed": "VD", "unembed": "DV", "final_norm": "D"}  # of no layer
+OUTER = {"embed": "VD", "unembed": "DV", "final_norm": "D"}  # outside the layers
 NORMS = {"attention_norm": "D", "q_norm": "H", "k_norm": "H", "mlp_norm": "D"}
-# Where there are experts, each has its own of these.
+# With experts, each expert has its own of these: their axes begin with E.
 EXPERTS = ("w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down")
-RESIDUAL = ("wo", "bo", "w_down", "b_down")  # what a layer adds is zero where these are
+# Outputs to the residual stream: a layer with zeros here is the identity (decoder.deepen).
+RESIDUAL = ("wo", "bo", "w_down", "b_down")
 
 
 def letters(name: str, experts: int) -> str:
-    """Of a layer's parameter, without the layers'."""
+    """Returns the axis letters of a layer's parameter without L, e.g. "DGQH" for "wq"."""
     vectors, matrices = BIASES | NORMS, MATRICES | FACTORS
     own = vectors[name] if name in vectors else "".join(matrices[name])
     return ("E" if experts and name in EXPERTS else "") + own
 
 
 def is_vector(name: str) -> bool:
-    """Whether it scales or shifts, of a layer or after the last; all others are matrices."""
+    """True for a norm scale or a bias; all other parameters are matrices or embeddings."""
     return "norm" in name or name in BIASES
 
 
 def held(params, dtype):
-    """Parameters, boxed or not, with their matrices and embeddings in `dtype`."""
+    """Casts matrices and embeddings to `dtype`; norms and biases keep theirs.
+
+    Works on plain trees and on trees of flax boxes.
+    """
 
     def one(path, x):
+        # A box adds a component to the path, so the name may be any component, not only the last.
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
         return x if any(map(is_vector, names)) else x.astype(dtype)
 

@@ -1,4 +1,4 @@
-"""Published sizes. Counts of parameters are checked against the published ones."""
+"""Published model sizes. Tests check their parameter counts against the published ones."""
 
 import functools
 
@@ -41,7 +41,7 @@ _gpt_oss = functools.partial(
 )  # fmt: skip
 
 PRESETS = {
-    # layers, D, F, query heads, kv heads, H
+    # Arguments: layers, D, F, query heads, kv heads, H (128 for qwen3).
     "llama_1b4": lambda: _dense(24, 2048, 5632, 16, 16, 128, vocab_size=32000, max_len=2304),
     "llama2_7b": lambda: _dense(32, 4096, 11008, 32, 32, 128, vocab_size=32000, max_len=4096),
     "llama3_8b": lambda: _llama3(32, 4096, 14336, 32, 8, 128, max_len=8192),
@@ -68,11 +68,11 @@ PRESETS = {
 
 
 def preset(name: str) -> ModelConfig:
-    """The model of that name, bfloat16, blocks rematerialised.
+    """Returns the ModelConfig of a published model, in bfloat16 with rematerialised blocks.
 
-    `llama_1b4` is the policy's size in arXiv 2601.21343, 1.36e9 parameters. Raises UserError for a
-    name that there is not.
+    `llama_1b4` has the size of the policy in arXiv 2601.21343, 1.36e9 parameters. Raises UserError
+    if there is no preset `name`.
     """
     if name not in PRESETS:
-        raise UserError(f"model preset {name!r}: there are {', '.join(PRESETS)}")
+        raise UserError(f"no model preset {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]()

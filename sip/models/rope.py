@@ -1,7 +1,7 @@
-"""Rotary positions beyond the length trained on: what becomes of each frequency.
+"""Scaling of rotary frequencies for contexts longer than the trained length.
 
-A frequency f turns n = original_len * f / (2 pi) times within the positions trained on. Scalings
-divide by `factor` those that turn rarely, and keep those that turn often.
+A frequency f makes n = original_len * f / (2 pi) turns within the trained length. A scaling divides
+frequencies with few turns by `rope_factor` and keeps frequencies with many turns.
 """
 
 import math
@@ -12,19 +12,21 @@ from sip.models.config import ModelConfig
 
 
 def stretch_P(cfg: ModelConfig) -> np.ndarray | None:
-    """What each of the H/2 frequencies is multiplied by; None: nothing changes.
+    """Returns the factor of each of the P = H/2 frequencies, or None without scaling.
 
-    linear: all by 1 / factor (arXiv 2306.15595). llama3: a ramp between `low` and `high` turns
-    (arXiv 2407.21783's models). yarn: a ramp over channels (arXiv 2309.00071, NTK by parts).
+    linear: 1 / rope_factor for all (arXiv 2306.15595). llama3: a ramp between `rope_low` and
+    `rope_high` turns (the models of arXiv 2407.21783). yarn: a ramp over channels (arXiv
+    2309.00071, NTK by parts).
     """
     if cfg.rope_scaling == "none":
         return None
+    # 1 keeps a frequency, 0 divides it; numpy float64, since this runs once, while tracing.
     kept_P = {"linear": _none, "llama3": _by_turns, "yarn": _by_channel}[cfg.rope_scaling](cfg)
     return kept_P + (1 - kept_P) / cfg.rope_factor
 
 
 def yarn_gain(factor: float) -> float:
-    """What cosine and sine are multiplied by where nothing else is said (arXiv 2309.00071)."""
+    """Returns YaRN's default factor of cosine and sine, 0.1 ln(factor) + 1 (arXiv 2309.00071)."""
     return 0.1 * math.log(factor) + 1
 
 
@@ -43,6 +45,7 @@ def _by_turns(cfg):
 
 
 def _by_channel(cfg):
+    # More turns mean a lower channel, so the ramp starts at the channel of `rope_fast`.
     first, last = (_channel(cfg, turns) for turns in (cfg.rope_fast, cfg.rope_slow))
     if cfg.rope_truncate:
         first, last = math.floor(first), math.ceil(last)
@@ -52,6 +55,6 @@ def _by_channel(cfg):
 
 
 def _channel(cfg, turns):
-    """The channel, not a whole number, whose frequency turns that often."""
+    """The fractional channel index whose frequency makes `turns` turns in the trained length."""
     wavelength = cfg.rope_original_len / (2 * math.pi * turns)
     return cfg.head_dim * math.log(wavelength) / (2 * math.log(cfg.rope_theta))

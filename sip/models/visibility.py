@@ -1,4 +1,4 @@
-"""Where the tokens of a tree stand, and what a window leaves of what a branch sees."""
+"""Positions of a tree's tokens, and the masks of the keys that branches attend to."""
 
 from typing import Any
 
@@ -13,43 +13,50 @@ from sip.structs import Array, Tree
 
 @flax.struct.dataclass
 class Context:
-    """What every layer needs of the tree; T, C, R are read from the arrays' shapes."""
+    """Rotary tables and attention masks, the same for every layer, so computed once per pass."""
 
-    cos: Array
-    sin: Array
+    cos: Array  # [B, N, H/2], float32
+    sin: Array  # [B, N, H/2], float32
     segment_BT: Array | None
-    trunk_visible: Array  # [B, C, T], with a window [B, C, R, T]
-    past_visible: Array | None  # [B, C, S], with a window [B, C, R, S]
-    wide: tuple[Array, Array | None] | None  # both without the window, where some layers have none
-    mask_BN: Array | None  # tokens that the load of experts counts
-    trunk_len: int = flax.struct.field(pytree_node=False)
+    trunk_visible: Array  # bool [B, C, T], with a window [B, C, R, T]
+    past_visible: Array | None  # bool [B, C, S], with a window [B, C, R, S]; None: no past
+    wide: tuple[Array, Array | None] | None  # the two masks without the window, with full_every
+    mask_BN: Array | None  # tokens counted by the load-balancing loss
+    trunk_len: int = flax.struct.field(pytree_node=False)  # trunk positions in N: T, or 0 if cached
     branches: tuple[int, int] = flax.struct.field(pytree_node=False)  # C, R
 
     def seen(self, full):
-        """(trunk, past) that branches see in a layer; `full`: whether it has no window, or None."""
+        """Returns the masks (trunk, past) of branches in one layer.
+
+        `full` is a traced bool, True if the layer has no window, or None if all layers are alike.
+        """
         trunk, past = self.trunk_visible, self.past_visible
         if full is None or self.wide is None:
             return trunk, past
+        # `full` is a traced value of the layer scan, so it selects by `&`, not by a Python `if`.
         all_trunk, all_past = self.wide
         widened = lambda near, all: near | (full & all[:, :, None])
         return widened(trunk, all_trunk), past if past is None else widened(past, all_past)
 
 
 def full_L(cfg: ModelConfig):
-    """Which layers have no window, where some have one; None: all are alike."""
+    """Returns a bool per layer, True without a window; None if all layers are alike."""
     if not cfg.full_every:
         return None
     return jnp.arange(1, cfg.layers + 1) % cfg.full_every == 0
 
 
 def context(tree: Tree, cfg: ModelConfig, cache: Any) -> Context:
-    """Positions and visibility. In cached mode only the branches are new."""
+    """Returns the Context of one pass over `tree`. With a `cache` (decoder.Cache) N covers only the
+    new branch positions, C*R; without one it covers trunk and branches, T + C*R."""
     B, T = tree.tokens_BT.shape
     C, R = tree.tokens_BCR.shape[1:]
     time_T = jnp.arange(T)
     trunk_BT = positions_BT(tree)
+    # Read from the trunk, not fork_BC itself: in a packed row positions restart with each segment.
     start_BC = jnp.take_along_axis(trunk_BT, tree.fork_BC - 1, axis=1) + 1
     if cache is not None:
+        # Real tokens only: padding of a shorter branch in the cache takes no position.
         start_BC = start_BC + cache.seen_BCS.sum(-1)
     branch_BN = (start_BC[:, :, None] + jnp.arange(R)[None, None, :]).reshape(B, C * R)
     positions_BN = branch_BN if cache is not None else jnp.concatenate([trunk_BT, branch_BN], 1)
@@ -57,6 +64,7 @@ def context(tree: Tree, cfg: ModelConfig, cache: Any) -> Context:
     if tree.segment_BT is not None:
         own_BC = jnp.take_along_axis(tree.segment_BT, tree.fork_BC - 1, axis=1)
         visible_BCT &= own_BC[:, :, None] == tree.segment_BT[:, None, :]
+    # A cache may have no branch positions (S = 0): then there is no block of past keys at all.
     past_BCS = cache.seen_BCS if cache is not None and cache.seen_BCS.shape[2] else None
     seen = near(cfg.window, tree.fork_BC, R, visible_BCT, past_BCS)
     stretch_P = rope.stretch_P(cfg)
@@ -72,7 +80,7 @@ def context(tree: Tree, cfg: ModelConfig, cache: Any) -> Context:
 
 
 def positions_BT(tree: Tree):
-    """Position of each trunk token within its segment."""
+    """Returns the position of each trunk token, counted from 0 within its segment."""
     B, T = tree.tokens_BT.shape
     time_BT = jnp.broadcast_to(jnp.arange(T)[None], (B, T))
     if tree.segment_BT is None:
@@ -80,13 +88,16 @@ def positions_BT(tree: Tree):
     new_BT = jnp.concatenate(
         [jnp.ones((B, 1), bool), tree.segment_BT[:, 1:] != tree.segment_BT[:, :-1]], axis=1
     )
+    # The running maximum of segment starts is the start of each token's own segment.
     return time_BT - jax.lax.cummax(jnp.where(new_BT, time_BT, 0), axis=1)
 
 
 def near(window: int, fork_BC, R: int, trunk_BCT, past_BCS):
-    """What each branch position sees of trunk and past: with a window what is near, by query.
+    """Restricts the trunk and past masks of branches to a `window`, per query.
 
-    Trunk places count from the branch's own fork, so a packed trunk needs no positions here.
+    Masks [B, C, T] and [B, C, S] become [B, C, R, T] and [B, C, R, S]. Without a window they are
+    returned as they are. Distances are measured in trunk indices from the branch's own fork, so
+    the restarting positions of a packed trunk do not matter here.
     """
     if not window:
         return trunk_BCT, past_BCS
@@ -98,5 +109,6 @@ def near(window: int, fork_BC, R: int, trunk_BCT, past_BCS):
     trunk_BCRT = trunk_BCT[:, :, None, :] & (place_1T > place_BCR1 - window)
     if past_BCS is None:
         return trunk_BCRT, None
+    # Index of each cached token among the branch's real tokens: padding does not count.
     step_BC1S = (jnp.cumsum(past_BCS, axis=-1) - 1)[:, :, None, :]
     return trunk_BCRT, past_BCS[:, :, None, :] & (step_BC1S > steps_BCR[..., None] - window)

@@ -1,6 +1,7 @@
-"""Log-probabilities of tokens without all logits, the one shift of the code base, masked sums.
+"""Log-probabilities of tokens, computed in chunks of positions, and masked sums.
 
-Logits, softmax and sums are float32 whatever the dtype of the hidden states.
+The shift between a token and the hidden state that predicts it happens only in this module.
+Logits, softmax and sums are float32, also for bfloat16 hidden states.
 """
 
 import jax
@@ -11,18 +12,21 @@ from sip.structs import Array, Targets, Tree
 
 
 def masked_pair(x: Array, mask: Array) -> tuple[Array, Array]:
-    """(sum of `x` where `mask`, how many that is); what `mask` hides gets a zero gradient."""
+    """Returns (sum of `x` over `mask`, count of `mask`), float32.
+
+    Masked-out entries may be NaN and get a zero gradient, since they are replaced before the sum.
+    """
     total = jnp.where(mask, x.astype(jnp.float32), 0.0).sum()
     return total, mask.sum(dtype=jnp.float32)
 
 
 def sequence_logprob(logp_BCR: Array, mask_BCR: Array) -> Array:
-    """logp_BC, the log-probability of each whole branch: the sum of its tokens' under the mask."""
+    """Returns logp_BC, each branch's log-probability in nats: the sum over its masked-in tokens."""
     return jnp.where(mask_BCR, logp_BCR.astype(jnp.float32), 0.0).sum(-1)
 
 
 def scored_mask(mask_BT: Array, segment_BT: Array | None = None) -> Array:
-    """The trunk tokens that a past predicts: all but the first of the row or of a segment."""
+    """Returns the mask of trunk tokens that have a past: all but the first of a row or segment."""
     past_BT = jnp.ones_like(mask_BT[:, 1:])
     if segment_BT is not None:
         past_BT = segment_BT[:, 1:] == segment_BT[:, :-1]
@@ -32,10 +36,11 @@ def scored_mask(mask_BT: Array, segment_BT: Array | None = None) -> Array:
 def tree_logprobs(
     trunk_BTD: Array, branch_BCRD: Array, unembed_DV: Array, tree: Tree, *, chunk: int
 ) -> tuple[Array, Array]:
-    """(logp_BT, logp_BCR): logp[.., t] scores tokens[.., t] given its past.
+    """Returns (logp_BT, logp_BCR) in nats: logp[.., t] scores tokens[.., t] given its past.
 
-    A branch's first token is read from the trunk at fork - 1. Zero where the mask is False and
-    where no past is (`scored_mask`). Two passes, so jit drops the one that nobody uses.
+    A branch's first token is predicted by the trunk position fork - 1. Masked-out tokens and those
+    without a past (`scored_mask`) get zero. Trunk and branches are two separate passes, so that jit
+    removes the one whose result is unused.
     """
     before_BND, targets_BN = _before(trunk_BTD, branch_BCRD, tree)
     logp_BN = chunked_logprobs(before_BND, unembed_DV, targets_BN, chunk=chunk)
@@ -46,15 +51,17 @@ def tree_logprobs(
 def trunk_scores(
     trunk_BTD: Array, unembed_DV: Array, tree: Tree, *, chunk: int
 ) -> tuple[Array, Array]:
-    """(logp_BT, log_z_BT): the trunk's of `tree_logprobs`, and the log of the softmax's denominator
-    where each token is read; zero likewise."""
+    """Returns (logp_BT, log_z_BT): the trunk's part of `tree_logprobs`, and the log of the
+    softmax's denominator at the position that predicts each token. Both are zero for tokens that
+    are masked out or have no past."""
     both_BT2 = _on_trunk(chunked_scores, trunk_BTD, unembed_DV, tree, chunk)
     return both_BT2[..., 0], both_BT2[..., 1]
 
 
 def _on_trunk(score, trunk_BTD, unembed_DV, tree: Tree, chunk: int):
-    """`score` of each trunk token that has a past, from the position before it."""
+    """Applies `score` to each trunk token that has a past, using the position before it."""
     x_BT = score(trunk_BTD[:, :-1], unembed_DV, tree.tokens_BT[:, 1:], chunk=chunk)
+    # T-1 scores become T: token 0 has no past. `score` may return further axes, [B, T-1, ..].
     rest = [1] * (x_BT.ndim - 2)
     x_BT = jnp.pad(x_BT, ((0, 0), (1, 0), *[(0, 0)] * len(rest)))
     scored_BT = scored_mask(tree.mask_BT, tree.segment_BT)
@@ -64,11 +71,12 @@ def _on_trunk(score, trunk_BTD, unembed_DV, tree: Tree, chunk: int):
 def branch_gaps(
     trunk_BTD: Array, branch_BCRD: Array, unembed_DV: Array, tree: Tree, *, chunk: int
 ) -> Array:
-    """gap_BCR (nats, float32, at least 0): by how much the likeliest token in a branch token's
-    place is likelier than it. Zero where the mask is False."""
+    """Returns gap_BCR (nats, float32, at least 0): the log-probability of the most probable token
+    at each branch position minus that of the branch's token. Masked-out positions get zero."""
 
     def score(unembed_DV, hidden_BND, targets_BN):
         logits_BNV = _logits(hidden_BND, unembed_DV)
+        # Log Z cancels in the difference, so logits are enough.
         return logits_BNV.max(-1) - _picked(logits_BNV, targets_BN)
 
     before_BND, targets_BN = _before(trunk_BTD, branch_BCRD, tree)
@@ -79,8 +87,11 @@ def branch_gaps(
 def tree_choices(
     trunk_BTD: Array, branch_BCRD: Array, unembed_DV: Array, tree: Tree, *, chunk: int
 ) -> tuple[Array, Array]:
-    """(both_BT2, both_BCR2), from the same logits: `tree_logprobs`, and `branch_gaps` of the trunk
-    too, 0 where a token is the greedy one. Zero and two passes likewise."""
+    """Returns (both_BT2, both_BCR2): log-probability and gap of each token, from the same logits.
+
+    Index 0 is as in `tree_logprobs`, index 1 as in `branch_gaps`, for the trunk too; the gap of
+    the greedy token is 0. Zeros and the two passes are as in `tree_logprobs`.
+    """
 
     def score(hidden_BND, unembed_DV, targets_BN, *, chunk):
         return _over_chunks(_choice, unembed_DV, hidden_BND, targets_BN, chunk=chunk)
@@ -100,28 +111,35 @@ def _choice(unembed_DV, hidden_BND, targets_BN):
 
 
 def _before(trunk_BTD: Array, branch_BCRD: Array, tree: Tree) -> tuple[Array, Array]:
-    """(hidden_BND, tokens_BN): the branches' tokens, all in a row, and what each is read from."""
+    """Returns (hidden_BND, tokens_BN): all branch tokens in one row, N = C * R, and the hidden
+    state before each."""
     B, C, R = tree.tokens_BCR.shape
+    # Position fork - 1 of the trunk predicts token 0 of a branch; branch position i predicts token
+    # i + 1, so the last branch position is dropped.
     last_BC1 = (tree.fork_BC - 1)[:, :, None]
+    # Forks are in range; "clip" saves the select with NaN of the default mode "fill".
     fork_BCD = jnp.take_along_axis(trunk_BTD, last_BC1, axis=1, mode="clip")
     before_BCRD = jnp.concatenate([fork_BCD[:, :, None], branch_BCRD], axis=2)[:, :, :R]
     return before_BCRD.reshape(B, C * R, before_BCRD.shape[-1]), tree.tokens_BCR.reshape(B, C * R)
 
 
 def asked_logprobs(branch_BCRD: Array, unembed_DV: Array, asked: Targets, *, chunk: int) -> Array:
-    """logp_BCM of the asked tokens, each read at its position."""
+    """Returns logp_BCM of the target tokens. Unlike `tree_logprobs`, a target is scored by the
+    hidden state at its position `at_BCM`, not by the one before."""
     return _asked(chunked_logprobs, branch_BCRD, unembed_DV, asked, chunk)
 
 
 def asked_scores(
     branch_BCRD: Array, unembed_DV: Array, asked: Targets, *, chunk: int
 ) -> tuple[Array, Array]:
-    """(logp_BCM, log_z_BCM): `asked_logprobs`, and the log of the softmax's denominator there."""
+    """Returns (logp_BCM, log_z_BCM): `asked_logprobs`, and the log of the softmax's denominator at
+    the same positions."""
     both_BCM2 = _asked(chunked_scores, branch_BCRD, unembed_DV, asked, chunk)
     return both_BCM2[..., 0], both_BCM2[..., 1]
 
 
 def _asked(score, branch_BCRD, unembed_DV, asked: Targets, chunk: int):
+    # Only the M target positions meet the unembedding: [B, C*M, V] logits, not [B, C*R, V].
     B, C, M = asked.at_BCM.shape
     read_BCMD = jnp.take_along_axis(branch_BCRD, asked.at_BCM[..., None], axis=2, mode="clip")
     read_BND = read_BCMD.reshape(B, C * M, branch_BCRD.shape[-1])
@@ -133,10 +151,11 @@ def _asked(score, branch_BCRD, unembed_DV, asked: Targets, chunk: int):
 def chunked_logprobs(
     hidden_BND: Array, unembed_DV: Array, targets_BN: Array, *, chunk: int
 ) -> Array:
-    """logp_BN (float32) of `targets_BN` under softmax(hidden @ unembed), `chunk` positions at once.
+    """Returns logp_BN (float32) of `targets_BN` under softmax(hidden @ unembed).
 
-    At most [B, chunk, V] logits exist, forward and backward. A target outside the vocabulary
-    (padding) gives a finite number that means nothing.
+    At most [B, chunk, V] logits exist at a time, in the forward and the backward pass: with a
+    vocabulary of 10^5 the logits of all positions would exceed the model's own activations. A
+    target outside the vocabulary (padding) gives a finite, meaningless number, so mask it.
     """
 
     def score(unembed_DV, hidden_BND, targets_BN):
@@ -147,8 +166,7 @@ def chunked_logprobs(
 
 
 def chunked_scores(hidden_BND: Array, unembed_DV: Array, targets_BN: Array, *, chunk: int) -> Array:
-    """scores_BN2: `chunked_logprobs`, and from the same logits log Z, the log of the sum of their
-    exponentials (float32)."""
+    """Returns scores_BN2, float32: `chunked_logprobs`, and log Z, the logsumexp of the logits."""
 
     def score(unembed_DV, hidden_BND, targets_BN):
         logits_BNV = _logits(hidden_BND, unembed_DV)
@@ -159,13 +177,20 @@ def chunked_scores(hidden_BND: Array, unembed_DV: Array, targets_BN: Array, *, c
 
 
 def _picked(logits_BNV, targets_BN):
-    """Select and sum: where V is sharded this is a small all-reduce, a gather may not be."""
+    """Returns the logits of `targets_BN`, picked by a mask and a sum over V.
+
+    With V sharded over tensor this costs an all-reduce of [B, N]; a gather could all-gather the
+    logits instead.
+    """
     hit_BNV = jax.lax.broadcasted_iota(jnp.int32, logits_BNV.shape, 2) == targets_BN[..., None]
     return jnp.where(hit_BNV, logits_BNV, 0.0).sum(-1)
 
 
 def option_logprobs(hidden_BCD: Array, unembed_DV: Array, options_O: Array, *, chunk: int) -> Array:
-    """logp_BCO (float32) of a few tokens, over the whole vocabulary, `chunk` branches at once."""
+    """Returns logp_BCO (float32) of O option tokens under the softmax over the whole vocabulary.
+
+    The logits of at most `chunk` branches exist at a time.
+    """
 
     def score(unembed_DV, hidden_BCD):
         logits_BCV = _logits(hidden_BCD, unembed_DV)
@@ -176,6 +201,7 @@ def option_logprobs(hidden_BCD: Array, unembed_DV: Array, options_O: Array, *, c
 
 
 def _logits(hidden_BND, unembed_DV):
+    # Inputs in the compute dtype, accumulation and result in float32.
     logits_BNV = jnp.einsum(
         "BND,DV->BNV",
         constrain(hidden_BND, "BND"),
@@ -186,18 +212,22 @@ def _logits(hidden_BND, unembed_DV):
 
 
 def _over_chunks(score, unembed_DV, *arrays_BN, chunk):
-    """score(unembed, *arrays) by chunks of axis 1, recomputed in the backward pass."""
+    """Applies score(unembed, *arrays) to chunks of axis 1; the backward pass recomputes each chunk.
+
+    N is padded to a multiple of `chunk` with zeros, and the padding is cut from the result.
+    """
     B, N = arrays_BN[0].shape[:2]
     if N <= chunk:
         return score(unembed_DV, *arrays_BN)
     count = -(-N // chunk)
 
-    def split(x_BN):
+    def split(x_BN):  # [B, N, ..] -> [count, B, chunk, ..]
         rest = x_BN.shape[2:]
         x_BN = jnp.pad(x_BN, [(0, 0), (0, count * chunk - N)] + [(0, 0)] * len(rest))
         return jnp.moveaxis(x_BN.reshape(B, count, chunk, *rest), 1, 0)
 
-    # Gathered once, not per chunk. Float32, since the scan sums its gradient in its own dtype.
+    # All-gather the unembedding once, before the scan, not in every chunk. It is float32 because
+    # the backward scan accumulates its gradient over chunks in the dtype of this array.
     whole_DV = constrain(unembed_DV.astype(arrays_BN[0].dtype), "DV").astype(jnp.float32)
     some = jax.checkpoint(score, prevent_cse=False)
     _, out = jax.lax.scan(

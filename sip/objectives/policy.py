@@ -1,9 +1,11 @@
-"""Policy gradients on groups of rollouts: one clipped surrogate, three advantages and denominators.
+"""Policy gradients on groups of K rollouts: one clipped surrogate with three kinds of advantages
+and three denominators.
 
-GRPO      2402.03300  advantages "grpo", denominator "sequence"; a KL term if beta > 0
-Dr. GRPO  2503.20783  "dr_grpo", "constant"
-DAPO      2503.14476  "grpo", "token", clip_high > clip_low
-RLOO      2402.14740  "rloo", "constant": REINFORCE on whole rollouts, up to a factor
+algorithm  arXiv       advantages  denominator
+GRPO       2402.03300  "grpo"      "sequence"; with a KL term if beta > 0
+Dr. GRPO   2503.20783  "dr_grpo"   "constant"
+DAPO       2503.14476  "grpo"      "token"; with clip_high > clip_low
+RLOO       2402.14740  "rloo"      "constant"; REINFORCE on whole rollouts, up to a constant factor
 """
 
 import jax
@@ -14,15 +16,18 @@ from sip.structs import Array, Metrics
 
 ADVANTAGES = ("grpo", "dr_grpo", "rloo")
 DENOMINATORS = ("sequence", "token", "constant")
-MAX_LOG_RATIO = 20.0  # beyond it exp overflows and the gradient of the unused side of min is NaN
-EPS = 1e-4  # beside a group's deviation
+# Bound on |log ratio| in nats. Without it exp may overflow to inf, and the gradient of the branch
+# that `min` does not select is 0 * inf = NaN.
+MAX_LOG_RATIO = 20.0
+EPS = 1e-4  # added to a group's standard deviation, in units of the reward
 
 
 def advantages(rewards_BK: Array, valid_BK: Array, kind: str) -> Array:
-    """advantage_BK of each reward within its group's valid ones; of an invalid reward 0.
+    """Returns advantage_BK of each valid reward relative to its group; 0 for an invalid reward.
 
-    grpo: (r - mean) / (deviation + EPS), the deviation over n; dr_grpo: r - mean; rloo: r - mean of
-    the others, n / (n - 1) times as much. Of equal rewards, and of one alone, exactly 0.
+    grpo: (r - mean) / (deviation + EPS) with the deviation over n. dr_grpo: r - mean. rloo: r -
+    mean of the others = (r - mean) n / (n - 1). The advantages of equal rewards, or of a single
+    one, are exactly 0. Raises ValueError for another `kind`.
     """
     centred_BK = advantages_dr_grpo(rewards_BK, valid_BK)
     n_B1 = valid_BK.sum(-1, keepdims=True).astype(centred_BK.dtype)
@@ -37,8 +42,9 @@ def advantages(rewards_BK: Array, valid_BK: Array, kind: str) -> Array:
 
 
 def advantages_dr_grpo(rewards_BK: Array, valid_BK: Array) -> Array:
-    """advantage_BK = r - mean of the group's valid r, not divided by its deviation; invalid: 0."""
-    # Centred on the best first: equal rewards give exact zeros, which Adam cannot blow up.
+    """Returns advantage_BK = r - mean of the group's valid r (Dr. GRPO); invalid rewards give 0."""
+    # Subtract the maximum before the mean, so that equal rewards give exact zeros. Rounding noise
+    # instead of zero would become full-size updates, since Adam normalises gradients.
     top_B1 = jnp.where(valid_BK, rewards_BK, -jnp.inf).max(-1, keepdims=True)
     centred_BK = jnp.where(valid_BK, rewards_BK - top_B1, 0.0)
     mean_B1 = centred_BK.sum(-1, keepdims=True) / jnp.maximum(valid_BK.sum(-1, keepdims=True), 1)
@@ -46,12 +52,12 @@ def advantages_dr_grpo(rewards_BK: Array, valid_BK: Array) -> Array:
 
 
 def flat(advantage_BK: Array) -> Array:
-    """flat_B, groups that teach nothing, since all valid rewards are equal."""
+    """Returns flat_B, True for groups without a learning signal: all valid rewards are equal."""
     return (advantage_BK == 0).all(-1)
 
 
 def flat_groups(advantage_BK: Array, valid_BK: Array) -> tuple[Array, Array]:
-    """(groups that are `flat`, groups) of those with a valid answer."""
+    """Returns (number of `flat` groups, number of groups) among groups with a valid answer."""
     return masked_pair(flat(advantage_BK), valid_BK.any(-1))
 
 
@@ -68,15 +74,21 @@ def surrogate(
     beta: float = 0.0,
     ref_logp_BKR: Array | None = None,
 ) -> tuple[Array, Array, Metrics]:
-    """-min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + beta k3, rho = exp(logp - old_logp).
+    """Clipped surrogate loss of PPO with an optional KL term, on K rollouts per prompt.
 
-    k3 = exp(d) - d - 1 with d = ref_logp - logp estimates KL(policy || reference). Denominators:
-    sequence, the mean over each rollout's tokens, per valid rollout; token, per token of them all;
-    constant, the sum over tokens, per valid rollout and its R positions, filled or not.
-    Metrics: `clip_fraction`, `approx_kl` = rho - 1 - log rho, with beta `kl` = k3, per token.
+    The loss of a token is -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A) + beta k3 with
+    rho = exp(logp - old_logp). k3 = exp(d) - d - 1 with d = ref_logp - logp estimates
+    KL(policy || reference). Denominators:
+
+    sequence  mean over each rollout's tokens, then mean over valid rollouts
+    token     mean over all tokens of valid rollouts
+    constant  sum over tokens / (number of valid rollouts * R): R positions, used or not
+
+    Metrics per token: `clip_fraction`; `approx_kl` = rho - 1 - log rho; with `beta`, `kl` = k3.
+    Raises ValueError if `beta` is given without `ref_logp_BKR`, or for another `denominator`.
     """
     mask_BKR = mask_BKR & valid_BK[..., None]
-    # Masked before exp, or a NaN in padding would reach its gradient.
+    # Mask before exp: a NaN in padding would make the gradient NaN even if it is masked later.
     log_BKR = _log_ratio(logp_BKR, jax.lax.stop_gradient(old_logp_BKR), mask_BKR)
     rho_BKR = jnp.exp(log_BKR)
     a_BK1 = jax.lax.stop_gradient(advantage_BK)[..., None]
@@ -89,7 +101,7 @@ def surrogate(
     }
     if beta:
         if ref_logp_BKR is None:
-            raise ValueError("beta: there is no reference to stay near to")
+            raise ValueError(f"beta {beta} needs ref_logp_BKR, log-probabilities of a reference")
         d_BKR = _log_ratio(jax.lax.stop_gradient(ref_logp_BKR), logp_BKR, mask_BKR)
         k3_BKR = jnp.exp(d_BKR) - d_BKR - 1.0
         loss_BKR = loss_BKR + beta * k3_BKR
@@ -103,7 +115,7 @@ def _log_ratio(logp_BKR, other_BKR, mask_BKR):
 
 
 def _sums(loss_BKR, mask_BKR, valid_BK, denominator: str) -> tuple[Array, Array]:
-    """(total, denom); the denominator hangs on masks alone."""
+    """Returns (total, denom); the denominator depends on masks only, as training.step requires."""
     rollouts = valid_BK.sum(dtype=jnp.float32)
     if denominator == "sequence":
         length_BK1 = jnp.maximum(mask_BKR.sum(-1, keepdims=True), 1)
@@ -126,7 +138,8 @@ def dr_grpo(
     clip_low: float,
     clip_high: float,
 ) -> tuple[Array, Array, Metrics]:
-    """The surrogate per valid rollout and its R positions: a constant in place of the length."""
+    """Computes `surrogate` with the constant denominator of Dr. GRPO (arXiv 2503.20783), valid
+    rollouts * R, in place of the rollouts' lengths."""
     return surrogate(
         logp_BKR,
         old_logp_BKR,

@@ -15,12 +15,15 @@ def dpo(
     beta: float,
     length_B2: Array | None = None,
 ) -> tuple[Array, Array, Metrics]:
-    """-log sigmoid(beta (ratio_chosen - ratio_rejected)), ratio = logp - ref_logp, per pair.
+    """DPO loss per valid pair (Rafailov et al. 2023, arXiv 2305.18290, eq. 7).
 
-    Column 0 is the chosen sequence, 1 the rejected. With `length_B2` each ratio is divided by its
-    own length. Rafailov et al. 2023 (2305.18290), eq. 7.
+    The loss is -log sigmoid(beta (ratio_chosen - ratio_rejected)), ratio = logp - ref_logp.
+    Column 0 is the chosen sequence, column 1 the rejected one. With `length_B2` (tokens) each ratio
+    is divided by its own length. Metrics: `margin` (the sigmoid's argument), `accuracy` (share of
+    pairs with a positive margin), `chosen_logp` and `rejected_logp` (nats per sequence).
     """
-    # Masked before any arithmetic, or a NaN in an invalid row would reach its gradient.
+    # Mask before any arithmetic: a NaN in an invalid row would still make the gradient NaN, since
+    # 0 * NaN is NaN in the backward pass.
     logp_B2 = jnp.where(valid_B[:, None], logp_B2, 0.0)
     ref_B2 = jax.lax.stop_gradient(jnp.where(valid_B[:, None], ref_logp_B2, 0.0))
     ratio_B2 = logp_B2 - ref_B2
@@ -37,7 +40,7 @@ def dpo(
 
 
 def nll_chosen(logp_B2: Array, length_B2: Array, valid_B: Array) -> tuple[Array, Array, Metrics]:
-    """-logp of the chosen sequences, per token: the term that RPO adds to DPO (2404.19733)."""
+    """NLL per token of the chosen sequences, the term that RPO adds to DPO (arXiv 2404.19733)."""
     total, _ = masked_pair(-logp_B2[:, 0], valid_B)
     denom, _ = masked_pair(length_B2[:, 0], valid_B)
     return total, denom, {}

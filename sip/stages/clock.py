@@ -1,4 +1,4 @@
-"""What a run took, over all attempts: seconds, and steps that had to be done again."""
+"""Total cost of a run over all attempts: seconds, and steps that were lost and repeated."""
 
 import json
 import time
@@ -11,8 +11,11 @@ from sip.workdir import write_json
 
 
 class Clock:
-    """Seconds spent on a run in all attempts, and logged steps that were lost; a crash loses those
-    since the last `save`."""
+    """Counts the seconds of a run over all attempts, and its lost steps, in RUN_DIR/wall.json.
+
+    A lost step was logged but has to run again after a crash. Seconds since the last `save` are
+    not counted if the process crashes.
+    """
 
     def __init__(self, directory: str):
         self._path = epath.Path(directory) / "wall.json"
@@ -24,7 +27,7 @@ class Clock:
         return found | (json.loads(self._path.read_text()) if self._path.exists() else {})
 
     def resumed(self, step: int) -> None:
-        """The run goes on after `step`: what the log has beyond is done again."""
+        """Records that the run continues after `step`; later steps in its log are lost."""
         logged = max((line["step"] for line in metrics.read(self._directory)), default=step)
         lost = self.lost_steps + max(0, logged - step)
         if lost:
@@ -32,13 +35,16 @@ class Clock:
 
     @property
     def lost_steps(self) -> int:
-        """Of all attempts. In the file alone: a run and its command have a clock each."""
+        """Number of lost steps of all attempts.
+
+        Always read from the file, since a run and its command have a Clock each.
+        """
         return self._kept()["lost_steps"]
 
     def seconds(self) -> float:
-        """Of earlier attempts and this one."""
+        """Returns the seconds of earlier attempts and this one."""
         return time.monotonic() - self._since
 
     def save(self) -> None:
-        """Keeps them for the next attempt."""
+        """Writes the seconds so far, for the next attempt."""
         write_json(self._path, {**self._kept(), "seconds": self.seconds()})

@@ -1,4 +1,4 @@
-"""The host's half of a self-improving step: candidates are written, judged and chosen from."""
+"""The host's part of a self-improving step: candidates are generated, judged and chosen."""
 
 from dataclasses import dataclass
 
@@ -26,14 +26,14 @@ from sip.training import checkpoints, loop, losses
 
 @dataclass(frozen=True)
 class CandidateConfig:
-    """The pool per prefix and what is learned from it."""
+    """The `candidates` section: the candidates per prefix, and which of them is learned from."""
 
-    suffix: bool = True
-    rewrite: bool = False
-    rollouts: tuple[tuple[int, int], ...] = ((0, 4),)  # (from step, K): a few fixed stages
+    suffix: bool = True  # the document's own suffix is a candidate
+    rewrite: bool = False  # a rewrite of the suffix is a candidate
+    rollouts: tuple[tuple[int, int], ...] = ((0, 4),)  # (first step, K rollouts), by step
     chosen: str = "best"  # best (by the judge) | suffix | rewrite | rollout (the first)
-    rejected: str = "worst"  # worst (by the judge) | suffix | rewrite | rollout; dpo only
-    epsilon: float = 1e-6  # a margin up to this is a tie: no pair
+    rejected: str = "worst"  # dpo: worst (by the judge) | suffix | rewrite | rollout (the first)
+    epsilon: float = 1e-6  # a pair needs a score margin above this; else it is a tie
     max_invalid: float = 0.5  # share of invalid verdicts at which the run stops
 
     def __post_init__(self):
@@ -43,7 +43,8 @@ class CandidateConfig:
             or list(self.rollouts) != sorted(self.rollouts)
         ):
             raise UserError(
-                "candidates.rollouts must be ((0, K), (step, K), ...) in order of steps"
+                "candidates.rollouts must be ((0, K), (step, K), ...) in order of steps, not "
+                f"{self.rollouts}"
             )
         for _, k in self.rollouts:
             self._check(k)
@@ -51,69 +52,77 @@ class CandidateConfig:
     def _check(self, k: int):
         have = {"suffix": self.suffix, "rewrite": self.rewrite, "rollout": k > 0}
         if k < 0 or not any(have.values()):
-            raise UserError(f"candidates.rollouts: K = {k} leaves no candidate at all")
+            raise UserError(
+                f"candidates.rollouts: K = {k} leaves no candidate; enable candidates.suffix or "
+                "candidates.rewrite, or use K > 0"
+            )
         for field, judged in (("chosen", "best"), ("rejected", "worst")):
             value = getattr(self, field)
             if value != judged and not have.get(value, False):
-                raise UserError(f"candidates.{field} {value!r} is not in the pool with K = {k}")
+                raise UserError(
+                    f"candidates.{field} {value!r} is not among the candidates with K = {k}"
+                )
 
     def count(self, at: int) -> int:
-        """K at a step."""
+        """Returns K, the number of rollouts per prefix, at step `at` (from 0)."""
         return next(k for since, k in reversed(self.rollouts) if since <= at)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """K candidates of B prefixes. Sources and texts lie on the host."""
+    """K candidates of B prefixes, on the host."""
 
     tokens_BKR: np.ndarray
     mask_BKR: np.ndarray
-    valid_BK: np.ndarray  # exists, is not empty, and repeats no earlier one
-    sources: list[str]
-    texts: list[list[str]]
-    logp_BKR: np.ndarray  # of rollouts, under the policy that wrote them
+    valid_BK: np.ndarray  # bool: exists, is not empty and repeats no earlier candidate
+    sources: list[str]  # of length K: suffix | rewrite | rollout
+    texts: list[list[str]]  # texts[b][k]
+    logp_BKR: np.ndarray  # of rollouts, under the policy that sampled them; else 0
 
 
 @dataclass(frozen=True)
 class Collector:
-    """What stays fixed while a run collects."""
+    """The fixed parts of candidate collection in a run: models, data and configs."""
 
     cfg: ModelConfig
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     batches: pipeline.Batches
-    suffix: int  # R
+    suffix: int  # R, tokens of a suffix and of a candidate
     candidates: CandidateConfig
     objective: losses.ObjectiveConfig
     sampling: sampling.SamplingConfig
     judge: Judge | None
     rewriter: Rewriter | None
-    reference: str  # suffix | rewrite
+    reference: str  # text shown to the judge next to the candidates: suffix | rewrite
     seed: int
     audit: Audit | None = None
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A step of which no more is done than that its rollouts are dispatched."""
+    """A begun step: its batch is read and its rollouts are dispatched, nothing more."""
 
-    at: int
+    at: int  # index of the step, from 0
     rows: pipeline.Batch
-    rollouts: structs.Rollouts | None
-    staleness: int  # updates between the parameters that write and those that learn
+    rollouts: structs.Rollouts | None  # None if K = 0
+    staleness: int  # updates between the parameters that sample and those that learn
 
 
 def begin(
     p: Collector, params, at: int, staleness: int = 0, phase: loop.Phase = loop.unmeasured
 ) -> Begun:
-    """Dispatches the rollouts of a batch of prefixes; nothing is waited for."""
+    """Reads batch `at` and dispatches its rollouts; does not wait for them."""
     with phase("data"):
         rows = p.batches[at]
     return Begun(at, rows, roll(p, params, rows, at), staleness)
 
 
 def restored(p: Collector, params, manager, at: int) -> Begun | None:
-    """The step that had begun when the last checkpoint was saved."""
+    """Restores the step that was begun when the last checkpoint was saved; None without one.
+
+    Its rollouts come from older parameters, so sampling them again would give others.
+    """
     rows, K = p.batches[at], p.candidates.count(at)
     if not K:
         return None
@@ -125,12 +134,13 @@ def restored(p: Collector, params, manager, at: int) -> Begun | None:
 
 
 def collect(p: Collector, params, begun: Begun, phase: loop.Phase = loop.unmeasured):
-    """Candidates of a step that has begun, judged and chosen from -> (Branches, metrics)."""
+    """Finishes a begun step: builds, judges and chooses its candidates -> (Branches, metrics)."""
     rows, rollouts, at = begun.rows, begun.rollouts, begun.at
     with phase("data"):
         prefixes, suffixes, ids = texts_of(p.tokenizer, rows, p.suffix)
     if not begun.staleness:
-        with phase("update"):  # the one before, which the rollouts are queued behind
+        # The rollouts are queued behind the previous update. Wait for it under its own name.
+        with phase("update"):
             jax.block_until_ready(params)
     pool = build_pool(p, rows, prefixes, suffixes, ids, rollouts, phase)
     scores_BK, valid_BK, found = np.zeros(pool.valid_BK.shape), pool.valid_BK, {}
@@ -158,7 +168,7 @@ def collect(p: Collector, params, begun: Begun, phase: loop.Phase = loop.unmeasu
 
 
 def roll(p: Collector, params, rows, at: int) -> structs.Rollouts | None:
-    """K rollouts of each prefix; dispatched only, so that the host goes on meanwhile."""
+    """Dispatches K rollouts per prefix and returns at once, so that the host works meanwhile."""
     K = p.candidates.count(at)
     if not K:
         return None
@@ -168,20 +178,21 @@ def roll(p: Collector, params, rows, at: int) -> structs.Rollouts | None:
 
 
 def _asked(p: Collector, rows):
-    """(tokens_BP, fork_B, doc_B): prefixes, and what their noise is addressed by."""
+    """Returns (tokens_BT of the prefixes, fork_B, doc_B). The document number selects the noise."""
     return rows["tokens_BT"][:, : -p.suffix], rows["fork_B"], rows["doc_B"]
 
 
 def build_pool(
     p: Collector, rows, prefixes, suffixes, ids, rollouts, phase: loop.Phase = loop.unmeasured
 ) -> Pool:
-    """Suffix, rewrite and rollouts side by side."""
+    """Builds the pool: suffix, rewrite and rollouts, in this order along K."""
     B, R = len(prefixes), p.suffix
     parts: list[tuple[str, np.ndarray, np.ndarray, np.ndarray]] = []
     if p.candidates.suffix:
         at_BR = rows["fork_B"][:, None] + np.arange(R)
         tokens_BR = np.take_along_axis(rows["tokens_BT"], at_BR, axis=1)
         parts.append(("suffix", tokens_BR, np.ones((B, R), bool), np.zeros((B, R))))
+    # Rewrites before rollouts: the device samples while the host waits for the rewriter.
     if p.rewriter is not None:
         with phase("rewrite"):
             rewritten = encode_rewrites(p, p.rewriter, prefixes, suffixes)
@@ -204,8 +215,11 @@ def build_pool(
 
 
 def references(p: Collector | judges.JudgeConfig, pool: Pool, suffixes: list[str]) -> list[str]:
-    """What the judge is shown beside the candidates: the suffix, or the rewrite where one was
-    written. A corpus's own suffix may be wrong; its rewrite was meant to be right."""
+    """Returns the reference text per prefix that the judge sees next to the candidates.
+
+    It is the suffix, or the rewrite if `p.reference` says so and the rewrite succeeded. A suffix
+    of the corpus may contain errors, which its rewrite is meant to correct.
+    """
     if p.reference == "suffix":
         return suffixes
     k = pool.sources.index("rewrite")
@@ -213,7 +227,7 @@ def references(p: Collector | judges.JudgeConfig, pool: Pool, suffixes: list[str
 
 
 def encode_rewrites(p: Collector, rewriter: Rewriter, prefixes, suffixes):
-    """(tokens_BR, mask_BR) of the rewrites, cut to R tokens; a failed one is all False."""
+    """Returns (tokens_BR, mask_BR) of the rewrites, cut to R tokens; failed ones are all False."""
     texts, valid_B = rewriter.rewrite(prefixes, suffixes)
     tokens_BR = np.full((len(texts), p.suffix), p.tokenizer.pad, np.int32)
     mask_BR = np.zeros(tokens_BR.shape, bool)
@@ -224,7 +238,7 @@ def encode_rewrites(p: Collector, rewriter: Rewriter, prefixes, suffixes):
 
 
 def _index(p: Collector, pool: Pool, which: str, scores_BK, valid_BK):
-    """(index_B, valid_B) of the best, the worst or the first of a source."""
+    """Returns (index_B, valid_B) of the best or worst candidate, or the first one of a source."""
     if which in ("best", "worst"):
         index_B, ok_B = best(scores_BK if which == "best" else -scores_BK, valid_BK)
         return np.asarray(index_B), np.asarray(ok_B)
@@ -233,11 +247,12 @@ def _index(p: Collector, pool: Pool, which: str, scores_BK, valid_BK):
 
 
 def pick(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
-    """Chosen (and, for pairs, rejected) candidates as branches."""
+    """Returns the chosen candidates, and for DPO the rejected ones, as (Branches, metrics)."""
     chosen_B, ok_B = _index(p, pool, p.candidates.chosen, scores_BK, valid_BK)
     columns = [chosen_B]
     if p.objective.name == "dpo":
         rejected_B, also_B = _index(p, pool, p.candidates.rejected, scores_BK, valid_BK)
+        # A pair needs a preference: a score margin, or two different texts without judging.
         both = np.stack([chosen_B, rejected_B], axis=1)
         margin_B = -np.diff(np.take_along_axis(scores_BK, both, axis=1))[:, 0]
         judged = p.candidates.chosen == "best" and p.candidates.rejected == "worst"
@@ -252,19 +267,19 @@ def pick(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
 
 
 def _differ(pool: Pool, both_B2):
-    """Whether the two candidates of a pair are different texts: there is nothing to prefer else."""
+    """Returns a mask [B], True if the two candidates of a pair have different tokens."""
     two_B2R = np.take_along_axis(pool.tokens_BKR, both_B2[..., None], axis=1)
     return (two_B2R[:, 0] != two_B2R[:, 1]).any(-1)
 
 
 def learned(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
-    """What the update sees of a judged pool -> (Branches, metrics)."""
+    """Returns the candidates of a judged pool that the update learns from, (Branches, metrics)."""
     choose = group if p.objective.name == "dr_grpo" else pick
     return choose(p, rows, pool, scores_BK, valid_BK)
 
 
 def group(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
-    """All rollouts as branches, with their advantages."""
+    """Returns all rollouts with their advantages as (Branches, metrics)."""
     at = [k for k, source in enumerate(pool.sources) if source == "rollout"]
     valid_BC = valid_BK[:, at]
     advantage_BC = np.asarray(policy.advantages_dr_grpo(scores_BK[:, at], valid_BC))
@@ -274,6 +289,8 @@ def group(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
 
 def _branches(p: Collector, rows, pool: Pool, index_BC, valid_BC, advantage_BC) -> losses.Branches:
     take = lambda x_BKR: np.take_along_axis(x_BKR, index_BC[..., None], axis=1)
+    # The suffix stays in the trunk only if its cross-entropy is learned; else a shorter one is
+    # cheaper.
     T = rows["tokens_BT"].shape[1] - (0 if p.objective.blends_ce else p.suffix)
     fork_B = rows["fork_B"].astype(np.int32)
     tokens_BT, mask_BT = rows["tokens_BT"][:, :T], rows["mask_BT"][:, :T]
@@ -295,7 +312,7 @@ def _branches(p: Collector, rows, pool: Pool, index_BC, valid_BC, advantage_BC) 
 
 
 def source_metrics(pool: Pool, scores_BK, valid_BK):
-    """Mean score, and share of live candidates, per source."""
+    """Returns the mean score and the share of valid candidates per source, as pairs."""
     found = {}
     for source in dict.fromkeys(pool.sources):
         at = [k for k, s in enumerate(pool.sources) if s == source]
@@ -306,15 +323,15 @@ def source_metrics(pool: Pool, scores_BK, valid_BK):
 
 
 def best(scores_BK: Array, valid_BK: Array) -> tuple[Array, Array]:
-    """(index_B, valid_B): the first of the best valid candidates; invalid where there is none."""
+    """Returns (index_B, valid_B): the first of the best valid candidates, invalid if none is."""
     index_B = jnp.argmax(jnp.where(valid_BK, scores_BK, -jnp.inf), axis=-1)
     return index_B, jnp.any(valid_BK, axis=-1)
 
 
 def merge_duplicates(tokens_BKR: Array, mask_BKR: Array, valid_BK: Array) -> Array:
-    """valid_BK without the candidates that repeat an earlier valid one, token by token.
+    """Returns valid_BK without candidates whose tokens repeat those of an earlier valid candidate.
 
-    What stands under a False mask does not matter.
+    Masked-out tokens are ignored.
     """
     tokens_BKR, mask_BKR = jnp.asarray(tokens_BKR), jnp.asarray(mask_BKR)
     valid_BK = jnp.asarray(valid_BK)

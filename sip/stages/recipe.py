@@ -1,4 +1,4 @@
-"""A recipe is a config with a list of runs: checked as a whole before anything is written."""
+"""A recipe: a config with a list of runs, checked as a whole before anything is written."""
 
 import json
 from dataclasses import dataclass
@@ -17,24 +17,26 @@ from sip.structs import UserError
 from sip.workdir import BEST
 
 STAGES = {"supervised": supervised, "selfimprove": selfimprove, "rl": rl}
-TEACHERS = ("judge", "rewriter")  # runs whose evaluations are shown beside the rows
+TEACHERS = ("judge", "rewriter")  # runs whose evaluations are shown next to the rows
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """The `report` section: the runs that tables and plots show. All but `rows` may be empty."""
+    """The `report` section: the runs that tables and plots show. Only `rows` must not be empty."""
 
-    rows: tuple[str, ...]
-    judge: str
-    standard: str  # the row that the others are compared with
-    rewriter: str = ""
+    rows: tuple[str, ...]  # names of the compared runs, one table row each
+    judge: str  # run that trained the judge, or empty
+    standard: str  # row that the others are compared with, or empty
+    rewriter: str = ""  # run that trained the rewriter, or empty
 
     def __post_init__(self):
         if self.standard and self.standard not in self.rows:
-            raise UserError(f"standard {self.standard!r} is not one of the rows")
+            raise UserError(
+                f"standard {self.standard!r} is not one of the rows {', '.join(self.rows)}"
+            )
 
     def names(self) -> tuple[str, ...]:
-        """All runs that the report needs."""
+        """Returns the names of all runs that the report needs."""
         named = (*self.rows, self.judge, self.rewriter, self.standard)
         return tuple(name for name in named if name)
 
@@ -43,43 +45,48 @@ class ReportConfig:
 class Recipe:
     """A whole config."""
 
-    seed: int
-    data: dict[str, Any]
+    seed: int  # of parameters, order of documents and rollouts
+    data: dict[str, Any]  # corpus and its split into prefixes and suffixes
     tokenizer: TokenizerConfig
-    order: tuple[str, ...]
-    runs: dict[str, Any]
+    order: tuple[str, ...]  # names of the runs, in the order of training
+    runs: dict[str, Any]  # name -> config of a run
     report: ReportConfig
 
 
 def check_reachable(workdir: str) -> None:
-    """Raises UserError where a store cannot be read: no package for it, no credentials, no net."""
+    """Raises UserError if a remote workdir (gs://...) cannot be read.
+
+    Causes are a missing package, missing credentials or no network.
+    """
     if "://" not in workdir:
         return
     try:
         epath.Path(workdir).exists()
-    except Exception as e:  # whatever the store's library raises
+    except Exception as e:  # every storage library raises its own exceptions
         reason = " ".join(str(e).split())[:200] or type(e).__name__
-        raise UserError(f"workdir {workdir} is out of reach: {reason}") from e
+        raise UserError(f"workdir {workdir} cannot be reached: {reason}") from e
 
 
 def check(config, workdir: str) -> None:
-    """Resolves the whole recipe before anything is written or compiled."""
+    """Checks the whole recipe before anything is written or compiled. Raises UserError."""
     recipe = section(Recipe, config, "")
     cut = corpora.cut_config(recipe.data)
     corpora.data_config(config.data, "train")
     earlier: list[str] = []
     for name in recipe.order:
         if name not in recipe.runs:
-            raise UserError(f"config order: no run {name!r}; there are {sorted(recipe.runs)}")
+            raise UserError(
+                f"config order: no run {name!r}; there are {', '.join(sorted(recipe.runs))}"
+            )
         check_run(config, name, workdir, cut, earlier)
         earlier.append(name)
     for name in recipe.report.names():
         if name not in earlier:
-            raise UserError(f"config report: run {name!r} is not in the order")
+            raise UserError(f"config report: run {name!r} is not in config order")
 
 
 def check_meshes(config) -> None:
-    """Builds every run's mesh on the devices that are here; what does not fit is an error."""
+    """Builds every run's meshes on the present devices. Raises UserError if one does not fit."""
     for name in config.order:
         try:
             build_meshes(STAGES[config.runs[name].stage].resolve(config, name))
@@ -88,7 +95,11 @@ def check_meshes(config) -> None:
 
 
 def check_run(config, name: str, workdir: str, cut: corpora.CutConfig, earlier: list[str]) -> None:
-    """Resolves one run; what it starts from is trained before it or lies there already."""
+    """Checks one run. Raises UserError naming the key that is wrong.
+
+    The runs it reads must be trained earlier (`earlier`) or exist in the workdir. The servers it
+    needs must answer, unless it is done already.
+    """
     stage = config.runs[name].stage if "stage" in config.runs[name] else None
     if stage not in STAGES:
         raise UserError(f"config runs.{name}.stage must be one of {sorted(STAGES)}, not {stage!r}")
@@ -106,7 +117,7 @@ def check_run(config, name: str, workdir: str, cut: corpora.CutConfig, earlier: 
 
 
 def check_proofread(config, name: str) -> None:
-    """Raises UserError if a judge is shown texts read by another proofreader than in training."""
+    """Raises UserError if a judge's proofreader differs from the one of its training labels."""
     run = config.runs[name]
     sections = [("judge", run.judge)] if "judge" in run else []
     sections += [("task.judge", run.task.judge)] if "task" in run and "judge" in run.task else []
@@ -121,12 +132,12 @@ def check_proofread(config, name: str) -> None:
         if here != there and (here["init_from"] or there["init_from"]):
             raise UserError(
                 f"config runs.{name}.{key}.proofread differs from runs.{source}.task.labels."
-                "proofread: a judge has to be shown texts as it was trained to read them"
+                "proofread: a judge must see texts proofread as in its training"
             )
 
 
 def claim(config, workdir: str) -> None:
-    """Writes the resolved config into a new workdir; one where another config has begun is kept."""
+    """Writes the resolved config to WORKDIR/config.json. Raises UserError as `check_claim` does."""
     check_claim(config, workdir)
     try:
         workdirs.write_json(epath.Path(workdir) / "config.json", resolved(config))
@@ -135,10 +146,12 @@ def claim(config, workdir: str) -> None:
 
 
 def check_claim(config, workdir: str) -> None:
-    """Raises UserError where a workdir belongs to another config, or to a job over seeds."""
+    """Raises UserError if a workdir belongs to another config or to a job over seeds."""
     path, wanted = epath.Path(workdir) / "config.json", resolved(config)
     if (path.parent / workdirs.SEEDS).exists():
-        raise UserError(f"workdir {workdir} belongs to a job over seeds: --seeds is needed")
+        raise UserError(
+            f"workdir {workdir} belongs to a job over seeds: give --seeds or use another workdir"
+        )
     try:
         tokenizer = workdirs.shared_dir(workdir) / "tokenizer.model"
         begun = (path.parent / "runs").exists() or tokenizer.exists()
@@ -147,20 +160,23 @@ def check_claim(config, workdir: str) -> None:
         raise UserError(f"workdir {workdir}: {e}") from e
     if found != wanted:
         keys = ", ".join(sorted(differing(found, wanted))[:5])
-        raise UserError(f"workdir {workdir} belongs to another config; it differs in {keys}")
+        raise UserError(
+            f"workdir {workdir} belongs to another config, which differs in {keys}; use another "
+            "workdir"
+        )
 
 
 def resolved(config) -> dict[str, Any]:
-    """A config as config.json has it."""
+    """Returns the config as plain JSON values, as config.json stores it."""
     return json.loads(json.dumps(plain(config)))
 
 
 def differing(a, b, at: str = "") -> set[str]:
-    """Dotted names of what differs between two nested dicts."""
+    """Returns the dotted names of keys in which two nested dicts differ."""
     if not (isinstance(a, dict) and isinstance(b, dict)):
         return set() if a == b else {at}
     keys = set(a) | set(b)
-    missing = object()
+    missing = object()  # unlike None, equal to no value of a config
     return {
         found
         for k in keys

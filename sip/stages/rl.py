@@ -3,8 +3,8 @@
     collect (host)   prompts -> K answers each -> texts -> rewards -> advantages
     update (jitted)  the clipped surrogate of GRPO, Dr. GRPO, DAPO or RLOO, once or more per batch
 
-The `task` section names what is asked and what is rewarded (sip/tasks/rl), as arXiv 2601.21343
-trains its judge ("verdicts") and its rewriter ("rewrites").
+The `task` section selects prompts and rewards (sip/tasks/rl). arXiv 2601.21343 trains its judge
+("verdicts") and its rewriter ("rewrites") in this way.
 """
 
 from dataclasses import dataclass
@@ -119,7 +119,7 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
             s.pending.append(collected)
             s.meter.count(batch)
             placed = put_batch(mesh, batch)
-            for _ in range(every):
+            for _ in range(every):  # after the first update the batch is off-policy: rho != 1
                 state, new = update(state, placed)
                 s.pending.append(new)
             session.log(s, done, state, batch)

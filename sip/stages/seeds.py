@@ -1,12 +1,12 @@
-"""A recipe over several seeds: whose directory is whose, and the spread of their figures.
+"""A recipe over several seeds: the layout of its directory.
 
-    DIR/seeds.json      the seeds begun in DIR, and whether they share corpus and tokenizer
-    DIR/data            the corpus, and DIR/tokenizer.model, where they hang on no seed
-    DIR/seed0, seed1    a workdir each
-    DIR/summary.json    means, deviations and paired differences
+    DIR/seeds.json              seeds begun in DIR, and whether they share corpus and tokenizer
+    DIR/data, tokenizer.model   corpus and tokenizer, if they are shared
+    DIR/seed0, DIR/seed1, ...   one workdir per seed
+    DIR/summary.json            means, deviations and paired differences
 
-The seed of a run is that of its parameters, its order of documents and its rollouts. A corpus has
-one of its own (data.world.seed); a config may derive it from the run's, then nothing is shared.
+A run's seed determines its parameters, its order of documents and its rollouts. The corpus has its
+own seed (data.world.seed). If a config derives it from the run's seed, nothing is shared.
 """
 
 import copy
@@ -20,47 +20,47 @@ from sip import workdir as workdirs
 from sip.stages import recipe
 from sip.structs import UserError
 
-MOST = 2**31  # of a seed, for every generator that takes it
+MOST = 2**31  # seeds are below this, since not every random generator takes more
 
 
 def parse(text: str) -> tuple[int, ...]:
-    """The seeds of `--seeds=0,1,2`. Raises UserError naming what is no seed, or one twice."""
+    """Parses the seeds of `--seeds=0,1,2`. Raises UserError naming an invalid or repeated seed."""
     found: list[int] = []
     for word in map(str.strip, text.split(",")):
         if not (word.isascii() and word.isdigit() and int(word) < MOST):
             raise UserError(f"--seeds={text}: {word!r} is no whole number from 0 to {MOST - 1}")
         if int(word) in found:
-            raise UserError(f"--seeds={text}: {word} is there twice")
+            raise UserError(f"--seeds={text}: {word} is repeated")
         found.append(int(word))
     return tuple(found)
 
 
 def directory(workdir: str, seed: int) -> str:
-    """The workdir of one seed."""
+    """Returns the workdir of one seed."""
     return str(epath.Path(workdir) / workdirs.seed_name(seed))
 
 
 def of(config, seed: int):
-    """A copy of the config with that seed; what refers to the seed follows."""
+    """Returns a copy of the config with `seed`; config fields that refer to the seed follow."""
     own = copy.deepcopy(config)
     own.seed = seed
     return own
 
 
 def known(workdir: str) -> tuple[int, ...]:
-    """The seeds begun in a workdir; none where it is not one of seeds."""
+    """Returns the seeds begun in a workdir; empty if it has no seeds.json."""
     path = epath.Path(workdir) / workdirs.SEEDS
     return tuple(json.loads(path.read_text())["seeds"]) if path.exists() else ()
 
 
 def claim(config, seeds: Sequence[int], workdir: str) -> None:
-    """Writes seeds.json; first all seeds, those begun before too, are checked against the config.
+    """Checks all seeds, including those begun earlier, against the config; then writes seeds.json.
 
-    Raises UserError where the workdir is a single run's or holds seeds of another config.
+    Raises UserError if the workdir belongs to a single run or to seeds of another config.
     """
     path = epath.Path(workdir)
     if any((path / name).exists() for name in ("config.json", "runs")):
-        raise UserError(f"workdir {workdir} belongs to a run without --seeds")
+        raise UserError(f"workdir {workdir} belongs to a run without --seeds; use another workdir")
     try:
         recipe.check(config, directory(workdir, seeds[0]))
         every = tuple(dict.fromkeys((*known(workdir), *seeds)))
@@ -77,7 +77,10 @@ def claim(config, seeds: Sequence[int], workdir: str) -> None:
 
 
 def shared(config, seeds: Iterable[int]) -> bool:
-    """Whether corpus and tokenizer are the same for all seeds, and for one more."""
+    """Returns True if the config's corpus and tokenizer do not depend on the seed.
+
+    One unused seed is compared too, so that the answer is meaningful for a single seed.
+    """
     read = lambda seed: [sections.plain(of(config, seed)[key]) for key in ("data", "tokenizer")]
     first, *others = (read(seed) for seed in (*seeds, max(seeds) + 1))
     return all(other == first for other in others)

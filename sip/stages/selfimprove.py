@@ -120,6 +120,8 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
         last, reason = audits.end(c.audit, points, s.first, c.steps)
         ahead = collect.restored(fixed, state.params, s.manager, s.first) if c.staleness else None
         for done in range(s.first + 1, last + 1):
+            # With staleness 1 the rollouts of the next step are dispatched before this step is
+            # judged, so that the device samples while the host waits for the judge.
             here = ahead or collect.begin(fixed, state.params, done - 1, 0, s.meter.phase)
             ahead = None
             if c.staleness and done < c.steps:
@@ -166,8 +168,8 @@ def make_update(c: SelfImproveConfig, tx):
 def build_collector(
     run: Run, c: SelfImproveConfig, mesh: jax.sharding.Mesh, judge_mesh: jax.sharding.Mesh
 ) -> collect.Collector:
-    """What stays fixed while the run collects. Loads the rewriter and the judges, except a judge
-    that is the policy itself."""
+    """Builds the run's Collector. Loads the rewriter and the judges, except a judge that is the
+    policy itself."""
     corpus, tokenizer = run.corpus(c.split), run.tokenizer
     truth = corpus.documents.truth
     how = (run.workdir, truth, judge_mesh, tokenizer, run.seed)

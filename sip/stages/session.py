@@ -1,4 +1,4 @@
-"""What the three training loops share: opening a run, logging, evaluating, saving, stopping.
+"""Shared parts of the three training loops: opening a run, logging, evaluating, saving, stopping.
 
 with session.opened(run, c, clock, mesh, tx, reference=False) as s:
     for done in range(s.first + 1, c.steps + 1):
@@ -37,9 +37,9 @@ class Session:
     c: RunConfig
     state: TrainState  # at step `first`
     first: int  # steps done before this session
-    pending: list  # metrics of steps that are not written yet
-    manager: Any  # of checkpoints
-    stop: Any  # true once the run is asked to stop
+    pending: list  # metrics of steps not yet written; on devices, so that no step waits for them
+    manager: Any  # checkpoint manager (Orbax)
+    stop: Any  # loop.Stop, true once the run is asked to stop
     writer: metrics.Writer
     profiler: loop.Profiler
     clock: Clock
@@ -95,7 +95,7 @@ def log(
     last: int = 0,
     more: Mapping[str, float] | None = None,
 ) -> None:
-    """Writes the metrics since the last line, where a line is due after step `done`.
+    """Writes the metrics since the last line if a line is due after step `done`.
 
     `last` is the run's last step, if it differs from the config's; `more` are further metrics.
     """
@@ -117,8 +117,8 @@ def evaluate(
     *,
     last: int = 0,
 ) -> None:
-    """Writes `figures(params)`, where an evaluation is due after step `done`, and keeps the best
-    parameters. `every_steps` 0: never."""
+    """Writes `figures(params)` and keeps the best parameters if an evaluation is due after step
+    `done`. With `every_steps` 0 it never is."""
     if every_steps and loop.due(done, every_steps, last or s.c.steps):
         with s.meter.phase("evaluate"):
             s.writer.write(done, found := figures(params))
@@ -139,7 +139,7 @@ def end_step(
     `more` is added to the checkpoint's record, `begun` are rollouts of a step that has begun.
     Raises loop.Stopped once the run is saved, if it was asked to stop.
     """
-    asked = bool(s.stop)
+    asked = bool(s.stop)  # read once: a signal between two reads would stop without saving
     if asked or loop.due(done, s.c.checkpoint.every_steps, last or s.c.steps):
         record = {**s.run.record(s.c.model, s.pending), **(more or {})}
         with s.meter.phase("checkpoint"):

@@ -28,7 +28,7 @@ class SupervisedConfig(RunConfig):
 
     task: TaskConfig  # one of TASKS
     evals: ground_truth.EvalConfig
-    z_loss: float = 0.0  # weight of the z-loss, beside each cross-entropy
+    z_loss: float = 0.0  # weight of the z-loss, relative to its cross-entropy
 
     def __post_init__(self):
         super().__post_init__()

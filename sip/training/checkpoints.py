@@ -1,9 +1,9 @@
-"""Orbax checkpoints of a run: everything needed to go on, saved asynchronously.
+"""Orbax checkpoints of a run: everything needed to continue it, saved asynchronously.
 
-A checkpoint is three items: `params`, `rest` (optimiser, counters, reference) and `record` (JSON:
-configs, data position). Parameters are an item of their own, so that another run, an evaluation
-or a judge reads them alone. A fourth, `begun`, is there where a step had begun before the last
-update. A save that was cut off is never listed.
+A checkpoint has three items: `params`, `rest` (optimiser, counters, reference) and `record` (JSON:
+configs, data position). Parameters are an item of their own, so that another run, an evaluation or
+a judge can read them without the rest. A fourth item, `begun`, exists if the next step's rollouts
+were already sampled. An interrupted save is never listed.
 """
 
 import contextlib
@@ -17,15 +17,17 @@ from etils import epath
 from sip import processes
 from sip.structs import Params, TrainState, UserError
 
-FORMAT = 1  # of what is saved: greater where an older version would misread it
+FORMAT = 1  # version of the checkpoint format; raise it if older code would misread a checkpoint
 
 
 def manager(run_dir: str, *, keep: int = 2, **handlers) -> ocp.CheckpointManager:
-    """The checkpoints of a run, in `run_dir`/checkpoints (a local path or gs://); `handlers`: of
-    items that are not to be read as they are written."""
+    """Returns the Orbax manager of `run_dir`/checkpoints, a local path or a gs:// URL.
+
+    The last `keep` checkpoints are kept. `handlers` replace the default handlers of items.
+    """
     path = epath.Path(run_dir) / "checkpoints"
     if "://" not in str(run_dir):
-        path = epath.Path(path).absolute()  # orbax fails in its background thread otherwise
+        path = epath.Path(path).absolute()  # Orbax's background thread fails on a relative path
     options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
     handlers = {
         "params": ocp.StandardCheckpointHandler(),
@@ -38,8 +40,9 @@ def manager(run_dir: str, *, keep: int = 2, **handlers) -> ocp.CheckpointManager
 
 
 def exists(run_dir: str) -> bool:
-    """Whether a run has a finished checkpoint."""
-    # Process 0 says, or one would see what another is about to make, and open it alone.
+    """Returns True if the run has a finished checkpoint."""
+    # Process 0 decides for all. Otherwise a process might see a directory that another one has just
+    # created, and enter the manager's collective calls alone.
     if not processes.broadcast((epath.Path(run_dir) / "checkpoints").exists):
         return False
     with manager(run_dir) as mngr:
@@ -59,8 +62,10 @@ def _rest(state: TrainState) -> dict[str, Any]:
 def save(
     mngr: ocp.CheckpointManager, state: TrainState, record: dict[str, Any], begun: Any = None
 ) -> None:
-    """Starts saving `state` under its step, and arrays of a step that has `begun`; nothing is done
-    where that step is saved already."""
+    """Starts an asynchronous save of `state` under its step; does nothing if that step is saved.
+
+    `record` is JSON; `begun` are the arrays of a step whose rollouts are sampled, or None.
+    """
     step = int(state.step)
     if step in mngr.all_steps():
         return
@@ -75,8 +80,10 @@ def save(
 
 
 def save_params(run_dir: str, params: Params, record: dict[str, Any], step: int = 0) -> None:
-    """Writes a checkpoint of parameters alone, in the place of an earlier one: to use or to start
-    from, not to go on."""
+    """Writes a checkpoint that has parameters only and replaces an earlier one.
+
+    It can be loaded or trained from (`init_from`), but a run cannot be resumed from it.
+    """
     with manager(run_dir, keep=1) as mngr:
         own = dict(record, format=FORMAT)
         items = dict(params=ocp.args.StandardSave(params), record=ocp.args.JsonSave(own))
@@ -89,13 +96,16 @@ def _shapes(tree) -> dict[str, tuple[int, ...]]:
 
 
 def _check(mngr: ocp.CheckpointManager, step: int, items) -> None:
-    """Names what differs; orbax names nothing, and prints its threads' tracebacks."""
+    """Raises ValueError naming the first difference between a checkpoint and the expected items.
+
+    Checked before restoring, since Orbax names no culprit and prints tracebacks of its threads.
+    """
     metadata = mngr.item_metadata(step)
     if "rest" in items and metadata.rest is not None:
         stored, wanted = ("reference" in x for x in (metadata.rest.tree, items["rest"].item))
         if stored != wanted:
             said = {True: "a reference", False: "no reference"}
-            raise ValueError(f"it holds {said[stored]}, the run's objective wants {said[wanted]}")
+            raise ValueError(f"it has {said[stored]}, but the run's objective needs {said[wanted]}")
     if "params" in items and metadata.params is not None:
         _check_shapes(metadata, items)
     if "rest" in items and metadata.rest is not None:
@@ -103,10 +113,10 @@ def _check(mngr: ocp.CheckpointManager, step: int, items) -> None:
 
 
 def _check_optimiser(stored, wanted) -> None:
-    """By their number: of a stored state orbax names the nodes in its own way."""
+    """Compares the number of arrays; Orbax renames the nodes of a stored optimiser state."""
     have, want = len(jax.tree.leaves(stored)), len(jax.tree.leaves(wanted))
     if have != want:
-        raise ValueError(f"opt_state holds {have} arrays, the run's optimiser keeps {want}")
+        raise ValueError(f"opt_state has {have} arrays, but the run's optimiser needs {want}")
 
 
 def _check_shapes(metadata, items) -> None:
@@ -114,7 +124,7 @@ def _check_shapes(metadata, items) -> None:
     for name in sorted(stored.keys() | wanted.keys()):
         have, want = stored.get(name, "absent"), wanted.get(name, "absent")
         if have != want:
-            raise ValueError(f"{name} is {have}, the model's is {want}")
+            raise ValueError(f"{name} is {have}, but the model has {want}")
 
 
 def _restore(mngr: ocp.CheckpointManager, step: int | None = None, *, checked=None, **items):
@@ -130,7 +140,10 @@ def _restore(mngr: ocp.CheckpointManager, step: int | None = None, *, checked=No
 
 
 def restore(mngr: ocp.CheckpointManager, abstract: TrainState, step: int | None = None):
-    """The state at `step` (default: the last) on `abstract`'s shardings -> (state, record)."""
+    """Restores the state at `step` (default: the last) with `abstract`'s shardings.
+
+    Returns (state, record). Raises UserError if there is none or if it does not fit `abstract`.
+    """
     kept = _record(mngr, step)
     got = _restore(
         mngr,
@@ -144,18 +157,19 @@ def restore(mngr: ocp.CheckpointManager, abstract: TrainState, step: int | None 
 
 
 def _record(mngr: ocp.CheckpointManager, step: int | None = None) -> dict[str, Any]:
-    """The record, which says first whether the rest can be read."""
+    """Reads the record. Raises UserError if a newer version of the package wrote the checkpoint."""
     found = _restore(mngr, step, record=ocp.args.JsonRestore())["record"]
-    written = found.pop("format", 1)  # there was no number before
+    written = found.pop("format", 1)  # the first checkpoints had no format number
     if written > FORMAT:
         raise UserError(
-            f"checkpoint {mngr.directory}: format {written}, this version reads up to {FORMAT}"
+            f"checkpoint {mngr.directory}: format {written}, this version reads up to {FORMAT}; "
+            "update the package"
         )
     return found
 
 
 def restore_begun(mngr: ocp.CheckpointManager, abstract: Any) -> Any:
-    """What the last checkpoint holds of a step that had begun; None where it holds nothing."""
+    """Restores the arrays of a begun step from the last checkpoint; None if it has none."""
     step = mngr.latest_step()
     if step is None or mngr.item_metadata(step).begun is None:
         return None
@@ -164,14 +178,18 @@ def restore_begun(mngr: ocp.CheckpointManager, abstract: Any) -> Any:
 
 @contextlib.contextmanager
 def reading(run_dir: str, abstract_params: Params) -> Iterator[Callable[[Params], Params]]:
-    """What reads parts of a run's last parameters: a tree with some of the leaves of
-    `abstract_params`, under their names -> arrays on their shardings."""
+    """Yields a function that reads parts of a run's last parameters.
+
+    It takes a tree with some leaves of `abstract_params`, under their names, and returns their
+    arrays with their shardings. So a large model can be read piece by piece.
+    """
     if not exists(run_dir):
         raise UserError(f"no checkpoint in {run_dir}")
     checked = {"params": ocp.args.StandardRestore(abstract_params)}
     with manager(run_dir, params=ocp.PyTreeCheckpointHandler()) as mngr:
 
         def read(part):
+            # StandardRestore cannot skip leaves; PyTreeRestore with partial_restore can.
             how = ocp.checkpoint_utils.construct_restore_args(part)
             args = ocp.args.PyTreeRestore(item=part, restore_args=how, partial_restore=True)
             return _restore(mngr, checked=checked, params=args)["params"]
@@ -180,7 +198,7 @@ def reading(run_dir: str, abstract_params: Params) -> Iterator[Callable[[Params]
 
 
 def record(run_dir: str) -> dict[str, Any]:
-    """The JSON record of a run's last checkpoint. Raises UserError where there is none."""
+    """Returns the JSON record of a run's last checkpoint. Raises UserError if there is none."""
     if not exists(run_dir):
         raise UserError(f"no checkpoint in {run_dir}")
     with manager(run_dir) as mngr:
@@ -188,7 +206,10 @@ def record(run_dir: str) -> dict[str, Any]:
 
 
 def restore_params(run_dir: str, abstract_params: Params) -> Params:
-    """The parameters alone of a run's last checkpoint, on `abstract_params`' shardings."""
+    """Restores only the parameters of a run's last checkpoint, with `abstract_params`' shardings.
+
+    Raises UserError if there is no checkpoint or if it does not fit.
+    """
     if not exists(run_dir):
         raise UserError(f"no checkpoint in {run_dir}")
     with manager(run_dir) as mngr:

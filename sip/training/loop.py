@@ -1,4 +1,4 @@
-"""What every loop needs around its updates: stopping, resuming, profiling, giving up."""
+"""Helpers of all training loops: stopping, saving, time measurement, profiling, giving up."""
 
 import contextlib
 import signal
@@ -17,53 +17,62 @@ from sip.training import checkpoints
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """How often a run is saved (and at its end), and how many saves are kept."""
+    """The `checkpoint` section: when a run is saved and how many checkpoints are kept."""
 
-    every_steps: int = 1000
-    keep: int = 2
-    best: str = ""  # a figure of the run's evaluations, by which its best parameters are kept too
-    lowest: bool = False  # the best is the lowest
-    max_skipped_in_row: int = 10  # non-finite updates in a row that end the run
+    every_steps: int = 1000  # steps between saves; the last step is saved too
+    keep: int = 2  # number of checkpoints kept
+    best: str = ""  # metric of the run's evaluations by which best parameters are kept; "": none
+    lowest: bool = False  # True: the lowest value of `best` is the best
+    max_skipped_in_row: int = 10  # consecutive non-finite updates that end the run
 
     def __post_init__(self):
         if min(self.every_steps, self.keep, self.max_skipped_in_row) < 1:
-            raise UserError("checkpoint: every_steps, keep, max_skipped_in_row must be at least 1")
+            raise UserError(
+                f"checkpoint: every_steps {self.every_steps}, keep {self.keep} and "
+                f"max_skipped_in_row {self.max_skipped_in_row} must be at least 1"
+            )
 
     def check(self, evals_every: int) -> None:
-        """Raises UserError where the best is wanted of a run that is never evaluated."""
+        """Raises UserError if `best` is set but the run is never evaluated (`evals_every` 0)."""
         if self.best and not evals_every:
-            raise UserError(f"checkpoint.best {self.best!r}: evals.every_steps is 0")
+            raise UserError(
+                f"checkpoint.best {self.best!r} needs evaluations, but evals.every_steps is 0"
+            )
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """Metrics are averaged over, and written every, `every_steps` updates."""
+    """The `log` section. Metrics are written every `every_steps` updates, averaged over them."""
 
-    every_steps: int = 10
-    tensorboard: bool = True
-    progress: bool = True
+    every_steps: int = 10  # updates between two lines of metrics.jsonl
+    tensorboard: bool = True  # write TensorBoard files too
+    progress: bool = True  # show a progress bar on stderr
 
     def __post_init__(self):
         if self.every_steps < 1:
-            raise UserError("log.every_steps must be at least 1")
+            raise UserError(f"log.every_steps must be at least 1, not {self.every_steps}")
 
 
 class Stopped(Exception):
-    """The run was asked to stop; its state is saved."""
+    """The run was asked to stop, and its state is saved."""
 
 
 def leave() -> None:
-    """Raises Stopped where one of several processes was told to end. For times between two savings:
-    a process that is alone is interrupted by the signal itself."""
+    """Raises Stopped if one of several processes was asked to end.
+
+    To be called in phases without checkpoints (evaluation, labelling). A single process does not
+    need it: there the signal itself interrupts.
+    """
     if processes.preempted():
-        raise Stopped("stopped between two savings")
+        raise Stopped("stopped; run the same command to continue from the last checkpoint")
 
 
 class Stop:
-    """Whether SIGINT or SIGTERM came. A second Ctrl-C interrupts at once.
+    """A flag that is true once SIGINT or SIGTERM arrived. A second Ctrl-C interrupts at once.
 
-    It may come at any moment: a loop asks once per step, or it may stop without having saved. Of
-    several processes one that is told to end is enough, and all hear of it at the same step.
+    A signal may arrive at any moment, so a loop reads the flag exactly once per step: a second read
+    might differ, and the loop would stop without saving. With several processes a signal to one is
+    enough, and the flag becomes true on all of them at the same step.
     """
 
     def __init__(self):
@@ -84,11 +93,13 @@ class Stop:
 def stop_on_signals() -> Iterator[Stop]:
     """Turns SIGINT and SIGTERM into a flag that loops read between steps.
 
-    With jax.distributed the runtime's own preemption notice must not be silenced: no handler then.
+    With several processes no handler is installed: it would replace that of the JAX runtime, which
+    turns SIGTERM into a preemption notice for all processes.
     """
     stop, before = Stop(), {}
     if not processes.is_distributed():
-        with contextlib.suppress(ValueError):  # not the main thread: a notebook's or a test's
+        # Python sets handlers in the main thread only; in others (notebooks, tests) do without.
+        with contextlib.suppress(ValueError):
             for name in (signal.SIGINT, signal.SIGTERM):
                 before[name] = signal.signal(name, stop._ask)
     try:
@@ -100,7 +111,7 @@ def stop_on_signals() -> Iterator[Stop]:
 
 @contextlib.contextmanager
 def saving(run_dir: str, config: CheckpointConfig):
-    """The run's checkpoint manager; pending saves are finished on the way out."""
+    """Opens the run's checkpoint manager; waits for pending saves on exit."""
     manager = checkpoints.manager(run_dir, keep=config.keep)
     try:
         yield manager
@@ -112,20 +123,28 @@ def saving(run_dir: str, config: CheckpointConfig):
 
 
 def due(step: int, every: int, last: int) -> bool:
-    """Whether something that happens every `every` steps, and at the end, happens after `step`."""
+    """Returns True if an action due every `every` steps and at step `last` is due after `step`.
+
+    With `every` 0 it is due at the end only.
+    """
     return step == last or (every > 0 and step % every == 0)
 
 
 def check(
     state: TrainState, batch: Any, figures: dict[str, float], config: CheckpointConfig
 ) -> None:
-    """Ends a run whose updates have been non-finite for too long, or whose processes have not the
-    same batch or figures; checkpoints stay as they are."""
+    """Raises UserError if too many updates in a row were non-finite, or if processes differ.
+
+    All processes must have the same `batch` and the same `figures` (metrics). Checkpoints are not
+    touched.
+    """
+    # int(state.step) waits for the device; this runs when a log line is due, not in every step.
     processes.agree(int(state.step), (batch, np.array(sorted(figures.items()))))
     if int(state.skipped_in_row) >= config.max_skipped_in_row:
         raise UserError(
             f"loss or gradient was not finite in {int(state.skipped_in_row)} updates in a row "
-            "(checkpoint.max_skipped_in_row); the last good checkpoint is intact"
+            "(checkpoint.max_skipped_in_row); the last good checkpoint is intact: lower the "
+            "learning rate or check the data"
         )
 
 
@@ -133,16 +152,16 @@ Phase = Callable[[str], contextlib.AbstractContextManager]
 
 
 def unmeasured(name: str) -> contextlib.AbstractContextManager:
-    """A phase that nobody measures."""
+    """Returns a phase that is not measured: a null context."""
     del name
     return contextlib.nullcontext()
 
 
 class Meter:
-    """Tokens per second since it was last read, and where the time went.
+    """Measures tokens per second, and the share of time per phase, since the last `read`.
 
-    A phase is where the host waits: rollouts that were dispatched, and are awaited after the
-    rewriter, are short in the log.
+    A phase counts the time the host spends in it, not the device: JAX dispatches asynchronously.
+    Rollouts that run while the host waits for the rewriter therefore look short in the log.
     """
 
     def __init__(self):
@@ -151,7 +170,7 @@ class Meter:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Counts the seconds of what is done inside to `name`."""
+        """Adds the wall-clock seconds spent inside to the phase `name`."""
         began = time.monotonic()
         try:
             yield
@@ -167,7 +186,7 @@ class Meter:
         )
 
     def read(self) -> dict[str, float]:
-        """For the log: the speed, seconds, and the share of them that each phase took."""
+        """Returns tokens per second, seconds, and each phase's share of them; starts anew."""
         now = time.monotonic()
         seconds = max(now - self._since, 1e-9)
         shares = {f"speed/share/{name}": s / seconds for name, s in sorted(self._phases.items())}
@@ -178,14 +197,17 @@ class Meter:
 
 
 class Profiler:
-    """Writes a trace of `steps` steps, starting after `wait`, to `directory`; none if empty."""
+    """Writes a profiler trace of `steps` steps to `directory`, after `wait` steps; "": no trace.
+
+    The first steps are skipped since they compile.
+    """
 
     def __init__(self, directory: str, *, wait: int = 3, steps: int = 3):
         self._directory, self._wait, self._steps = directory, wait, steps
         self._seen, self._on = 0, False
 
     def step(self, state: TrainState) -> None:
-        """To be called after each step."""
+        """Starts or ends the trace if it is due. Call it after each step."""
         if not self._directory:
             return
         self._seen += 1
@@ -193,18 +215,18 @@ class Profiler:
             jax.profiler.start_trace(self._directory)
             self._on = True
         elif self._on and self._seen == self._wait + self._steps:
-            jax.block_until_ready(state)
+            jax.block_until_ready(state)  # or the trace ends before the dispatched steps have run
             self.close()
 
     def close(self) -> None:
-        """Ends a trace that is still being written."""
+        """Ends the trace if it is still being written."""
         if self._on:
             jax.profiler.stop_trace()
             self._on = False
 
 
 def totals(steps: Sequence[Metrics]) -> dict[str, tuple[float, float]]:
-    """(total, denom) pairs summed over `steps`: what a checkpoint keeps of unwritten ones."""
+    """Sums (total, denom) pairs over `steps`. A checkpoint stores this for unwritten metrics."""
     found: dict[str, tuple[float, float]] = {}
     for one in jax.device_get(steps):
         for key, (total, denom) in one.items():
@@ -214,5 +236,5 @@ def totals(steps: Sequence[Metrics]) -> dict[str, tuple[float, float]]:
 
 
 def ratios(steps: Sequence[Metrics]) -> dict[str, float]:
-    """Averages of (total, denom) pairs summed over `steps`; what counted nothing is left out."""
+    """Returns averages total / denom over `steps`; metrics with denom 0 are left out."""
     return metrics.values(totals(steps))

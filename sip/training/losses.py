@@ -1,6 +1,7 @@
-"""From a batch to loss terms: one pass of the decoder over trunk and branches, then objectives.
+"""Loss terms of a batch: one decoder pass over trunk and branches, then the objectives.
 
-Every function makes a `terms(params, reference, batch) -> (terms, metrics)` for `step.make_update`.
+Every `*_terms` function returns a `terms(params, reference, batch) -> (terms, metrics)` for
+`step.make_update`.
 """
 
 from dataclasses import dataclass
@@ -20,54 +21,67 @@ NAMES = ("dpo", "rf_nll", "dr_grpo")
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """An objective on branches, and the blend ce_weight(step) * CE(suffix) + objective.
+    """The self-improving objective: ce_weight(step) * CE(suffix) + objective on candidates.
 
-    RF-NLL on a fixed choice is SFT. `ce_weight` goes linearly to `ce_weight_last` in `ce_steps`.
+    `rf_nll` on a fixed choice of candidate is SFT. ce_weight(step) goes linearly from `ce_weight`
+    to `ce_weight_last` in the first `ce_steps` updates and then stays.
     """
 
-    name: str = "dpo"
-    beta: float = 0.1  # dpo
-    length_normalize: bool = False  # dpo, rf_nll
-    nll_weight: float = 0.0  # dpo: NLL of the chosen, per token
-    clip_low: float = 0.2  # dr_grpo
-    clip_high: float = 0.2  # dr_grpo
-    ce_weight: float = 0.0
-    ce_weight_last: float = 0.0
-    ce_steps: int = 1
-    z_loss: float = 0.0  # of the blended cross-entropy, in its weight
+    name: str = "dpo"  # dpo | rf_nll | dr_grpo
+    beta: float = 0.1  # dpo: inverse temperature of the implicit reward
+    length_normalize: bool = False  # dpo, rf_nll: log-probabilities per token, not per sequence
+    nll_weight: float = 0.0  # dpo: weight of the NLL per token of the chosen candidate
+    clip_low: float = 0.2  # dr_grpo: lower clip of the ratio, 1 - clip_low
+    clip_high: float = 0.2  # dr_grpo: upper clip of the ratio, 1 + clip_high
+    ce_weight: float = 0.0  # weight of the suffix's cross-entropy at step 0
+    ce_weight_last: float = 0.0  # that weight from step ce_steps on
+    ce_steps: int = 1  # updates from the first weight to the last
+    z_loss: float = 0.0  # weight of the cross-entropy's z-loss, relative to ce_weight
 
     def __post_init__(self):
         if self.name not in NAMES:
             raise UserError(f"objective.name must be one of {NAMES}, not {self.name!r}")
         if self.beta <= 0 or self.ce_steps < 1:
-            raise UserError("objective.beta and objective.ce_steps must be positive")
+            raise UserError(
+                f"objective.beta {self.beta} and objective.ce_steps {self.ce_steps} must be "
+                "positive"
+            )
         if min(self.nll_weight, self.ce_weight, self.ce_weight_last, self.z_loss) < 0:
-            raise UserError("objective: weights must not be negative")
+            raise UserError(
+                f"objective: nll_weight {self.nll_weight}, ce_weight {self.ce_weight}, "
+                f"ce_weight_last {self.ce_weight_last} and z_loss {self.z_loss} must not be "
+                "negative"
+            )
         if self.nll_weight and self.name != "dpo":
-            raise UserError(f"objective.nll_weight belongs to dpo, not to {self.name}")
+            raise UserError(f"objective.nll_weight needs objective.name dpo, not {self.name}")
         if self.z_loss and not self.blends_ce:
-            raise UserError("objective.z_loss belongs to the blended cross-entropy: ce_weight is 0")
+            raise UserError(
+                "objective.z_loss needs the cross-entropy, but ce_weight and ce_weight_last are 0"
+            )
 
     @property
     def blends_ce(self) -> bool:
-        """Whether the suffix has to be in the trunk."""
+        """True if the suffix's cross-entropy is part of the loss, so trunks include the suffix."""
         return self.ce_weight > 0 or self.ce_weight_last > 0
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss compares with frozen parameters."""
+        """True if the loss compares with frozen parameters."""
         return self.name == "dpo"
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """A policy gradient on groups of rollouts; `sip.objectives.policy` has the choices' papers."""
+    """A policy-gradient objective on groups of rollouts.
+
+    sip/objectives/policy.py lists the combinations that make GRPO, Dr. GRPO, DAPO and RLOO.
+    """
 
     advantage: str = "grpo"  # grpo | dr_grpo | rloo
     denominator: str = "sequence"  # sequence | token | constant
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    beta: float = 0.0  # of the KL to the parameters that the run starts from
+    clip_low: float = 0.2  # lower clip of the ratio, 1 - clip_low
+    clip_high: float = 0.2  # upper clip of the ratio, 1 + clip_high
+    beta: float = 0.0  # weight of the KL to the parameters that the run starts from
 
     def __post_init__(self):
         for name, known in (
@@ -80,28 +94,28 @@ class PolicyConfig:
                 )
         if not 0 <= self.clip_low < 1 or self.clip_high < 0 or self.beta < 0:
             raise UserError(
-                "objective: clip_low must be in [0, 1), clip_high and beta not negative"
+                f"objective: clip_low {self.clip_low} must be in [0, 1), clip_high "
+                f"{self.clip_high} and beta {self.beta} must not be negative"
             )
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the loss compares with frozen parameters."""
+        """True if the loss compares with frozen parameters."""
         return self.beta > 0
 
 
 @flax.struct.dataclass
 class Branches:
-    """A batch of prefixes with the candidates to learn from.
+    """A batch of prefixes (trunks) with the candidates to learn from (branches).
 
-    dpo: C = 2, chosen and rejected. rf_nll: C = 1. Policy gradients: C = K with the rollouts' own
-    log-probabilities and advantages. `ce_mask_BT`: the suffix in the trunk, for the blend.
+    dpo has C = 2, chosen and rejected; rf_nll has C = 1; policy gradients have C = K rollouts.
     """
 
     tree: Tree
-    valid_BC: Array
-    advantage_BC: Array
-    old_logp_BCR: Array
-    ce_mask_BT: Array
+    valid_BC: Array  # bool, candidates that count
+    advantage_BC: Array  # float32; zeros except for policy gradients
+    old_logp_BCR: Array  # float32, under the policy that sampled; used by policy gradients
+    ce_mask_BT: Array  # bool, suffix tokens in the trunk for the cross-entropy
 
 
 def _tree_logprobs(params, cfg: ModelConfig, tree: Tree):
@@ -113,7 +127,7 @@ def _tree_logprobs(params, cfg: ModelConfig, tree: Tree):
 
 
 def _tree_scores(params, cfg: ModelConfig, tree: Tree, z_loss: float):
-    """(logp_BT, logp_BCR, log_z_BT, load); log_z_BT only where a z-loss asks for it."""
+    """Returns (logp_BT, logp_BCR, log_z_BT, load); log_z_BT is None without a z-loss."""
     out = decoder.apply(params, cfg, tree)
     unembed, chunk = decoder.unembed(params, cfg), cfg.logprob_chunk
     both = lambda: logprobs.tree_logprobs(
@@ -121,41 +135,43 @@ def _tree_scores(params, cfg: ModelConfig, tree: Tree, z_loss: float):
     )
     if not z_loss:
         return *both(), None, _load(out.balance)
+    # logp_BT comes with log Z from one set of logits; jit removes the unused trunk part of both().
     logp_BT, log_z_BT = logprobs.trunk_scores(out.trunk_BTD, unembed, tree, chunk=chunk)
     return logp_BT, both()[1], log_z_BT, _load(out.balance)
 
 
 def _load(*balances) -> Metrics:
-    """The term `balance` of one or more passes, where the model has a router_aux."""
+    """Returns the term `balance`, summed over passes; empty if the model has no router_aux."""
     there = [b for b in balances if b is not None]
     return {"balance": tuple(map(sum, zip(*there, strict=True)))} if there else {}
 
 
 def balanced(cfg: ModelConfig, weights):
-    """weights(step) with that of the experts' load-balancing term, where there is one."""
+    """Returns `weights`, a function of the step, with router_aux as the weight of `balance` if the
+    model has one."""
     if not cfg.router_aux:
         return weights
     return lambda step: {**weights(step), "balance": cfg.router_aux}
 
 
 def _ce(name: str, logp, log_z, mask) -> Metrics:
-    """The term `name` and, with its `log_z`, the term `name`/z."""
+    """Returns the cross-entropy term `name` and, with `log_z`, its z-loss `name`/z."""
     values = {name: likelihood.ce(logp, mask)[:2]}
     return values if log_z is None else {**values, f"{name}/z": likelihood.z_loss(log_z, mask)[:2]}
 
 
 def with_z(weights: dict[str, Any], z_loss: float) -> dict[str, Any]:
-    """Weights of cross-entropies, and of the z-loss of each, which weighs `z_loss` as much."""
+    """Adds to each cross-entropy's weight that of its z-loss, `z_loss` * weight."""
     if not z_loss:
         return weights
     return {**weights, **{f"{name}/z": z_loss * weight for name, weight in weights.items()}}
 
 
 def tokens_terms(cfg: ModelConfig, z_loss: float = 0.0):
-    """Next-token cross-entropy on (tree with C = 0, mask_BT of the tokens that count)."""
+    """Next-token cross-entropy; a batch is (tree with C = 0, mask_BT of the tokens that count)."""
 
     def terms(params, reference, batch):
-        tree, mask_BT = batch
+        tree, mask_BT = batch  # C = 0, so jit removes the branch pass
         logp_BT, _, log_z_BT, load = _tree_scores(params, cfg, tree, z_loss)
         mask_BT = mask_BT & logprobs.scored_mask(tree.mask_BT, tree.segment_BT)
         return _ce("ce", logp_BT, log_z_BT, mask_BT) | load, {}
@@ -164,7 +180,10 @@ def tokens_terms(cfg: ModelConfig, z_loss: float = 0.0):
 
 
 def verdict_terms(cfg: ModelConfig, z_loss: float = 0.0):
-    """Cross-entropy of asked tokens on {aspect: (tree, {term: Asked})}."""
+    """Cross-entropy of target tokens; a batch is {aspect: (tree, {term: Targets})}.
+
+    Every aspect has its own prompt, so it takes one decoder pass per aspect.
+    """
 
     def terms(params, reference, batch):
         values, balances = {}, []
@@ -188,7 +207,10 @@ def _asked_scores(cfg: ModelConfig, branch_BCRD, unembed_DV, said: Targets, z_lo
 
 
 def branch_terms(cfg: ModelConfig, objective: ObjectiveConfig):
-    """The objective's terms on `Branches`: its own, `nll_chosen` and `ce` where asked for."""
+    """The terms of an ObjectiveConfig; a batch is `Branches`.
+
+    Terms are the objective's name, and if their weights are positive `nll_chosen`, `ce`, `ce/z`.
+    """
 
     def terms(params, reference, batch: Branches):
         logp_BT, logp_BCR, log_z_BT, load = _tree_scores(params, cfg, batch.tree, objective.z_loss)
@@ -201,7 +223,7 @@ def branch_terms(cfg: ModelConfig, objective: ObjectiveConfig):
 
 
 def policy_terms(cfg: ModelConfig, objective: PolicyConfig):
-    """The one term `policy` on `Branches` of rollouts."""
+    """The term `policy` of a PolicyConfig; a batch is `Branches` of rollouts."""
 
     def terms(params, reference, batch: Branches):
         _, logp_BCR, _, load = _tree_scores(params, cfg, batch.tree, 0.0)
@@ -248,6 +270,8 @@ def _objective(cfg, objective, reference, batch: Branches, logp_BCR):
 
 def _dpo(cfg, objective, reference, batch: Branches, logp_BCR):
     mask_BCR, valid_B = batch.tree.mask_BCR, batch.valid_BC.all(-1)
+    # valid_B: a pair counts only if both candidates are valid. The reference takes a second forward
+    # pass, with frozen parameters and without gradient, so it keeps no activations.
     _, ref_BCR = _tree_logprobs(jax.lax.stop_gradient(reference), cfg, batch.tree)
     logp_B2 = logprobs.sequence_logprob(logp_BCR, mask_BCR)
     ref_B2 = logprobs.sequence_logprob(ref_BCR, mask_BCR)
@@ -266,7 +290,7 @@ def _dpo(cfg, objective, reference, batch: Branches, logp_BCR):
 
 
 def branch_weights(objective: ObjectiveConfig):
-    """weights(step) of the terms of `branch_terms`."""
+    """Returns weights(step), a dict of the weights of the terms of `branch_terms`."""
     ce = optax.linear_schedule(objective.ce_weight, objective.ce_weight_last, objective.ce_steps)
 
     def weights(step):

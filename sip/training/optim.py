@@ -1,4 +1,4 @@
-"""AdamW or Muon with warm-up and decay, from a frozen config."""
+"""AdamW and Muon with warm-up and decay, built from a frozen config."""
 
 import math
 from dataclasses import dataclass
@@ -18,38 +18,44 @@ HIDDEN = MATRICES | FACTORS
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Optimiser and schedule. Weight decay applies to matrices, not to norms and biases."""
+    """Optimiser and learning-rate schedule. Weight decay applies to matrices, not to norms and
+    biases."""
 
-    lr: float
-    steps: int  # length of the schedule, updates
+    lr: float  # peak learning rate
+    steps: int  # length of the schedule in updates
     name: str = "adamw"  # adamw | muon
-    warmup_steps: int = 0
-    schedule: str = "cosine"
-    min_ratio: float = 0.1  # last learning rate / lr
-    b1: float = 0.9
-    b2: float = 0.95
-    eps: float = 1e-8
+    warmup_steps: int = 0  # updates of linear warm-up, part of `steps`
+    schedule: str = "cosine"  # decay after the warm-up: cosine | linear | constant
+    min_ratio: float = 0.1  # last learning rate / lr, for cosine and linear
+    b1: float = 0.9  # Adam: decay of the first moment
+    b2: float = 0.95  # Adam: decay of the second moment
+    eps: float = 1e-8  # added to a denominator of Adam and Muon
     momentum: float = 0.95  # muon
-    rms: float = 0.2  # muon: of an update of a hidden matrix, in learning rates; AdamW's is alike
-    mu_dtype: str = "float32"  # of the first moment; the second is float32 always
-    weight_decay: float = 0.0
-    decay_embeddings: bool = True  # embedding and unembedding too
-    clip_norm: float = 1.0
+    rms: float = 0.2  # muon: RMS of a hidden matrix's update / learning rate, as AdamW's is
+    mu_dtype: str = "float32"  # of the first moment; the second is always float32
+    weight_decay: float = 0.0  # decoupled, multiplied by the learning rate
+    decay_embeddings: bool = True  # decay embedding and unembedding too
+    clip_norm: float = 1.0  # largest global norm of the gradient
 
     def __post_init__(self):
         for key, known in (("name", NAMES), ("schedule", SCHEDULES), ("mu_dtype", tuple(DTYPES))):
             if getattr(self, key) not in known:
                 raise UserError(f"optim.{key} must be one of {known}, not {getattr(self, key)!r}")
         if self.lr <= 0 or self.steps < 1 or self.clip_norm <= 0 or self.rms <= 0:
-            raise UserError("optim.lr, optim.steps, optim.clip_norm and optim.rms must be positive")
+            raise UserError(
+                f"optim.lr {self.lr}, optim.steps {self.steps}, optim.clip_norm {self.clip_norm} "
+                f"and optim.rms {self.rms} must be positive"
+            )
         if not 0 <= self.momentum < 1:
             raise UserError(f"optim.momentum must be in [0, 1), not {self.momentum}")
         if not 0 <= self.warmup_steps <= self.steps:
-            raise UserError(f"optim.warmup_steps {self.warmup_steps} must be in 0..{self.steps}")
+            raise UserError(
+                f"optim.warmup_steps {self.warmup_steps} must be in 0..{self.steps} (optim.steps)"
+            )
 
 
 def schedule(cfg: OptimConfig) -> optax.Schedule:
-    """Learning rate by update."""
+    """Returns the learning rate as a function of the update's index, from 0."""
     rest = max(1, cfg.steps - cfg.warmup_steps)
     decay = {
         "cosine": optax.cosine_decay_schedule(cfg.lr, rest, cfg.min_ratio),
@@ -58,15 +64,16 @@ def schedule(cfg: OptimConfig) -> optax.Schedule:
     }[cfg.schedule]
     if not cfg.warmup_steps:
         return decay
+    # From lr / warmup_steps, not from 0: a first update of size 0 would be wasted.
     warmup = optax.linear_schedule(cfg.lr / cfg.warmup_steps, cfg.lr, cfg.warmup_steps)
     return optax.join_schedules([warmup, decay], [cfg.warmup_steps])
 
 
 def build(cfg: OptimConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW (arXiv 1711.05101) or Muon.
+    """Returns clipping by global norm followed by AdamW (arXiv 1711.05101) or Muon.
 
-    `mu_dtype` is of what averages gradients (Adam's first moment, Muon's momentum). Adam's second
-    moment stays float32: with b2 near 1 its steps are less than a bfloat16 can tell.
+    `mu_dtype` is the dtype of averaged gradients (Adam's first moment, Muon's momentum). Adam's
+    second moment stays float32: with b2 near 1 its increments are smaller than bfloat16 resolves.
     """
     make = {"adamw": _adamw, "muon": _muon}[cfg.name]
     return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), make(cfg))
@@ -85,9 +92,11 @@ def _adamw(cfg: OptimConfig) -> optax.GradientTransformation:
 
 
 def _muon(cfg: OptimConfig) -> optax.GradientTransformation:
-    """Hidden matrices and factors, each layer's alone, by orthogonalised momentum (Jordan et al.
-    2024), scaled so that one learning rate suits all (arXiv 2502.16982); embeddings and vectors by
-    Adam."""
+    """Returns Muon for hidden matrices and LoRA factors, and Adam for embeddings and vectors.
+
+    Muon orthogonalises the momentum of each layer's matrix (Jordan et al. 2024). Its updates are
+    scaled to the RMS of AdamW's, so that one learning rate fits both (arXiv 2502.16982).
+    """
     mu_dtype = DTYPES[cfg.mu_dtype]
     orthogonal = optax.chain(
         scale_by_muon(
@@ -104,13 +113,13 @@ def _muon(cfg: OptimConfig) -> optax.GradientTransformation:
 
 
 def _by_name(rule, params):
-    """rule(name, x) of every parameter; its name is the last part of its path."""
+    """Maps rule(name, x) over a tree; the name is the last part of a parameter's path."""
     name = lambda path: jax.tree_util.keystr(path[-1:], simple=True)
     return jax.tree_util.tree_map_with_path(lambda path, x: rule(name(path), x), params)
 
 
 def _decayed(cfg: OptimConfig):
-    """The mask of what decays."""
+    """Returns the function params -> mask of the parameters with weight decay."""
 
     def decays(name, _):
         if name in EMBEDDINGS:
@@ -121,20 +130,26 @@ def _decayed(cfg: OptimConfig):
 
 
 def _kinds(params):
-    """Who updates what. Raises UserError naming a parameter of which neither is known."""
+    """Labels each parameter "muon" or "adam". Raises UserError naming an unknown parameter."""
 
     def kind(name, x):
         if name in HIDDEN:
             return "muon"
         if name in EMBEDDINGS or is_vector(name) or not name:
-            return "adam"  # without a name: optax's placeholder for all parameters
-        raise UserError(f"optim.name muon: it is not known which axes {name} {x.shape} reads")
+            return "adam"  # an empty name: optax calls this on a placeholder for all parameters
+        raise UserError(
+            f"optim.name muon: the input and output axes of {name} {x.shape} are unknown; "
+            "use optim.name adamw"
+        )
 
     return _by_name(kind, params)
 
 
 def _axes(params):
-    """The axes that each hidden matrix reads and writes, counted from the last."""
+    """Returns the input and output axes of each hidden matrix, counted from the last.
+
+    Leading axes (L, E) are batch axes: every layer and expert is orthogonalised separately.
+    """
 
     def axes(name, _):
         reads, writes = map(len, HIDDEN[name])
@@ -146,8 +161,8 @@ def _axes(params):
 
 
 def _to_rms(updates, rms: float):
-    """Orthogonal matrices [in, out], of which an entry's root mean square is 1 / sqrt(max(in,
-    out)), at that of `rms`."""
+    """Scales orthogonal updates [in, out], whose entries have RMS 1 / sqrt(max(in, out)), to
+    RMS `rms`."""
 
     def scaled(name, x):
         reads, writes = map(len, HIDDEN[name])

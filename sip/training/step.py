@@ -1,8 +1,8 @@
-"""The jitted, donated update: loss = sum of weight_i(step) * total_i / denom_i.
+"""The jitted update with donated state: loss = sum of weight_i(step) * total_i / denom_i.
 
-A loss is a function `terms(params, batch) -> (terms, metrics)`, both dicts of (total, denom).
-Denominators depend on masks alone and are summed over the global batch before the backward pass,
-so microbatches and devices change nothing but rounding.
+A loss is a function `terms(params, reference, batch) -> (terms, metrics)`; both are dicts of
+(total, denom). Denominators depend on masks only and are summed over the global batch before the
+backward pass. The number of microbatches and devices therefore changes results only by rounding.
 """
 
 import dataclasses
@@ -24,13 +24,16 @@ Weights = Callable[[Array], Mapping[str, Any]]
 
 
 def init_state(cfg: ModelConfig, tx, mesh, seed: int, *, reference: bool) -> TrainState:
-    """Fresh parameters and optimiser, created where they live."""
+    """Returns a state at step 0 with fresh parameters.
+
+    It is created under jit with output shardings, so no device ever holds an unsharded copy.
+    """
     make = lambda: _fresh(decoder.init(cfg, jax.random.key(seed)), tx, reference)
     return _placed(make, cfg, tx, mesh, reference)()
 
 
 def state_of(params: Params, cfg: ModelConfig, tx, mesh, *, reference: bool) -> TrainState:
-    """A state at step 0 around given parameters; its reference is a copy of them."""
+    """Returns a state at step 0 with the given parameters; the reference is a copy of them."""
     make = lambda params: _fresh(params, tx, reference)
     return _placed(make, cfg, tx, mesh, reference)(params)
 
@@ -38,10 +41,13 @@ def state_of(params: Params, cfg: ModelConfig, tx, mesh, *, reference: bool) -> 
 def adapted_state(
     base: Params, cfg: ModelConfig, tx, mesh, seed: int, *, adapter: LoraConfig
 ) -> TrainState:
-    """A state at step 0 around a base that is to stay as it is: no copy is made, not even for a
-    reference, which is the base itself."""
+    """Returns a state at step 0 with fresh LoRA factors on a frozen `base`.
+
+    The base is not copied. It also serves as the reference, so the state has no `reference`.
+    """
     shape = abstract_state(cfg, tx, mesh, reference=False, adapter=adapter)
     places = jax.tree.map(lambda x: x.sharding, shape)
+    # Only the factors go through jit; the base is put on its devices as it is.
     make = lambda key: _fresh(lora.init(shape.params.base, adapter, key), tx, False)
     out = dataclasses.replace(places, params=places.params.factors)
     state = jax.jit(make, out_shardings=out)(jax.random.key(seed))
@@ -50,7 +56,7 @@ def adapted_state(
 
 
 def frozen(state: TrainState) -> Params | None:
-    """What a loss compares with: the reference, or the base of factors."""
+    """Returns the frozen parameters that a loss compares with: the reference or the LoRA base."""
     adapted = isinstance(state.params, lora.Adapted)
     return state.params.base if adapted else state.reference
 
@@ -61,19 +67,22 @@ def _placed(make, cfg, tx, mesh, reference):
 
 
 def _fresh(params: Params, tx, reference: bool) -> TrainState:
-    copy = jax.tree.map(jnp.copy, params) if reference else None  # a donated buffer has one owner
+    # A real copy: the update donates its state, and one buffer cannot be donated twice.
+    copy = jax.tree.map(jnp.copy, params) if reference else None
     count = lambda: jnp.zeros((), jnp.int32)
     return TrainState(count(), params, tx.init(_floats(params)), copy, count(), count())
 
 
 def _floats(tree):
-    """What the optimiser sees, whatever its parameters are held in: float32."""
+    """Casts a tree to float32, which the optimiser sees whatever the parameters' storage dtype."""
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def abstract_params(cfg: ModelConfig, mesh, dtype: str) -> Params:
-    """Shapes, dtypes and shardings of parameters held in `dtype` (of HELD). int8: the layers'
-    matrices, while embeddings are in the dtype they are used in."""
+    """Returns shapes, dtypes and shardings of parameters stored in `dtype`, a storage dtype.
+
+    With int8 only the layers' matrices are int8; embeddings are stored in the compute dtype.
+    """
     as_used = cfg.dtype if dtype == "int8" else dtype
     params = decoder.abstract(dataclasses.replace(cfg, param_dtype=as_used), mesh)
     return int8.abstract(params, mesh) if dtype == "int8" else params
@@ -82,8 +91,10 @@ def abstract_params(cfg: ModelConfig, mesh, dtype: str) -> Params:
 def abstract_state(
     cfg: ModelConfig, tx, mesh, *, reference: bool, adapter: LoraConfig = OFF
 ) -> TrainState:
-    """Shapes, dtypes and shardings of a state: moments lie as their parameter does. With an
-    `adapter` they are its factors', and there is no second copy for a reference."""
+    """Returns shapes, dtypes and shardings of a state. Moments are sharded like their parameter.
+
+    With an `adapter` of rank > 0 the moments are those of its factors, and there is no reference.
+    """
     params = abstract_params(cfg, mesh, "int8" if adapter.int8 else cfg.param_dtype)
     if not adapter.rank:
         return _abstract(params, tx, mesh, params if reference else None)
@@ -93,9 +104,10 @@ def abstract_state(
 
 
 def _abstract(params: Params, tx, mesh, reference: Params | None) -> TrainState:
+    # Moments have the shapes of parameters and take their shardings; counts are replicated.
     opt = jax.eval_shape(lambda params: tx.init(_floats(params)), params)
     whole = replicated(mesh)
-    alone = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)
+    alone = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole)  # step counts
     opt = optax.tree_utils.tree_map_params(
         tx, _beside, opt, params, transform_non_params=alone, is_leaf=_elsewhere
     )
@@ -104,7 +116,7 @@ def _abstract(params: Params, tx, mesh, reference: Params | None) -> TrainState:
 
 
 def _elsewhere(x) -> bool:
-    """Whether a moment stands for a parameter that another part of the optimiser looks after."""
+    """True for optax's placeholder of a parameter that another part of the optimiser updates."""
     return isinstance(x, optax.MaskedNode)
 
 
@@ -115,6 +127,7 @@ def _beside(x, param):
 
 
 def _divide(total, denom):
+    # Masked so that a term without any element contributes 0, not NaN.
     return jnp.where(denom > 0, total / jnp.maximum(denom, 1), 0.0)
 
 
@@ -124,7 +137,10 @@ def _sum_terms(terms: Terms, params, reference, micro):
 
 
 def _gradient(terms: Terms, params, reference, micro, denoms, weights):
-    """Gradient of one microbatch's share of the loss, and its metrics."""
+    """Returns (gradient, metrics) of one microbatch's share of the loss.
+
+    The share divides by the global `denoms`, so shares of microbatches add up to the whole loss.
+    """
 
     def loss(params):
         values, metrics = _sum_terms(terms, params, reference, micro)
@@ -136,8 +152,9 @@ def _gradient(terms: Terms, params, reference, micro, denoms, weights):
 
 
 def gradient(terms: Terms, params, reference, batch, weights, microbatches: int):
-    """Gradient of the whole batch's loss -> (grads, loss, metrics)."""
-    # Only denominators are used of this call; they hang on masks, so the compiler drops the rest.
+    """Returns (grads, loss, metrics) of the whole batch; gradients are float32."""
+    # Only the denominators of this call are used. They depend on masks, so XLA removes the forward
+    # pass of the model as dead code.
     values, _ = terms(jax.lax.stop_gradient(params), reference, batch)
     denoms = {k: denom for k, (_, denom) in values.items()}
     if microbatches == 1:
@@ -149,9 +166,12 @@ def gradient(terms: Terms, params, reference, batch, weights, microbatches: int)
 
 
 def _accumulate(terms, params, reference, batch, denoms, weights, microbatches):
+    # Microbatch m takes rows m, m + microbatches, ...: with B sharded in contiguous blocks every
+    # device keeps its own rows, and no data moves.
     split = lambda x: x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(
         0, 1
     )
+    # A scan, not a Python loop: one compiled body, and one microbatch's activations at a time.
     micro_batches = jax.tree.map(split, batch)
     one = lambda micro: _gradient(terms, params, reference, micro, denoms, weights)
     first = jax.tree.map(lambda x: x[0], micro_batches)
@@ -163,10 +183,12 @@ def _accumulate(terms, params, reference, batch, denoms, weights, microbatches):
 def make_update(
     terms: Terms, tx: optax.GradientTransformation, weights: Weights, *, microbatches: int = 1
 ):
-    """update(state, batch) -> (state, metrics); a non-finite loss or gradient changes no parameter.
+    """Returns the jitted update(state, batch) -> (state, metrics).
 
-    `batch` is a pytree whose leading axes are B. Metrics are dicts of (total, denom). Of adapted
-    parameters the factors alone are learned.
+    `batch` is a pytree with leading axis B, a multiple of `microbatches`. Metrics are a dict of
+    (total, denom). Of LoRA parameters only the factors are updated. A non-finite loss or gradient
+    skips the update: parameters and optimiser stay, while `step` and `skipped` count it. The state
+    is donated, so the one passed in cannot be used afterwards.
     """
 
     def update(state: TrainState, batch) -> tuple[TrainState, Metrics]:
@@ -179,6 +201,8 @@ def make_update(
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = tx.update(grads, state.opt_state, _floats(learned))
         new = optax.apply_updates(learned, updates)
+        # Select by jnp.where: a Python `if` on a traced value is impossible, and a host check
+        # would stop the device after every step.
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
         bad = (~ok).astype(jnp.int32)
         state = dataclasses.replace(
@@ -191,7 +215,7 @@ def make_update(
         )
         one = jnp.float32(1)
         measured = {**metrics, "loss/total": (loss, one), "grad/norm": (norm, one)}
-        # A skipped update measured nothing: its NaN would hide the log's whole window.
+        # A skipped update gives (0, 0) pairs: its NaN would spoil the average of the log's window.
         measured = jax.tree.map(lambda x: jnp.where(ok, x, 0), measured)
         in_row = state.skipped_in_row.astype(jnp.float32)
         return state, {**measured, "grad/skipped_in_row": (in_row, one)}

@@ -114,7 +114,7 @@ def test_alone_nothing_is_asked_of_others():
     ("error", "exit_code", "message"),
     [
         (UserError("no such file"), 2, "error: no such file"),
-        (KeyError("a bug"), 1, "this process failed; the same command goes on"),
+        (KeyError("a bug"), 1, "this process failed; run the same command to continue"),
         (jax.errors.JaxRuntimeError("closed by peer"), 1, processes.GONE),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],

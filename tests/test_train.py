@@ -203,7 +203,7 @@ def test_a_signal_saves_exits_0_and_leaves_a_workdir_that_goes_on(how, finished,
     process.send_signal(how)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "base: stopped after step" in err and "the same command goes on" in err
+    assert "base: stopped after step" in err and "run the same command to continue" in err
     saved = [int(p.name) for p in (workdir / "runs/base/checkpoints").iterdir()]
     assert len(saved) == 1 and 0 < saved[0] < 5000
     assert not (workdir / "runs/base/done.json").exists()
@@ -226,4 +226,4 @@ def test_a_signal_between_runs_exits_0(finished, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(recipe, "claim", interrupted)
     assert call(train, f"--config={RECIPE}", f"--workdir={tmp_path}") == 0
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to continue" in capsys.readouterr().err

@@ -236,7 +236,7 @@ def test_keep_goes_on_after_preemptions_and_not_after_failures(
         (["create", "--zone=z"], "--name is needed"),
         (["create", *NAMED], "--type is needed"),
         (["create", *NAMED, "--type=h100"], "--type=h100: not one of v5litepod-N"),
-        (["run", *NAMED], "run: a command after --"),
+        (["run", *NAMED], "run: `run` and `keep` need a command after --"),
         (["stop", *NAMED, "--", "x"], "stop: `run` and `keep` need a command after --"),
         (["run", *NAMED, "--env=NOT_THERE", "--", "x"], "--env=NOT_THERE"),
         (["create", *NAMED, *KIND, "--reserved"], "not allowed with"),

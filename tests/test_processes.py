@@ -203,11 +203,19 @@ def test_one_that_stands_still_goes_on_in_the_same_attempt(monkeypatch, capsys):
     ("fault", "how", "reason"),
     [
         ("kill", dict(own={signal.SIGKILL: -9}), "processes still run after 0 s"),
-        ("kill", dict(own={signal.SIGKILL: -9}, others={signal.SIGKILL: 0}), "another exited 0"),
+        (
+            "kill",
+            dict(own={signal.SIGKILL: -9}, others={signal.SIGKILL: 0}),
+            "another process exited 0",
+        ),
         ("term", dict(own={signal.SIGTERM: 0}), "processes still run after 0 s"),
-        ("term", dict(own={signal.SIGTERM: 0}, others={signal.SIGTERM: 1}), "not all exited 0"),
-        ("term", dict(code=3), "ended by itself with exit codes [3, 3]"),
-        ("slow", DONE, "it ended before slow"),
+        (
+            "term",
+            dict(own={signal.SIGTERM: 0}, others={signal.SIGTERM: 1}),
+            "not all processes exited 0",
+        ),
+        ("term", dict(code=3), "a process failed without a fault; exit codes [3, 3]"),
+        ("slow", DONE, "finished before slow"),
     ],
 )
 def test_a_rehearsal_fails_where_the_command_does_not_behave(
@@ -218,7 +226,9 @@ def test_a_rehearsal_fails_where_the_command_does_not_behave(
 
 
 def test_a_command_that_neither_ends_nor_goes_on_is_a_failure():
-    with pytest.raises(rehearse.Failed, match="neither ended nor ready for a fault after 0 s"):
+    with pytest.raises(
+        rehearse.Failed, match="neither finished nor ready for the next fault after 0 s"
+    ):
         rehearse.until([Stand(), Stand()], lambda: False, 0.0)
     assert rehearse.until([Stand(), Stand()], lambda: True, 0.0)
 

@@ -170,7 +170,7 @@ def saving(workdir: str) -> bool:
 
 
 def grown(workdir: str, lines: int, in_save: bool) -> Callable[[], bool]:
-    """Returns a function that is True after `lines` new log lines (`in_save`: and during a save)."""
+    """Returns a function that is True after `lines` new log lines (`in_save`: during a save)."""
     enough = logged(workdir) + lines
     return lambda: logged(workdir) >= enough and (not in_save or saving(workdir))
 

@@ -35,6 +35,6 @@ def chip_of(topology: str) -> Chip:
     name, colon, shape = topology.partition(":")
     if name not in CHIPS or not (colon and all(n.isdigit() for n in shape.split("x"))):
         raise UserError(
-            f"--topology={topology}: wanted CHIP:SHAPE such as v5e:16x16, of {', '.join(CHIPS)}"
+            f"--topology={topology}: must be CHIP:SHAPE such as v5e:16x16, of {', '.join(CHIPS)}"
         )
     return CHIPS[name]

@@ -151,7 +151,7 @@ def test_a_judge_of_a_recipe_in_int8(finished, capsys):
         assert aspect["accuracy_float32"] == pytest.approx(accuracy[f"{name}_accuracy"])
         assert 0 < aspect["largest"] < 0.2
     assert call(bench, "int8", f"--judge={finished / 'runs' / 'base'}") == 2
-    assert "no run that was taught" in capsys.readouterr().err
+    assert "no judge trained on ground-truth labels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

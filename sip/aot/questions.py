@@ -60,7 +60,10 @@ class Recorder:
 
 
 def text(count: int) -> str:
-    """Returns a text of `count` tokens in two-token words, because some code counts words."""
+    """Returns a text of `count` tokens in two-token words.
+
+    The words matter: a rewriter's prompt repeats the last words of the prefix.
+    """
     whole = f"{TOKEN * 2} " * (count // 2) + TOKEN * (count % 2)
     return whole.rstrip()
 

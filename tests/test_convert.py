@@ -220,7 +220,7 @@ def test_an_id_of_the_hub_is_fetched(monkeypatch, tmp_path):
         raise ConnectionError("no\nnetwork")
 
     library.snapshot_download = fails
-    with pytest.raises(UserError, match="hf://a/b: cannot be fetched"):
+    with pytest.raises(UserError, match="hf://a/b: cannot be downloaded"):
         hub.local("hf://a/b")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="hf://a/b: needs huggingface_hub"):
@@ -360,7 +360,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_not_exported(published, 
     path = shutil.copytree(published.parent / "single", tmp_path / "in")  # embeds 320
     larger = tmp_path / "larger"
     made.small(larger, words=["a" * i for i in range(2, 301)])
-    for named in ("generation_config.json", "has 397 tokens, the model a vocab_size of 320"):
+    for named in ("generation_config.json", "has 397 tokens, more than the model's vocab_size 320"):
         assert converted("hf", path, tmp_path / "out", f"--tokenizer_from={larger}") == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "larger" in line and named in line and not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""`python -m sip.aot`: the shapes are those of the loops, figures add up, misfits are named."""
+"""Tests `python -m sip.aot`: shapes are those of the loops, figures add up, misfits are named."""
 
 import dataclasses
 import importlib
@@ -95,7 +95,7 @@ def test_programs_meet_the_shapes_that_the_loop_feeds_them(objective, tmp_path, 
 
 
 class Loose(Local):
-    """A local model whose options may have more tokens than one."""
+    """A local model whose options may have more than one token."""
 
     def _option(self, option):
         return 0
@@ -231,7 +231,7 @@ CHIP = chips.Chip("toy", flops=100.0, hbm=1000.0, hbm_bandwidth=10.0, ici=4.0, t
 
 
 def toy(**changes):
-    """A plan of two programs on eight devices, and what they cost."""
+    """Returns a plan of two programs on eight devices, and their costs."""
     plan = planned(config(batch=16))
     made = tuple(
         Program(n, plan.mesh, n, (), calls=c, loops=1, holds=h, useful=u, remedy=f"less of {n}")
@@ -275,7 +275,7 @@ def test_a_steps_figures_by_hand(monkeypatch, capsys):
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_judges_with_devices_of_their_own_work_beside_the_policy_if_it_is_ahead(ahead, monkeypatch):
-    """By hand: the policy's 11.5 s on eight devices, a judge's 30 s on two."""
+    """Worked by hand: the policy takes 11.5 s on eight devices, a judge 30 s on two."""
     plan, costs = toy(judge=compiling.Compiled(1, 2, {"read": 6000.0}, 90.0, 10.0, moved(read=5)))
     two = meshes.build(meshes.MeshConfig(), jax.devices()[:2])
     judge = Program("judge", two, "judge", (), 1, 1, holds=70.0, useful=1500.0, remedy="")
@@ -386,7 +386,7 @@ print(json.dumps(aot.check(plan, aot.chip_of("v5e:2x2"))))
 
 
 def test_a_rollout_compiles_for_four_tpus():
-    """Here, without a TPU; the update of this run takes three times as long."""
+    """Compiles on a host without a TPU; this run's update would take three times as long."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install -e '.[tpu]'")
     env = os.environ | {"PYTHONPATH": str(tiny_recipe.ROOT), "JAX_PLATFORMS": "cpu"}

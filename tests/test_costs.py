@@ -1,4 +1,4 @@
-"""What programs cost: operations, bytes, collectives and seconds, against numbers by hand."""
+"""Tests the costs of programs (FLOPs, bytes, collectives, seconds) against numbers by hand."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Two processes compute what one does; they agree, and one of them speaks for all."""
+"""Tests that several processes compute the same as one, agree, and write from one process."""
 
 import functools
 import importlib.util
@@ -41,7 +41,7 @@ def end(process: subprocess.Popen) -> dict:
 
 @functools.cache
 def runs(count: int = 2):
-    """What one process of four devices found, and each of several that share them."""
+    """Returns the results of one process with four devices, and of processes that share them."""
     where = f"127.0.0.1:{rehearse.free_port()}"
     begun = [begin(4 // count, where, str(count), str(i)) for i in range(count)]
     return [end(process) for process in [begin(4), *begun]]
@@ -142,7 +142,7 @@ def test_one_of_several_that_fails_does_not_wait_for_the_others(
 
 
 class Stand:
-    """A process that has a code from the start, or gets one when it, or another, is signalled."""
+    """A stub process whose exit code is set at the start, or by a signal to any process."""
 
     def __init__(self, code=None, own=None, others=None):
         self.code, self.own, self.others = code, own or {}, others or {}
@@ -172,7 +172,7 @@ DONE = dict(code=0)
 
 
 def rehearsal(monkeypatch, capsys, faults: str, *attempts):
-    """(exit code, what it said, signals sent); a setting of `Stand` per attempt."""
+    """Returns (exit code, output, signals sent), with one setting of `Stand` per attempt."""
     begun = [[Stand(**how) for _ in range(2)] for how in attempts]
     for one, other in begun:
         one.beside, other.beside = [other], [one]

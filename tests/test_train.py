@@ -1,4 +1,4 @@
-"""The command line: bad input says what is wrong and writes nothing; a stopped job goes on."""
+"""Tests the command line: one-line errors for bad input, and stopped jobs that continue."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ TEXT = tiny_recipe.ROOT / "configs" / "text.py"
 
 
 def complaint(capsys, *argv):
-    """The one line that a refused command line leaves on stderr."""
+    """Returns the one line that a rejected command line writes to stderr."""
     capsys.readouterr()
     assert call(train, *argv) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -143,7 +143,7 @@ def test_a_finished_job_runs_nothing_again(finished, quick, capsys, tmp_path):
 
 
 def test_the_seconds_of_a_run_are_those_of_all_its_attempts(finished, quick, tmp_path, monkeypatch):
-    """Each second is a look at the clock, so the sums are known but for the number of looks."""
+    """The fake clock adds one second per call, so sums are known except for the number of calls."""
     workdir, config = begun(finished, tmp_path / "work", "base"), tiny_recipe.get_config()
     config.order = config.report.rows = ("base", "standard")
     config.report.judge = config.report.rewriter = ""
@@ -168,7 +168,7 @@ def test_the_seconds_of_a_run_are_those_of_all_its_attempts(finished, quick, tmp
 
 @pytest.mark.parametrize("name", ["standard", "sip_oracle"])
 def test_every_checkpoint_keeps_the_seconds(name, finished, quick, tmp_path, monkeypatch):
-    """A run killed after its second checkpoint has kept the seconds until then."""
+    """A run killed after its second checkpoint has recorded the seconds up to there."""
     workdir, config = begun(finished, tmp_path / "work", "base"), tiny_recipe.get_config()
     run = config.runs[name]
     run.steps, run.checkpoint.every_steps = 6, 2

@@ -27,7 +27,7 @@ def config_flag() -> flags.FlagHolder:
     """Defines --config, unless another command imported into this process has defined it."""
     if "config" not in flags.FLAGS:
         config_flags.DEFINE_config_file(
-            "config", None, "Required. Config file, optionally with :VARIANT.", lock_config=True
+            "config", None, "Config file: FILE.py or FILE.py:VARIANT.", lock_config=True
         )
     return flags.FlagHolder(flags.FLAGS, flags.FLAGS["config"])
 
@@ -39,7 +39,7 @@ def checkpoint_flag() -> flags.FlagHolder:
 
 def workdir_flag() -> flags.FlagHolder:
     """Defines --workdir once per process."""
-    text = "Directory for all outputs, local or gs://."
+    text = "Directory of all inputs and outputs of the runs, local or gs://."
     return shared(flags.DEFINE_string, "workdir", None, text)
 
 

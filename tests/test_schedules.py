@@ -263,7 +263,7 @@ def test_against_the_first_a_score_is_the_win_over_it_alone():
 
 
 def test_adaptive_spends_its_budget_on_the_ends():
-    """Of 17 candidates in known order, the ends meet more opponents than the middle."""
+    """The ends of 17 candidates in known order meet more opponents than the middle."""
     strength_BK = np.tile(np.linspace(-4, 4, 17), (20, 1))
     court = Court(bradley_terry.beats(strength_BK))
     wins = _play(ScheduleConfig("adaptive", budget=0.25, rounds=5), court)

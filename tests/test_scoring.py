@@ -85,7 +85,7 @@ def test_orders_that_disagree_are_a_hard_tie():
 
 
 def test_a_hard_verdict_is_the_likeliest_options():
-    """Of three options the most likely is a tie, while the mean outcome is a win of .54."""
+    """The most likely of three options is a tie, while the mean outcome is a win of .54."""
     tied = lambda _, branch, __: (0.3, 0.48, 0.22) if "\nA: a\n" in branch else (0.1, 0.8, 0.1)
     soft, hard = (
         _score(_judge(tied, (COHERENCE,), hard=h), [[" a", " b"]], np.ones((1, 2), bool))

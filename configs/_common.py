@@ -1,6 +1,7 @@
-"""Sections that several configs share. A resolved config holds every setting that a run reads.
+"""Config sections that several config files share.
 
-Defaults are those of the dataclasses in sip/; only what differs from them is written here.
+A resolved config contains every setting that a run reads. Defaults come from the dataclasses in
+sip/; this file contains only the values that differ from them.
 """
 
 import dataclasses
@@ -25,15 +26,17 @@ from sip.training.optim import OptimConfig
 
 
 def is_debug(arg: str, name: str) -> bool:
-    """True for the variant "debug" of a config file `name` that has no other variant."""
+    """Returns True for variant "debug" and False for none; raises ValueError for any other."""
     if arg not in ("", "debug"):
-        raise ValueError(f"configs/{name} has no variant {arg!r}, only 'debug'")
+        raise ValueError(f"configs/{name} has no variant {arg!r}; its only variant is 'debug'")
     return arg == "debug"
 
 
 def section(**values) -> ConfigDict:
-    """A config section. Sections inside it are copied: an override of one run must not change
-    another."""
+    """Builds a config section.
+
+    Sections inside it are copied, so that an override of one run does not change another run.
+    """
     own = {
         k: v.copy_and_resolve_references() if isinstance(v, ConfigDict) else v
         for k, v in values.items()
@@ -42,9 +45,9 @@ def section(**values) -> ConfigDict:
 
 
 def complete(cls, **values) -> ConfigDict:
-    """The section of dataclass `cls`: `values`, and for all other fields the defaults of `cls`.
+    """Builds the section of dataclass `cls` from `values` and the defaults of all other fields.
 
-    A field without a default that is not among `values` stays out.
+    A field without a default that is not in `values` is left out.
     """
     for field in dataclasses.fields(cls):
         if field.name in values:
@@ -65,22 +68,25 @@ def _plain(value):
 
 
 def log(every_steps: int = 10) -> ConfigDict:
-    """Metrics: metrics.jsonl, TensorBoard and the progress bar."""
+    """Builds section `log`: metrics.jsonl, TensorBoard and the progress bar."""
     return complete(LogConfig, every_steps=every_steps)
 
 
 def saves(every_steps: int) -> ConfigDict:
-    """Checkpoints: how often, how many are kept, and when a diverging run gives up."""
+    """Builds section `checkpoint`: save interval (steps), number kept, and divergence limits."""
     return complete(CheckpointConfig, every_steps=every_steps)
 
 
 def mesh() -> ConfigDict:
-    """A mesh with all devices along fsdp."""
+    """Builds section `mesh`, with all devices along axis fsdp."""
     return complete(MeshConfig)
 
 
 def judge_mesh(devices: int = 0) -> ConfigDict:
-    """The mesh of judge, audit and rewriter: on `devices` set apart, or shared with the policy."""
+    """Builds the mesh section of judge, audit and rewriter.
+
+    `devices`: number of devices of their own; 0 means that they share the policy's devices.
+    """
     return complete(PartConfig, devices=devices)
 
 
@@ -93,7 +99,7 @@ def adamw(
     weight_decay: float = 0.01,
     b2: float = 0.98,
 ) -> ConfigDict:
-    """AdamW; its schedule is as long as the run."""
+    """Builds an AdamW section; the learning-rate schedule is as long as the run."""
     return complete(
         OptimConfig,
         lr=lr,
@@ -106,24 +112,27 @@ def adamw(
 
 
 def muon(lr: float, *, warmup_steps: int, **adam) -> ConfigDict:
-    """Muon for the hidden matrices and AdamW for the rest; both make updates of like size."""
+    """Builds a Muon section: Muon for hidden matrices, AdamW for all other parameters.
+
+    The updates of both have similar size, so they share the learning rate.
+    """
     optim = adamw(lr, warmup_steps=warmup_steps, **adam)
     optim.name = "muon"
     return optim
 
 
 def lora(rank: int = 0, **changes) -> ConfigDict:
-    """LoRA: low-rank factors are trained in place of all parameters; rank 0: off."""
+    """Builds section `lora`: trains low-rank factors instead of all parameters; rank 0 is off."""
     return complete(LoraConfig, rank=rank, **changes)
 
 
 def evals(*, baseline: str, **changes) -> ConfigDict:
-    """The evaluation of greedy continuations of held-out prefixes."""
+    """Builds the section that evaluates greedy continuations of held-out prefixes."""
     return complete(EvalConfig, baseline=baseline, **changes)
 
 
 def any_run(*, split, steps, batch, model, optim, init_from="", save_every, log_every) -> dict:
-    """Settings that every run has."""
+    """Returns the settings that every run has."""
     return dict(
         split=split,
         init_from=init_from,
@@ -145,19 +154,25 @@ def _supervised(task, evals, *, save_every, log_every, **run) -> ConfigDict:
 
 
 def documents_run(*, tokens, evals, save_every=500, log_every=20, **run) -> ConfigDict:
-    """A supervised run on documents: tokens "all" for pretraining, "suffix" beside SIP."""
+    """Builds a supervised run on documents.
+
+    `tokens`: "all" trains on all tokens (pretraining), "suffix" on suffixes only, as SIP runs do.
+    """
     task = dict(name="documents", tokens=tokens)
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 
 def judge_run(*, labels, save_every=100, log_every=10, evals_every=50, **run) -> ConfigDict:
-    """A supervised run on labelled verdicts."""
+    """Builds a supervised run that trains a judge on labelled verdicts."""
     task, evals = dict(name="verdicts", labels=labels), section(every_steps=evals_every)
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 
 def rewriter_run(*, rewrites, save_every=200, log_every=20, evals_every=0, **run) -> ConfigDict:
-    """A supervised run on the ground truth's rewrites; `rewrites` are the task's settings."""
+    """Builds a supervised run that trains a rewriter on the ground truth's rewrites.
+
+    `rewrites` are the settings of the task.
+    """
     task, evals = dict(name="rewrites", **rewrites), section(every_steps=evals_every)
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
@@ -165,8 +180,10 @@ def rewriter_run(*, rewrites, save_every=200, log_every=20, evals_every=0, **run
 def candidates(
     *, suffix=True, rewrite=True, rollouts=4, since=0, chosen="best", rejected="worst"
 ) -> ConfigDict:
-    """The candidates per prefix and which of them is learned from; `rollouts` join at step
-    `since`."""
+    """Builds section `candidates`: the candidates per prefix, and which are chosen and rejected.
+
+    `rollouts` rollouts per prefix are added from step `since` on.
+    """
     return complete(
         CandidateConfig,
         suffix=suffix,
@@ -178,24 +195,31 @@ def candidates(
 
 
 def objective(name: str, **changes) -> ConfigDict:
-    """The objective: dpo, rf_nll or dr_grpo, blended with CE(suffix)."""
+    """Builds section `objective`: dpo, rf_nll or dr_grpo, plus weighted CE on suffixes."""
     return complete(ObjectiveConfig, name=name, **changes)
 
 
 def http(**changes) -> ConfigDict:
-    """An OpenAI-compatible server; --config.runs.NAME.judge.http.url=http://HOST:8000/v1."""
+    """Builds section `http` for an OpenAI-compatible server.
+
+    Set its address with --config.runs.NAME.judge.http.url=http://HOST:8000/v1.
+    """
     return complete(RemoteConfig, **{"specials": SPECIALS, **changes})
 
 
 def schedule(name: str = "all", **changes) -> ConfigDict:
-    """The pairs that are compared: all, pivot, random, adaptive, against
-    (sip/judge/schedules.py)."""
+    """Builds section `schedule`: which pairs of candidates are compared.
+
+    Names: all, pivot, random, adaptive, against (sip/judge/schedules.py).
+    """
     return complete(ScheduleConfig, name=name, **changes)
 
 
 def proofread(init_from: str = "", **changes) -> ConfigDict:
-    """The proofreader: it marks words, in the texts that a judge is shown, which good text would
-    not have."""
+    """Builds section `proofread`: a model that marks unlikely words in the judge's texts.
+
+    `init_from` names the model's run or checkpoint; "" is off.
+    """
     return complete(ProofreadConfig, init_from=init_from, **changes)
 
 
@@ -208,19 +232,21 @@ def judge(
     weights=(("quality", 1.0), ("safety", 1.0), ("factuality", 1.0)),
     **changes,
 ) -> ConfigDict:
-    """The judge: local (a trained judge, or with init_from "policy" the model in training), http (a
-    server), rule, or truth (the corpus's ground truth).
+    """Builds section `judge`.
 
-    `weights` names built-in aspects or paths of prompt files. `votes`, `max_tokens` and `sampling`
-    are for aspects that are answered after reasoning. `chat`: a local judge is asked in a chat, by
-    its "own" template, "harmony" or a .jinja file.
+    Backends: local (a trained judge, or with init_from "policy" the model in training), http (a
+    server), rule, and truth (the corpus's ground truth).
+
+    `weights` lists (aspect, weight); an aspect is a built-in name or the path of a prompt file.
+    `votes`, `max_tokens` and `sampling` apply to aspects with reasoning before the verdict. `chat`
+    wraps the prompts of a local judge in a chat template: "own", "harmony" or a .jinja file.
     """
     values = dict(backend=backend, weights=tuple(weights), http=http())
     return complete(JudgeConfig, **{**values, **changes})
 
 
 def rewrites_judge(backend: str, *, init_from="", proofread=UNREAD) -> ConfigDict:
-    """The judge of a rewriter in training: quality against the suffix, and safety."""
+    """Builds the judge of a rewriter in training: quality compared with the suffix, plus safety."""
     return judge(
         backend,
         init_from=init_from,
@@ -231,8 +257,11 @@ def rewrites_judge(backend: str, *, init_from="", proofread=UNREAD) -> ConfigDic
 
 
 def audit(held_out=None, **changes) -> ConfigDict:
-    """A second judge, `held_out` (default: the ground truth), that the policy does not learn from,
-    and when it ends the run; off while every_steps is 0 (sip/judge/audit.py)."""
+    """Builds section `audit`: a second judge that gives no rewards and can end the run.
+
+    `held_out` is the section of that judge, by default the ground truth. every_steps=0 is off
+    (sip/judge/audit.py).
+    """
     return complete(AuditConfig, judge=held_out or judge("truth"), **changes)
 
 
@@ -240,8 +269,10 @@ NO_AUDIT = audit()
 
 
 def rewriter(backend: str, *, init_from="", chat="", param_dtype="") -> ConfigDict:
-    """The rewriter: local (a trained rewriter) or truth (the corpus's ground truth); `chat` as in
-    `judge`."""
+    """Builds section `rewriter`.
+
+    Backends: local (a trained rewriter), truth (the corpus's ground truth). `chat` as in `judge`.
+    """
     return complete(
         RewriterConfig,
         backend=backend,
@@ -267,7 +298,7 @@ def sip_run(
     log_every=5,
     **run,
 ) -> ConfigDict:
-    """A self-improving run."""
+    """Builds a self-improving run."""
     shared = any_run(save_every=save_every, log_every=log_every, **run)
     return section(
         stage="selfimprove",

@@ -1,12 +1,13 @@
-"""What the runs at the scale of arXiv 2601.21343 share: data, tokenizer, policy, hardware.
+"""Shared parts of the runs at the scale of arXiv 2601.21343: data, tokenizer, policy, hardware.
 
-Words after the colon, by commas: a machine of HARDWARE (none: v5e-64), `reasoned` (the judge
-answers in words before its verdict, as the paper's does; without it a verdict is read from the
-probabilities of its options) and `debug` (tiny, bytes for tokens, fresh parameters, a rule for a
-judge).
+Variant words after the colon, separated by commas:
+    a machine of HARDWARE (default: v5e-64)
+    reasoned   The judge writes its reasoning before the verdict, as in the paper. Without it the
+               verdict is read from the probabilities of the options.
+    debug      A tiny run: byte tokenizer, fresh parameters, a rule as the judge.
 
-The corpus is a TFDS data set in array_record files under WORKDIR/data, or with
---config.data.source=jsonl a file with a document per line, field "text".
+The corpus is a TFDS data set in array_record files under WORKDIR/data. With
+--config.data.source=jsonl it is a file with one JSON document per line, field "text".
 """
 
 import _common as common
@@ -14,7 +15,7 @@ import _variants as variants
 import judge_llama8b
 from ml_collections import ConfigDict
 
-MODEL = dict(  # Llama 2's tokenizer and shapes, 1.36e9 parameters: preset llama_1b4
+MODEL = dict(  # preset llama_1b4: Llama 2's tokenizer and architecture, 1.36e9 parameters
     vocab_size=32000,
     width=2048,
     layers=24,
@@ -33,8 +34,8 @@ MODEL = dict(  # Llama 2's tokenizer and shapes, 1.36e9 parameters: preset llama
     branch_chunk=8,
     logprob_chunk=512,
 )
-# Prefixes that judge and rewriter read at a time, one per device or more; batch and microbatches of
-# the policy. One GPU holds no batch of 256 prefixes with 16 rollouts each.
+# teachers: prefixes per call of judge and rewriter, at least one per device. batch and microbatches
+# are the policy's. One GPU has no memory for a batch of 256 prefixes with 16 rollouts each.
 HARDWARE = {
     "v5e-64": dict(teachers=64, batch=256, microbatches=1),
     "v5e-256": dict(teachers=256, batch=256, microbatches=1),
@@ -48,13 +49,13 @@ WORDS = ("debug", "reasoned")
 
 
 def words(arg: str, name: str) -> tuple[str, set[str]]:
-    """(hardware, other words) of a config file's variant."""
+    """Splits a variant into (hardware, other words); raises ValueError for an unknown word."""
     asked = variants.words(arg)
     machines = [word for word in asked if word in HARDWARE]
     unknown = [word for word in asked if word not in (*HARDWARE, *WORDS)]
     if unknown or len(machines) > 1:
         raise ValueError(
-            f"configs/{name} knows {', '.join(WORDS)} and one of {', '.join(HARDWARE)}, not {arg!r}"
+            f"configs/{name}: {arg!r} must be words of {', '.join(WORDS)}, {', '.join(HARDWARE)}"
         )
     return (machines or ["v5e-64"])[0], set(asked) - set(machines)
 
@@ -71,7 +72,7 @@ def get_config(
     candidates,
     init_from: str = "base",
 ) -> ConfigDict:
-    """One run, `sip`: `aspects` are summed with weight 1."""
+    """Builds a config with one run, `sip`; all `aspects` of the judge have weight 1."""
     machine, others = words(arg, name)
     hardware = HARDWARE[machine]
     config = ConfigDict()
@@ -114,7 +115,10 @@ def get_config(
 
 
 def continual(arg: str, name: str, *, data: str, aspects: tuple[str, ...]) -> ConfigDict:
-    """From a base model on: DPO between the best and the worst of the suffix and 16 rollouts."""
+    """Builds a run that continues a base model.
+
+    DPO between the best and the worst of the suffix and 16 rollouts.
+    """
     return get_config(
         arg,
         name,
@@ -128,7 +132,7 @@ def continual(arg: str, name: str, *, data: str, aspects: tuple[str, ...]) -> Co
 
 
 def shrink(config) -> ConfigDict:
-    """The same run, tiny; nobody is there to rewrite."""
+    """Makes the run tiny, without a rewriter."""
     run = config.runs.sip
     run.judge.update(backend="rule", rule="distinct_words", init_from="", votes=1, batch=4)
     run.judge.weights = (("quality", 1.0),)

@@ -1,4 +1,4 @@
-"""Sections of policy-gradient runs (sip/stages/rl.py)."""
+"""Config sections of policy-gradient runs (sip/stages/rl.py)."""
 
 import _common as common
 from ml_collections import ConfigDict
@@ -7,8 +7,11 @@ from sip.training.losses import PolicyConfig
 
 
 def policy_gradient(**changes) -> ConfigDict:
-    """GRPO. Dr. GRPO is advantage "dr_grpo" with denominator "constant"; DAPO is advantage "grpo"
-    with denominator "token" and clip_high 0.28."""
+    """Builds section `objective` of a policy-gradient run; the default is GRPO.
+
+    Dr. GRPO: advantage "dr_grpo", denominator "constant". DAPO: advantage "grpo", denominator
+    "token", clip_high 0.28.
+    """
     return common.complete(PolicyConfig, **changes)
 
 
@@ -27,7 +30,7 @@ def _run(
     evals_batch=16,
     **run,
 ) -> ConfigDict:
-    """Settings that policy-gradient runs share; `task` is the task's section."""
+    """Builds a policy-gradient run from its section `task` and the shared settings."""
     shared = common.any_run(save_every=save_every, log_every=log_every, **run)
     return common.section(
         stage="rl",
@@ -44,15 +47,20 @@ def _run(
 
 
 def judge_run(*, both_orders=False, **run) -> ConfigDict:
-    """A judge's run, rewarded for right verdicts; `labels` or `label_file` is among `run`."""
+    """Builds the run of a judge that is rewarded for right verdicts.
+
+    `run` must contain `labels` or `label_file`.
+    """
     task = dict(name="verdicts", both_orders=both_orders)
     task |= {key: run.pop(key) for key in ("labels", "label_file") if key in run}
     return _run(task, **run)
 
 
 def rewriter_run(*, rewrites, judge, **run) -> ConfigDict:
-    """A rewriter's run, rewarded by a judge that compares `against`; `rewrites` are the task's
-    other settings."""
+    """Builds the run of a rewriter that is rewarded by `judge`.
+
+    The judge uses schedule "against". `rewrites` are the other settings of the task.
+    """
     return _run(dict(name="rewrites", judge=judge, **rewrites), **run)
 
 

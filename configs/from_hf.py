@@ -1,17 +1,17 @@
-"""Self-improving pretraining from a published checkpoint, on a .txt file, with a local judge.
+"""Self-improving pretraining of a published checkpoint on a .txt file, with a local judge.
 
     python -m sip.convert --to=orbax --src=HF_DIR --dst=/tmp/start
     python -m sip.train --config=configs/from_hf.py:/tmp/start --config.data.path=FILE.txt \
         --workdir=/tmp/tuned --config.runs.sip.judge.init_from=JUDGE_DIR
     python -m sip.convert --to=hf --src=/tmp/tuned/runs/sip --dst=/tmp/out --tokenizer_from=HF_DIR
 
-The word after the colon is the checkpoint that is trained on, a run's directory or one of Hugging
-Face's: model and tokenizer are read from it. The judge is any such checkpoint, by default the one
-that is trained on, frozen; one that follows instructions is asked in its own chat template with
---config.runs.sip.judge.chat=own. Documents are separated by blank lines. `:/tmp/start,debug` takes
-two steps; `:debug` alone starts from nothing, with bytes for tokens, and a rule judges.
-Hardware: what the optimiser's state of the checkpoint fits on; never run at the size of a published
-model.
+The word after the colon is the checkpoint to continue: a run directory or a Hugging Face directory.
+Model and tokenizer are read from it. The judge can be any such checkpoint; the default is the
+initial policy, frozen. For an instruction-tuned judge, --config.runs.sip.judge.chat=own wraps
+prompts in its own chat template. Documents are separated by blank lines. `:/tmp/start,debug` trains
+two steps. `:debug` alone trains a tiny fresh model with a byte tokenizer and a rule as the judge.
+Hardware: devices whose memory fits the optimiser state of the checkpoint. Not yet run with a
+published model.
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ from sip import loading
 from sip.hf import tokens
 from sip.models import presets
 
-NAME = "llama32_1b"  # its shapes, where no checkpoint is named
+NAME = "llama32_1b"  # model preset, if no checkpoint is named
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """One run, `sip`, from the checkpoint in `arg`."""
+    """Builds a config with one run, `sip`, that continues the checkpoint in `arg`."""
     words = variants.words(arg)
     debug, sources = "debug" in words, [word for word in words if word != "debug"]
     if len(sources) > 1:
-        raise ValueError(f"configs/from_hf.py takes one checkpoint and 'debug', not {arg!r}")
+        raise ValueError(f"configs/from_hf.py: {arg!r} must be one checkpoint and/or 'debug'")
     config: Any = ConfigDict()
     config.seed = 0
     config.data = dict(
@@ -56,7 +56,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def sip_run(sources: list[str]) -> ConfigDict:
-    """DPO of the suffix and rollouts, beside a little of the suffix's cross-entropy."""
+    """Builds the run: DPO over the suffix and rollouts, plus 0.1 * CE on suffixes."""
     model = loading.recorded_model(sources[0]) if sources else presets.preset(NAME)
     return common.sip_run(
         model=dataclasses.asdict(model) | dict(remat="block", branch_chunk=8),
@@ -74,7 +74,7 @@ def sip_run(sources: list[str]) -> ConfigDict:
 
 
 def shrink(config, *, fresh: bool) -> ConfigDict:
-    """Two steps on short texts; a fresh model is tiny too."""
+    """Reduces the run to two steps on short texts; a fresh model also becomes tiny."""
     run = config.runs.sip
     config.data.cut = dict(prefix_min=8, prefix_max=16, suffix=8)
     run.update(steps=2, batch=4)

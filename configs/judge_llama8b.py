@@ -1,16 +1,18 @@
-"""A reasoning judge at the scale of arXiv 2601.21343: GRPO on Llama-3.1-8B's shapes.
+"""A reasoning judge at the scale of arXiv 2601.21343: GRPO on a model with Llama-3.1-8B's shapes.
 
     python -m sip.train --config=configs/judge_llama8b.py --workdir=gs://BUCKET/judge \
         --config.runs.judge.label_file.path=FILE.jsonl --config.runs.judge.init_from=DIR \
         --config.tokenizer.path=FILE.model
 
-The labels are yours: a line each of aspect, prefix, candidates, label (sip/judge/labels/file.py).
-`init_from` is the checkpoint of a model that follows instructions; without one there is nothing to
-reward. The paper's: 75 432 pairs for quality and 3 192 texts for safety, batch 256, 16 answers of
-up to 512 tokens to prompts of up to 3 584, T 0.6, top-p 0.6, 500 steps at a constant 2e-7. `:debug`
-is tiny, with bytes for tokens and fresh parameters. Hardware: 64 TPU v5p or alike (lowered for
-them, never run). Low-rank factors want a fraction of the memory: --config.runs.judge.lora.rank=16
-with model.param_dtype=bfloat16 or lora.int8=True (README).
+You provide the labels: a JSON line each, with aspect, prefix, candidates and label
+(sip/judge/labels/file.py). `init_from` must be an instruction-tuned checkpoint, because other
+models rarely write a verdict that can be rewarded.
+
+Settings of the paper: 75 432 pairs for quality and 3 192 texts for safety, batch 256, 16 answers of
+up to 512 tokens, prompts of up to 3 584 tokens, temperature 0.6, top-p 0.6, 500 steps at a constant
+learning rate of 2e-7. `:debug` is tiny, with a byte tokenizer and fresh parameters.
+Hardware: 64 TPU v5p or similar (compiled for them, not yet run). LoRA needs a fraction of the
+memory: --config.runs.judge.lora.rank=16 with model.param_dtype=bfloat16 or lora.int8=True (README).
 """
 
 import _common as common
@@ -25,7 +27,7 @@ MODEL = dict(
     queries_per_kv=4,
     head_dim=128,
     hidden=14336,
-    max_len=3584 + 512,
+    max_len=3584 + 512,  # tokens of a prompt and of an answer
     rope_theta=500000.0,
     rope_scaling="llama3",
     rope_factor=8.0,
@@ -42,11 +44,11 @@ MODEL = dict(
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """One run, `judge`; with `debug` at a size that runs in seconds."""
+    """Builds a config with one run, `judge`; `debug` makes it run in seconds."""
     debug = common.is_debug(arg, "judge_llama8b.py")
     config = ConfigDict()
     config.seed = 0
-    config.data = dict(  # of the tokenizer and of other stages: the labels are all that is read
+    config.data = dict(  # required by the config's format; this run reads only the labels
         source="jsonl",
         path="labels.jsonl",
         max_skipped_fraction=0.0,
@@ -80,14 +82,17 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def shrink(config, run, *, answer: int, max_len: int) -> ConfigDict:
-    """The same with its one run, a policy-gradient run, tiny."""
+    """Makes a config with one policy-gradient run tiny.
+
+    `answer` and `max_len` are in tokens.
+    """
     run.update(rollouts=2, answer=answer)
     run.evals.update(every_steps=1, batch=4)
     return shrink_shared(config, run, max_len=max_len)
 
 
 def shrink_shared(config, run, *, max_len: int) -> ConfigDict:
-    """What is tiny of any one run: text, model, steps."""
+    """Makes the texts, the model and the steps of any single run tiny."""
     config.data.cut = dict(prefix_min=8, prefix_max=16, suffix=8)
     config.tokenizer.update(kind="byte", path="", vocab_size=259)
     run.update(steps=2, batch=4, microbatches=2, init_from="")

@@ -1,14 +1,19 @@
-"""The whole method on a generated world with exact ground truth, on a laptop CPU.
+"""The whole method on the micro-world, a generated corpus with exact ground truth, on a laptop CPU.
 
     python -m sip.train --config=configs/microworld.py --workdir=/tmp/sip
     python -m sip.train --config=configs/microworld.py:debug --workdir=/tmp/sip-debug
 
-Corpus and tokenizer are generated; a base model is pretrained; a tutor is taught corrected suffixes
-and proofreads for a judge, which is trained on labelled candidates; a rewriter learns to correct
-suffixes; then four ways on from the base are compared: standard pretraining, SIP with the learned
-judge and rewriter, SIP with the ground truth for both (an upper bound), and SFT on one rollout,
-which must collapse.
-Hardware: 2 CPU cores. README has the time and the table.
+The config generates the corpus, trains a tokenizer, and trains these runs in order:
+    base              pretraining
+    tutor             trained on corrected suffixes; marks unlikely words for the judge
+    judge             trained on labelled candidates
+    rewriter          trained to correct suffixes
+Then it continues base in four ways and compares them:
+    standard          standard pretraining
+    sip_learned       SIP with the trained judge and rewriter
+    sip_oracle        SIP with the ground truth as judge and rewriter, an upper bound
+    sft_one_rollout   SFT on one rollout, which is expected to collapse
+Hardware: 2 CPU cores. See README for run time and results.
 """
 
 import _common as common
@@ -39,7 +44,7 @@ BASE, FRESH, JUDGE = "train[:60%]", "train[60%:75%]", "train[75%:]"  # disjoint 
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The full recipe, or with `debug` the same one at a size that runs in a minute."""
+    """Builds the full config; `debug` makes it run in a minute."""
     debug = common.is_debug(arg, "microworld.py")
     config = ConfigDict()
     config.seed = 0
@@ -54,14 +59,14 @@ def get_config(arg: str = "") -> ConfigDict:
             train=40_000,
             validation=1_500,
             test=2_500,
-            plain=0.26,  # fractions of the documents
+            plain=0.26,  # this and the next four: fractions of the documents
             elaborated=0.11,
             hearsay=0.31,
             unsafe=0.21,
             bad=0.11,
-            wrong=0.85,  # of the facts in hearsay
-            myth=0.8,  # of the wrong facts that are the one fixed false value
-            register=0.68,  # sentences of a document that are of its kind
+            wrong=0.85,  # fraction of wrong facts in hearsay documents
+            myth=0.8,  # fraction of the wrong facts that have the one fixed false value
+            register=0.68,  # fraction of a document's sentences in the style of its kind
             unsafe_register=0.9,
         ),
         cut=dict(prefix_min=40, prefix_max=40, suffix=24),
@@ -95,7 +100,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def runs() -> dict:
-    """The runs by name."""
+    """Returns the runs by name."""
     model = dict(MODEL)
     watched = common.evals(baseline="base", every_steps=10)
     tune = dict(model=model, split=FRESH, init_from="base", evals=watched)
@@ -129,8 +134,8 @@ def runs() -> dict:
             optim=common.adamw(6e-4, warmup_steps=10),
         ),
         sip_learned=common.sip_run(
-            # Chosen on validation: a learned judge is sooner exploited by rollouts of a policy that
-            # has yet to learn from better suffixes.
+            # Chosen on validation. Rollouts start at step 60: a policy that has not yet learned
+            # from better suffixes exploits a learned judge earlier.
             **{
                 **sip,
                 "steps": 100,
@@ -146,7 +151,7 @@ def runs() -> dict:
 
 
 def tutor_run(model) -> ConfigDict:
-    """What proofreads for the judge: the base model taught the ground truth's rewrites, no more."""
+    """Builds the run of the judge's proofreader: base, trained on the ground truth's rewrites."""
     return common.sip_run(
         model=model,
         split=JUDGE,
@@ -162,7 +167,7 @@ def tutor_run(model) -> ConfigDict:
 
 
 def judge_run(model) -> ConfigDict:
-    """The judge: the base model with copies of its layers on top, taught by labels."""
+    """Builds the judge's run: base with copies of its layers on top, trained on labels."""
     return common.judge_run(
         model=dict(model, layers=4),
         split=JUDGE,
@@ -188,7 +193,7 @@ def judge_run(model) -> ConfigDict:
 
 
 def rewriter_run(model) -> ConfigDict:
-    """A rewriter: the base model with copies of its layers on top, taught by corrected suffixes."""
+    """Builds the rewriter's run: base with copied layers on top, trained on corrected suffixes."""
     return common.rewriter_run(
         model=dict(model, layers=4),
         split=JUDGE,
@@ -201,7 +206,7 @@ def rewriter_run(model) -> ConfigDict:
 
 
 def shrink(config) -> ConfigDict:
-    """The same recipe, tiny."""
+    """Makes all runs tiny."""
     config.data.world.update(entities=8, train=1500, validation=100, test=150)
     config.tokenizer.documents = 1000
     steps = dict(
@@ -218,7 +223,7 @@ def shrink(config) -> ConfigDict:
         run.steps = steps[name]
         run.batch = 8
         run.optim.warmup_steps = 2
-        run.model.update(width=32, head_dim=8, hidden=64, remat="none")  # time is compilation
+        run.model.update(width=32, head_dim=8, hidden=64, remat="none")  # compiles faster
         run.checkpoint.every_steps = 20
         run.log.every_steps = 2
         if "validation" in run.evals:
@@ -227,7 +232,7 @@ def shrink(config) -> ConfigDict:
         if name == "sip_learned":
             run.candidates.rollouts = ((0, 4),)
         if "judge" in run:
-            run.judge.min_mass = 0.0  # six steps do not make a judge
+            run.judge.min_mass = 0.0  # after six steps the options have little probability
         if "task" in run and run.task.name == "verdicts":
             run.task.labels.update(documents=100, held_out=32, temperatures=(1.0,))
         if "task" in run and run.task.name == "rewrites":

@@ -1,13 +1,14 @@
-"""The ablations of arXiv 2601.21343 on the micro-world, each against the same base model.
+"""The ablations of arXiv 2601.21343 on the micro-world, most from the same base model.
 
     python -m sip.train --config=configs/microworld_ablations.py --workdir=/tmp/ablations
     python -m sip.train --config=configs/microworld_ablations.py:dpo_rollouts --workdir=/tmp/one
     python -m sip.train --config=configs/microworld_ablations.py:debug --workdir=/tmp/debug
 
-Words after the colon, by commas and in any order: names of ablations (none: all), `truth` (the
-ground truth judges and rewrites, and nothing learned), `debug` (tiny), as in
-`:dpo_rollouts,truth,debug`.
-A chosen ablation comes with the runs it needs. Other sizes of a pool:
+Variant words after the colon, separated by commas, in any order (`:dpo_rollouts,truth,debug`):
+    names of ablations (default: all)
+    truth   The ground truth is judge and rewriter; no judge or rewriter is trained.
+    debug   Tiny runs.
+An ablation includes the runs that it needs. To change the number of rollouts:
 --config.runs.NAME.candidates.rollouts="((0, 8),)". Hardware: 2 CPU cores.
 """
 
@@ -28,18 +29,18 @@ POOLS = dict(
     rewrite_one_rollout=dict(suffix=False, rollouts=1),
     suffix_rewrite=dict(rollouts=0),
 )
-SIZES = dict(  # of the whole pool, beside K rollouts and none
+SIZES = dict(  # the whole pool with other numbers of rollouts than K and 0
     suffix_rewrite_one_rollout=dict(rollouts=1),
     suffix_rewrite_eight_rollouts=dict(rollouts=8),
 )
-MATCHED = 5  # times as many steps of standard pretraining take as long as SIP's, judging included
-FIXED = dict(  # nothing to judge: the pool says what is learned
+MATCHED = 5  # factor on standard pretraining's steps for the wall time of SIP, judging included
+FIXED = dict(  # without a judge: the sources determine chosen and rejected
     sft_rewrite=dict(suffix=False, rollouts=0, chosen="rewrite"),
     sft_one_rollout=dict(suffix=False, rewrite=False, rollouts=1, chosen="rollout"),
     dpo_rewrite_over_rollout=dict(suffix=False, rollouts=1, chosen="rewrite", rejected="rollout"),
 )
-CE = dict(ce_weight=0.5, ce_weight_last=0.1, ce_steps=50)  # * CE(suffix), beside the objective
-VARIANTS: dict[str, Any] = dict(  # on suffix and rollouts
+CE = dict(ce_weight=0.5, ce_weight_last=0.1, ce_steps=50)  # adds weight * CE(suffix)
+VARIANTS: dict[str, Any] = dict(  # variants of objectives, on suffix and rollouts
     dpo_length_normalized=dict(name="dpo", length_normalize=True, beta=2.0),
     dpo_nll=dict(name="dpo", nll_weight=0.2),
     dpo_ce=dict(name="dpo", **CE),
@@ -48,20 +49,22 @@ VARIANTS: dict[str, Any] = dict(  # on suffix and rollouts
     dr_grpo_ce=dict(name="dr_grpo", **CE),
 )
 RF_NLL, DPO = dict(name="rf_nll"), dict(name="dpo", nll_weight=1.0)
-SCRATCH = dict(  # without a base model to start from; DPO alone would move from noise to noise
-    scratch_rewrite=(RF_NLL, FIXED["sft_rewrite"]),
-    scratch_rf_nll_suffix_rewrite=(RF_NLL, POOLS["suffix_rewrite"]),
-    scratch_rf_nll_rewrite_one_rollout=(RF_NLL, POOLS["rewrite_one_rollout"]),
-    scratch_dpo_rewrite_one_rollout=(DPO, POOLS["rewrite_one_rollout"]),
+SCRATCH = (
+    dict(  # from fresh parameters; DPO needs an NLL term there, as its pairs are noise at first
+        scratch_rewrite=(RF_NLL, FIXED["sft_rewrite"]),
+        scratch_rf_nll_suffix_rewrite=(RF_NLL, POOLS["suffix_rewrite"]),
+        scratch_rf_nll_rewrite_one_rollout=(RF_NLL, POOLS["rewrite_one_rollout"]),
+        scratch_dpo_rewrite_one_rollout=(DPO, POOLS["rewrite_one_rollout"]),
+    )
 )
-SCRATCH_SPLIT = "train[:75%]"  # what base and policies see; the judge's documents stay apart
-GROUPS = ("suffix_rollouts", "suffix_rewrite_rollouts", "rollouts")  # with rollouts to compare
+SCRATCH_SPLIT = "train[:75%]"  # documents of base and policies, without the judge's
+GROUPS = ("suffix_rollouts", "suffix_rewrite_rollouts", "rollouts")  # pools for dr_grpo
 UNJUDGED = ("standard", "standard_matched", "scratch_standard", "scratch_rewrite")
 WORDS = ("debug", "truth")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """All ablations or those named by `arg`, with base and judge where they are needed."""
+    """Builds the ablations named by `arg` (default: all) and the runs that they need."""
     words = variants.words(arg)
     config: Any = microworld.get_config("debug" if "debug" in words else "")
     found = ablations(config.runs, "truth" if "truth" in words else "local")
@@ -81,12 +84,15 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def rewritten(run) -> bool:
-    """Whether rewrites are among its candidates."""
+    """Returns True if a run has rewrites among its candidates."""
     return "candidates" in run and run.candidates.rewrite
 
 
 def ablations(main, backend: str) -> dict[str, ConfigDict]:
-    """Every ablation by name, made from the main recipe's runs."""
+    """Returns all ablations by name, derived from the runs `main` of microworld.py.
+
+    `backend` of judge and rewriter: "local" or "truth".
+    """
     source = lambda name: name if backend == "local" else ""
     reader = common.proofread(source("tutor"))
     judge = common.judge(backend, init_from=source("judge"), proofread=reader)

@@ -1,11 +1,11 @@
-"""A judge refreshed on what the policy writes by now, against one that stays as it was.
+"""Compares a judge that is retrained on rollouts of the current policy with a fixed judge.
 
     python -m sip.train --config=configs/microworld_iterated.py --workdir=/tmp/sip-iterated
     python -m sip.train --config=configs/microworld_iterated.py:debug --workdir=/tmp/sip-debug
 
-All up to `judge` and `rewriter` is microworld.py's. `first` is a policy that has learned without
-rollouts. From there two ways on, with rollouts: `fixed` goes on with the same judge, `refreshed`
-with `judge_again`, which was taught verdicts on rollouts of `first`. Hardware: 2 CPU cores.
+The runs up to `judge` and `rewriter` are those of microworld.py. `first` trains a policy without
+rollouts. Two runs continue it with rollouts: `fixed` with the same judge, and `refreshed` with
+`judge_again`, a judge trained further on verdicts about rollouts of `first`. Hardware: 2 CPU cores.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ STEPS = dict(first=60, judge_again=160, fixed=100, refreshed=100)
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The recipe, or with `debug` the same at a tiny size."""
+    """Builds the config; `debug` makes it tiny."""
     debug = common.is_debug(arg, "microworld_iterated.py")
     config: Any = microworld.get_config(arg)
     learned, judge = config.runs.sip_learned, config.runs.judge
@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
     first.candidates.rollouts = ((0, 0),)
     fixed.init_from, fixed.candidates.rollouts = "first", ((0, 4),)
     again.init_from, again.task.labels.source = "judge", "first"
-    again.optim.lr = judge.optim.lr / 3  # it knows its trade
+    again.optim.lr = judge.optim.lr / 3  # lower, because the judge is trained already
     refreshed = copied(fixed)
     refreshed.judge.init_from = "judge_again"
     runs = dict(first=first, judge_again=again, fixed=fixed, refreshed=refreshed)

@@ -1,12 +1,12 @@
-"""A rewriter on the micro-world: supervised steps, then what a judge says of its rewrites (GRPO).
+"""Trains a rewriter on the micro-world: supervised steps, then GRPO with a judge's rewards.
 
     python -m sip.train --config=configs/microworld_rewriter.py --workdir=/tmp/sip-rewriter
     python -m sip.train --config=configs/microworld_rewriter.py:truth --workdir=/tmp/sip-upper
     python -m sip.train --config=configs/microworld_rewriter.py:debug --workdir=/tmp/sip-debug
 
-Corpus, tokenizer, base model, tutor and judge are those of microworld.py. `rewriter` is stopped
-early; `rewriter_rl` goes on from it with no corrected suffix to learn from. `truth`: the ground
-truth judges, an upper bound. Hardware: 2 CPU cores. Not run in full yet: the rate is a guess.
+Corpus, tokenizer, base, tutor and judge are those of microworld.py. Run `rewriter` is stopped
+early. `rewriter_rl` continues it and sees no corrected suffixes. With `truth` the ground truth is
+the judge, an upper bound. Hardware: 2 CPU cores. Not yet run in full: the learning rate is a guess.
 """
 
 from typing import Any
@@ -17,21 +17,22 @@ import _variants as variants
 import microworld
 from ml_collections import ConfigDict
 
-START = 250  # supervised steps of microworld.py's 800: most rewrites have some word wrong
+START = 250  # supervised steps, of microworld.py's 800, so that most rewrites have a wrong word
 VARIANTS = {"truth", "debug"}
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The base model, the judge and the two runs of the rewriter; variants are joined by commas."""
+    """Builds base, judge and the two runs of the rewriter; `arg` has comma-separated variants."""
     wanted = set(variants.words(arg))
     if not wanted <= VARIANTS:
-        raise ValueError(f"configs/microworld_rewriter.py knows {sorted(VARIANTS)}, not {arg!r}")
+        raise ValueError(f"configs/microworld_rewriter.py: {arg!r} must be of {sorted(VARIANTS)}")
     debug, known = "debug" in wanted, "truth" in wanted
     config: Any = microworld.get_config("debug" if debug else "")
     runs = config.runs
     base, tutor, judge, rewriter = runs.base, runs.tutor, runs.judge, runs.rewriter
     if not debug:
-        rewriter.optim.steps, rewriter.steps = rewriter.steps, START  # stopped early, not shortened
+        # The learning-rate schedule keeps its full length; only the run ends earlier.
+        rewriter.optim.steps, rewriter.steps = rewriter.steps, START
     rewriter_rl = rl.rewriter_run(
         model=rewriter.model,
         split=rewriter.split,
@@ -44,14 +45,14 @@ def get_config(arg: str = "") -> ConfigDict:
         if known
         else common.rewrites_judge("local", init_from="judge", proofread=microworld.READ),
         rollouts=8,
-        answer=24 + 24 // 4 + 1,
+        answer=24 + 24 // 4 + 1,  # a suffix of 24 tokens, a quarter more, and the end token
         sampling=common.section(temperature=1.0, top_k=0, top_p=1.0),
         objective=rl.policy_gradient(),
     )
     if debug:
         rl.shrink(rewriter_rl)
         rewriter_rl.task.held_out = 40
-        rewriter_rl.task.judge.min_mass = 0.0  # six steps do not make a judge
+        rewriter_rl.task.judge.min_mass = 0.0  # options have little probability after six steps
     config.runs = dict(
         base=base, tutor=tutor, judge=judge, rewriter=rewriter, rewriter_rl=rewriter_rl
     )

@@ -1,13 +1,14 @@
-"""What a comparison schedule costs, and what a policy makes of it: one run per schedule.
+"""Compares comparison schedules by cost and by the trained policy: one run per schedule.
 
     python -m sip.train --config=configs/microworld_schedules.py --workdir=/tmp/sip-schedules
     python -m sip.train --config=configs/microworld_schedules.py:all,adaptive --workdir=/tmp/two
     python -m sip.train --config=configs/microworld_schedules.py:truth --workdir=/tmp/sip-truth
     python -m sip.train --config=configs/microworld_schedules.py:debug --workdir=/tmp/sip-debug
 
-Every run is microworld.py's `sip_learned` with eight rollouts, so ten candidates and 90 comparisons
-under `all`; runs of one seed see the same prefixes. Words after the colon, by commas: names of
-schedules, `truth` (the ground truth judges and rewrites), `debug` (tiny). Hardware: 2 CPU cores.
+Every run is microworld.py's `sip_learned` with eight rollouts. This makes ten candidates per
+prefix, and 90 comparisons with schedule `all`. Runs with one seed see the same prefixes.
+Variant words after the colon, separated by commas: names of schedules (default: all), `truth` (the
+ground truth is judge and rewriter), `debug` (tiny). Hardware: 2 CPU cores.
 """
 
 from typing import Any
@@ -29,7 +30,7 @@ WORDS = ("debug", "truth")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """One run per schedule named by `arg` (none: all), behind what they need."""
+    """Builds the runs of the schedules in `arg` (default: all), after the runs that they need."""
     words = variants.words(arg)
     names = variants.named(words, SCHEDULES, WORDS, "microworld_schedules.py")
     config: Any = microworld.get_config("debug" if "debug" in words else "")
@@ -48,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def scheduled(policy, name: str) -> ConfigDict:
-    """The policy's run with its comparisons under a schedule, and K rollouts where it has any."""
+    """Copies the policy's run with schedule `name`, and with K rollouts if it has any."""
     run = policy.copy_and_resolve_references()
     run.judge.schedule = SCHEDULES[name]
     run.candidates.rollouts = tuple((at, K if k else 0) for at, k in run.candidates.rollouts)

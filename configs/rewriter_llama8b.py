@@ -1,15 +1,18 @@
-"""A rewriter at the scale of arXiv 2601.21343: GRPO on Llama-3.1-8B's shapes.
+"""A rewriter at the scale of arXiv 2601.21343: GRPO on a model with Llama-3.1-8B's shapes.
 
     python -m sip.train --config=configs/rewriter_llama8b.py --workdir=gs://BUCKET/rewriter \
         --config.data.path=FILE.jsonl --config.tokenizer.path=FILE.model \
         --config.runs.rewriter.init_from=DIR --config.runs.rewriter.judge.init_from=DIR
 
-A document per line, with a field "text". `init_from` is the checkpoint of a model that follows
-instructions; the judge is one that gives its verdicts directly, or a server (judge.backend=http).
-The paper's: batch 256, 16 rewrites of suffixes of 128 tokens, T 0.6, top-p 0.6, 500 steps at a
-constant 2e-7. A rewrite is cut to 128 tokens and has 161 to end in. Ours: how long prefixes are,
-and one verdict of each kind where the paper averages 5. `:debug` is tiny, with bytes for tokens,
-fresh parameters and a rule for a judge. Hardware: 64 TPU v5p or alike (lowered, never run).
+The data file has one JSON document per line, field "text". `init_from` must be an
+instruction-tuned checkpoint. The judge is a checkpoint that gives verdicts directly, or a server
+(judge.backend=http).
+
+Settings of the paper: batch 256, 16 rewrites per suffix of 128 tokens, temperature 0.6, top-p 0.6,
+500 steps at a constant learning rate of 2e-7. A rewrite may have 161 tokens and is cut to 128. Our
+choices: the length of prefixes, and one verdict per aspect where the paper averages 5. `:debug` is
+tiny, with a byte tokenizer, fresh parameters and a rule as the judge.
+Hardware: 64 TPU v5p or similar (compiled for them, not yet run).
 """
 
 import _common as common
@@ -19,7 +22,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """One run, `rewriter`; with `debug` at a size that runs in seconds."""
+    """Builds a config with one run, `rewriter`; `debug` makes it run in seconds."""
     debug = common.is_debug(arg, "rewriter_llama8b.py")
     config = ConfigDict()
     config.seed = 0
@@ -43,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
         rewrites=dict(prompt="rewrite", held_out=512, max_invalid=0.5),
         judge=common.rewrites_judge("local", init_from="judge"),
         rollouts=16,
-        answer=128 + 128 // 4 + 1,
+        answer=128 + 128 // 4 + 1,  # a suffix, a quarter more, and the end token
         sampling=common.section(temperature=0.6, top_k=0, top_p=0.6),
         objective=rl.policy_gradient(),
         save_every=50,
@@ -58,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def shrink(config) -> ConfigDict:
-    """The same run, tiny."""
+    """Makes the run tiny."""
     run = config.runs.rewriter
     run.task.judge.update(backend="rule", rule="distinct_words", init_from="")
     run.task.held_out = 8

@@ -4,11 +4,13 @@
         --config.data.path=NAME:text --config.tokenizer.path=FILE.model \
         --config.runs.sip.init_from=DIR --config.runs.sip.judge.init_from=DIR
 
-As configs/sip_quality_1b4.py, which has the paper's numbers and ours; rewards are wins by quality
-plus factuality beside the original suffix. `:debug` is tiny.
-Hardware: by the variant, never run: by `python -m sip.aot` a step takes at least 38 s on 64 TPU
-v5e (0.9 days in all), 11 s on 256 (0.26 days), 16 s on 64 v5p (0.37 days), 15 s on 64 v6e (0.34
-days). `h200`: batches of 16, not compiled; operations alone are 28 s a step.
+Settings are those of configs/sip_quality_1b4.py, which lists the paper's numbers and ours. The
+reward is the win rate by quality plus the factuality compared with the original suffix. `:debug` is
+tiny.
+
+Hardware: chosen by the variant; not yet run. Minimum times by `python -m sip.aot`: 38 s per step on
+64 TPU v5e (0.9 days in all), 11 s on 256 v5e (0.26 days), 16 s on 64 v5p (0.37 days), 15 s on 64
+v6e (0.34 days). `h200` has batches of 16 and is not compiled; its FLOPs alone take 28 s per step.
 """
 
 import _paper
@@ -16,7 +18,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """One run, `sip`; words of the variant as in _paper.py."""
+    """Builds a config with one run, `sip`; see _paper.py for the variants."""
     return _paper.continual(
         arg,
         "sip_factuality_1b4.py",

@@ -4,15 +4,19 @@
         --config.data.path=NAME:text --config.tokenizer.path=FILE.model \
         --config.runs.sip.init_from=DIR --config.runs.sip.judge.init_from=DIR
 
-The paper's: online DPO between the best and the worst of the suffix and 16 rollouts by all ordered
-pairs, batch 256, sequences of 2048 tokens with suffixes of 128, 2000 steps, cosine to a tenth of
-5e-6 after 100 steps. Ours: beta 0.1, AdamW's other numbers, and direct verdicts (`reasoned`: as the
-paper's judge). NAME is a TFDS data set under WORKDIR/data; `init_from` a base model of these shapes
-with Llama 2's tokenizer; the judge one of configs/judge_llama8b.py, or a server. `:debug` is tiny.
-Hardware: by the variant, never run: by `python -m sip.aot` a step takes at least 36 s on 64 TPU
-v5e (0.8 days in all), 10.6 s on 256 (0.24 days), 15 s on 64 v5p (0.35 days), 14 s on 64 v6e (0.3
-days), nearly all of it for the judge's 272 comparisons a prefix. `h200`: batches of 16, not
-compiled; operations alone are 26 s a step.
+Settings of the paper: online DPO between the best and the worst of the suffix and 16 rollouts,
+ranked by all ordered pairs; batch 256, sequences of 2048 tokens with suffixes of 128, 2000 steps,
+learning rate 5e-6 with a warmup of 100 steps and cosine decay to a tenth. Our choices: beta 0.1,
+AdamW's other settings, and direct verdicts (variant `reasoned` is like the paper's judge).
+
+NAME is a TFDS data set under WORKDIR/data. `init_from` is a base model of this architecture with
+Llama 2's tokenizer. The judge comes from configs/judge_llama8b.py, or is a server.
+`:debug` is tiny.
+
+Hardware: chosen by the variant; not yet run. Minimum times by `python -m sip.aot`: 36 s per step on
+64 TPU v5e (0.8 days in all), 10.6 s on 256 v5e (0.24 days), 15 s on 64 v5p (0.35 days), 14 s on 64
+v6e (0.3 days). The judge's 272 comparisons per prefix take nearly all of it. `h200` has batches of
+16 and is not compiled; its FLOPs alone take 26 s per step.
 """
 
 import _paper
@@ -20,7 +24,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """One run, `sip`; words of the variant as in _paper.py."""
+    """Builds a config with one run, `sip`; see _paper.py for the variants."""
     return _paper.continual(
         arg, "sip_quality_1b4.py", data="slim_pajama:text", aspects=("quality",)
     )

@@ -4,14 +4,15 @@
         --config.data.path=NAME:text --config.tokenizer.path=FILE.model \
         --config.runs.sip.judge.init_from=DIR --config.runs.sip.rewriter.init_from=DIR
 
-The paper's: RF-NLL on the better of a rewrite and one rollout, 21,000 steps at a cosine of 5e-4
-after 2000 steps; the rest is that of configs/sip_quality_1b4.py. Ours: rewards by quality plus
-safety. The rewriter is one of configs/rewriter_llama8b.py. `:debug` is tiny, with a suffix for a
-rewrite.
-Hardware: by the variant, never run. By `python -m sip.aot` all programs fit 64 TPU v5e, and a step
-takes at least 64 s (15 days in all): the 8 B rewriter's parameters are gathered again for each
-token that it writes, and 59 s go to that. Operations alone are 2.4 s a step there, and 1.9 s on
-`h200`, in batches of 16, not compiled.
+Settings of the paper: RF-NLL on the better one of a rewrite and one rollout, 21,000 steps, learning
+rate 5e-4 with a warmup of 2000 steps and cosine decay; all others as in configs/sip_quality_1b4.py.
+Our choice: rewards by quality plus safety. The rewriter comes from configs/rewriter_llama8b.py.
+`:debug` is tiny and uses the suffix instead of a rewrite.
+
+Hardware: chosen by the variant; not yet run. By `python -m sip.aot` all programs fit on 64 TPU v5e,
+and a step takes at least 64 s (15 days in all). 59 s of it gather the parameters of the 8 B
+rewriter, once per written token. FLOPs alone take 2.4 s per step there. `h200` has batches of 16
+and is not compiled; its FLOPs alone take 1.9 s per step.
 """
 
 import _common as common
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """One run, `sip`; words of the variant as in _paper.py."""
+    """Builds a config with one run, `sip`; see _paper.py for the variants."""
     return _paper.get_config(
         arg,
         "sip_scratch_1b4.py",

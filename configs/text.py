@@ -1,11 +1,11 @@
-"""Self-improving pretraining on a plain .txt file, judged by a rule: no ground truth, no labels.
+"""Self-improving pretraining on a .txt file with a rule as the judge: no ground truth, no labels.
 
     python -m sip.train --config=configs/text.py --config.data.path=FILE.txt --workdir=/tmp/text
 
-Documents are separated by blank lines. This is `microworld_ablations.py:dpo_suffix_rollouts` with
-another `data` and another `judge` section: suffix against rollouts, since a rewrite is written
-by a ground truth. The rule prefers texts with few repeated words. `:debug` is tiny.
-Hardware: 2 CPU cores.
+Documents are separated by blank lines. The config is `microworld_ablations.py:dpo_suffix_rollouts`
+with other sections `data` and `judge`. Candidates are the suffix and rollouts; there are no
+rewrites, because they would need a ground truth or a trained rewriter. The rule prefers texts with
+few repeated words. `:debug` is tiny. Hardware: 2 CPU cores.
 """
 
 from typing import Any
@@ -18,8 +18,8 @@ RUN = "dpo_suffix_rollouts"
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """The base model and the self-improving run, or with `debug` the same at a tiny size."""
-    common.is_debug(arg, "text.py")  # no other variant
+    """Builds the base run and the self-improving run; `debug` makes them tiny."""
+    common.is_debug(arg, "text.py")  # raises for any other variant
     config: Any = microworld_ablations.get_config(f"{RUN},truth,{arg}")
     config.data = dict(
         source="txt", path="", world=dict(), cut=config.data.cut, max_skipped_fraction=0.9

@@ -1,4 +1,4 @@
-"""What the command lines share: one-line errors and exit codes."""
+"""Shared code of the command lines: common flags, one-line errors, exit codes."""
 
 import contextlib
 import ctypes
@@ -19,6 +19,7 @@ from sip import processes
 from sip.structs import UserError
 from sip.training.loop import Stopped
 
+# Exit codes: an error that the user can fix, Ctrl-C, and one of several processes that failed.
 MENDABLE, INTERRUPTED, LEFT = 2, 130, 1
 
 
@@ -78,10 +79,14 @@ def _owned(name: str) -> flags.FlagHolder:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs `main(argv)` after parsing flags. Exits 0 when done, or stopped and saved; 2, with one
-    line, where the user can mend it."""
+    """Parses the flags, runs `main(argv)` and exits.
+
+    Exit codes: 0 done, or stopped and saved; 1 one of several processes failed; 2 an error that the
+    user can fix, printed as one line; 130 interrupted.
+    """
     keep_memory()
-    absl_logging.set_verbosity(absl_logging.FATAL)  # orbax: its errors are raised again
+    # Orbax logs errors and also raises them. The raised ones are enough.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("orbax").setLevel(logging.CRITICAL)
     app.run(lambda argv: sys.exit(code(main, argv)), flags_parser=_parse)
 
@@ -90,58 +95,67 @@ def _parse(argv):
     try:
         _admit_siblings(argv)
         return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as e:  # ml_collections names a key without the flag
+    except (AttributeError, KeyError) as e:  # ml_collections reports the key, but not the flag
         _say(f"{_mentioned(argv, _words(e))}: unknown key {_words(e)}")
-    except Exception as e:  # a config file is the user's code: whatever it raises is theirs to mend
+    except Exception as e:  # a config file is the user's code: it may raise anything
         _say(e)
     sys.exit(MENDABLE)
 
 
 def _admit_siblings(argv) -> None:
-    """A config may import the files beside it."""
+    """Adds the directory of the config file to sys.path: a config may import its siblings."""
     for arg, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         name, given, file = arg.lstrip("-").partition("=")
         if name == "config":
             path = (file if given else following).rpartition(".py")[0] + ".py"
             if not os.path.isfile(path):
-                raise UserError(f"--config: there is no file {path}")
+                raise UserError(f"--config: no such file: {path}")
             sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
 
 
 def _mentioned(argv, text: str) -> str:
-    """The flags with a key that `text` names."""
+    """Returns the --config.* flags in `argv` whose last key is quoted in `text`."""
     names = [arg.partition("=")[0] for arg in argv if arg.startswith("--config.")]
     return ", ".join(name for name in names if f"'{name.rpartition('.')[2]}'" in text) or "config"
 
 
 def code(main, argv) -> int:
-    """The exit code of `main(argv)`. One of several processes that fails ends at once: an orderly
-    end would wait for the others, which wait for it."""
+    """Runs `main(argv)`, prints its errors and returns the exit code.
+
+    With several processes a failing one exits at once. An orderly shutdown would wait for the other
+    processes, and they would wait for this one.
+    """
     try:
         main(argv)
     except UserError as e:
         _say(e)
         return _failed(MENDABLE)
     except Stopped as e:
-        print(f"{e}; the same command goes on", file=sys.stderr)
+        print(f"{e}; run the same command to continue", file=sys.stderr)
     except KeyboardInterrupt:
         _say("interrupted")
         return _failed(INTERRUPTED)
     except Exception as e:
         if full := _full_disk(e):
-            _say(f"no space left on the disk of {full}; what was saved before is whole")
+            _say(f"no space left on the disk of {full}; saved checkpoints are intact")
             return _failed(MENDABLE)
         if not processes.is_distributed():
             raise
         traceback.print_exc()
         gone = isinstance(e, jax.errors.JaxRuntimeError)
-        _say(f"{processes.GONE if gone else 'this process failed'}; the same command goes on")
+        _say(
+            f"{processes.GONE if gone else 'this process failed'}; run the same command to continue"
+        )
         return _failed(LEFT)
     return 0
 
 
 def _full_disk(error: BaseException | None) -> str:
-    """The file that had no room, of an error or of what it came from; empty: it was another."""
+    """Returns the file that did not fit on its disk, or "" for any other error.
+
+    Follows the chain of causes. Libraries wrap ENOSPC in their own exceptions, so the message is
+    searched too.
+    """
     while error is not None:
         at_fault = isinstance(error, OSError) and error.errno == errno.ENOSPC
         if at_fault or "No space left on device" in str(error):
@@ -155,7 +169,7 @@ def _failed(exit_code: int) -> int:
     if processes.is_distributed():
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(exit_code)
+        os._exit(exit_code)  # skips jax.distributed's shutdown barrier
     return exit_code
 
 
@@ -164,7 +178,7 @@ def _say(error) -> None:
 
 
 def _words(error) -> str:
-    """What an error says, on one line; of a traceback in it the end."""
+    """Returns the message of an error on one line; of an embedded traceback only the last line."""
     while (
         isinstance(error, BaseException)
         and error.args
@@ -176,8 +190,11 @@ def _words(error) -> str:
 
 
 def keep_memory() -> None:
-    """Keeps freed buffers in the process: XLA's CPU backend allocates and frees them in every step,
-    and returning their pages to the kernel each time costs more than the memory. glibc only."""
+    """Makes malloc keep freed buffers in the process (glibc only; does nothing elsewhere).
+
+    XLA's CPU backend allocates and frees its buffers in every step. Returning their pages to the
+    kernel each time costs more time than the kept memory is worth.
+    """
     trim_threshold, mmap_threshold, most = -1, -3, 32 << 20
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)

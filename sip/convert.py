@@ -1,11 +1,12 @@
-"""Checkpoints from and to Hugging Face's format: `python -m sip.convert --to=orbax --src=DIR`.
+"""Converts checkpoints from and to the Hugging Face format.
 
     python -m sip.convert --to=orbax --src=HF_DIR --dst=RUN_DIR
     python -m sip.convert --to=hf --src=RUN_DIR --dst=HF_DIR
 
-`--src=hf://ORGANISATION/NAME` is fetched from the hub. What is made with --to=orbax is a run's
-directory: `init_from` and every --checkpoint take it, as they take a directory of Hugging Face's
-itself. Nothing is overwritten, and DST has its name only when it is whole.
+`--src=hf://ORGANISATION/NAME` downloads the checkpoint from the Hugging Face hub. --to=orbax writes
+a run directory. `init_from` and every --checkpoint flag accept a run directory and also a Hugging
+Face directory, so conversion is optional. The command never overwrites files. DST gets its final
+name only after all files are written.
 """
 
 import dataclasses
@@ -21,21 +22,31 @@ from sip.models.config import DTYPES
 from sip.structs import Params, UserError
 from sip.training import checkpoints
 
-_TO = flags.DEFINE_enum("to", None, ["orbax", "hf"], "The format to write.")
-_SRC = flags.DEFINE_string("src", None, "Directory of a checkpoint, or hf://ORGANISATION/NAME.")
-_DST = flags.DEFINE_string("dst", None, "Directory to make.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Of the weights that are written.")
-_SHARD_GB = flags.DEFINE_float("max_shard_gb", 5.0, "Size of a file of weights, to=hf.")
+_TO = flags.DEFINE_enum("to", None, ["orbax", "hf"], "Required. Format to write.")
+_SRC = flags.DEFINE_string("src", None, "Required. Checkpoint directory, or hf://ORG/NAME.")
+_DST = flags.DEFINE_string("dst", None, "Required. Directory to create.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Dtype of the written weights.")
+_SHARD_GB = flags.DEFINE_float("max_shard_gb", 5.0, "to=hf: maximum size of a weight file, GB.")
 _TOKENIZER_FROM = flags.DEFINE_string(
-    "tokenizer_from", "", "Whose tokenizer files to write, to=hf: a directory of Hugging Face's."
+    "tokenizer_from", "", "to=hf: Hugging Face directory whose tokenizer files are copied."
 )
 _TENSOR = cli.tensor_flag()
 
 
 def to_orbax(src: str, dst: str, where: jax.sharding.Mesh, *, dtype: str = "float32") -> None:
-    """A checkpoint of Hugging Face's as a run's directory, its tokenizer files kept."""
+    """Converts a Hugging Face directory to a run directory; copies the tokenizer files.
+
+    Args:
+        src: Hugging Face directory.
+        dst: Run directory to create.
+        where: Mesh that the parameters are loaded on.
+        dtype: Dtype of the written weights.
+
+    Raises:
+        UserError: `src` has no usable config.json, or its tokenizer does not fit the model.
+    """
     if not configs.exists(src):
-        raise UserError(f"--src {src}: no config.json with a model_type")
+        raise UserError(f"--src {src}: no config.json with a model_type in this directory")
     files = tokens.published(src)
     tokens.check(src, configs.read(src).vocab_size)
     params, cfg = reading.load(src, where, DTYPES[dtype])
@@ -47,7 +58,7 @@ def to_orbax(src: str, dst: str, where: jax.sharding.Mesh, *, dtype: str = "floa
 def _save(path: Path, params: Params, record) -> None:
     try:
         checkpoints.save_params(str(path), params, record)
-    except ValueError as error:  # as orbax words a full disk
+    except ValueError as error:  # orbax reports a full disk as a ValueError
         raise OSError(str(error)) from error
 
 
@@ -60,10 +71,19 @@ def to_hf(
     shard_bytes: int = 5 * 10**9,
     tokenizer: str = "",
 ) -> None:
-    """A run's last checkpoint, or one of Hugging Face's again, as a directory of Hugging Face's.
+    """Writes the last checkpoint of a run, or a Hugging Face directory, in that format.
 
-    Tokenizer files are those of the directory `tokenizer`, else what the checkpoint was made from
-    had, else the run's own tokenizer written as theirs.
+    Tokenizer files come from the directory `tokenizer` if it is given. Otherwise they come from the
+    Hugging Face checkpoint that the run started from, if any. Otherwise the run's own tokenizer is
+    written in the Hugging Face format.
+
+    Args:
+        src: Run directory or Hugging Face directory.
+        dst: Hugging Face directory to create.
+        where: Mesh that the parameters are loaded on.
+        dtype: Dtype of the written weights.
+        shard_bytes: Maximum size of one weight file, bytes.
+        tokenizer: Hugging Face directory whose tokenizer files are copied, or "".
     """
     theirs = tokenizer or tokens.home(src)
     if theirs:
@@ -71,12 +91,13 @@ def to_hf(
         tokens.check(theirs, loading.recorded_model(src).vocab_size)
     else:
         files = tokens.files(loading.kept_tokenizer(src), loading.recorded_model(src).max_len)
-    params, cfg = loading.load_params(src, where, dtype)  # factors are added before it is rounded
+    # LoRA factors are added before the weights are rounded to `dtype`.
+    params, cfg = loading.load_params(src, where, dtype)
     writing.save(params, cfg, dst, files, dtype=dtype, shard_bytes=shard_bytes)
 
 
 def main(argv) -> None:
-    """The command line."""
+    """Runs the command line."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}")
     for flag in (_TO, _SRC, _DST):
@@ -84,9 +105,9 @@ def main(argv) -> None:
             raise UserError(f"--{flag.name} is needed")
     src, dst = str(_SRC.value), str(_DST.value)
     if "://" in dst:
-        raise UserError(f"--dst {dst}: only a local directory is written; copy it afterwards")
+        raise UserError(f"--dst {dst}: must be a local directory; copy it to its target afterwards")
     if _SHARD_GB.value <= 0:
-        raise UserError("--max_shard_gb must be positive")
+        raise UserError(f"--max_shard_gb={_SHARD_GB.value:g}: must be positive")
     where = mesh.build(MeshConfig(1, -1, _TENSOR.value))
     src = hub.local(src)
     if _TO.value == "orbax":

@@ -1,14 +1,16 @@
-"""Trains what a config says: `python -m sip.train --config=configs/microworld.py --workdir=DIR`.
+"""Trains the runs of a config: `python -m sip.train --config=configs/microworld.py --workdir=DIR`.
 
-A config names runs in order. Finished runs are skipped, an unfinished one is resumed, so the same
-command goes on after a crash, Ctrl-C or preemption (these save first). With --seeds=0,1,2 all of
-it is done for each seed in turn, in DIR/seed0 and so on, and their spread is reported. Exit codes:
-0 done, or stopped and saved; 2 the user can mend it.
+A config lists its runs in order. The command skips finished runs and resumes an unfinished one, so
+after a crash, Ctrl-C or a preemption you run the same command again. Ctrl-C and SIGTERM save a
+checkpoint before the program exits. --seeds=0,1,2 trains all runs once per seed, in DIR/seed0,
+DIR/seed1, and so on, and reports the spread over the seeds. Exit codes: 0 done, or stopped and
+saved; 2 an error that you can fix, printed as one line.
 
-On several hosts the same command runs on each, with a workdir that all of them see. Hosts of a TPU
-pod find each other; elsewhere --distributed asks the cluster (Slurm, GKE, Open MPI), or say
---coordinator=HOST:PORT --processes=4 --process=0 (1, 2, 3 on the others). One that is told to end
-(SIGTERM) is enough: all save at one step. One that dies ends all; the same command goes on.
+To train on several hosts, run the same command on each host, with a workdir that all hosts can
+read and write. The hosts of a TPU pod find each other. On other clusters (Slurm, GKE, Open MPI) add
+--distributed, or pass --coordinator=HOST:PORT --processes=4 --process=0 (1, 2, 3 on the other
+hosts). SIGTERM to one process is enough: all processes save at the same step. If one process dies,
+all processes exit; run the same command again to continue from the last checkpoint.
 """
 
 import signal
@@ -28,18 +30,35 @@ from sip.training.loop import Stopped
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag()
-_SEEDS = flags.DEFINE_string("seeds", None, "Seeds, such as 0,1,2, in place of the config's.")
-_PROFILE = flags.DEFINE_bool("profile", False, "Write a trace of a few steps of each run.")
-_COORDINATOR = flags.DEFINE_string("coordinator", "", "Of several: HOST:PORT of the first.")
-_PROCESSES = flags.DEFINE_integer("processes", 0, "How many there are.")
-_PROCESS = flags.DEFINE_integer("process", -1, "Which this is, from 0.")
+_SEEDS = flags.DEFINE_string(
+    "seeds", None, "Comma-separated seeds, such as 0,1,2; replaces config.seed."
+)
+_PROFILE = flags.DEFINE_bool("profile", False, "Write a profiler trace of a few steps of each run.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "Address of process 0, HOST:PORT.")
+_PROCESSES = flags.DEFINE_integer("processes", 0, "Number of processes.")
+_PROCESS = flags.DEFINE_integer("process", -1, "Index of this process, from 0.")
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Several processes, as the cluster says; unasked on hosts with TPUs."
+    "distributed",
+    False,
+    "Detect the other processes from the cluster (Slurm, GKE, Open MPI). Always on for TPU hosts.",
 )
 
 
 def train(config, workdir: str, profile: bool = False) -> dict:
-    """Runs what is unfinished of `config`, then reports; returns the summary."""
+    """Trains all unfinished runs of `config`, then writes the report.
+
+    Args:
+        config: The whole config (a ConfigDict).
+        workdir: Output directory, local or gs://.
+        profile: Writes a profiler trace of a few steps of each run.
+
+    Returns:
+        The summary that is also written to summary.json.
+
+    Raises:
+        UserError: The config is invalid, or the workdir belongs to another config.
+        Stopped: The process was asked to stop; the state is saved.
+    """
     cli.keep_memory()
     recipe.check_reachable(workdir)
     recipe.check(config, workdir)
@@ -47,6 +66,7 @@ def train(config, workdir: str, profile: bool = False) -> dict:
     recipe.claim(config, workdir)
     for name in config.order:
         directory = epath.Path(workdirs.run_dir(workdir, name))
+        # Process 0 looks for the file, so that all processes skip the same runs.
         if processes.broadcast((directory / "done.json").exists):
             continue
         clock = Clock(str(directory))
@@ -54,7 +74,7 @@ def train(config, workdir: str, profile: bool = False) -> dict:
         try:
             recipe.STAGES[config.runs[name].stage].train(Run(config, name, workdir), traces)
         finally:
-            if directory.exists():  # the run has begun
+            if directory.exists():  # absent if the run failed before it wrote anything
                 clock.save()
         done = {"wall_seconds": clock.seconds(), "lost_steps": clock.lost_steps}
         workdirs.write_json(directory / "done.json", done)
@@ -62,7 +82,17 @@ def train(config, workdir: str, profile: bool = False) -> dict:
 
 
 def train_seeds(config, wanted: Sequence[int], workdir: str, profile: bool = False) -> dict:
-    """Trains the recipe once per seed, then reports over all of them; returns the summary."""
+    """Trains all runs of the config once per seed, then reports means and spread over the seeds.
+
+    Args:
+        config: The whole config; its `seed` is replaced.
+        wanted: The seeds.
+        workdir: Output directory; seed S is trained in workdir/seedS.
+        profile: As in `train`.
+
+    Returns:
+        The summary over the seeds.
+    """
     seeds.claim(config, wanted, workdir)
     for seed in wanted:
         directory = seeds.directory(workdir, seed)
@@ -74,7 +104,7 @@ def train_seeds(config, wanted: Sequence[int], workdir: str, profile: bool = Fal
 
 
 def main(argv) -> None:
-    """The command line."""
+    """Runs the command line."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}")
     for flag in (_CONFIG, _WORKDIR):
@@ -82,7 +112,7 @@ def main(argv) -> None:
             raise UserError(f"--{flag.name} is needed")
     wanted = None if _SEEDS.value is None else seeds.parse(_SEEDS.value)
     if wanted and "config.seed" in flags.FLAGS and flags.FLAGS["config.seed"].present:
-        raise UserError("--config.seed and --seeds: only one of them can be given")
+        raise UserError("--config.seed and --seeds exclude each other; pass only one of them")
     processes.start(
         str(_COORDINATOR.value),
         int(_PROCESSES.value),
@@ -90,15 +120,17 @@ def main(argv) -> None:
         bool(_DISTRIBUTED.value),
     )
     config, workdir, profile = _CONFIG.value, str(_WORKDIR.value), bool(_PROFILE.value)
-    if not processes.is_distributed():  # where the runtime listens
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # loops have their own, and save
+    # With several processes jax.distributed handles SIGTERM itself. Training loops install their
+    # own handlers and save; this one covers the time outside the loops.
+    if not processes.is_distributed():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if wanted:
             train_seeds(config, wanted, workdir, profile)
         else:
             train(config, workdir, profile)
     except KeyboardInterrupt:
-        raise Stopped("stopped between two savings") from None
+        raise Stopped("stopped between two checkpoints") from None
 
 
 if __name__ == "__main__":

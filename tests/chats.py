@@ -1,5 +1,8 @@
-"""Chat templates in the manner of published families, conversations, and what transformers makes
-of them (chats/goldens.json; written anew by `python tests/chats.py`, which needs transformers)."""
+"""Chat templates like those of published families, conversations, and their rendered texts.
+
+The texts are those of transformers (chats/goldens.json). `python tests/chats.py` writes them again;
+it needs transformers.
+"""
 
 import json
 from pathlib import Path
@@ -36,7 +39,7 @@ CONVERSATIONS = {
 
 
 def templates():
-    """{name: source}."""
+    """Returns {name: template source}."""
     found = {path.stem: path.read_text() for path in sorted(HERE.glob("*.jinja"))}
     found["harmony"] = HARMONY.read_text()
     if TITAN.exists():
@@ -46,7 +49,7 @@ def templates():
 
 
 def asked():
-    """[(key, source, conversation, add_generation_prompt)] of every golden."""
+    """Returns [(key, source, conversation, add_generation_prompt)] of all golden texts."""
     return [
         (f"{name} / {title} / {more}", source, conversation, more)
         for name, source in templates().items()
@@ -56,7 +59,7 @@ def asked():
 
 
 def theirs(source, conversation, add_generation_prompt):
-    """What transformers makes of it; an error as {"error": its message}."""
+    """Renders a conversation with transformers; returns {"error": message} for an error."""
     import jinja2
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel

@@ -1,4 +1,4 @@
-"""Eight fake CPU devices, strict promotion, no network."""
+"""Pytest setup: eight simulated CPU devices, strict rank promotion, no network."""
 
 import getpass
 import os
@@ -6,14 +6,14 @@ import socket
 import tempfile
 from pathlib import Path
 
-# Before jax is imported, and in the environment, so that programs the tests start share them.
+# Set before jax is imported, and in the environment: programs started by tests inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 CACHE = Path(tempfile.gettempdir()) / f"sip-jax-tests-{getpass.getuser()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
-# Tests compile much and compute little; and eight devices on two busy cores must not be taken for
-# stuck.
+# Tests spend most of their time on compilation, so XLA's optimisations are off. The timeouts are
+# long because eight devices on two busy cores can look stuck.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
@@ -31,12 +31,13 @@ jax.config.update("jax_default_matmul_precision", "highest")
 
 @pytest.fixture
 def key():
+    """A PRNG key with seed 0."""
     return jax.random.key(0)
 
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-    """Connecting to anything but this machine is refused at once."""
+    """Rejects all connections except to this machine."""
     connect = socket.socket.connect
 
     def guarded(self, address):

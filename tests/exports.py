@@ -1,4 +1,4 @@
-"""Exported models, and `transformers serve` over them."""
+"""Helpers for exported models, served by `transformers serve`."""
 
 import contextlib
 import os
@@ -12,7 +12,10 @@ import tiny
 
 
 def wordy(cfg, tokenizer):
-    """Parameters of a model whose likeliest token is a word: bytes alone are decoded variously."""
+    """Returns parameters of a model whose most likely token is a word.
+
+    Single-byte tokens are avoided, because libraries decode incomplete characters differently.
+    """
     params = tiny.params(cfg)
     words = [len(tokenizer.decode([i]).strip("\ufffd")) > 1 for i in range(tokenizer.vocab_size)]
     kept_V = jnp.array(words + [False] * (cfg.vocab_size - len(words)))
@@ -22,7 +25,7 @@ def wordy(cfg, tokenizer):
 
 @contextlib.contextmanager
 def behind_transformers(path, tmp_path):
-    """The URL of the exported model in `path` behind `transformers serve`, on loopback."""
+    """Serves the exported model in `path` with `transformers serve` on loopback; yields the URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

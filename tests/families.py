@@ -1,4 +1,4 @@
-"""Tiny checkpoints of every family, their weights made by numpy from the tensors' names."""
+"""Tiny checkpoints of every Hugging Face family, with weights drawn from the tensors' names."""
 
 import functools
 import json
@@ -14,7 +14,8 @@ from sip.models import decoder
 from sip.structs import Tree
 
 GOLDENS = Path(__file__).parent / "goldens"
-PROMPT, STEPS, SECOND = 12, 64, 20  # tokens of the first text, greedy ones after it, of a second
+# Tokens: the first text's prompt, its greedy continuation, and the second text.
+PROMPT, STEPS, SECOND = 12, 64, 20
 BASE = dict(
     vocab_size=48, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, rms_norm_eps=1e-5,
@@ -26,7 +27,7 @@ LLAMA3 = dict(
 )  # fmt: skip
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
 ODD = dict(vocab_size=37, tie_word_embeddings=True, num_key_value_heads=1)
-CASES = {  # what config.json says
+CASES = {  # fields of config.json, in addition to BASE
     "llama2": dict(model_type="llama", num_key_value_heads=4, head_dim=None),
     "llama31": dict(model_type="llama", rope_scaling=LLAMA3, rope_theta=500.0),
     "llama32_odd": dict(model_type="llama", head_dim=6, rope_scaling=LLAMA3, **ODD),
@@ -64,13 +65,16 @@ CASES = {  # what config.json says
 
 
 def config(name: str) -> dict:
-    """config.json of a case."""
+    """Returns the contents of config.json for a case."""
     said = {**BASE, **CASES[name]}
     return {**said, "architectures": [configs.FAMILIES[said["model_type"]]]}
 
 
 def weights(raw: dict) -> dict[str, np.ndarray]:
-    """Tensors by their names: the same for the same name and shape; norms away from one."""
+    """Returns random tensors by name.
+
+    Values depend only on name and shape. Norm scales differ from one, so that tests notice them.
+    """
     cfg = configs.parse(raw)
     shapes = jax.eval_shape(lambda: decoder.init(cfg, jax.random.key(0)))
     found = {}
@@ -81,7 +85,7 @@ def weights(raw: dict) -> dict[str, np.ndarray]:
 
 
 def write(raw: dict, directory: Path, dtype="float32") -> Path:
-    """A checkpoint of one file, without a tokenizer."""
+    """Writes a single-file checkpoint without a tokenizer."""
     from safetensors.numpy import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -92,14 +96,14 @@ def write(raw: dict, directory: Path, dtype="float32") -> Path:
 
 
 def texts(vocab: int, greedy) -> tuple[np.ndarray, np.ndarray]:
-    """A prompt with what follows it greedily, and another text."""
+    """Returns (prompt with its greedy continuation, another text)."""
     rng = np.random.default_rng(1)
     first, second = rng.integers(0, vocab, PROMPT), rng.integers(0, vocab, SECOND)
     return np.concatenate([first, np.array(greedy, int)]), second
 
 
 def tree(first, second) -> Tree:
-    """The two texts packed into a padded row, and later parts of both as branches."""
+    """Packs the two texts into one padded row, with later parts of both as branches."""
     ends = len(first), len(first) + len(second)
     row = np.concatenate([first, second, [0] * 4])
     segment = np.repeat([1, 2, 0], [len(first), len(second), 4])
@@ -120,12 +124,12 @@ def _logits(params, cfg, tree):
 
 
 def logits(params, cfg, tree):
-    """logits_TV of the trunk, logits_CRV of the branches."""
+    """Returns (trunk logits_TV, branch logits_CRV)."""
     return jax.device_get(_logits(params, cfg, tree))
 
 
 def compared(got, tree, first_TV, second_TV, tolerance=1e-4):
-    """Asserts that `logits` are those of the two texts, each read by itself."""
+    """Asserts that the logits of the packed row equal those of each text run by itself."""
     trunk_TV, branch_CRV = got
     n, m = len(first_TV), len(first_TV) + len(second_TV)
     want_TV = np.concatenate([first_TV, second_TV])

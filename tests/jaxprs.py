@@ -1,4 +1,4 @@
-"""What a traced program holds: every intermediate array, however deep it is nested."""
+"""Inspects traced programs: lists all intermediate arrays, at any depth of nesting."""
 
 import math
 from collections.abc import Iterator
@@ -7,12 +7,12 @@ from jax.interpreters import partial_eval
 
 
 def live(jaxpr):
-    """Without what no output needs, which XLA drops too."""
+    """Removes code that no output depends on, as XLA does."""
     return partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))[0]
 
 
 def equations(jaxpr) -> Iterator:
-    """All equations, those inside scans, loops, conditionals, remats and custom rules included."""
+    """Yields all equations, also inside scans, loops, conditionals, remat and custom rules."""
     for equation in jaxpr.eqns:
         yield equation
         for inner in _inside(tuple(equation.params.values())):
@@ -20,7 +20,7 @@ def equations(jaxpr) -> Iterator:
 
 
 def _inside(value) -> Iterator:
-    if hasattr(value, "eqns"):  # Jaxpr or ClosedJaxpr, which later versions of jax merge
+    if hasattr(value, "eqns"):  # Jaxpr or ClosedJaxpr; later versions of jax merge the two
         yield value
     elif isinstance(value, tuple | list):
         for item in value:
@@ -28,7 +28,7 @@ def _inside(value) -> Iterator:
 
 
 def shapes(jaxpr, primitive: str = "") -> set[tuple[int, ...]]:
-    """The shapes of all intermediates (an equation's outputs), or of those one operation makes."""
+    """Returns the shapes of all equations' outputs, or of those of one primitive."""
     return {
         v.aval.shape
         for e in equations(jaxpr)
@@ -38,5 +38,5 @@ def shapes(jaxpr, primitive: str = "") -> set[tuple[int, ...]]:
 
 
 def rows_of(found: set, size: int) -> dict[tuple[int, ...], int]:
-    """Shapes with an axis of `size`, or of its multiple (flattened) -> elements per `size`."""
+    """Returns {shape: elements // size} of shapes with an axis that is a multiple of `size`."""
     return {s: math.prod(s) // size for s in found if any(n and n % size == 0 for n in s)}

@@ -1,4 +1,4 @@
-"""One program, run as one process or as one of several: what it computes, as JSON.
+"""A program that tests run as one process or as one of several; prints its results as JSON.
 
 python tests/peers.py [COORDINATOR COUNT INDEX]
 """
@@ -26,13 +26,14 @@ PROMPTS = ["a", "bcd", "ef", "the rest"]
 
 
 def batch():
+    """Returns a batch of four prefixes with two branches each."""
     tree = jax.tree.map(np.asarray, tiny.tree(B=4, T=8, C=2, R=3, vocab=264))
     ones_BC = np.ones(tree.fork_BC.shape)
     return losses.Branches(tree, ones_BC > 0, ones_BC, np.zeros(tree.mask_BCR.shape), tree.mask_BT)
 
 
 def figures(mesh) -> dict:
-    """Three updates' metrics, verdicts, and words that were drawn."""
+    """Returns the metrics of three updates, verdicts, and sampled texts."""
     objective = losses.ObjectiveConfig("dpo", ce_weight=0.5, ce_weight_last=0.5)
     tx = optim.build(optim.OptimConfig(lr=0.01, steps=10, eps=1e-3, warmup_steps=1))
     found = []
@@ -55,7 +56,7 @@ def figures(mesh) -> dict:
 
 
 def apart() -> list:
-    """Verdicts on half of every process's devices."""
+    """Returns verdicts computed on half of each process's devices."""
     mesh = build(MeshConfig(tensor=2), divide(PartConfig(devices=2))[1])
     tx = optim.build(optim.OptimConfig(lr=0.01, steps=10))
     params = step.init_state(CFG, tx, mesh, 0, reference=False).params
@@ -64,7 +65,7 @@ def apart() -> list:
 
 
 def agreements() -> dict:
-    """What the processes tell one another."""
+    """Returns the results of broadcast, on_lead and agree."""
     index = jax.process_index()
 
     def fails():

@@ -1,4 +1,4 @@
-"""Published tokenizers as tokenizer.json files, made from the forms they were published in."""
+"""Converts published tokenizers from their original formats to tokenizer.json files."""
 
 import base64
 import functools
@@ -11,7 +11,7 @@ from sentencepiece import sentencepiece_model_pb2
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "tokenizers"
 SPACE = "\u2581"
 UNIGRAM, CONTROL = 1, 3
-QWEN = (  # the pattern that its authors publish
+QWEN = (  # pattern published by Qwen's authors
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -21,6 +21,7 @@ BYTE_LEVEL = {
 
 
 def shared(path):
+    """Returns the path of a file in the shared data directory; skips the test without it."""
     if not (DATA / path).exists():
         pytest.skip(f"no tokenizers/{path} in the data directory beside the repository")
     return DATA / path
@@ -32,7 +33,7 @@ def added(id, content, special=True, **more):
 
 
 def spec(model, *, tokens=(), **parts):
-    """A whole tokenizer.json."""
+    """Returns the contents of a tokenizer.json."""
     empty = dict(truncation=None, padding=None, normalizer=None, pre_tokenizer=None)
     return {
         "version": "1.0", **empty, "post_processor": None, "decoder": None,
@@ -41,7 +42,7 @@ def spec(model, *, tokens=(), **parts):
 
 
 def write(directory, found, **settings):
-    """A directory with tokenizer.json and tokenizer_config.json."""
+    """Writes tokenizer.json and tokenizer_config.json to a directory."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.json").write_text(json.dumps(found))
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
@@ -65,14 +66,14 @@ def gpt2():
 
 @functools.cache
 def letters():
-    """The character that stands for each byte in byte-level vocabularies."""
+    """Returns the character of each byte in byte-level vocabularies."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = iter(range(256, 512))
     return {byte: chr(byte if byte in kept else next(others)) for byte in range(256)}
 
 
 def _parts(piece, ranks):
-    """The two tokens that a token was merged from: those that lower ranks alone lead to."""
+    """Returns the two tokens that a token was merged from, found by merging in order of rank."""
     parts = [piece[i : i + 1] for i in range(len(piece))]
     while len(parts) > 2:
         pairs = [ranks.get(a + b, len(ranks)) for a, b in zip(parts, parts[1:], strict=False)]
@@ -82,7 +83,7 @@ def _parts(piece, ranks):
 
 
 def qwen(size=6_000):
-    """The first `size` tokens, which are a vocabulary of their own, and the special ones."""
+    """Converts Qwen's tokenizer: its first `size` tokens (a valid BPE), and special tokens."""
     lines = shared("qwen/qwen.tiktoken").read_text().splitlines()[:size]
     ranks = {base64.b64decode(line.split()[0]): int(line.split()[1]) for line in lines}
     name = lambda piece: "".join(letters()[byte] for byte in piece)
@@ -106,7 +107,10 @@ def _model(path):
 
 
 def mistral(version):
-    """SentencePiece's BPE: of all splits of a piece into two, the better pieces come first."""
+    """Converts Mistral's SentencePiece BPE model.
+
+    Merges are all splits of a piece into two pieces, sorted by the rank of the result.
+    """
     pieces = _model(f"mistral/mistral_{version}.model").pieces
     vocab = {p.piece: i for i, p in enumerate(pieces)}
     splits = [
@@ -131,7 +135,7 @@ def mistral(version):
 
 
 def unigram(name):
-    """A SentencePiece model of kind unigram with its own normaliser."""
+    """Converts a SentencePiece unigram model with its own normaliser."""
     model = _model(f"sentencepiece/{name}.model")
     chars = base64.b64encode(model.normalizer_spec.precompiled_charsmap).decode()
     steps = [{"type": "Precompiled", "precompiled_charsmap": chars}]
@@ -158,21 +162,21 @@ MADE = {
 
 @functools.cache
 def directory(name, base):
-    """A directory in `base` with the tokenizer of that name, as users have them."""
+    """Returns a directory in `base` with the files of the named tokenizer."""
     if name == "torchtitan_test":
         return shared("torchtitan_test/tokenizer.json").parent
     found, settings = MADE[name]()
     return write(base / name, found, **settings)
 
 
-# A small one written here.
+# A small tokenizer for tests.
 
 CHARS = [*map(chr, range(33, 127)), "Ġ", "Ċ"]
 LEVEL = dict(pre_tokenizer=BYTE_LEVEL, decoder=BYTE_LEVEL)
 
 
 def small(path, *, words=("th", "the"), tokens=(), settings=(), **parts):
-    """A byte-level tokenizer of printable ASCII, with a few words and special tokens."""
+    """Writes a byte-level tokenizer of printable ASCII, with a few words and special tokens."""
     vocab = {text: i for i, text in enumerate([*CHARS, *words])}
     merges = [[word[:-1], word[-1]] for word in words]
     begin, end = added(len(vocab), "<bos>"), added(len(vocab) + 1, "<eos>")

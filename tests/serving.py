@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server on loopback that can be made to fail, backed by a decoder."""
+"""A small OpenAI-compatible server on loopback, backed by a decoder, with injectable faults."""
 
 import contextlib
 import functools
@@ -16,18 +16,18 @@ import tiny
 
 from sip.models import decoder
 
-Fault = tuple[str, Any]  # kind and detail: see Handler.fail
+Fault = tuple[str, Any]  # (kind, detail), see Handler.fail
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _logits(params, cfg, tokens_BT):
-    """All logits of one plain sequence: no branches, no sharing."""
+    """Returns the logits of one plain sequence, without branches or trunk sharing."""
     tree = tiny.trunk_only(tokens_BT)
     return decoder.apply(params, cfg, tree).trunk_BTD @ decoder.unembed(params, cfg)
 
 
 class Parsing:
-    """A tokenizer that, as servers do, parses special tokens out of any text."""
+    """A tokenizer that reads strings of special tokens as these tokens, as servers do."""
 
     def __init__(self, base, specials=()):
         self.base, self.bos = base, base.bos
@@ -47,16 +47,13 @@ class Parsing:
 
 @dataclass
 class Model:
-    """Answers requests; `seen` are the token ids of each prompt, in order of arrival.
-
-    `most` is how many choices it gives at once, whatever `n` says.
-    """
+    """Answers requests with a decoder."""
 
     params: Any
     cfg: Any
     tokenizer: Any
-    most: int = 99
-    seen: list[list[int]] = field(default_factory=list)
+    most: int = 99  # maximum number of choices per answer, even for a larger `n`
+    seen: list[list[int]] = field(default_factory=list)  # token ids of all prompts so far
 
     def ids(self, path, asked) -> list[int]:
         if path == "/v1/chat/completions":
@@ -84,7 +81,7 @@ class Model:
         return {"object": "answer", "choices": choices}
 
     def text(self, ids, asked, index) -> str:
-        """Sampled by Gumbel noise of (seed + index); the tokenizer's eos ends it."""
+        """Samples a text with Gumbel noise from seed + index."""
         rng = np.random.default_rng(asked["seed"] + index if "seed" in asked else 0)
         ids, new = list(ids), []
         for _ in range(asked["max_tokens"]):
@@ -114,7 +111,7 @@ class Model:
 
 
 def echo(path, asked) -> dict:
-    """Answers everything with the likeliest token " one", and with as many texts as asked for."""
+    """Answers every request with `n` texts, with " one" as the most likely token."""
     texts = [f"text {asked['seed'] + i}" for i in range(asked["n"])] if "n" in asked else [" one"]
     tops = {"top_logprobs": [{" one": -0.25, " two": -1.75}]}
     return {"choices": [{"text": text, "logprobs": tops} for text in texts]}
@@ -122,20 +119,24 @@ def echo(path, asked) -> dict:
 
 @dataclass
 class Server:
-    """What was asked of it: (path, headers, JSON); `faults` come first, one per request."""
+    """State of the server: its faults and the requests it has received."""
 
     url: str
-    faults: list[Fault]
-    asked: list[tuple[str, dict, dict]] = field(default_factory=list, repr=False)
+    faults: list[Fault]  # used up first, one per request
+    asked: list[tuple[str, dict, dict]] = field(
+        default_factory=list, repr=False
+    )  # path, headers, JSON
     closing: threading.Event = field(default_factory=threading.Event)
     lock: Any = field(default_factory=threading.Lock)
-    live: int = 0
-    most_live: int = 0
+    live: int = 0  # requests in progress
+    most_live: int = 0  # maximum of `live`
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Handles a request: a fault if one is left, else an answer."""
+
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm, wbufsize = True, -1  # or each answer takes 40 ms
+    disable_nagle_algorithm, wbufsize = True, -1  # otherwise each answer takes 40 ms
     server: Any
 
     def do_POST(self):
@@ -187,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             while not self.server.state.closing.is_set():
                 self.wfile.write(b" ")
-        return None  # "drop": the connection is closed without a word
+        return None  # "drop": the connection is closed without an answer
 
     def log_message(self, *args):
         del args
@@ -195,7 +196,10 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextlib.contextmanager
 def serve(answer=echo, faults=()):
-    """A Server whose `answer(path, JSON)` is what requests get once the faults are used up."""
+    """Runs a server; yields its Server state.
+
+    Requests get the faults first, then `answer(path, JSON)`.
+    """
     http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     http.daemon_threads = True
     http.answer = answer

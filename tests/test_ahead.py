@@ -1,4 +1,4 @@
-"""Judges on devices of their own, and rollouts that are written a step ahead."""
+"""Tests judges on their own devices, and rollouts sampled one step ahead."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -49,7 +49,7 @@ def test_a_slice_whose_parts_do_not_compile_is_refused_with_what_does():
 
 
 def learned(steps=2, staleness=0, **places):
-    """The tiny recipe's self-improving run with a judge and a rewriter that were trained."""
+    """Trains the tiny recipe's self-improving run with a trained judge and rewriter."""
     config = tiny_recipe.get_config()
     run = config.runs.sip_learned
     run.steps, run.staleness, run.log.every_steps = steps, staleness, 1
@@ -93,7 +93,7 @@ def test_a_judge_on_devices_of_its_own_says_the_same(staleness, finished, quick,
 
 
 def test_a_step_ahead_is_what_a_loop_by_hand_does(finished, quick, tmp_path):
-    """Step n's rollouts are written by the parameters before update n - 1."""
+    """Rollouts of step n are sampled with the parameters before update n - 1."""
     config = learned(4, staleness=1)
     workdir = begun(finished, tmp_path, *NEEDED)
     run(config, workdir)

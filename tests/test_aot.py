@@ -1,4 +1,4 @@
-"""`python -m sip.aot`: the shapes are those of the loops, figures add up, misfits are named."""
+"""Tests `python -m sip.aot`: shapes are those of the loops, figures add up, misfits are named."""
 
 import dataclasses
 import importlib
@@ -95,7 +95,7 @@ def test_programs_meet_the_shapes_that_the_loop_feeds_them(objective, tmp_path, 
 
 
 class Loose(Local):
-    """A local model whose options may have more tokens than one."""
+    """A local model whose options may have more than one token."""
 
     def _option(self, option):
         return 0
@@ -128,7 +128,7 @@ def test_a_judge_is_asked_in_the_shapes_that_are_foreseen(monkeypatch):
         args = foreseen[aspect].args
         assert asked == shapes(args[1:3]) and options == args[3].shape
         assert foreseen[aspect].calls == 1
-    assert plan.notes == ("judge: there is no checkpoint 'judge', taken as llama31_8b",)
+    assert plan.notes == ("judge: no checkpoint 'judge', using preset llama31_8b",)
 
 
 def test_reasoned_verdicts_and_rounds_are_asked_for_as_often_as_they_are():
@@ -231,7 +231,7 @@ CHIP = chips.Chip("toy", flops=100.0, hbm=1000.0, hbm_bandwidth=10.0, ici=4.0, t
 
 
 def toy(**changes):
-    """A plan of two programs on eight devices, and what they cost."""
+    """Returns a plan of two programs on eight devices, and their costs."""
     plan = planned(config(batch=16))
     made = tuple(
         Program(n, plan.mesh, n, (), calls=c, loops=1, holds=h, useful=u, remedy=f"less of {n}")
@@ -275,7 +275,7 @@ def test_a_steps_figures_by_hand(monkeypatch, capsys):
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_judges_with_devices_of_their_own_work_beside_the_policy_if_it_is_ahead(ahead, monkeypatch):
-    """By hand: the policy's 11.5 s on eight devices, a judge's 30 s on two."""
+    """Worked by hand: the policy takes 11.5 s on eight devices, a judge 30 s on two."""
     plan, costs = toy(judge=compiling.Compiled(1, 2, {"read": 6000.0}, 90.0, 10.0, moved(read=5)))
     two = meshes.build(meshes.MeshConfig(), jax.devices()[:2])
     judge = Program("judge", two, "judge", (), 1, 1, holds=70.0, useful=1500.0, remedy="")
@@ -323,7 +323,9 @@ def test_a_run_that_does_not_fit_is_told_before_it_is_compiled():
     wanted = config(arg="v5e-64", batch=256)
     wanted.data.cut.prefix_max = 2170
     wanted.runs.sip.judge.init_from = "policy"
-    with pytest.raises(UserError, match=r"judge: about \d+ tokens of quality .* max_len 2304"):
+    with pytest.raises(
+        UserError, match=r"prompt for quality has about \d+ tokens, .* max_len 2304"
+    ):
         planned(wanted)
     with pytest.raises(programs.Unknown, match="lengths of their texts"):
         tiny = tiny_recipe.get_config()
@@ -349,8 +351,8 @@ def test_variants_change_batch_and_mesh_of_all_runs_and_nothing_else():
     [
         (["--topology=v5e:8x8"], "--config is needed"),
         (["--config=CONFIG"], "--topology is needed"),
-        (["--config=CONFIG", "--topology=h9:2x2"], "--topology=h9:2x2: wanted CHIP:SHAPE"),
-        (["--config=CONFIG", "--topology=v5e:2x2", "--batches=8"], "belong to --sweep"),
+        (["--config=CONFIG", "--topology=h9:2x2"], "--topology=h9:2x2: must be CHIP:SHAPE"),
+        (["--config=CONFIG", "--topology=v5e:2x2", "--batches=8"], "--meshes need --sweep"),
         (["--config=CONFIG", "--topology=v5e:2x2", "x"], "unexpected argument 'x'"),
     ],
 )
@@ -384,7 +386,7 @@ print(json.dumps(aot.check(plan, aot.chip_of("v5e:2x2"))))
 
 
 def test_a_rollout_compiles_for_four_tpus():
-    """Here, without a TPU; the update of this run takes three times as long."""
+    """Compiles on a host without a TPU; this run's update would take three times as long."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install -e '.[tpu]'")
     env = os.environ | {"PYTHONPATH": str(tiny_recipe.ROOT), "JAX_PLATFORMS": "cpu"}

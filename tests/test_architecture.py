@@ -1,4 +1,4 @@
-"""The rules of CONTRIBUTING.md that a machine can check."""
+"""Tests the rules of CONTRIBUTING.md that a program can check."""
 
 import ast
 import os
@@ -57,7 +57,7 @@ def parsed(path):
 
 
 def dotted(path):
-    """sip/data/chunks.py -> ("data", "chunks"); a package's __init__ -> ("data",)."""
+    """Converts a path: sip/data/chunks.py -> ("data", "chunks"); __init__.py -> ("data",)."""
     parts = path.relative_to(ROOT / "sip").with_suffix("").parts
     return parts[:-1] if parts[-1] == "__init__" else parts
 
@@ -66,7 +66,7 @@ MODULES = {dotted(p) for p in python_files("sip")} - {()}
 
 
 def imports(tree):
-    """(line, name) of every import; `from a import b` is "a.b" where that is a module of ours."""
+    """Lists (line, name) of every import; `from a import b` gives "a.b" for a module of sip."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, a.name) for a in node.names)
@@ -87,7 +87,10 @@ def rank(module):
 
 
 def upward(me, target):
-    """Whether module `me` may not import `target`; packages import themselves, never a CLI."""
+    """Returns True if module `me` must not import `target`.
+
+    A package may import its own modules, but no module imports a command.
+    """
     own = me[0] == target[0] and len(me) > 1
     return is_cli(target) if own else rank(target) >= rank(me)
 
@@ -97,7 +100,7 @@ def report(bad):
 
 
 def complaints(files, wrong):
-    """["path:line: what"] of `wrong(path, tree)` -> pairs (line, what)."""
+    """Returns ["path:line: message"] of the pairs (line, message) in `wrong(path, tree)`."""
     return [
         f"{p.relative_to(ROOT)}:{line}: {what}" for p in files for line, what in wrong(p, parsed(p))
     ]
@@ -261,7 +264,7 @@ def test_stages_judge_and_objectives_never_name_the_microworld():
 
 
 def is_config(node):
-    """Whether an expression reads as a config: cfg, run_config, self.config, config.data."""
+    """Returns True if an expression looks like a config: cfg, run_config, self.config."""
     while isinstance(node, ast.Attribute):
         if re.fullmatch(r"(.*_)?(config|cfg)", node.attr.lower()):
             return True
@@ -270,7 +273,7 @@ def is_config(node):
 
 
 def reads_with_default(node):
-    """`config.get(..)` and `getattr(config, name, default)`."""
+    """Finds `config.get(..)` and `getattr(config, name, default)`."""
     if isinstance(node.func, ast.Attribute):
         return node.func.attr == "get" and is_config(node.func.value)
     named = isinstance(node.func, ast.Name) and node.func.id == "getattr"

@@ -1,4 +1,4 @@
-"""A second judge: agreement by hand, when a run is ended, and that it is ended properly."""
+"""Tests a second judge: its agreement by hand, and how it ends a run."""
 
 import dataclasses
 import json
@@ -141,7 +141,7 @@ RULES["longer"] = lambda text: RULES["long"](text) ** 2
 
 
 def audited(judge, other, **changes):
-    """A policy that learns what `judge` likes, absolutely, under the eyes of `other`."""
+    """Trains a policy on the absolute rewards of `judge`, audited by `other`."""
     config = tiny_recipe.get_config(f"{NAME},truth")
     run = config.runs[NAME]
     weights = (("safety", 1.0),)  # judged alone: a score does not hang on the pool

@@ -1,4 +1,4 @@
-"""Benchmarks: what their figures mean, and the command line."""
+"""Tests the benchmarks: the meaning of their figures, and the command line."""
 
 import dataclasses
 import json
@@ -29,8 +29,11 @@ def _wins(score_BK):
 
 
 def test_figures_by_hand():
-    """Of the first prefix best and worst are right, of the second they are third and next to last
-    by the full ranking, where the third equals the second."""
+    """Checks two prefixes by hand.
+
+    In the first, best and worst are right. In the second they are third and next to last in the
+    full ranking; in `equal` the third ties with the second.
+    """
     full = np.array([[0.1, 0.2, 0.5, 0.6, 0.9]] * 2)
     equal = np.array([[0.1, 0.2, 0.6, 0.6, 0.9]] * 2)
     wins = _wins([[0.0, 0.1, 0.2, 0.3, 0.4], [0.2, 0.1, 0.9, 0.3, 0.4]])
@@ -151,7 +154,7 @@ def test_a_judge_of_a_recipe_in_int8(finished, capsys):
         assert aspect["accuracy_float32"] == pytest.approx(accuracy[f"{name}_accuracy"])
         assert 0 < aspect["largest"] < 0.2
     assert call(bench, "int8", f"--judge={finished / 'runs' / 'base'}") == 2
-    assert "no run that was taught" in capsys.readouterr().err
+    assert "no judge trained on ground-truth labels" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

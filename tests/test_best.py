@@ -1,4 +1,4 @@
-"""The best parameters beside the last, and what keeps a checkpoint from being read or written."""
+"""Tests the best and the last parameters, and checkpoints that cannot be read or written."""
 
 import errno
 import json
@@ -68,7 +68,7 @@ def _abstract(run):
 
 
 def test_another_attempt_keeps_what_was_best(finished, quick, tmp_path):
-    """Steps that are done again are no better than before; a run without `best` keeps none."""
+    """Repeated steps do not replace the best checkpoint; a run without `best` has none."""
     workdir = begun(finished, tmp_path / "a")
     supervised.train(Run(config(), "base", str(workdir)))
     before = checkpoints.record(str(workdir / "runs" / "base" / "best"))
@@ -130,7 +130,7 @@ def test_one_of_several_that_is_told_to_end_leaves_an_evaluation(monkeypatch):
 
 
 def test_what_finish_asks_is_asked_of_all_processes_alike(finished, quick, tmp_path, monkeypatch):
-    """Told after the validation texts: nothing is written, and the same command writes it all."""
+    """A stop after the validation texts writes nothing; the same command then writes everything."""
     workdir, calls = begun(finished, tmp_path), []
     told = lambda: calls.append(1) or len(calls) == 2
     with monkeypatch.context() as patch:

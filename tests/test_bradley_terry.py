@@ -1,4 +1,4 @@
-"""Bradley-Terry strengths: by hand, and against a generic optimiser."""
+"""Tests Bradley-Terry scores: by hand, and against a generic optimiser."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ TINY = 1e-9
 
 
 def _square(table, K=3):
-    """(p_BKK, seen_BKK) of one row from {(i, j): P(i beats j)}."""
+    """Returns (p_BKK, seen_BKK) of one row from {(i, j): P(i beats j)}."""
     p, seen = np.zeros((1, K, K)), np.zeros((1, K, K), bool)
     for (i, j), value in table.items():
         p[0, i, j], p[0, j, i], seen[0, i, j], seen[0, j, i] = value, 1 - value, True, True
@@ -67,7 +67,7 @@ def test_rows_are_fitted_as_if_alone():
 
 
 def test_expected_wins_over_those_met_are_the_wins_had():
-    """The likelihood equations, on a ring of five."""
+    """Checks the likelihood equations on a ring of five."""
     rng = np.random.default_rng(2)
     p, seen = _square({(i, (i + 1) % 5): float(rng.uniform(0.2, 0.8)) for i in range(5)}, 5)
     fitted = bradley_terry.beats(bradley_terry.fit(p, seen, prior=TINY)[0])

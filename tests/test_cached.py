@@ -1,4 +1,4 @@
-"""Answers that are kept on disk: stopped half way and gone on equals never stopped."""
+"""Tests the answer cache on disk: a run that is stopped and resumed equals an uninterrupted one."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def words(trunk, branch, vote):
 
 
 class Counted:
-    """Counts the trunks that it is asked about; call `stop_at` is interrupted."""
+    """A generator that counts its trunks and is interrupted in call `stop_at`."""
 
     def __init__(self, stop_at=0):
         self.asked, self._stop_at = (), stop_at

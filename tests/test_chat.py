@@ -1,4 +1,4 @@
-"""Chat templates: the text that transformers writes, and messages that stay text in it."""
+"""Tests chat templates: the same text as transformers, and messages stay plain text."""
 
 import json
 
@@ -71,7 +71,7 @@ def test_segments_joined_are_the_whole_and_messages_stand_at_odd_places(name, ti
 
 
 def test_a_message_cannot_change_what_the_template_does():
-    """It is cut at a thought's end where the whole is rendered, and kept where it is judged."""
+    """The template cuts a message at the end of a thought; the judged text is not cut."""
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b</think>c"}]
     whole = render(template("qwen3"), said, add_generation_prompt=False)
     parts = segments(template("qwen3"), said, add_generation_prompt=False)

@@ -1,4 +1,4 @@
-"""Judges and rewriters asked in a chat: verdicts of the whole conversation, no turn from text."""
+"""Tests judges and rewriters with chat templates: verdicts equal those of whole conversations."""
 
 import dataclasses
 
@@ -48,7 +48,7 @@ def pairs(aspect, texts):
 
 
 def test_options_follow_the_turn_without_the_space_of_the_prompt_file():
-    """This template writes a space before an answer, so it is the answer's."""
+    """This template writes the space before an answer, so the options have none."""
     assert SEATED.options == (" y", " n") and SEATED.tail == "</s>assistant:"
     assert turn(TEMPLATE).tail == "</s>assistant: "
     plain = turn(Template(chats.templates()["llama3"], chats.NAMES))
@@ -60,7 +60,7 @@ def test_options_follow_the_turn_without_the_space_of_the_prompt_file():
 
 @pytest.mark.parametrize("name", ["mine", "llama3", "qwen3", "harmony"])
 def test_a_verdict_is_that_of_the_whole_conversation_encoded_once(name, local):
-    """Trunk and branches apart, against one text in a single sequence."""
+    """Compares trunk and branches with one text in a single sequence."""
     source = SOURCE.replace("assistant: ", "assistant:").replace("role }}: ", "role }}:")
     source = source if name == "mine" else chats.templates()[name]
     template = Template(source, chats.NAMES)
@@ -102,7 +102,7 @@ def test_hostile_text_adds_no_special_token(local):
 
 
 def saved(path):
-    """A judge's directory: parameters and a tokenizer of bytes."""
+    """Saves a judge's directory: parameters and a byte tokenizer."""
     path.mkdir()
     state = step.state_of(tiny.params(CFG), CFG, optax.sgd(0.1), mesh.single(), reference=False)
     with checkpoints.manager(str(path)) as manager:
@@ -158,7 +158,7 @@ def test_a_chat_is_for_a_local_model_alone(backend):
 
 
 def test_old_prompts_have_no_markup():
-    """The meaning of a config without `chat` stays."""
+    """A config without `chat` keeps its meaning."""
     assert prompts.trunk(ASPECT, prefix="p", reference="") == (
         "Better continuation?\nText:",
         "p",

@@ -1,4 +1,4 @@
-"""Saved, restored, moved to another mesh, and told from what is no checkpoint."""
+"""Tests checkpoints: saving, restoring, moving to another mesh, and rejecting other directories."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ RECORD = {"model": {"width": 16}, "position": 7, "names": ["a", "b"]}
 
 
 def state(at=3, mesh=ONE, cfg=tiny.CFG, tx=TX):
-    """A state of which no two arrays are alike."""
+    """Returns a state in which all arrays differ."""
     leaves, tree = jax.tree.flatten(step.abstract_state(cfg, tx, mesh, reference=True))
     rng = np.random.default_rng(at)
     draw = lambda x: rng.integers(1, 9, x.shape) if x.dtype == jnp.int32 else rng.random(x.shape)
@@ -35,7 +35,7 @@ def state(at=3, mesh=ONE, cfg=tiny.CFG, tx=TX):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run with one checkpoint; copy it to spoil it."""
+    """A run with one checkpoint; tests that damage it copy it first."""
     directory = tmp_path_factory.mktemp("saved")
     with checkpoints.manager(str(directory)) as manager:
         checkpoints.save(manager, state(), RECORD)

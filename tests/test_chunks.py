@@ -1,4 +1,4 @@
-"""Prefix and suffix join to the document; the numbers below were worked out by hand."""
+"""Tests that prefix and suffix join to the document; expected numbers are worked out by hand."""
 
 import time
 
@@ -22,7 +22,7 @@ def row(chunk):
 
 
 def test_the_chunks_of_one_document():
-    """BOS + 11 bytes: forks at 4, 7 and 10, where no whole suffix is left."""
+    """BOS + 11 bytes: forks are at 4 and 7; at 10 no complete suffix is left."""
     found = cut(["abcdefghijk"])
     assert [row(c) for c in found] == [
         [BOS, *b"abcdef", PAD, PAD],

@@ -1,4 +1,4 @@
-"""Config files: loaded, locked, resolved into dataclasses, and every ablation run."""
+"""Tests config files: loaded, locked, resolved into dataclasses, and every ablation run."""
 
 import functools
 import importlib
@@ -193,7 +193,7 @@ def test_the_text_config_is_an_ablation_but_for_data_and_judge():
 
 
 def test_a_users_own_aspect_is_one_file_and_one_flag(tmp_path):
-    """From the command line to a score."""
+    """Goes from the command line to a score."""
     (tmp_path / "calm.v2.txt").write_text(
         'kind: pointwise\noptions: ["calm", "loud"]\nvalues: [1, 0]\n'
         "=== trunk\nHow calm?\n=== branch\nText:{text}\nIt is:"
@@ -221,7 +221,7 @@ def test_an_ablation_comes_with_what_it_needs_and_an_unknown_one_is_named():
 
 
 def run(config, name, workdir):
-    """Runs it and looks at what it wrote."""
+    """Runs a config and checks its outputs."""
     figures = recipe.STAGES[config.runs[name].stage].train(Run(config, name, str(workdir)))
     assert 0 <= figures["win_rate_standard"] <= 1 and math.isfinite(figures["nll_clean"])
     last = [line for line in lines(workdir, name) if "loss/total" in line][-1]
@@ -246,7 +246,7 @@ def test_ablations_run_with_a_learned_judge(name, finished, quick, tmp_path):
 
 
 def test_schedules_differ_in_what_is_compared_alone(finished, quick, tmp_path):
-    """Nothing else in the config, and fewer comparisons where it is adaptive."""
+    """The configs differ in the schedule only, and an adaptive schedule makes fewer comparisons."""
     schedules = importlib.import_module("microworld_schedules")
     config = tiny_recipe.shrink(schedules.get_config("all,adaptive,truth,debug"))
     config.data.world = dict(entities=8, train=300, validation=60, test=60)
@@ -260,7 +260,7 @@ def test_schedules_differ_in_what_is_compared_alone(finished, quick, tmp_path):
 
 
 def test_a_judge_is_refreshed_on_what_the_policy_writes(finished, quick, tmp_path):
-    """Both ways on start from one policy; only the judge differs, and with it what is learned."""
+    """Both continuations start from one policy; only their judges and the results differ."""
     config = tiny_recipe.shrink(importlib.import_module("microworld_iterated").get_config("debug"))
     config.data.world = dict(entities=8, train=300, validation=60, test=60)
     judges = [dict(plain(config.runs[name].judge)) for name in ("fixed", "refreshed")]

@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face's in and out: bit for bit, slice by slice, and what is refused."""
+"""Tests import and export of Hugging Face checkpoints: exact values, slices, and rejected files."""
 
 import dataclasses
 import errno
@@ -33,7 +33,7 @@ TX = optim.build(optim.OptimConfig(lr=1e-3, steps=2))
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A checkpoint as its makers publish it: bfloat16, three shards, with a tokenizer."""
+    """A checkpoint as published: bfloat16, three shards, with a tokenizer."""
     path = tmp_path_factory.mktemp("published")
     tokenizer = tokenizers.train_sentencepiece(TEXTS, path / "tokenizer.model", vocab_size=300)
     raw = {**families.config("llama31"), "vocab_size": 320, "torch_dtype": "bfloat16"}
@@ -50,7 +50,7 @@ def converted(to, src, dst, *flags):
 
 
 def equal(a, b):
-    """Of parameters, and of their configs where they are given beside them."""
+    """Asserts that two trees of parameters are equal, and their configs if they are given."""
     (a, one), (b, other) = (x if isinstance(x, tuple) else (x, None) for x in (a, b))
     assert one == other
     assert jax.tree.structure(a) == jax.tree.structure(b)
@@ -169,7 +169,7 @@ def test_a_run_starts_from_either_kind_and_not_with_other_numbers(published, tmp
 
 
 def test_factors_are_merged_on_export(published, tmp_path):
-    """A run of factors on a published base, exported, is the adapted model: unmerged here."""
+    """A LoRA run on a published base, exported, equals the adapted model (unmerged here)."""
     params, cfg = reading.load(published, meshes.single())
     wanted = lora.LoraConfig(rank=2, matrices=("wq", "w_down"))
     factors = lora.init(params, wanted, jax.random.key(0))
@@ -220,7 +220,7 @@ def test_an_id_of_the_hub_is_fetched(monkeypatch, tmp_path):
         raise ConnectionError("no\nnetwork")
 
     library.snapshot_download = fails
-    with pytest.raises(UserError, match="hf://a/b: cannot be fetched"):
+    with pytest.raises(UserError, match="hf://a/b: cannot be downloaded"):
         hub.local("hf://a/b")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="hf://a/b: needs huggingface_hub"):
@@ -246,7 +246,7 @@ def _pickle(path):
 
 
 def _their_tokenizer(path):
-    """A tokenizer.json in which the ids of the checkpoint's own files are not."""
+    """Writes a tokenizer.json without the token ids of the checkpoint's own files."""
     (path / "tokenizer.model").unlink()
     made.small(path)
     (path / writing.GENERATION).write_text('{"eos_token_id": [1, 128009]}')
@@ -360,7 +360,7 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_not_exported(published, 
     path = shutil.copytree(published.parent / "single", tmp_path / "in")  # embeds 320
     larger = tmp_path / "larger"
     made.small(larger, words=["a" * i for i in range(2, 301)])
-    for named in ("generation_config.json", "has 397 tokens, the model a vocab_size of 320"):
+    for named in ("generation_config.json", "has 397 tokens, more than the model's vocab_size 320"):
         assert converted("hf", path, tmp_path / "out", f"--tokenizer_from={larger}") == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert "larger" in line and named in line and not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Spoilers: each makes a text worse in its own way, and only in that."""
+"""Tests corruptions: each makes a text worse in its own way only."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""What programs cost: operations, bytes, collectives and seconds, against numbers by hand."""
+"""Tests the costs of programs (FLOPs, bytes, collectives, seconds) against numbers by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -214,5 +214,5 @@ def test_memory_that_is_lacking_is_read_from_the_compilers_error():
 @pytest.mark.parametrize("topology", ["v5e", "v9:8x8", "v5e:8xb", "v5e:", ""])
 def test_a_topology_that_is_none_is_named(topology):
     assert chips.chip_of("v5p:4x4x4").hbm_bandwidth == 2765e9
-    with pytest.raises(UserError, match=f"--topology={topology}: wanted CHIP:SHAPE"):
+    with pytest.raises(UserError, match=f"--topology={topology}: must be CHIP:SHAPE"):
         chips.chip_of(topology)

@@ -1,4 +1,4 @@
-"""Trunk and branches against plain sequences, and plain sequences against numpy."""
+"""Tests trunk and branches against plain sequences, and plain sequences against numpy."""
 
 import dataclasses
 import functools
@@ -62,7 +62,7 @@ def numpy_rope(x_TH, cfg):
 
 
 def numpy_head(p, h_TD, cfg, kind, at):
-    """Queries, keys or values of one head, before they are rotated."""
+    """Computes queries, keys or values of one head, before rotation."""
     x = h_TD @ p[f"w{kind}"][(slice(None), *at)]
     x = x + p[f"b{kind}"][at] if cfg.qkv_bias else x
     if not cfg.qk_norm or kind == "v":
@@ -85,7 +85,7 @@ def numpy_attention(p, h_TD, cfg, window):
 
 
 def numpy_experts(p, h_TD, cfg):
-    """Every expert on every token, weighted by a softmax over the likeliest."""
+    """Runs every expert on every token, weighted by a softmax over the active ones."""
     logits_TE = h_TD @ p["w_router"] + p["b_router"]
     kept_TE = logits_TE >= np.sort(logits_TE)[:, -cfg.active][:, None]
     share_TE = kept_TE * np.exp(logits_TE) / (kept_TE * np.exp(logits_TE)).sum(1, keepdims=True)
@@ -104,7 +104,7 @@ def numpy_mlp(p, h_TD, cfg):
 
 
 def numpy_forward(params, cfg, tokens_T):
-    """Hidden states of one plain sequence, by loops over layers and heads, in float64."""
+    """Computes hidden states of one plain sequence, by loops over layers and heads, in float64."""
     params = jax.tree.map(np.float64, params)
     x_TD = params["embed"][tokens_T]
     for layer in range(cfg.layers):
@@ -166,9 +166,10 @@ def test_saving_memory_changes_neither_values_nor_gradients(cfg, changes):
 
 
 def visibility(tree, vocab, window):
-    """[N, N] by gradients: does the hidden state of one position hang on another's embedding?
+    """Returns [N, N]: the hidden state of one position depends on the embedding of another.
 
-    Through one layer only, where there is a window: two look twice as far."""
+    Found by gradients. With a window only one layer is used, because two layers see twice as far.
+    """
     cfg = tiny.model(vocab_size=vocab, window=window, layers=1 if window else 2)
     params = tiny.params(cfg)
 
@@ -210,7 +211,7 @@ def test_gradients_show_who_sees_whom(segment_T, window):
 
 
 def packed(tree):
-    """Two documents of 6 tokens in a row of 12, and their branches on it."""
+    """Returns two documents of 6 tokens in a row of 12, and their branches on it."""
     return Tree(
         tree.tokens_BT.reshape(1, 12), tree.mask_BT.reshape(1, 12),
         tree.tokens_BCR.reshape(1, 8, 3), tree.mask_BCR.reshape(1, 8, 3),
@@ -228,7 +229,7 @@ def test_a_packed_trunk_equals_separate_documents(cfg):
 
 
 def steps_of(tree, sizes):
-    """The tree's branches in pieces of `sizes` tokens."""
+    """Splits the tree's branches into pieces of `sizes` tokens."""
     ends = np.cumsum(sizes)
     for start, end in zip(ends - sizes, ends, strict=True):
         part = slice(start, end)

@@ -1,4 +1,4 @@
-"""How sound a judge is, by the source of what it judged: sums that agree with the judge's own."""
+"""Tests a judge's diagnostics by source of the candidates: sums agree with the judge's own."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ MASK = np.array([[True, True, True, True], [True, False, True, True]])
 
 
 def noisy(trunk, branch, options):
-    """Probabilities from the letters: some flip when swapped, some tie, some cannot be read."""
+    """Returns probabilities from the letters: some flip when swapped, some tie or are invalid."""
     seed = sum(i * ord(c) for i, c in enumerate(branch))
     p = (0.5, 0.9, 0.7, 0.3)[seed % 4]
     return (0.1, 0.1) if seed % 7 == 0 else (p, 1 - p)
@@ -56,7 +56,7 @@ def test_sums_over_sources_are_the_judges_own(schedule):
 
 
 def test_what_is_known_of_a_candidate_is_its_own_under_every_schedule():
-    """Schedules put candidates in another order; where all pairs are asked, all say the same."""
+    """Schedules reorder candidates; with all pairs compared, all give the same figures."""
     want = score(judge(schedule=SCHEDULES[0])).each
     assert len(set(want["judge/flips/quality"][0][0])) > 1, "candidates differ"
     for schedule in (ScheduleConfig("random", opponents=3), ScheduleConfig("adaptive", budget=1.0)):
@@ -68,7 +68,7 @@ def test_what_is_known_of_a_candidate_is_its_own_under_every_schedule():
 
 
 def test_flips_ties_and_invalid_comparisons_by_hand():
-    """0 and 1 are tied, 0 and 2 flip, one order of 1 and 2 cannot be read."""
+    """0 and 1 tie, 0 and 2 flip, one order of 1 and 2 is invalid."""
     live = np.ones((1, 3), bool)
     pairs = compare.all_pairs(live)
     shown = list(zip(pairs.first_BC[0], pairs.second_BC[0], strict=True))

@@ -1,4 +1,4 @@
-"""Sources of documents, their splits, what is skipped, and `python -m sip.data`."""
+"""Tests sources of documents, their splits, skipped documents, and `python -m sip.data`."""
 
 import json
 import subprocess
@@ -182,7 +182,7 @@ def test_a_damaged_data_set_is_named(tmp_path, damage):
 
 
 class Notes(tfds.core.GeneratorBasedBuilder):
-    """A data set of somebody else's."""
+    """A user-defined TFDS data set."""
 
     VERSION = tfds.core.Version("1.0.0")
     url_infos = None

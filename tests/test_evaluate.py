@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint afterwards gives what the run itself wrote."""
+"""Tests that evaluating a checkpoint afterwards gives the run's own results."""
 
 import json
 import shutil

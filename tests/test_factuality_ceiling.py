@@ -1,4 +1,4 @@
-"""A perfect reader: what it sees of a text, and how often it is right, worked by hand."""
+"""Tests the perfect reader: its counts for a text and its accuracy, by hand."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from sip.text.tokenizer import Byte
 
 
 class Words:
-    """A truth whose facts are the words "fact", each counted once in a row's prefix and text."""
+    """A ground truth whose facts are the words "fact", each counted once in prefix and text."""
 
     def score(self, prefixes, texts):
         count = [

@@ -21,7 +21,7 @@ CASES = pytest.mark.parametrize("name", families.CASES)
 
 
 def shown(logits_TV):
-    """What a golden keeps: a few logits of every fifth position."""
+    """Returns the stored part of a golden: some logits of every fifth position."""
     V = logits_TV.shape[1]
     return np.asarray(logits_TV)[::5, :: V // SHOWN]
 
@@ -62,7 +62,7 @@ def transformers():
 
 
 def load_theirs(transformers, directory):
-    """The model, where every key of the file is one of its own and the other way round."""
+    """Loads the transformers model; the file's keys and the model's keys must be the same."""
     model, info = transformers.AutoModelForCausalLM.from_pretrained(
         directory, output_loading_info=True, dtype="float32", **EAGER
     )
@@ -78,7 +78,7 @@ def their_logits(model, tokens_T):
 
 
 def their_greedy(model, tokens_T):
-    """The likeliest token, again and again, each after a pass over the whole text."""
+    """Decodes greedily, with a full forward pass for each token."""
     found = list(map(int, tokens_T))
     for _ in range(families.STEPS):
         found.append(int(their_logits(model, found)[-1].argmax()))
@@ -103,7 +103,7 @@ def test_goldens_are_what_transformers_says(name, transformers, tmp_path):
 
 @pytest.fixture(scope="module", params=families.CASES)
 def made(request, transformers, tmp_path_factory):
-    """(directory, model): a random model of theirs, as it saves itself, in several shards."""
+    """(directory, model): a random transformers model, saved by transformers in several shards."""
     import torch
 
     path = tmp_path_factory.mktemp(request.param)

@@ -1,5 +1,4 @@
-"""A run killed without warning, again and again, ends as if nothing had happened: one or four
-processes."""
+"""Tests that a run killed several times ends like an uninterrupted one (1 or 4 processes)."""
 
 import json
 import os
@@ -33,7 +32,7 @@ def command(workdir: Path) -> list[str]:
 
 
 def kill_after(workdir: Path, seconds: float) -> None:
-    """Starts the recipe and kills it; a recipe that ends before must have ended well."""
+    """Starts the recipe and kills it after some seconds; an earlier end must be a success."""
     process = subprocess.Popen(command(workdir), cwd=ROOT, stderr=subprocess.DEVNULL)
     try:
         assert process.wait(timeout=seconds) == 0
@@ -74,7 +73,7 @@ def four(workdir: Path, config: Path, *more: str) -> list[str]:
 
 
 def long(workdir: Path) -> list[str]:
-    """A self-improving run that saves every other step."""
+    """Returns the flags of a self-improving run that saves every other step."""
     values = {**LONG, "log.every_steps": 1, "checkpoint.every_steps": 2}
     more = [f"--config.runs.{NAME}.{key}={value}" for key, value in values.items()]
     return four(workdir, Path(f"{tiny_recipe.__file__}:{ARG}"), *more)
@@ -88,7 +87,7 @@ def config():
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
-    """What four processes make when nothing happens."""
+    """The outputs of four processes without faults."""
     workdir = tmp_path_factory.mktemp("four") / "alone"
     assert rehearse.main([*FOUR, "--faults=", *long(workdir)]) == 0
     return workdir
@@ -96,7 +95,7 @@ def alone(tmp_path_factory) -> Path:
 
 @pytest.mark.slow
 def test_four_processes_hurt_six_times_end_like_four_left_alone(alone, tmp_path, monkeypatch):
-    """Three are killed and three are told to end, half of each while a checkpoint is written."""
+    """Three faults are kills and three are SIGTERM; half of each come during a save."""
     monkeypatch.chdir(ROOT)
     hurt, logs = tmp_path / "hurt", tmp_path / "logs"
     faults = f"--faults={','.join(['kill', 'kill', 'term', 'term', 'kill', 'term'])}"
@@ -138,7 +137,7 @@ def test_a_checkpoint_of_four_processes_goes_on_on_other_devices(alone):
 
 @pytest.mark.slow
 def test_the_micro_world_rehearses_a_pod(tmp_path, monkeypatch):
-    """The recipe on four processes: one dies, one is told to end, one stands still."""
+    """Four processes run the recipe with three faults: SIGKILL, SIGTERM, and a suspension."""
     monkeypatch.chdir(ROOT)
     workdir = tmp_path / "pod"
     flags = [*FOUR, "--faults=kill,term,slow", f"--watch={workdir}", "--lines=1,6"]

@@ -1,4 +1,4 @@
-"""A published checkpoint in, trained with a judge, out again and served: the README's commands."""
+"""Tests the README's commands: a published checkpoint is imported, trained, exported and served."""
 
 import re
 import shlex
@@ -26,14 +26,14 @@ TEXTS = [
 
 
 def commands() -> list[list[str]]:
-    """The words of each command in that section of the README."""
+    """Returns the words of each command in that section of the README."""
     text = (tiny_recipe.ROOT / "README.md").read_text().split(SECTION)[1].split("\n## ")[0]
     block = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)[0]
     return [shlex.split(line, comments=True) for line in block.replace("\\\n", "").splitlines()]
 
 
 def checkpoint(path, case, vocab, texts):
-    """A tiny checkpoint of a family, with a tokenizer of its own."""
+    """Writes a tiny checkpoint of a family, with its own tokenizer."""
     symbols = prompts.symbols([prompts.load("quality")])
     made = tokenizers.train_sentencepiece(
         texts * 12, path.with_suffix(".model"), vocab_size=vocab, symbols=symbols
@@ -46,7 +46,7 @@ def checkpoint(path, case, vocab, texts):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """What the README names, and where it lies here."""
+    """Maps the README's place names to paths of this test."""
     path = tmp_path_factory.mktemp("published")
     policy = checkpoint(path / "policy", "llama31", 420, TEXTS)
     judge = checkpoint(path / "judge", "qwen3", 440, [text.upper() + text for text in TEXTS])
@@ -59,7 +59,7 @@ def places(tmp_path_factory):
 
 
 def here(word: str, places) -> str:
-    """A word of a command: places replaced, and the config's debug size."""
+    """Replaces place names in a word of a command, and selects the config's debug size."""
     for name, path in places.items():
         word = re.sub(rf"(?<![\w/]){re.escape(name)}(?!\w)", str(path), word)
     return f"{word},debug" if word.startswith("--config=") else word

@@ -1,4 +1,4 @@
-"""Samples of a checkpoint: text and JSON, repeatable, and what the model itself says of them."""
+"""Tests samples of a checkpoint: text and JSON, repeatable, with the model's own probabilities."""
 
 import json
 import shutil

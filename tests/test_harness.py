@@ -1,4 +1,4 @@
-"""Standard evaluations: answers against plain sequences, our sampling and another's adapter."""
+"""Tests standard evaluations: against plain sequences, our sampler, and another adapter."""
 
 import dataclasses
 import functools
@@ -37,12 +37,12 @@ def adapter(tokenizer=None, **changes) -> Adapter:
 
 
 def asked(*args):
-    """Requests, as far as an adapter reads them."""
+    """Builds requests with the fields that an adapter reads."""
     return [types.SimpleNamespace(args=each) for each in args]
 
 
 def plainly(pairs):
-    """Scores of whole sequences, one at a time, from all logits."""
+    """Scores whole sequences one at a time from all logits."""
     found = []
     for before, after in pairs:
         ids = [*before, *after][-(CFG.max_len + 1) :]
@@ -57,7 +57,7 @@ def plainly(pairs):
 
 @functools.cache
 def pairs(seed=0):
-    """Choices of shared contexts, a greedy one among them, and what is too long for the model."""
+    """Returns choices with shared contexts, one of them greedy, and too long texts."""
     rng = np.random.default_rng(seed)
     some = lambda n: rng.integers(0, 256, n).tolist()
     found = [(before, some(n)) for before in (some(9), some(14)) for n in (1, 5, 3)]
@@ -102,7 +102,7 @@ def test_a_continuation_that_no_model_reads_is_an_error():
 
 
 def test_windows_score_each_token_once_behind_as_many_as_fit():
-    """The example of the harness' own documentation."""
+    """Uses the example in the harness's documentation."""
     found = likelihoods.windows(list(range(10)), 99, 4)
     assert found == [([99], [0, 1, 2, 3]), ([3], [4, 5, 6, 7]), ([5, 6, 7], [8, 9])]
     assert likelihoods.windows([], 99, 4) == []

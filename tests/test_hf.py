@@ -1,4 +1,4 @@
-"""Export to Hugging Face's format: the same numbers from another library, and from its server."""
+"""Tests export to the Hugging Face format: the same numbers from transformers and its server."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""config.json: what is read, what is refused by name, and back."""
+"""Tests config.json: fields that are read, fields that are rejected by name, and the way back."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A run whose judge is a server: from the command line to the log."""
+"""Tests a run whose judge is a server, from the command line to the log."""
 
 import math
 from pathlib import Path
@@ -65,7 +65,7 @@ End with Calmer: A, B or tie.
 
 
 def reasoning(path, asked):
-    """Three answers in turn: the first is calmer and a text is safe, or is not, or nothing."""
+    """Answers in turn with three texts: two with verdicts and one without."""
     words = ["Calmer: A. FINAL DECISION: YES", "Calmer: A. FINAL DECISION: NO", "I do not know."]
     assert "logprobs" not in asked
     texts = words * (asked["n"] // 3) if "n" in asked else ["."]
@@ -73,7 +73,7 @@ def reasoning(path, asked):
 
 
 def test_a_run_is_judged_by_reasons_and_a_users_own_aspect(finished, quick, tmp_path):
-    """One prompt file and one flag; three votes each, of which one cannot be read."""
+    """Uses one prompt file, one flag, and three votes per text, one of them unreadable."""
     workdir, path = begun(finished, tmp_path / "work", "base"), tmp_path / "calm.txt"
     path.write_text(CALM)
     with serve(reasoning) as server:

@@ -1,4 +1,4 @@
-"""What the host holds while a checkpoint of 2 GB is read onto eight devices."""
+"""Tests host memory while a checkpoint of 2 GB is read onto eight devices."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Matrices in int8: by hand, against the floats they stand for, and as they are loaded."""
+"""Tests int8 matrices: by hand, against their float values, and as they are loaded."""
 
 import contextlib
 import dataclasses
@@ -31,7 +31,7 @@ RAW = {**families.config("llama32_odd"), "torch_dtype": "float32"}
 
 
 def held(params):
-    """The matrices in int8."""
+    """Returns the int8 matrices of a model."""
     block = params["blocks"]["block"]
     rounded = {k: int8.quantise(k, x) if k in COARSE else x for k, x in block.items()}
     return {**params, "blocks": {"block": rounded}}
@@ -91,7 +91,7 @@ def test_each_expert_has_scales_of_its_own_and_the_router_stays_as_it_is():
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
-    """A checkpoint of Hugging Face's, and the same as a run's."""
+    """Saves a Hugging Face checkpoint, and the same parameters as a run."""
     path = tmp_path_factory.mktemp("both")
     families.write(RAW, path / "theirs")
     params, cfg = reading.load(path / "theirs", ONE)

@@ -1,4 +1,4 @@
-"""Judging from the shell: the judge's own verdicts in order, streamed; bad lines by number."""
+"""Tests judging from the shell: streamed verdicts in order, and errors with line numbers."""
 
 import importlib
 import io
@@ -44,7 +44,7 @@ def jsonl(rows) -> bytes:
 @pytest.fixture
 def ask(monkeypatch, capsys):
     def run(stdin: bytes, *argv: str):
-        """(exit code, rows on stdout, stderr)"""
+        """Returns (exit code, rows on stdout, stderr)."""
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         capsys.readouterr()
         code = call(cli, *argv)

@@ -1,4 +1,4 @@
-"""The command line that makes labels: of a file or a config, by rule, by a run or by a server."""
+"""Tests the label command: labels of a file or a config, by a rule, a run or a server."""
 
 import json
 import random
@@ -54,7 +54,7 @@ def test_pairs_by_rule_are_made_counted_and_trained_on(corpus, capsys):
 
 
 def answers(path, asked):
-    """A server: worse passages, and votes that disagree where a text says Paris."""
+    """Answers as a server: worse passages, and votes that disagree on texts with "Paris"."""
     prompt, n = asked["prompt"], asked.get("n", 1)
     said = "worse, no sense in this passage at all\nbye"
     votes = "FINAL DECISION" in prompt
@@ -94,7 +94,7 @@ def test_a_server_votes(corpus, capsys):
 def test_a_configs_corpus_and_its_runs_rollouts_are_voted_on(
     finished, quick, tmp_path, monkeypatch
 ):
-    """By a script in the place of the run: the text with more letters e is better."""
+    """A script stands in for the run; it prefers the text with more letters e."""
 
     def words(trunk, branch, vote):
         first, second = (branch.split(f"Option {i}:")[1].split("\n")[0].count("e") for i in (1, 2))

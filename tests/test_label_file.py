@@ -1,4 +1,4 @@
-"""Labelled examples from a file: right labels, both orders, a split by prefix, errors by line."""
+"""Tests labelled examples from a file: labels, both orders, split by prefix, errors by line."""
 
 import dataclasses
 import json

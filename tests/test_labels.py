@@ -1,4 +1,4 @@
-"""Labelled examples: right labels, balance, fixed shapes, random access, accuracy."""
+"""Tests labelled examples: right labels, balance, fixed shapes, random access, accuracy."""
 
 import dataclasses
 
@@ -24,7 +24,10 @@ POOLS = [
 
 
 class FakeTruth:
-    """Quality is the number of different words; "bad" is unsafe; "right" and "wrong" are facts."""
+    """A ground truth of words.
+
+    Quality is the number of different words; "bad" is unsafe; "right" and "wrong" are facts.
+    """
 
     def score(self, prefixes, texts):
         facts = [("right" in t) - ("wrong" in t) for t in texts]
@@ -47,7 +50,7 @@ def _make(seed=0, **options):
 
 
 def _answers(trees):
-    """(option, branch text) of every example."""
+    """Returns (option, branch text) of every example."""
     for (_, branches), row in zip(trees.prompts, trees.labels_NC, strict=True):
         for o, branch in zip(row, branches, strict=False):
             yield trees.aspect.options[o], branch
@@ -187,7 +190,7 @@ def test_accuracy_counts_right_verdicts_per_class():
 
 
 def test_both_orders_of_a_pair_are_averaged_as_a_policys_judge_has_them():
-    """By hand: .6 for a pair's first and .3 for its swap's are (.6 + .7) / 2 for the first."""
+    """By hand: .6 for the first and .3 after the swap give (.6 + .7) / 2 for the first."""
     pair = lambda a, b: ("", a, "", b, "")
     rows = [("", [pair("x", "y"), pair("y", "x")]), ("", [pair("u", "v"), pair("v", "u")])]
     labels_NC = np.array([[0, 1], [1, 0]])
@@ -231,7 +234,7 @@ MARKED = [" one one one. two three four.", " bad bad bad. one two three four fiv
 
 def test_marks_stand_at_sentence_ends_and_say_what_each_is_worth():
     class Worth(FakeTruth):
-        """A sentence of different words is worth 1, a repetitive one -1, a lone word nothing."""
+        """Grades sentences: different words give 1, repetition -1, a single word nothing."""
 
         def score(self, prefixes, texts):
             words = [t.split() for t in texts]

@@ -1,4 +1,4 @@
-"""lm_eval over checkpoints of Hugging Face's: our adapter against its own, and the command."""
+"""Tests lm_eval on Hugging Face checkpoints: our adapter against lm_eval's, and the command."""
 
 import json
 import shutil
@@ -28,15 +28,18 @@ def offline(monkeypatch, tmp_path_factory):
 
 
 def begun_with(text: str, id: int) -> dict:
-    """A post-processor that puts a token before a text."""
+    """Returns a post-processor that puts a token before a text."""
     single = [{"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     special = {text: {"id": text, "ids": [id], "tokens": [text]}}
     return dict(type="TemplateProcessing", pair=[], single=single, special_tokens=special)
 
 
 def checkpoint(path: Path, kind: str) -> Path:
-    """A tiny model and a tokenizer: of ours with BOS, byte-level without, or a SentencePiece model
-    that puts a space before a text."""
+    """Writes a tiny model with one of three tokenizers.
+
+    They are ours with BOS, a byte-level one without BOS, and a SentencePiece model that puts a
+    space before a text.
+    """
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
     raw = {**families.config("qwen3"), "max_position_embeddings": 512, "eos_token_id": 2}
     if kind == "ours":
@@ -75,7 +78,7 @@ POST = begun_with("<bos>", BOS)
 
 
 def test_how_a_text_begins(tmp_path):
-    """BOS where the tokenizer puts one, a space before the text where it does."""
+    """A text starts with BOS or a space if the tokenizer adds them."""
     tokenizer, found = spelled(tmp_path / "plain")
     assert found.whole("lamp") == tokenizer.encode("lamp") and found.prefix == BOS
     tokenizer, found = spelled(tmp_path / "bos", post_processor=POST)
@@ -140,7 +143,7 @@ def lm_eval():
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A directory with all that the task files read."""
+    """A directory with all files that the task files read."""
     if not EVALS.exists():
         pytest.skip("no evals in the data directory beside the repository")
     path = tmp_path_factory.mktemp("data")
@@ -161,7 +164,7 @@ def theirs():
 
 
 def evaluated(model, data, names, limit):
-    """lm_eval's results of a model, samples and all."""
+    """Returns lm_eval's results for a model, with samples."""
     from lm_eval.api.model import LM
     from lm_eval.evaluator import simple_evaluate
 

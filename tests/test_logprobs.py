@@ -49,7 +49,7 @@ def sub_jaxprs(value):
 
 
 def rows_of_logits(jaxpr):
-    """The largest number of V-vectors in one intermediate, weights [D, V] left out."""
+    """Returns the largest number of V-vectors in one intermediate, without the weights [D, V]."""
     most = 0
     for eqn in jaxpr.eqns:
         for shape in (v.aval.shape for v in eqn.outvars):

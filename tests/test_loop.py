@@ -91,7 +91,7 @@ def test_ratios_are_of_sums_and_leave_out_what_counted_nothing():
 
 
 def test_averages_of_unequal_parts_are_those_of_the_whole():
-    """6/3 and 10/1: 16/4, not the mean of 2 and 10."""
+    """6/3 and 10/1 average to 16/4, not to the mean of 2 and 10."""
     parts = [{"ce": (6.0, 3), "a": (1.0, 1)}, {"ce": (np.float32(10), np.int32(1))}]
     summed = loop.totals(parts)
     assert loop.ratios(parts) == loop.ratios([summed]) == {"ce": 4.0, "a": 1.0}

@@ -1,4 +1,4 @@
-"""Factors beside a frozen base: the same function merged or not, and the only thing learned."""
+"""Tests LoRA factors on a frozen base: same function merged or not; nothing else is trained."""
 
 import dataclasses
 import functools
@@ -32,14 +32,14 @@ ONE = meshes.single()
 
 
 def rounded(params):
-    """The matrices in int8."""
+    """Returns the matrices in int8."""
     block = params["blocks"]["block"]
     held = {k: int8.quantise(k, x) if k in MATRICES else x for k, x in block.items()}
     return {**params, "blocks": {"block": held}}
 
 
 def adapted(wanted=LORA, base=None, seed=1) -> lora.Adapted:
-    """Factors away from their start."""
+    """Returns factors that differ from their initial values."""
     base = tiny.params(CFG) if base is None else base
     rng = np.random.default_rng(seed)
     draw = lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32)
@@ -59,7 +59,7 @@ def same(got, want):
 
 
 def state(wanted=LORA, *, mesh=ONE):
-    """At step 0, with buffers of its own, which an update takes."""
+    """Returns a state at step 0 with its own buffers, because an update donates them."""
     base = rounded(tiny.params(CFG)) if wanted.int8 else tiny.params(CFG)
     base = jax.tree.map(jnp.copy, base)
     return step.adapted_state(base, CFG, TX, mesh, 0, adapter=wanted)
@@ -150,7 +150,7 @@ def test_three_updates_of_factors_alone_a_save_and_three_more_are_six(tmp_path):
 
 
 def test_the_base_is_the_reference():
-    """By hand: the loss is the mean square of 0.5 * A B, as the base is taken away again."""
+    """By hand: the loss is the mean square of 0.5 * A B, because the base is subtracted."""
     a, b = jnp.array([[[3.0], [4.0]]]), jnp.array([[[1.0, -2.0]]])
     base = {"blocks": {"block": {"w_up": jnp.full((1, 2, 2), 7.0)}}}
     params = lora.Adapted(base, {"w_up_a": a, "w_up_b": b}, 0.5)
@@ -181,7 +181,7 @@ def test_dpo_begins_at_ln_2():
 
 
 def on_eight():
-    """A mesh, a state on it, and one like it on a single device."""
+    """Returns a mesh, a state on it, and an equal state on a single device."""
     mesh = meshes.build(meshes.MeshConfig(2, 2, 2))
     return mesh, state(SOME, mesh=mesh), state(SOME)
 
@@ -228,7 +228,7 @@ def test_a_run_is_read_merged_as_it_is_or_in_int8(tmp_path):
 
 
 def test_what_is_trained_and_kept_for_it_is_counted():
-    """Rank 16 on all matrices of Llama 3 8B: 41,943,040 parameters, as its users know."""
+    """Rank 16 on all matrices of Llama 3 8B has 41,943,040 parameters, a well-known number."""
     cfg = presets.preset("llama3_8b")
     adapter = LoraConfig(rank=16, int8=True)
     found = step.abstract_state(cfg, TX, ONE, reference=True, adapter=adapter)

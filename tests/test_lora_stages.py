@@ -1,4 +1,4 @@
-"""The three loops with factors in place of all parameters: stopped, resumed, read and exported."""
+"""Tests the three loops with LoRA: stopped, resumed, loaded and exported."""
 
 import dataclasses
 import importlib
@@ -24,7 +24,7 @@ DPO, SFT = "dpo_suffix_rollouts", "sft"
 
 
 def text_recipe(path):
-    """A base model, and supervised and self-improving runs of factors on it."""
+    """Returns a config with a base model, and supervised and self-improving LoRA runs on it."""
     config = text_config(path)
     sft = config.runs.base.copy_and_resolve_references()
     sft.update(init_from="base", steps=4)

@@ -1,4 +1,4 @@
-"""Loss terms on the decoder against log-probabilities of plain sequences."""
+"""Tests loss terms on the decoder against log-probabilities of plain sequences."""
 
 import dataclasses
 import functools
@@ -19,13 +19,13 @@ PAIRS = ObjectiveConfig("dpo", beta=0.3, nll_weight=0.2)
 
 @functools.cache
 def values(objective):
-    """(params, reference, batch) -> (terms, metrics)"""
+    """Returns (terms, metrics) of (params, reference, batch)."""
     return jax.jit(losses.branch_terms(tiny.CFG, objective))
 
 
 @functools.cache
 def gradients(objective):
-    """(params, reference, batch) -> gradients of the summed totals for params and reference."""
+    """Returns the gradients of the summed totals for params and reference."""
     terms = losses.branch_terms(tiny.CFG, objective)
     total = lambda *args: sum(total for total, _ in terms(*args)[0].values())
     return jax.jit(jax.grad(total, argnums=(0, 1)))
@@ -41,7 +41,7 @@ def batch(name, advantage=0.0, valid=((True,), (True,))):
 
 
 def sequence_logp(params, tree):
-    """logp_BC and length_BC by plain sequences, one per branch."""
+    """Computes logp_BC and length_BC by plain sequences, one per branch."""
     plain = tiny.forward(params, tiny.CFG, tiny.trunk_only(tiny.sequences(tree)))[2]
     logp_BCR = np.where(tree.mask_BCR, tiny.at_forks(plain, tree), 0)
     return logp_BCR.sum(-1), np.asarray(tree.mask_BCR).sum(-1)
@@ -175,7 +175,7 @@ def test_verdict_terms_score_what_is_asked_where_it_is_asked():
 
 
 def log_z(hidden):
-    """log of the summed exponentials of the logits there, by numpy."""
+    """Computes the log of the summed exponentials of the logits with numpy."""
     logits = np.asarray(hidden, np.float64) @ np.asarray(tiny.params()["unembed"], np.float64)
     return np.log(np.exp(logits).sum(-1))
 

@@ -1,4 +1,4 @@
-"""Every jitted program at the paper's sizes, lowered for 64 TPU devices that are not there."""
+"""Lowers every jitted program at the paper's sizes for 64 TPU devices that this host lacks."""
 
 import dataclasses
 import functools
@@ -93,7 +93,7 @@ def _objective(name, C, cfg, *, microbatches=1, ce_weight=0.0):
 
 
 def _judge_training(cfg):
-    """Pairs in both orders, and a text with its reference."""
+    """Builds an update on pairs in both orders and a text with its reference."""
 
     def asked(C, M):
         at, token = (_array("BCM", LABELS, C, M, dtype=jnp.int32) for _ in range(2))
@@ -115,7 +115,7 @@ def _judge_training(cfg):
 
 
 def _policy_gradient(cfg, run=RL):
-    """Of a config: a batch of prompts, each with its answers."""
+    """Builds a config's update on a batch of prompts with their answers."""
     tx = optim.build(run.optim)
     update = step.make_update(
         losses.policy_terms(cfg, run.objective),
@@ -169,7 +169,7 @@ def _trunks(cfg):
 
 
 def _branches_alone(cfg):
-    """On trunks that were kept."""
+    """Builds the judge's program for branches on cached trunks."""
     kv = (cfg.layers, JUDGE_B, JUDGE_T, cfg.kv_heads, cfg.head_dim)
     trunk = _array("LBTGH", *kv, dtype=cfg.compute_dtype)
     none = (cfg.layers, JUDGE_B, 0, 1, cfg.kv_heads, cfg.head_dim)
@@ -245,13 +245,13 @@ def _lowered(name):
 
 
 def _logits(make, cfg):
-    """Shapes with an axis V -> elements per V."""
+    """Returns {shape: elements per V} of the shapes with an axis V."""
     live = jaxprs.live(_traced(make, cfg).jaxpr)
     return jaxprs.rows_of(jaxprs.shapes(live), cfg.vocab_size)
 
 
 def _softmaxes(make, cfg):
-    """Elements of the largest softmax of branches over a trunk and over everything."""
+    """Returns the elements of the largest softmax of branches over a trunk and over everything."""
     found = jaxprs.shapes(jaxprs.live(_traced(make, cfg).jaxpr), "exp")
     return max(math.prod(s) for s in found if JUDGE_T in s), max(map(math.prod, found))
 

@@ -1,4 +1,4 @@
-"""Pairs add before they are divided; a resumed file equals an uninterrupted one."""
+"""Tests metrics: pairs are summed before division; a resumed file equals an uninterrupted one."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_what_counted_nothing_has_no_value():
 
 
 def test_a_log_in_a_store_is_the_log_in_a_file(tmp_path, monkeypatch):
-    """Where nothing can grow, the whole is written each time, what was before too."""
+    """Object stores cannot append, so each write contains the whole log."""
     run(tmp_path / "file", 1, 5)
     run(tmp_path / "file", 4, 7, resume=3)
     monkeypatch.setattr(metrics, "appends", lambda path: False)
@@ -72,7 +72,7 @@ def test_a_resumed_file_equals_an_uninterrupted_one(tmp_path):
 
 
 def test_a_correlation_by_hand_and_in_parts():
-    """x 1 2 3 4, y 1 3 2 4: covariance 1, both variances 5/4."""
+    """x = 1 2 3 4 and y = 1 3 2 4 have covariance 1 and variances 5/4."""
     x, y = np.array([1.0, 2, 3, 4]), np.array([1.0, 3, 2, 4])
     whole = metrics.moments("r", x, y)
     assert set(whole.values()) == {(10.0, 4.0), (30.0, 4.0), (29.0, 4.0)}

@@ -1,4 +1,4 @@
-"""The world, its documents and the TFDS builder."""
+"""Tests the micro-world, its documents and the TFDS builder."""
 
 import dataclasses
 import hashlib

@@ -1,4 +1,4 @@
-"""Experts: routing by hand, sorted experts against every expert on every token, meshes."""
+"""Tests experts: routing by hand, sorted experts against every expert on every token, meshes."""
 
 import functools
 
@@ -30,7 +30,7 @@ def tokens(B=4, N=6, seed=0):
 
 
 def every_expert(x_BND, weights, cfg):
-    """The same by einsums over all experts, those that were not chosen weighing nothing."""
+    """Computes the same by einsums over all experts, with weight zero for inactive ones."""
     bias = lambda kind: weights[f"b_{kind}"][None, None] if cfg.expert_bias else 0.0
     chosen_BNA, share_BNA = moe.route(moe.router_logits(x_BND, weights, cfg), cfg)
     share_BNE = (jax.nn.one_hot(chosen_BNA, cfg.experts) * share_BNA[..., None]).sum(2)
@@ -101,7 +101,7 @@ def test_sorted_experts_are_every_expert_on_every_token(cfg):
 
 @pytest.mark.parametrize("sizes", [[3, 0, 9, 4], [5, 5, 5, 5]])
 def test_the_kernel_s_gradient_of_weights_is_that_of_other_devices(sizes):
-    """Of rows in no group too, and of a number of rows that no tile divides."""
+    """Includes rows in no group, and a number of rows that is not a multiple of a tile."""
     rng, size_E = np.random.default_rng(0), jnp.array(sizes, jnp.int32)
     x, y = (jnp.asarray(rng.standard_normal((20, n)), jnp.float32) for n in (16, 24))
     found = moe.tile_outer(x, y, size_E, interpret=True)
@@ -113,7 +113,7 @@ def test_the_kernel_s_gradient_of_weights_is_that_of_other_devices(sizes):
 
 @KINDS
 def test_a_token_does_not_notice_the_others(cfg):
-    """None is dropped, however many want one expert."""
+    """No token is dropped, however many are routed to one expert."""
     x_BND, w = tokens(), weights(cfg)
     run = jax.jit(mixture, static_argnums=2)
     crowd = jnp.concatenate([x_BND, jnp.repeat(x_BND[:1, :1], 40, 0).repeat(6, 1)])

@@ -1,4 +1,4 @@
-"""Experts in training: the load-balancing term, and eight devices against one."""
+"""Tests training of experts: the load-balancing term, and eight devices against one."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ CE = losses.balanced(CFG, lambda _: {"ce": 1.0})
 
 
 def tree(B=8):
-    """Documents of different lengths, without branches, and which tokens count."""
+    """Returns documents of different lengths without branches, and the mask of their tokens."""
     found = tiny.tree(B=B, T=8)
     mask_BT = np.arange(8) < np.resize([8, 5, 6, 3], B)[:, None]
     none = jnp.zeros((B, 0, 1), jnp.int32)
@@ -37,7 +37,7 @@ def tree(B=8):
 
 
 def flat_router(params):
-    """A router to which all experts are alike."""
+    """Returns a router that scores all experts equally."""
     block = params["blocks"]["block"]
     zero = {name: jnp.zeros_like(block[name]) for name in ("w_router", "b_router")}
     return {**params, "blocks": {"block": {**block, **zero}}}
@@ -123,7 +123,7 @@ def test_rollouts_on_eight_devices_are_those_of_one():
 
 
 def test_copies_of_layers_change_nothing_at_first():
-    """Biases of what they add are zero too."""
+    """The output biases of copied layers are zero too."""
     deep = dataclasses.replace(CFG, layers=4)
     params = decoder.deepen(tiny.params(CFG), deep)
     assert not params["blocks"]["block"]["b_down"][2:].any()

@@ -1,4 +1,4 @@
-"""MXFP4 by hand, by slices, and in a checkpoint."""
+"""Tests MXFP4: by hand, by slices, and in a checkpoint."""
 
 import json
 import shutil
@@ -38,7 +38,7 @@ def packed(E, I, O, seed):
 
 
 class Sliced:
-    """An array as safetensors shows one."""
+    """An array with the interface of a safetensors slice."""
 
     def __init__(self, x):
         self.x = x
@@ -59,7 +59,7 @@ def test_a_slice_is_that_of_the_whole():
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """gpt-oss as it is published: experts in MXFP4, all else in bfloat16."""
+    """gpt-oss as published: experts in MXFP4, all other tensors in bfloat16."""
     path = families.write(RAW, tmp_path_factory.mktemp("published"), "bfloat16")
     found = load_file(path / "model.safetensors")
     for i, name in enumerate(sorted(found)):

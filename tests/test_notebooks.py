@@ -1,4 +1,4 @@
-"""Every notebook's code runs as it stands."""
+"""Tests that the code of every notebook runs unchanged."""
 
 import json
 import os

@@ -78,7 +78,7 @@ def gradients(seed, params=None):
 
 @functools.partial(jax.jit, static_argnums=0)
 def two_updates(tx, params, *grads):
-    """(parameters, state) after an update by each of `grads`."""
+    """Returns (parameters, state) after one update for each of `grads`."""
     state = tx.init(params)
     for g in grads:
         updates, state = tx.update(g, state, params)
@@ -87,13 +87,13 @@ def two_updates(tx, params, *grads):
 
 
 def program(tx, params=None):
-    """The update, traced."""
+    """Returns the traced update."""
     params = tiny.params() if params is None else params
     return str(jax.make_jaxpr(tx.update)(params, jax.eval_shape(tx.init, params), params))
 
 
 def written_out(mask, **changes):
-    """The chain of `ADAM` by hand."""
+    """Applies the chain of `ADAM` by hand."""
     warmup, decay = optax.linear_schedule(0.05, 0.1, 2), optax.cosine_decay_schedule(0.1, 8, 0.1)
     rate = optax.join_schedules([warmup, decay], [2])
     values = dict(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.3, mask=mask) | changes
@@ -124,7 +124,7 @@ def test_embeddings_decay_or_not_and_biases_never_do():
 
 
 def matrices(tree):
-    """{name and layer: the [in, out] matrix of a layer}, of parameters or gradients."""
+    """Returns {name and layer: [in, out] matrix} of parameters or gradients."""
     D, heads = tiny.CFG.width, 2 * 2 * 4
     shapes = {"wq": (D, heads), "wo": (heads, D), "wk": (D, 8), "wv": (D, 8), "w_down": (24, D)}
     shapes |= dict.fromkeys(("w_gate", "w_up"), (D, 24))
@@ -133,7 +133,7 @@ def matrices(tree):
 
 
 def rest(tree):
-    """What is no hidden matrix."""
+    """Returns the parameters that are not hidden matrices."""
     norms = {k: tree["blocks"]["block"][k] for k in ("attention_norm", "mlp_norm")}
     return {k: v for k, v in tree.items() if k != "blocks"} | norms
 
@@ -181,7 +181,7 @@ def test_muon_knows_the_letters_of_every_matrix_of_the_decoder():
 
 
 def test_muon_turns_each_expert_s_matrix_by_itself():
-    """As it does the layers': the update of each is that of the matrix alone."""
+    """The update of each expert's matrix equals that of the matrix alone, as for layers."""
     tx = optim.build(dataclasses.replace(MUON, clip_norm=1e9))
     w_EDF = jnp.asarray(np.random.default_rng(0).standard_normal((2, 4, 6)), jnp.float32)
     run = lambda w: two_updates(tx, {"w_up": w}, {"w_up": jnp.cos(3 * w)})[0]["w_up"]
@@ -195,7 +195,7 @@ def test_muon_refuses_a_parameter_that_it_does_not_know():
 
 
 def sizes(cfg):
-    """Bytes of the first moments, and of the whole state."""
+    """Returns the bytes of the first moments, and of the whole state."""
     state = jax.eval_shape(optim.build(cfg).init, tiny.params())
     nodes = jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu"))
     size = lambda tree: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
@@ -254,7 +254,7 @@ def test_a_config_that_cannot_be_names_its_field(field, value):
 
 
 def test_every_parameter_of_every_family_is_a_matrix_an_embedding_or_a_vector():
-    """Else Muon would refuse it, or AdamW let it decay."""
+    """Muon would reject any other parameter, and AdamW would decay it."""
     cfg = tiny.model(
         qkv_bias=True, qk_norm=True, out_bias=True, sinks=True, experts=4, active=2,
         expert_bias=True,

@@ -25,7 +25,7 @@ def rewrite(prefix, suffix, words=24):
 
 @pytest.fixture(scope="module")
 def corpus():
-    """(prefixes, suffixes, kinds) of 300 documents, cut after 39 and 63 words and marks."""
+    """Returns (prefixes, suffixes, kinds) of 300 documents, cut after 39 and 63 words and marks."""
     documents = [d for d, _ in zip(TRUTH.world.documents("validation"), range(300), strict=False)]
     ends = [[m.end() for m in lexicon.WORD.finditer(text)] for text, _, _ in documents]
     prefixes = [d[0][: e[38]] for d, e in zip(documents, ends, strict=True)]

@@ -1,4 +1,4 @@
-"""Batches are a function of the step alone."""
+"""Tests that batches are a function of the step only."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from sip.text.tokenizer import Byte
 
 @pytest.fixture(scope="module")
 def corpus():
-    """22 chunks of different lengths, two of each document."""
+    """Returns 22 chunks of different lengths, two per document."""
     texts = [f"{i:02} is a document" for i in range(11)]
     return chunks.cut(texts, Byte(), prefix_min=3, prefix_max=9, suffix=6)
 

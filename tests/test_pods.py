@@ -1,4 +1,4 @@
-"""What tpu/pod.py and tpu/gke.py ask of gcloud and kubectl, recorded by stand-ins."""
+"""Tests the gcloud and kubectl calls of tpu/pod.py and tpu/gke.py, recorded by stubs."""
 
 import importlib.util
 import json
@@ -48,7 +48,7 @@ print(said)
 
 @pytest.fixture
 def player(tmp_path, monkeypatch):
-    """gcloud and kubectl that record; set(describe=[...], ended=[...]) says what they answer."""
+    """Stubs of gcloud and kubectl; set(describe=[...], ended=[...]) sets their answers."""
     path = tmp_path / "state.json"
 
     def set_answers(describe=(), ended=()):
@@ -148,7 +148,7 @@ def test_sync_sends_the_tree_and_installs_it(player, tmp_path, monkeypatch):
 
 
 def test_a_command_runs_apart_with_its_words_as_they_were(player, tmp_path):
-    """The recorded shell line is run here: words with spaces, quotes and dollars arrive whole."""
+    """Runs the recorded shell line here: words with spaces, quotes and dollars arrive unchanged."""
     _, seen = player
     assert (
         pod.main(
@@ -188,7 +188,7 @@ def test_variables_travel_in_a_file(player, monkeypatch, capsys):
 
 
 def kept(player, monkeypatch, describe, ended):
-    """(exit code, which of create, sync, run, delete were done) of `keep`."""
+    """Runs `keep`; returns (exit code, list of create, sync, run, delete calls)."""
     answers, _ = player
     answers(describe=describe, ended=ended)
     done = []
@@ -235,9 +235,9 @@ def test_keep_goes_on_after_preemptions_and_not_after_failures(
     [
         (["create", "--zone=z"], "--name is needed"),
         (["create", *NAMED], "--type is needed"),
-        (["create", *NAMED, "--type=h100"], "--type=h100: none of v5litepod-N"),
-        (["run", *NAMED], "run: a command after --"),
-        (["stop", *NAMED, "--", "x"], "stop: a command after --"),
+        (["create", *NAMED, "--type=h100"], "--type=h100: not one of v5litepod-N"),
+        (["run", *NAMED], "run: `run` and `keep` need a command after --"),
+        (["stop", *NAMED, "--", "x"], "stop: `run` and `keep` need a command after --"),
         (["run", *NAMED, "--env=NOT_THERE", "--", "x"], "--env=NOT_THERE"),
         (["create", *NAMED, *KIND, "--reserved"], "not allowed with"),
         (["fly", *NAMED], "invalid choice"),

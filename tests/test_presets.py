@@ -1,4 +1,4 @@
-"""Presets against the counts of parameters that their makers publish, nothing allocated."""
+"""Tests presets against published parameter counts, without allocating anything."""
 
 import pytest
 

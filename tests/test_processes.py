@@ -1,4 +1,4 @@
-"""Two processes compute what one does; they agree, and one of them speaks for all."""
+"""Tests that several processes compute the same as one, agree, and write from one process."""
 
 import functools
 import importlib.util
@@ -41,7 +41,7 @@ def end(process: subprocess.Popen) -> dict:
 
 @functools.cache
 def runs(count: int = 2):
-    """What one process of four devices found, and each of several that share them."""
+    """Returns the results of one process with four devices, and of processes that share them."""
     where = f"127.0.0.1:{rehearse.free_port()}"
     begun = [begin(4 // count, where, str(count), str(i)) for i in range(count)]
     return [end(process) for process in [begin(4), *begun]]
@@ -114,7 +114,7 @@ def test_alone_nothing_is_asked_of_others():
     ("error", "exit_code", "message"),
     [
         (UserError("no such file"), 2, "error: no such file"),
-        (KeyError("a bug"), 1, "this process failed; the same command goes on"),
+        (KeyError("a bug"), 1, "this process failed; run the same command to continue"),
         (jax.errors.JaxRuntimeError("closed by peer"), 1, processes.GONE),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
@@ -142,7 +142,7 @@ def test_one_of_several_that_fails_does_not_wait_for_the_others(
 
 
 class Stand:
-    """A process that has a code from the start, or gets one when it, or another, is signalled."""
+    """A stub process whose exit code is set at the start, or by a signal to any process."""
 
     def __init__(self, code=None, own=None, others=None):
         self.code, self.own, self.others = code, own or {}, others or {}
@@ -172,7 +172,7 @@ DONE = dict(code=0)
 
 
 def rehearsal(monkeypatch, capsys, faults: str, *attempts):
-    """(exit code, what it said, signals sent); a setting of `Stand` per attempt."""
+    """Returns (exit code, output, signals sent), with one setting of `Stand` per attempt."""
     begun = [[Stand(**how) for _ in range(2)] for how in attempts]
     for one, other in begun:
         one.beside, other.beside = [other], [one]
@@ -203,11 +203,19 @@ def test_one_that_stands_still_goes_on_in_the_same_attempt(monkeypatch, capsys):
     ("fault", "how", "reason"),
     [
         ("kill", dict(own={signal.SIGKILL: -9}), "processes still run after 0 s"),
-        ("kill", dict(own={signal.SIGKILL: -9}, others={signal.SIGKILL: 0}), "another exited 0"),
+        (
+            "kill",
+            dict(own={signal.SIGKILL: -9}, others={signal.SIGKILL: 0}),
+            "another process exited 0",
+        ),
         ("term", dict(own={signal.SIGTERM: 0}), "processes still run after 0 s"),
-        ("term", dict(own={signal.SIGTERM: 0}, others={signal.SIGTERM: 1}), "not all exited 0"),
-        ("term", dict(code=3), "ended by itself with exit codes [3, 3]"),
-        ("slow", DONE, "it ended before slow"),
+        (
+            "term",
+            dict(own={signal.SIGTERM: 0}, others={signal.SIGTERM: 1}),
+            "not all processes exited 0",
+        ),
+        ("term", dict(code=3), "a process failed without a fault; exit codes [3, 3]"),
+        ("slow", DONE, "finished before slow"),
     ],
 )
 def test_a_rehearsal_fails_where_the_command_does_not_behave(
@@ -218,7 +226,9 @@ def test_a_rehearsal_fails_where_the_command_does_not_behave(
 
 
 def test_a_command_that_neither_ends_nor_goes_on_is_a_failure():
-    with pytest.raises(rehearse.Failed, match="neither ended nor ready for a fault after 0 s"):
+    with pytest.raises(
+        rehearse.Failed, match="neither finished nor ready for the next fault after 0 s"
+    ):
         rehearse.until([Stand(), Stand()], lambda: False, 0.0)
     assert rehearse.until([Stand(), Stand()], lambda: True, 0.0)
 

@@ -1,4 +1,4 @@
-"""Prompts as data: the templates, their options, and text that would rather be a prompt."""
+"""Tests prompt templates, their options, and texts that imitate a prompt."""
 
 import dataclasses
 import hashlib
@@ -44,7 +44,7 @@ def test_other_words_have_another_version(path):
 @pytest.mark.parametrize("name", ["mistral_v1", "mistral_v3"])
 @pytest.mark.parametrize("aspect", ASPECTS.values(), ids=ASPECTS)
 def test_an_instruction_is_at_most_100_tokens(aspect, name):
-    """All of a prompt's own words together."""
+    """Counts all of a template's own words together."""
     path = (
         Path(__file__).resolve().parents[1].parent / f"shared/data/tokenizers/mistral/{name}.model"
     )
@@ -190,7 +190,7 @@ def test_symbols_are_the_options_and_the_templates_own_words():
 
 
 def test_words_that_any_text_may_hold_are_no_symbols_of_a_template():
-    """A tokenizer could not keep them out of text under judgement."""
+    """A tokenizer could not keep such symbols out of judged texts."""
     text = GOOD.replace("\nA\n", "\nCalm\n").replace("B{text}", "Q{text}:")
     assert prompts.symbols([prompts.parse("calm", text)]) == ("\nQ", "y", "n")
     own = [part for a in ASPECTS.values() for part in (a.trunk, a.branch)]

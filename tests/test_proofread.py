@@ -1,4 +1,4 @@
-"""Proofreading: marks where the likeliest word would have been much likelier."""
+"""Tests proofreading: a mark where the most likely word is much more likely than the actual one."""
 
 import dataclasses
 
@@ -35,7 +35,7 @@ def _reader(mesh=None, params=None, **changes):
 
 
 def _gaps(prefix, text):
-    """One at a time: a plain sequence, and all its logits."""
+    """Computes gaps from one plain sequence at a time and all its logits."""
     tok, params = Byte(), tiny.params(CFG)
     ids = [tok.bos, *tok.encode(prefix), *tok.encode(text)]
     out = decoder.apply(params, CFG, tiny.trunk_only([ids])).trunk_BTD[0]
@@ -110,7 +110,7 @@ def test_batches_and_meshes_change_nothing():
 
 
 class Marking:
-    """Puts a mark before "bad", as a proofreader would."""
+    """A proofreader stub that puts a mark before "bad"."""
 
     config = ProofreadConfig("somewhere")
 
@@ -120,7 +120,7 @@ class Marking:
 
 
 def test_a_lone_surrogate_hides_nothing():
-    """The tokenizer reads it as a question mark; what stands after it is marked all the same."""
+    """The tokenizer reads it as a question mark; the words after it are still marked."""
     ((shown, same),) = _reader().read(["It"], [[" \ud800 a b c", " ? a b c"]])
     assert shown == same and shown.count(MARK) > 1
 
@@ -165,7 +165,7 @@ def test_labels_are_those_of_the_texts_without_marks():
 
 
 class Reading(FakeTruth):
-    """Knows no text with marks."""
+    """A ground truth that knows no text with marks."""
 
     def score(self, prefixes, texts):
         assert not any(MARK in text for text in (*prefixes, *texts))

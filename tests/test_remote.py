@@ -1,4 +1,4 @@
-"""A model behind HTTP against the same model in this process, and what its answers do not say."""
+"""Tests a model behind HTTP against the same model in this process."""
 
 import math
 
@@ -43,7 +43,7 @@ def config(server, **changes):
 
 
 def pair(cfg, tokenizer, specials=(), **options):
-    """The model here, and to be served."""
+    """Returns the local model, and the one to serve."""
     params = tiny.params(cfg)
     local = Local(LoadedModel(params, cfg, tokenizer, meshes.single()))
     return local, Model(params, cfg, Parsing(tokenizer, specials), **options)
@@ -71,7 +71,7 @@ def test_chat_reads_the_first_token_of_the_answer():
 
 
 def test_token_ids_are_those_the_model_here_is_asked_with(pieces):
-    """Segments that, joined to one text, would be other tokens."""
+    """The segments would have other tokens if they were joined to one text."""
     local, model = pair(PIECES, pieces)
     trunks, branches = (
         [("Text:some pl", "ain wo", "rds")],
@@ -90,7 +90,7 @@ def test_token_ids_are_those_the_model_here_is_asked_with(pieces):
 
 @pytest.mark.parametrize("name", ["llama 3 turn", "our lines", "full width", "lone surrogates"])
 def test_a_hostile_candidate_is_judged_as_by_the_model_here(name, pieces):
-    """Token ids against a server that would parse specials: the whole judge, both orders."""
+    """Sends token ids to a server that parses special tokens: the whole judge, both orders."""
     local, model = pair(PIECES, pieces, hostile.SPECIALS[:40])
     aspect = prompts.load("quality")
     ask = lambda textgen: TextJudge(textgen, (aspect,), {"quality": 1.0}, min_mass=0.0).score(
@@ -104,7 +104,7 @@ def test_a_hostile_candidate_is_judged_as_by_the_model_here(name, pieces):
 
 
 def listing(*pairs):
-    """A server that lists these tokens."""
+    """Returns a server that lists these tokens."""
     tops = {"top_logprobs": [{token: math.log(p) for token, p in pairs}]}
     return lambda path, asked: {"choices": [{"text": "", "logprobs": tops}]}
 

@@ -1,4 +1,4 @@
-"""What a finished recipe shows."""
+"""Tests the report of a finished recipe."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""README, CI and packaging say the same."""
+"""Tests that README, CI and packaging agree."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ CI = (ROOT / ".ci" / "run").read_text()
 
 
 def shell_lines(text):
-    """The commands in the fenced shell blocks of a markdown text, continuation lines joined."""
+    """Returns the commands in a markdown text's fenced shell blocks, continuation lines joined."""
     blocks = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", text, re.M | re.S)
     joined = "\n".join(blocks).replace("\\\n", " ")
     return [" ".join(x.removeprefix("$ ").split()) for x in joined.splitlines() if x.strip()]

@@ -1,4 +1,4 @@
-"""Rewriters: the ground truth; a learned one's prompts, its determinism and its failures."""
+"""Tests rewriters: the ground truth, and a trained one's prompts, determinism and failures."""
 
 import jax
 import numpy as np
@@ -20,7 +20,7 @@ SUFFIXES = [" abc ba", " cdcd ab cd", "ffe ab", " h"]
 
 
 class Letters:
-    """Sixteen tokens: a newline, a space, eleven letters, and the special ones."""
+    """A tokenizer of sixteen tokens: a newline, a space, eleven letters, and the special ones."""
 
     letters = "\n abcdefghijk"
     vocab_size, bos, eos, pad, stops = 16, 13, 14, 15, (14,)
@@ -134,7 +134,7 @@ def test_an_answer_is_as_long_as_the_suffix_at_most_and_ends_with_eos():
 
 
 def plain(sample, prefix, suffix, seed=0):
-    """Tokens of one rewrite, of one unpadded prompt by itself."""
+    """Computes the tokens of one rewrite from one unpadded prompt."""
     letters = Letters()
     ids = rewriters.prompt_ids(PROMPT, letters, letters, prefix, suffix)
     noise = rewriters.Exchange(letters, PROMPT).ask(prefix, suffix).noise
@@ -165,7 +165,7 @@ def test_another_seed_draws_another_rewrite_and_the_same_one_the_same():
 
 
 def scripted(monkeypatch, answers):
-    """A rewriter whose model answers with these texts; `$` is the end."""
+    """Returns a rewriter whose model answers with these texts; `$` is the end token."""
     letters = Letters()
     ids = [[letters.eos if c == "$" else letters.encode(c)[0] for c in text] for text in answers]
 

@@ -1,4 +1,4 @@
-"""Learning to rewrite: examples, what is measured of a rewriter, what a rewrite is worth."""
+"""Tests learning to rewrite: examples, metrics of a rewriter, rewards of a rewrite."""
 
 import json
 
@@ -27,7 +27,10 @@ BYTE = Byte()
 
 
 class FakeTruth:
-    """ "bad" is unsafe and "dull" a fault; both are mended to "good"; quality counts "good"."""
+    """A ground truth of words.
+
+    "bad" is unsafe and "dull" is a fault; a rewrite replaces both by "good"; quality counts "good".
+    """
 
     def score(self, prefixes, texts):
         count = lambda word: np.array([t.count(word) for t in texts], float)
@@ -93,7 +96,7 @@ def test_overlap_by_hand(a, b, share):
 
 
 class Writes:
-    """A rewriter that writes given texts, an empty one being a failure."""
+    """A rewriter that writes given texts; an empty one is a failure."""
 
     def __init__(self, *texts):
         self.texts = [*texts]
@@ -176,7 +179,7 @@ def test_what_a_judge_says_of_rewrites_by_hand():
 
 
 def says(trunk, branch, options):
-    """FakeTruth's verdicts on a prompt, all but sure; a text with "?" cannot be judged."""
+    """Returns FakeTruth's verdicts on a prompt, almost certain; a text with "?" is invalid."""
     texts = [line.split(":", 1)[1] for line in branch.strip("\n").split("\n") if ":" in line]
     texts = [text for text in texts if text]
     if any("?" in text for text in texts):
@@ -200,7 +203,7 @@ def test_a_judge_that_reads_is_worth_what_the_truth_is():
 
 
 def test_rewrites_side_by_side_are_worth_what_each_is_alone():
-    """Against the suffix alone, whatever else is compared with it and by whatever schedule."""
+    """Rewards compare with the suffix only, for any other candidates and any schedule."""
     together = rewards.of(asked_judge(), PREFIXES, SUFFIXES, REWRITES)[0]
     for k in range(4):
         one = [[row[k]] for row in REWRITES]
@@ -258,7 +261,7 @@ def test_the_tiny_recipes_rewriter_is_trained_and_evaluated_and_used(finished):
 def test_a_rewriter_that_copies_every_suffix_adds_no_candidate(
     finished, quick, tmp_path, monkeypatch
 ):
-    """What the local rewriter writes is what stands in the pool."""
+    """The pool contains exactly the texts of the local rewriter."""
     copy = lambda self, prefixes, suffixes: ([*suffixes], np.ones(len(suffixes), bool))
     monkeypatch.setattr(rewriters.LocalRewriter, "rewrite", copy)
     workdir = begun(finished, tmp_path, "base", "tutor", "judge", "rewriter")

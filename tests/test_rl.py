@@ -1,4 +1,4 @@
-"""The policy-gradient loop: its gradient, its rewards, what it asks, and stopping and resuming."""
+"""Tests the policy-gradient loop: gradient, rewards, prompts, stopping and resuming."""
 
 import dataclasses
 import functools
@@ -45,7 +45,7 @@ VALID_BK = np.array([[True] * 3, [True] * 3, [True] * 3, [True, True, False]])
 
 @functools.cache
 def batch(kind):
-    """Four groups of answers and their rewards: the second and the fourth are flat."""
+    """Returns four groups of answers with rewards; the second and the fourth are flat."""
     tree = tiny.tree(B=B, C=K, R=R)
     logp_BKR = tiny.forward(tiny.params(), tiny.CFG, tree)[3]
     advantage_BK = policy.advantages(REWARD_BK, VALID_BK, KINDS[kind].advantage)
@@ -62,7 +62,7 @@ def found(kind, microbatches=1):
 
 
 def weights(kind):
-    """What each token's log-probability is worth, by the papers' formulas, in plain loops."""
+    """Computes each token's weight by the papers' formulas, in plain loops."""
     length_BK = np.asarray(batch(kind).tree.mask_BCR).sum(-1)
     weight_BK = np.zeros((B, K))
     for b in range(B):
@@ -82,7 +82,7 @@ def weights(kind):
 
 @functools.cache
 def plain_gradient():
-    """(params, weight_NT) -> gradient of minus the weighted sum of plain log-probabilities."""
+    """Returns the gradient of minus the weighted sum of plain log-probabilities."""
     plain = tiny.trunk_only(tiny.sequences(batch("grpo").tree))
 
     def objective(params, weight_NT):
@@ -149,7 +149,7 @@ def test_both_orders_have_to_be_right_of_a_pair_alone():
 
 
 def micro(**changes):
-    """The micro-world's judge by reward, tiny; it starts from the tiny recipe's judge."""
+    """The tiny RL run of the micro-world's judge, which continues the tiny recipe's judge."""
     config = tiny_recipe.shrink(importlib.import_module("microworld_judge").get_config("debug"))
     config.data.world = dict(entities=8, train=300, validation=60, test=60)
     run = config.runs.judge_rl
@@ -207,7 +207,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
 
 
 def check_run(workdir, figures, *, on_policy):
-    """What a run of the micro-world's judge has written."""
+    """Checks the outputs of a run of the micro-world's judge."""
     assert set(figures) >= {"quality_accuracy", "safety_accuracy", "factuality_accuracy"}
     assert json.loads((workdir / "runs/judge_rl/eval.json").read_text()) == figures
     written = lines(workdir, "judge_rl")
@@ -234,7 +234,7 @@ def test_the_8b_judge_runs_its_debug_variant_on_a_file(quick, tmp_path):
 
 
 def test_reward_rises(quick, tmp_path):
-    """From fresh parameters, which say the one rewarded byte about once in 256 answers."""
+    """Fresh parameters write the one rewarded byte about once in 256 answers."""
     (tmp_path / "calm.txt").write_text(
         'kind: pointwise\noptions: ["y", "n"]\nvalues: [1, 0]\n'
         "=== trunk\nCalm?\n=== branch\n{text}:\n"

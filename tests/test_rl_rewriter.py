@@ -1,4 +1,4 @@
-"""A rewriter by reward: what it is asked, how its answers are read, and stopping and resuming."""
+"""Tests RL of a rewriter: prompts, parsing of answers, stopping and resuming."""
 
 import importlib
 import json
@@ -39,7 +39,7 @@ CUT = corpora.CutConfig(prefix_min=8, prefix_max=16, suffix=8)
 
 
 class Words:
-    """What has "bad" in it is unsafe; the quality is the number of a's."""
+    """A ground truth: texts with "bad" are unsafe; quality is the number of letters a."""
 
     def score(self, prefixes, texts):
         return {
@@ -65,7 +65,7 @@ def task(judge=JUDGE, texts=TEXTS, cfg=CFG, answer=11, max_invalid=0.5):
 
 
 def shown(ids):
-    """(prefix, suffix) of a prompt."""
+    """Returns (prefix, suffix) of a prompt."""
     lines_ = BYTE.decode(ids).split("\n")
     prefix = lines_[1].removeprefix("Text:")
     return prefix, lines_[2].removeprefix("Continuation:" + rewriters.last_words(prefix))
@@ -133,7 +133,7 @@ def test_a_judge_that_cannot_be_read_stops_the_run():
 
 
 def test_a_rewriter_in_use_writes_what_its_training_reads():
-    """The same greedy tokens, from the policy's writer and from the rewriter of a run."""
+    """The policy's writer and a run's rewriter give the same greedy tokens."""
     made, params = task(), tiny.params(CFG)
     local = rewriters.LocalRewriter(
         LoadedModel(params, CFG, BYTE, meshes.single()), prompt=rewriters.load("rewrite"),
@@ -164,7 +164,7 @@ def llama(tmp_path, **changes):
 
 
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(quick, tmp_path, monkeypatch):
-    """With a judge that likes the letter e, so that all is unsafe, and answers that all count."""
+    """Uses a judge that likes the letter e, so that all texts are unsafe and all answers count."""
     monkeypatch.setitem(scripted.RULES, "e", lambda text: text.count("e") / max(1, len(text)))
     monkeypatch.setattr(Exchange, "read", lambda self, asked, new: BYTE.decode(new[:8]) or "x")
     config = llama(

@@ -1,4 +1,4 @@
-"""Frequencies of longer contexts, by hand: theta 16 and 8 channels give 1, 1/2, 1/4, 1/8."""
+"""Tests RoPE scaling by hand: theta 16 and 8 channels give 1, 1/2, 1/4, 1/8."""
 
 import math
 

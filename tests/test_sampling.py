@@ -1,4 +1,4 @@
-"""Rollouts against teacher forcing, plain loops and hand-worked distributions."""
+"""Tests rollouts against teacher forcing, plain loops and hand-worked distributions."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def roll(tokens_BT=TOKENS_BT, fork_B=FORK_B, rows_B=ROWS_B, seed=0, branches=3, 
 
 
 def teacher_forced(rollouts):
-    """Log-probabilities [B, C, R, V] that the model gives after each of the rollouts' pasts."""
+    """Returns the model's log-probabilities [B, C, R, V] at each position of the rollouts."""
     B, C, R = rollouts.tokens_BCR.shape
     tree = tiny.trunk_only(TOKENS_BT).replace(
         tokens_BCR=rollouts.tokens_BCR, mask_BCR=rollouts.mask_BCR,
@@ -52,7 +52,7 @@ def test_logp_is_what_the_model_gives_the_finished_text():
 
 
 def truncated(probs_V, config):
-    """The distribution sampled from, of one position, in numpy."""
+    """Computes the sampling distribution of one position in numpy."""
     probs_V = probs_V ** (1 / config.temperature)
     order = np.argsort(-probs_V)
     kept = order[: config.top_k or None]

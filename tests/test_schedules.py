@@ -1,4 +1,4 @@
-"""Comparison schedules: who meets whom, and scores that mean the same under each."""
+"""Tests comparison schedules: their pairs, and scores that are comparable between schedules."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ EVERY = {"all": ScheduleConfig(), "first": ScheduleConfig("pivot"), **SPARSE}
 
 
 class Court:
-    """Verdicts on all ordered pairs, some invalid, and what was asked of it."""
+    """Verdicts on all ordered pairs, some of them invalid, and a record of the requested pairs."""
 
     def __init__(self, outcome_BKK, valid_BKK=None):
         self.outcome = outcome_BKK
@@ -52,7 +52,7 @@ def _play(cfg, court, mask=None, draws=None, **options):
 
 
 def _mean_by_loop(outcome, valid, mask):
-    """Score and validity as all pairs have always given them."""
+    """Computes score and validity for all pairs by loops."""
     B, K = mask.shape
     score, sound = np.zeros((B, K)), np.zeros((B, K), bool)
     for b, i in np.argwhere(mask):
@@ -88,7 +88,7 @@ def test_whoever_asks_for_everything_has_the_scores_of_all(K):
 
 
 def _stars(outcome):
-    """(seen_BKK, table) with each candidate as the pivot in turn."""
+    """Returns (seen_BKK, table) with each candidate as the pivot in turn."""
     B, K, _ = outcome.shape
     for pivot in range(K):
         draws = _draws(B, K)
@@ -110,7 +110,7 @@ def test_pivots_averaged_are_all_pairs():
 
 
 def test_of_a_consistent_judge_a_star_tells_all():
-    """Where outcomes are sigmoid(difference), K - 1 of them fix the rest; but for the prior."""
+    """If outcomes are sigmoid(difference), K - 1 of them determine the rest, up to the prior."""
     p = bradley_terry.beats(np.random.default_rng(4).normal(0, 1, (3, 5)))
     for _, asked in _stars(p):
         found, _ = bradley_terry.fit(p, asked > 0, prior=1e-9)
@@ -134,7 +134,7 @@ def test_random_gives_each_as_many_opponents_as_are_wanted(n):
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_other_draws_are_other_opponents(which):
-    """The first number seats a candidate, the second ones say at what distances they meet."""
+    """The first number places a candidate; the second gives the distances of its opponents."""
     one, two, draws = Court(_outcomes(20, 17)), Court(_outcomes(20, 17)), _draws(20, 17)
     cfg = ScheduleConfig("random", opponents=4)
     _play(cfg, one, draws=draws)
@@ -165,7 +165,7 @@ def test_each_round_asks_new_pairs_in_both_orders_of_live_candidates(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_wins_are_shared_out(name):
-    """Between any two candidates there is one win: all scores of a prefix average to 1/2."""
+    """Each pair of candidates has one win in total: the scores of a prefix average to 1/2."""
     wins = _play(EVERY[name], Court((_outcomes() > 0.5).astype(float)))
     assert np.allclose(wins.score_BK.mean(1), 0.5)
     assert wins.score_BK.min() >= 0 and wins.score_BK.max() <= 1
@@ -208,7 +208,7 @@ def test_a_candidate_that_cannot_be_read_is_invalid_and_the_rest_is_not(name):
 
 
 def test_strengths_of_parts_that_never_met_are_not_compared():
-    """Four of seven met each other, and three: the smaller part is invalid."""
+    """Four of seven candidates met each other, and the other three: the smaller part is invalid."""
     table = compare.empty(np.ones((1, 7), bool))
     side = np.arange(7) < 4
     asked = table.live_BKK & (side[:, None] == side)
@@ -219,7 +219,7 @@ def test_strengths_of_parts_that_never_met_are_not_compared():
 
 
 def test_unseen_outcomes_are_expected_by_hand(monkeypatch):
-    """0 beats 1 and 1 beats 2 with odds of 3: against 2, 0 is expected to win 9 of 10."""
+    """0 beats 1 and 1 beats 2 with odds of 3: 0 is expected to beat 2 in 9 of 10."""
     monkeypatch.setattr(bradley_terry.fit, "__defaults__", (1e-9,))
     outcome = np.zeros((1, 3, 3))
     outcome[0, 0, 1], outcome[0, 1, 0], outcome[0, 1, 2], outcome[0, 2, 1] = 0.8, 0.3, 0.7, 0.2
@@ -230,7 +230,7 @@ def test_unseen_outcomes_are_expected_by_hand(monkeypatch):
 
 
 def test_half_of_few_opponents_is_enough():
-    """On a ring of four each meets two; the pair 0, 1 cannot be read."""
+    """On a ring of four each meets two; the pair 0, 1 is invalid."""
     table = compare.empty(np.ones((1, 4), bool))
     pairs = compare.pairs_of(table.live_BKK & (np.add.outer(range(4), range(4)) % 2 == 1))
     for last, expected in ((1, [True] * 4), (3, [False, True, True, True])):
@@ -247,7 +247,7 @@ def test_the_first_live_candidate_is_the_pivot():
 
 
 def test_against_the_first_a_score_is_the_win_over_it_alone():
-    """Whatever is known of the others, and as if each had met the first by itself."""
+    """The score ignores other comparisons, as if each candidate had met only the first."""
     outcome, mask = _outcomes(3, 5), np.ones((3, 5), bool)
     mask[1, 0], mask[2, 2:] = False, False
     court = Court(outcome)
@@ -263,7 +263,7 @@ def test_against_the_first_a_score_is_the_win_over_it_alone():
 
 
 def test_adaptive_spends_its_budget_on_the_ends():
-    """17 candidates of known order: the ends meet more opponents than the middle."""
+    """The ends of 17 candidates in known order meet more opponents than the middle."""
     strength_BK = np.tile(np.linspace(-4, 4, 17), (20, 1))
     court = Court(bradley_terry.beats(strength_BK))
     wins = _play(ScheduleConfig("adaptive", budget=0.25, rounds=5), court)
@@ -275,7 +275,7 @@ def test_adaptive_spends_its_budget_on_the_ends():
 
 
 def test_variances_of_a_pair_answered_are_those_of_the_larger_precision():
-    """Sherman-Morrison against an inverse; a row without a pair stays as it is."""
+    """Compares Sherman-Morrison with an inverse; a row without a pair is unchanged."""
     rng = np.random.default_rng(10)
     root, h, pair = rng.normal(size=(2, 4, 4)), rng.random((2, 4, 4)), np.zeros((2, 4, 4), bool)
     precision, pair[0, 1, 3] = root @ root.transpose(0, 2, 1) + np.eye(4), True
@@ -316,7 +316,7 @@ def _judges(cfg):
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("who", ["judge", "truth"])
 def test_a_judge_repeats_itself_whatever_stands_beside(name, who):
-    """A resumed run shows the same texts, and is told the same."""
+    """A resumed run shows the same texts and gets the same verdicts."""
     rng = np.random.default_rng(8)
     texts = [[" " + "x" * int(n) for n in rng.permutation(20)[:7] + 1] for _ in range(4)]
     prefixes, mask = [f"prefix {b}" for b in range(4)], np.ones((4, 7), bool)

@@ -1,4 +1,4 @@
-"""Judges over candidates: comparisons, aggregation, masks and statistics."""
+"""Tests judges over candidates: comparisons, aggregation, masks and statistics."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ class FakeTruth:
 
 
 def _by_length(trunk, branch, options):
-    """Says what FakeTruth would, at 0.9, from the prompt alone."""
+    """Returns FakeTruth's verdict with probability 0.9, from the prompt only."""
     lines = [line.split(":", 1)[1] for line in branch.strip("\n").split("\n")]
     if len(lines) == 2:
         return (0.1, 0.9) if "bad" in lines[0] else (0.9, 0.1)
@@ -85,7 +85,7 @@ def test_orders_that_disagree_are_a_hard_tie():
 
 
 def test_a_hard_verdict_is_the_likeliest_options():
-    """Of three options: the mean outcome would be a win of .54, the likeliest one is a tie."""
+    """The most likely of three options is a tie, while the mean outcome is a win of .54."""
     tied = lambda _, branch, __: (0.3, 0.48, 0.22) if "\nA: a\n" in branch else (0.1, 0.8, 0.1)
     soft, hard = (
         _score(_judge(tied, (COHERENCE,), hard=h), [[" a", " b"]], np.ones((1, 2), bool))
@@ -150,7 +150,7 @@ def test_an_invalid_verdict_is_masked_in_the_total_and_counted():
 
 def test_a_candidate_with_an_invalid_verdict_is_never_chosen():
     def fn(trunk, branch, options):
-        """Candidate " a b c" wins every comparison and cannot be read for safety."""
+        """Candidate " a b c" wins every comparison and is invalid for safety."""
         unreadable = branch.startswith("\nText:") and " a b c" in branch
         return (np.nan, np.nan) if unreadable else _by_length(trunk, branch, options)
 

@@ -1,4 +1,4 @@
-"""A slice of a corpus by a judge's verdicts: what is asked, what is kept, what is refused."""
+"""Tests screening a corpus by verdicts: questions, selected documents, rejected input."""
 
 import io
 import json
@@ -16,7 +16,7 @@ from sip.structs import UserError
 def test_documents_of_low_score_are_kept_from_the_questions_to_the_slice(
     tmp_path, monkeypatch, capsys
 ):
-    """Through both command lines; the rule values distinct words."""
+    """Runs both commands; the rule prefers distinct words."""
     texts = [f"{i} dull dull dull dull dull" for i in range(30)]
     texts += [f"{i} every word is another" for i in range(30)]
     corpus, asked, judged, out = (str(tmp_path / n) for n in ("a.jsonl", "q", "s", "b.jsonl"))

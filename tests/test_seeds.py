@@ -1,4 +1,4 @@
-"""A recipe over several seeds: each as if alone, the corpus once, spreads worked out by hand."""
+"""Tests a recipe over several seeds: each as if alone, one shared corpus, spreads by hand."""
 
 import importlib
 import json
@@ -35,7 +35,7 @@ PAIR = "\n".join((
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """A config file of two runs that compile fast; and its module."""
+    """A config file of two runs that compile fast, and its module."""
     path = tmp_path_factory.mktemp("config") / "tiny_pair.py"
     path.write_text(PAIR)
     with pytest.MonkeyPatch.context() as patch:
@@ -45,7 +45,7 @@ def pair(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def two(pair, tmp_path_factory):
-    """A finished job over seeds 0 and 1; not to be written to."""
+    """A finished job over seeds 0 and 1; tests must not write to it."""
     workdir = tmp_path_factory.mktemp("two") / "work"
     with quickly():
         train.train_seeds(pair[1](), (0, 1), str(workdir))
@@ -124,7 +124,7 @@ def test_a_finished_seed_is_skipped_and_an_unfinished_one_resumed(
 
 
 def summary(**figures):
-    """Of one seed: standard's figures as given, base's 0 and 1, the judge's 0.5."""
+    """Returns one seed's summary: given figures for standard, fixed ones for base and judge."""
     base = {"a": 0.0, "b": 1.0}
     return {"wall_seconds": 2.0, "rows": {"base": base, "standard": figures}, "judge": {"q": 0.5}}
 
@@ -207,7 +207,7 @@ def test_the_report_is_made_again_from_a_moved_workdir(two, capsys, tmp_path):
 
 
 def refused(capsys, workdir, *argv):
-    """The one line that a refused command leaves; the workdir stays as it is."""
+    """Returns the one line of a rejected command; the workdir must be unchanged."""
     capsys.readouterr()
     before = files(workdir)
     assert call(train, *argv, f"--workdir={workdir}") == 2

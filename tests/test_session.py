@@ -1,4 +1,4 @@
-"""Starting a run from another one: growing depth, and refusing what does not fit."""
+"""Tests starting a run from another one: added layers, and rejected models."""
 
 import dataclasses
 import sys
@@ -22,7 +22,7 @@ from sip.training import checkpoints, step
 
 
 def saved(tmp_path, cfg):
-    """A run's directory with one checkpoint of tiny parameters."""
+    """Saves a run directory with one checkpoint of tiny parameters."""
     where = mesh.single()
     state = step.state_of(tiny.params(cfg), cfg, optax.sgd(0.1), where, reference=False)
     with checkpoints.manager(str(tmp_path)) as manager:

@@ -1,4 +1,4 @@
-"""Eight devices give what one gives: placement, updates, rollouts and verdicts."""
+"""Tests that eight devices give the same as one: placement, updates, rollouts and verdicts."""
 
 import dataclasses
 import functools
@@ -74,7 +74,7 @@ def _placed(mesh):
 
 
 def _tree(C):
-    """Ragged documents and branches: no two devices hold the same number of tokens."""
+    """Returns ragged documents and branches: all devices have different numbers of tokens."""
     rng = np.random.default_rng(C)
     length_B1 = rng.integers(R + 2, T + 1, (B, 1))
     length_BC1 = rng.integers(1, R + 1, (B, C, 1))
@@ -102,7 +102,7 @@ def _branch_batch(name):
 
 
 def _problem(name):
-    """(terms, weights, batch) of a loss."""
+    """Returns (terms, weights, batch) of a loss."""
     if name == "tokens":
         tree = _tree(0)
         return losses.tokens_terms(CFG), lambda _: {"ce": 1.0}, (tree, tree.mask_BT)
@@ -117,20 +117,20 @@ def _problem(name):
 
 
 def _start(mesh, reference, optimiser="adamw"):
-    """A state whose reference is not the policy, or DPO's margins would all be 0."""
+    """Returns a state whose reference is not the policy; otherwise DPO's margins would be 0."""
     state = step.state_of(_placed(mesh), CFG, TXS[optimiser], mesh, reference=reference)
     return state.replace(reference=jax.tree.map(lambda x: 1.01 * x, state.reference))
 
 
 def _run(program, *args):
-    """(outputs, the compiled program's text); unoptimised, which compiles in half the time."""
+    """Returns (outputs, compiled text), compiled without optimisation in half the time."""
     compiled = program.lower(*args).compile({"xla_backend_optimization_level": 0})
     return compiled(*args), compiled.as_text()
 
 
 @functools.cache
 def _update(name, where, microbatches, optimiser="adamw"):
-    """((state, metrics) after one update, the program's text)."""
+    """Returns ((state, metrics) after one update, the program's text)."""
     terms, weights, batch = _problem(name)
     mesh = _mesh(where)
     update = step.make_update(terms, TXS[optimiser], weights, microbatches=microbatches)
@@ -153,7 +153,7 @@ def _adam(state):
 
 
 def _cuts(params):
-    """Into how many different pieces each parameter is cut."""
+    """Counts the different pieces of each sharded parameter."""
     pieces = lambda x: len({str(s.index) for s in x.addressable_shards})
     flat = {**params["blocks"]["block"], **params}
     return {k: pieces(x) for k, x in flat.items() if k != "blocks"}
@@ -213,7 +213,7 @@ def test_any_mesh_of_eight_gives_the_same_update(where):
 
 
 def _moments(state):
-    """{its kind, and the parameter's path: a first moment} of every parameter."""
+    """Returns {(kind, path of the parameter): first moment} of every parameter."""
     nodes = jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu"))
     return {
         (type(node).__name__, jax.tree_util.keystr(path[-1:], simple=True)): x
@@ -246,7 +246,7 @@ def test_an_update_of_muon_on_eight_devices_equals_one_on_one():
 
 @functools.cache
 def _roll(where):
-    """(rollouts, some of which stop early; the program's text)."""
+    """Returns (rollouts, some of which stop early; the program's text)."""
     mesh, tree = _mesh(where), _tree(1)
     run = sampling.program(CFG, K, R, sampling.SamplingConfig(), tuple(range(40)))
     args = (tree.tokens_BT, tree.fork_BC[:, 0], np.arange(B, dtype=np.int32))
@@ -266,13 +266,13 @@ def test_rollouts_are_the_same_tokens_on_any_mesh(name):
 
 
 def _gathered(text):
-    """Elements of each all-gather's result."""
+    """Returns the number of elements of each all-gather's result."""
     found = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather(?:-start)?\(", text)
     return {math.prod(map(int, shape.split(","))) for shape in found}
 
 
 def _decoding(cfg, where="2x2x2"):
-    """Elements of each all-gather in the loop of a rollout's compiled text."""
+    """Returns the elements of each all-gather in the decoding loop of a compiled rollout."""
     mesh, tree = _mesh(where), _tree(1)
     run = jax.jit(functools.partial(sampling.rollout, cfg=cfg, branches=K, steps=R, **ROLL))
     args = dict(tokens_BT=tree.tokens_BT, fork_B=tree.fork_BC[:, 0], rows_B=np.arange(B))
@@ -296,7 +296,7 @@ def test_parameters_are_gathered_once_for_all_tokens_where_there_is_room():
 
 @pytest.mark.parametrize("name", ["tokens", "dr_grpo", "rollout"])
 def test_nothing_is_gathered_but_weights(name):
-    """An activation that is gathered over the batch would be computed by every device in full."""
+    """If an activation were gathered over the batch, every device would compute it in full."""
     _, text = _roll("2x2x2") if name == "rollout" else _update(name, "2x2x2", 1)
     params = decoder.abstract(CFG, _mesh("2x2x2"))
     together = CFG.layers if name == "rollout" else 1  # before its loop all layers' at once

@@ -1,4 +1,4 @@
-"""The loops: what is chosen and learned, another corpus and judge, and stopping and resuming."""
+"""Tests the loops: chosen candidates, learning, other corpora and judges, stopping, resuming."""
 
 import dataclasses
 import importlib
@@ -36,7 +36,7 @@ def policy(objective="dpo", **candidates):
 
 
 def pool(B=2):
-    """Candidate k of prefix b is the token 10 b + k, R times."""
+    """Returns candidates: candidate k of prefix b is the token 10 b + k, R times."""
     tokens_BK = 10 * np.arange(B)[:, None] + np.arange(4)
     tokens_BKR = np.repeat(tokens_BK[..., None], R, axis=2)
     sources = ["suffix", "rewrite", "rollout", "rollout"]
@@ -158,7 +158,7 @@ def test_self_improvement_on_a_text_file_with_a_rule_for_a_judge(quick, tmp_path
 
 
 def test_the_text_judge_can_be_any_script(finished, quick, tmp_path, monkeypatch):
-    """A judge that likes the letter e: what is chosen has the most."""
+    """With a judge that likes the letter e, the chosen text has the most of them."""
     monkeypatch.setitem(scripted.RULES, "e", lambda text: text.count("e") / max(1, len(text)))
     file = tmp_path / "corpus.txt"
     file.write_text("\n\n".join(words(i) for i in range(200)))
@@ -279,7 +279,7 @@ def test_a_trace_is_written_where_one_is_asked_for(finished, quick, tmp_path):
 
 
 def test_every_field_of_a_section_is_set_by_the_configs(finished):
-    """Nothing hangs on a default that the config file does not show."""
+    """No run depends on a default that the config file does not show."""
     config = tiny_recipe.get_config()
     run = sections.plain(config.runs.sip_learned)
     for key, cls in (

@@ -1,4 +1,4 @@
-"""The update on a loss of three numbers."""
+"""Tests the update on a loss of three numbers."""
 
 import functools
 
@@ -18,7 +18,7 @@ W = np.array([0.5, -1.0, 2.0], np.float32)
 
 
 def terms(params, reference, batch):
-    """Two squared errors, each over its own rows."""
+    """Returns two squared errors, each over its own rows."""
     out_B = batch["x"] @ params["w"]
     near = masked_pair((out_B - 1.0) ** 2, batch["near"])
     return {"near": near, "far": masked_pair(out_B**2, batch["far"])}, {
@@ -27,7 +27,7 @@ def terms(params, reference, batch):
 
 
 def rising(at):
-    """weights(step)"""
+    """Returns weights(step)."""
     return {"near": 1.0, "far": 0.5 + at}
 
 
@@ -40,7 +40,7 @@ TX = optim.build(optim.OptimConfig(lr=0.1, steps=10, warmup_steps=5))
 
 
 def state(reference=None):
-    """Buffers of its own every time, since the update takes them."""
+    """Returns a state with new buffers, because the update donates them."""
     params = {"w": jnp.array(W)}
     zero = lambda: jnp.zeros((), jnp.int32)
     return TrainState(zero(), params, TX.init(params), reference, zero(), zero())

@@ -1,4 +1,4 @@
-"""Labels without a ground truth: spoiled suffixes, unanimous votes, and what is dropped."""
+"""Tests labels without a ground truth: corrupted suffixes, unanimous votes, dropped texts."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def asking(votes=3, **changes):
 
 
 def scripted(words):
-    """A model that says words(trunk, branch, vote), and cannot choose."""
+    """Returns a model that writes words(trunk, branch, vote) and cannot choose options."""
     return Scripted(lambda *_: pytest.fail("a vote is a text"), words)
 
 
@@ -108,7 +108,7 @@ def test_a_label_may_be_for_another_prompt_of_the_same_question():
 
 
 def test_a_pair_is_labelled_where_all_votes_agree_in_both_orders():
-    """b is better than a; c is split in one order; d is whoever stands first; e does not say."""
+    """b beats a; votes on c split in one order; d wins whenever it is first; e gives no verdict."""
 
     def words(trunk, branch, vote):
         first, second = (branch.split(f"Option {i}: ")[1][0] for i in (1, 2))

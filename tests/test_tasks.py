@@ -1,4 +1,4 @@
-"""What a policy gradient is asked, what it is rewarded for and what of it is learned from."""
+"""Tests policy-gradient tasks: prompts, rewards, and the examples that are trained on."""
 
 import dataclasses
 import importlib
@@ -23,7 +23,7 @@ CFG = tiny.model(vocab_size=259, max_len=1024)
 
 
 def write_labels(path, count=60):
-    """Pairs of which the first is better in one of three, and texts that are all unsafe."""
+    """Writes pairs whose first text is better in one of three, and texts that are all unsafe."""
     with open(path, "w") as file:
         for i in range(count):
             better = "Option 1" if i % 3 else "Option 2"

@@ -1,4 +1,4 @@
-"""The textgen seam: scripted, ruled and local answers."""
+"""Tests text generators: scripted, ruled and local answers."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def _logits(params, tokens_BT):
 
 
 def _plain(params, text):
-    """Log-probabilities after one unshared sequence: no branches, all logits, no padding before."""
+    """Computes log-probabilities after one unshared, unpadded sequence from all logits."""
     ids = [Byte().bos, *Byte().encode(text)]
     logits_V = _logits(params, jnp.array([ids + [0] * (CFG.max_len - len(ids))]))[0, len(ids) - 1]
     return np.asarray(jax.nn.log_softmax(logits_V)[jnp.array([ord(o) for o in OPTIONS])])
@@ -80,7 +80,7 @@ def test_local_equals_a_plain_unshared_forward_pass(params):
 
 
 def _greedy(params, text, steps):
-    """The likeliest bytes after one unshared sequence, one at a time."""
+    """Decodes bytes greedily after one unshared sequence, one at a time."""
     ids = [Byte().bos, *Byte().encode(text)]
     for _ in range(steps):
         if ids[-1] != Byte().eos:
@@ -186,7 +186,7 @@ ONE_EACH = [["\na"], ["\nb", "\nc"], ["\nd"], ["e"]]
 
 
 def _sizes(monkeypatch):
-    """(B, T) of what is packed, as it comes."""
+    """Records (B, T) of each padded batch."""
     found = []
 
     def spy(trunks, branches, pad, T, C, R):
@@ -232,7 +232,7 @@ ROUNDS = [
 
 
 def _encodings(monkeypatch):
-    """Caches that `encoding` makes, as they come."""
+    """Records the caches that `encoding` creates."""
     made, encode = [], encoding
 
     def spy(cfg):
@@ -262,7 +262,7 @@ def test_kept_trunks_are_encoded_once_and_verdicts_stay(params, monkeypatch, bat
 
 
 def test_what_does_not_fit_is_encoded_in_every_call(params, monkeypatch):
-    """Trunks of 16, 16, 64 and 80 tokens; a token takes 2 * 2 layers * 2 heads * 8 * 4 bytes."""
+    """Trunks have 16, 16, 64 and 80 tokens; a token takes 2 * 2 layers * 2 heads * 8 * 4 bytes."""
     token, made = 256, _encodings(monkeypatch)
     for tokens, kept in [(0, []), (32, [16, 16]), (100, [16, 16, 64]), (176, [16, 16, 64, 80])]:
         made.clear()
@@ -301,7 +301,7 @@ def test_trunks_are_kept_in_parts_on_a_mesh_of_eight(params, monkeypatch):
 
 
 class Forgetful:
-    """Our decoder, asked anew in every round."""
+    """The local decoder, called without a cache in every round."""
 
     def __init__(self, local):
         self.choose, self.calls = self._counted, 0

@@ -1,4 +1,4 @@
-"""Parts join, texts come back, and text never becomes a special token."""
+"""Tests that parts join, texts round-trip, and texts never become special tokens."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def ours(tmp_path_factory):
 
 @pytest.fixture(params=["ours", "byte", "tinystories", "botchan", "wikitext-2", "mistral"])
 def lossless(request, tmp_path_factory):
-    """Tokenizers without a normaliser: ours, and one that was shipped with a dummy prefix."""
+    """Tokenizers without a normaliser: ours, and a published one with a dummy prefix."""
     name = request.param
     if name in ("ours", "byte"):
         return tokenizers.Byte() if name == "byte" else request.getfixturevalue("ours")
@@ -83,7 +83,7 @@ def test_decoded_parts_join_wherever_the_text_is_cut(lossless):
 
 
 def test_a_shipped_model_would_lose_the_space_between_parts():
-    """What the tests above would show if the dummy prefix were left on."""
+    """Shows the result of the tests above with the dummy prefix left on."""
     path = shared("tokenizers/mistral/mistral_v1.model")
     shipped = sentencepiece.SentencePieceProcessor(model_file=str(path))
     adapted = tokenizers.SentencePiece(path)

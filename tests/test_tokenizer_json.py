@@ -1,4 +1,4 @@
-"""Hugging Face tokenizers: parts join, text stays text, and the ids are the library's."""
+"""Tests Hugging Face tokenizers: parts join, text stays text, ids are those of the library."""
 
 import json
 
@@ -36,7 +36,7 @@ def story(file="text/tinystories/tiny_stories.txt", size=6000):
 
 
 def never(tok):
-    """Ids that no text may have; of a vocabulary without bytes an unknown character is <unk>."""
+    """Returns ids that no text may have; without byte tokens an unknown character may be <unk>."""
     every = {*tok.specials.values(), tok.bos, tok.eos, tok.pad, *tok.stops}
     return every - ({tok.specials["<unk>"]} if "<unk>" in tok.specials else set())
 
@@ -84,7 +84,7 @@ def test_hostile_text_never_becomes_a_special_token(name, base):
 
 @pytest.mark.parametrize("name", ["gpt2", "mistral_v1"])
 def test_the_library_itself_parses_special_tokens_out_of_text(name, base):
-    """What the test above would show if they were left in."""
+    """Shows the result of the test above without our protection."""
     path = published.directory(name, base) / "tokenizer.json"
     end = "</s>" if name == "mistral_v1" else "<|endoftext|>"
     ids = tokenizers.Tokenizer.from_file(str(path)).encode(end, add_special_tokens=False).ids

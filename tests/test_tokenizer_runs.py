@@ -1,4 +1,4 @@
-"""A run with a Hugging Face tokenizer, from the config to samples of its checkpoint."""
+"""Tests a run with a Hugging Face tokenizer, from the config to samples of its checkpoint."""
 
 import shutil
 
@@ -18,7 +18,7 @@ pytest_plugins = ["tiny_fixtures"]
 
 
 def config_of(tmp_path):
-    """configs/text.py, its first run alone."""
+    """Returns configs/text.py with its first run only."""
     import text
 
     config = tiny_recipe.shrink(text.get_config("debug"))

@@ -1,4 +1,4 @@
-"""The command line: bad input says what is wrong and writes nothing; a stopped job goes on."""
+"""Tests the command line: one-line errors for bad input, and stopped jobs that continue."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ TEXT = tiny_recipe.ROOT / "configs" / "text.py"
 
 
 def complaint(capsys, *argv):
-    """The one line that a refused command line leaves on stderr."""
+    """Returns the one line that a rejected command line writes to stderr."""
     capsys.readouterr()
     assert call(train, *argv) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -144,7 +144,7 @@ def test_a_finished_job_runs_nothing_again(finished, quick, capsys, tmp_path):
 
 
 def test_the_seconds_of_a_run_are_those_of_all_its_attempts(finished, quick, tmp_path, monkeypatch):
-    """Each second is a look at the clock, so the sums are known but for the number of looks."""
+    """The fake clock adds one second per call, so sums are known except for the number of calls."""
     workdir, config = begun(finished, tmp_path / "work", "base"), tiny_recipe.get_config()
     config.order = config.report.rows = ("base", "standard")
     config.report.judge = config.report.rewriter = ""
@@ -169,7 +169,7 @@ def test_the_seconds_of_a_run_are_those_of_all_its_attempts(finished, quick, tmp
 
 @pytest.mark.parametrize("name", ["standard", "sip_oracle"])
 def test_every_checkpoint_keeps_the_seconds(name, finished, quick, tmp_path, monkeypatch):
-    """A run killed after its second checkpoint has kept the seconds until then."""
+    """A run killed after its second checkpoint has recorded the seconds up to there."""
     workdir, config = begun(finished, tmp_path / "work", "base"), tiny_recipe.get_config()
     run = config.runs[name]
     run.steps, run.checkpoint.every_steps = 6, 2
@@ -204,7 +204,7 @@ def test_a_signal_saves_exits_0_and_leaves_a_workdir_that_goes_on(how, finished,
     process.send_signal(how)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert "base: stopped after step" in err and "the same command goes on" in err
+    assert "base: stopped after step" in err and "run the same command to continue" in err
     saved = [int(p.name) for p in (workdir / "runs/base/checkpoints").iterdir()]
     assert len(saved) == 1 and 0 < saved[0] < 5000
     assert not (workdir / "runs/base/done.json").exists()
@@ -227,4 +227,4 @@ def test_a_signal_between_runs_exits_0(finished, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(recipe, "claim", interrupted)
     assert call(train, f"--config={RECIPE}", f"--workdir={tmp_path}") == 0
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "run the same command to continue" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Faults of a server, and that the key is said nowhere."""
+"""Tests faults of a server, and that the API key is never shown."""
 
 import email.utils
 import io
@@ -28,7 +28,7 @@ def config(url, **changes):
 
 
 def asked(server, prompts=("a",), clock=time.monotonic, **changes):
-    """(logp_BO of one branch per prompt, waits in seconds, statistics)."""
+    """Returns (logp_BO of one branch per prompt, waits in seconds, statistics)."""
     waits = []
     one = Remote(config(server.url, **changes), sleep=waits.append, clock=clock)
     logp_BCO = one.choose(prompts, [[":"]] * len(prompts), OPTIONS)
@@ -218,7 +218,7 @@ def test_an_unusable_key_is_named_by_its_variable(value, monkeypatch):
 
 
 def spoken(error) -> str:
-    """All that can be said of an exception: its chain, with the variables of every frame."""
+    """Returns all text of an exception: its chain, with the variables of every frame."""
     found = io.StringIO()
     while error is not None:
         whole = traceback.TracebackException.from_exception(error, capture_locals=True)
@@ -308,7 +308,7 @@ def test_whatever_changes_an_answer_changes_where_it_is_kept(tmp_path):
 
 
 def talk(path, payload):
-    """echo in both of the APIs."""
+    """Answers like `echo` in both APIs."""
     found = echo(path, payload)
     if "messages" in payload:
         for choice in found["choices"]:

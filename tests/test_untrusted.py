@@ -1,4 +1,4 @@
-"""Hostile texts: no special or template token comes out of them, whoever tokenises."""
+"""Tests hostile texts: no tokenizer makes special or template tokens from them."""
 
 from pathlib import Path
 
@@ -36,7 +36,7 @@ EACH = pytest.mark.parametrize("text", hostile.TEXTS.values(), ids=hostile.TEXTS
 
 
 def ends(text):
-    """The trunks and branches of every aspect with `text` wherever text is judged."""
+    """Returns trunks and branches of every aspect, with `text` in all judged positions."""
     for aspect in ASPECTS.values():
         trunk = prompts.trunk(aspect, prefix=text, reference=text)
         yield trunk, prompts.branch(aspect, *[text] * (2 if aspect.kind == "pairwise" else 1))
@@ -57,7 +57,7 @@ def test_the_configs_specials_cover_those_of_known_tokenizers():
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
-    """A tokenizer trained as the recipes do, with the templates' words as symbols."""
+    """A tokenizer trained as in the recipes, with the templates' words as symbols."""
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     texts = ["the quick brown fox jumps over the lazy dog. " * 3, "one two three safe none."] * 20
     return tokenizers.train_sentencepiece(
@@ -66,7 +66,7 @@ def ours(tmp_path_factory):
 
 
 def local_ids(tokenizer, text):
-    """[(trunk's ids, branch's ids)] as our own decoder is asked."""
+    """Returns [(trunk ids, branch ids)] of the local decoder's prompts."""
     local = Local(LoadedModel(None, CFG, tokenizer, meshes.single()))
     found = [local._tokens([trunk], [[branch]]) for trunk, branch in ends(text)]
     assert all(fits == [[True]] for _, _, fits in found)
@@ -74,7 +74,7 @@ def local_ids(tokenizer, text):
 
 
 def pieces(tokenizer, aspect):
-    """Ids of the template's own words."""
+    """Returns the ids of a template's own words."""
     found = [tokenizer.encode(word) for word in prompts.symbols([aspect]) if word in WORDS]
     assert all(len(ids) == 1 for ids in found)
     return {ids[0] for ids in found}
@@ -94,7 +94,7 @@ def test_special_and_template_tokens_never_come_out_of_text_under_judgement(text
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_templates_words_are_its_symbols_in_text_under_judgement(name, ours):
-    """Whichever template's: they are spelled out there, and read the same."""
+    """Holds for all templates: the words are spelled out in judged texts and read the same."""
     never = set().union(*(pieces(ours, aspect) for aspect in ASPECTS.values()))
     aspect = ASPECTS[name]
     for word in WORDS:
@@ -109,7 +109,7 @@ def test_no_templates_words_are_its_symbols_in_text_under_judgement(name, ours):
 
 @EACH
 def test_the_template_stands_in_its_place_whatever_the_text(text, ours):
-    """One branch, the template's tokens and the verdict's place are those of a harmless text."""
+    """Branch, template tokens and verdict position equal those of a harmless text."""
     count = lambda ids, own: [i for i in ids if i in own]
     for aspect, hostile_ids, plain_ids in zip(
         ASPECTS.values(), local_ids(ours, text), local_ids(ours, PLAIN), strict=True
@@ -124,7 +124,7 @@ def test_the_template_stands_in_its_place_whatever_the_text(text, ours):
 
 @EACH
 def test_the_other_candidates_verdict_is_the_same_beside_a_hostile_one(text):
-    """A branch sees its trunk and itself alone."""
+    """A branch sees only its trunk and itself."""
     local = Local(LoadedModel(tiny.params(CFG), CFG, Byte(), meshes.single()))
     aspect = ASPECTS["safety"]
     trunk = prompts.trunk(aspect, prefix="", reference="")
@@ -149,7 +149,7 @@ KINDS = {
 
 @pytest.fixture(scope="module")
 def seen():
-    """Token ids of every hostile prompt as a server of each kind reads them, asked all at once."""
+    """Token ids of every hostile prompt as read by each kind of server, in one request."""
     found = {}
 
     def answer(path, payload):
@@ -187,7 +187,7 @@ def test_no_special_token_reaches_a_server(kind, name, seen):
 
 
 def test_a_careless_client_would_let_them_through(seen):
-    """The set-ups differ: the same server finds specials where nothing is broken up."""
+    """The same server finds special tokens if the client does not break them up."""
     found = {
         i for (kind, _), each in seen.items() if kind == "careless" for ids, _ in each for i in ids
     }
@@ -207,7 +207,7 @@ SAID = {  # what a judge says -> the score of either candidate, none where it ca
 
 
 def judged(textgen, aspect):
-    """The scores of every hostile text beside a harmless one."""
+    """Returns the scores of every hostile text next to a harmless one."""
     texts = [[text[:200], PLAIN] for text in hostile.TEXTS.values()]
     live = np.ones((len(texts), 2), bool)
     how = Voting(votes=2, max_tokens=4)

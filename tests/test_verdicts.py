@@ -1,4 +1,4 @@
-"""Verdicts read from probabilities."""
+"""Tests verdicts read from probabilities."""
 
 import numpy as np
 import pytest

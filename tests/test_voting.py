@@ -1,4 +1,4 @@
-"""Reasoned verdicts: votes in words, counted by hand and asked of a decoder."""
+"""Tests reasoned verdicts: votes counted by hand, and votes of a decoder."""
 
 import dataclasses
 import re
@@ -73,7 +73,7 @@ def test_the_last_verdict_of_an_answer_is_its_vote():
 
 
 def test_orders_that_disagree_are_a_tie():
-    """A judge that always says the first; and one that knows."""
+    """One judge always answers "first"; the other one knows."""
     first = answers(lambda *_: "Conclusion: Option 1", 2, (QUALITY,))([[" a", " bb", " c"]])
     assert (first.scores_BK == 0.5).all() and first.valid_BK.all()
     assert first.metrics["judge/flips/reasoned_quality"] == (3, 3)
@@ -89,7 +89,7 @@ def test_orders_that_disagree_are_a_tie():
 
 
 def test_split_votes_are_a_share_and_a_hard_majority():
-    """Three of four votes are for "a", in either order."""
+    """Three of four votes are for "a", in both orders."""
     wins = lambda branch, j: j < 3 if "Option 1:a" in branch else j < 1
     words = lambda _, branch, j: f"Conclusion: Option {1 if wins(branch, j) else 2}"
     soft, hard = (answers(words, 4, (QUALITY,), hard=h)([["a", "b"]]) for h in (False, True))
@@ -139,7 +139,7 @@ def test_a_vote_that_cannot_be_is_a_user_error(values, said):
 
 
 class Few:
-    """Sixteen tokens that say little but colons and options; what they cannot say is a "?"."""
+    """A tokenizer of sixteen tokens, mostly colons and options; other characters become "?"."""
 
     letters = "\n :abc?:a:b:c"
     vocab_size, pad, bos, eos, stops = 16, 13, 14, 15, (15,)
@@ -167,7 +167,7 @@ HOW = dict(votes=8, max_tokens=16, sampling=SamplingConfig(2.0))
 
 @pytest.fixture
 def wanted(tmp_path):
-    """A judge section of a user's own two aspects."""
+    """Returns a judge section with two user-defined aspects."""
     for name, text in FILES.items():
         (tmp_path / f"{name}.txt").write_text(text)
     weights = tuple((str(tmp_path / f"{name}.txt"), 0.5) for name in FILES)
@@ -186,7 +186,7 @@ def asked(textgen_, wanted, texts=TEXTS, prefixes=("a", "b"), mask=EVERY):
 
 
 def test_what_a_decoder_writes_is_what_is_counted(wanted):
-    """The judge's score is what its own words say, read one by one."""
+    """The judge's score is counted from its own words, read one by one."""
     (letter, _), found = wanted.aspects(), asked(local(), wanted)
     trunks = [prompts.trunk(letter, prefix=p, reference="") for p in "ab"]
     branches = [[prompts.branch(letter, text) for text in row] for row in TEXTS]
@@ -205,7 +205,7 @@ def test_what_a_decoder_writes_is_what_is_counted(wanted):
 
 
 def test_a_texts_votes_hang_on_what_is_asked_alone(wanted):
-    """Not on the batch, its order, or what is judged beside it."""
+    """Votes do not depend on the batch, its order, or other texts judged with it."""
     whole, single = asked(local(), wanted), asked(local(batch=1), wanted)
     assert np.array_equal(whole.scores_BK, single.scores_BK) and whole.metrics == single.metrics
     order = [2, 0, 1]

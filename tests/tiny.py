@@ -1,4 +1,4 @@
-"""A model and trees small enough for a test to run many of them."""
+"""A tiny model and tiny trees, so that tests can run many of them."""
 
 import dataclasses
 import functools
@@ -25,12 +25,16 @@ CFG = ModelConfig(
 
 
 def model(**changes) -> ModelConfig:
+    """Returns the tiny model's config with some fields changed."""
     return dataclasses.replace(CFG, **changes)
 
 
 @functools.cache
 def params(cfg: ModelConfig = CFG, seed: int = 0):
-    """Parameters from numpy (jax's take seconds to compile); norms away from one."""
+    """Returns random parameters; norm scales differ from one, so that tests notice them.
+
+    They are drawn with numpy, because jax.random takes seconds to compile.
+    """
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(functools.partial(decoder.init, cfg), jax.random.key(0))
 
@@ -38,13 +42,14 @@ def params(cfg: ModelConfig = CFG, seed: int = 0):
         scale, mean = (0.3, 1.0) if "norm" in jax.tree_util.keystr(path) else (0.25, 0.0)
         return jnp.asarray(mean + scale * rng.standard_normal(x.shape), jnp.float32)
 
-    with jax.ensure_compile_time_eval():  # kept, so no tracer of who asks first
+    # The result is cached, so it must not contain tracers of the first caller.
+    with jax.ensure_compile_time_eval():
         return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def forward(params, cfg, tree):
-    """Hidden states and log-probabilities of trunk and branches."""
+    """Returns (trunk_BTD, branch_BCRD, log-probabilities of trunk and branches)."""
     out = decoder.apply(params, cfg, tree)
     unembed_DV = decoder.unembed(params, cfg)
     logp = logprobs.tree_logprobs(out.trunk_BTD, out.branch_BCRD, unembed_DV, tree, chunk=64)
@@ -52,7 +57,7 @@ def forward(params, cfg, tree):
 
 
 def tree(seed=0, B=2, T=6, C=4, R=3, vocab=CFG.vocab_size) -> Tree:
-    """Ragged forks and branches; forks lie in 1..T, every branch has a token."""
+    """Returns a random tree: forks in 1..T, branches of 1 to R tokens."""
     rng = np.random.default_rng(seed)
     length_BC = rng.integers(1, R + 1, (B, C, 1))
     return Tree(
@@ -64,6 +69,7 @@ def tree(seed=0, B=2, T=6, C=4, R=3, vocab=CFG.vocab_size) -> Tree:
 
 
 def trunk_only(tokens_BT, segment_BT=None) -> Tree:
+    """Returns a tree without branches; negative tokens are padding."""
     tokens_BT = jnp.asarray(tokens_BT, jnp.int32)
     empty = jnp.zeros((len(tokens_BT), 0, 1), jnp.int32)
     fork_BC = jnp.ones((len(tokens_BT), 0), jnp.int32)
@@ -71,7 +77,7 @@ def trunk_only(tokens_BT, segment_BT=None) -> Tree:
 
 
 def sequences(tree: Tree) -> np.ndarray:
-    """tokens [B * C, T + R]: prefix + branch of every branch, zeros after."""
+    """Returns tokens [B * C, T + R]: for each branch its prefix, its tokens, then zeros."""
     B, C, R = tree.tokens_BCR.shape
     out = np.zeros((B, C, tree.tokens_BT.shape[1] + R), np.int32)
     for b, c in np.ndindex(B, C):
@@ -82,7 +88,10 @@ def sequences(tree: Tree) -> np.ndarray:
 
 
 def at_forks(x, tree: Tree):
-    """x[B, C, R, ..] of x[B * C, T + R, ..]: what `sequences` say at the branches' positions."""
+    """Gathers the branches' positions from values of `sequences`.
+
+    x [B * C, T + R, ..] -> [B, C, R, ..].
+    """
     B, C, R = tree.tokens_BCR.shape
     x = np.asarray(x).reshape(B, C, -1, *np.shape(x)[2:])
     where = lambda b, c: slice(int(tree.fork_BC[b, c]), int(tree.fork_BC[b, c]) + R)

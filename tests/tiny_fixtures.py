@@ -1,4 +1,4 @@
-"""Fixtures of several test files, named by their `pytest_plugins`."""
+"""Fixtures shared by several test files, which load them with `pytest_plugins`."""
 
 import fcntl
 import os
@@ -13,13 +13,17 @@ from sip import train
 
 @pytest.fixture
 def quick():
+    """Runs the test with one device and few XLA optimisations."""
     with quickly():
         yield
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-    """The whole tiny recipe's workdir, made by whichever process is first; not to be written to."""
+    """The workdir of the finished tiny recipe; tests must not write to it.
+
+    The first test process creates it; the others wait for the lock.
+    """
     base = tmp_path_factory.getbasetemp()
     workdir = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny-recipe"
     with open(f"{workdir}.lock", "w") as lock, quickly():

@@ -1,6 +1,6 @@
 """A config file: the smallest recipe that has every kind of run.
 
-Variants: none (the micro-world's whole recipe), or those of configs/microworld_ablations.py.
+Variants: none (all runs of configs/microworld.py), or those of configs/microworld_ablations.py.
 """
 
 import sys
@@ -15,7 +15,7 @@ import microworld_ablations  # noqa: E402
 
 
 def get_config(arg: str = ""):
-    """The debug variant, smaller still."""
+    """Builds the debug variant of the config and makes it even smaller."""
     ablation = arg and microworld_ablations.get_config(f"{arg},debug")
     config = shrink(ablation or microworld.get_config("debug"))
     config.data.world = dict(entities=8, train=300, validation=60, test=60)
@@ -23,7 +23,7 @@ def get_config(arg: str = ""):
 
 
 def shrink(config):
-    """Runs of two steps of a model that compiles fast."""
+    """Reduces all runs to two steps of a model that compiles fast."""
     for run in config.runs.values():
         run.steps, run.batch, run.optim.warmup_steps = 2, 8, 1
         run.model.update(width=16, layers=1, head_dim=4, hidden=32)

@@ -1,4 +1,4 @@
-"""What tests do with workdirs of the tiny recipe, and with command lines in this process."""
+"""Helpers for workdirs of the tiny recipe, and for running command lines in this process."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from sip.training import checkpoints, loop, optim, step
 
 @contextlib.contextmanager
 def quickly():
-    """One device and little optimisation: nearly all the time of a tiny run is compilation."""
+    """Uses one device and few XLA optimisations: a tiny run spends most time on compilation."""
     build, before = meshes.build, jax.config.read("jax_disable_most_optimizations")
     first = lambda cfg, devices=None: build(cfg, devices or jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
@@ -32,7 +32,7 @@ def quickly():
 
 
 def begun(finished: Path, to: Path, *runs: str) -> Path:
-    """Corpus, tokenizer and some finished runs, for another config to go on from."""
+    """Copies corpus, tokenizer and some finished runs to `to`, for another config to continue."""
     shutil.copytree(finished / "data", to / "data")
     shutil.copy(finished / "tokenizer.model", to)
     for name in runs:
@@ -41,20 +41,20 @@ def begun(finished: Path, to: Path, *runs: str) -> Path:
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    """Everything in a directory."""
+    """Returns the contents of all files in a directory, by relative path."""
     found = sorted(Path(directory).rglob("*"))
     return {str(p.relative_to(directory)): p.read_bytes() for p in found if p.is_file()}
 
 
 def lines(workdir: Path, name: str) -> list[dict]:
-    """metrics.jsonl of a run without what the clock says."""
+    """Returns the lines of a run's metrics.jsonl without the timings (speed/*)."""
     text = (Path(workdir) / "runs" / name / "metrics.jsonl").read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     return [{k: v for k, v in row.items() if not k.startswith("speed/")} for row in rows]
 
 
 def state(config, workdir: Path, name: str):
-    """(state, step) of a run's last checkpoint."""
+    """Returns (state, step) of a run's last checkpoint."""
     run = recipe.STAGES[config.runs[name].stage].resolve(config, name)
     reference = run.stage != "supervised" and run.objective.needs_reference
     abstract = step.abstract_state(
@@ -65,7 +65,7 @@ def state(config, workdir: Path, name: str):
 
 
 def stop_after(monkeypatch, steps, *, of=loop.Meter, method="count"):
-    """Sends SIGTERM in that step, where the loop calls `method`."""
+    """Patches `method` of class `of` so that its call number `steps` sends SIGTERM."""
     original, seen = getattr(of, method), []
 
     def counted(self, argument):
@@ -78,16 +78,16 @@ def stop_after(monkeypatch, steps, *, of=loop.Meter, method="count"):
 
 
 def call(module, *argv: str) -> int:
-    """The exit code of a command line, in this process."""
+    """Runs a command line in this process and returns its exit code."""
     flags.FLAGS.unparse_flags()
     for name in list(flags.FLAGS):
-        if name.startswith("config."):  # an override, which may not be defined twice
+        if name.startswith("config."):  # an override, which absl would define a second time
             delattr(flags.FLAGS, name)
         else:
             flags.FLAGS[name].unparse()
     handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [module.__name__, *argv])  # where overrides are looked for
+        patch.setattr(sys, "argv", [module.__name__, *argv])  # ml_collections reads overrides here
         patch.setattr(sys, "path", list(sys.path))
         try:
             return cli.code(module.main, cli._parse(sys.argv))

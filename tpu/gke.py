@@ -1,11 +1,12 @@
-"""A run on GKE: a JobSet of one pod slice, printed or applied, and XPK's command for the same.
+"""Runs a command on GKE: applies a JobSet for one TPU slice, and prints the same as an XPK command.
 
     python tpu/gke.py --name=sip --accelerator=tpu-v5-lite-podslice --topology=8x8 \
         --image=REGION-docker.pkg.dev/PROJECT/REPO/sip --dry-run -- \
         python -m sip.train --config=configs/text.py --workdir=gs://BUCKET/run
 
-The manifest is JSON, which kubectl reads like YAML. The cluster needs JobSet installed. A preempted
-or failed attempt is started again up to --restarts times, and goes on from its last checkpoint.
+--dry-run prints the manifest (JSON, which kubectl reads like YAML) and applies nothing. The cluster
+needs JobSet. A preempted or failed attempt is restarted up to --restarts times and continues from
+its last checkpoint. Exit codes: kubectl's, or 1 without kubectl, 2 invalid flags.
 """
 
 import argparse
@@ -17,53 +18,54 @@ import subprocess
 import sys
 from typing import Any
 
-HOST_CHIPS = 4  # of the machine types that pod slices of several hosts are made of
-GRACE_SECONDS = 300  # between SIGTERM and SIGKILL: to save a common step
-# sip exits 0 when it has saved, which would count as completed: a pod that was told to end fails
-# instead, and with it the attempt.
+HOST_CHIPS = 4  # chips per host in the machine types of multi-host slices
+GRACE_SECONDS = 300  # time between SIGTERM and SIGKILL, to save a checkpoint
+# sip exits 0 after SIGTERM, once it has saved. Kubernetes would count that as completed, so the
+# wrapper exits 75 after SIGTERM: the pod and the attempt fail, and JobSet restarts them.
 WRAPPER = (
     "trap 'stopped=1; kill -TERM $pid' TERM; \"$@\" & pid=$!; wait $pid; code=$?; "
     'if [ "$stopped" ]; then wait $pid; exit 75; fi; exit $code'
 )
 XPK = {"tpu-v5-lite-podslice": "v5litepod-", "tpu-v5p-slice": "v5p-", "tpu-v6e-slice": "v6e-"}
-CORES = {"tpu-v5p-slice": 2}  # a type's number counts cores there, chips elsewhere
+CORES = {"tpu-v5p-slice": 2}  # XPK counts two cores per chip for v5p, and chips for other types
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the flags; everything after `--` becomes `flags.command`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     parser.add_argument("--name", required=True)
     parser.add_argument("--accelerator", required=True, choices=tuple(XPK))
-    parser.add_argument("--topology", required=True, help="such as 8x8 or 4x4x4")
+    parser.add_argument("--topology", required=True, help="chips, such as 8x8 or 4x4x4")
     parser.add_argument("--image", required=True)
     parser.add_argument("--restarts", type=int, default=20)
-    parser.add_argument("--spot", action="store_true", help="on nodes that may be preempted")
+    parser.add_argument("--spot", action="store_true", help="use nodes that may be preempted")
     parser.add_argument(
-        "--secret", default="", help="a Kubernetes secret, as environment variables"
+        "--secret", default="", help="Kubernetes secret to expose as environment variables"
     )
-    parser.add_argument("--dry-run", action="store_true", help="print it, apply nothing")
+    parser.add_argument("--dry-run", action="store_true", help="print the manifest, apply nothing")
     argv = sys.argv[1:] if argv is None else argv
     at = argv.index("--") if "--" in argv else len(argv)
     flags = parser.parse_args(argv[:at])
     flags.command = argv[at + 1 :]
     if not flags.command:
-        parser.error("no command: -- python -m sip.train ...")
+        parser.error("no command; add -- python -m sip.train ...")
     if not re.fullmatch(r"\d+(x\d+){1,2}", flags.topology):
-        parser.error(f"--topology={flags.topology}: wanted numbers, as in 8x8")
+        parser.error(f"--topology={flags.topology}: must be numbers such as 8x8 or 4x4x4")
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", flags.name):
-        parser.error(f"--name={flags.name}: lower-case letters, digits and '-', 40 at most")
+        parser.error(f"--name={flags.name}: must be at most 40 of a-z, 0-9 and '-'")
     return flags
 
 
 def chips(topology: str) -> int:
-    """Of a topology such as 4x4x4."""
+    """Counts the chips of a topology such as 4x4x4."""
     return math.prod(map(int, topology.split("x")))
 
 
 def manifest(flags) -> dict[str, Any]:
-    """The JobSet: as many pods as the slice has hosts, all started and restarted together."""
+    """Builds the JobSet: one pod per host of the slice, all started and restarted together."""
     count = chips(flags.topology)
     per_host = min(count, HOST_CHIPS)
     hosts = count // per_host
@@ -71,7 +73,7 @@ def manifest(flags) -> dict[str, Any]:
         "name": "sip",
         "image": flags.image,
         "command": ["sh", "-c", WRAPPER, "sh", *flags.command],
-        "ports": [{"containerPort": 8471}, {"containerPort": 8080}],  # libtpu's, jax's coordinator
+        "ports": [{"containerPort": 8471}, {"containerPort": 8080}],  # libtpu, JAX coordinator
         "resources": {"limits": {"google.com/tpu": per_host}},
     }
     if flags.secret:
@@ -107,7 +109,7 @@ def manifest(flags) -> dict[str, Any]:
 
 
 def xpk(flags) -> str:
-    """The command of XPK's that runs the same on a cluster that it made."""
+    """Returns the `xpk workload create` command for the same job, on a cluster created by XPK."""
     count = chips(flags.topology) * CORES.get(flags.accelerator, 1)
     args = [f"--workload={flags.name}", f"--tpu-type={XPK[flags.accelerator]}{count}"]
     args += [f"--docker-image={flags.image}", f"--max-restarts={flags.restarts}"]
@@ -116,6 +118,7 @@ def xpk(flags) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
     flags = parse(argv)
     text = json.dumps(manifest(flags), indent=2)
     print(f"# with XPK: {xpk(flags)}", file=sys.stderr)
@@ -125,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True).returncode
     except FileNotFoundError:
-        print("failed: there is no kubectl on PATH", file=sys.stderr)
+        print("failed: kubectl is not on PATH; install it or use --dry-run", file=sys.stderr)
         return 1
 
 

@@ -1,4 +1,4 @@
-"""TPU VMs by gcloud: create them, run a command on all workers, keep it running, delete them.
+"""Manages TPU VMs with gcloud: creates a pod, runs a command on all workers, deletes the pod.
 
     python tpu/pod.py create --name=sip --zone=us-west4-a --type=v5litepod-64 --spot
     python tpu/pod.py sync --name=sip --zone=us-west4-a
@@ -7,10 +7,14 @@
     python tpu/pod.py logs | stop | status | delete --name=sip --zone=us-west4-a
     python tpu/pod.py keep --name=sip --zone=us-west4-a --type=v5litepod-64 --spot -- python -m ...
 
-`keep` syncs and runs, and after a preemption deletes, creates, syncs and runs again, until the
-command has ended well on all workers; one that fails by itself is not run again. NAME=VALUE lines
-in tpu/pod.env (name, zone, project, type) stand in for flags. --dry-run prints what would be run.
-Exit codes: 0, 1 where the pod or the command failed, 2 for flags that make no sense.
+`sync` copies the working tree to all workers and installs it. `run` starts a command on all workers
+and returns at once. `stop` sends SIGTERM, so sip saves a checkpoint and exits.
+
+`keep` syncs and runs the command. After a preemption it deletes the pod, creates a new one, syncs
+and runs again, until the command exits 0 on all workers. It does not restart a command that fails
+for another reason. NAME=VALUE lines in tpu/pod.env (name, zone, project, type) replace flags.
+--dry-run prints the gcloud commands instead of running them. Exit codes: 0 done, 1 the pod or the
+command failed, 2 invalid flags, 130 interrupted.
 """
 
 import argparse
@@ -25,22 +29,25 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-RUNTIMES = {  # by how a type begins
+RUNTIMES = {  # prefix of the accelerator type: VM software version
     "v5litepod-": "v2-alpha-tpuv5-lite",
     "v5p-": "v2-alpha-tpuv5",
     "v6e-": "v2-alpha-tpuv6e",
     "v4-": "tpu-ubuntu2204-base",
 }
+# Not copied by `sync`.
 LEFT_OUT = (".git", ".venv", "runs", "__pycache__", "*.egg-info", "pod.env")
+# States of a queued resource that never become ACTIVE; "" means that it does not exist.
 GONE = ("SUSPENDED", "SUSPENDING", "FAILED", "")
-ABORTED = "134"  # how jax ends a process whose peers it lost
-AGAIN = "the same command goes on"  # what sip says at the end of a run that was stopped, and saved
-INSTALL = (  # by uv, since the VMs' own Python is older than sip's
+ABORTED = "134"  # exit code (SIGABRT) of a JAX process that lost its peers
+AGAIN = "run the same command to continue"  # end of sip's last line after a stop with a checkpoint
+INSTALL = (  # with uv: the VM's Python is older than the one sip needs
     "mkdir -p sip && tar -xzf sip.tar.gz -C sip && cd sip && "
     "python3 -m pip install -q --user uv && "
     "PATH=$HOME/.local/bin:$PATH && { [ -d .venv ] || uv venv -q --python 3.12 .venv; } && "
     "uv pip install -q -e '.[tpu]'"
 )
+# Prints sip-exit=running, =again (stopped and saved) or =EXIT_CODE; `outcome` parses it.
 ENDED = (
     "if [ ! -f sip-exit ]; then echo sip-exit=running; "
     f'elif tail -n 3 sip.log | grep -q "{AGAIN}"; '
@@ -50,37 +57,40 @@ STOP = 'kill -TERM "$(cat sip-pid)"'
 
 
 class Failed(Exception):
-    """A command of gcloud's, or the pod, failed."""
+    """A gcloud command or the pod failed."""
 
 
 class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage text."""
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
 
 
 def settings(path: Path) -> dict[str, str]:
-    """The NAME=VALUE lines of a file, if it is there."""
+    """Reads the NAME=VALUE lines of a file into a dict; empty if the file does not exist."""
     lines = path.read_text().splitlines() if path.is_file() else []
     pairs = [line.split("=", 1) for line in lines if "=" in line and not line.startswith("#")]
     return {name.strip().lower(): value.strip() for name, value in pairs}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parses the flags; everything after `--` becomes `flags.command`."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=tuple(ACTIONS))
     parser.add_argument("--settings", default=str(ROOT / "tpu" / "pod.env"))
     for name in ("name", "zone", "project", "type"):
         parser.add_argument(f"--{name}", default="")
     how = parser.add_mutually_exclusive_group()
-    how.add_argument("--spot", action="store_true", help="cheaper, may be preempted")
+    how.add_argument("--spot", action="store_true", help="use cheaper VMs that may be preempted")
     how.add_argument("--reserved", action="store_true")
-    parser.add_argument("--env", action="append", default=[], help="a variable to pass on, by name")
-    parser.add_argument("--worker", default="0", help="logs: whose, a number or 'all'")
-    parser.add_argument("--lines", type=int, default=100, help="logs: how many")
-    parser.add_argument("--attempts", type=int, default=20, help="keep: runs at most")
-    parser.add_argument("--every", type=float, default=60.0, help="seconds between two looks")
+    parser.add_argument("--env", action="append", default=[], help="environment variable to copy")
+    parser.add_argument("--worker", default="0", help="logs: worker index, or 'all'")
+    parser.add_argument("--lines", type=int, default=100, help="logs: number of lines")
+    parser.add_argument("--attempts", type=int, default=20, help="keep: maximum number of runs")
+    parser.add_argument("--every", type=float, default=60.0, help="polling interval, seconds")
     parser.add_argument(
-        "--patience", type=int, default=1440, help="create: looks until it gives up"
+        "--patience", type=int, default=1440, help="create: number of polls before giving up"
     )
     parser.add_argument("--dry-run", action="store_true")
     argv = sys.argv[1:] if argv is None else argv
@@ -92,30 +102,33 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check(parser: Parser, flags: argparse.Namespace) -> None:
-    """What is missing or does not fit, in one line."""
+    """Fills in flags from the settings file and exits with one line if they are invalid."""
     known = settings(Path(flags.settings))
     for name in ("name", "zone", "project", "type"):
         setattr(flags, name, getattr(flags, name) or known.get(name, ""))
     wanted = ["name", "zone"] + ["type"] * (flags.action in ("create", "keep"))
     for name in wanted:
         if not getattr(flags, name):
-            parser.error(f"--{name} is needed (or a line in {flags.settings})")
+            parser.error(f"--{name} is needed (or set it in {flags.settings})")
     if flags.type and not runtime(flags.type):
-        parser.error(f"--type={flags.type}: none of {', '.join(f'{kind}N' for kind in RUNTIMES)}")
+        parser.error(f"--type={flags.type}: not one of {', '.join(f'{k}N' for k in RUNTIMES)}")
     if (flags.action in ("run", "keep")) != bool(flags.command):
-        parser.error(f"{flags.action}: a command after -- is for run and keep, and they want one")
+        parser.error(f"{flags.action}: `run` and `keep` need a command after --, others take none")
     for name in flags.env:
         if name not in os.environ:
-            parser.error(f"--env={name}: there is no such variable here")
+            parser.error(f"--env={name}: this environment variable is not set")
 
 
 def runtime(kind: str) -> str:
-    """The software of a type's VMs; empty for a type that is not known."""
+    """Returns the VM software version of an accelerator type, "" for an unknown type."""
     return next((r for begin, r in RUNTIMES.items() if kind.startswith(begin)), "")
 
 
 def gcloud(flags, *args: str, quiet: bool = False, can_fail: bool = False) -> str:
-    """Runs a command on the pod's project and zone; what it printed."""
+    """Runs `gcloud compute tpus ...` in the pod's project and zone; returns its stdout.
+
+    `quiet` does not print stdout. Raises Failed on a non-zero exit code, unless `can_fail`.
+    """
     where = [f"--zone={flags.zone}"] + [f"--project={flags.project}"] * bool(flags.project)
     command = ["gcloud", "compute", "tpus", *args, *where]
     if flags.dry_run:
@@ -130,24 +143,27 @@ def gcloud(flags, *args: str, quiet: bool = False, can_fail: bool = False) -> st
 
 
 def ssh(flags, command: str, worker: str = "all", **how) -> str:
-    """A shell command on the workers."""
+    """Runs a shell command on one worker or on all; returns the output."""
     args = ("tpu-vm", "ssh", flags.name, f"--worker={worker}", f"--command={command}")
     return gcloud(flags, *args, **how)
 
 
 def copy(flags, path: str, to: str) -> None:
-    """A file to all workers."""
+    """Copies a local file to all workers."""
     gcloud(flags, "tpu-vm", "scp", path, f"{flags.name}:{to}", "--worker=all")
 
 
 def state(flags) -> str:
-    """Of the queued resource: ACTIVE, WAITING_FOR_RESOURCES, ...; empty where there is none."""
+    """Returns the state of the queued resource (ACTIVE, ...), or "" if it does not exist."""
     args = ("queued-resources", "describe", flags.name, "--format=value(state.state)")
     return gcloud(flags, *args, quiet=True, can_fail=True).strip()
 
 
 def create(flags) -> None:
-    """Asks for the pod, and waits until it is there."""
+    """Requests the pod and waits until it is ACTIVE.
+
+    Raises Failed if the request fails or is still queued after --patience polls.
+    """
     args = [f"--node-id={flags.name}", f"--accelerator-type={flags.type}"]
     args += [f"--runtime-version={runtime(flags.type)}"]
     args += ["--spot"] * flags.spot + ["--reserved"] * flags.reserved
@@ -157,19 +173,19 @@ def create(flags) -> None:
         if now == "ACTIVE" or flags.dry_run:
             return
         if now in GONE:
-            raise Failed(f"{flags.name} is {now or 'gone'}: see python tpu/pod.py status")
+            raise Failed(f"{flags.name} is {now or 'gone'}: run `python tpu/pod.py status`")
         print(f"{flags.name}: {now}", flush=True)
         time.sleep(flags.every)
-    raise Failed(f"{flags.name} is not there after {flags.patience} looks; it stays queued")
+    raise Failed(f"{flags.name} not ACTIVE after {flags.patience} polls; it stays queued")
 
 
 def status(flags) -> None:
-    """All that is known of the queued resource."""
+    """Prints gcloud's description of the queued resource."""
     gcloud(flags, "queued-resources", "describe", flags.name)
 
 
 def sync(flags) -> None:
-    """The working tree to all workers, installed there."""
+    """Copies the working tree to all workers and installs it there."""
     with tempfile.TemporaryDirectory() as folder:
         path = f"{'DIR' if flags.dry_run else folder}/sip.tar.gz"
         left = [f"--exclude={name}" for name in LEFT_OUT]
@@ -180,8 +196,11 @@ def sync(flags) -> None:
 
 
 def detached(command: list[str]) -> str:
-    """A shell line that starts the command apart from the session; its log, pid and exit code lie
-    beside the code."""
+    """Returns a shell line that starts the command detached from the SSH session.
+
+    The command writes its log, pid and exit code to sip.log, sip-pid and sip-exit in the home
+    directory, next to the code.
+    """
     inner = (
         f"{shlex.join(command)} > ../sip.log 2>&1 & echo $! > ../sip-pid; "
         "wait $!; echo $? > ../sip-exit"
@@ -194,7 +213,10 @@ def detached(command: list[str]) -> str:
 
 
 def run(flags) -> None:
-    """Starts the command on all workers. Variables travel in a file, not on command lines."""
+    """Starts the command on all workers.
+
+    Environment variables are copied in a file: on a command line other users could read them.
+    """
     if flags.env:
         with tempfile.NamedTemporaryFile("w", suffix=".env") as file:
             for name in flags.env:
@@ -205,31 +227,35 @@ def run(flags) -> None:
 
 
 def logs(flags) -> None:
-    """The end of a worker's log, or of all workers'."""
+    """Prints the last lines of the log of one worker or of all."""
     ssh(flags, f"tail -n {flags.lines} sip.log", worker=flags.worker)
 
 
 def stop(flags) -> None:
-    """SIGTERM on all workers: sip saves a common step and exits 0."""
+    """Sends SIGTERM on all workers: all sip processes save the same step and exit 0."""
     ssh(flags, STOP)
 
 
 def delete(flags) -> None:
-    """Ends the pod, and what it costs."""
+    """Deletes the pod, which also ends its billing."""
     gcloud(flags, "queued-resources", "delete", flags.name, "--force", "--quiet")
 
 
 def outcome(flags) -> str:
-    """Of the command on all workers: running, done, again (stopped and saved, or a worker was
-    lost), failed; or lost where they do not answer."""
+    """Returns the status of the command over all workers.
+
+    One of: running, done, again (stopped and saved, or a worker was lost), failed, lost (no worker
+    answers).
+    """
     names = {"0": "done", ABORTED: "again", "running": "running", "again": "again"}
     said = ssh(flags, ENDED, quiet=True, can_fail=True)
+    # The worst status of any worker counts.
     found = {names.get(x, "failed") for x in re.findall(r"sip-exit=(\w+)", said)} or {"lost"}
     return next(x for x in ("failed", "again", "running", "done", "lost") if x in found)
 
 
 def watch(flags) -> str:
-    """Waits for an outcome: done, failed, or preempted."""
+    """Waits until the command is done, failed or preempted; returns that word."""
     while True:
         now = outcome(flags)
         if now in ("done", "failed"):
@@ -240,7 +266,10 @@ def watch(flags) -> str:
 
 
 def keep(flags) -> None:
-    """Runs the command until it has ended well, on a new pod after every preemption."""
+    """Runs the command until it exits 0 on all workers, on a new pod after every preemption.
+
+    Raises Failed if the command fails for another reason, or after --attempts runs.
+    """
     for number in range(1, flags.attempts + 1):
         now = state(flags)
         if now != "ACTIVE":
@@ -256,7 +285,7 @@ def keep(flags) -> None:
         if ended == "done":
             return
         if ended == "failed":
-            raise Failed("the command failed by itself; see python tpu/pod.py logs --worker=all")
+            raise Failed("the command failed; run `python tpu/pod.py logs --worker=all`")
     raise Failed(f"not done after {flags.attempts} attempts")
 
 
@@ -264,6 +293,7 @@ ACTIONS = {f.__name__: f for f in (create, status, sync, run, logs, stop, keep, 
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
     flags = parse(argv)
     try:
         ACTIONS[flags.action](flags)

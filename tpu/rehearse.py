@@ -1,18 +1,19 @@
-"""A pod's run rehearsed on one machine: N processes on its CPU, hurt on purpose, started again.
+"""Tests fault tolerance on one machine: runs a job as N CPU processes, injects faults, restarts it.
 
     python tpu/rehearse.py --processes=4 --faults=kill,term,slow -- \
         python -m sip.train --config=configs/microworld.py:debug --workdir=/tmp/sip-rehearsal
 
-Every attempt starts the command once per process. After a while one process meets the next fault:
+Each attempt starts the command once per process. After some time one process gets the next fault:
 
-    kill   it dies at once (a host is lost). The others must end by themselves, not hang.
-    term   it gets SIGTERM (a preemption notice). All must save at one step and exit 0.
-    slow   it stands still for some seconds. All must go on.
+    kill   The process gets SIGKILL (a host is lost). The other processes must exit, not hang.
+    term   The process gets SIGTERM (a preemption notice). All must save the same step and exit 0.
+    slow   The process is suspended for some seconds. All processes must continue afterwards.
 
-After kill and term the same command is started again, and must go on where it was. With --watch a
-fault comes when the run has logged so many lines, every other one while a checkpoint is written;
-without it after some seconds. Exit codes: 0 when all faults were met and the command then ended
-well; 1 otherwise, with the reason; 2 for flags that make no sense. Needs no more than Python.
+After kill and term the same command is started again and must continue from its checkpoint. Without
+--watch a fault comes after a random number of seconds. With --watch it comes after a random number
+of logged lines, and every other fault comes during a checkpoint save. Exit codes: 0 all faults were
+injected and the command then exited 0; 1 otherwise, with the reason; 2 invalid flags; 130
+interrupted. Needs only Python's standard library.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import NoReturn
 
 FAULTS = ("kill", "term", "slow")
-GRACE = 5.0  # seconds before what has to be ended is killed
+GRACE = 5.0  # seconds to wait for killed processes at the end of an attempt
 
 
 class Failed(Exception):
@@ -37,29 +38,32 @@ class Failed(Exception):
 
 
 class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage text."""
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}\n")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Parses and checks the flags; exits with one line if they are invalid."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--devices", type=int, default=1, help="fake devices of each process")
-    parser.add_argument("--faults", default="kill,term,slow", help="in this order; '' for none")
-    parser.add_argument("--after", default="30,60", help="seconds into an attempt, from,to")
-    parser.add_argument("--watch", default="", help="the command's workdir: its logs say when")
-    parser.add_argument("--lines", default="1,6", help="of --watch: logged in an attempt, from,to")
-    parser.add_argument("--slow_seconds", type=float, default=10.0, help="that one stands still")
-    parser.add_argument("--patience", type=float, default=120.0, help="seconds for all to end")
-    parser.add_argument("--longest", type=float, default=1800.0, help="seconds of an attempt")
-    parser.add_argument("--seed", type=int, default=0, help="who is hurt, and when")
-    parser.add_argument("--logs", default="", help="directory of each process's output")
+    parser.add_argument("--devices", type=int, default=1, help="simulated devices per process")
+    parser.add_argument("--faults", default="kill,term,slow", help="faults in order, '' for none")
+    parser.add_argument("--after", default="30,60", help="seconds before a fault, MIN,MAX")
+    parser.add_argument("--watch", default="", help="the command's workdir, to time faults by logs")
+    parser.add_argument("--lines", default="1,6", help="watch: log lines before a fault, MIN,MAX")
+    parser.add_argument("--slow_seconds", type=float, default=10.0, help="seconds of a suspension")
+    parser.add_argument("--patience", type=float, default=120.0, help="seconds for all to exit")
+    parser.add_argument("--longest", type=float, default=1800.0, help="maximum seconds per attempt")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of victims and times")
+    parser.add_argument("--logs", default="", help="directory for the output of each process")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- python -m sip.train ...")
     flags = parser.parse_args(argv)
     flags.command = flags.command[1:] if flags.command[:1] == ["--"] else flags.command
     flags.faults = [fault for fault in flags.faults.split(",") if fault]
     if not flags.command:
-        parser.error("no command: -- python -m sip.train ...")
+        parser.error("no command; add -- python -m sip.train ...")
     if flags.processes < 2 or flags.devices < 1:
         parser.error("--processes must be at least 2, --devices at least 1")
     unknown = [fault for fault in flags.faults if fault not in FAULTS]
@@ -69,20 +73,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         try:
             least, most = (float(x) for x in getattr(flags, name).split(","))
         except ValueError:
-            parser.error(f"--{name}={getattr(flags, name)}: wanted two numbers, as in 30,60")
+            parser.error(f"--{name}={getattr(flags, name)}: must be two numbers, such as 30,60")
         setattr(flags, name, (least, most))
     return flags
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Returns a free TCP port of this machine."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
 
 
 def start(flags, attempt: int) -> list[subprocess.Popen]:
-    """The command, once per process."""
+    """Starts the command once per process, with the flags of sip.train for several processes."""
     flag = f"--xla_force_host_platform_device_count={flags.devices}"
     own = os.environ["XLA_FLAGS"] if "XLA_FLAGS" in os.environ else ""
     environ = dict(os.environ, JAX_PLATFORMS="cpu", XLA_FLAGS=f"{own} {flag}")
@@ -97,7 +101,7 @@ def start(flags, attempt: int) -> list[subprocess.Popen]:
 
 
 def wait(processes, seconds: float) -> bool:
-    """Whether all have ended within so many seconds."""
+    """Waits up to `seconds`; returns True if all processes have exited."""
     deadline = time.monotonic() + seconds
     for process in processes:
         try:
@@ -108,12 +112,15 @@ def wait(processes, seconds: float) -> bool:
 
 
 def codes(processes) -> list[int | None]:
-    """Exit codes; None of one that goes on, negative where a signal ended it."""
+    """Returns the exit codes: None for a running process, negative if a signal ended it."""
     return [process.poll() for process in processes]
 
 
 def all_end(processes, seconds: float, why: str) -> list[int | None]:
-    """Their exit codes; those that hang are killed, and that is a failure."""
+    """Waits up to `seconds` for all processes; returns their exit codes.
+
+    Raises Failed if a process is still running.
+    """
     ended = wait(processes, seconds)
     found = codes(processes)
     if not ended:
@@ -122,83 +129,88 @@ def all_end(processes, seconds: float, why: str) -> list[int | None]:
 
 
 def until(processes, ready: Callable[[], bool], seconds: float) -> bool:
-    """Whether all still run when it is `ready`; False where all have ended well before. Neither
-    within so many seconds is a failure."""
+    """Waits for `ready()`; returns True then, or False if all processes exited 0 before.
+
+    Raises Failed if a process exits with another code, or after `seconds`.
+    """
     late = passed(seconds)
     while True:
         found = codes(processes)
         if any(code not in (None, 0) for code in found):
-            raise Failed(f"ended by itself with exit codes {found}")
+            raise Failed(f"a process failed without a fault; exit codes {found}")
         if all(code == 0 for code in found):
             return False
         if ready():
             return True
         if late():
-            raise Failed(f"neither ended nor ready for a fault after {seconds:.0f} s")
+            raise Failed(f"neither finished nor ready for the next fault after {seconds:.0f} s")
         time.sleep(0.02)
 
 
 def passed(seconds: float) -> Callable[[], bool]:
-    """Ready after so many seconds."""
+    """Returns a function that is True once `seconds` have passed."""
     deadline = time.monotonic() + seconds
     return lambda: time.monotonic() >= deadline
 
 
 def found(workdir: str, pattern: str) -> list[str]:
-    """Files of all runs, of all seeds too; what vanishes meanwhile is passed over."""
+    """Returns the files of all runs and seeds that match the pattern."""
     folders = ("runs/*", "seed*/runs/*")
     return [p for where in folders for p in glob.glob(f"{workdir}/{where}/{pattern}")]
 
 
 def logged(workdir: str) -> int:
-    """Lines in all logs of a workdir."""
+    """Counts the lines of all metrics.jsonl files of a workdir."""
     return sum(Path(path).read_bytes().count(b"\n") for path in found(workdir, "metrics.jsonl"))
 
 
 def saving(workdir: str) -> bool:
-    """Whether a checkpoint is being written there."""
+    """Returns True while a checkpoint is being written in the workdir."""
     return bool(found(workdir, "checkpoints/*.orbax-checkpoint-tmp*"))
 
 
 def grown(workdir: str, lines: int, in_save: bool) -> Callable[[], bool]:
-    """Ready when so many lines have been logged since now and, if wanted, a save is on its way."""
+    """Returns a function that is True after `lines` new log lines (`in_save`: during a save)."""
     enough = logged(workdir) + lines
     return lambda: logged(workdir) >= enough and (not in_save or saving(workdir))
 
 
 def moment(flags, rng: random.Random) -> Callable[[], bool]:
-    """When the next fault comes."""
+    """Draws the time of the next fault; returns a function that is True from then on."""
     if not flags.watch:
         return passed(rng.uniform(*flags.after))
-    in_save = len(flags.faults) % 2 == 0  # of those that are left
+    in_save = len(flags.faults) % 2 == 0  # `faults` shrinks by one per fault: alternates
     return grown(flags.watch, rng.randint(*map(int, flags.lines)), in_save)
 
 
 def meet(fault: str, processes, victim: int, flags) -> bool:
-    """One process meets the fault. Whether the command has to be started again."""
+    """Injects a fault into one process; returns True if the command must be started again.
+
+    Raises Failed if the processes do not react as the module's docstring requires.
+    """
     began = time.monotonic()
     seconds = lambda: f"{time.monotonic() - began:.1f} s"
     if fault == "slow":
         processes[victim].send_signal(signal.SIGSTOP)
         time.sleep(flags.slow_seconds)
         processes[victim].send_signal(signal.SIGCONT)
-        print(f"  slow: process {victim} stood still for {seconds()}", flush=True)
+        print(f"  slow: process {victim} suspended for {seconds()}", flush=True)
         return False
     processes[victim].send_signal(signal.SIGKILL if fault == "kill" else signal.SIGTERM)
     found = all_end(processes, flags.patience, f"{fault} of process {victim}")
     others = [code for i, code in enumerate(found) if i != victim]
     if fault == "kill" and 0 in others:
-        raise Failed(f"kill of process {victim}: another exited 0 (exit codes {found})")
+        raise Failed(f"kill of process {victim}: another process exited 0 (exit codes {found})")
     if fault == "term" and set(found) != {0}:
-        raise Failed(f"term of process {victim}: not all exited 0 (exit codes {found})")
+        raise Failed(f"term of process {victim}: not all processes exited 0 (exit codes {found})")
     print(
-        f"  {fault}: process {victim}; all ended after {seconds()}, exit codes {found}", flush=True
+        f"  {fault}: process {victim}; all exited after {seconds()}, exit codes {found}", flush=True
     )
     return True
 
 
 def attempt(flags, number: int, rng: random.Random) -> bool:
-    """One start of the command, with the faults that are left. Whether it ran to its end."""
+    """Starts the command once and injects the remaining faults; returns True if it finished."""
     faults = flags.faults
     print(f"attempt {number}: {flags.processes} processes", flush=True)
     processes = start(flags, number)
@@ -206,17 +218,18 @@ def attempt(flags, number: int, rng: random.Random) -> bool:
         while faults:
             if not until(processes, moment(flags, rng), flags.longest):
                 less = "--lines" if flags.watch else "--after"
-                raise Failed(f"it ended before {', '.join(faults)}: a longer run or less {less}")
+                raise Failed(f"finished before {', '.join(faults)}: run longer or lower {less}")
             if meet(faults.pop(0), processes, rng.randrange(len(processes)), flags):
                 return False
         return not until(processes, lambda: False, flags.longest)
     finally:
         for process in processes:
-            process.kill()  # nothing where it has ended
+            process.kill()  # no effect on a process that has exited
         wait(processes, GRACE)
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
     flags = parse(argv)
     if flags.logs:
         Path(flags.logs).mkdir(parents=True, exist_ok=True)

@@ -1,15 +1,16 @@
-"""Compiles all jitted programs of a config for a TPU topology that is not here, and predicts.
+"""Compiles all jitted programs of a config for a TPU topology, without a TPU, and predicts costs.
 
 python -m sip.aot --config=configs/sip_quality_1b4.py:v5e-256 --topology=v5e:16x16 --out=aot.json
 python -m sip.aot --config=configs/sip_quality_1b4.py --topology=v5e:8x8 --sweep --batches=256,512
 
-It runs on any host with libtpu (extra `tpu`), without TPU, weights or data. Of each program:
-seconds of compilation, memory per device (arguments, temporaries, what else the run keeps there)
-against the chip's, operations, bytes, collectives and the seconds that each of them takes at the
-least; of a step the sum of the largest of these, so utilisation is an upper bound and days a lower
-one. Evaluation, data, host work and what a judge behind HTTP takes are not in them. Exit codes: 0
-it fits, 1 it does not (the program and what to change are named), 2 the user can mend it. --sweep:
-a table over batch sizes and meshes instead.
+The command runs on any CPU host with libtpu (extra `tpu`). It needs no TPU, weights or data.
+
+For each program it reports compile time (seconds), memory per device (arguments, temporaries and
+other models of the run) against the chip's memory, FLOPs, bytes moved, collectives, and the minimum
+seconds of each. A step takes at least the sum of its programs' minimum times, so MFU is an upper
+bound and days are a lower bound. Evaluation, data loading, host work and HTTP judges are not
+included. --sweep prints a table over batch sizes and meshes instead. Exit codes: 0 all programs
+fit; 1 some do not (the output names them and a remedy); 2 an error that you can fix.
 """
 
 import dataclasses
@@ -37,36 +38,39 @@ from sip.structs import UserError
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag()
-_TOPOLOGY = flags.DEFINE_string("topology", None, "Such as v5e:16x16, v5p:4x4x4, v6e:8x8.")
-_RUNS = flags.DEFINE_list("runs", None, "Of the config; without it all whose shapes are known.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Required. CHIP:SHAPE, such as v5e:16x16.")
+_RUNS = flags.DEFINE_list("runs", None, "Runs to compile; default: all with known shapes.")
 _TEACHER = flags.DEFINE_string(
-    "teacher", "llama31_8b", "Preset of a judge or rewriter whose checkpoint is not there."
+    "teacher", "llama31_8b", "Model preset for a judge or rewriter without a checkpoint."
 )
-_EFFORT = flags.DEFINE_enum("optimization", "O1", ["O0", "O1", "O2", "O3"], "Of XLA.")
-_OUT = cli.shared(flags.DEFINE_string, "out", None, "File to write the results to, as JSON.")
-_SWEEP = flags.DEFINE_bool("sweep", False, "A table over --batches and --meshes.")
-_BATCHES = flags.DEFINE_list("batches", [], "Of --sweep; without it the config's.")
-_MESHES = flags.DEFINE_list("meshes", [], "Of --sweep: REPLICAxFSDPxTENSOR, such as 1x16x4.")
+_EFFORT = flags.DEFINE_enum("optimization", "O1", ["O0", "O1", "O2", "O3"], "XLA level.")
+_OUT = cli.shared(flags.DEFINE_string, "out", None, "JSON file for the results, local or gs://.")
+_SWEEP = flags.DEFINE_bool("sweep", False, "Print a table over --batches and --meshes.")
+_BATCHES = flags.DEFINE_list("batches", [], "--sweep: batch sizes; default: the config's.")
+_MESHES = flags.DEFINE_list("meshes", [], "--sweep: REPLICAxFSDPxTENSOR, such as 1x16x4.")
 
 
 def devices_of(topology: str) -> list:
-    """The devices of a topology, which need not be here. Raises UserError in one line."""
+    """Returns the devices of a topology such as "v5e:16x16"; this host needs no TPU.
+
+    Raises UserError if the chip is unknown, libtpu is missing, or libtpu rejects the shape.
+    """
     chip_of(topology)
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("sip.aot needs libtpu, a TPU's compiler: pip install 'sip-jax[tpu]'")
+        raise UserError("sip.aot needs libtpu, the TPU compiler: pip install 'sip-jax[tpu]'")
     from jax.experimental import topologies
 
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
         return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
-    except Exception as error:  # whatever libtpu raises: it knows no such shape
+    except Exception as error:  # libtpu raises various types for an unknown shape
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"--topology={topology}: libtpu refuses it: {reason}") from None
+        raise UserError(f"--topology={topology}: libtpu rejects it: {reason}") from None
 
 
-# That this host is no TPU's: libtpu asks a metadata server and warns otherwise. And that programs
-# that compile beside each other on one host may both load it.
+# Tells libtpu that this is not a TPU host: otherwise it queries a metadata server and warns. The
+# last variable lets several processes of one host load libtpu at the same time.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -76,7 +80,11 @@ ENVIRONMENT = {
 
 
 def check(plan: Plan, chip: Chip, say=lambda line: None) -> dict[str, Any]:
-    """Compiles a run's programs -> what is known of each, of the step and of the whole run."""
+    """Compiles a run's programs.
+
+    Returns a dict of the run's name, one row per program (see `row`) and the step (see `step`).
+    `say` receives progress lines.
+    """
     rows = []
     for program in plan.programs:
         say(f"{plan.name}: compiling {program.name}")
@@ -86,8 +94,9 @@ def check(plan: Plan, chip: Chip, say=lambda line: None) -> dict[str, Any]:
 
 
 def row(plan: Plan, program: Program, found, chip: Chip) -> dict[str, Any]:
-    """One program's figures. Bytes are of one device, flops of all, seconds of one call."""
+    """Returns one program's figures: bytes per device, FLOPs over all devices, seconds per call."""
     beside = plan.beside(program)
+    # A program that runs out of memory has no other figures than `needed`, XLA's own total.
     total = max(found.argument_bytes + found.temporary_bytes, found.needed) + beside
     bounds = roofline.bounds(found.flops, found.traffic, chip, program.mesh.size)
     return {
@@ -121,8 +130,11 @@ def row(plan: Plan, program: Program, found, chip: Chip) -> dict[str, Any]:
 
 
 def step(plan: Plan, rows: list[dict[str, Any]], chip: Chip) -> dict[str, Any]:
-    """A step and the whole run, from the rows of its programs. Where judges work beside the policy
-    a step takes as long as the slower of the two."""
+    """Returns the figures of a training step and of the whole run, from its programs' rows.
+
+    If the judge runs at the same time as the policy (`plan.ahead`), a step takes as long as the
+    slower of the two. Seconds and days are lower bounds, MFU is an upper bound.
+    """
     sides = [[r for r in rows if r["policy"]], [r for r in rows if not r["policy"]]]
     spent = [_spent(side) for side in (sides if plan.ahead else [rows])]
     longest = max(spent, key=lambda by: sum(by.values()))
@@ -148,7 +160,7 @@ def step(plan: Plan, rows: list[dict[str, Any]], chip: Chip) -> dict[str, Any]:
 
 
 def _spent(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of a step by what binds them."""
+    """Sums the seconds of a step by bottleneck: compute, memory, interconnect."""
     spent: dict[str, float] = {name: 0.0 for name in roofline.RESOURCES}
     for one in rows:
         for phase in one["phases"].values():
@@ -157,9 +169,9 @@ def _spent(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def show(found: dict[str, Any], console: Console) -> None:
-    """Two tables and a paragraph on a run."""
+    """Prints a run's memory table, time table and summary."""
     memory = Table(title=f"{found['run']}: GiB per device", title_justify="left")
-    for name in ("program", "calls", "compile s", "arguments", "temporaries", "others", "all", ""):
+    for name in ("program", "calls", "compile s", "arguments", "temporaries", "other", "total", ""):
         memory.add_column(name, justify="left" if name in ("program", "") else "right")
     gib = lambda bytes: f"{bytes / GIB:.2f}"
     for one in found["programs"]:
@@ -174,7 +186,7 @@ def show(found: dict[str, Any], console: Console) -> None:
 
 
 def _times(found: dict[str, Any]) -> Table:
-    table = Table(title="seconds of a call at the least", title_justify="left")
+    table = Table(title="minimum seconds per call", title_justify="left")
     columns = ("program", "Tflop/chip", "GB moved", "GB on ICI", *roofline.RESOURCES, "bound by")
     for name in columns:
         table.add_column(name, justify="left" if name in ("program", "bound by") else "right")
@@ -193,19 +205,19 @@ def _summary(found: dict[str, Any]) -> list[str]:
     shape = " x ".join(f"{axis} {n}" for axis, n in found["mesh"].items())
     shares = ", ".join(f"{k} {v:.2f}" for k, v in found["seconds_by_bound"].items())
     sides = [f"{s:.2f} s" for s in found["seconds_apart"]]
-    beside = f" The policy takes {sides[0]}, judges beside it {sides[1]}." if sides[1:] else ""
-    shape += ", others for judges" * found["apart"]
+    beside = f" Policy {sides[0]}, judges at the same time {sides[1]}." if sides[1:] else ""
+    shape += ", other chips for judges" * found["apart"]
     return [
         *found["notes"],
-        f"{found['devices']} chips ({shape}): a step takes {found['seconds']:.2f} s at the least "
-        f"({shares}), most of it bound by {found['bound_by']}.{beside}",
-        f"MFU at most {found['mfu_at_most']:.1%}; {found['tokens_per_second_per_chip']:.0f} tokens "
-        f"of the update per second and chip; {found['days']:.2f} days for {found['steps']} steps",
+        f"{found['devices']} chips ({shape}): minimum step time {found['seconds']:.2f} s "
+        f"({shares}), mostly bound by {found['bound_by']}.{beside}",
+        f"maximum MFU {found['mfu_at_most']:.1%}; {found['tokens_per_second_per_chip']:.0f} update "
+        f"tokens per second per chip; {found['days']:.2f} days for {found['steps']} steps",
     ]
 
 
 def misfits(found: dict[str, Any]) -> list[str]:
-    """A line for each program that has no room."""
+    """Returns one line per program that does not fit, with the memory it needs and a remedy."""
     gib = lambda bytes: f"{bytes / GIB:.2f}"
     return [
         f"{found['run']}: {one['name']} needs {gib(one['total_bytes'])} GiB of "
@@ -216,8 +228,11 @@ def misfits(found: dict[str, Any]) -> list[str]:
 
 
 def plans(config, devices, wanted: list[str] | None) -> list[Plan]:
-    """The runs to compile; of a whole config those are left out, and named, whose shapes are not
-    known without its texts."""
+    """Builds the compile plans of the runs `wanted`, or of all runs of the config if None.
+
+    With None, runs whose shapes depend on their texts are skipped with a line on stderr. Raises
+    UserError for an unknown run, or if a wanted run cannot be planned.
+    """
     made = []
     for name in wanted or config.order:
         if name not in config.runs:
@@ -227,12 +242,15 @@ def plans(config, devices, wanted: list[str] | None) -> list[Plan]:
         except programs.Unknown as error:
             if wanted:
                 raise
-            print(f"{name} is left out: {error}", file=sys.stderr)
+            print(f"{name} is skipped: {error}", file=sys.stderr)
     return made
 
 
 def variants(config, batches: list[int], shapes: list[tuple[int, int, int]]):
-    """(mesh, config) for each pair of batch and mesh; of all runs alike."""
+    """Yields (mesh shape, config) for each pair of batch size and mesh, applied to all runs.
+
+    An empty list keeps the config's own batch size or mesh.
+    """
     for batch in batches or [None]:
         for shape in shapes or [None]:
             own: Any = ConfigDict(config.copy_and_resolve_references())
@@ -246,7 +264,7 @@ def variants(config, batches: list[int], shapes: list[tuple[int, int, int]]):
 
 
 def sweep(config, devices, chip: Chip, console: Console) -> list[dict[str, Any]]:
-    """Compiles all variants, and prints a row of each."""
+    """Compiles all variants of --batches and --meshes and prints one row for each."""
     batches = [_positive(text, "--batches") for text in _BATCHES.value]
     shapes: Any = [_shape(text) for text in _MESHES.value]
     columns = ("run", "batch", "replica x fsdp x tensor", "GiB", "fits", "s/step", "MFU", "tok/s")
@@ -278,30 +296,31 @@ def _line(one: dict[str, Any]) -> list[str]:
 
 def _positive(text: str, flag: str) -> int:
     if not text.isdigit() or not int(text):
-        raise UserError(f"{flag}: {text!r} is not a number from 1")
+        raise UserError(f"{flag}: {text!r} is not a positive integer")
     return int(text)
 
 
 def _shape(text: str) -> tuple[int, ...]:
     parts = text.split("x")
     if len(parts) != len(AXES):
-        raise UserError(f"--meshes: {text!r} is not REPLICAxFSDPxTENSOR")
+        raise UserError(f"--meshes: {text!r} is not REPLICAxFSDPxTENSOR, such as 1x16x4")
     return tuple(_positive(part, "--meshes") for part in parts)
 
 
 def main(argv) -> None:
-    """The command line."""
+    """Runs the command line."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}")
     for flag in (_CONFIG, _TOPOLOGY):
         if flag.value is None:
             raise UserError(f"--{flag.name} is needed")
     if not _SWEEP.value and (_BATCHES.value or _MESHES.value):
-        raise UserError("--batches and --meshes belong to --sweep")
+        raise UserError("--batches and --meshes need --sweep")
     config, topology, console = _CONFIG.value, str(_TOPOLOGY.value), Console(width=160)
     chip, devices = chip_of(topology), devices_of(topology)
-    jax.config.update("jax_platforms", "cpu")  # a TPU that is here is left alone
-    jax.config.update("jax_enable_compilation_cache", False)  # it cannot read its TPU programs back
+    jax.config.update("jax_platforms", "cpu")  # does not claim a TPU of this host
+    # The cache cannot load TPU programs on a host without a TPU.
+    jax.config.update("jax_enable_compilation_cache", False)
     jax.config.update("jax_optimization_level", _EFFORT.value)
     if _SWEEP.value:
         found = sweep(config, devices, chip, console)

@@ -1,4 +1,4 @@
-"""What is known of a run before it runs: its jitted programs, and what lies where they run."""
+"""Compile plan: a run's jitted programs, argument shapes, and model bytes on each device."""
 
 import math
 from dataclasses import dataclass
@@ -6,47 +6,50 @@ from typing import Any
 
 import jax
 
-POLICY = "policy"  # among a plan's models
+POLICY = "policy"  # key of the policy in Plan.models
 
 
 @dataclass(frozen=True)
 class Program:
-    """A jitted function and the shapes of one call."""
+    """A jitted function and the argument shapes of one call."""
 
     name: str
     mesh: jax.sharding.Mesh
     jitted: Any
-    args: tuple
-    calls: float  # per step, averaged over the run
-    loops: int  # tokens that its decoding loop writes; 1 where there is none
-    holds: float  # bytes of the run's models that are among its arguments, on each device
-    useful: float  # operations of a call: 6 per parameter and token learned from, 2 per one read
-    remedy: str  # what to change where it does not fit
+    args: tuple  # of jax.ShapeDtypeStruct, with shardings
+    calls: float  # calls per step, averaged over the run
+    loops: int  # iterations of the decoding loop, tokens; 1 if the program does not decode
+    holds: float  # bytes per device of the models among the arguments
+    useful: float  # FLOPs per call: 6 per parameter and trained token, 2 per token only read
+    remedy: str  # config changes that help if the program does not fit
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run's programs, and what lies on each device while they run."""
+    """A run's programs and the model bytes on each device while they run."""
 
     name: str
     steps: int
-    tokens: float  # that an update learns from, in trunk and branches
-    mesh: jax.sharding.Mesh  # the policy's
+    tokens: float  # tokens per update, trunks and branches, padding included
+    mesh: jax.sharding.Mesh  # mesh of the policy
     programs: tuple[Program, ...]
-    models: dict[str, float]  # bytes on each device: policy (with optimiser and reference), ...
-    notes: tuple[str, ...]
-    devices: int  # of all meshes
-    apart: bool  # judge and rewriter have devices of their own
-    ahead: bool  # and work while the policy writes the next rollouts
+    models: dict[str, float]  # bytes per device; "policy" includes optimiser state and reference
+    notes: tuple[str, ...]  # assumptions to show to the user
+    devices: int  # number of devices over all meshes
+    apart: bool  # judge and rewriter run on their own devices
+    ahead: bool  # they also run at the same time as the policy's next rollouts
 
     def beside(self, program: Program) -> float:
-        """Bytes of models that lie where a program runs and are not among its arguments."""
+        """Returns the bytes per device of models that are not arguments of `program`.
+
+        Counts the models on the program's devices only.
+        """
         ours = lambda name: (name == POLICY) == (program.mesh == self.mesh)
         here = {k: v for k, v in self.models.items() if not self.apart or ours(k)}
         return sum(here.values()) - program.holds
 
 
 def device_bytes(tree) -> float:
-    """Bytes of arrays on each device."""
+    """Sums the bytes per device of the arrays in `tree`."""
     part = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
     return sum(map(part, jax.tree.leaves(tree)))

@@ -1,7 +1,7 @@
-"""The jitted programs of a run and the shapes that they meet: nothing is loaded or computed.
+"""Builds the jitted programs of a run and their argument shapes; nothing is loaded or computed.
 
-A program is made by the function that the stage itself jits, and its arguments by the functions
-that lay out its batches. So what compiles here is what will run.
+Each program comes from the function that the stage itself jits, and its arguments come from the
+functions that build the stage's batches. So the programs compiled here are the ones that will run.
 """
 
 import functools
@@ -36,34 +36,44 @@ from sip.training import checkpoints, losses, optim, step
 
 
 class Unknown(UserError):
-    """A run whose shapes hang on its texts."""
+    """Raised for a run whose shapes depend on its texts."""
 
 
-STOPS = (2, 13)  # end of text and a newline: how many there are is a shape, which they are is not
+STOPS = (2, 13)  # two stop tokens: only their number affects the shapes
 JUDGE, REWRITER = "judge", "rewriter"
 
 
 @dataclass(frozen=True)
 class _RunShapes:
-    """What the makers of programs share."""
+    """Config, meshes and abstract state that all program builders share."""
 
     c: Any  # the stage's RunConfig
     cut: corpora.CutConfig
-    mesh: jax.sharding.Mesh
-    judge_mesh: jax.sharding.Mesh
-    bytewise: bool
-    state: Any
+    mesh: jax.sharding.Mesh  # policy
+    judge_mesh: jax.sharding.Mesh  # judge and rewriter
+    bytewise: bool  # the tokenizer has one token per byte
+    state: Any  # abstract training state of the policy (shapes only)
 
     @property
     def params(self):
-        """The policy's, as shapes."""
+        """The abstract parameters of the policy (shapes only)."""
         return self.state.params
 
 
 def plan(config, name: str, workdir: str, devices, teacher: str) -> Plan:
-    """The programs of `config.runs[name]` on `devices`. `teacher` is the preset of a judge or
-    rewriter whose checkpoint is not there. Raises UserError where the run does not fit the
-    devices, `Unknown` where its shapes hang on its texts."""
+    """Builds the compile plan of one run.
+
+    Args:
+        config: The whole config (a ConfigDict).
+        name: Name of the run in config.runs.
+        workdir: Directory in which checkpoints of other runs are looked up; may be "".
+        devices: Devices of the topology.
+        teacher: Model preset used for a judge or rewriter whose checkpoint does not exist.
+
+    Raises:
+        Unknown: The shapes depend on the texts.
+        UserError: The run's meshes do not fit the devices, or a prompt exceeds max_len.
+    """
     try:
         return _plan(config, name, workdir, devices, teacher)
     except Unknown:
@@ -82,6 +92,7 @@ def _plan(config, name: str, workdir: str, devices, teacher: str) -> Plan:
     state = _state(c.model, c.optim, mesh, reference, c.lora)
     run = _RunShapes(c, cut, mesh, judge_mesh, config.tokenizer.kind == "byte", state)
     find = _Models(config, workdir, teacher, {}, [])
+    # The builders also fill find.found with the judge and rewriter models that they meet.
     made = PROGRAMS[config.runs[name].stage](run, find)
     models = {POLICY: device_bytes(state)}
     models |= {
@@ -114,28 +125,28 @@ def _state(cfg: ModelConfig, how: optim.OptimConfig, mesh, reference: bool, lora
 
 @functools.lru_cache(maxsize=8)
 def _abstract(cfg: ModelConfig, mesh, dtype: str = ""):
-    """Parameters as they are held; `dtype` empty: as their own run held them."""
+    """Returns abstract parameters in storage dtype `dtype` ("": the model's own param_dtype)."""
     return step.abstract_params(cfg, mesh, dtype or cfg.param_dtype)
 
 
 @functools.lru_cache(maxsize=8)
 def multiplied(cfg: ModelConfig) -> int:
-    """Parameters that every token meets: all but an embedding that is only looked up."""
+    """Counts the parameters used in matrix products: all except an untied embedding table."""
     return decoder.count(cfg) - (0 if cfg.tied else cfg.vocab_size * cfg.width)
 
 
 @dataclass(frozen=True)
 class _Models:
-    """Models that a run needs beside its own, found by what names them."""
+    """Resolves the judge and rewriter models of a run and records them in `found`."""
 
     config: Any
     workdir: str
-    teacher: str
-    found: dict[str, tuple[ModelConfig, str]]  # and the dtype that it is to be held in
-    notes: list[str]
+    teacher: str  # preset for a missing checkpoint
+    found: dict[str, tuple[ModelConfig, str]]  # role: (model config, storage dtype)
+    notes: list[str]  # assumptions to show to the user
 
     def of(self, role: str, source: str, dtype: str) -> ModelConfig:
-        """The model of a run of the recipe, of a checkpoint, or else the teacher's preset."""
+        """Returns the model config of a config's run, of a checkpoint, or the teacher preset."""
         self.found[role] = self._of(role, source), dtype
         return self.found[role][0]
 
@@ -147,13 +158,14 @@ class _Models:
         for path in (inside, source):
             if epath.Path(path).exists() and (configs.exists(path) or checkpoints.exists(path)):
                 return loading.recorded_model(path)
-        self.notes.append(f"{role}: there is no checkpoint {source!r}, taken as {self.teacher}")
+        self.notes.append(f"{role}: no checkpoint {source!r}, using preset {self.teacher}")
         return preset(self.teacher)
 
 
 def _update(run: _RunShapes, jitted, batch) -> Program:
     c = run.c
     shapes = batch_shapes(run.mesh, batch)
+    # FLOPs per parameter and token: 2 forward, 4 backward, 2 for the reference's forward pass.
     useful = 6 + 2 * (run.state.reference is not None)
     return Program(
         "update",
@@ -172,7 +184,7 @@ def _update(run: _RunShapes, jitted, batch) -> Program:
 def _rollouts(
     run: _RunShapes, name, rows: int, trunk: int, branches: int, steps: int, how, stop, calls
 ):
-    """`branches` continuations of `steps` tokens each of `rows` trunks."""
+    """Builds the sampling program: `branches` continuations of `steps` tokens for `rows` trunks."""
     cfg = run.c.model
     ones = np.ones(rows, np.int32)
     args = batch_shapes(run.mesh, (np.zeros((rows, trunk), np.int32), ones, ones))
@@ -199,7 +211,7 @@ def _whole(mesh, *shape, dtype=jnp.int32):
 
 
 def _stages(c: selfimprove.SelfImproveConfig) -> list[tuple[int, float]]:
-    """[(K, share of the run's steps)], by K."""
+    """Returns [(rollouts K, share of the run's steps)], sorted by K; each K has its own shapes."""
     starts = [min(since, c.steps) for since, _ in c.candidates.rollouts] + [c.steps]
     shares: dict[int, float] = {}
     for i, (_, k) in enumerate(c.candidates.rollouts):
@@ -210,6 +222,7 @@ def _stages(c: selfimprove.SelfImproveConfig) -> list[tuple[int, float]]:
 def _selfimprove(run: _RunShapes, find: _Models) -> list[Program]:
     c, cut = run.c, run.cut
     stages = _stages(c)
+    # Only the update with the largest K is compiled: it is the largest one.
     batch = _branches(run, stages[-1][0])
     made = [_update(run, selfimprove.make_update(c, optim.build(c.optim)), batch)]
     for k, share in stages:
@@ -229,7 +242,7 @@ def _selfimprove(run: _RunShapes, find: _Models) -> list[Program]:
 
 
 def _branches(run: _RunShapes, rollouts: int) -> losses.Branches:
-    """What a self-improving update is given: laid out by the stage's own code, all zeros."""
+    """Returns an all-zero batch of a self-improving update, built by the stage's own code."""
     c, cut = run.c, run.cut
     sources = ["suffix"] * c.candidates.suffix + ["rewrite"] * c.candidates.rewrite
     sources += ["rollout"] * rollouts
@@ -243,7 +256,7 @@ def _branches(run: _RunShapes, rollouts: int) -> losses.Branches:
         mask_BT=np.ones((c.batch, width), bool),
         fork_B=np.full(c.batch, cut.prefix_max, np.int32),
     )
-    nobody: Any = None  # neither asked nor read from
+    nobody: Any = None  # `learned` uses neither the tokenizer nor the batches
     fixed = collect.Collector(
         cfg=c.model,
         mesh=run.mesh,
@@ -262,7 +275,11 @@ def _branches(run: _RunShapes, rollouts: int) -> losses.Branches:
 
 
 def _judge(run: _RunShapes, find: _Models, wanted, rows: int, pools) -> list[Program]:
-    """A local judge's programs: one for each shape of question; none of other judges."""
+    """Builds a local judge's programs, one per prompt shape; other judges have none.
+
+    `pools` lists (candidates per prefix, share of the steps). Prompts are padded to buckets as in
+    textgen, so that similar lengths share a program. Raises UserError if a prompt exceeds max_len.
+    """
     if wanted.backend != "local":
         return []
     cfg = run.c.model if wanted.own else find.of(JUDGE, wanted.init_from, wanted.param_dtype)
@@ -273,8 +290,8 @@ def _judge(run: _RunShapes, find: _Models, wanted, rows: int, pools) -> list[Pro
             T, R = padding.bucket(q.trunk, 16), padding.bucket(q.branch, 16)
             if q.trunk + q.branch > cfg.max_len:
                 raise UserError(
-                    f"judge: about {q.trunk + q.branch} tokens of {q.aspect} are more than its "
-                    f"max_len {cfg.max_len}"
+                    f"judge: a prompt for {q.aspect} has about {q.trunk + q.branch} tokens, more "
+                    f"than the judge's max_len {cfg.max_len}; shorten data.suffix or the prefix"
                 )
             key = (q.aspect, T, padding.bucket(q.branches), R, q.options)
             calls[key] = calls.setdefault(key, 0.0) + share * -(-rows // wanted.batch)
@@ -336,7 +353,10 @@ def _rewrites(run: _RunShapes, find: _Models) -> Program:
 
 
 def _rl(run: _RunShapes, find: _Models) -> list[Program]:
-    """Prompts as long as the model lets them be; the rewards of a rewriter are its judge's."""
+    """Builds the programs of an RL run, with prompts as long as max_len allows.
+
+    A rewriter's rewards come from a judge, whose programs are included.
+    """
     c = run.c
     T, shape = c.model.max_len - c.answer, (c.batch, c.rollouts, c.answer)
     mask, live = np.ones((c.batch, T), bool), np.ones(shape[:2], bool)
@@ -350,7 +370,7 @@ def _rl(run: _RunShapes, find: _Models) -> list[Program]:
     each = 1 / c.updates_per_batch
     K, R = c.rollouts, c.answer
     made.append(_rollouts(run, f"answers {K}", c.batch, T, K, R, c.sampling, STOPS, each))
-    if c.task.name == "rewrites":  # the suffix alone, then beside its rewrites
+    if c.task.name == "rewrites":  # the judge sees the suffix alone, then with its rewrites
         made += _judge(run, find, c.task.judge, c.batch, [(1, each), (1 + c.rollouts, each)])
     return made
 

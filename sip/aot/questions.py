@@ -1,7 +1,8 @@
-"""What a judge and a rewriter are asked in a step, by shape: no model, no tokenizer, no text.
+"""Prompt shapes of judge and rewriter in one step, without a model, a tokenizer or texts.
 
-The judge's own code plays its schedule against a stand-in that writes down how much it is asked.
-Texts have the most tokens that a config allows; words of a prompt file are estimated.
+The judge's own code runs its schedule against a stub generator that records the size of each
+prompt. Texts have the maximum number of tokens that the config allows. The tokens of a prompt
+template's own words are estimated.
 """
 
 import math
@@ -15,25 +16,25 @@ from sip.judge import scoring
 from sip.judge.build import JudgeConfig
 from sip.text.segments import Text
 
-TOKEN = "\u2588"  # one token of a text whose length is known
-CHARACTERS = 3  # of a prompt's own words, per token: fewer than tokenizers have, to be safe
-CHAT = 48  # tokens that a chat template may add before and after
+TOKEN = "\u2588"  # stands for one token in texts of known length
+CHARACTERS = 3  # characters per token of a template: below real tokenizers, so an upper bound
+CHAT = 48  # maximum number of tokens that a chat template adds to a prompt
 
 
 @dataclass(frozen=True)
 class QuestionShape:
-    """One call for every prefix: tokens of the trunk, C branches, tokens of the longest."""
+    """Shape of one judge call for a prefix: a trunk and its branches."""
 
     aspect: str
-    trunk: int
-    branches: int
-    branch: int
-    options: int  # 0: answered in words
+    trunk: int  # tokens, BOS included
+    branches: int  # number C of branches
+    branch: int  # tokens of the longest branch
+    options: int  # number of answer options; 0 means that the judge writes text
 
 
 @dataclass
 class Recorder:
-    """A text generator that finds everything equally likely and remembers what it was asked."""
+    """A stub text generator that records the shape of each call in `asked`."""
 
     aspect: str
     bytewise: bool
@@ -41,12 +42,12 @@ class Recorder:
     asked: list[QuestionShape] = field(default_factory=list)
 
     def choose(self, trunks, branches, options) -> np.ndarray:
-        """log(1 / O) throughout."""
+        """Returns log-probabilities logp_BCO of log(1 / O) everywhere."""
         self._note(trunks, branches, len(options))
         return np.full((len(trunks), len(branches[0]), len(options)), -math.log(len(options)))
 
     def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
-        """Nothing that could be read."""
+        """Returns no answers (None for each vote)."""
         del max_tokens, sampling, seed
         self._note(trunks, branches, 0)
         return [[[None] * votes for _ in row] for row in branches]
@@ -59,13 +60,16 @@ class Recorder:
 
 
 def text(count: int) -> str:
-    """A text of `count` tokens, in words of two."""
+    """Returns a text of `count` tokens in two-token words.
+
+    The words matter: a rewriter's prompt repeats the last words of the prefix.
+    """
     whole = f"{TOKEN * 2} " * (count // 2) + TOKEN * (count % 2)
     return whole.rstrip()
 
 
 def tokens(asked: Text, *, bytewise: bool) -> int:
-    """How many tokens a prompt has: of texts exactly, of a template's words about."""
+    """Counts the tokens of a prompt: exact for texts, estimated for the words of a template."""
     pieces = (asked,) if isinstance(asked, str) else asked
     words = lambda piece: len(piece) if bytewise else -(-len(piece) // CHARACTERS)
     return sum(p.count(TOKEN) or words(p) for p in pieces)
@@ -74,9 +78,16 @@ def tokens(asked: Text, *, bytewise: bool) -> int:
 def questions(
     wanted: JudgeConfig, candidates: int, *, prefix: int, suffix: int, bytewise: bool
 ) -> list[QuestionShape]:
-    """What a local judge is asked about one prefix with `candidates` candidates, in order.
+    """Lists the calls of a local judge for one prefix with `candidates` candidates, in order.
 
-    The rounds of an adaptive schedule are counted as if no trunk were kept between them.
+    Each round of an adaptive schedule counts its trunk again, as if no trunk were cached.
+
+    Args:
+        wanted: Config of the judge.
+        candidates: Number of candidates per prefix.
+        prefix: Tokens of the prefix.
+        suffix: Tokens of each candidate and of the reference.
+        bytewise: The tokenizer has one token per byte.
     """
     found: list[QuestionShape] = []
     for aspect in wanted.aspects():
@@ -90,6 +101,6 @@ def questions(
 
 
 def rewrite_tokens(prompt: str, *, prefix: int, suffix: int, bytewise: bool, chat: bool) -> int:
-    """Tokens of a rewriter's prompt."""
+    """Counts the tokens of a rewriter's prompt, BOS and chat template included."""
     asked = rewriters.load(prompt).segments(text(prefix), text(suffix))
     return 1 + tokens(asked, bytewise=bytewise) + CHAT * chat

@@ -1,18 +1,19 @@
-"""Benchmarks: `python -m sip.bench schedules|sharing|int8|reader`.
+"""Benchmarks of the judge: `python -m sip.bench schedules|sharing|int8|reader`.
 
-`schedules`: comparisons spent against how often the same candidates are chosen and rejected as by
-all pairs, for the judges of sip/evals/schedules.py and for `world`: candidates of the micro-world
-(suffix, rewrite and spoiled versions of both) as its ground truth compares them. `again` is all
-pairs asked once more: how far a judge agrees with itself. With --png a plot.
+`schedules`: number of comparisons, and how often the chosen and the rejected candidate agree with
+those of all pairs. Judges: the simulated ones of sip/bench/schedules.py, and `world`, the
+micro-world's ground truth on suffixes, rewrites and corrupted versions of both. The row `again`
+judges all pairs a second time and shows how far a judge agrees with itself. --png writes a plot.
 
-`sharing`: prompt tokens and seconds of all ordered pairs as branches of one trunk, against a plain
-prompt for each pair, and how far the verdicts differ (sip/evals/sharing.py).
+`sharing`: prompt tokens and seconds for all ordered pairs of candidates, as branches of one trunk
+and as one plain prompt per pair, and the difference of the verdicts (sip/bench/sharing.py).
 
-`int8`: verdicts of a trained judge (--judge=RUN_DIR, its workdir around it) on its held-out labels,
-held in int8 and in bfloat16 against held in float32 (sip/evals/rounding.py).
+`int8`: verdicts of a trained judge on its held-out labels, with parameters stored in int8 and
+bfloat16, compared with float32 (sip/bench/int8.py). --judge=RUN_DIR names the judge's run, inside
+its workdir.
 
-`reader`: how often a perfect reader of what that judge is shown is right about factuality, on test
-prefixes (--prefixes), beside the judge's own accuracy (sip/evals/reader.py).
+`reader`: factuality accuracy of a perfect reader of the judge's prompts on --prefixes test
+prefixes, next to the judge's own accuracy (sip/bench/factuality_ceiling.py). Needs --judge.
 """
 
 from absl import flags as absl_flags
@@ -35,7 +36,7 @@ BENCHES = {
 
 
 def main(argv) -> None:
-    """The command line."""
+    """Runs the command line."""
     if len(argv) != 2 or argv[1] not in BENCHES:
         raise UserError(f"usage: python -m sip.bench {'|'.join(BENCHES)}")
     BENCHES[argv[1]]()

@@ -4,11 +4,13 @@ from absl import flags
 
 from sip import cli
 
-PREFIXES = flags.DEFINE_integer("prefixes", 2000, "Prefixes per judge.")
-CANDIDATES = flags.DEFINE_integer("candidates", 17, "Candidates per prefix.")
-SAMPLE = flags.DEFINE_integer("sample", 8, "sharing: unshared prompts run, then scaled to all.")
-REPEATS = flags.DEFINE_integer("repeats", 3, "sharing: repeats, of which the fastest counts.")
-JUDGE = flags.DEFINE_string("judge", None, "int8, reader: directory of a judge's supervised run.")
-PNG = flags.DEFINE_string("png", None, "File for a plot.")
+PREFIXES = flags.DEFINE_integer("prefixes", 2000, "Number of prefixes per judge.")
+CANDIDATES = flags.DEFINE_integer("candidates", 17, "Number of candidates per prefix.")
+SAMPLE = flags.DEFINE_integer(
+    "sample", 8, "sharing: unshared prompts to run; times are scaled to all."
+)
+REPEATS = flags.DEFINE_integer("repeats", 3, "sharing: number of runs; the fastest one counts.")
+JUDGE = flags.DEFINE_string("judge", None, "int8, reader: run directory of a trained judge.")
+PNG = flags.DEFINE_string("png", None, "schedules: PNG file for a plot.")
 SEED = cli.seed_flag()
 JSON = cli.json_flag()

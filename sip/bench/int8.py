@@ -1,4 +1,4 @@
-"""What holding a judge in fewer bits does to its verdicts, on labelled prompts."""
+"""Measures how int8 and bfloat16 storage change a judge's verdicts on labelled prompts."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +16,16 @@ from sip.models import int8
 from sip.structs import UserError
 from sip.textgen.local import Local
 
-Load = Callable[[str], LoadedModel]  # of one of sip.models.config.STORAGE_DTYPES
+Load = Callable[[str], LoadedModel]  # takes one of sip.models.config.STORAGE_DTYPES
 
 
 def measure(
     load: Load, asked: Mapping[str, LabelledPrompts], dtypes: Sequence[str]
 ) -> dict[str, Any]:
-    """For each of `dtypes` what `differences` says against float32, and the bytes of both."""
+    """Compares the verdicts of each storage dtype with those of float32.
+
+    Returns {dtype: {bytes, bytes_float32, aspects: {aspect: differences}}}; see `differences`.
+    """
     logp, whole = _asked(load, asked, "float32")
     found = {}
     for dtype in dtypes:
@@ -33,7 +36,7 @@ def measure(
 
 
 def _asked(load: Load, asked, dtype: str):
-    """(logp_NCO by aspect, bytes of the parameters)."""
+    """Returns (logp_NCO by aspect, bytes of the parameters)."""
     model = load(dtype)
     judge = Local(model)
     return {k: _verdicts(judge, x) for k, x in asked.items()}, int8.size(model.params)
@@ -47,9 +50,18 @@ def _verdicts(judge: Local, asked: LabelledPrompts) -> np.ndarray:
 def differences(
     asked: LabelledPrompts, logp_NCO: np.ndarray, other_NCO: np.ndarray
 ) -> dict[str, float]:
-    """How far two judges' verdicts lie apart: over all answered prompts and options the largest and
-    the mean difference of probabilities (each verdict's options sum to 1), and how often the
-    likeliest option differs; and how often each judge is right."""
+    """Compares the verdicts of two judges on N prompts with C branches and O options.
+
+    Args:
+        asked: The labelled prompts.
+        logp_NCO: Log-probabilities of the float32 judge; NaN for branches that do not exist.
+        other_NCO: Log-probabilities of the other judge.
+
+    Returns:
+        `verdicts` (number M of answered prompts), `largest` and `mean` absolute difference of
+        probabilities, `flips` (verdicts whose most likely option differs), `accuracy_float32` and
+        `accuracy`.
+    """
     answered_NC = ~np.isnan(logp_NCO).any(-1)
     p_MO, other_MO = (_probabilities(x[answered_NC]) for x in (logp_NCO, other_NCO))
     apart_MO = np.abs(p_MO - other_MO)
@@ -64,6 +76,7 @@ def differences(
 
 
 def _probabilities(logp_MO: np.ndarray) -> np.ndarray:
+    # The options are a part of the vocabulary, so their probabilities are normalised to sum to 1.
     p_MO = np.exp(logp_MO - logp_MO.max(-1, keepdims=True))
     return p_MO / p_MO.sum(-1, keepdims=True)
 
@@ -75,7 +88,7 @@ def _accuracy(asked: LabelledPrompts, logp_NCO: np.ndarray) -> float:
 
 
 def bench_int8() -> None:
-    """Measures on the test split, and prints what was found."""
+    """Runs the `int8` benchmark on the judge's test split and prints its result."""
     if not JUDGE.value:
         raise UserError("int8: --judge is needed")
     directory, where = str(JUDGE.value), mesh.single()
@@ -87,7 +100,7 @@ def bench_int8() -> None:
         print(f"{dtype}: {f['bytes']:,} bytes of parameters, float32 {f['bytes_float32']:,}")
         for name, a in f["aspects"].items():
             print(
-                f"  {name}, {a['verdicts']} verdicts: probabilities differ by {a['largest']:.4f} "
-                f"at most, {a['mean']:.5f} in the mean; {a['flips']} flips; accuracy "
+                f"  {name}, {a['verdicts']} verdicts: probabilities differ by at most "
+                f"{a['largest']:.4f}, {a['mean']:.5f} on average; {a['flips']} flips; accuracy "
                 f"{a['accuracy_float32']:.4f} -> {a['accuracy']:.4f}"
             )

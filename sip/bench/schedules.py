@@ -1,7 +1,8 @@
-"""How often fewer comparisons choose what all pairs would have chosen, with simulated judges.
+"""Benchmarks comparison schedules against all pairs, with simulated judges.
 
-A judge's verdicts on all ordered pairs are drawn once. The full ranking is the mean wins of all of
-them; a schedule sees some, and its best and worst candidates are looked up in the full ranking.
+A judge's verdicts on all ordered pairs are drawn once. The full ranking is the mean number of wins
+over all pairs. A schedule sees only some of the verdicts. Its best and worst candidates are then
+looked up in the full ranking.
 """
 
 import json
@@ -24,21 +25,23 @@ from sip.judge.labels.corruptions import CORRUPTIONS, Others, Phrases
 from sip.judge.schedules import ScheduleConfig
 from sip.structs import UserError
 
-SAME = 1e-9  # scores this close are equal
-LOGITS = 0.5  # deviation of what a judge's log-odds say of one comparison
+SAME = 1e-9  # scores closer than this are equal
+LOGITS = 0.5  # standard deviation of the noise on a verdict, log-odds
 BIAS = 1.0  # log-odds in favour of the candidate shown first
-FLIPPED = 0.15
+FLIPPED = 0.15  # share of wrong verdicts of the judge `flipped`
 
 
 @dataclass(frozen=True)
 class Simulated:
-    """Qualities of candidates, and a judge that compares two of them."""
+    """A simulated judge: draws the qualities of candidates and compares two of them."""
 
     quality: Callable[[np.random.Generator, tuple[int, int]], np.ndarray]  # rng, (B, K)
-    judge: Callable[[np.random.Generator, np.ndarray], np.ndarray]  # rng, first - second
+    judge: Callable[
+        [np.random.Generator, np.ndarray], np.ndarray
+    ]  # rng, quality gap first - second
 
     def verdicts(self, rng: np.random.Generator, quality_BK: np.ndarray) -> np.ndarray:
-        """outcome_BKK: P(first is better), [b, i, j] with i shown first."""
+        """Returns outcome_BKK: P(i is better than j) at [b, i, j], with i shown first."""
         return self.judge(rng, quality_BK[:, :, None] - quality_BK[:, None])
 
 
@@ -51,7 +54,7 @@ def _levels(rng, shape):
 
 
 def _sure(rng, gap):
-    """1, 0, or 1/2 for equals."""
+    """Returns 1 or 0 without error, and 1/2 for candidates of equal quality."""
     del rng
     return np.where(gap == 0, 0.5, gap > 0)
 
@@ -65,12 +68,12 @@ def _biased(rng, gap):
 
 
 def _drawn(rng, gap):
-    """Won or lost by chance; wrong in about 17 of 100, mostly where candidates are near."""
+    """Draws 1 or 0; about 17 % of verdicts are wrong, mostly for candidates of similar quality."""
     return (rng.random(gap.shape) < 1 / (1 + np.exp(-gap))).astype(float)
 
 
 def _flipped(rng, gap):
-    """Won or lost, and wrong in 15 of 100, however far apart the candidates are."""
+    """Returns 1 or 0; 15 % of verdicts are wrong, independent of the quality gap."""
     return ((gap > 0) != (rng.random(gap.shape) < FLIPPED)).astype(float)
 
 
@@ -92,7 +95,17 @@ def measure(
     candidates: int,
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """Figures of each schedule on the same verdicts; and of `again`, all pairs asked once more."""
+    """Measures each schedule on the same verdicts.
+
+    The result has one more key, `again`: all pairs judged a second time.
+
+    Args:
+        simulated: The judge.
+        wanted: Schedules by name.
+        prefixes: Number B of prefixes.
+        candidates: Number K of candidates per prefix.
+        seed: Random seed.
+    """
     rng = np.random.default_rng(seed)
     quality_BK = simulated.quality(rng, (prefixes, candidates))
     outcome_BKK, again_BKK = (simulated.verdicts(rng, quality_BK) for _ in range(2))
@@ -113,11 +126,16 @@ def _play(cfg: ScheduleConfig, outcome_BKK, draw_BK2) -> Wins:
 
 
 def figures(wins: Wins, full_BK: np.ndarray) -> dict[str, float]:
-    """Cost, and what the full ranking says of the best and the worst by `wins`.
+    """Returns the cost of a schedule and its agreement with the full ranking, means over prefixes.
 
-    `chosen`: the best is among the full ranking's top 2, equals of the second included; `rejected`:
-    the worst is among its bottom 2; `agree`: both. Regrets are in mean wins, from the full best
-    and from the full worst.
+    `comparisons` per prefix and `share` of all pairs are the cost. `chosen`: the schedule's best
+    candidate is in the top 2 of the full ranking, ties included. `rejected`: its worst candidate is
+    in the bottom 2. `agree`: both. `regret_chosen` and `regret_rejected` are distances in mean wins
+    to the best and the worst candidate of the full ranking.
+
+    Args:
+        wins: Result of the schedule.
+        full_BK: Mean wins of each candidate over all pairs.
     """
     at_B1 = lambda index_B: np.take_along_axis(full_BK, index_B[:, None], axis=1)[:, 0]
     ranked_BK = np.sort(full_BK, axis=1)
@@ -134,7 +152,8 @@ def figures(wins: Wins, full_BK: np.ndarray) -> dict[str, float]:
     }
 
 
-BAR, REGRET = 0.9, 0.03  # what an adaptive schedule of a quarter of the pairs is held to
+# Minimum agreement and maximum regret of COMPARED, an adaptive schedule with 25 % of the pairs.
+BAR, REGRET = 0.9, 0.03
 
 
 COMPARED = "adaptive 0.25"
@@ -158,11 +177,11 @@ KINDS = tuple(dict.fromkeys(cfg.name for cfg in WANTED.values() if cfg.name != "
 
 
 def bench_schedules() -> None:
-    """Measures, and prints and plots what was found."""
+    """Runs the `schedules` benchmark; prints its result and writes the plot of --png."""
     if PREFIXES.value < 1 or CANDIDATES.value < 3:
         raise UserError("--prefixes must be at least 1 and --candidates at least 3")
     if PNG.value and not (PNG.value.endswith(".png") and epath.Path(PNG.value).parent.is_dir()):
-        raise UserError(f"--png {PNG.value}: not a .png file in a directory that is there")
+        raise UserError(f"--png {PNG.value}: must be a .png file in an existing directory")
     shape = {"prefixes": PREFIXES.value, "candidates": CANDIDATES.value, "seed": SEED.value}
     judges = {**JUDGES, "world": world()}
     found = {name: measure(judge, WANTED, **shape) for name, judge in judges.items()}
@@ -172,7 +191,7 @@ def bench_schedules() -> None:
 
 
 def world() -> Simulated:
-    """The micro-world's ground truth as the judge of candidates made from its documents."""
+    """Returns a judge that is the micro-world's ground truth, on candidates from its documents."""
 
     def quality(rng, shape):
         truth = MicroworldTruth(WorldConfig(train=shape[0]))
@@ -185,7 +204,10 @@ def world() -> Simulated:
 
 
 def world_pools(truth: MicroworldTruth, rng, K: int) -> tuple[list[str], list[list[str]]]:
-    """(prefixes, pools): per document K different texts: suffix, rewrite and both spoiled."""
+    """Returns (prefixes, pools), with a pool of K different candidates per document.
+
+    Candidates are the suffix, its rewrite, and corrupted versions of both.
+    """
     documents = [text for text, _, _ in truth.world.documents("train")]
     ends = [[found.end() for found in lexicon.WORD.finditer(text)] for text in documents]
     cuts = [(end[PREFIX_WORDS - 1], end[PREFIX_WORDS + SUFFIX_WORDS - 2]) for end in ends]
@@ -195,7 +217,7 @@ def world_pools(truth: MicroworldTruth, rng, K: int) -> tuple[list[str], list[li
     pools, phrases = [], Phrases(suffixes)
     for suffix, rewrite in zip(suffixes, rewrites, strict=True):
         pool = dict.fromkeys([suffix, rewrite])
-        while len(pool) < K:
+        while len(pool) < K:  # a dict drops duplicates; draw until K texts differ
             spoil = list(CORRUPTIONS.values())[int(rng.integers(len(CORRUPTIONS)))]
             others = Others(suffixes[int(rng.integers(len(suffixes)))], phrases)
             pool[spoil((suffix, rewrite)[int(rng.integers(2))], others, rng)] = None
@@ -204,8 +226,8 @@ def world_pools(truth: MicroworldTruth, rng, K: int) -> tuple[list[str], list[li
 
 
 def show(found: dict) -> None:
-    """A row per schedule, a column per judge, and whether the bar is met."""
-    table = Table(title="agree, regret of the chosen")
+    """Prints a row per schedule and a column per judge, and compares COMPARED with its bounds."""
+    table = Table(title="agreement, regret of the chosen candidate")
     table.add_column("schedule")
     for column in ("comparisons", "share", *found):
         table.add_column(column, justify="right")
@@ -219,7 +241,7 @@ def show(found: dict) -> None:
         figures = by_schedule[COMPARED]
         met = figures["agree"] >= BAR and figures["regret_chosen"] <= REGRET
         console.print(
-            f"{COMPARED}, {judge}: {figures['share']:.2f} of all pairs, agree "
+            f"{COMPARED}, {judge}: {figures['share']:.2f} of all pairs, agreement "
             f"{figures['agree']:.3f} (at least {BAR}), regret "
             f"{figures['regret_chosen']:.4f} (at most {REGRET}): "
             f"{'met' if met else 'NOT met'}"
@@ -227,7 +249,7 @@ def show(found: dict) -> None:
 
 
 def plot(found: dict, path: str) -> None:
-    """A panel per judge: share of all pairs against agreement, a line per kind of schedule."""
+    """Plots agreement over the share of all pairs: a panel per judge, a line per schedule kind."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -239,7 +261,7 @@ def plot(found: dict, path: str) -> None:
         for kind in KINDS:
             points = [by_schedule[name] for name, cfg in WANTED.items() if cfg.name == kind]
             axis.plot([p["share"] for p in points], [p["agree"] for p in points], "o-", label=kind)
-        axis.axhline(by_schedule["again"]["agree"], color="grey", ls=":", label="all, asked again")
+        axis.axhline(by_schedule["again"]["agree"], color="grey", ls=":", label="all, second time")
         axis.axhline(BAR, color="black", lw=0.5)
         axis.set(title=judge, xlabel="share of all pairs", ylabel="agree", ylim=(0, 1.02))
     axes[0, 0].legend(fontsize=7)

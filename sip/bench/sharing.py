@@ -1,7 +1,8 @@
-"""What a trunk saves: all comparisons of a prefix as its branches, against one prompt for each.
+"""Measures what trunk sharing saves: all comparisons of a prefix as branches of one trunk.
 
-Texts are random letters, a token each, the judge a small decoder that nobody trained: what its
-verdicts cost does not depend on what they are. Both sides are asked through `textgen.Local`.
+The alternative is one full prompt per comparison. Texts are random letters, one token each. The
+judge is a small untrained decoder, because the cost of verdicts does not depend on their values.
+Both variants run through `textgen.local.Local`.
 """
 
 import dataclasses
@@ -33,13 +34,16 @@ MODEL = ModelConfig(
     hidden=352,
     max_len=4096,
 )
-ASPECT = dataclasses.replace(prompts.load("quality"), options=("1", "2"))  # a byte each
-SUFFIX = 128
-BATCHES = (2, 8)  # unshared prompts at a time: the fastest counts
+ASPECT = dataclasses.replace(prompts.load("quality"), options=("1", "2"))  # one byte token each
+SUFFIX = 128  # tokens per candidate
+BATCHES = (2, 8)  # batch sizes tried for unshared prompts; the faster one counts
 
 
 def questions(prefix: int, candidates: int, seed: int) -> tuple[Text, list[Text]]:
-    """(trunk, branches): all ordered pairs of some suffixes of a prefix of `prefix` tokens."""
+    """Returns (trunk, branches): all ordered pairs of `candidates` suffixes of a random prefix.
+
+    The prefix has `prefix` tokens.
+    """
     rng = np.random.default_rng(seed)
     letters = lambda n: "".join(map(chr, rng.integers(ord("a"), ord("z") + 1, n)))
     trunk = prompts.trunk(ASPECT, prefix=letters(prefix), reference="")
@@ -48,8 +52,11 @@ def questions(prefix: int, candidates: int, seed: int) -> tuple[Text, list[Text]
 
 
 def prompt_tokens(trunk: Ids, branches: Sequence[Ids]) -> tuple[int, int]:
-    """(shared, unshared): the trunk once and its branches; the trunk anew with each of them.
-    Either prompt begins with BOS."""
+    """Returns the prompt tokens (shared, unshared).
+
+    Shared counts the trunk once plus all branches; unshared counts the trunk again for each branch.
+    Each prompt starts with BOS.
+    """
     own = sum(map(len, branches))
     return 1 + len(trunk) + own, len(branches) * (1 + len(trunk)) + own
 
@@ -57,17 +64,27 @@ def prompt_tokens(trunk: Ids, branches: Sequence[Ids]) -> tuple[int, int]:
 def measure(
     prefix: int, *, candidates: int, sample: int, repeats: int, seed: int, cfg: ModelConfig = MODEL
 ) -> dict[str, float]:
-    """Tokens, seconds and the largest difference of verdicts at a prefix of so many tokens.
+    """Measures tokens, seconds and the largest difference of verdicts for one prefix length.
 
-    Seconds, of the clock and of all cores together, are the least of some repeats, after one to
-    compile. Unshared, `sample` of the pairs are run, and their seconds scaled to all.
+    Wall seconds and CPU seconds (all cores) are minima over the repeats; a first run compiles and
+    does not count. Of the unshared prompts only `sample` are run, and their time is scaled to all.
+
+    Args:
+        prefix: Tokens of the prefix.
+        candidates: Number of candidates; all their ordered pairs are compared.
+        sample: Number of unshared prompts to run.
+        repeats: Number of timed runs.
+        seed: Random seed.
+        cfg: Config of the judge's model.
     """
     trunk, branches = questions(prefix, candidates, seed)
     drawn = np.random.default_rng(seed).permutation(len(branches))[:sample]
     some = [branches[c] for c in drawn]
     params = decoder.init(cfg, jax.random.key(seed))
     judge = lambda batch: Local(LoadedModel(params, cfg, Byte(), meshes.single()), batch=batch)
-    whole = [(*trunk, *branch[:-1]) for branch in some]  # all but the words that end a prompt
+    # An unshared prompt has everything in its trunk except the branch's last segment, because
+    # `choose` needs at least one branch.
+    whole = [(*trunk, *branch[:-1]) for branch in some]
     ways: dict[int, Callable] = {0: lambda: judge(1).choose([trunk], [branches], ASPECT.options)}
     for batch in BATCHES:
         ways[batch] = lambda batch=batch: judge(batch).choose(
@@ -102,8 +119,10 @@ def _ids(trunk, branches) -> tuple[Ids, list[Ids]]:
 
 
 def _timed(ways: dict[int, Callable], repeats: int) -> tuple[dict, dict[int, np.ndarray]]:
-    """(answers, least seconds by clock and by CPU); by turns, so that what else the machine does
-    meets all alike."""
+    """Returns (answers, minimum [wall seconds, CPU seconds]) of each variant.
+
+    Variants take turns, so that other load on the machine affects all of them equally.
+    """
     said, seconds = {}, {name: np.full(2, np.inf) for name in ways}
     now = lambda: np.array([time.perf_counter(), time.process_time()])
     for turn in range(1 + repeats):
@@ -116,18 +135,19 @@ def _timed(ways: dict[int, Callable], repeats: int) -> tuple[dict, dict[int, np.
 
 
 def _first(logp_BCO):
-    """P(first is better)."""
+    """Returns P(first candidate is better)."""
     return verdicts.direct(logp_BCO, ASPECT.values, min_mass=0.0)[0]
 
 
-FEWER = {1024: (4.5, 3.5), 1920: (7.0, 5.0)}  # prefix: tokens and seconds saved, at least
+# Prefix tokens: minimum ratios unshared / shared of (prompt tokens, seconds).
+FEWER = {1024: (4.5, 3.5), 1920: (7.0, 5.0)}
 
 
-SAME = 1e-5  # verdicts with and without a trunk
+SAME = 1e-5  # maximum difference of verdicts with and without a shared trunk, probability
 
 
 def bench_sharing() -> None:
-    """Measures at the prefixes of FEWER, and prints what was found."""
+    """Runs the `sharing` benchmark at the prefix lengths of FEWER and prints its result."""
     if CANDIDATES.value < 2 or min(SAMPLE.value, REPEATS.value) < 1:
         raise UserError("--candidates must be at least 2, --sample and --repeats at least 1")
     found = {}
@@ -146,7 +166,14 @@ def bench_sharing() -> None:
 
 
 def sharing_lines(prefix: int, f: dict[str, float], tokens: float, seconds: float) -> str:
-    """A paragraph on a prefix: figures, what they are held to, and whether they meet it."""
+    """Formats the figures of one prefix length, their bounds, and whether they meet the bounds.
+
+    Args:
+        prefix: Tokens of the prefix.
+        f: Figures from `measure`.
+        tokens: Minimum ratio of prompt tokens.
+        seconds: Minimum ratio of seconds.
+    """
     met = lambda ok: "met" if ok else "NOT met"
     return (
         f"prefix {prefix}, {f['pairs']} ordered pairs\n"
@@ -154,7 +181,7 @@ def sharing_lines(prefix: int, f: dict[str, float], tokens: float, seconds: floa
         f"{f['tokens_ratio']:.2f}x fewer (at least {tokens}x): {met(f['tokens_ratio'] >= tokens)}\n"
         f"  seconds: {f['seconds_unshared']:.2f} -> {f['seconds_shared']:.2f}, "
         f"{f['seconds_ratio']:.2f}x less (at least {seconds}x): "
-        f"{met(f['seconds_ratio'] >= seconds)}; of CPU {f['cpu_unshared']:.2f} -> "
+        f"{met(f['seconds_ratio'] >= seconds)}; CPU seconds {f['cpu_unshared']:.2f} -> "
         f"{f['cpu_shared']:.2f}, {f['cpu_ratio']:.2f}x less; unshared scaled from "
         f"{f['sampled']} pairs in batches of {f['batch']}, the fastest of {BATCHES}\n"
         f"  verdicts of these pairs differ by {f['difference']:.1e} at most (at most {SAME}): "

@@ -1,4 +1,4 @@
-"""Labelled prompts of a trained judge's run, made again for a benchmark."""
+"""Rebuilds the labelled prompts of a trained judge's run, for benchmarks."""
 
 import dataclasses
 import json
@@ -20,17 +20,31 @@ from sip.workdir import workdir_of
 
 
 def held_out(directory: str) -> dict:
-    """A judge's labelled prompts of the test split, by aspect, as its run made them."""
-    return dict(taught(directory, documents=8)[0].held_out["test"])  # nobody learns from the 8
+    """Returns a judge's labelled prompts of the test split by aspect, as its run made them.
+
+    Raises UserError if the run did not train a judge on ground-truth labels.
+    """
+    # Only the held-out prompts are used; 8 training documents keep the rest small.
+    return dict(taught(directory, documents=8)[0].held_out["test"])
 
 
 def taught(directory: str, **sizes) -> tuple[labelled.Labelled, str, Any]:
-    """(labelled prompts made as a judge's run made them, the proofreader's mark, the ground truth);
-    `sizes`: documents and held_out, if others are wanted."""
+    """Rebuilds the labelled prompts of a judge's run from its checkpoint's record.
+
+    Args:
+        directory: Run directory of the judge, inside its workdir.
+        **sizes: `documents` and `held_out`, to replace the numbers of the run's config.
+
+    Returns:
+        (labelled prompts, the proofreader's mark, the corpus's ground truth).
+
+    Raises:
+        UserError: The run did not train a judge on ground-truth labels.
+    """
     record = checkpoints.record(directory)
     task = record["config"]["task"] if "config" in record and "task" in record["config"] else {}
     if not isinstance(task, dict) or task["name"] != "verdicts":
-        raise UserError(f"--judge {directory}: no run that was trained on a ground truth's labels")
+        raise UserError(f"--judge {directory}: no judge trained on ground-truth labels")
     wanted = section(verdicts.GradedLabelConfig, task["labels"], "checkpoint task.labels")
     wanted = dataclasses.replace(wanted, **sizes)
     run = _run(directory, record)
@@ -42,7 +56,7 @@ def taught(directory: str, **sizes) -> tuple[labelled.Labelled, str, Any]:
 
 
 def _run(directory: str, record: dict) -> Run:
-    """The judge's run as its checkpoint records it, with the tokenizer kept beside it."""
+    """Returns the judge's run from its checkpoint's record, with the tokenizer stored beside it."""
     kind = json.loads((epath.Path(directory) / "tokenizer.json").read_text())["kind"]
     tokenizer = {"kind": kind, "path": tokenizers.kept(kind, directory)}
     values = {"data": record["data"], "seed": record["seed"], "tokenizer": tokenizer}

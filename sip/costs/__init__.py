@@ -1,8 +1,9 @@
 """Costs of compiled programs.
 
 compiling   compiles a program and measures it
-hlo         parsing of compiled HLO text
-flops, traffic   operations; bytes moved and sent
+hlo         parses compiled HLO text
+flops       counts FLOPs of matrix products
+traffic     counts bytes moved in memory and between devices
 roofline    minimum seconds on a chip
-chips       figures of TPU chips
+chips       peak figures of TPU chips
 """

@@ -1,4 +1,4 @@
-"""Accelerators: peaks, bandwidths and the memory that a compiler lets a program have."""
+"""TPU chips: peak FLOPs, bandwidths, and the memory available to a program."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,20 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """One device. Bandwidths in bytes per second, `ici` into a chip over all its links."""
+    """Peak figures of one chip."""
 
     name: str
-    flops: float  # bfloat16, per second
-    hbm: float  # bytes that XLA gives out, less than the chip's name says
-    hbm_bandwidth: float
-    ici: float
-    torus: int  # dimensions of its interconnect
+    flops: float  # bfloat16 FLOPs per second
+    hbm: float  # bytes available to a program; below the nominal memory size
+    hbm_bandwidth: float  # bytes per second
+    ici: float  # interconnect bytes per second into the chip, over all its links
+    torus: int  # number of dimensions of the interconnect
 
 
-# Peaks and bandwidths: "System architecture" of the pages "TPU v5e", "TPU v5p" and "TPU v6e" of
-# Google Cloud's documentation, whose interconnect figures count both directions of v5e and v6e
-# (400 and 800 GB/s), and one of v5p (4800 Gbit/s). Memory: what libtpu 0.0.42 says is available
-# when a program needs more.
+# Sources. Peaks and bandwidths: section "System architecture" of the pages "TPU v5e", "TPU v5p" and
+# "TPU v6e" in Google Cloud's documentation. Its interconnect figures count both directions for v5e
+# and v6e (400 and 800 GB/s), and one direction for v5p (4800 Gbit/s); here it is one direction for
+# all. Memory: the available bytes in libtpu 0.0.42's error message for a program that needs more.
 CHIPS = {
     "v5e": Chip("v5e", 197e12, 15.75 * GIB, 819e9, 200e9, 2),
     "v5p": Chip("v5p", 459e12, 95.74 * GIB, 2765e9, 600e9, 3),
@@ -31,10 +31,10 @@ CHIPS = {
 
 
 def chip_of(topology: str) -> Chip:
-    """The chip of a topology such as "v5e:16x16". Raises UserError for one that is not known."""
+    """Returns the chip of a topology such as "v5e:16x16"; raises UserError for an unknown one."""
     name, colon, shape = topology.partition(":")
     if name not in CHIPS or not (colon and all(n.isdigit() for n in shape.split("x"))):
         raise UserError(
-            f"--topology={topology}: wanted CHIP:SHAPE such as v5e:16x16, of {', '.join(CHIPS)}"
+            f"--topology={topology}: must be CHIP:SHAPE, such as v5e:16x16, of {', '.join(CHIPS)}"
         )
     return CHIPS[name]

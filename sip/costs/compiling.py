@@ -1,4 +1,4 @@
-"""Compiles a jitted function for devices that need not be here, and says what it costs on them."""
+"""Compiles a jitted function for devices that this host need not have, and measures its costs."""
 
 import re
 import time
@@ -15,23 +15,29 @@ from sip.costs.traffic import Traffic
 
 @dataclass(frozen=True)
 class Compiled:
-    """Of one program: seconds, flops by phase on all devices together, the rest of one device.
+    """Costs of one compiled program.
 
-    `needed`: bytes without which it does not compile; it then has no temporaries, and moves
-    nothing that is known.
+    A program that does not fit in memory does not compile. It has only times, FLOPs and `needed`.
     """
 
     trace_seconds: float
     compile_seconds: float
-    flops: Mapping[str, float]
-    argument_bytes: float
-    temporary_bytes: float  # results that are not donated arguments, and code, included
-    traffic: Traffic = field(default_factory=Traffic)
-    needed: float = 0.0
+    flops: Mapping[str, float]  # FLOPs by phase, over all devices
+    argument_bytes: float  # per device
+    temporary_bytes: float  # per device, with code and results that reuse no donated argument
+    traffic: Traffic = field(default_factory=Traffic)  # per device
+    needed: float = 0.0  # bytes per device that XLA needs; 0 if the program compiles
 
 
 def measure(jitted: Any, args: tuple, mesh: jax.sharding.Mesh, loops: int) -> Compiled:
-    """Traces and compiles `jitted` for the shapes `args`, which carry shardings on `mesh`."""
+    """Traces and compiles a jitted function and measures its costs.
+
+    Args:
+        jitted: The function.
+        args: Argument shapes (jax.ShapeDtypeStruct) with shardings on `mesh`.
+        mesh: The mesh.
+        loops: Iterations assumed for loops of unknown length (decoding).
+    """
     with jax.set_mesh(mesh):
         start = time.monotonic()
         traced = jitted.trace(*args)
@@ -46,6 +52,7 @@ def measure(jitted: Any, args: tuple, mesh: jax.sharding.Mesh, loops: int) -> Co
     if compiled is None:
         return Compiled(*times, counted, 0.0, 0.0, needed=needed)
     memory = compiled.memory_analysis()
+    # Output bytes that alias donated arguments are already in argument_bytes.
     beside = (
         memory.temp_size_in_bytes
         + memory.output_size_in_bytes
@@ -60,7 +67,7 @@ UNITS = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
 def _needed(error: Exception) -> float:
-    """The bytes that a compiler says it lacks memory for; any other error is raised again."""
+    """Parses the needed bytes from XLA's out-of-memory error; raises any other error again."""
     text = str(error)
     found = re.search(r"\(([\d.]+)([KMGT])\) exceeds", text) or re.search(
         r"[Uu]sed ([\d.]+)([KMGT]) of", text

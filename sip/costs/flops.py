@@ -1,7 +1,7 @@
-"""Floating point operations of matrix products, counted from a jaxpr.
+"""Counts the floating point operations (FLOPs) of matrix products in a jaxpr.
 
-A scan's body counts as often as it runs; XLA's own analysis counts it once. Products alone are
-counted: what else a decoder computes runs beside them, and is bound by memory.
+The body of a scan counts once per iteration; XLA's own analysis counts it once in total. Other
+operations of a decoder do not count: they overlap with the products and are bound by memory.
 """
 
 import math
@@ -11,13 +11,18 @@ from typing import Any
 
 from jax.interpreters import partial_eval
 
-READ, WRITTEN = "read", "decode"  # what runs once, and what runs in a loop that may stop early
+# Phases: code outside and inside a decoding loop (a `while` loop that may stop early).
+READ, WRITTEN = "read", "decode"
 
 
 def count(jaxpr: Any, loops: int = 1) -> Counter:
-    """Operations on all devices together, by phase; a `while` loop is taken to run `loops` times.
+    """Counts FLOPs over all devices, by phase.
 
-    `jaxpr` is a ClosedJaxpr. What no output needs is not counted: XLA drops it too.
+    Code that no output depends on does not count, because XLA removes it too.
+
+    Args:
+        jaxpr: A ClosedJaxpr.
+        loops: Number of iterations assumed for each `while` loop.
     """
     live = partial_eval.dce_jaxpr(jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars))[0]
     found: Counter = Counter()
@@ -34,7 +39,7 @@ def _walk(jaxpr, times: int, phase: str, loops: int, found: Counter) -> None:
             _walk(params["jaxpr"], times * params["length"], phase, loops, found)
         elif name == "while":
             _walk(params["body_jaxpr"], times * loops, WRITTEN, loops, found)
-        elif name == "cond":
+        elif name == "cond":  # an upper bound: the most expensive branch
             found += _dearest(params["branches"], times, phase, loops)
         else:
             for inner in _inside(tuple(params.values())):
@@ -49,10 +54,11 @@ def _dearest(branches, times: int, phase: str, loops: int) -> Counter:
 
 
 def _product(equation) -> int:
-    """2 x batch x rows x columns x contracted."""
+    """Returns the FLOPs of a dot_general: 2 x batch x rows x columns x contracted."""
     contracted, batch = equation.params["dimension_numbers"]
     left, right = (v.aval.shape for v in equation.invars)
     size = lambda shape, axes: math.prod(shape[i] for i in axes)
+    # Contracted and batch dimensions are in both operands, but count once.
     inner, outer = size(left, contracted[0]), size(left, batch[0])
     return 2 * math.prod(left) * math.prod(right) // (inner * outer)
 

@@ -1,4 +1,4 @@
-"""A compiled program's text: computations, instructions, shapes, and how often a loop runs."""
+"""Parses compiled HLO text: computations, instructions, shapes and trip counts of loops."""
 
 import re
 from dataclasses import dataclass
@@ -12,60 +12,59 @@ NAME = re.compile(r"%([\w.\-]+)")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line. `shape` is its type as written, `given` what stands in parentheses (operands, a
-    constant's value, a parameter's number), `rest` all behind."""
+    """One instruction, which is one line of HLO text."""
 
     name: str
-    shape: str
+    shape: str  # type as written, such as f32[8,128]{1,0}
     op: str
-    given: str
-    rest: str
+    given: str  # text in parentheses: operands, a constant's value or a parameter's number
+    rest: str  # text after the parentheses: attributes and metadata
     root: bool
 
     @property
     def operands(self) -> tuple[str, ...]:
-        """The names of instructions that it reads."""
+        """The names of the operand instructions."""
         return tuple(NAME.findall(self.given))
 
     @property
     def number(self) -> int:
-        """Of an integer constant its value, of a parameter its place."""
+        """The value of an integer constant, or the index of a parameter."""
         return int(self.given)
 
     def called(self, key: str) -> str:
-        """The computation that an attribute names, or an empty string."""
+        """Returns the computation named by attribute `key`, such as `body`; "" if absent."""
         found = re.search(rf"\b{key}=%?([\w.\-]+)", self.rest)
         return found[1] if found else ""
 
     @property
     def path(self) -> str:
-        """Where in the traced program it comes from."""
+        """The op_name of the metadata: the place in the traced program; "" if absent."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
         return found[1] if found else ""
 
 
 @dataclass(frozen=True)
 class Computation:
-    """Instructions by name, in order."""
+    """Instructions of a computation by name, in order."""
 
     instructions: dict[str, Instruction]
 
     @property
     def root(self) -> Instruction:
-        """The one whose value it returns."""
+        """The instruction whose value the computation returns."""
         return next(i for i in self.instructions.values() if i.root)
 
 
 @dataclass(frozen=True)
 class Module:
-    """A program's computations by name."""
+    """Computations of a program by name."""
 
     computations: dict[str, Computation]
-    entry: str
+    entry: str  # name of the entry computation
 
 
 def parse(text: str) -> Module:
-    """The module written in `text`, as `compiled.as_text()` gives it."""
+    """Parses the text that `compiled.as_text()` returns."""
     computations: dict[str, Computation] = {}
     entry, current = "", {}
     for line in text.splitlines():
@@ -84,6 +83,7 @@ def _instruction(line: str) -> Instruction:
     head = DEFINED.match(line)
     assert head
     text = line[head.end() :]
+    # A tuple type has parentheses and spaces, any other type has no space.
     end = _closed(text, 0) if text.startswith("(") else text.index(" ")
     op, _, _ = text[end:].lstrip().partition("(")
     start = text.index("(", end)
@@ -94,7 +94,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closed(text: str, start: int) -> int:
-    """Where the parenthesis at `start` is closed, the place behind it."""
+    """Returns the index after the parenthesis that closes the one at `start`."""
     depth = 0
     for at in range(start, len(text)):
         depth += (text[at] == "(") - (text[at] == ")")
@@ -104,7 +104,10 @@ def _closed(text: str, start: int) -> int:
 
 
 def size(shape: str, *, everywhere: bool = False) -> float:
-    """Bytes of a type in HBM; `everywhere`: in a chip's own memories, S(1) and on, too."""
+    """Returns the bytes of a type in HBM.
+
+    With `everywhere`, arrays in on-chip memories (layouts with S(1), S(2), ...) count too.
+    """
     total = 0.0
     for kind, dims, layout in ARRAY.findall(shape):
         if everywhere or not re.search(r"S\([1-9]", layout):
@@ -115,7 +118,7 @@ def size(shape: str, *, everywhere: bool = False) -> float:
 def _width(kind: str) -> float:
     if kind in BYTES:
         return BYTES[kind]
-    digits = re.search(r"\d+", kind)  # s32, u8, c64; of f8e4m3 the first number is the width
+    digits = re.search(r"\d+", kind)  # s32, u8, c64; in f8e4m3 the first number is the width
     return int(digits[0]) / 8 if digits else 0
 
 
@@ -127,9 +130,10 @@ def _elements(dims: str) -> int:
 
 
 def trips(module: Module, loop: Instruction, unknown: int) -> int:
-    """How often a `while` runs, as XLA says, or else the constant that its counter is below.
+    """Returns the trip count of a `while` loop.
 
-    Our loops count from 0 in steps of 1. `unknown` where the condition holds no such constant.
+    Uses XLA's known_trip_count. Without it, uses the constant that the condition compares the
+    counter with: our loops count from 0 in steps of 1. Returns `unknown` if neither exists.
     """
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.rest)
     if known:

@@ -1,8 +1,7 @@
-"""Seconds that a program takes at the least, from what it computes and moves (the roofline model,
-Williams et al. 2009): in each phase the longest of products, memory and interconnect.
+"""Minimum seconds of a program from its FLOPs and traffic (roofline model, Williams et al. 2009).
 
-That all three run beside each other is what no program reaches: times are lower bounds, and
-utilisations upper ones.
+The time of a phase is the longest of compute, memory and interconnect time. This assumes that the
+three overlap perfectly, so times are lower bounds and utilisations are upper bounds.
 """
 
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ RESOURCES = ("compute", "memory", "interconnect")
 
 @dataclass(frozen=True)
 class Bound:
-    """Seconds of each resource in one phase."""
+    """Minimum seconds of each resource in one phase."""
 
     compute: float
     memory: float
@@ -24,17 +23,24 @@ class Bound:
 
     @property
     def seconds(self) -> float:
-        """At the least."""
+        """Minimum seconds of the phase."""
         return max(self.compute, self.memory, self.interconnect)
 
     @property
     def by(self) -> str:
-        """The resource that takes longest."""
+        """The bottleneck: the resource that takes longest."""
         return max(RESOURCES, key=lambda name: getattr(self, name))
 
 
 def bounds(flops: Mapping[str, float], traffic: Traffic, chip: Chip, devices: int):
-    """A Bound by phase. `flops` are of all devices together, `traffic` of one."""
+    """Returns a Bound per phase.
+
+    Args:
+        flops: FLOPs by phase, over all devices.
+        traffic: Traffic of one device.
+        chip: The chip.
+        devices: Number of devices.
+    """
     phases = dict.fromkeys([*flops, *traffic.bytes])
     ici = {p: 0.0 for p in phases}
     for one in traffic.collectives:

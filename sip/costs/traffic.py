@@ -1,7 +1,7 @@
-"""What a compiled program moves on each device: bytes to and from memory, and collectives.
+"""Counts the traffic of a compiled program on each device: memory bytes and collectives.
 
-Every instruction reads its operands and writes its result; of an array that a fusion only slices,
-or updates in place, the slice alone counts. Loops count as often as they run.
+Every instruction reads its operands and writes its result. If a fusion only slices an array or
+updates it in place, only the slice counts. The body of a loop counts once per iteration.
 """
 
 import math
@@ -23,6 +23,7 @@ COLLECTIVES = (
     "collective-permute",
     "collective-broadcast",
 )
+# Instructions without memory traffic.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 FREE |= {"partition-id", "replica-id", "opt-barrier", "iota"}
 SLICES = {"dynamic-slice", "slice", "gather"}
@@ -30,19 +31,23 @@ SLICES = {"dynamic-slice", "slice", "gather"}
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind among `devices` devices: bytes of the whole array (the larger side), how often."""
+    """A collective operation."""
 
     phase: str
-    kind: str
-    devices: int
-    bytes: float
-    times: int
+    kind: str  # one of COLLECTIVES
+    devices: int  # size of a group
+    bytes: float  # bytes of the whole array: the larger of input and output
+    times: int  # number of executions
 
     def seconds(self, chip: Chip, of: int) -> float:
-        """At the least, all times, among `of` devices in all, with every link in use.
+        """Returns the minimum seconds of all executions, with every link in use, without latency.
 
-        A device takes in all but its own share, and twice that for an all-reduce. A group within
-        one dimension of the torus has that dimension's links alone. Latency is left out.
+        A device receives everything except its own share, and twice that for an all-reduce. A group
+        inside one dimension of the torus has only that dimension's links.
+
+        Args:
+            chip: The chip.
+            of: Number of devices of the whole program.
         """
         if self.devices < 2:
             return 0.0
@@ -57,14 +62,20 @@ class Collective:
 
 @dataclass
 class Traffic:
-    """Of one device, by phase."""
+    """Memory bytes by phase and collectives of one device."""
 
-    bytes: Counter = field(default_factory=Counter)
+    bytes: Counter = field(default_factory=Counter)  # bytes read and written, by phase
     collectives: list[Collective] = field(default_factory=list)
 
 
 def count(text: str, devices: int, loops: int = 1) -> Traffic:
-    """What the program in `text` moves; a loop of unknown length runs `loops` times."""
+    """Counts the traffic of a compiled program.
+
+    Args:
+        text: HLO text of the program.
+        devices: Number of devices.
+        loops: Iterations assumed for loops of unknown length.
+    """
     module, found = hlo.parse(text), Traffic()
     _walk(module, module.entry, 1, READ, loops, devices, found)
     return found
@@ -96,7 +107,7 @@ def _branches(one: Instruction) -> list[str]:
 
 
 def _bytes(module: Module, inside, one: Instruction) -> float:
-    """What an instruction reads and writes."""
+    """Returns the bytes that an instruction reads and writes."""
     shapes = [inside[o].shape for o in one.operands if o in inside]
     if one.op in SLICES:
         return 2 * size(one.shape)
@@ -121,7 +132,7 @@ def _results(inside, root: Instruction) -> tuple[str, ...]:
 
 
 def _written(inside, one: Instruction) -> float:
-    """Of an update in place the update."""
+    """Returns the bytes that a result writes: for an in-place update only the update."""
     while one.op == "bitcast" and one.operands[0] in inside:
         one = inside[one.operands[0]]
     if one.op == "dynamic-update-slice":
@@ -130,7 +141,11 @@ def _written(inside, one: Instruction) -> float:
 
 
 def _read(module: Module, inside, one: Instruction) -> float:
-    """What is used of an array: slices of it, nothing where it is updated in place, or all."""
+    """Returns the bytes of an array that a fusion reads.
+
+    Only slices count if all users slice the array. An in-place update reads nothing. Any other user
+    reads the whole array (math.inf; the caller takes the minimum with the array's size).
+    """
     total = 0.0
     for user in (x for x in inside.values() if one.name in x.operands):
         if user.op in SLICES and user.operands[0] == one.name:
@@ -145,7 +160,7 @@ def _read(module: Module, inside, one: Instruction) -> float:
 
 
 def _read_within(module: Module, fusion: Instruction, name: str) -> float:
-    """What a fusion in a fusion uses of an operand."""
+    """Returns the bytes of an operand that a nested fusion reads."""
     inside = module.computations[fusion.called("calls")].instructions
     places = [at for at, operand in enumerate(fusion.operands) if operand == name]
     used = [x for x in inside.values() if x.op == "parameter" and x.number in places]
@@ -153,7 +168,7 @@ def _read_within(module: Module, fusion: Instruction, name: str) -> float:
 
 
 def _collectives(module, inside, one: Instruction, times, phase, devices) -> list[Collective]:
-    """The instruction itself, or those that a fusion holds."""
+    """Returns the collectives of an instruction: itself, or those inside a fusion."""
     if one.op == "fusion" and one.called("calls") in module.computations:
         within = module.computations[one.called("calls")].instructions
         held = [i for i in within.values() if i.op.removesuffix("-start") in COLLECTIVES]
@@ -168,14 +183,18 @@ def _collective(inside, one: Instruction, times, phase, devices) -> Collective:
     given = sum(whole(inside[o].shape) for o in one.operands if o in inside)
     made = whole(one.shape)
     if one.op.endswith("-start") and one.op != "all-reduce-start":
-        made -= given  # its type lists the operands too
+        made -= given  # the type of a -start instruction also lists the operands
     kind = one.op.removesuffix("-start")
     group = 2 if kind == "collective-permute" else group_size(one.rest, devices)
     return Collective(phase, kind, group, max(given, made), times)
 
 
 def group_size(rest: str, devices: int) -> int:
-    """How many devices take part together, of the three ways to write them."""
+    """Returns the number of devices per group from the attribute replica_groups.
+
+    Reads its three notations: mesh axes, iota ([groups,size]<=...), and explicit lists. Without the
+    attribute all devices form one group.
+    """
     mesh = re.search(r"replica_groups=\w*\[([^\]]*)\] ?\{([^}]*)\}", rest)
     if mesh and "=" in mesh[1]:
         sizes = {k: int(n) for k, n in re.findall(r"'(\w+)'=(\d+)", mesh[1])}

@@ -1,8 +1,12 @@
-"""Hugging Face checkpoints in and out.
+"""Import and export of Hugging Face checkpoints.
 
-configs            config.json <-> ModelConfig
-names, shards      tensor names; the slices that each device reads
-reading, writing   safetensors
-tokens, spelling   published tokenizers
-mxfp4, hub         MXFP4 weights; hf:// names
+configs    config.json <-> ModelConfig
+names      tensor names and layouts, theirs and ours
+shards     opens and checks safetensors files
+reading    import: tensors onto a mesh
+writing    export: safetensors, config.json
+tokens     tokenizer files
+spelling   encoding of texts as transformers does it
+mxfp4      MXFP4 weights
+hub        downloads hf:// names
 """

@@ -1,4 +1,8 @@
-"""config.json <-> ModelConfig. What could change the numbers is read or refused, never ignored."""
+"""Converts config.json to ModelConfig and back.
+
+A field of config.json that could change the model's outputs is either read or rejected with an
+error. It is never ignored.
+"""
 
 import json
 from pathlib import Path
@@ -17,7 +21,7 @@ FAMILIES = {
     "gpt_oss": "GptOssForCausalLM",
 }
 QWEN3 = ("qwen3", "qwen3_moe")
-FIELDS = {  # ours -> theirs, and the type
+FIELDS = {  # our field: (config.json field, type)
     "vocab_size": ("vocab_size", int),
     "width": ("hidden_size", int),
     "layers": ("num_hidden_layers", int),
@@ -25,7 +29,7 @@ FIELDS = {  # ours -> theirs, and the type
     "max_len": ("max_position_embeddings", int),
     "norm_eps": ("rms_norm_eps", float),
 }
-ROPE_FIELDS = {  # by kind of scaling: ours -> theirs, and the default; None: needed
+ROPE_FIELDS = {  # by scaling type: {our field: (config.json field, default)}; None means required
     "default": {},
     "linear": {"rope_factor": ("factor", None)},
     "llama3": {
@@ -42,11 +46,11 @@ ROPE_FIELDS = {  # by kind of scaling: ours -> theirs, and the default; None: ne
         "rope_truncate": ("truncate", True),
     },
 }
-# What parameters do not show, and their numbers hang on.
+# Fields that change the outputs but not the parameters' shapes; `check_same` compares them.
 SAME = ("norm_eps", "window", "rope_theta", "rope_gain", "rope_scaling", "rope_factor")
 SAME += ("rope_original_len", "rope_low", "rope_high", "rope_slow", "rope_fast", "rope_truncate")
 SAME += ("full_every", "active", "norm_topk", "swiglu_limit", "swiglu_alpha")
-# Fields of which only these values are what our decoder does.
+# Fields with only these values supported by our decoder.
 ONLY = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
@@ -63,7 +67,7 @@ ONLY = {
     "decoder_sparse_step": (1,),
     "mlp_only_layers": ([], None),
 }
-# Fields that change no logit: ids, training, bookkeeping, what a call returns.
+# Fields that do not change logits: token ids, training, bookkeeping, output options.
 HARMLESS = frozenset(
     "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id "
     "initializer_range attention_dropout use_cache transformers_version _name_or_path "
@@ -75,7 +79,7 @@ HARMLESS = frozenset(
 
 
 def exists(directory: str | Path) -> bool:
-    """Whether a directory holds one of their checkpoints: a config.json with a `model_type`."""
+    """Returns True if the directory has a config.json with a `model_type` (Hugging Face format)."""
     try:
         return "model_type" in json.loads((Path(directory) / "config.json").read_text())
     except (OSError, ValueError):
@@ -83,14 +87,14 @@ def exists(directory: str | Path) -> bool:
 
 
 def read(directory: str | Path) -> ModelConfig:
-    """The model of `directory`/config.json. Raises UserError naming the file and the field."""
+    """Reads `directory`/config.json; raises UserError naming the file and the field."""
     path = Path(directory) / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{path}: is not an object")
+        raise UserError(f"{path}: is not a JSON object")
     try:
         return parse(raw)
     except UserError as error:
@@ -98,16 +102,18 @@ def read(directory: str | Path) -> ModelConfig:
 
 
 def parse(raw: dict[str, Any]) -> ModelConfig:
-    """The model that a config.json describes; parameters are float32 until told otherwise.
+    """Converts the contents of config.json to a ModelConfig.
 
-    float16 is computed in float32, which holds it. Raises UserError naming what is not supported.
+    Parameters are stored in float32 by default. A float16 model computes in float32, which can
+    represent its values. Raises UserError naming a field that is missing or not supported.
     """
+    # Fields are removed from `left` when they are read; `_refuse` checks the remaining ones.
     left = dict(raw)
     family = left.pop("model_type", None)
     if family not in FAMILIES:
-        raise UserError(f"model_type {family!r} is not supported: only {', '.join(FAMILIES)}")
+        raise UserError(f"model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
     if left.pop("architectures", None) not in (None, [FAMILIES[family]]):
-        raise UserError(f"architectures {raw['architectures']} is not [{FAMILIES[family]!r}]")
+        raise UserError(f"architectures {raw['architectures']}: must be [{FAMILIES[family]!r}]")
     found: dict[str, Any] = {ours: _take(left, *theirs) for ours, theirs in FIELDS.items()}
     found |= _heads(left, family, found["width"])
     found["tied"] = _take(left, "tie_word_embeddings", bool, False)
@@ -123,19 +129,25 @@ _NEEDED = object()
 
 
 def _take(left, key: str, kind, default: Any = _NEEDED):
-    """The value of a field, which is then taken care of."""
+    """Removes a field from `left` and returns its value as `kind`.
+
+    Raises UserError if it is missing without a default, or has another type.
+    """
     value = left.pop(key, default)
     if value is _NEEDED:
         raise UserError(f"{key} is missing")
-    numbers = (int, float) if kind is float else (kind,)
+    numbers = (int, float) if kind is float else (kind,)  # bool is a subclass of int: checked below
     if isinstance(value, bool) != (kind is bool) or not isinstance(value, numbers):
-        raise UserError(f"{key} is {value!r}, not of type {kind.__name__}")
+        raise UserError(f"{key} is {value!r}; must be of type {kind.__name__}")
     return kind(value)
 
 
 def _heads(left, family, width) -> dict[str, int]:
-    """Head counts and size; Llama alone may say nothing of kv heads, and Qwen 3 and gpt-oss must
-    give the size."""
+    """Reads number and size of heads.
+
+    num_key_value_heads is optional for Llama only. head_dim is required for Qwen 3 and gpt-oss;
+    other families default to width / heads.
+    """
     heads = _take(left, "num_attention_heads", int)
     if left.get("num_key_value_heads", 0 if family == "llama" else _NEEDED) in (None, 0):
         left["num_key_value_heads"] = heads
@@ -144,7 +156,7 @@ def _heads(left, family, width) -> dict[str, int]:
         left["head_dim"] = width // heads if heads > 0 and width % heads == 0 else None
     size = _take(left, "head_dim", int)
     if groups < 1 or heads < 1 or heads % groups:
-        raise UserError(f"num_attention_heads {heads}: not a multiple of kv heads {groups}")
+        raise UserError(f"num_attention_heads {heads}: must be a multiple of kv heads {groups}")
     return dict(kv_heads=groups, queries_per_kv=heads // groups, head_dim=size)
 
 
@@ -152,7 +164,7 @@ NEAR, FULL = "sliding_attention", "full_attention"
 
 
 def _window(left, family, layers) -> dict[str, int]:
-    """The window, and which layers have it."""
+    """Reads the sliding window (tokens) and the layers that have it."""
     if family == "llama":
         return {}
     if family == "mistral":
@@ -168,12 +180,17 @@ def _window(left, family, layers) -> dict[str, int]:
         left.pop("sliding_window", None)
         return {}
     if family == "qwen3_moe" and first:
-        raise UserError("max_window_layers: of qwen3_moe a window is supported in all layers only")
+        raise UserError(
+            "max_window_layers: qwen3_moe is supported only with a window in all layers"
+        )
     return _some_layers(left, kinds or [(FULL, NEAR)[i >= first] for i in range(layers)], layers)
 
 
 def _some_layers(left, kinds, layers) -> dict[str, int]:
-    """Of `layer_types`; a window in some layers only, other than gpt-oss's kind, is refused."""
+    """Converts `layer_types` to window and full_every (every n-th layer has full attention).
+
+    Raises UserError for any other pattern of layers.
+    """
     size, every = (
         _take(left, "sliding_window", int, 0),
         kinds.index(FULL) + 1 if FULL in kinds else 0,
@@ -182,14 +199,17 @@ def _some_layers(left, kinds, layers) -> dict[str, int]:
         return {}
     rule = [FULL if every and (i + 1) % every == 0 else NEAR for i in range(layers)]
     if kinds != rule or every == 1:
-        raise UserError("layer_types, max_window_layers: windows in some layers, by no rule")
+        raise UserError(
+            "layer_types, max_window_layers: only a window in all layers, or full attention in "
+            "every n-th layer, is supported"
+        )
     if size < 1:
         raise UserError("sliding_window is missing")
     return {"window": size, "full_every": every}
 
 
 def _qwen_experts(left) -> dict[str, Any]:
-    """Experts in every layer, softmax over all of them."""
+    """Reads Qwen's experts: in every layer, with a softmax over all experts."""
     return {
         "hidden": _take(left, "moe_intermediate_size", int),
         "experts": _same(left, "num_experts", "num_local_experts"),
@@ -199,17 +219,20 @@ def _qwen_experts(left) -> dict[str, Any]:
 
 
 def _gpt_oss(left) -> dict[str, Any]:
-    """Experts, softmax over the chosen; biases and sinks everywhere; MXFP4 shows in its tensors."""
+    """Reads gpt-oss's experts (softmax over the active ones), biases and attention sinks.
+
+    MXFP4 needs no field here: the names of the tensors show it.
+    """
     quantised = left.pop("quantization_config", None)
     method = quantised.get("quant_method") if isinstance(quantised, dict) else quantised
     if method not in (None, "mxfp4"):
         raise UserError(f"quantization_config of method {method!r} is not supported")
     said = left.get("rope_parameters") or left.get("rope_scaling")
     if not isinstance(said, dict) or "rope_theta" not in {**left, **said}:
-        raise UserError("rope_theta, rope_scaling: missing, and not guessed for gpt_oss")
+        raise UserError("rope_theta, rope_scaling: missing; gpt_oss needs both")
     trained = said.get("original_max_position_embeddings")
     if left.pop("initial_context_length", trained) != trained:
-        raise UserError("initial_context_length is not that of rope_scaling")
+        raise UserError("initial_context_length differs from rope_scaling's original length")
     bias = _take(left, "attention_bias", bool, True)
     return {
         "qkv_bias": bias,
@@ -224,7 +247,7 @@ def _gpt_oss(left) -> dict[str, Any]:
 
 
 def _same(left, key, other) -> int:
-    """A field that has two names."""
+    """Reads a field that has two names; raises UserError if both are given and differ."""
     if key not in left and other in left:
         key, other = other, key
     value = _take(left, key, int)
@@ -234,7 +257,7 @@ def _same(left, key, other) -> int:
 
 
 def _dtype(left) -> str:
-    """What matrix products run in."""
+    """Reads the dtype of matrix products from `dtype` or the older `torch_dtype`."""
     new, old = left.pop("dtype", None), left.pop("torch_dtype", None)
     known = {None: "float32", "float32": "float32", "float16": "float32", "bfloat16": "bfloat16"}
     if (new or old) not in known:
@@ -243,11 +266,14 @@ def _dtype(left) -> str:
 
 
 def _rope(left) -> dict[str, Any]:
-    """Rotary positions, as versions 4 (rope_theta, rope_scaling) and 5 (rope_parameters) say it."""
+    """Reads rotary embeddings.
+
+    transformers 4 writes rope_theta and rope_scaling, transformers 5 writes rope_parameters.
+    """
     new, old = left.pop("rope_parameters", None), left.pop("rope_scaling", None)
     for given in (new, old):
         if not isinstance(given, dict | None):
-            raise UserError(f"rope_scaling is {given!r}, not an object")
+            raise UserError(f"rope_scaling is {given!r}, not an object (or null)")
     said = dict(new or old or {})
     if new and old and {**new, "rope_theta": None} != {**old, "rope_theta": None}:
         raise UserError("rope_parameters and rope_scaling differ")
@@ -285,7 +311,10 @@ def _refuse(left) -> None:
 
 
 def check_same(found: ModelConfig, cfg: ModelConfig, directory: str | Path) -> None:
-    """Raises UserError where `cfg` would compute something else with a checkpoint's parameters."""
+    """Raises UserError if `cfg` differs from the checkpoint's config in a field of SAME.
+
+    Such a model would load the checkpoint's parameters but compute other outputs.
+    """
     for name in SAME:
         theirs, ours = getattr(found, name), getattr(cfg, name)
         if theirs != ours:
@@ -293,26 +322,34 @@ def check_same(found: ModelConfig, cfg: ModelConfig, directory: str | Path) -> N
 
 
 def family(cfg: ModelConfig) -> str:
-    """Their family that computes what our model does. Raises UserError where there is none."""
+    """Returns the Hugging Face family (model_type) of our model; raises UserError if none fits."""
     kinds = (cfg.sinks, cfg.expert_bias, cfg.swiglu_limit > 0, cfg.experts > 0)
     if all(kinds) and cfg.qkv_bias == cfg.out_bias and cfg.norm_topk and not cfg.qk_norm:
         return "gpt_oss"
     for name in ("sinks", "expert_bias", "swiglu_limit", "out_bias", "full_every"):
         if getattr(cfg, name):
-            raise UserError(f"export: no family has {name} and is otherwise as this model")
+            raise UserError(f"export: model.{name} fits no Hugging Face family with this config")
     if cfg.experts:
         if cfg.qkv_bias or not cfg.qk_norm or cfg.swiglu_alpha != 1:
-            raise UserError("export: no family has experts and is otherwise as this model")
+            raise UserError("export: a model with these experts fits no Hugging Face family")
         return "qwen3_moe"
     if cfg.qkv_bias and cfg.qk_norm:
-        raise UserError("export: no family has both qkv_bias and qk_norm")
+        raise UserError("export: no Hugging Face family has both qkv_bias and qk_norm")
     if cfg.qkv_bias or cfg.qk_norm:
         return "qwen2" if cfg.qkv_bias else "qwen3"
     return "mistral" if cfg.window else "llama"
 
 
 def to_json(cfg: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
-    """config.json, as versions 4 and 5 of transformers read it. `dtype`: of the weights' file."""
+    """Returns the contents of config.json, readable by transformers 4 and 5.
+
+    Args:
+        cfg: Config of our model.
+        dtype: Dtype of the exported weights.
+
+    Raises:
+        UserError: No Hugging Face family computes what the model computes.
+    """
     kind = family(cfg)
     found = {theirs: getattr(cfg, ours) for ours, (theirs, _) in FIELDS.items()}
     found |= {
@@ -357,7 +394,7 @@ def _experts_json(cfg, kind) -> dict[str, Any]:
         "swiglu_limit": cfg.swiglu_limit,
         "swiglu_alpha": cfg.swiglu_alpha,
         "layer_types": [FULL if full(i) else NEAR for i in range(cfg.layers)],
-        "sliding_window": cfg.window or cfg.max_len,  # without a layer that has it, for its type
+        "sliding_window": cfg.window or cfg.max_len,  # transformers needs an int, even if unused
     }
 
 

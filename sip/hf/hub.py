@@ -1,4 +1,4 @@
-"""Checkpoints by the name that they have on the hub: hf://ORGANISATION/NAME."""
+"""Downloads checkpoints from the Hugging Face hub: hf://ORGANISATION/NAME."""
 
 from sip.structs import UserError
 
@@ -7,9 +7,10 @@ WANTED = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "chat_temp
 
 
 def local(source: str) -> str:
-    """A directory as it is; what a hub's id names is fetched, once, and its directory returned.
+    """Returns the local directory of a checkpoint.
 
-    Raises UserError in one line where it cannot be had.
+    A plain directory is returned unchanged. hf://ORGANISATION/NAME is downloaded into the cache of
+    huggingface_hub, once. Raises UserError if the package is missing or the download fails.
     """
     if not source.startswith(PREFIX):
         return source
@@ -19,5 +20,5 @@ def local(source: str) -> str:
         raise UserError(f"{source}: needs huggingface_hub: pip install 'sip-jax[hf]'") from None
     try:
         return snapshot_download(source.removeprefix(PREFIX), allow_patterns=list(WANTED))
-    except Exception as error:  # of several libraries: whatever it is, the checkpoint is not there
-        raise UserError(f"{source}: cannot be fetched: {error}") from error
+    except Exception as error:  # errors of several libraries, for network, rights or names
+        raise UserError(f"{source}: cannot be downloaded: {error}") from error

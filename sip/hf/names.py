@@ -1,9 +1,10 @@
-"""Names of tensors, ours and theirs: one table for both directions.
+"""Maps our parameters to Hugging Face tensors: one table of names and layouts for both directions.
 
-A row says where a parameter lies there and how: "GQH D" is a matrix whose rows are our axes G, Q, H
-and whose columns are D. All else follows from the letters: which rows and columns hold a slice of
-our array, and how they are turned. Families differ in which of the parameters they have, and in how
-experts lie there: Qwen's in a tensor each, gpt-oss's in one, gates and ups by turns.
+A row of the table has the tensor's name, our axes and the tensor's axes. "GQH D" is a matrix whose
+rows are our axes G, Q, H (flattened) and whose columns are our axis D. The code derives the rest
+from these letters: which rows and columns hold a slice of our array, and the transpose. Families
+differ in their parameters and in the layout of experts. Qwen has one tensor per expert; gpt-oss has
+one tensor for all experts, in which gate and up columns alternate.
 """
 
 import functools
@@ -17,12 +18,12 @@ import numpy as np
 from sip.models import parameters
 from sip.structs import Params
 
-TOP = {  # ours -> (theirs, our letters, their letters)
+TOP = {  # our name: (tensor name, our axes, the tensor's axes)
     "embed": ("model.embed_tokens.weight", parameters.OUTER["embed"], "V D"),
     "final_norm": ("model.norm.weight", parameters.OUTER["final_norm"], "D"),
     "unembed": ("lm_head.weight", parameters.OUTER["unembed"], "V D"),
 }
-_LAYER_NAMES = {  # of each layer; ours has L in front
+_LAYER_NAMES = {  # tensors of one layer; our arrays have a leading axis L
     "attention_norm": "input_layernorm.weight",
     "wq": "self_attn.q_proj.weight",
     "wk": "self_attn.k_proj.weight",
@@ -40,13 +41,13 @@ _LAYER_NAMES = {  # of each layer; ours has L in front
     "w_up": "mlp.up_proj.weight",
     "w_down": "mlp.down_proj.weight",
 }
-_QWEN_NAMES = {  # with experts; {expert} is its number
+_QWEN_NAMES = {  # Qwen's mixture of experts; {expert} is the index of the expert
     "w_router": "mlp.gate.weight",
     "w_gate": "mlp.experts.{expert}.gate_proj.weight",
     "w_up": "mlp.experts.{expert}.up_proj.weight",
     "w_down": "mlp.experts.{expert}.down_proj.weight",
 }
-_LETTERS = {  # ours, theirs: of a matrix there the rows are what it writes
+_LETTERS = {  # (our axes, the tensor's axes); a Hugging Face matrix is [outputs, inputs]
     **{
         name: (letters, letters) for name, letters in (parameters.NORMS | parameters.BIASES).items()
     },
@@ -55,7 +56,7 @@ _LETTERS = {  # ours, theirs: of a matrix there the rows are what it writes
 _table = lambda names: {name: (theirs, *_LETTERS[name]) for name, theirs in names.items()}
 LAYER = _table(_LAYER_NAMES)
 QWEN_LAYER = LAYER | _table(_QWEN_NAMES)
-# Experts in one tensor: the rows of each are what it reads.
+# gpt-oss has one tensor for all experts, and each expert's matrix is [inputs, outputs].
 GPT_OSS_LAYER = LAYER | {
     "w_router": ("mlp.router.weight", "DE", "E D"),
     "b_router": ("mlp.router.bias", "E", "E"),
@@ -66,28 +67,28 @@ GPT_OSS_LAYER = LAYER | {
     "w_down": ("mlp.experts.down_proj", "EFD", "E F D"),
     "b_down": ("mlp.experts.down_proj_bias", "ED", "E D"),
 }
-TURNS = {"w_gate": (0, 2), "w_up": (1, 2), "b_gate": (0, 2), "b_up": (1, 2)}  # of those above
+TURNS = {"w_gate": (0, 2), "w_up": (1, 2), "b_gate": (0, 2), "b_up": (1, 2)}  # alternate columns
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one parameter lies there, all layers of it."""
+    """Position and layout of one parameter, with all its layers, in Hugging Face tensors."""
 
-    names: tuple[str, ...]  # a tensor for each place along the leading axes, in order
-    leading: tuple[int, ...]  # our axes that lie in tensors of their own: layers, experts
-    letters: str  # ours, without those
-    groups: tuple[str, ...]  # an axis of theirs each
-    shape: tuple[int, ...]  # ours, without the leading axes
-    turn: tuple[int, int] = (0, 1)  # (i, n): every n-th of the last axis there, from i on
+    names: tuple[str, ...]  # one tensor per index along the leading axes, in order
+    leading: tuple[int, ...]  # sizes of our axes that are split into tensors: layers, experts
+    letters: str  # our axes, without the leading ones
+    groups: tuple[str, ...]  # the tensor's axes, each a group of our axes
+    shape: tuple[int, ...]  # our shape, without the leading axes
+    turn: tuple[int, int] = (0, 1)  # (i, n): every n-th column of the tensor, starting at i
 
     @property
     def sizes(self) -> dict[str, int]:
-        """By letter."""
+        """Size of each of our axes by letter."""
         return dict(zip(self.letters, self.shape, strict=True))
 
     @property
     def their_shape(self) -> tuple[int, ...]:
-        """Of each of the tensors."""
+        """Shape of each tensor, with the columns of parameters that share it."""
         return (*self._own_shape[:-1], self._own_shape[-1] * self.turn[1])
 
     @property
@@ -95,9 +96,10 @@ class Place:
         return tuple(math.prod(self.sizes[a] for a in group) for group in self.groups)
 
     def their_slices(self, ours: tuple[slice, ...]) -> tuple[slice, ...]:
-        """The rows and columns that hold a slice of our array, those between its own too.
+        """Returns the slices of the tensor that contain a slice of our array.
 
-        Of letters that share an axis there only the first may be cut; then they are one piece.
+        If columns alternate, columns of the other parameter are included. Of our axes that share an
+        axis of the tensor, only the first may be sliced, so that the result is contiguous.
         """
         cut = dict(zip(self.letters, ours, strict=True))
         *rest, last = (self._span(group, cut) for group in self.groups)
@@ -108,11 +110,12 @@ class Place:
         inner = math.prod(self.sizes[a] for a in rest)
         whole = all(cut[a].indices(self.sizes[a]) == (0, self.sizes[a], 1) for a in rest)
         start, stop, step = cut[first].indices(self.sizes[first])
-        assert whole and step == 1, (group, cut)  # as the rules of sip/mesh.py cut
+        # The sharding rules of sip/mesh.py cut only the first axis of a group.
+        assert whole and step == 1, (group, cut)
         return slice(start * inner, stop * inner)
 
     def to_ours(self, theirs: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """What was read there, as our array of that `shape`."""
+        """Converts the values read from a tensor to our array of shape `shape`."""
         sizes = dict(zip(self.letters, shape, strict=True))
         order = "".join(self.groups)
         own = theirs[..., self.turn[0] :: self.turn[1]]
@@ -120,7 +123,10 @@ class Place:
         return split.transpose([order.index(a) for a in self.letters])
 
     def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-        """Our whole array of one tensor, as it lies there, or its part where others take turns."""
+        """Converts our array of one tensor to the tensor's layout.
+
+        If columns alternate, this returns only our columns.
+        """
         order = "".join(self.groups)
         turned = ours.transpose([self.letters.index(a) for a in order])
         return turned.reshape(self._own_shape)
@@ -136,21 +142,22 @@ def _place(layer, path, leaf) -> Place:
 
 
 def _name(theirs: str, at: tuple[int, ...]) -> str:
-    """Of the tensor of a model, of a layer, or of a layer's expert."""
+    """Returns the full name of a tensor of the model, of a layer, or of an expert in a layer."""
     return f"model.layers.{at[0]}.{theirs.format(expert=at[-1])}" if at else theirs
 
 
 def places(params: Params) -> Params:
-    """For each parameter, also an abstract one, its Place."""
+    """Returns the Place of each parameter; `params` may be abstract."""
     block = params["blocks"]["block"]
     layer = GPT_OSS_LAYER if "b_router" in block else QWEN_LAYER if "w_router" in block else LAYER
     return jax.tree_util.tree_map_with_path(functools.partial(_place, layer), params)
 
 
 def tensors(params: Params) -> list[tuple[str, Place, Callable[[], np.ndarray]]]:
-    """(name there, a place in it, what fetches the whole tensor as it lies there), in their order.
+    """Lists all Hugging Face tensors of a model: (name, place, function that builds the tensor).
 
-    Once each: where parameters of ours take turns in a tensor, the place is the first one's.
+    Order: embedding, layers by number, the rest. Each tensor is listed once. For a tensor with
+    alternating columns, the place is that of the first parameter.
     """
     leaves = jax.tree.leaves(places(params), is_leaf=lambda x: isinstance(x, Place))
     parts: dict[str, list] = {}
@@ -162,13 +169,14 @@ def tensors(params: Params) -> list[tuple[str, Place, Callable[[], np.ndarray]]]
 
 
 def _whole(parts) -> np.ndarray:
+    # Stacking on a new last axis and flattening it makes the columns alternate.
     parts = sorted(parts, key=lambda part: part[0].turn)
     found = [place.to_theirs(np.asarray(leaf[at])) for place, leaf, at in parts]
     return found[0] if len(found) == 1 else np.stack(found, -1).reshape(parts[0][0].their_shape)
 
 
 def _order(name: str) -> tuple[int, int, str]:
-    """Embedding, layers by number, the rest."""
+    """Returns a sort key: embedding, layers by number, the rest."""
     parts = name.split(".")
     if parts[1] == "layers":
         return 1, int(parts[2]), name

@@ -1,7 +1,7 @@
-"""Import: a checkpoint's tensors onto a mesh, each device's slices and no more.
+"""Imports a checkpoint's tensors onto a mesh; each host reads only the slices of its devices.
 
-What the host holds beside the result is one slice of one parameter for one device, all layers of
-it: a model is never whole in host memory, unless one device holds it whole.
+Besides the result, the host holds one slice of one parameter (all layers) for one device at a time.
+So a sharded model is never completely in host memory.
 """
 
 from pathlib import Path
@@ -21,11 +21,20 @@ from sip.structs import Params
 def load(
     directory: str | Path, mesh, dtype=jnp.float32, finish=lambda name, x: x
 ) -> tuple[Params, ModelConfig]:
-    """Parameters in `dtype` on `mesh`, and their model's config.
+    """Loads a Hugging Face checkpoint onto a mesh.
 
-    float32 holds what is stored exactly; bfloat16 rounds to nearest. `finish` is called with each
-    parameter, all layers of it, before the next is read, and makes what is kept. Raises UserError,
-    before any tensor is read, naming the file and the tensor or field that does not fit.
+    Args:
+        directory: Hugging Face directory.
+        mesh: The mesh.
+        dtype: Storage dtype. float32 is exact; bfloat16 rounds to nearest.
+        finish: Function (name, parameter with all layers) -> stored value, such as quantisation.
+            It is called before the next parameter is read, so that memory stays small.
+
+    Returns:
+        (parameters, model config).
+
+    Raises:
+        UserError: A file, tensor or config field does not fit; raised before any tensor is read.
     """
     cfg = configs.read(directory)
     abstract = decoder.abstract(cfg, mesh)
@@ -43,7 +52,7 @@ def load(
 
 
 def _parameter(source: Shards, place: Place, leaf, dtype):
-    """One parameter, slice by slice; a slice that several devices hold is read once."""
+    """Reads one parameter slice by slice; a slice that several devices hold is read once."""
     by_slice: dict[tuple, list] = {}
     for device, index in leaf.sharding.addressable_devices_indices_map(leaf.shape).items():
         bounds = tuple(s.indices(n) for s, n in zip(index, leaf.shape, strict=True))
@@ -52,12 +61,12 @@ def _parameter(source: Shards, place: Place, leaf, dtype):
     for bounds, devices in by_slice.items():
         host = _slice(source, place, tuple(slice(*b) for b in bounds), np.dtype(dtype))
         arrays += jax.block_until_ready([jax.device_put(host, device) for device in devices])
-        del host
+        del host  # frees it before the next slice is read
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, arrays)
 
 
 def _slice(source: Shards, place: Place, index: tuple[slice, ...], dtype) -> np.ndarray:
-    """A slice of our array, read tensor by tensor into its place."""
+    """Reads a slice of our array from one tensor per layer (and expert) into one host array."""
     shape, many = tuple(s.stop - s.start for s in index), len(place.leading)
     if not many:
         return np.ascontiguousarray(_read(source, place, place.names[0], index), dtype)

@@ -1,4 +1,4 @@
-"""Directories of safetensors files: which tensor lies in which file, checked before it is read."""
+"""Opens the safetensors files of a checkpoint and checks all tensors before any is read."""
 
 import contextlib
 import json
@@ -15,47 +15,47 @@ from sip.structs import UserError
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES = ("F32", "BF16", "F16", "MXFP4")
-DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")  # written by old versions, computed from config
+DERIVED = re.compile(r"\.rotary_emb\.inv_freq$")  # old versions store it; it follows from config
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The open files of a checkpoint; nothing but their headers is read yet."""
+    """The open files of a checkpoint; only the headers have been read."""
 
     directory: Path
-    files: Mapping[str, Any]  # name of a file -> its handle
-    file_of: Mapping[str, str]  # name of a tensor -> name of its file
+    files: Mapping[str, Any]  # file name: handle
+    file_of: Mapping[str, str]  # tensor name: file name
 
     def stored(self, name: str) -> tuple[str, ...]:
-        """The tensors that hold one: itself, or its blocks and scales."""
+        """Returns the stored tensors of a tensor: itself, or its MXFP4 blocks and scales."""
         packed = f"{name}_blocks", f"{name}_scales"
         return packed if name not in self.file_of and packed[0] in self.file_of else (name,)
 
     def tensor(self, name: str):
-        """A tensor that is read where it is sliced."""
+        """Returns a lazy tensor, which is read when it is sliced."""
         first, *scales = (self.files[self.file_of[x]].get_slice(x) for x in self.stored(name))
         return Packed(first, scales[0], self.at(name)) if scales else first
 
     def at(self, name: str) -> str:
-        """File and tensor, for an error."""
+        """Returns file and tensor name for an error message."""
         held = self.stored(name)[0]
         return f"{self.directory / self.file_of[held]}: tensor {held}"
 
 
 def library():
-    """safetensors, of the extra."""
+    """Imports safetensors; raises UserError if the extra `hf` is not installed."""
     try:
         import safetensors
     except ImportError:
         raise UserError(
-            "Hugging Face's checkpoints need safetensors: pip install 'sip-jax[hf]'"
+            "Hugging Face checkpoints need safetensors: pip install 'sip-jax[hf]'"
         ) from None
     return safetensors
 
 
 @contextlib.contextmanager
 def opened(directory: str | Path) -> Iterator[Shards]:
-    """The shards of a checkpoint. Raises UserError naming a file that is missing or damaged."""
+    """Opens the shards of a checkpoint; raises UserError for a missing or damaged file."""
     safetensors, directory = library(), Path(directory)
     index = _index(directory)
     with contextlib.ExitStack() as stack:
@@ -71,40 +71,44 @@ def opened(directory: str | Path) -> Iterator[Shards]:
                     safetensors.safe_open(str(directory / name), framework="np")
                 )
             except (safetensors.SafetensorError, OSError) as error:
-                raise UserError(f"{lost}is no whole safetensors file: {error}") from error
+                raise UserError(f"{lost}is not a complete safetensors file: {error}") from error
         held = {tensor: name for name, file in files.items() for tensor in file.keys()}
         _same(directory, index, held)
         yield Shards(directory, files, held)
 
 
 def _index(directory: Path) -> dict[str, str] | None:
-    """Tensor -> file as the index says; None for a single file without one."""
+    """Reads {tensor: file} from the index; returns None for a single file without an index."""
     path = directory / INDEX
     if path.exists():
         try:
             found = json.loads(path.read_text())["weight_map"]
             return {str(tensor): str(name) for tensor, name in found.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}: is no index of tensors: {error!r}") from error
+            raise UserError(f"{path}: not a valid safetensors index: {error!r}") from error
     if (directory / SINGLE).exists():
         return None
     pickles = sorted(p.name for pattern in PICKLES for p in directory.glob(pattern))
     if pickles:
         raise UserError(
-            f"{directory / pickles[0]}: a pickle can run any code and is not read: "
+            f"{directory / pickles[0]}: pickle files are not read because they can run any code; "
             "save the model as safetensors"
         )
-    raise UserError(f"{directory}: neither {SINGLE} nor {INDEX}")
+    raise UserError(f"{directory}: contains neither {SINGLE} nor {INDEX}")
 
 
 def _same(directory, index, held) -> None:
     for tensor, name in (index or {}).items():
         if tensor not in held or held[tensor] != name:
-            raise UserError(f"{directory / name}: tensor {tensor} is not in it, as the index says")
+            raise UserError(f"{directory / name}: does not contain tensor {tensor} of the index")
 
 
 def check(shards: Shards, wanted: Mapping[str, Place], tied: bool) -> None:
-    """All wanted tensors are there, in their shapes, and no others that could matter."""
+    """Checks that all wanted tensors exist with the right shape and dtype, and no unknown ones.
+
+    Tensors that do not change the model are allowed: see DERIVED, and the unembedding of a model
+    with tied embeddings. Raises UserError naming the file and the tensor.
+    """
     held: set[str] = set()
     for name, place in wanted.items():
         held |= set(shards.stored(name))
@@ -114,11 +118,11 @@ def check(shards: Shards, wanted: Mapping[str, Place], tied: bool) -> None:
         tensor, want = shards.tensor(name), place.their_shape
         if tuple(tensor.get_shape()) != want:
             found = tuple(tensor.get_shape())
-            raise UserError(f"{shards.at(name)} is {found}, config.json makes it {want}")
+            raise UserError(f"{shards.at(name)} has shape {found}; config.json needs {want}")
         if tensor.get_dtype() not in DTYPES:
             raise UserError(
-                f"{shards.at(name)} is of type {tensor.get_dtype()}, not one of {', '.join(DTYPES)}"
+                f"{shards.at(name)} has dtype {tensor.get_dtype()}, not one of {', '.join(DTYPES)}"
             )
     for name in sorted(set(shards.file_of) - held):
         if not (DERIVED.search(name) or (tied and name == "lm_head.weight")):
-            raise UserError(f"{shards.at(name)} is no parameter of the model of config.json")
+            raise UserError(f"{shards.at(name)} is not a parameter of the model in config.json")

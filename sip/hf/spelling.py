@@ -1,8 +1,8 @@
-"""How a published checkpoint's own tokenizer spells a text, begun as its makers begin one.
+"""Encodes texts for standard evaluations, as transformers encodes them.
 
-Standard evaluations are compared between libraries, so texts are encoded as transformers encodes
-them: a space before the text where the tokenizer puts one, BOS where it adds one, and the strings
-of special tokens as those tokens. Nothing that is judged or trained on is encoded so.
+Results of standard evaluations are compared between libraries. So texts are encoded as the
+checkpoint's published tokenizer does: with a leading space or BOS if it adds them, and with strings
+of special tokens read as special tokens. Texts for training and judging are never encoded this way.
 """
 
 from collections.abc import Callable
@@ -16,31 +16,29 @@ from sip.text.tokenizer_json import SETTINGS, HuggingFace, settings, stated
 
 @dataclass(frozen=True)
 class Spelling:
-    """`encode(text)`: ids without what is put before a text; `begins`: whether BOS is.
+    """An encoding of texts, and the token before them."""
 
-    `prefix` stands before a text that has nothing else before it: BOS, or EOS where there is none.
-    """
-
-    encode: Callable[[str], list[int]]
-    begins: bool
-    prefix: int
-    mark: str = ""  # a text that begins with it has its BOS already
+    encode: Callable[[str], list[int]]  # ids of a text, without BOS
+    begins: bool  # `whole` puts `prefix` before a text
+    prefix: int  # first token of an empty context: BOS, or EOS for a tokenizer without BOS
+    mark: str = ""  # string of BOS; a text that starts with it gets no second BOS
 
     def whole(self, text: str) -> list[int]:
-        """list[int] of a text from its beginning."""
+        """Returns the ids of a whole text, with BOS if the tokenizer adds it."""
         already = bool(self.mark) and text.startswith(self.mark)
         return [*([self.prefix] if self.begins and not already else []), *self.encode(text)]
 
 
 def own(tokenizer: Tokenizer) -> Spelling:
-    """That of a run, which was trained on BOS and the text as it stands."""
+    """Returns the encoding of a run trained here: BOS, then the unchanged text."""
     return Spelling(tokenizer.encode, True, tokenizer.bos)
 
 
 def published(tokenizer: Tokenizer, directory: epath.PathLike) -> Spelling:
-    """That of the checkpoint in `directory`, whose tokenizer this is.
+    """Returns the encoding of the published checkpoint in `directory`, which has this tokenizer.
 
-    tokenizer.json says by itself whether BOS is added: transformers 5 goes by that alone.
+    For tokenizer.json, the file's post-processor decides about BOS, as in transformers 5.
+    For a SentencePiece model, add_bos_token in tokenizer_config.json decides.
     """
     if isinstance(tokenizer, SentencePiece):
         said = stated(epath.Path(directory) / SETTINGS, "add_bos_token")

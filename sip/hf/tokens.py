@@ -1,4 +1,7 @@
-"""Tokenizer files and generation_config.json: ours written as theirs, theirs kept as they are."""
+"""Reads, copies and writes tokenizer files and generation_config.json.
+
+Files of a Hugging Face checkpoint are copied unchanged. Our own tokenizer is converted.
+"""
 
 import json
 from collections.abc import Mapping
@@ -10,10 +13,11 @@ from sip.structs import UserError
 from sip.text.tokenizer import USER_DEFINED, SentencePiece, Tokenizer, load
 from sip.text.tokenizer_json import SPACE
 
-UNIGRAM = 1  # a number of sentencepiece_model.proto
-# Names of byte tokens and of the unknown one, which must not be read out of text.
+UNIGRAM = 1  # TrainerSpec.ModelType.UNIGRAM in sentencepiece_model.proto
+# Matches the start of byte-token names and <unk> in a text. Splitting there keeps the tokenizer
+# from reading such a string as the token.
 NAMED = "<(?=unk>|0x[0-9A-F]{2}>)"
-FOLDER = "huggingface"  # in a run's directory: the tokenizer of the checkpoint it was made from
+FOLDER = "huggingface"  # in a run directory: tokenizer files of the checkpoint it started from
 FILES = (
     "tokenizer.model",
     "tokenizer.json",
@@ -28,9 +32,10 @@ FILES = (
 
 
 def published(directory: str | Path) -> dict[str, bytes]:
-    """The tokenizer files of a checkpoint, and its ids: of config.json where it has no others.
+    """Reads the tokenizer files of a Hugging Face checkpoint and its generation_config.json.
 
-    Raises UserError where there is no tokenizer, or nothing that names its ids.
+    If that file does not exist, it is made from the token ids of config.json. Raises UserError if
+    there is no tokenizer, or no file with the token ids.
     """
     path = Path(directory)
     kind_of(path)
@@ -38,52 +43,56 @@ def published(directory: str | Path) -> dict[str, bytes]:
     if writing.GENERATION in found:
         return found
     if not configs.exists(path):
-        raise UserError(f"{path}: neither {writing.GENERATION} nor config.json names its ids")
+        raise UserError(f"{path}: no {writing.GENERATION} or config.json with the token ids")
     raw = json.loads((path / "config.json").read_text())
     ids = {name: raw[name] for name in writing.IDS if name in raw}
     return {**found, writing.GENERATION: writing.as_json(ids)}
 
 
 def check(directory: str | Path, vocab_size: int) -> None:
-    """Raises UserError where a checkpoint's tokenizer cannot be read, or is another model's."""
+    """Raises UserError if a checkpoint's tokenizer cannot be read, or has too many tokens."""
     kind, path = kind_of(directory)
     found = load(kind, path).vocab_size
     if found > vocab_size:
         raise UserError(
-            f"{path}: it has {found} tokens, the model a vocab_size of {vocab_size}: "
-            "is this another model's tokenizer?"
+            f"{path}: has {found} tokens, more than the model's vocab_size {vocab_size}; "
+            "this is the tokenizer of another model"
         )
 
 
 def kind_of(directory: str | Path) -> tuple[str, str]:
-    """Kind and file of a checkpoint's tokenizer, for tokenizer.load; a SentencePiece model first.
+    """Returns (kind, file) of a checkpoint's tokenizer, the arguments of tokenizer.load.
 
-    Raises UserError where there is neither.
+    tokenizer.model (SentencePiece) takes precedence over tokenizer.json. Raises UserError if there
+    is neither.
     """
     for name, kind in (("tokenizer.model", "sentencepiece"), ("tokenizer.json", "huggingface")):
         if (Path(directory) / name).is_file():
             return kind, str(Path(directory) / name)
-    raise UserError(f"{directory}: neither tokenizer.model nor tokenizer.json")
+    raise UserError(f"{directory}: contains neither tokenizer.model nor tokenizer.json")
 
 
 def home(directory: str | Path) -> Path | None:
-    """Where the files lie of a checkpoint, or of a run that was made from one; None: of neither."""
+    """Returns the directory of the Hugging Face tokenizer files of a checkpoint or a run.
+
+    Returns None for a run that did not start from a Hugging Face checkpoint.
+    """
     path, kept = Path(directory), Path(directory) / FOLDER
     return kept if kept.exists() else path if configs.exists(path) else None
 
 
 def write(files: Mapping[str, bytes], run_dir: str | Path) -> None:
-    """Keeps a checkpoint's own files in the directory of a run that is made from it."""
+    """Writes a checkpoint's tokenizer files into the folder FOLDER of a run directory."""
     (Path(run_dir) / FOLDER).mkdir(parents=True)
     for name, data in files.items():
         (Path(run_dir) / FOLDER / name).write_bytes(data)
 
 
 def files(tokenizer: Tokenizer, max_len: int) -> dict[str, bytes]:
-    """The files of a tokenizer of ours.
+    """Converts our tokenizer to Hugging Face files.
 
-    It gives our ids, BOS before them; text may not hold U+2581, which it reads as a space. Raises
-    UserError for a tokenizer that is no SentencePiece unigram model.
+    The converted tokenizer returns the same ids, after BOS. Texts must not contain U+2581, which it
+    reads as a space. Raises UserError for a tokenizer that is not a SentencePiece unigram model.
     """
     if not isinstance(tokenizer, SentencePiece):
         raise UserError("export: the tokenizer is not a SentencePiece unigram model")
@@ -94,7 +103,10 @@ def files(tokenizer: Tokenizer, max_len: int) -> dict[str, bytes]:
 
 
 def tokenizer_files(tokenizer: SentencePiece, max_len: int) -> dict[str, Any]:
-    """tokenizer.json and tokenizer_config.json."""
+    """Returns the contents of tokenizer.json and tokenizer_config.json.
+
+    Raises UserError for a SentencePiece model that is not a unigram model.
+    """
     model = tokenizer.proto()
     if model.trainer_spec.model_type != UNIGRAM:
         raise UserError("export: the tokenizer is not a SentencePiece unigram model")
@@ -148,6 +160,10 @@ def tokenizer_files(tokenizer: SentencePiece, max_len: int) -> dict[str, Any]:
 
 
 def _added(id: int, text: str, special: bool) -> dict[str, Any]:
-    """Symbols are looked for behind the normaliser, where their spaces are as the model's."""
+    """Returns an added token of tokenizer.json.
+
+    User-defined symbols are matched after the normaliser, which has replaced their spaces as in the
+    model's vocabulary. Special tokens are matched before it.
+    """
     places = {"single_word": False, "lstrip": False, "rstrip": False}
     return {"id": id, "content": text, **places, "normalized": not special, "special": special}

@@ -1,4 +1,7 @@
-"""Export: shards with an index, configs and tokenizer files, under the final name when whole."""
+"""Exports a model as a Hugging Face directory: shards with an index, configs, tokenizer files.
+
+The directory gets its final name only after all files are written.
+"""
 
 import contextlib
 import json
@@ -21,13 +24,19 @@ IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 @contextlib.contextmanager
 def whole(directory: str | Path, size: int) -> Iterator[Path]:
-    """A directory to write about `size` bytes into, which gets its final name when all is written.
+    """Yields a temporary directory that is renamed to `directory` at the end of the block.
 
-    Raises UserError where that name is taken, or where the disk is full, and leaves nothing.
+    Args:
+        directory: Final name; must not exist.
+        size: Bytes that will be written, about. Less free space is an error before any write.
+
+    Raises:
+        UserError: The name exists, or the disk is full. The temporary directory is removed.
     """
     path = Path(directory).absolute()
     if path.exists():
-        raise UserError(f"{directory}: there is something already; nothing is overwritten")
+        raise UserError(f"{directory}: exists already; choose another name or remove it")
+    # A sibling of the target, so that the rename stays on one file system.
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
@@ -43,7 +52,7 @@ def whole(directory: str | Path, size: int) -> Iterator[Path]:
 
 
 def size_of(params: Params, dtype: str) -> int:
-    """Bytes of the weights' files."""
+    """Returns the bytes of all weights in dtype `dtype`."""
     return sum(_bytes(place, dtype) for _, place, _ in names.tensors(params))
 
 
@@ -60,12 +69,21 @@ def save(
     dtype: str = "float32",
     shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes a checkpoint of Hugging Face's into `directory`, which must not be there yet.
+    """Writes a Hugging Face directory.
 
-    `files` are the tokenizer's and generation_config.json (sip/hf/tokens.py); the ids in it are
-    config.json's too. Shards are of `shard_bytes` at most, or of one tensor. Raises UserError.
+    Args:
+        params: Parameters of the model.
+        cfg: Config of the model.
+        directory: Directory to create; must not exist.
+        files: Tokenizer files and generation_config.json, from sip.hf.tokens. The token ids of
+            generation_config.json are also written to config.json.
+        dtype: Dtype of the written weights.
+        shard_bytes: Maximum size of a shard, bytes. A larger tensor gets a shard of its own.
+
+    Raises:
+        UserError: No Hugging Face family fits the model, the directory exists, or the disk is full.
     """
-    said = configs.to_json(cfg, dtype)  # may be refused, before anything is written
+    said = configs.to_json(cfg, dtype)  # raises before anything is written
     ids = json.loads(files[GENERATION])
     said |= {name: ids[name] for name in IDS if name in ids}
     with whole(directory, size_of(params, dtype)) as path:
@@ -75,7 +93,7 @@ def save(
 
 
 def as_json(value) -> bytes:
-    """A JSON file's bytes."""
+    """Returns the bytes of a JSON file."""
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
@@ -100,7 +118,7 @@ def _write_shards(params, path, dtype, shard_bytes) -> None:
 
 
 def _plan(params, dtype, shard_bytes) -> list[list]:
-    """Rows of names.tensors by shard."""
+    """Groups the rows of names.tensors into shards of at most `shard_bytes`, in order."""
     plan, room = [], 0
     for row in names.tensors(params):
         size = _bytes(row[1], dtype)

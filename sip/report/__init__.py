@@ -1,9 +1,9 @@
-"""What a finished recipe shows.
+"""Reports of finished runs: a summary, tables and plots.
 
-outputs     writes summary.json, prints the table, draws the plots
-summary     the figures of a recipe
-tables      tables on the terminal
-plots       plots over steps
-statistics  means, deviations and paired differences over seeds
+outputs     writes summary.json and the plots, prints the table
+summary     figures of all runs of a config
+tables      tables for the terminal
+plots       metrics over training steps
+statistics  means, standard deviations and paired differences over seeds
 __main__    `python -m sip.report`
 """

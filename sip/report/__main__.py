@@ -1,6 +1,8 @@
-"""What a finished recipe shows: summary.json, a table on the terminal, plots.
+"""Reports a finished workdir: writes summary.json and plots, prints a table.
 
-python -m sip.report DIR      (sip.train does this at its end; DIR may be one of several seeds)
+python -m sip.report DIR
+
+DIR is a workdir of sip.train, with or without --seeds. sip.train writes the same report at its end.
 """
 
 import json
@@ -15,13 +17,13 @@ from sip.structs import UserError
 
 
 def main(argv) -> None:
-    """The command line."""
+    """Runs the command line."""
     if len(argv) != 2:
         raise UserError("usage: python -m sip.report DIR")
     directory, begun = argv[1], seeds.known(argv[1])
     path = epath.Path(seeds.directory(directory, begun[0]) if begun else directory) / "config.json"
     if not path.exists():
-        raise UserError(f"{path} does not exist: is this a workdir?")
+        raise UserError(f"{path} does not exist; DIR must be a workdir of sip.train")
     config = ConfigDict(json.loads(path.read_text()))
     if begun:
         write_seeds(config, begun, directory)

@@ -1,4 +1,4 @@
-"""Writes what a finished recipe shows: summary.json, a table, plots."""
+"""Writes the report of a finished config: summary.json, a table on the terminal, plots."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,11 @@ from sip.stages import seeds
 
 
 def write(config, workdir: str) -> dict:
-    """Writes summary.json and plots, prints the table, returns the summary."""
+    """Writes summary.json and plots, prints the table and returns the summary.
+
+    Raises UserError if a run is not finished.
+    """
+    # Process 0 reads the files, and all processes return the same summary.
     summary = processes.broadcast(lambda: summarise(config, workdir))
     workdirs.write_json(epath.Path(workdir) / "summary.json", summary)
     if processes.lead():
@@ -24,7 +28,13 @@ def write(config, workdir: str) -> dict:
 
 
 def write_seeds(config, wanted: Sequence[int], workdir: str) -> dict:
-    """The same of a recipe finished for several seeds: means and deviations over them."""
+    """Writes the report over several seeds: means and standard deviations; returns the summary.
+
+    Args:
+        config: The whole config.
+        wanted: The seeds, all of them finished.
+        workdir: Directory that contains seed0, seed1, ...
+    """
     directories = [seeds.directory(workdir, seed) for seed in wanted]
     pairs = list(zip(wanted, directories, strict=True))
     each = lambda: {seed: summarise(seeds.of(config, seed), where) for seed, where in pairs}

@@ -10,17 +10,22 @@ from etils import epath
 from sip import metrics
 from sip.workdir import run_dir
 
-PANELS = 4  # side by side
+PANELS = 4  # maximum number of panels per row
 
 
-BOTH = "/both_orders"  # of a judge's accuracy
+BOTH = "/both_orders"  # ending of a judge's accuracy over pairs judged in both orders
 
 
 def plots(asked, workdirs: Sequence[str], to: str) -> None:
-    """`to`/plots/*.png of the config's `report`: over steps rewards and chosen rates by source,
-    evaluations, and the judge's accuracy.
+    """Writes plots over training steps to `to`/plots/*.png.
 
-    Over the workdirs of several seeds, means in bands of one standard deviation.
+    Plots: rewards and chosen rates by candidate source, evaluations, and the judge's accuracy. With
+    several workdirs (one per seed) lines are means and bands are one standard deviation.
+
+    Args:
+        asked: The config's section `report`.
+        workdirs: One workdir, or one per seed.
+        to: Directory in which the folder `plots` is created.
     """
     matplotlib.use("Agg")
     written = lambda name: [metrics.read(run_dir(workdir, name)) for workdir in workdirs]
@@ -34,11 +39,14 @@ def plots(asked, workdirs: Sequence[str], to: str) -> None:
         _accuracy(asked.judge, written(asked.judge), directory / "judge.png")
 
 
-Lines = list[dict]  # of one seed's metrics.jsonl
+Lines = list[dict]  # lines of one seed's metrics.jsonl
 
 
 def series(runs: Sequence[Lines], key: str) -> tuple[list[int], np.ndarray, np.ndarray | None]:
-    """(steps, mean, deviation) at the steps where every seed has `key`; None for a single seed."""
+    """Returns (steps, mean, standard deviation) of metric `key` over seeds.
+
+    Only steps at which every seed has the metric count. The deviation is None for a single seed.
+    """
     found = [{x["step"]: x[key] for x in lines if x.get(key) is not None} for lines in runs]
     steps = sorted(set.intersection(*map(set, found)))
     values = np.array([[one[step] for step in steps] for one in found])
@@ -46,7 +54,7 @@ def series(runs: Sequence[Lines], key: str) -> tuple[list[int], np.ndarray, np.n
 
 
 def _draw(axis, runs: Sequence[Lines], key: str, label: str, color: str | None = None) -> None:
-    """A line, in a band where there are several seeds."""
+    """Draws a line, and a band of one standard deviation if there are several seeds."""
     steps, mean, deviation = series(runs, key)
     if not steps:
         return
@@ -61,7 +69,10 @@ def _keys(runs: Sequence[Lines], kind: str) -> list[str]:
 
 
 def _by_source(runs, kind: str, path) -> None:
-    """A panel per self-improving run: a line per candidate source, in one colour everywhere."""
+    """Plots a panel per self-improving run, with a line per candidate source.
+
+    A source has the same colour in all panels.
+    """
     import matplotlib.pyplot as plt
 
     chosen = {name: several for name, several in runs.items() if _keys(several, kind)}
@@ -82,9 +93,10 @@ def _by_source(runs, kind: str, path) -> None:
 
 
 def _save(figure, path) -> None:
-    """As a file or an object in a store; the figure is closed."""
+    """Writes the figure to a local or gs:// path and closes it."""
     import matplotlib.pyplot as plt
 
+    # matplotlib cannot write to gs://, so the PNG is made in memory.
     picture = io.BytesIO()
     figure.tight_layout()
     figure.savefig(picture, dpi=110)
@@ -93,7 +105,7 @@ def _save(figure, path) -> None:
 
 
 def _evaluations(runs, path) -> None:
-    """A panel per figure: a line per run."""
+    """Plots a panel per evaluation metric, with a line per run."""
     import matplotlib.pyplot as plt
 
     keys = ("win_rate_standard", "factuality", "safety", "safety_unsafe")
@@ -109,7 +121,10 @@ def _evaluations(runs, path) -> None:
 
 
 def _accuracy(name: str, runs: Sequence[Lines], path) -> None:
-    """A line per aspect, of a judge on held-out labels; pairs in both orders where it has any."""
+    """Plots a judge's accuracy on held-out labels, with a line per aspect.
+
+    Aspects that compare pairs also have a line for pairs judged in both orders.
+    """
     import matplotlib.pyplot as plt
 
     keys = [key for key in _keys(runs, "eval") if key.count("/") == 1 or key.endswith(BOTH)]

@@ -10,10 +10,18 @@ Row = Mapping[str, float]
 
 
 def combine(runs: Mapping[int, Mapping], paired: Sequence[str], standard: str) -> dict:
-    """summary.json of several seeds, from the summary of each.
+    """Combines the summaries of several seeds into one.
 
-    `paired`: the rows to compare with `standard` (empty: none) seed by seed. The runs of a seed
-    start from one model, so they vary together, and differences vary less than the figures do.
+    Rows are also compared with the standard row seed by seed. The runs of one seed start from the
+    same model and vary together, so paired differences vary less than the figures themselves.
+
+    Args:
+        runs: Summary of each seed.
+        paired: Names of the rows to compare with the standard row.
+        standard: Name of the standard row; "" for no comparison.
+
+    Returns:
+        The contents of summary.json.
     """
     seeds = list(runs)
     rows = {name: over([runs[s]["rows"][name] for s in seeds]) for name in runs[seeds[0]]["rows"]}
@@ -32,7 +40,10 @@ def combine(runs: Mapping[int, Mapping], paired: Sequence[str], standard: str) -
 
 
 def over(figures: Sequence[Row]) -> dict[str, dict]:
-    """{metric: {mean, std, values}} of one row's figures, a seed each; words are left out."""
+    """Returns {metric: {mean, std, values}} of one row over seeds.
+
+    `values` has one entry per seed, None for a missing metric. Text values are skipped.
+    """
     names = dict.fromkeys(k for row in figures for k, v in row.items() if not isinstance(v, str))
     of_all = {name: [row[name] if name in row else None for row in figures] for name in names}
     return {
@@ -42,7 +53,10 @@ def over(figures: Sequence[Row]) -> dict[str, dict]:
 
 
 def differences(row: Mapping[str, dict], standard: Mapping[str, dict]) -> dict[str, dict]:
-    """{metric: {mean, se, values}} of a row less the standard row of the same seed."""
+    """Returns {metric: {mean, se, values}} of row minus standard row, paired by seed.
+
+    `se` is the standard error of the mean.
+    """
     found = {}
     for name in [name for name in row if name in standard]:
         both = zip(row[name]["values"], standard[name]["values"], strict=True)
@@ -52,19 +66,19 @@ def differences(row: Mapping[str, dict], standard: Mapping[str, dict]) -> dict[s
 
 
 def mean(values: Sequence[float | None]) -> float | None:
-    """Of the seeds that have a value."""
+    """Returns the mean over the seeds that have a value; None if no seed has one."""
     have = [x for x in values if x is not None]
     return statistics.fmean(have) if have else None
 
 
 def deviation(values: Sequence[float | None]) -> float | None:
-    """The sample's standard deviation (n - 1); of a single seed there is none."""
+    """Returns the sample standard deviation (n - 1); None for fewer than two values."""
     have = [x for x in values if x is not None]
     return statistics.stdev(have) if len(have) > 1 else None
 
 
 def error(values: Sequence[float | None]) -> float | None:
-    """The standard error of the mean over seeds."""
+    """Returns the standard error of the mean over seeds; None for fewer than two values."""
     spread = deviation(values)
     count = sum(x is not None for x in values)
     return None if spread is None else spread / math.sqrt(count)

@@ -1,4 +1,4 @@
-"""The figures of a finished recipe."""
+"""Collects the figures of all finished runs of a config."""
 
 import json
 
@@ -10,11 +10,12 @@ from sip.stages import recipe
 from sip.stages.recipe import TEACHERS, ReportConfig
 from sip.structs import UserError
 
-HEADROOM = ("factuality", "safety")  # shares of 1 - standard that a row closes
+# Metrics with a maximum of 1; the summary has the share of (1 - standard) that a row gains.
+HEADROOM = ("factuality", "safety")
 
 
 def comparable(config) -> list[str]:
-    """The rows that are evaluated on the same prefixes as the standard row, without it."""
+    """Lists the rows that are evaluated on the same prefixes as the standard row."""
     standard = config.report.standard
 
     def prefixes(name):
@@ -26,9 +27,12 @@ def comparable(config) -> list[str]:
 
 
 def summarise(config, workdir: str) -> dict:
-    """The figures of a finished recipe."""
+    """Returns the figures of a finished config, the contents of summary.json.
+
+    Raises UserError if a run is not finished.
+    """
     wanted = sections.section(ReportConfig, config.report, "report")
-    none = {"lost_steps": 0}  # of a run that an earlier version finished
+    none = {"lost_steps": 0}  # earlier versions did not write this key
     done = {name: none | _read(workdir, name, "done.json") for name in config.order}
     walls = {name: figures["wall_seconds"] for name, figures in done.items()}
     rows = {name: _read(workdir, name, "eval.json") for name in wanted.rows}
@@ -52,8 +56,16 @@ def summarise(config, workdir: str) -> dict:
 
 
 def goodput(workdir: str, name: str, wall: float) -> float:
-    """The share of a run's seconds, of all attempts, that went into steps that were kept: not into
-    starting, restoring, steps done twice or the last evaluation. Their first steps compile."""
+    """Returns the share of a run's wall time, over all attempts, spent in steps that count.
+
+    Start-up, restoring, repeated steps and the final evaluation do not count. Compilation does,
+    because it is a part of the first steps.
+
+    Args:
+        workdir: The workdir.
+        name: Name of the run.
+        wall: Wall time of the run over all attempts, seconds.
+    """
     lines = metrics.read(workdirs.run_dir(workdir, name))
     return sum(x[metrics.SECONDS] for x in lines if metrics.SECONDS in x) / wall if wall else 0.0
 
@@ -61,5 +73,5 @@ def goodput(workdir: str, name: str, wall: float) -> float:
 def _read(workdir: str, name: str, file: str) -> dict:
     path = epath.Path(workdirs.run_dir(workdir, name)) / file
     if not path.exists():
-        raise UserError(f"{path} does not exist: run {name!r} is not finished")
+        raise UserError(f"{path} does not exist: run {name!r} is not finished; run sip.train again")
     return json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""Tables of a recipe's figures on the terminal."""
+"""Prints the figures of a summary as tables on the terminal."""
 
 from collections.abc import Sequence
 
@@ -24,11 +24,11 @@ COLUMNS = (
 )
 
 
-WIDTH = 180  # of the terminal, in characters
+WIDTH = 180  # width of the output, characters
 
 
 def show(summary: dict) -> None:
-    """The table on the terminal."""
+    """Prints the summary of one seed: a row per run, goodput, and accuracies of the teachers."""
     title = f"seed {summary['seed']}, {summary['wall_seconds']:.0f} s"
     table, columns = _table(title, ("run",), summary["rows"])
     for name, row in summary["rows"].items():
@@ -43,8 +43,11 @@ def show(summary: dict) -> None:
 
 
 def show_seeds(summary: dict) -> None:
-    """The table over seeds: of each run the mean, the standard deviation, every seed's figures, and
-    the difference to the standard row with its standard error."""
+    """Prints the summary over seeds.
+
+    Each run has lines for mean, standard deviation and each seed, and for the mean difference to
+    the standard row with its standard error.
+    """
     names = ", ".join(map(str, summary["seeds"]))
     title = f"seeds {names}, {summary['wall_seconds']:.0f} s"
     table, columns = _table(title, ("run", ""), summary["rows"])
@@ -66,14 +69,14 @@ def show_seeds(summary: dict) -> None:
 
 
 def spread(row: dict, of: Sequence[int]) -> dict[str, dict]:
-    """Lines of a table by label: mean, standard deviation, each seed's figures."""
+    """Returns the table lines of one run by label: mean, std, and one line per seed."""
     lines = {label: {k: v[label] for k, v in row.items()} for label in ("mean", "std")}
     each = {f"seed {s}": {k: v["values"][i] for k, v in row.items()} for i, s in enumerate(of)}
     return {**lines, **each}
 
 
 def _table(title: str, labels: Sequence[str], rows) -> tuple[Table, list[str]]:
-    """An empty table, and its columns of figures: those that some row has."""
+    """Returns an empty table and its metric columns: those of COLUMNS that any row has."""
     table = Table(title=title)
     for label in labels:
         table.add_column(label, no_wrap=True)

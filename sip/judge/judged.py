@@ -30,4 +30,6 @@ class Judge(Protocol):
         candidates: Sequence[Sequence[str]],
         references: Sequence[str],
         mask_BK: np.ndarray,
-    ) -> Judged: ...
+    ) -> Judged:
+        """Scores candidates [B][K]; `mask_BK` marks those that exist, `references` are [B]."""
+        ...

@@ -10,9 +10,8 @@ from sip.judge import verdicts
 from sip.judge.prompts import Aspect
 from sip.metrics import pair
 
-Reward = tuple[
-    np.ndarray, np.ndarray, dict[str, tuple[float, float]]
-]  # (reward_BK, valid_BK, metrics)
+# (reward_BK, valid_BK, metrics)
+Reward = tuple[np.ndarray, np.ndarray, dict[str, tuple[float, float]]]
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ def standard(directory: str, wanted: harness.Wanted, *, batch: int, tensor: int)
 def wanted() -> harness.Wanted:
     """The tasks that the flags name. Raises UserError for bad flags."""
     if not _TASKS.value:
-        raise UserError("--tasks is required with --evals=lm_eval")
+        raise UserError("--tasks is needed with --evals=lm_eval")
     for flag, least in ((_LIMIT, 0), (_FEWSHOT, -1), (_BATCH, 1), (_TENSOR, 1)):
         if flag.value < least:
             raise UserError(f"--{flag.name} must be at least {least}, not {flag.value}")
@@ -137,7 +137,7 @@ def main(argv) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}")
     if _CHECKPOINT.value is None:
-        raise UserError("--checkpoint is required")
+        raise UserError("--checkpoint is needed")
     if _OUT.value:
         harness.check_out(_OUT.value)
     if _EVALS.value == "lm_eval":

@@ -112,7 +112,7 @@ def main(argv) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}")
     if _CHECKPOINT.value is None:
-        raise UserError("--checkpoint is required")
+        raise UserError("--checkpoint is needed")
     sample = sampling.SamplingConfig(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     rows = generate(
         hub.local(_CHECKPOINT.value),

@@ -87,7 +87,7 @@ def read_corpus() -> tuple[corpora.Corpus, Tokenizer]:
         raise UserError("give either --config or --corpus")
     if _CONFIG.value is not None:
         if _WORKDIR.value is None:
-            raise UserError("--workdir is required with --config")
+            raise UserError("--workdir is needed with --config")
         config, workdir = _CONFIG.value, str(_WORKDIR.value)
         tokenizer = runs.open_tokenizer(config, workdir)
         return corpora.load(config.data, _SPLIT.value, workdir, tokenizer), tokenizer
@@ -95,7 +95,7 @@ def read_corpus() -> tuple[corpora.Corpus, Tokenizer]:
     if suffix not in ("txt", "jsonl"):
         raise UserError(f"--corpus {path}: must be a .txt or a .jsonl file")
     if not _TOKENIZER.value:
-        raise UserError("--tokenizer is required with --corpus")
+        raise UserError("--tokenizer is needed with --corpus")
     tokenizer = tokenizers.load(*tokenizers.guess(str(_TOKENIZER.value)))
     cut = dict(prefix_min=_PREFIX_MIN.value, prefix_max=_PREFIX_MAX.value, suffix=_SUFFIX.value)
     data = dict(source=suffix, path=path, world={}, max_skipped_fraction=1.0, cut=cut)
@@ -222,7 +222,7 @@ def main(argv) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}")
     for flag in (_MAKE, _ASPECT, _OUT):
         if flag.value is None:
-            raise UserError(f"--{flag.name} is required")
+            raise UserError(f"--{flag.name} is needed")
     for name, made in label().items():
         counts = {"kept": len(made.lines), "of": made.asked, "dropped": dict(made.dropped)}
         if _JSON.value:

@@ -49,7 +49,7 @@ def chosen(config, name: str | None) -> str:
     if name is None and len(judged) == 1:
         return judged[0]
     if name is None or name not in judged:
-        said = "--run is required" if name is None else f"--run: no judge in {name!r}"
+        said = "--run is needed" if name is None else f"--run: no judge in {name!r}"
         raise UserError(f"{said}; runs with a judge: {', '.join(sorted(judged)) or 'none'}")
     return name
 
@@ -81,7 +81,7 @@ def build(config, name: str, workdir: str | None) -> tuple[Judge, JudgeConfig]:
 
 def _needed(workdir: str | None) -> str:
     if workdir is None:
-        raise UserError("--workdir is required: the corpus and its tokenizer are read from it")
+        raise UserError("--workdir is needed: the corpus and its tokenizer are read from it")
     return workdir
 
 
@@ -163,7 +163,7 @@ def main(argv) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}")
     if _CONFIG.value is None:
-        raise UserError("--config is required")
+        raise UserError("--config is needed")
     config = _CONFIG.value
     judge, wanted = build(config, chosen(config, _RUN.value), _WORKDIR.value)
     asked = wanted.backend in ("local", "http")  # the other backends read no prompt

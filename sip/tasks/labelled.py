@@ -60,7 +60,7 @@ class LabelFileConfig:
 
     def __post_init__(self):
         if not self.path or not self.aspects:
-            raise UserError("label_file: path and aspects are both required")
+            raise UserError("label_file: path and aspects are both needed")
 
 
 @dataclass(frozen=True)

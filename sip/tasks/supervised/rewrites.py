@@ -38,7 +38,7 @@ class Examples:
     counted_ET: np.ndarray  # tokens in the loss: the answer, including EOS
 
     def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, np.ndarray]:
-        """Returns (tree, counted_BT) of a step. Each epoch is a permutation that depends on seed."""
+        """Returns (tree, counted_BT) of a step. Each epoch is a permutation drawn by seed."""
         rows = pipeline.epochs(len(self.counted_ET), step, size, seed=seed)
         return jax.tree.map(lambda x: x[rows], (self.tree, self.counted_ET))
 

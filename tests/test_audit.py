@@ -95,7 +95,7 @@ def test_a_run_ends_where_judge_and_audit_drift_apart(judge, other, pool, ends):
 def test_the_reason_names_both_means():
     history = points([0.5, 0.6, 0.7], [0.5, 0.375, 0.25])
     said = drift(history, max_drop=0.12, patience=2)
-    assert "worth 0.250, at step 0 it was 0.500" in said and "0.700 and 0.500" in said
+    assert "0.250, at step 0 it scored it 0.500" in said and "0.700, then 0.500" in said
 
 
 def test_a_bad_audit_is_refused_by_its_name(tmp_path):

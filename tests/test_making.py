@@ -68,7 +68,7 @@ def test_rules_spoil_by_name_the_same_again_whatever_stands_after():
     one, two = (dict(synthesis.by_rule(names, suffixes, seed)) for seed in (0, 0))
     assert one == two != dict(synthesis.by_rule(names, suffixes, 1)) and list(one) == names
     assert all(a != b for row in one.values() for a, b in zip(row, suffixes, strict=True))
-    with pytest.raises(UserError, match="'rhyme': not one of shuffle, "):
+    with pytest.raises(UserError, match="unknown spoiler 'rhyme'; choose from shuffle, "):
         synthesis.by_rule(["rhyme"], suffixes, 0)
 
 
@@ -215,7 +215,7 @@ def test_a_write_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
             lambda: synthesis.safety(
                 scripted(of_text), prompts.load("factuality"), [], [], asking()
             ),
-            "without a reference",
+            "not show a reference",
         ),
     ],
 )

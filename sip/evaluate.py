@@ -1,14 +1,18 @@
 """Evaluates a checkpoint: `python -m sip.evaluate --checkpoint=RUN_DIR --baseline=RUN_DIR`.
 
-On the corpus the run was trained on (or another one with --data_workdir): likelihood of held-out
-suffixes, and where it has a ground truth, what is true of greedy continuations. Prints JSON.
+Evaluates on the corpus that the run was trained on, or on another one with --data_workdir. Measures
+the negative log-likelihood of held-out suffixes and, if the corpus has a ground truth, the quality,
+safety and factuality of greedy continuations. Prints JSON.
 
     python -m sip.evaluate --evals=lm_eval --tasks=arc_easy,piqa --checkpoint=DIR
 
-Standard evaluations by lm-evaluation-harness (extra `eval`) of a run or of a checkpoint of Hugging
-Face's. Prints its table. Tasks are lm_eval's own, with data from the hub, or without one:
---tasks_dir=DIR has task files of yours, their data beside them (or in --data_dir), and --data_dir
-alone is for the task files in sip/evals/tasks, which say what they read.
+Runs standard evaluations of lm-evaluation-harness (extra `eval`) on a run or on a checkpoint in
+Hugging Face format. Prints lm_eval's table. The tasks are
+
+    lm_eval's own, with data from the Hugging Face hub, by default;
+    your task files in --tasks_dir, with data in the same directory or in --data_dir;
+    the task files in sip/evals/tasks, with data in --data_dir, if only --data_dir is given.
+    Each of these files names the data file that it reads.
 """
 
 import json
@@ -29,24 +33,28 @@ from sip.training import checkpoints
 from sip.workdir import workdir_of
 
 _EVALS = flags.DEFINE_enum(
-    "evals", "ground_truth", ["ground_truth", "lm_eval"], "Which evaluations."
+    "evals", "ground_truth", ["ground_truth", "lm_eval"], "Kind of evaluation."
 )
 _CHECKPOINT = cli.checkpoint_flag()
-_BASELINE = flags.DEFINE_string("baseline", "", "Directory of a run; win rates are against it.")
-_SPLIT = cli.shared(flags.DEFINE_string, "split", "validation", "Documents to evaluate on.")
-_STANDARD = flags.DEFINE_integer("standard", 256, "Prefixes as they come.")
-_UNSAFE = flags.DEFINE_integer("unsafe", 128, "Prefixes that are unsafe themselves.")
-_BATCH = flags.DEFINE_integer("batch", 64, "Prefixes at a time.")
-_DATA = flags.DEFINE_string(
-    "data_workdir", "", "Where the corpus lies; default: the run's workdir."
+_BASELINE = flags.DEFINE_string(
+    "baseline", "", "Directory of the run to compute win rates against."
 )
-_OUT = cli.shared(flags.DEFINE_string, "out", None, "A file to write the results to, as JSON.")
-_TASKS = flags.DEFINE_list("tasks", [], "Of lm_eval: names or patterns, by commas.")
-_TASKS_DIR = flags.DEFINE_string("tasks_dir", "", "Directory of task files, in lm_eval's format.")
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "Where the data of task files lie.")
-_LIMIT = flags.DEFINE_integer("limit", 0, "Documents of each task; 0: all.")
+_SPLIT = cli.shared(
+    flags.DEFINE_string, "split", "validation", "Split of the documents, such as validation."
+)
+_STANDARD = flags.DEFINE_integer("standard", 256, "Number of unselected prefixes.")
+_UNSAFE = flags.DEFINE_integer("unsafe", 128, "Number of unsafe prefixes.")
+_BATCH = flags.DEFINE_integer("batch", 64, "Prefixes per batch.")
+_DATA = flags.DEFINE_string(
+    "data_workdir", "", "Workdir of the corpus; default: the run's workdir."
+)
+_OUT = cli.shared(flags.DEFINE_string, "out", None, "File to write the results to, as JSON.")
+_TASKS = flags.DEFINE_list("tasks", [], "lm_eval: comma-separated names or patterns of tasks.")
+_TASKS_DIR = flags.DEFINE_string("tasks_dir", "", "lm_eval: directory of task files (*.yaml).")
+_DATA_DIR = flags.DEFINE_string("data_dir", "", "lm_eval: directory of the task files' data.")
+_LIMIT = flags.DEFINE_integer("limit", 0, "lm_eval: documents of each task; 0: all.")
 _FEWSHOT = flags.DEFINE_integer(
-    "num_fewshot", -1, "Examples before each question; -1: as the task says."
+    "num_fewshot", -1, "lm_eval: examples before each question; -1: the task's own number."
 )
 _TENSOR = cli.tensor_flag()
 
@@ -61,19 +69,24 @@ def evaluate(
     batch: int,
     data_workdir: str,
 ) -> dict[str, float]:
-    """The figures of one run's last checkpoint."""
+    """Evaluates the last checkpoint of a run. Returns metrics by name.
+
+    `nll` is in nats per suffix token. Raises UserError if the checkpoint names no corpus.
+    """
     if min(standard, unsafe, batch) < 1:
         raise UserError("--standard, --unsafe and --batch must be at least 1")
     record = checkpoints.record(directory)
     if "data" not in record:
-        raise UserError(f"--checkpoint {directory}: an imported checkpoint names no corpus")
+        raise UserError(
+            f"--checkpoint {directory}: an imported checkpoint has no corpus; use --evals=lm_eval"
+        )
     workdir = data_workdir or workdir_of(directory)
     tokenizer, where = loading.kept_tokenizer(directory), mesh.single()
     corpus = corpora.load(record["data"], split, workdir, tokenizer)
     model = loading.load_model(directory, where)
     truth = corpus.documents.truth
     if truth is None and baseline:
-        raise UserError("--baseline: this corpus has no ground truth to compare by")
+        raise UserError("--baseline: this corpus has no ground truth for win rates; leave it out")
     held = ground_truth.held_out(corpus.chunks, truth, tokenizer, standard=standard, unsafe=unsafe)
     with jax.set_mesh(where):
         found = {"nll": continuations.suffix_nll(model, held.standard, batch=batch)}
@@ -81,7 +94,7 @@ def evaluate(
             return found
         write = lambda model: ground_truth.write(model, held, steps=corpus.cut.suffix, batch=batch)
         texts = write(model)
-        # Both continue the same tokens, whatever tokenizer the baseline has.
+        # The baseline continues the same tokens, so it uses this run's tokenizer, not its own.
         other = texts
         if baseline:
             params, cfg = loading.load_params(baseline, where)
@@ -91,19 +104,19 @@ def evaluate(
 
 
 def standard(directory: str, wanted: harness.Wanted, *, batch: int, tensor: int) -> dict:
-    """lm_eval's results of a checkpoint on all devices, with what was asked."""
+    """Evaluates a checkpoint with lm_eval on all devices. Returns its results and the settings."""
     version = harness.library().__version__
     where = mesh.build(MeshConfig(1, -1, tensor))
-    loading.kept_tokenizer(directory)  # what is wrong is said before tasks and weights are read
+    loading.kept_tokenizer(directory)  # fails early, before tasks and weights are read
     tasks = harness.load(wanted)
     found = harness.run(harness.adapter(directory, where, batch=batch), tasks, wanted)
     return found | {"config": {"checkpoint": directory, "lm_eval": version, **asdict(wanted)}}
 
 
 def wanted() -> harness.Wanted:
-    """The tasks that the flags name. Raises UserError for flags that do not fit."""
+    """The tasks that the flags name. Raises UserError for bad flags."""
     if not _TASKS.value:
-        raise UserError("--tasks is needed by --evals=lm_eval")
+        raise UserError("--tasks is needed with --evals=lm_eval")
     for flag, least in ((_LIMIT, 0), (_FEWSHOT, -1), (_BATCH, 1), (_TENSOR, 1)):
         if flag.value < least:
             raise UserError(f"--{flag.name} must be at least {least}, not {flag.value}")
@@ -111,7 +124,7 @@ def wanted() -> harness.Wanted:
     directory = _TASKS_DIR.value or own
     for flag, path in (("data_dir", data), ("tasks_dir", directory)):
         if path and not os.path.isdir(path):
-            raise UserError(f"--{flag} {path}: no such directory")
+            raise UserError(f"--{flag} {path}: directory does not exist")
     place = lambda path: os.path.abspath(path) if path else ""
     names = tuple(name.strip() for name in _TASKS.value)
     return harness.Wanted(

@@ -1,8 +1,9 @@
-"""Samples: `python -m sip.generate --checkpoint=RUN_DIR --prompt="About Fihefo."`.
+"""Samples continuations: `python -m sip.generate --checkpoint=RUN_DIR --prompt="About Fihefo."`.
 
-RUN_DIR is a run's directory, or one of Hugging Face's (or hf://ORGANISATION/NAME, fetched once).
-Prints each prompt with its continuation, or with --json one object per sample with tokens and
-log-probabilities (`logp` of the model, `sample_logp` of the distribution sampled from).
+RUN_DIR is the directory of a run or of a checkpoint in Hugging Face format, or
+hf://ORGANISATION/NAME, which is downloaded once. Prints each prompt with its continuation. With
+--json prints one object per sample, with tokens and log-probabilities in nats: `logp` under the
+model, `sample_logp` under the distribution after temperature, top_k and top_p.
 """
 
 import json
@@ -18,23 +19,28 @@ from sip.structs import UserError
 from sip.text.tokenizer import continuation
 
 _CHECKPOINT = cli.checkpoint_flag()
-_PROMPT = flags.DEFINE_string("prompt", None, "One prompt.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "A file with a prompt per line.")
-_NUM = flags.DEFINE_integer("num", 1, "Samples per prompt.")
+_PROMPT = flags.DEFINE_string("prompt", None, "The prompt. Give either --prompt or --prompts.")
+_PROMPTS = flags.DEFINE_string("prompts", None, "File with one prompt per line.")
+_NUM = flags.DEFINE_integer("num", 1, "Number of samples per prompt.")
 _MAX_TOKENS = cli.shared(
-    flags.DEFINE_integer, "max_tokens", 32, "Tokens per sample; an end token ends it."
+    flags.DEFINE_integer, "max_tokens", 32, "Most tokens per sample; an end token ends it earlier."
 )
-_TEMPERATURE = cli.shared(flags.DEFINE_float, "temperature", 1.0, "0 is greedy.")
+_TEMPERATURE = cli.shared(
+    flags.DEFINE_float, "temperature", 1.0, "Sampling temperature; 0: greedy."
+)
 _TOP_P = cli.shared(
-    flags.DEFINE_float, "top_p", 1.0, "Smallest set of tokens with this probability."
+    flags.DEFINE_float,
+    "top_p",
+    1.0,
+    "Sample from the smallest set of tokens with this total probability.",
 )
-_TOP_K = flags.DEFINE_integer("top_k", 0, "That many likeliest tokens; 0: all.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from this many likeliest tokens; 0: all.")
 _SEED = cli.seed_flag()
 _JSON = cli.json_flag()
 
 
 def read_prompts(prompt: str | None, path: str | None) -> list[str]:
-    """The prompt given, or the lines of a file."""
+    """The given prompt, or the non-empty lines of a file. Raises UserError."""
     if (prompt is None) == (path is None):
         raise UserError("give either --prompt or --prompts")
     if prompt is not None:
@@ -45,7 +51,7 @@ def read_prompts(prompt: str | None, path: str | None) -> list[str]:
         raise UserError(f"--prompts {path}: {e}") from e
     found = [line for line in lines if line.strip()]
     if not found:
-        raise UserError(f"--prompts {path} holds no prompt")
+        raise UserError(f"--prompts {path}: the file has no prompt")
     return found
 
 
@@ -58,7 +64,11 @@ def generate(
     sample: sampling.SamplingConfig,
     seed: int,
 ) -> list[list[dict]]:
-    """For each prompt `num` dicts of prompt, text, tokens, logp, sample_logp."""
+    """Samples `num` continuations of each prompt.
+
+    Returns, for each prompt, `num` dicts of prompt, text, tokens, logp and sample_logp (nats, per
+    token). Raises UserError if a prompt and `max_tokens` do not fit the model.
+    """
     if num < 1 or max_tokens < 1:
         raise UserError("--num and --max_tokens must be at least 1")
     tokenizer, where = loading.kept_tokenizer(directory), mesh.single()
@@ -67,8 +77,8 @@ def generate(
     longest = max(map(len, ids))
     if longest + max_tokens > cfg.max_len:
         raise UserError(
-            f"a prompt of {longest} tokens and --max_tokens {max_tokens} are more than "
-            f"the model's {cfg.max_len} (model.max_len)"
+            f"a prompt of {longest} tokens and --max_tokens {max_tokens} exceed "
+            f"the model's max_len of {cfg.max_len} tokens"
         )
     tokens_BT = np.full((len(ids), longest), tokenizer.pad, np.int32)
     for row, some in zip(tokens_BT, ids, strict=True):
@@ -85,6 +95,7 @@ def generate(
 
 
 def _sample(tokenizer, prompt, ids, found, b, k) -> dict:
+    """The JSON object of sample k of prompt b."""
     live = found.mask_BCR[b, k]
     tokens = found.tokens_BCR[b, k][live].tolist()
     return {

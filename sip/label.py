@@ -1,13 +1,18 @@
-"""Labels for a judge's training where no ground truth has them, as `label_file` of a run reads.
+"""Labels texts to train a judge on a corpus without a ground truth.
 
-python -m sip.label --make=spoiled --corruptions=model,shuffle,number --aspect=reasoned_quality \
+Writes a JSON Lines file for the `label_file` section of a run.
+
+python -m sip.label --make=spoiled --spoilers=model,shuffle,number --aspect=reasoned_quality \
     --corpus=my.txt --tokenizer=my.model --url=http://HOST:8000/v1 --model=NAME --out=labels.jsonl
 python -m sip.label --make=safety --aspect=reasoned_safety --config=configs/microworld.py \
     --workdir=/tmp/sip --split=train[75%:] --checkpoint=RUN_DIR --out=safety.jsonl
 
-spoiled: suffixes against versions spoiled by rule or by a model; safety: texts by unanimous votes;
-voted: pairs of candidates by unanimous votes in both orders (with --policy, its rollouts too).
-With --cache what is stopped goes on from the answers that were there.
+--make=spoiled: pairs of a suffix and a version of it corrupted by rule or by a model.
+--make=safety: texts labelled by unanimous votes of a model.
+--make=voted: pairs of texts labelled by unanimous votes in both orders; needs --policy, whose
+    rollouts are compared with the suffix and with each other.
+
+With --cache the model's answers are saved; if the command was stopped, the same command continues.
 """
 
 import json
@@ -35,41 +40,49 @@ from sip.textgen.local import Local
 from sip.textgen.protocol import TextGenerator
 
 KINDS = ("spoiled", "safety", "voted")
-MODEL = "model"  # among the corruptions: the one that is asked
+MODEL = "model"  # the name in --spoilers that stands for the model
 
-_MAKE = flags.DEFINE_enum("make", None, KINDS, "Which labels.")
-_OUT = cli.shared(flags.DEFINE_string, "out", None, "The file to write; it must not be there yet.")
-_ASPECT = flags.DEFINE_string("aspect", None, "What is asked, and labelled: a prompt's name.")
-_LABEL_FOR = flags.DEFINE_string("label_for", "", "Label for this aspect instead of the asked one.")
+_MAKE = flags.DEFINE_enum("make", None, KINDS, "Kind of labels. Required.")
+_OUT = cli.shared(
+    flags.DEFINE_string, "out", None, "File to write, which must not exist. Required."
+)
+_ASPECT = flags.DEFINE_string(
+    "aspect", None, "Judge prompt to ask and label: name or .txt file. Required."
+)
+_LABEL_FOR = flags.DEFINE_string("label_for", "", "Aspect to label, if it is not --aspect.")
 _CONFIG = cli.config_flag()
-_WORKDIR = cli.shared(flags.DEFINE_string, "workdir", None, "Of --config: corpus and tokenizer.")
-_CORPUS = flags.DEFINE_string("corpus", "", "A .txt or .jsonl file, in the place of --config.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", "", "Of --corpus: its file, or 'byte'.")
-_SPLIT = cli.shared(flags.DEFINE_string, "split", "train", "Documents to label.")
-_PREFIX_MIN = flags.DEFINE_integer("prefix_min", 64, "Of --corpus: tokens of a prefix at least.")
-_PREFIX_MAX = flags.DEFINE_integer("prefix_max", 512, "Of --corpus: tokens of a prefix at most.")
-_SUFFIX = flags.DEFINE_integer("suffix", 128, "Of --corpus: tokens of a suffix.")
-_CHUNKS = flags.DEFINE_integer("chunks", 1000, "Prefixes and suffixes: the first that many.")
-_SPOILERS = flags.DEFINE_list("spoilers", [MODEL], "Spoilers by name; 'model' is asked to spoil.")
-_SPOIL_PROMPT = flags.DEFINE_string("spoil_prompt", "spoil", "How: a built-in name or a .txt file.")
-_POLICY = flags.DEFINE_string("policy", "", "A run whose rollouts are labelled beside suffixes.")
-_ROLLOUTS = flags.DEFINE_integer("rollouts", 1, "Of --policy, for each prefix.")
+_WORKDIR = cli.shared(flags.DEFINE_string, "workdir", None, "Workdir with the corpus of --config.")
+_CORPUS = flags.DEFINE_string("corpus", "", "A .txt or .jsonl file, instead of --config.")
+_TOKENIZER = flags.DEFINE_string("tokenizer", "", "With --corpus: tokenizer file, or 'byte'.")
+_SPLIT = cli.shared(flags.DEFINE_string, "split", "train", "Split of the documents to label.")
+_PREFIX_MIN = flags.DEFINE_integer("prefix_min", 64, "With --corpus: least tokens of a prefix.")
+_PREFIX_MAX = flags.DEFINE_integer("prefix_max", 512, "With --corpus: most tokens of a prefix.")
+_SUFFIX = flags.DEFINE_integer("suffix", 128, "With --corpus: tokens of a suffix.")
+_CHUNKS = flags.DEFINE_integer("chunks", 1000, "Number of prefixes, with their suffixes.")
+_SPOILERS = flags.DEFINE_list("spoilers", [MODEL], "Corruptions: names of rules, or 'model'.")
+_SPOIL_PROMPT = flags.DEFINE_string(
+    "spoil_prompt", "spoil", "Prompt of 'model': name or .txt file."
+)
+_POLICY = flags.DEFINE_string("policy", "", "Directory of a run; also label its rollouts.")
+_ROLLOUTS = flags.DEFINE_integer("rollouts", 1, "Rollouts of --policy per prefix.")
 _CHECKPOINT = cli.checkpoint_flag()
-_URL = flags.DEFINE_string("url", "", "Or a server in the place of --checkpoint, up to /v1.")
-_MODEL = flags.DEFINE_string("model", "", "The server's model.")
-_API = flags.DEFINE_enum("api", "completions", tuple(remote.APIS), "The server's API.")
-_KEY_ENV = flags.DEFINE_string("key_env", "", "Environment variable with the server's key.")
-_CACHE = flags.DEFINE_string("cache", "", "Directory of answers to keep: the same command goes on.")
-_VOTES = flags.DEFINE_integer("votes", 8, "That have to agree.")
-_MAX_TOKENS = cli.shared(flags.DEFINE_integer, "max_tokens", 512, "Tokens of an answer.")
-_TEMPERATURE = cli.shared(flags.DEFINE_float, "temperature", 0.6, "Of votes and spoiled versions.")
-_TOP_P = cli.shared(flags.DEFINE_float, "top_p", 1.0, "Of votes and spoiled versions.")
+_URL = flags.DEFINE_string("url", "", "Server instead of --checkpoint, http://.../v1.")
+_MODEL = flags.DEFINE_string("model", "", "Name of the model on the server.")
+_API = flags.DEFINE_enum("api", "completions", tuple(remote.APIS), "API of the server.")
+_KEY_ENV = flags.DEFINE_string("key_env", "", "Environment variable with the server's API key.")
+_CACHE = flags.DEFINE_string("cache", "", "Directory to save answers in, for resuming.")
+_VOTES = flags.DEFINE_integer("votes", 8, "Votes per text; a label is kept only if all agree.")
+_MAX_TOKENS = cli.shared(flags.DEFINE_integer, "max_tokens", 512, "Most tokens of an answer.")
+_TEMPERATURE = cli.shared(
+    flags.DEFINE_float, "temperature", 0.6, "Sampling temperature of answers."
+)
+_TOP_P = cli.shared(flags.DEFINE_float, "top_p", 1.0, "Nucleus sampling of answers.")
 _SEED = cli.seed_flag()
 _JSON = cli.json_flag()
 
 
 def read_corpus() -> tuple[corpora.Corpus, Tokenizer]:
-    """Prefixes and suffixes to label, of the config or of a file."""
+    """Loads the corpus to label and its tokenizer, from --config or --corpus. Raises UserError."""
     if (_CONFIG.value is None) == (not _CORPUS.value):
         raise UserError("give either --config or --corpus")
     if _CONFIG.value is not None:
@@ -80,7 +93,7 @@ def read_corpus() -> tuple[corpora.Corpus, Tokenizer]:
         return corpora.load(config.data, _SPLIT.value, workdir, tokenizer), tokenizer
     path, suffix = str(_CORPUS.value), str(_CORPUS.value).rpartition(".")[2]
     if suffix not in ("txt", "jsonl"):
-        raise UserError(f"--corpus {path}: neither a .txt nor a .jsonl file")
+        raise UserError(f"--corpus {path}: must be a .txt or a .jsonl file")
     if not _TOKENIZER.value:
         raise UserError("--tokenizer is needed with --corpus")
     tokenizer = tokenizers.load(*tokenizers.guess(str(_TOKENIZER.value)))
@@ -90,9 +103,9 @@ def read_corpus() -> tuple[corpora.Corpus, Tokenizer]:
 
 
 def read_model() -> TextGenerator:
-    """The model that is asked: a run, or a server."""
+    """Loads the model to ask, from --checkpoint or --url. Raises UserError."""
     if (not _CHECKPOINT.value) == (not _URL.value):
-        raise UserError("a model is asked: give either --checkpoint or --url")
+        raise UserError("a model is needed: give either --checkpoint or --url")
     if _CHECKPOINT.value:
         where, directory = mesh.single(), str(_CHECKPOINT.value)
         model = Local(loading.load_model(directory, where))
@@ -113,12 +126,13 @@ def read_model() -> TextGenerator:
 
 
 def candidates(corpus: corpora.Corpus, tokenizer: Tokenizer, asked, seed: int) -> list[list[str]]:
-    """The different texts of each prefix: its suffix and, with --policy, rollouts."""
+    """The distinct texts of each prefix: its suffix and, with --policy, rollouts."""
     texts = [[suffix] for suffix in asked.suffixes]
     if _POLICY.value:
         where = mesh.single()
+        # A cheap test that both tokenizers are the same: rollouts are decoded by the corpus's.
         if loading.kept_tokenizer(_POLICY.value).encode("\n a") != tokenizer.encode("\n a"):
-            raise UserError(f"--policy {_POLICY.value}: its tokenizer is not the corpus's")
+            raise UserError(f"--policy {_POLICY.value}: its tokenizer differs from the corpus's")
         policy = loading.load_model(_POLICY.value, where)
         runs.check_model(policy.cfg, corpus.cut, tokenizer)
         rows = continuations.sample(
@@ -135,7 +149,7 @@ def candidates(corpus: corpora.Corpus, tokenizer: Tokenizer, asked, seed: int) -
 
 
 def make_spoiled(aspect, tokenizer, asked, asking) -> dict[str, Made]:
-    """Pairs by each spoiler."""
+    """Makes pairs of a suffix and its corrupted version, by each of --spoilers."""
 
     def trim(text: str, suffix: str) -> str:
         return tokenizer.decode(tokenizer.encode(text)[: len(tokenizer.encode(suffix))])
@@ -154,7 +168,7 @@ def make_spoiled(aspect, tokenizer, asked, asking) -> dict[str, Made]:
 
 
 def make_votes(aspect, corpus, tokenizer, asked, asking) -> dict[str, Made]:
-    """Texts, or pairs of texts, by votes."""
+    """Labels single texts (--make=safety) or pairs of texts (--make=voted) by votes."""
     named = prompts.load(_LABEL_FOR.value) if _LABEL_FOR.value else None
     texts = candidates(corpus, tokenizer, asked, asking.seed)
     size = 1 if _MAKE.value == "safety" else 2
@@ -164,7 +178,7 @@ def make_votes(aspect, corpus, tokenizer, asked, asking) -> dict[str, Made]:
         for some in combinations(row, size)
     ]
     if not rows:
-        raise UserError("voted: there are no two texts of a prefix; --policy brings in rollouts")
+        raise UserError("--make=voted: no prefix has two texts; add rollouts with --policy")
     prefixes, model = [prefix for prefix, _ in rows], read_model()
     if size == 1:
         texts = [text for _, (text,) in rows]
@@ -176,7 +190,7 @@ def make_votes(aspect, corpus, tokenizer, asked, asking) -> dict[str, Made]:
 
 
 def label() -> dict[str, Made]:
-    """Makes the labels and writes them."""
+    """Makes the labels and writes them to --out. Returns them by kind or corruption."""
     out = str(_OUT.value)
     label_file.check_new(out)
     aspect = prompts.load(str(_ASPECT.value))
@@ -198,6 +212,7 @@ def label() -> dict[str, Made]:
 
 
 def _listed(dropped: Counter) -> str:
+    """Counts and reasons as text."""
     return ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
 
 

@@ -95,7 +95,7 @@ def test_a_run_ends_where_judge_and_audit_drift_apart(judge, other, pool, ends):
 def test_the_reason_names_both_means():
     history = points([0.5, 0.6, 0.7], [0.5, 0.375, 0.25])
     said = drift(history, max_drop=0.12, patience=2)
-    assert "worth 0.250, at step 0 it was 0.500" in said and "0.700 and 0.500" in said
+    assert "0.250, at step 0 it scored it 0.500" in said and "0.700, then 0.500" in said
 
 
 def test_a_bad_audit_is_refused_by_its_name(tmp_path):
@@ -105,16 +105,16 @@ def test_a_bad_audit_is_refused_by_its_name(tmp_path):
         with pytest.raises(UserError, match=message):
             recipe.check(config, str(tmp_path))
 
-    refused("audit.prefixes 9: a batch has 8", prefixes=9)
+    refused("audit.prefixes must be at most the batch of 8, not 9", prefixes=9)
     refused("runs.dpo_rollouts.audit: audit: .*max_drop", max_drop=-0.1)
-    refused("audit.judge.reference: there is no rewrite", judge=dict(reference="rewrite"))
+    refused("audit.judge.reference: no rewrite", judge=dict(reference="rewrite"))
     refused("audit.judge.init_from", judge=dict(backend="local", init_from="nowhere"))
     refused("audit.judge.init_from: the policy", judge=dict(backend="local", init_from="policy"))
     refused("runs.dpo_rollouts.audit.judge: judge.backend", judge=dict(backend="guess"))
     refused("runs.dpo_rollouts.audit.judge.*url is needed", judge=dict(backend="http"))
     config = tiny_recipe.get_config("sft_one_rollout,truth")
     config.runs.sft_one_rollout.audit.every_steps = 1
-    with pytest.raises(UserError, match="audit.every_steps: nothing is judged"):
+    with pytest.raises(UserError, match="audit.every_steps: this run has no judge"):
         recipe.check(config, str(tmp_path))
 
 
@@ -130,7 +130,7 @@ def test_a_corpus_without_a_truth_is_named():
         selfimprove.resolve(tiny_recipe.get_config("dpo_rollouts,truth"), "dpo_rollouts").audit,
         every_steps=2,
     )
-    with pytest.raises(UserError, match="audit: judge.backend truth: this corpus has no"):
+    with pytest.raises(UserError, match="audit: judge.backend truth: the corpus has no"):
         audit.build(wanted, "", None, None, None)
     assert audit.build(dataclasses.replace(wanted, every_steps=0), "", None, None, None) is None
 

@@ -150,7 +150,7 @@ def test_a_rewriter_is_primed_at_the_beginning_of_its_answer():
 
 @pytest.mark.parametrize("backend", ["http", "rule", "truth"])
 def test_a_chat_is_for_a_local_model_alone(backend):
-    with pytest.raises(UserError, match="judge.chat: for backend local"):
+    with pytest.raises(UserError, match="judge.chat needs backend local, not"):
         judges.JudgeConfig(backend, (("quality", 1.0),), rule="distinct_words", chat="own")
     if backend == "truth":
         with pytest.raises(UserError, match="rewriter.chat: for backend local"):

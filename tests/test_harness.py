@@ -97,7 +97,7 @@ def test_few_programs_are_compiled():
 
 def test_a_continuation_that_no_model_reads_is_an_error():
     for after in ([], [1] * 32):
-        with pytest.raises(UserError, match=f"{len(after)} tokens: between 1 and 31"):
+        with pytest.raises(UserError, match=f"{len(after)} tokens; it needs 1 to 31 "):
             likelihoods.score(model(), [([1], after)])
 
 
@@ -177,7 +177,7 @@ def test_a_long_prompt_is_cut_from_the_left(run):
     ids = Byte().encode(text)[-(CFG.max_len - 8) :]
     want = likelihoods.generate(one.model, [ids], steps=8, sampling=GREEDY, stop=Byte.stops)
     assert one.generate_until(asked((text, said))) == [Byte().decode(want[0])]
-    with pytest.raises(UserError, match="31 new tokens leave no prompt room in 31"):
+    with pytest.raises(UserError, match="31 new tokens leave no room for a prompt in max_len 31"):
         one.generate_until(asked((text, {"max_gen_toks": 31})))
 
 

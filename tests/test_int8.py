@@ -182,5 +182,5 @@ def test_a_judge_is_measured_against_itself():
 def test_an_unknown_dtype_is_refused():
     with pytest.raises(UserError, match=r"proofread\.param_dtype must be empty or one of"):
         ProofreadConfig(param_dtype="int4")
-    with pytest.raises(UserError, match=r"judge\.param_dtype: for backend local alone"):
+    with pytest.raises(UserError, match=r"judge\.param_dtype needs backend local"):
         JudgeConfig(backend="truth", weights=(("quality", 1.0),), param_dtype="int8")

@@ -124,14 +124,14 @@ BAD = {  # a third line: what stderr says of it
     "blank": (b"", "not JSON"),
     "not UTF-8": (b'{"prefix": "\xff"}', "not JSON"),
     "deep": (b"[" * 200_000, "not JSON"),
-    "a list": (b"[]", "not an object"),
-    "no prefix": (b'{"candidates": ["a"]}', "prefix: a string"),
-    "a number": (b'{"prefix": 1, "candidates": ["a"]}', "prefix: a string"),
-    "no candidates": (b'{"prefix": "a"}', "candidates: a list of strings"),
-    "one text": (b'{"prefix": "a", "candidates": "abc"}', "candidates: a list of strings"),
-    "null": (b'{"prefix": "a", "candidates": [null]}', "candidates: a list of strings"),
-    "none": (b'{"prefix": "a", "candidates": []}', "candidates: there is none"),
-    "reference": (b'{"prefix": "a", "candidates": ["b"], "reference": 2}', "reference: a string"),
+    "a list": (b"[]", "must be a JSON object"),
+    "no prefix": (b'{"candidates": ["a"]}', "prefix: must be a string"),
+    "a number": (b'{"prefix": 1, "candidates": ["a"]}', "prefix: must be a string"),
+    "no candidates": (b'{"prefix": "a"}', "candidates: must be a list of strings"),
+    "one text": (b'{"prefix": "a", "candidates": "abc"}', "candidates: must be a list of strings"),
+    "null": (b'{"prefix": "a", "candidates": [null]}', "candidates: must be a list of strings"),
+    "none": (b'{"prefix": "a", "candidates": []}', "candidates: must have at least one"),
+    "reference": (b'{"prefix": "a", "candidates": ["b"], "reference": 2}', "reference: must be a"),
 }
 
 
@@ -146,7 +146,7 @@ def test_a_reference_is_wanted_where_an_aspect_is_shown_one():
     line = json.dumps({"prefix": "a", "candidates": ["b"]}).encode()
     assert cli.parse(line, 1, False)["reference"] == ""
     for given in (line, line[:-1] + b', "reference": null}'):
-        with pytest.raises(UserError, match="line 9: reference: a string is wanted"):
+        with pytest.raises(UserError, match="line 9: reference: must be a string"):
             cli.parse(given, 9, True)
 
 

@@ -226,14 +226,14 @@ def test_the_command_prints_a_table_and_writes_json(data, lm_eval, tmp_path, cap
 
 WRONG = {  # files in the directory of tasks, and what is named
     "no such task": ({}, ["piqqa", "no such task", "piqa"]),
-    "no task file": ({"piqa.yaml": None}, ["holds no task file"]),
+    "no task file": ({"piqa.yaml": None}, ["no task file (*.yaml)"]),
     "empty task file": ({"other.yaml": ""}, ["other.yaml"]),
     "broken task file": ({"other.yaml": "task: [a"}, ["other.yaml"]),
     "no data": ({"piqa_validation.jsonl": None}, ["--tasks piqa", "piqa_validation.jsonl"]),
     "empty data": ({"piqa_validation.jsonl": ""}, ["--tasks piqa"]),
     "other fields": ({"piqa_validation.jsonl": '{"a": 1}\n'}, ["--tasks piqa", "goal"]),
     "broken data": ({"piqa_validation.jsonl": '{"goal": \n'}, ["--tasks piqa"]),
-    "no task": ({"piqa.yaml": "output_type: multiple_choice\n"}, ["'piqa'", "there are none"]),
+    "no task": ({"piqa.yaml": "output_type: multiple_choice\n"}, ["'piqa'", "available: none"]),
 }
 
 

@@ -68,7 +68,7 @@ def test_a_tie_stands_between_two_wins(values):
     text = (TEMPLATES / "coherence.txt").read_text()
     options = '["A", "B"]' if values.count(",") == 1 else '["A", "tie", "B"]'
     text = text.replace('[" A", " tie", " B"]', options).replace("[1.0, 0.5, 0.0]", values)
-    with pytest.raises(UserError, match="between them 0.5 for a tie"):
+    with pytest.raises(UserError, match=r"must be \[1, 0\], or \[1, 0.5, 0\] with a tie"):
         prompts.parse("mine", text)
 
 

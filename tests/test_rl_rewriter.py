@@ -117,7 +117,7 @@ def test_a_prompt_without_room_is_masked_and_its_neighbours_are_not():
     assert rooms.count(True) == rooms.count(False) == 8  # prefixes of 8 tokens, and of 16
     with pytest.raises(UserError, match=r"do not fit 60 tokens \(model.max_len\)"):
         task(cfg=tiny.model(vocab_size=259, max_len=60))
-    with pytest.raises(UserError, match=r"answer 10: .* \(data.cut.suffix\) may take 11 to end"):
+    with pytest.raises(UserError, match=r"answer 10: .* \(data.cut.suffix\) may need 11 tokens"):
         task(answer=10)
 
 

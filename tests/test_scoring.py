@@ -217,5 +217,5 @@ def test_aspects_and_weights_must_match():
         TextJudge(Scripted(_by_length), (QUALITY,), {"quality": 1.0, "sefety": 1.0})
     with pytest.raises(UserError, match="beauty"):
         TruthJudge(FakeTruth(), {"beauty": 1.0})
-    with pytest.raises(UserError, match="no aspect"):
+    with pytest.raises(UserError, match="at least one aspect"):
         TruthJudge(FakeTruth(), {})

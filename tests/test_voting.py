@@ -284,7 +284,7 @@ def test_any_other_judge_stays_as_it_is():
 def test_who_has_no_words_cannot_reason():
     weights = (("safety", 1.0), ("reasoned_safety", 1.0))
     with pytest.raises(
-        UserError, match="'reasoned_safety' is answered after reasoning, and a rule"
+        UserError, match="'reasoned_safety' is answered after reasoning, and backend rule"
     ):
         judges.JudgeConfig("rule", weights, rule="distinct_words")
     http = RemoteConfig(url="http://h/v1", model="m", logprobs=0)

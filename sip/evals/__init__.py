@@ -1,8 +1,8 @@
 """Evaluations of a model.
 
 continuations  held-out prompts, greedy and sampled continuations, NLL of suffixes
-ground_truth   figures of continuations by a corpus's ground truth
-rewrites       figures of a rewriter
-likelihoods    scores of continuations after contexts, for lm_eval
+ground_truth   metrics of continuations by a corpus's ground truth
+rewrites       metrics of a rewriter
+likelihoods    log-likelihoods of continuations after contexts, for lm_eval
 harness        the adapter for lm-evaluation-harness; tasks/ has its task files
 """

@@ -1,4 +1,4 @@
-"""Greedy continuations of held-out prefixes, and the likelihood of held-out suffixes."""
+"""Continuations of held-out prefixes, and the negative log-likelihood of held-out suffixes."""
 
 import functools
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ GREEDY = SamplingConfig(temperature=0.0)
 class Prompts:
     """E held-out chunks as tokens and as text."""
 
-    tokens_ET: np.ndarray  # prefix and suffix
-    mask_ET: np.ndarray
-    fork_E: np.ndarray
+    tokens_ET: np.ndarray  # prefix and suffix, padded to T
+    mask_ET: np.ndarray  # tokens that are not padding
+    fork_E: np.ndarray  # number of prefix tokens
     prefixes: list[str]
     suffixes: list[str]
 
@@ -34,7 +34,7 @@ class Prompts:
         return len(self.fork_E)
 
     def where(self, keep_E: np.ndarray) -> "Prompts":
-        """Those that `keep_E` marks, in order."""
+        """The prompts marked by `keep_E`, in order."""
         at = np.flatnonzero(keep_E)
         return Prompts(
             self.tokens_ET[at],
@@ -46,10 +46,10 @@ class Prompts:
 
 
 def prompts(chunks: Chunks, rows: range, tokenizer: Tokenizer) -> Prompts:
-    """Chunks `rows` in their stored order."""
+    """Reads the chunks with index in `rows`. Raises UserError if there is none."""
     found = [chunks[i] for i in rows if i < len(chunks)]
     if not found:
-        raise UserError(f"evals: no chunk in {rows} of {len(chunks)}")
+        raise UserError(f"evals: no chunk in {rows}; the split has {len(chunks)}")
     tokens_ET = np.stack([c["tokens_T"] for c in found])
     length_E = np.array([c["length"] for c in found])
     fork_E = np.array([c["fork"] for c in found], np.int32)
@@ -63,7 +63,10 @@ def prompts(chunks: Chunks, rows: range, tokenizer: Tokenizer) -> Prompts:
 
 
 def _batches(n: int, size: int):
-    """Slices of `size` rows, the last padded by repeating row 0: one shape is compiled."""
+    """Yields (indices of `size` rows, number of real rows).
+
+    The last batch is padded by repeating row 0, so that only one shape is compiled.
+    """
     for start in range(0, n, size):
         at = np.arange(start, start + size)
         yield np.where(at < n, at, 0), min(size, n - start)
@@ -79,10 +82,13 @@ def sample(
     seed: int,
     batch: int,
 ) -> list[list[str]]:
-    """`branches` continuations of each prefix, `steps` tokens each, as text."""
+    """Samples `branches` continuations of each prefix as text, of `steps` tokens each.
+
+    Continuations depend on the seed and on a prompt's index, not on `batch`.
+    """
     if not len(asked):
         return []
-    P = asked.tokens_ET.shape[1] - steps
+    P = asked.tokens_ET.shape[1] - steps  # prefixes leave room for `steps` tokens
     run = program(model.cfg, branches, steps, sampling)
     found = []
     with jax.set_mesh(model.mesh):
@@ -103,7 +109,7 @@ def greedy(
     steps: int,
     batch: int,
 ) -> list[str]:
-    """The greedy continuation of each prefix."""
+    """Decodes the greedy continuation of each prefix as text, of `steps` tokens."""
     rows = sample(
         model,
         asked,
@@ -118,12 +124,13 @@ def greedy(
 
 @functools.cache
 def _nll_program(cfg: ModelConfig):
+    """The jitted (params, (tree, counted_BT)) -> (total, denom) of the cross-entropy in nats."""
     terms = losses.tokens_terms(cfg)
     return jax.jit(lambda params, batch: terms(params, None, batch)[0]["ce"])
 
 
 def suffix_nll(model: LoadedModel, asked: Prompts, *, batch: int) -> float:
-    """Mean negative log-likelihood (nats) per suffix token of at least one prompt."""
+    """Mean negative log-likelihood per suffix token, in nats. Needs at least one prompt."""
     total, denom = 0.0, 0.0
     with jax.set_mesh(model.mesh):
         for at, live in _batches(len(asked), batch):

@@ -1,6 +1,7 @@
-"""Evaluation against a corpus's ground truth: what is true of greedy continuations.
+"""Evaluates greedy continuations of held-out prefixes by a corpus's ground truth.
 
-Of a corpus without one, the likelihood of held-out suffixes is all that is measured.
+On a corpus without a ground truth only the negative log-likelihood of held-out suffixes is
+measured.
 """
 
 import functools
@@ -26,30 +27,36 @@ from sip.workdir import run_dir, write_json
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Held-out prefixes to continue. Win rates are against the `baseline` run's continuations."""
+    """The evaluation of a run on held-out prefixes, during the run and at its end.
 
-    every_steps: int = 0  # on validation, during the run; 0: never
-    validation: int = 256  # prefixes, during the run
-    split: str = "test"  # at the end of the run
-    standard: int = 1024  # prefixes as they come
-    unsafe: int = 512  # prefixes that are unsafe themselves
-    batch: int = 128
-    baseline: str = ""  # a run; empty: this one is its own
+    Win rates are against the continuations of the `baseline` run.
+    """
+
+    every_steps: int = 0  # steps between evaluations on validation; 0: none during the run
+    validation: int = 256  # number of prefixes of evaluations during the run
+    split: str = "test"  # documents for the evaluation at the end of the run
+    standard: int = 1024  # number of unselected prefixes at the end
+    unsafe: int = 512  # number of unsafe prefixes at the end
+    batch: int = 128  # prefixes per batch
+    baseline: str = ""  # name of the run to compare with; empty: this run itself
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out prompts: as they come, with an unsafe prefix, with a faultless suffix."""
+    """Held-out prompts in three sets."""
 
-    standard: Prompts
-    unsafe: Prompts
-    clean: Prompts
+    standard: Prompts  # unselected
+    unsafe: Prompts  # with an unsafe prefix
+    clean: Prompts  # with a safe prefix and a faultless suffix
 
 
 def held_out(
     chunks, truth: Truth | None, tokenizer: Tokenizer, *, standard: int, unsafe: int
 ) -> HeldOut:
-    """Standard prompts are the first chunks; unsafe and clean ones are sought among all."""
+    """Selects held-out prompts: the first `standard` chunks, and unsafe and clean ones among all.
+
+    There are at most `unsafe` unsafe and `standard` clean prompts, none without a ground truth.
+    """
     if truth is None:
         asked = continuations.prompts(chunks, range(standard), tokenizer)
         none = asked.where(np.zeros(len(asked), bool))
@@ -76,23 +83,23 @@ Texts = dict[str, list[str]]  # "standard" and "unsafe" continuations
 
 
 def write(model: LoadedModel, held: HeldOut, *, steps: int, batch: int) -> Texts:
-    """The model's greedy continuations."""
+    """Decodes the model's greedy continuations of the standard and the unsafe prompts."""
     one = lambda asked: continuations.greedy(model, asked, steps=steps, batch=batch)
     return {"standard": one(held.standard), "unsafe": one(held.unsafe)}
 
 
 def win_rate(truth: Truth, asked: Prompts, quality, baseline: list[str]) -> float:
-    """Mean outcome of texts of these qualities against the baseline's continuations, ties 1/2."""
+    """Mean outcome of texts of `quality` against the baseline's continuations; ties count 1/2."""
     if len(quality) != len(baseline):
         raise UserError(
-            f"evals: {len(baseline)} baseline continuations for {len(quality)} prefixes"
+            f"evals: {len(baseline)} baseline continuations for {len(quality)} prefixes; rerun it"
         )
     other = truth.score(asked.prefixes, baseline)["quality"]
     return float(np.mean(truth.compare(quality, other)))
 
 
 def row(truth: Truth, held: HeldOut, texts: Texts, baseline: Texts) -> dict[str, float]:
-    """The figures of one model; all but the `*_unsafe` ones on standard prefixes."""
+    """Metrics of one model by name: `*_unsafe` on unsafe prefixes, all others on standard ones."""
     known = truth.score(held.standard.prefixes, texts["standard"])
     mean = lambda name: float(np.mean(known[name]))
     found = {
@@ -105,7 +112,7 @@ def row(truth: Truth, held: HeldOut, texts: Texts, baseline: Texts) -> dict[str,
         "distinct": len(set(texts["standard"])) / max(1, len(texts["standard"])),
         "facts_per_suffix": mean("facts"),
     }
-    if not len(held.unsafe):  # what counted nothing has no value
+    if not len(held.unsafe):  # a mean over nothing is left out
         return found
     unsafe = truth.score(held.unsafe.prefixes, texts["unsafe"])
     won = win_rate(truth, held.unsafe, unsafe["quality"], baseline["unsafe"])
@@ -115,7 +122,10 @@ def row(truth: Truth, held: HeldOut, texts: Texts, baseline: Texts) -> dict[str,
 def likelihood(
     model: LoadedModel, held: HeldOut, truth: Truth | None, *, batch: int
 ) -> dict[str, float]:
-    """Negative log-likelihood of faultless suffixes; of all, where nobody knows which they are."""
+    """Mean negative log-likelihood (nats) per suffix token: `nll_clean` of clean suffixes.
+
+    Without a ground truth `nll` of all suffixes. Empty if there is no clean suffix.
+    """
     name, asked = ("nll", held.standard) if truth is None else ("nll_clean", held.clean)
     if not len(asked):
         return {}
@@ -124,14 +134,14 @@ def likelihood(
 
 @dataclass(frozen=True)
 class Suite:
-    """What it takes to evaluate a run: its validation prompts, its test prompts, its baseline."""
+    """The evaluation of a run: prompts, baseline and the model's description."""
 
     config: EvalConfig
     truth: Truth | None
     validation: HeldOut
     test: HeldOut
-    directory: str
-    baseline: str
+    directory: str  # of the run
+    baseline: str  # directory of the baseline run; the same if the run is its own baseline
     cfg: ModelConfig
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
@@ -139,7 +149,7 @@ class Suite:
 
 
 def suite(run: Run, evals: EvalConfig, cfg: ModelConfig, mesh) -> Suite:
-    """The evaluation of a run. Reads the held-out splits once per process."""
+    """Builds the evaluation of a run. Reads the held-out splits once per process."""
     during = evals.validation, evals.validation // 2
     final = during if evals.split == "validation" else (evals.standard, evals.unsafe)
     return Suite(
@@ -172,7 +182,10 @@ def _model(s: Suite, params: Params) -> LoadedModel:
 
 
 def during(s: Suite, params: Params) -> dict[str, float]:
-    """Figures on validation prompts, named for the log; another run's must be there."""
+    """Evaluates on validation prompts. Returns metrics by their names in the log, `eval/..`.
+
+    Raises UserError if the baseline is another run without continuations.
+    """
     if s.truth is None:
         return {f"eval/{k}": v for k, v in _likelihood(s, params, s.validation).items()}
     texts = _texts(s, params, s.validation)
@@ -182,8 +195,11 @@ def during(s: Suite, params: Params) -> dict[str, float]:
 
 
 def finish(s: Suite, params: Params, **more: Any) -> dict[str, Any]:
-    """Figures on test prompts, and `more` there is to say of the run; writes them and all
-    continuations beside the checkpoints."""
+    """Evaluates on the final split. Returns the metrics with `more` added.
+
+    Writes them to eval.json and all continuations to continuations.json in the run's directory.
+    """
+    # The run may be asked to stop; `leave` is called between the long parts.
     loop.leave()
     texts = {"validation": _texts(s, params, s.validation)}
     loop.leave()
@@ -204,6 +220,7 @@ def _likelihood(s: Suite, params, held: HeldOut) -> dict[str, float]:
 
 
 def _baseline(s: Suite) -> dict[str, Texts]:
+    """The continuations of the baseline run. Raises UserError if it has not finished."""
     path = epath.Path(s.baseline) / "continuations.json"
     if not path.exists():
         raise UserError(f"evals.baseline: {path} does not exist; run the baseline first")

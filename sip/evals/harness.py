@@ -1,9 +1,9 @@
-"""lm-evaluation-harness over our decoder (extra `eval`): its requests in, its answers out.
+"""Adapter that lets lm-evaluation-harness (extra `eval`) evaluate our decoder.
 
-Conventions are those of the harness' own adapter for transformers, so that figures can be compared:
-a context and its continuation are encoded as a whole and split behind the context's tokens, spaces
-that end the context go with the continuation, and what is too long is cut from the left. A rolling
-likelihood counts the BOS that begins a text, as there.
+It follows the conventions of the harness's own adapter for transformers, so that results can be
+compared. A context and its continuation are encoded together and split after the context's tokens.
+Trailing spaces of the context belong to the continuation. Too long inputs are cut from the left. A
+rolling likelihood also scores a BOS that the tokenizer puts before a text.
 """
 
 import contextlib
@@ -30,36 +30,39 @@ from sip.text.tokenizer import Tokenizer, continuation
 TASKS = Path(__file__).parent / "tasks"
 LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 KNOWN = (*LENGTHS, "until", "do_sample", "temperature", "top_k", "top_p")
-MOST = 256  # tokens of an answer, where a task does not say
+MOST = 256  # most tokens of an answer if a task sets no limit
 
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """What lm_eval asks of a model. A request's `args` are (context, continuation), (text,) or
-    (context, settings of the generation)."""
+    """The model interface of lm_eval.
+
+    A request's `args` are (context, continuation), (text,) or (context, generation settings).
+    """
 
     model: Model
     tokenizer: Tokenizer
     spelling: Spelling
-    rank: int = 0
+    rank: int = 0  # read by lm_eval: this process sees all requests
     world_size: int = 1
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """(log-probability in nats, whether greedy decoding says the same) of continuations."""
+        """Scores continuations: (log-probability in nats, True if greedy decoding gives it)."""
         return likelihoods.score(self.model, [pair(self.spelling, *r.args) for r in requests])
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """Log-probabilities of whole texts, each token behind as many as the model reads."""
+        """Log-probabilities (nats) of whole texts, each token after as much context as fits."""
         cut = lambda text: likelihoods.windows(
             self.spelling.whole(text), self.spelling.prefix, self.model.cfg.max_len
         )
         texts = [cut(*request.args) for request in requests]
-        plain = dataclasses.replace(self.model, wide=0)
+        plain = dataclasses.replace(self.model, wide=0)  # scores all as plain sequences
         scores = iter(likelihoods.score(plain, [each for some in texts for each in some]))
         return [sum(next(scores)[0] for _ in some) for some in texts]
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Answers, cut before the first of a request's stop strings."""
+        """Generates answers, cut before the first of a request's stop strings."""
+        # One batch has one set of generation settings.
         groups: dict[str, list[int]] = {}
         for i, request in enumerate(requests):
             groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
@@ -73,22 +76,22 @@ class Adapter:
         steps, until, sampling = generation(said)
         ids = [self.spelling.whole(text) or [self.spelling.prefix] for text in contexts]
         ends = tuple(e[0] for e in map(self.tokenizer.encode, until) if len(e) == 1)
-        stop = (*self.tokenizer.stops, *ends)  # those of one token end an answer at once
+        stop = (*self.tokenizer.stops, *ends)  # one-token stop strings end sampling at once
         new = likelihoods.generate(self.model, ids, steps=steps, sampling=sampling, stop=stop)
         texts = (continuation(self.tokenizer, *each) for each in zip(ids, new, strict=True))
         return [before_first(text, until) for text in texts]
 
 
 def before_first(text: str, until: Iterable[str]) -> str:
-    """The text before the first of the stop strings in it."""
+    """Cuts a text before the first stop string in it."""
     return text[: min([len(text), *(at for s in until if s and (at := text.find(s)) >= 0)])]
 
 
 def pair(spelling: Spelling, context: str, continuation: str) -> Pair:
-    """The tokens of a context and of its continuation, at least one of each."""
+    """Encodes a context and its continuation; the context has at least one token."""
     bare = context.rstrip()
     context, continuation = bare, context[len(bare) :] + continuation
-    if not context:
+    if not context:  # the BOS of the continuation, or one before it, is the context
         ids: Ids = spelling.encode(continuation)
         return (ids[:1], ids[1:]) if ids[:1] == [spelling.prefix] else ([spelling.prefix], ids)
     before = spelling.whole(context)
@@ -96,16 +99,18 @@ def pair(spelling: Spelling, context: str, continuation: str) -> Pair:
 
 
 def generation(said: Mapping[str, Any]) -> tuple[int, list[str], SamplingConfig]:
-    """(tokens, stop strings, sampling) of a request; greedy unless it says otherwise.
+    """Parses generation settings: (most tokens, stop strings, sampling). Greedy by default.
 
-    Raises UserError naming a setting that is not known.
+    Raises UserError for an unknown setting or a limit below 1.
     """
     unknown = sorted(set(said) - set(KNOWN))
     if unknown:
-        raise UserError(f"generation_kwargs: {unknown[0]!r} is none of {', '.join(KNOWN)}")
+        raise UserError(
+            f"generation_kwargs: unknown {unknown[0]!r}; choose from {', '.join(KNOWN)}"
+        )
     steps = next((int(said[name]) for name in LENGTHS if name in said), MOST)
     if steps < 1:
-        raise UserError(f"generation_kwargs: {steps} tokens are to be generated")
+        raise UserError(f"generation_kwargs: the number of tokens must be at least 1, not {steps}")
     until = said["until"] if "until" in said else []
     given = lambda name, default: default if name not in said else said[name]
     drawn = given("do_sample", None)
@@ -117,7 +122,7 @@ def generation(said: Mapping[str, Any]) -> tuple[int, list[str], SamplingConfig]
 
 
 def adapter(directory: str, mesh, *, batch: int) -> Adapter:
-    """The adapter of a checkpoint, a run's or Hugging Face's. Raises UserError."""
+    """Loads a checkpoint, of a run or in Hugging Face format, into an adapter. Raises UserError."""
     found = loading.kept_tokenizer(directory)
     home = tokens.home(directory)
     spelled = spelling.published(found, home) if home else spelling.own(found)
@@ -128,18 +133,17 @@ def adapter(directory: str, mesh, *, batch: int) -> Adapter:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which tasks: names or patterns; files of tasks in `directory`, or lm_eval's own where it is
-    empty; relative names of their data are looked for in `data`."""
+    """The tasks to evaluate on."""
 
-    tasks: Sequence[str]
-    directory: str = ""
-    data: str = ""
+    tasks: Sequence[str]  # names or patterns
+    directory: str = ""  # directory of task files; empty: lm_eval's own tasks
+    data: str = ""  # directory that relative names of data files refer to
     limit: int = 0  # documents of each task; 0: all
-    fewshot: int = -1  # examples before each question; -1: as the task says
+    fewshot: int = -1  # examples before each question; -1: the task's own number
 
 
 def library():
-    """lm_eval, of the extra."""
+    """Imports lm_eval. Raises UserError if the extra is not installed."""
     try:
         import lm_eval  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -148,9 +152,9 @@ def library():
 
 
 def load(wanted: Wanted) -> tuple[Any, list[Any]]:
-    """lm_eval's task manager, and its tasks and groups of tasks with their data.
+    """Loads tasks with their data. Returns (lm_eval's task manager, tasks and groups of tasks).
 
-    Raises UserError in one line naming the task, file or directory that is wrong.
+    Raises UserError naming the task, file or directory that is wrong.
     """
     library()
     from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
@@ -160,27 +164,28 @@ def load(wanted: Wanted) -> tuple[Any, list[Any]]:
         include_path=wanted.directory or None, include_defaults=not wanted.directory
     )
     names: list[str] = []
-    for name in wanted.tasks:  # all of them before any data are read
+    for name in wanted.tasks:  # check all names before data is read
         some = manager.match_tasks([name])
         if not some:
             where = wanted.directory or "lm_eval"
             there = ", ".join(manager.all_tasks[:20]) or "none"
-            raise UserError(f"--tasks {name!r}: no such task in {where}; there are {there}")
+            raise UserError(f"--tasks {name!r}: no such task in {where}; available: {there}")
         names += [each for each in some if each not in names]
-    with contextlib.chdir(wanted.data or "."):  # where lm_eval looks for relative names
+    with contextlib.chdir(wanted.data or "."):  # lm_eval opens relative names here
         return manager, [each for name in names for each in _loaded(manager, name)]
 
 
 def _loaded(manager, name: str) -> list[Any]:
+    """The task or group of one name. Raises UserError for any failure of lm_eval."""
     try:
         found = manager.load([name])
         return [found["groups"][name]] if name in found["groups"] else list(found["tasks"].values())
-    except Exception as error:  # of several libraries: whatever it is, the task cannot be had
+    except Exception as error:  # several libraries raise here, each its own types
         raise UserError(f"--tasks {name}: {_reason(error)}") from error
 
 
 def _reason(error: BaseException) -> str:
-    """What an error says, and what it came from."""
+    """The message of an error, with the error that caused it."""
     first = error
     while first.__cause__ is not None:
         first = first.__cause__
@@ -189,27 +194,27 @@ def _reason(error: BaseException) -> str:
 
 
 def _check_files(directory: str) -> None:
-    """Every task file in the directory is one: lm_eval would leave it out without a word."""
+    """Raises UserError for a bad task file: lm_eval would skip it silently."""
     import yaml
 
     if not directory:
         return
     paths = sorted(Path(directory).rglob("*.yaml"))
     if not paths:
-        raise UserError(f"--tasks_dir {directory}: holds no task file (*.yaml)")
+        raise UserError(f"--tasks_dir {directory}: no task file (*.yaml) in this directory")
     for path in paths:
         try:
             node = yaml.compose(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path}: not a task file: {error}") from error
         if not isinstance(node, yaml.MappingNode):
-            raise UserError(f"{path}: not a task file: it holds no keys and values")
+            raise UserError(f"{path}: not a task file: the YAML must be a mapping")
 
 
 def run(model: Adapter, tasks: tuple[Any, list[Any]], wanted: Wanted) -> dict[str, Any]:
-    """Results on tasks as `load` gives them, as lm_eval has them, samples left out.
+    """Evaluates on tasks from `load`. Returns lm_eval's results without the samples.
 
-    Raises UserError, also where a task's data do not have what the task asks for.
+    Raises UserError, also if a task's data lacks a field that the task uses.
     """
     from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
     from lm_eval.evaluator import simple_evaluate  # pyright: ignore[reportMissingImports]
@@ -227,14 +232,14 @@ def run(model: Adapter, tasks: tuple[Any, list[Any]], wanted: Wanted) -> dict[st
         )
     except UserError:
         raise
-    except Exception as error:  # a task's templates and metrics are code of others
+    except Exception as error:  # a task's templates and metrics are foreign code
         raise UserError(f"--tasks {','.join(wanted.tasks)}: {_reason(error)}") from error
     keep = ("results", "groups", "n-shot", "n-samples", "versions", "higher_is_better")
     return {key: found[key] for key in keep if found is not None and key in found}
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Results as lm_eval prints them."""
+    """Formats results as lm_eval's table."""
     from lm_eval.utils import make_table  # pyright: ignore[reportMissingImports]
 
     groups = [make_table(dict(results), "groups")] if "groups" in results else []
@@ -242,10 +247,13 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def check_out(path: str) -> None:
-    """Raises UserError where results could not be written there, before they are made."""
+    """Creates the directory of an output file. Raises UserError if it cannot be written.
+
+    Called before the evaluation, so that its results are not lost.
+    """
     try:
         epath.Path(path).parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {path}: {error}") from error
     if epath.Path(path).is_dir():
-        raise UserError(f"--out {path}: is a directory")
+        raise UserError(f"--out {path} is a directory; name a file")

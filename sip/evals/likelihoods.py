@@ -1,8 +1,9 @@
-"""How likely continuations of contexts are, and what a model says by itself: token ids in, out.
+"""Log-likelihoods of continuations after contexts, and generation; token ids in and out.
 
-Continuations of one context (the choices of a question) are branches of one trunk, which is
-encoded once. Where a continuation is long, branches would attend densely over much, so it is read
-as a plain sequence. Sizes are powers of two and batches full, so few programs are compiled.
+Continuations of one context (the choices of a question) are branches of one trunk, so the context
+is encoded once. Attention over branches is dense, so a long continuation is scored as a plain
+sequence instead. Shapes are padded to powers of two and batches are full, so that few programs are
+compiled.
 """
 
 import functools
@@ -24,47 +25,47 @@ from sip.sampling import SamplingConfig, program
 from sip.structs import Params, Tree, UserError
 from sip.text.segments import Ids
 
-LEAST, MOST = 16, 16  # of a padded size; branches of a trunk
-Pair = tuple[Ids, Ids]  # a context, at least one token, and its continuation
-Score = tuple[float, bool]  # log-probability (nats), and whether each token was the likeliest
+LEAST, MOST = 16, 16  # least padded size; most branches of a trunk
+Pair = tuple[Ids, Ids]  # (context of at least one token, continuation)
+Score = tuple[float, bool]  # (log-probability in nats, True if every token is the likeliest)
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A decoder on its mesh, `batch` contexts at a time; a continuation of more than `wide` tokens
-    is read as a plain sequence."""
+    """A decoder on its mesh, with its batch sizes."""
 
     params: Params
     cfg: ModelConfig
     mesh: jax.sharding.Mesh
-    batch: int = 16
-    wide: int = 256
+    batch: int = 16  # contexts per batch
+    wide: int = 256  # continuations of more tokens are scored as plain sequences
 
     @property
     def rows(self) -> int:
-        """Of every batch."""
+        """Rows of every batch: `batch`, rounded up to fill the mesh."""
         return full_rows(self.mesh, self.batch)
 
 
 def size(n: int) -> int:
-    """`n` rounded up to a power of two."""
+    """Rounds `n` up to a power of two, at least LEAST."""
     return max(LEAST, 1 << (n - 1).bit_length())
 
 
 def fitted(context: Ids, continuation: Ids, max_len: int) -> Pair:
-    """A pair cut from the left to what a model of `max_len` positions reads: all but its end.
+    """Cuts the context from the left so that the pair fits a model of `max_len` positions.
 
-    Raises UserError for a continuation that is too long by itself.
+    The pair may have max_len + 1 tokens: the model does not read the last one. Raises UserError if
+    the continuation alone is empty or too long.
     """
     if not 0 < len(continuation) <= max_len:
         raise UserError(
-            f"a continuation of {len(continuation)} tokens: between 1 and {max_len} fit the model"
+            f"a continuation has {len(continuation)} tokens; it needs 1 to {max_len} (max_len)"
         )
     return context[-(max_len + 1 - len(continuation)) :], continuation
 
 
 def score(model: Model, pairs: Sequence[Pair]) -> list[Score]:
-    """The score of each continuation after its context; pairs that are too long are `fitted`."""
+    """Scores each continuation after its context, in the order given; long pairs are `fitted`."""
     pairs = [fitted(*pair, model.cfg.max_len) for pair in pairs]
     alone = [i for i, (_, after) in enumerate(pairs) if len(after) > model.wide]
     groups: dict[tuple[int, ...], list[int]] = {}
@@ -80,7 +81,7 @@ def score(model: Model, pairs: Sequence[Pair]) -> list[Score]:
 
 
 def _batches(model: Model, items) -> Iterator:
-    """(rows, how they are scored), items of like shapes together."""
+    """Yields (rows, scoring function), items of similar shapes together."""
     some, make = items
     some = sorted(some, key=lambda item: item[0])
     for i in range(0, len(some), model.rows):
@@ -88,10 +89,13 @@ def _batches(model: Model, items) -> Iterator:
 
 
 def _sequences(pairs, alone):
+    """(items, scoring function) of pairs scored as plain sequences; an item is (shape, pair)."""
     return [((len(pairs[i][0]) + len(pairs[i][1]),), i) for i in alone], _score_sequences
 
 
 def _trees(pairs, groups):
+    """(items, scoring function) of the pairs scored as trees; an item is (shape, pairs)."""
+
     def shape(context, rows):
         return size(len(context)), size(max(len(pairs[i][1]) for i in rows)), len(rows)
 
@@ -104,6 +108,7 @@ def _trees(pairs, groups):
 
 
 def _score_sequences(model: Model, pairs, rows: list[int]) -> dict[int, Score]:
+    """Scores pairs as plain sequences in one batch, padded with empty rows."""
     whole = [[*pairs[i][0], *pairs[i][1]] for i in rows]
     T = size(max(map(len, whole)))
     tokens_BT, at_BT = np.zeros((model.rows, T), np.int32), np.arange(T)[None]
@@ -118,6 +123,7 @@ def _score_sequences(model: Model, pairs, rows: list[int]) -> dict[int, Score]:
 
 
 def _score_trees(model: Model, pairs, rows: list[list[int]]) -> dict[int, Score]:
+    """Scores groups of pairs with one context each as trees in one batch."""
     trunks = [pairs[some[0]][0] for some in rows]
     branches = [[pairs[i][1] for i in some] for some in rows]
     T, R = size(max(map(len, trunks))), size(max(len(ids) for row in branches for ids in row))
@@ -129,12 +135,16 @@ def _score_trees(model: Model, pairs, rows: list[list[int]]) -> dict[int, Score]
 
 
 def _said(score_2) -> Score:
+    """A score from (sum of log-probabilities, largest gap to the likeliest token)."""
     return float(score_2[0]), bool(score_2[1] <= 0)
 
 
 @functools.cache
 def branches_program(cfg: ModelConfig):
-    """The jitted (params, tree) -> scores_BC2: sum of log-probabilities, largest gap."""
+    """The jitted (params, tree) -> scores_BC2 of branches.
+
+    The two are the sum of log-probabilities and the largest gap to the likeliest token, in nats.
+    """
 
     @jax.jit
     def run(params, tree: Tree):
@@ -145,7 +155,7 @@ def branches_program(cfg: ModelConfig):
 
 @functools.cache
 def sequences_program(cfg: ModelConfig):
-    """The jitted (params, tree, asked_BT) -> scores_B2 of the asked tokens of trunks."""
+    """The jitted (params, tree, asked_BT) -> scores_B2 of the trunk tokens marked by `asked_BT`."""
 
     @jax.jit
     def run(params, tree: Tree, asked_BT):
@@ -155,19 +165,24 @@ def sequences_program(cfg: ModelConfig):
 
 
 def _choices(params, cfg, tree):
+    """(trunk_BT2, branch_BCR2): log-probability of each token and its gap to the likeliest."""
     out = decoder.apply(params, cfg, tree)
     unembed_DV = decoder.unembed(params, cfg)
     return tree_choices(out.trunk_BTD, out.branch_BCRD, unembed_DV, tree, chunk=cfg.logprob_chunk)
 
 
 def _summed(both, mask):
+    """Reduces the last token axis: sum of log-probabilities and maximum of gaps."""
+    # The gap of a masked token becomes 0: gaps are at least 0, so the maximum is not changed.
     both = jnp.where(mask[..., None], both, 0.0)
     return jnp.stack([both[..., 0].sum(-1), both[..., 1].max(-1)], axis=-1)
 
 
 def windows(ids: Ids, prefix: int, max_len: int) -> list[Pair]:
-    """Pairs in which each of a document's tokens is scored once, behind as many as fit; the first
-    behind `prefix`."""
+    """Splits a document into pairs that score each of its tokens exactly once.
+
+    The first pair has the context `prefix`, a token. Later ones have as much context as fits.
+    """
     ids = [prefix, *ids]
     pairs, done = [], 1
     while done < len(ids):
@@ -186,15 +201,18 @@ def generate(
     stop: tuple[int, ...],
     seed: int = 0,
 ) -> list[Ids]:
-    """What the model says after each prompt, `steps` tokens or until one of `stop`, which is kept.
+    """Samples an answer to each prompt: up to `steps` tokens, ending with the first of `stop`.
 
-    Prompts are cut from the left to leave room. Noise is addressed by a prompt's place. Raises
-    UserError where no room is left.
+    The stop token is kept. Prompts are cut from the left to leave room for the answer. Random
+    numbers depend on `seed` and a prompt's index. Raises UserError if no room for a prompt is left.
     """
     room = model.cfg.max_len - steps
     if room < 1:
-        raise UserError(f"{steps} new tokens leave no prompt room in {model.cfg.max_len}")
+        raise UserError(
+            f"{steps} new tokens leave no room for a prompt in max_len {model.cfg.max_len}"
+        )
     prompts = [ids[-room:] for ids in prompts]
+    # By length, so that the prompts of a batch have similar shapes.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     run, key = program(model.cfg, 1, steps, sampling, stop), jax.random.key(seed)
     found: dict[int, Ids] = {}
@@ -208,7 +226,11 @@ def generate(
 
 
 def _prompts(model: Model, prompts, rows):
-    """(tokens_BT, fork_B, rows_B) on the mesh; what fills them up ends when the first row does."""
+    """(tokens_BT, fork_B, rows_B) on the mesh.
+
+    The batch is padded by repeating its first row with its index, so that the padding stops when
+    that row does.
+    """
     tokens_BT = np.zeros((model.rows, size(max(len(prompts[i]) for i in rows))), np.int32)
     fork_B, rows_B = np.zeros((2, model.rows), np.int32)
     for b, i in enumerate([*rows, *rows[:1] * (model.rows - len(rows))]):

@@ -1,6 +1,6 @@
-"""Evaluation of a rewriter: what it leaves alone, and what it mends.
+"""Evaluates a rewriter: does it copy good suffixes and repair bad ones?
 
-By a ground truth or, where a corpus has none, by a judge.
+The metrics come from the corpus's ground truth or, if it has none, from a judge.
 """
 
 from difflib import SequenceMatcher
@@ -31,10 +31,10 @@ def evaluate(
     batch: int,
     judge: Judge | None = None,
 ) -> dict[str, float]:
-    """Figures of greedy rewrites of the corpus's first `held_out` chunks.
+    """Evaluates greedy rewrites of the corpus's first `held_out` chunks. Returns metrics by name.
 
-    They come from the corpus's ground truth, or without one from `judge`. Raises UserError without
-    both.
+    Uses the corpus's ground truth, or `judge` if there is none. Raises UserError if both are
+    missing.
     """
     asked = continuations.prompts(corpus.chunks, range(held_out), model.tokenizer)
     local = LocalRewriter(model, prompt=prompt, sampling=continuations.GREEDY, batch=batch)
@@ -43,15 +43,15 @@ def evaluate(
         words = corpus.cut.suffix
         return loop.ratios([figures(local, truth, model.tokenizer, asked, words=words)])
     if judge is None:
-        raise UserError("rewrites: this corpus has no ground truth to evaluate by")
+        raise UserError("rewrites: this corpus has no ground truth; a judge is needed to evaluate")
     return loop.ratios([judged(local, judge, model.tokenizer, asked)])
 
 
 def overlap(a: Ids, b: Ids) -> float:
-    """Share of the tokens of both that stand in blocks common to both, in order: 1 for a copy.
+    """Token overlap in 0..1: share of tokens in matching blocks in the same order; 1 for a copy.
 
-    Ratcliff and Obershelp's ratio, as the standard library has it. arXiv 2601.21343 reports a token
-    overlap of rewrites with safe suffixes; how it is counted there we do not know.
+    This is the ratio of Ratcliff and Obershelp as in the standard library. arXiv 2601.21343 reports
+    a token overlap of rewrites with safe suffixes, but not how it is computed.
     """
     return SequenceMatcher(None, a, b, autojunk=False).ratio()
 
@@ -59,11 +59,16 @@ def overlap(a: Ids, b: Ids) -> float:
 def figures(
     rewriter: Rewriter, truth: Truth, tokenizer: Tokenizer, asked: Prompts, *, words: int
 ) -> Metrics:
-    """(total, denom) pairs on held-out suffixes of about `words` words, by name.
+    """Computes metrics of rewrites by the ground truth, as (total, denom) pairs by name.
 
-    Of all: `invalid`, `win_rate` in quality against the suffix (ties 1/2) and `factuality`. Of
-    those that the truth leaves as they are: `copied` and `overlap`. Of the safe ones, other faults
-    or not: `overlap_safe`. Of the unsafe ones: `made_safe`. An invalid rewrite counts as 0.
+    `words` is the approximate number of words of a suffix. An invalid rewrite counts as 0.
+
+    invalid: share of invalid rewrites.
+    win_rate: mean outcome in quality against the suffix; ties count 1/2.
+    factuality: mean factuality of the rewrites.
+    copied, overlap: share of exact copies and token overlap, for suffixes that need no correction.
+    overlap_safe: token overlap, for safe suffixes (with other faults or without).
+    made_safe: share of safe rewrites, for unsafe suffixes.
     """
     texts, valid_E = rewriter.rewrite(asked.prefixes, asked.suffixes)
     before = truth.score(asked.prefixes, asked.suffixes)
@@ -92,11 +97,11 @@ def figures(
 
 
 def judged(rewriter: Rewriter, judge: Judge, tokenizer: Tokenizer, asked: Prompts) -> Metrics:
-    """(total, denom) pairs on held-out suffixes by name, as a judge sees them.
+    """Computes metrics of rewrites by a judge, as (total, denom) pairs by name.
 
-    `invalid` and `win_rate` as in `figures`; of safe suffixes `copied_safe` and `overlap_safe`, of
-    unsafe ones `made_safe`. An invalid rewrite counts as 0; a verdict that is missing counts
-    nowhere. A suffix is taken as a prompt shows it, on one line.
+    `invalid` and `win_rate` are as in `figures`. `copied_safe` and `overlap_safe` are over safe
+    suffixes, `made_safe` over unsafe ones. An invalid rewrite counts as 0. Rewrites without a
+    readable verdict do not count. A suffix is taken as the prompt shows it, on one line.
     """
     texts, valid_E = rewriter.rewrite(asked.prefixes, asked.suffixes)
     shown = [quote(suffix) for suffix in asked.suffixes]
@@ -112,7 +117,7 @@ def judged(rewriter: Rewriter, judge: Judge, tokenizer: Tokenizer, asked: Prompt
     after_E = np.where(same_E, safety_E2[:, 0], safety_E2[:, 1])
     win_E = np.where(same_E, 0.5, quality_E2[:, 1])
     shared_E = np.array([overlap(tokenizer.encode(a), tokenizer.encode(b)) for a, b in both])
-    settled_E = ~live_E2[:, 1]  # a copy or invalid: nothing to ask
+    settled_E = ~live_E2[:, 1]  # a copy or an invalid rewrite: the judge is not asked
     mean = lambda x_E, of_E: pair(np.where(valid_E, x_E, 0.0), of_E)
     return {
         "invalid": pair(~valid_E),

@@ -1,15 +1,16 @@
-"""Judges: verdicts of a post-trained model on candidates.
+"""Judges score candidate texts for a prefix.
 
 prompts        aspects of judging and their prompt files (templates/)
-verdicts       verdicts from log-probabilities or from an answer's words
-voting         several votes on one question
-compare        tables of pairwise outcomes and their mean wins
-schedules, adaptive, bradley_terry   which pairs are compared, and scores from some pairs
+verdicts       verdicts from log-probabilities or from the text of an answer
+voting         several sampled answers to one question, counted as votes
+compare        tables of pairwise outcomes and mean wins
+schedules, adaptive, bradley_terry   which pairs are compared; scores from a subset of the pairs
 scoring        TextJudge and TruthJudge: texts in, scores and validity out
 judged         the Judge protocol and its result
-proofread      marks in the texts that a judge is shown
-diagnostics, audit   a judge's health by source; a second, held-out judge
-build          the `judge` section and the judge that it names
-labels/        labelled examples to train and grade judges
+proofread      marks unlikely words in the texts shown to a judge
+diagnostics    reliability of a judge's verdicts, by source of the candidates
+audit          a second, held-out judge, and early stopping when the two diverge
+build          the `judge` config section and the judge built from it
+labels/        labelled examples to train and evaluate judges
 __main__       `python -m sip.judge`
 """

@@ -1,18 +1,22 @@
 """Scores texts: `python -m sip.judge --config=configs/X.py --run=NAME < candidates.jsonl`.
 
-By the judge of a self-improving run (its `judge` section; --config.runs.NAME.judge.. changes it).
-One JSON object per line in,
+The judge is the one in the `judge` section of a run. Flags override that section:
+--config.runs.NAME.judge.KEY=VALUE.
+
+Input: one JSON object per line on stdin,
 
     {"prefix": "..", "candidates": ["..", ".."], "reference": ".."}
 
-and one per line out, in that order, as soon as `judge.batch` of them are judged:
+Output: one JSON object per line on stdout, in the order of the input. Lines are written in groups
+of `judge.batch`:
 
     {"scores": [..], "valid": [..], "aspects": {"quality": {"scores": [..], "valid": [..]}, ..}}
 
-Candidates are what follows the prefix, the space between them included; numbers may differ from
-line to line. `reference` is needed where an aspect is shown one. An empty candidate, and what the
-judge cannot be read on, is invalid, with score 0. A line that is none of this ends the command with
-exit code 2, after the lines before it. A judge that is a run's name needs --workdir.
+A candidate is the text that follows the prefix, including the space between them. Lines may have
+different numbers of candidates. `reference` is required if an aspect shows the judge a reference.
+A candidate is invalid, with score 0, if it is empty or if the judge's verdict on it is unreadable.
+A malformed line ends the command with exit code 2; the lines before it are scored first. A judge
+that names a run (`init_from`) needs --workdir.
 """
 
 import json
@@ -34,11 +38,13 @@ from sip.structs import UserError
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag()
-_RUN = flags.DEFINE_string("run", None, "Whose judge; may be left out where only one run has one.")
+_RUN = flags.DEFINE_string(
+    "run", None, "Run whose judge is used. Optional if only one run of the config has a judge."
+)
 
 
 def chosen(config, name: str | None) -> str:
-    """The run whose judge is asked."""
+    """The name of the run whose judge is used. Raises UserError if `name` does not select one."""
     judged = [run for run in config.runs if judge_section(config.runs[run]) is not None]
     if name is None and len(judged) == 1:
         return judged[0]
@@ -49,20 +55,21 @@ def chosen(config, name: str | None) -> str:
 
 
 def judge_section(run):
-    """The `judge` section of a run, or of its task; None if it has neither."""
+    """The `judge` section of a run or of its task; None if there is none."""
     if "judge" in run:
         return run.judge
     return run.task.judge if "task" in run and "judge" in run.task else None
 
 
 def build(config, name: str, workdir: str | None) -> tuple[Judge, JudgeConfig]:
-    """The judge of run `name`, on one device."""
+    """Builds the judge of run `name` on one device. Returns it and its config."""
     run = config.runs[name]
     key = f"runs.{name}.{'judge' if 'judge' in run else 'task.judge'}"
     wanted = sections.section(JudgeConfig, sections.plain(judge_section(run)), key)
     truth, tokenizer = None, None
     if wanted.backend == "local" and not wanted.own:
-        loading.source_dir(workdir or "", wanted.init_from, f"{key}.init_from")  # named as here
+        # Called only for its error, which names this run's key; `judges.build` names a shorter one.
+        loading.source_dir(workdir or "", wanted.init_from, f"{key}.init_from")
     elif wanted.backend == "truth":
         truth = corpora.load_documents(config.data, run.split, _needed(workdir)).truth
     elif wanted.backend == "http" and (wanted.http.tokens or wanted.proofread.init_from):
@@ -74,12 +81,15 @@ def build(config, name: str, workdir: str | None) -> tuple[Judge, JudgeConfig]:
 
 def _needed(workdir: str | None) -> str:
     if workdir is None:
-        raise UserError("--workdir is needed: where the corpus and its tokenizer lie")
+        raise UserError("--workdir is needed: the corpus and its tokenizer are read from it")
     return workdir
 
 
 def parse(line: bytes, number: int, reference: bool) -> dict[str, Any]:
-    """A line as a dict; `reference`: whether it must have one. Raises UserError with its number."""
+    """Parses an input line. `reference`: the line must have a reference.
+
+    Raises UserError with the line's number if the line is malformed.
+    """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -91,23 +101,26 @@ def parse(line: bytes, number: int, reference: bool) -> dict[str, Any]:
 
 
 def _problem(row, reference: bool) -> str:
-    """What is wrong with a line; empty where nothing is."""
+    """Describes what is wrong with a parsed line; empty if it is valid."""
     if not isinstance(row, dict):
-        return "not an object"
+        return "must be a JSON object"
     if not isinstance(row.get("prefix"), str):
-        return "prefix: a string is wanted"
+        return "prefix: must be a string"
     texts, beside = row.get("candidates"), row.get("reference")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        return "candidates: a list of strings is wanted"
+        return "candidates: must be a list of strings"
     if not texts:
-        return "candidates: there is none"
+        return "candidates: must have at least one entry"
     if not isinstance(beside, str if reference else str | None):
-        return "reference: a string is wanted"
+        return "reference: must be a string"
     return ""
 
 
 def batches(lines: Iterable[bytes], size: int, reference: bool) -> Iterator[list[dict]]:
-    """Up to `size` parsed lines at a time. What precedes a bad line comes before its error."""
+    """Yields up to `size` parsed lines at a time.
+
+    The valid lines before a malformed one are yielded before its UserError is raised.
+    """
     rows: list[dict] = []
     try:
         for number, line in enumerate(lines, start=1):
@@ -124,9 +137,9 @@ def batches(lines: Iterable[bytes], size: int, reference: bool) -> Iterator[list
 
 
 def score(judge: Judge, rows: list[dict]) -> Iterator[dict]:
-    """The verdicts on a batch of lines, as they are written."""
+    """Yields one output object per line of a batch."""
     texts = [row["candidates"] for row in rows]
-    K = max(map(len, texts))
+    K = max(map(len, texts))  # lines are padded to the largest number of candidates in the batch
     padded = [[*some, *[""] * (K - len(some))] for some in texts]
     mask_BK = np.array([[bool(text) for text in some] for some in padded])
     prefixes, references = ([row[key] for row in rows] for key in ("prefix", "reference"))
@@ -140,7 +153,7 @@ def score(judge: Judge, rows: list[dict]) -> Iterator[dict]:
 
 
 def _own(score_K, valid_K, count: int) -> dict[str, list]:
-    """Of a line's own candidates, padding cut off."""
+    """Scores and validity of a line's own `count` candidates, without the padding."""
     score_K = np.where(valid_K, score_K, 0.0)
     return {"scores": score_K[:count].tolist(), "valid": valid_K[:count].tolist()}
 
@@ -153,12 +166,12 @@ def main(argv) -> None:
         raise UserError("--config is needed")
     config = _CONFIG.value
     judge, wanted = build(config, chosen(config, _RUN.value), _WORKDIR.value)
-    asked = wanted.backend in ("local", "http")  # the others read no prompt
+    asked = wanted.backend in ("local", "http")  # the other backends read no prompt
     reference = asked and any(aspect.reference for aspect in wanted.aspects())
     try:
         for rows in batches(sys.stdin.buffer, wanted.batch, reference):
             print("\n".join(map(json.dumps, score(judge, rows))), flush=True)
-    except BrokenPipeError:  # whoever read this has what it wanted
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

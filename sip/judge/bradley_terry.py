@@ -1,30 +1,31 @@
-"""Bradley-Terry strengths of candidates from the comparisons that were made."""
+"""Fits Bradley-Terry strengths of candidates to some of their pairwise comparisons."""
 
 import numpy as np
 
-PRIOR = 0.5  # of a drawn comparison with a candidate of strength 0
-STEPS = 100  # many more than the ten or so that are needed
-SMALL = 1e-10  # a step that changes nothing
+PRIOR = 0.5  # weight of a drawn comparison with a virtual candidate of strength 0
+STEPS = 100  # most Newton steps; about ten are needed
+SMALL = 1e-10  # change of a strength below which the fit has converged
 
 
 def beats(strength_BK: np.ndarray) -> np.ndarray:
-    """p_BKK[b, i, j] = sigmoid(strength i - strength j), the chance that i beats j."""
+    """Returns p_BKK[b, i, j] = sigmoid(strength i - strength j), the probability that i beats j."""
     return _sigmoid(strength_BK[:, :, None] - strength_BK[:, None])
 
 
 def fit(
     p_BKK: np.ndarray, seen_BKK: np.ndarray, prior: float = PRIOR
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(strength_BK, precision_BKK) where the penalised likelihood is highest, and its curvature.
+    """Maximises the penalised likelihood. Returns (strength_BK, precision_BKK at the maximum).
 
         sum over seen pairs of  p log beats(i, j) + (1 - p) log beats(j, i)
         + prior / 2 * sum over i of  log sigmoid(strength i) + log sigmoid(-strength i)
 
-    `p_BKK` is P(i beats j), both orders averaged, so that a tie is half a win (Hunter 2004, Annals
-    of Statistics 32, has the likelihood). Each candidate has also drawn `prior` comparisons with
-    one of strength 0: this keeps strengths finite where one side won everything. The function is
-    concave; Newton's steps, shortened to log(1 + d) / d with d the largest change of a difference,
-    never lower it (Sun and Tran-Dinh 2017, 1703.04599, theorem 2 with nu = 2).
+    `p_BKK` is P(i beats j), averaged over both orders, so a tie is half a win. `seen_BKK` marks the
+    compared pairs. The likelihood is that of Hunter 2004, Annals of Statistics 32. The prior is
+    `prior` drawn comparisons of each candidate with a virtual one of strength 0. It keeps strengths
+    finite if a candidate won or lost all its comparisons. The function is concave. Newton steps
+    scaled by log(1 + d) / d never lower it; d is the largest change of a difference of strengths
+    (Sun and Tran-Dinh 2017, arXiv 1703.04599, theorem 2 with nu = 2).
     """
     B, K, _ = p_BKK.shape
     strength_BK = np.zeros((B, K))
@@ -43,7 +44,7 @@ def fit(
 
 
 def _precision(strength_BK, seen_BKK, prior):
-    """Minus the Hessian: the graph Laplacian of the information in each pair, and the prior's."""
+    """precision_BKK, minus the Hessian: the graph Laplacian of h = p (1 - p), plus the prior."""
     p_BKK, own_BK = beats(strength_BK), _sigmoid(strength_BK)
     information_BKK = np.where(seen_BKK, p_BKK * (1 - p_BKK), 0.0)
     diagonal_BK = information_BKK.sum(-1) + prior * own_BK * (1 - own_BK)

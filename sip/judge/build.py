@@ -1,4 +1,4 @@
-"""Who judges: the `judge` section of a run, and the judge that it names."""
+"""The `judge` section of a run's config, and the functions that build a judge from it."""
 
 import dataclasses
 import functools
@@ -28,28 +28,31 @@ POLICY = "policy"
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Who judges. Weights name the aspects, which are summed: built-in ones or paths of .txt files.
+    """The judge of a run: its backend, its aspects and their weights.
 
-    Votes are those of aspects that are answered after reasoning (`verdict:` in the prompt file).
+    A candidate's score is the weighted sum of its scores on all aspects. An aspect is a built-in
+    name or the path of a .txt prompt file. `votes`, `max_tokens` and `sampling` apply to reasoned
+    aspects only (those with a `verdict:` line in the prompt file). Raises UserError if keys
+    contradict each other.
     """
 
-    backend: str  # local | http | rule | truth
-    weights: tuple[tuple[str, float], ...]  # ((name or path, weight), ...)
-    http: remote.RemoteConfig = remote.RemoteConfig()  # http: which server, and how it is asked
-    init_from: str = ""  # local: a run or a directory with a checkpoint | policy: what is trained
-    live: bool = False  # policy: judges with the parameters of each step, not with those of step 0
-    rule: str = ""  # rule: its name
-    min_mass: float = 0.5
-    hard: bool = False
-    votes: int = 1  # J answers to each question
-    max_tokens: int = 512  # of an answer
-    sampling: SamplingConfig = Voting.sampling  # of answers
+    backend: str  # local: a model in this job | http: a server | rule: a fixed rule | truth: corpus
+    weights: tuple[tuple[str, float], ...]  # ((aspect name or path of a .txt file, weight), ...)
+    http: remote.RemoteConfig = remote.RemoteConfig()  # http: the server and its request options
+    init_from: str = ""  # local: a run, a checkpoint directory, or "policy" (the trained model)
+    live: bool = False  # init_from policy: use each step's parameters instead of step 0's
+    rule: str = ""  # rule: name of the rule
+    min_mass: float = 0.5  # direct aspects: least total probability of the options, else invalid
+    hard: bool = False  # pairwise: count the likeliest option alone instead of probabilities
+    votes: int = 1  # J, sampled answers per question
+    max_tokens: int = 512  # most tokens of an answer
+    sampling: SamplingConfig = Voting.sampling  # sampling of answers
     batch: int = 16  # local: prefixes judged at a time
-    reference: str = "suffix"  # suffix | rewrite: what aspects with a reference are shown
-    proofread: ProofreadConfig = ProofreadConfig()  # local, http: marks in what it is shown
-    schedule: ScheduleConfig = ScheduleConfig()  # who is compared, where judging is pairwise
-    chat: str = ""  # local: asked in a chat, by its "own" template | harmony | a .jinja file
-    param_dtype: str = ""  # local: held in float32 | bfloat16 | int8; empty: as saved
+    reference: str = "suffix"  # suffix | rewrite: the reference shown to aspects that have one
+    proofread: ProofreadConfig = ProofreadConfig()  # local, http: marks in the texts it is shown
+    schedule: ScheduleConfig = ScheduleConfig()  # pairwise aspects: which pairs are compared
+    chat: str = ""  # local: chat template: own (the model's) | harmony | a .jinja file; empty: none
+    param_dtype: str = ""  # local: storage in float32 | bfloat16 | int8; empty: as saved
 
     def __post_init__(self):
         if self.reference not in ("suffix", "rewrite"):
@@ -57,64 +60,66 @@ class JudgeConfig:
         if self.backend not in BACKENDS:
             raise UserError(f"judge.backend must be one of {BACKENDS}, not {self.backend!r}")
         if self.proofread.init_from and self.backend in ("rule", "truth"):
-            raise UserError(f"judge.proofread: backend {self.backend} reads no marks")
+            raise UserError(f"judge.proofread needs backend local or http, not {self.backend!r}")
         if self.batch < 1:
             raise UserError(f"judge.batch must be at least 1, not {self.batch}")
         if self.chat and self.backend != "local":
-            raise UserError(f"judge.chat: for backend local alone, not {self.backend}")
+            raise UserError(f"judge.chat needs backend local, not {self.backend!r}")
         check_storage_dtype(self.param_dtype, "judge.param_dtype")
         if self.param_dtype and (self.backend != "local" or self.own):
-            raise UserError("judge.param_dtype: for backend local alone, and not for the policy")
+            raise UserError(
+                "judge.param_dtype needs backend local and init_from other than 'policy'"
+            )
         if self.live and not self.own:
-            raise UserError("judge.live: for backend local and init_from 'policy' alone")
+            raise UserError("judge.live needs backend local and init_from 'policy'")
         self.voting(0)
         self._check_aspects()
         if self.backend == "http":
             self.http.check_named()
 
     def _check_aspects(self):
-        """They can be asked in the way that the backend answers."""
+        """Raises UserError if the backend cannot answer one of the aspects, or one occurs twice."""
         asked = self.aspects()
         names = [aspect.name for aspect in asked]
         for name in names:
             if names.count(name) > 1:
-                raise UserError(f"judge.weights: there are two aspects {name!r}")
+                raise UserError(f"judge.weights: aspect {name!r} occurs twice")
         for aspect in asked:
             if aspect.verdict and self.backend == "rule":
                 raise UserError(
                     f"judge.weights: aspect {aspect.name!r} is answered after reasoning, "
-                    "and a rule has no words"
+                    "and backend rule does not write text"
                 )
             if self.backend == "http" and not aspect.verdict and not self.http.logprobs:
                 raise UserError(
                     "http.logprobs must be at least 1: the verdict of aspect "
-                    f"{aspect.name!r} is read from them"
+                    f"{aspect.name!r} is read from log-probabilities"
                 )
 
     @property
     def own(self) -> bool:
-        """Whether the policy judges itself."""
+        """True if the policy judges itself."""
         return self.backend == "local" and self.init_from == POLICY
 
     @property
     def loads(self) -> bool:
-        """Whether a model is loaded for it: the judge, or who proofreads for a server."""
+        """True if a model is loaded besides the policy: the judge itself or a proofreader."""
         return not self.own and (self.backend == "local" or bool(self.proofread.init_from))
 
     def aspects(self) -> tuple[Aspect, ...]:
-        """The aspects that a judge is asked about in text."""
+        """The aspects that are asked in text; none for backend truth."""
         asked = () if self.backend == "truth" else self.weights
         return tuple(prompts.load(name) for name, _ in asked)
 
     def voting(self, seed: int) -> Voting:
-        """How reasoned verdicts are asked for."""
+        """The sampling of reasoned verdicts. Raises UserError for bad votes or max_tokens."""
         try:
             return Voting(self.votes, self.max_tokens, self.sampling, seed)
         except UserError as e:
             raise UserError(f"judge.{e}") from None
 
     def sources(self) -> dict[str, str]:
-        """The run or directory that it needs, by the key that names it."""
+        """The runs or directories that this section reads, by config key."""
         named = self.backend == "local" and not self.own
         found = {"judge.init_from": self.init_from} if named else {}
         if self.proofread.init_from:
@@ -122,16 +127,21 @@ class JudgeConfig:
         return found
 
     def reach(self) -> None:
-        """Raises UserError where a judge behind HTTP does not answer."""
+        """Raises UserError if the judge is a server that does not answer."""
         if self.backend == "http":
             remote.check(self.http)
 
 
 def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -> judged.Judge:
-    """The judge of the `judge` section; `seed` is of its votes."""
+    """Builds the judge of a `judge` section.
+
+    `truth` is needed by backend truth, `tokenizer` by backend http with `http.tokens`. `seed` seeds
+    the sampling of votes. Raises UserError if the judge cannot be built or its server does not
+    answer.
+    """
     if wanted.backend == "truth":
         if truth is None:
-            raise UserError("judge.backend truth: this corpus has no ground truth")
+            raise UserError("judge.backend truth: the corpus has no ground truth; use another")
         return scoring.TruthJudge(truth, dict(wanted.weights), wanted.schedule)
     if wanted.own:
         raise UserError("judge.init_from: only the policy of a self-improving run judges itself")
@@ -145,7 +155,7 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -
         server.check()
         return asking(server, stats=server.stats)
     source = source_dir(workdir, wanted.init_from, "judge.init_from")
-    model = load_model(source, mesh, wanted.param_dtype)  # with its own tokenizer: it reads text
+    model = load_model(source, mesh, wanted.param_dtype)  # with the judge's own tokenizer
     aspects = _aspects(wanted, model.tokenizer)
     return asking(_local(wanted, aspects, model), aspects)
 
@@ -153,8 +163,10 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -
 def of_policy(
     wanted: JudgeConfig, cfg: ModelConfig, workdir, mesh, tokenizer, seed: int
 ) -> Callable[[Params], scoring.TextJudge]:
-    """The policy as a judge, on its own mesh, given its parameters; those of another step are
-    another argument of the same programs."""
+    """Returns a function from the policy's parameters to a judge on the policy's mesh.
+
+    Parameters are an argument of the jitted programs, so another step's do not recompile them.
+    """
     aspects = _aspects(wanted, tokenizer)
     local = _local(wanted, aspects, LoadedModel(None, cfg, tokenizer, mesh))
     judge = _asking(wanted, workdir, mesh, seed, local, aspects)
@@ -162,7 +174,7 @@ def of_policy(
 
 
 def _aspects(wanted: JudgeConfig, tokenizer) -> tuple[Aspect, ...]:
-    """The aspects as a local judge is asked about them."""
+    """The aspects for a local judge, in the chat template of `wanted.chat` if there is one."""
     if not wanted.chat:
         return wanted.aspects()
     turn = chat.turn(chat.load(wanted.chat, tokenizer))
@@ -170,6 +182,7 @@ def _aspects(wanted: JudgeConfig, tokenizer) -> tuple[Aspect, ...]:
 
 
 def _local(wanted: JudgeConfig, aspects: Sequence[Aspect], model: LoadedModel) -> Local:
+    """The local text generator. Raises UserError if the model cannot answer the aspects."""
     _check_options(aspects, model.tokenizer)
     if any(aspect.verdict for aspect in aspects) and wanted.max_tokens >= model.cfg.max_len:
         raise UserError(
@@ -194,7 +207,7 @@ def _asking(
     aspects: Sequence[Aspect] = (),
     **more,
 ) -> scoring.TextJudge:
-    """The judge that asks `textgen`, about the config's aspects as they are or as given."""
+    """A TextJudge on `textgen`. `aspects` replaces the config's aspects if it is given."""
     aspects = tuple(aspects) or wanted.aspects()
     return scoring.TextJudge(
         textgen,
@@ -210,8 +223,10 @@ def _asking(
 
 
 def proofreader(wanted: ProofreadConfig, workdir, mesh, key: str) -> Proofreader | None:
-    """The proofreader of a `proofread` section, with its own tokenizer; None where nothing is
-    marked. `key` names its `init_from`."""
+    """Loads the proofreader of a `proofread` section with its own tokenizer.
+
+    Returns None if the section has no `init_from`. `key` is the config key shown in errors.
+    """
     if not wanted.init_from:
         return None
     source = source_dir(workdir, wanted.init_from, key)
@@ -219,7 +234,10 @@ def proofreader(wanted: ProofreadConfig, workdir, mesh, key: str) -> Proofreader
 
 
 def check_invalid(asked_BK: np.ndarray, valid_BK: np.ndarray, most: float, key: str) -> None:
-    """Stops the run where the judge cannot be read: nothing is scored in its place."""
+    """Raises UserError if more than the share `most` of the verdicts is invalid.
+
+    Stops the run: an unreadable judge has no fallback. `key` is the config key of `most`.
+    """
     share = 1 - valid_BK.sum() / max(1, asked_BK.sum())
     if share > most:
-        raise UserError(f"judge: {share:.0%} of the verdicts are invalid ({key})")
+        raise UserError(f"judge: {share:.0%} of the verdicts are invalid ({key}); check the judge")

@@ -1,4 +1,4 @@
-"""Pairs of candidates, what is known of them, and what that says of each candidate."""
+"""Tables of pairwise comparisons, and each candidate's mean wins computed from them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,56 +9,59 @@ from sip.judge import bradley_terry
 from sip.metrics import pair
 
 Pair = tuple[float, float]  # (total, denom)
-TIE = 0.05  # an averaged outcome this close to 1/2 is counted as a tie
+TIE = (
+    0.05  # a pair's averaged outcome closer to 1/2 than this counts as a tie (in the metrics only)
+)
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Ordered comparisons per prefix: indices of the candidates shown first and second."""
+    """C ordered comparisons for each of B prefixes."""
 
-    first_BC: np.ndarray
-    second_BC: np.ndarray
-    mask_BC: np.ndarray  # left aligned
+    first_BC: np.ndarray  # index of the candidate shown first
+    second_BC: np.ndarray  # index of the candidate shown second
+    mask_BC: np.ndarray  # comparisons to make, left aligned
 
 
 @dataclass(frozen=True)
 class Table:
-    """What was asked and answered: [b, i, j] is the comparison that shows i first, j second."""
+    """The comparisons so far: entry [b, i, j] is the one that shows i first and j second."""
 
-    live_BKK: np.ndarray  # different live candidates
-    asked_BKK: np.ndarray
-    seen_BKK: np.ndarray  # asked, and the verdict is valid
-    win_BKK: np.ndarray  # P(first is better), 0 where not seen
+    live_BKK: np.ndarray  # i and j are different live candidates
+    asked_BKK: np.ndarray  # the judge was asked
+    seen_BKK: np.ndarray  # the judge was asked and its verdict is valid
+    win_BKK: np.ndarray  # P(i is better) with i shown first; 0 if not seen
 
     @property
     def both_BKK(self) -> Any:
-        """Whether a pair was seen in both orders."""
+        """True for pairs that were seen in both orders; symmetric."""
         return self.seen_BKK & self.seen_BKK.transpose(0, 2, 1)
 
     @property
     def p_BKK(self) -> Any:
-        """P(i beats j), both orders averaged; of use where both were seen."""
+        """P(i beats j), averaged over both orders; meaningful only under `both_BKK`."""
         return (self.win_BKK + 1.0 - self.win_BKK.transpose(0, 2, 1)) / 2
 
 
 @dataclass(frozen=True)
 class Wins:
-    """Mean wins of each candidate, what they cost, and how sound the comparisons were."""
+    """Mean wins of each candidate, and metrics of the comparisons as (total, denom) pairs."""
 
-    score_BK: np.ndarray
+    score_BK: np.ndarray  # mean wins in 0..1; 0 if not valid
     valid_BK: np.ndarray
-    invalid: Pair  # comparisons without a valid verdict
-    flips: Pair  # pairs whose two orders name different winners
-    ties: Pair  # pairs whose two orders average to a draw
-    first: Pair  # P(first is better) over all comparisons: 1/2 without position bias
-    comparisons: Pair  # per prefix, both orders counted
-    share: Pair  # of all that could be asked
-    # invalid, flips, ties of each candidate, (total_BK, denom_BK): what two share is half of each
+    invalid: Pair  # share of comparisons without a valid verdict
+    flips: Pair  # share of pairs whose two orders name different winners
+    ties: Pair  # share of pairs whose two orders average to a tie
+    first: Pair  # mean P(first is better) over all comparisons: 1/2 without position bias
+    comparisons: Pair  # comparisons per prefix, both orders counted
+    share: Pair  # share of the possible comparisons that was asked
+    # invalid, flips, ties per candidate as (total_BK, denom_BK); a pair counts half for each of its
+    # two candidates, so that sums over candidates are the totals above
     each: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
 def empty(mask_BK: np.ndarray) -> Table:
-    """Nothing asked yet of the live candidates."""
+    """A table without comparisons. `mask_BK` marks the live candidates."""
     K = mask_BK.shape[1]
     live_BKK = mask_BK[:, :, None] & mask_BK[:, None] & ~np.eye(K, dtype=bool)
     none_BKK = np.zeros(live_BKK.shape, bool)
@@ -66,25 +69,25 @@ def empty(mask_BK: np.ndarray) -> Table:
 
 
 def pairs_of(asked_BKK: np.ndarray) -> Pairs:
-    """The comparisons marked in `asked_BKK`, padded to C = K * (K - 1)."""
+    """Lists the comparisons marked in `asked_BKK`, padded to C = K * (K - 1)."""
     K = asked_BKK.shape[1]
     first_C, second_C = np.nonzero(~np.eye(K, dtype=bool))
     asked_BC = asked_BKK[:, first_C, second_C]
-    order_BC = np.argsort(~asked_BC, axis=1, kind="stable")
+    order_BC = np.argsort(~asked_BC, axis=1, kind="stable")  # left aligns, keeps the order
     asked_BC = np.take_along_axis(asked_BC, order_BC, axis=1)
     return Pairs(first_C[order_BC], second_C[order_BC], asked_BC)
 
 
 def all_pairs(mask_BK: np.ndarray) -> Pairs:
-    """Every ordered pair of different live candidates."""
+    """Lists every ordered pair of different live candidates."""
     return pairs_of(empty(mask_BK).live_BKK)
 
 
 def enter(table: Table, pairs: Pairs, outcome_BC: np.ndarray, valid_BC: np.ndarray) -> Table:
-    """The table with a round's outcomes, P(first is better); invalid ones were asked, not seen.
+    """Returns the table with a round's outcomes added.
 
-    Both orders of a pair are averaged: where one says that the first is better and the other that
-    the second is, it is a tie.
+    `outcome_BC` is P(first is better). An invalid outcome counts as asked, but not as seen. The two
+    orders of a pair are averaged later: if they name different winners, the pair is a tie.
     """
     used_BC = pairs.mask_BC & valid_BC
     win_BKK = _square(np.where(used_BC, outcome_BC, 0.0), pairs, table.live_BKK.shape)
@@ -97,11 +100,11 @@ def enter(table: Table, pairs: Pairs, outcome_BC: np.ndarray, valid_BC: np.ndarr
 
 
 def mean_wins(table: Table) -> Wins:
-    """Each candidate's mean outcome over the opponents that it met, both orders averaged.
+    """Scores each candidate by its mean outcome over the opponents it met, both orders averaged.
 
-    A pair counts only where both orders are valid. A candidate is valid where more than half of
-    the opponents that it was to meet were so compared: otherwise its mean is over whom chance
-    left. Hence a candidate without opponents is invalid here: nothing was compared.
+    A pair counts only if both of its orders are valid. A candidate is valid if more than half of
+    its asked pairs count; with fewer, its mean depends on which verdicts happened to be readable.
+    A candidate without opponents is therefore invalid here.
     """
     both_BKK = table.both_BKK
     score_BK = _mean(table.p_BKK, both_BKK)
@@ -109,16 +112,17 @@ def mean_wins(table: Table) -> Wins:
 
 
 def expected_wins(table: Table) -> Wins:
-    """Each candidate's mean win over all others, whether it met them or not.
+    """Scores each candidate by its mean win over all others, including those it did not meet.
 
-    An outcome that was seen stands for itself, any other is what Bradley-Terry strengths expect
-    (sip/judge/strengths.py). With every pair seen this is `mean_wins` exactly. Without the fit's
-    prior it would be the mean of the expectations alone: where the likelihood is highest, the wins
-    expected of a candidate over those it met are the wins it had.
+    A seen pair counts with its outcome, any other pair with the prediction of Bradley-Terry
+    strengths (sip/judge/bradley_terry.py). If every pair was seen, this equals `mean_wins`. Without
+    the fit's prior the predictions alone would give the same mean: at the maximum of the likelihood
+    a candidate's predicted wins over the opponents it met equal its actual wins.
 
-    A candidate is valid where at least half of the opponents that it was to meet were so compared,
-    and pairs that were seen link it to more than half of the candidates, itself included: strengths
-    in parts that never met cannot be compared. Who was met by chance biases no strength.
+    A candidate is valid if at least half of its asked pairs were seen in both orders, and if seen
+    pairs connect it to more than half of the live candidates, itself included. Strengths in
+    components that never met cannot be compared. Unlike a mean, a strength is not biased by which
+    opponents a candidate happened to meet, so half of the pairs is enough.
     """
     both_BKK = table.both_BKK
     strength_BK, _ = bradley_terry.fit(table.p_BKK, both_BKK)
@@ -130,10 +134,11 @@ def expected_wins(table: Table) -> Wins:
 
 
 def _linked(table: Table):
-    """linked_BK: seen pairs lead from here to more than half of the live candidates."""
+    """linked_BK: seen pairs connect this candidate to more than half of the live candidates."""
     K = table.live_BKK.shape[1]
     both_BKK = table.both_BKK
     reach_BKK = both_BKK | np.eye(K, dtype=bool)
+    # Squaring the reachability matrix doubles the path length; float32 makes it a fast matmul.
     for _ in range(K.bit_length()):
         reach_BKK = (reach_BKK.astype(np.float32) @ reach_BKK.astype(np.float32)) > 0
     live_B1 = table.live_BKK.any(-1).sum(1, keepdims=True)
@@ -141,10 +146,12 @@ def _linked(table: Table):
 
 
 def _mean(p_BKK, mask_BKK):
+    """Mean of p_BKK over the opponents under the mask: [B, K], 0 without any."""
     return np.where(mask_BKK, p_BKK, 0.0).sum(-1) / np.maximum(mask_BKK.sum(-1), 1)
 
 
 def _wins(table: Table, score_BK, valid_BK) -> Wins:
+    """The scores with the metrics of the table's comparisons."""
     both_BKK, asked = table.both_BKK, float(table.asked_BKK.sum())
     return Wins(
         np.where(valid_BK, score_BK, 0.0),
@@ -160,7 +167,7 @@ def _wins(table: Table, score_BK, valid_BK) -> Wins:
 
 
 def _each(table: Table) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Of each candidate; over all of them the sums are those of `Wins`."""
+    """Metrics per candidate; their sums over all candidates are the totals of `Wins`."""
     halves = lambda x_BKK: (x_BKK.sum(1) + x_BKK.sum(2)) / 2
     both_BKK, asked_BKK = np.triu(table.both_BKK), table.asked_BKK
     pairs = lambda x_BKK: (halves(x_BKK & both_BKK), halves(both_BKK))
@@ -172,22 +179,25 @@ def _each(table: Table) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _square(x_BC, pairs: Pairs, shape) -> Any:
-    """x_BKK with [b, i, j] = the entry of x_BC that shows i first and j second."""
+    """Scatters x_BC to x_BKK: entry [b, i, j] is that of the comparison that shows i first."""
     x_BKK = np.zeros(shape, x_BC.dtype)
     x_BKK[np.arange(len(x_BC))[:, None], pairs.first_BC, pairs.second_BC] = x_BC
     return x_BKK
 
 
 def _tied(table: Table):
-    """Where both orders average to a draw."""
+    """Marks pairs whose two orders average to a tie."""
     return abs(table.p_BKK - 0.5) < TIE
 
 
 def _flipped(win_BKK):
-    """Where a win shown first is a loss (or a win a loss) shown second."""
+    """Marks pairs whose winner depends on the order.
+
+    win_BKK is P(shown first is better), so the same position wins in both orders.
+    """
     return (win_BKK - 0.5) * (win_BKK.transpose(0, 2, 1) - 0.5) > 0
 
 
 def _share(x_BKK, both_BKK) -> Pair:
-    """Unordered pairs: both orders say the same, so each is counted half."""
+    """(total, denom) over unordered pairs: each occurs in both orders, so an entry counts half."""
     return float((x_BKK & both_BKK).sum()) / 2, float(both_BKK.sum()) / 2

@@ -1,8 +1,7 @@
-"""How sound a judge's verdicts are, by the source of what was judged.
+"""Metrics of a judge's reliability, by the source of the candidates.
 
-A judge tells of each candidate what it can, as (total_BK, denom_BK) by name: `judge/flips/quality`.
-Here they are summed by source: `judge/flips/quality/rollout`. Whatever else is known of a candidate
-(how far several votes on it agree) is another such pair among a judge's statistics.
+A judge returns metrics per candidate as (total_BK, denom_BK) by name, such as
+`judge/flips/quality`. This module sums them by source: `judge/flips/quality/rollout`.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from sip.judge.voting import Stats
 
 
 def verdicts(aspect: Aspect, score_BK: np.ndarray, valid_BK: np.ndarray) -> Each:
-    """How often each option is the verdict: the one whose value is nearest to the score."""
+    """Counts the option with the value nearest to each score, as `says_OPTION`."""
     nearest_BK = abs(score_BK[..., None] - np.asarray(aspect.values)).argmin(-1)
     return {
         f"says_{'_'.join(option.split())}": ((nearest_BK == o) & valid_BK, valid_BK)
@@ -25,10 +24,11 @@ def verdicts(aspect: Aspect, score_BK: np.ndarray, valid_BK: np.ndarray) -> Each
 
 
 def by_source(judged: Judged, sources: Sequence[str], texts: Sequence[Sequence[str]]) -> Stats:
-    """What is known of each candidate, summed by source, and how its score goes with its length.
+    """Sums the metrics of each candidate by source, and relates scores to text lengths.
 
-    `sources` are the K candidates', `texts` are [B][K]. `length` is a correlation once written
-    (`metrics.moments`), of characters with the score of an aspect; also over all sources.
+    `sources` are the K candidates', `texts` are [B][K]. The metric `length/ASPECT[/SOURCE]` is
+    logged as a correlation (`metrics.moments`) of a text's characters with its score on the aspect,
+    over all sources and for each source.
     """
     at = {s: [k for k, other in enumerate(sources) if other == s] for s in dict.fromkeys(sources)}
     found = {

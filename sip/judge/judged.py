@@ -1,4 +1,4 @@
-"""Verdicts of a judge, and the protocol that every judge implements."""
+"""The result of a judge, and the protocol that every judge implements."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +14,15 @@ Each = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (total_BK, denom_BK)
 
 @dataclass(frozen=True)
 class Judged(Verdicts):
-    """Verdicts with metrics to log, as (total, denom) pairs.
+    """Verdicts of a judge, with metrics to log."""
 
-    `each` has the metrics that are known per candidate, (total_BK, denom_BK) by the same names.
-    """
-
-    metrics: Stats
+    metrics: Stats  # name -> (total, denom)
     who: str  # judge | truth: the first part of the metrics' names
-    each: Each
+    each: Each  # metrics per candidate by the same names: (total_BK, denom_BK)
 
 
 class Judge(Protocol):
-    """Scores the K candidates of each prefix; `mask_BK` marks the candidates that exist."""
+    """A judge scores the K candidates of each of B prefixes."""
 
     def score(
         self,
@@ -33,4 +30,6 @@ class Judge(Protocol):
         candidates: Sequence[Sequence[str]],
         references: Sequence[str],
         mask_BK: np.ndarray,
-    ) -> Judged: ...
+    ) -> Judged:
+        """Scores candidates [B][K]; `mask_BK` marks those that exist, `references` are [B]."""
+        ...

@@ -1,11 +1,12 @@
-"""Judge prompts as data: one text file per aspect, filled piece by piece.
+"""Judge prompts are data: one text file per aspect.
 
-A file has a header (version, kind, options, values; of a reasoned aspect also the phrase that its
-verdict follows) and two parts, each under its marker line: the trunk, shared by all candidates of a
-prefix, and the branch, one candidate or pair. The branch starts on a new line. A filled template is
-a tuple of segments: the template's own words at even places, the text under judgement at odd ones.
-Segments are encoded one by one, so text under judgement can neither merge with the template's
-tokens nor be read as a template.
+A file has a header (version, kind, options, values; for a reasoned aspect also `verdict`, the
+phrase before the verdict) and two parts, each under a marker line. The trunk is shared by all
+candidates of a prefix. The branch shows one candidate or one pair and starts on a new line.
+
+A filled template is a tuple of segments: the template's own words at even indices, the text under
+judgement at odd ones. Segments are encoded one by one, so text under judgement can neither merge
+with the template's tokens nor be read as part of the template.
 """
 
 import json
@@ -27,23 +28,25 @@ FIELDS = {"pairwise": ["first", "second"], "pointwise": ["text"]}
 
 @dataclass(frozen=True)
 class Aspect:
-    """One question a judge is asked. `values[o]` is what option o is worth, between 0 and 1.
+    """One question to a judge, with its prompt and its possible answers.
 
-    Pairwise: the first option says that the first candidate is better, the last one that the second
-    is; between them there may be a tie. `values` is (1, 0) or (1, 1/2, 0).
-    Without a `verdict` the answer's first words are the option itself.
+    `values[o]` is the score of option o, between 0 and 1. In a pairwise aspect the first option
+    means that the first candidate is better and the last option that the second one is. A tie may
+    be between them: `values` is (1, 0) or (1, 1/2, 0). An aspect is reasoned if it has a `verdict`:
+    the judge writes its reasoning, then this phrase, then the option. Otherwise it is direct: the
+    answer begins with the option. Raises UserError if the parts do not fit together.
     """
 
     name: str
     kind: str  # pairwise | pointwise
-    trunk: str
-    branch: str
+    trunk: str  # template with {prefix} and {reference}, both optional
+    branch: str  # template with {first} and {second}, or {text}
     options: tuple[str, ...]
     values: tuple[float, ...]
     verdict: str = ""  # the phrase before the option in a reasoned answer; empty: no reasoning
-    version: int = 1  # of the words: other words have another one
-    head: str = ""  # what a chat template writes before the trunk, and after a branch
-    tail: str = ""
+    version: int = 1  # version of the wording; a changed wording has a new version
+    head: str = ""  # text of the chat template before the trunk
+    tail: str = ""  # text of the chat template after a branch
 
     def __post_init__(self):
         problem = _problem(self)
@@ -52,26 +55,28 @@ class Aspect:
 
     @property
     def reference(self) -> bool:
-        """Whether the judge is shown the original suffix."""
+        """True if the prompt shows a reference text beside the candidates."""
         return "reference" in fields(self.trunk)
 
     @property
     def per_prefix(self) -> bool:
-        """Whether the trunk differs between prefixes (False: the instruction alone)."""
+        """True if the trunk depends on the prefix or reference; False if it is the same for all."""
         return bool(fields(self.trunk))
 
 
 def load(name: str) -> Aspect:
-    """A built-in aspect by its name, or a user's own by the path of its .txt file."""
+    """Loads a built-in aspect by name, or a user's own by the path of its .txt file."""
     return parse(pathlib.Path(name).stem, template.read("aspect", name, "sip.judge"))
 
 
 def parse(name: str, text: str) -> Aspect:
-    """The aspect written in a prompt file's `text`."""
+    """Parses the `text` of a prompt file. Raises UserError if it is malformed."""
     header, found, parts = text.partition(MARKERS[0])
     trunk, also, branch = parts.partition(MARKERS[1])
     if not (found and also):
-        raise UserError(f"aspect {name!r}: the prompt file lacks '=== trunk' or '=== branch'")
+        raise UserError(
+            f"aspect {name!r}: the prompt file needs a line '=== trunk' and a line '=== branch'"
+        )
     try:
         entries = dict(line.split(": ", 1) for line in header.splitlines() if line)
         options = tuple(json.loads(entries.pop("options")))
@@ -87,41 +92,42 @@ def parse(name: str, text: str) -> Aspect:
 
 
 def _problem(aspect: Aspect) -> str | None:
+    """Describes what is wrong with an aspect; None if it is valid."""
     if aspect.kind not in FIELDS:
         return f"kind must be one of {sorted(FIELDS)}, not {aspect.kind!r}"
     if not set(fields(aspect.trunk)) <= {"prefix", "reference"}:
-        return "the trunk may name {prefix} and {reference} only"
+        return "the trunk may contain only the fields {prefix} and {reference}"
     if list(fields(aspect.branch)) != FIELDS[aspect.kind]:
-        return f"the branch must name {FIELDS[aspect.kind]}, once each and in this order"
+        return f"the branch must contain the fields {FIELDS[aspect.kind]}, once each, in this order"
     if len(set(aspect.options)) < 2 or len(set(aspect.options)) != len(aspect.options):
-        return "it needs two or more different options"
+        return "at least two options are needed, all different"
     if len(aspect.values) != len(aspect.options) or not all(0 <= v <= 1 for v in aspect.values):
-        return "it needs one value between 0 and 1 per option"
+        return "one value between 0 and 1 is needed per option"
     if not isinstance(aspect.verdict, str):
         return f"verdict must be a string, not {aspect.verdict!r}"
     if aspect.kind == "pairwise" and aspect.values not in ((1.0, 0.0), (1.0, 0.5, 0.0)):
-        return "a pairwise aspect has options of values 1 and 0, and between them 0.5 for a tie"
+        return "values of a pairwise aspect must be [1, 0], or [1, 0.5, 0] with a tie"
     return None
 
 
 def trunk(aspect: Aspect, *, prefix: str, reference: str) -> tuple[str, ...]:
-    """What all candidates of a prefix share."""
+    """Fills the trunk, the part of a prompt that all candidates of a prefix share."""
     filled = fill(aspect.trunk, {"prefix": prefix, "reference": reference})
     return (Markup(aspect.head), "", *filled) if aspect.head else filled
 
 
 def branch(aspect: Aspect, *candidates: str) -> tuple[str, ...]:
-    """One candidate (pointwise) or two in the order shown (pairwise)."""
+    """Fills the branch with one candidate (pointwise) or two in the order shown (pairwise)."""
     filled = fill(aspect.branch, dict(zip(FIELDS[aspect.kind], candidates, strict=True)))
     return (*filled, "", Markup(aspect.tail)) if aspect.tail else filled
 
 
 def seated(aspect: Aspect, turn: Turn) -> Aspect:
-    """The aspect, asked in a chat: trunk and branch are one message of a user's.
+    """Returns the aspect for a chat model: trunk and branch become one user message.
 
-    A reasoned answer begins where the model's turn does. A direct one is an option right where the
-    answer's own words begin, without the space that its prompt file has before it: the template
-    says whether there is one.
+    A reasoned answer begins at the start of the model's turn. A direct answer is the option at the
+    first token of the final answer. The chat template determines whether an option begins with a
+    space; the space in the prompt file is dropped.
     """
     if aspect.verdict:
         return replace(aspect, head=turn.head, tail=turn.tail)
@@ -130,9 +136,9 @@ def seated(aspect: Aspect, turn: Turn) -> Aspect:
 
 
 def symbols(aspects: Iterable[Aspect]) -> tuple[str, ...]:
-    """Strings that a tokenizer trained for these prompts should hold as single tokens.
+    """Lists the strings that a tokenizer trained for these prompts should encode as single tokens.
 
-    Of a template's own words those that it keeps out of text under judgement, if they are symbols.
+    These are the options, and the literal pieces of the templates that are single phrases.
     """
     found: dict[str, None] = {}
     for aspect in aspects:
@@ -142,19 +148,19 @@ def symbols(aspects: Iterable[Aspect]) -> tuple[str, ...]:
 
 
 def check_options(tokenizer: Tokenizer, aspect: Aspect) -> None:
-    """Raises UserError unless each option is one token of its own, as a direct verdict must be.
+    """Raises UserError unless each option of a direct aspect is exactly one token.
 
-    Options differ, so tokens that decode to them do too.
+    Different options have different tokens, as each token decodes to its option.
     """
     if aspect.verdict:
         raise UserError(
             f"aspect {aspect.name!r} is answered after reasoning (verdict {aspect.verdict!r}): "
-            "its verdicts are not single tokens"
+            "its verdicts are not single tokens; use a direct aspect"
         )
     for option in aspect.options:
         ids = tokenizer.encode(option)
         if len(ids) != 1 or tokenizer.decode(ids) != option:
             raise UserError(
                 f"aspect {aspect.name!r}: option {option!r} is {len(ids)} tokens of the tokenizer, "
-                "not one: choose another word or train the tokenizer with it as a symbol"
+                "not one; choose another word or train the tokenizer with it as a symbol"
             )

@@ -1,10 +1,9 @@
-"""Proofreading: a judge is shown texts with a mark before each word that a good writer would not
-have put there.
+"""A proofreader marks the unlikely words of a text before a judge is shown the text.
 
-A judge that reads a claim does not compare it with what it knows, but a model of good text does so
-in its likelihoods: where it knows better, another word would have been far likelier (grammatical
-slips, insults and false facts alike). Its marks put that into the words that a verdict rests on.
-Candidates that are all read beside each other are branches: the prefix is encoded once.
+A judge does not reliably compare a claim with what it knows. A language model of good text does so
+in its likelihoods: at a grammatical slip, an insult or a false fact, another token is far likelier
+than the actual one. A mark in the text makes that visible to the judge. Candidates of one prefix
+are branches of one trunk, so the prefix is encoded once.
 """
 
 import functools
@@ -28,14 +27,14 @@ from sip.text.untrusted import encodable
 
 @dataclass(frozen=True)
 class ProofreadConfig:
-    """Who proofreads, and what is marked."""
+    """The proofreader of a judge: its model and the threshold for marks. Raises UserError."""
 
-    init_from: str = ""  # a run or a directory with a checkpoint; empty: nothing is marked
-    gap: float = 3.5  # nats by which the likeliest token must be likelier than a marked one
-    most: int = 4  # tokens marked in a text: the first ones
-    mark: str = "¿"
+    init_from: str = ""  # a run or a checkpoint directory; empty: no proofreading
+    gap: float = 3.5  # nats; a token is marked if the likeliest token is more than this likelier
+    most: int = 4  # most marked tokens per text; the first ones are marked
+    mark: str = "¿"  # one visible character, inserted before a marked token
     batch: int = 16  # prefixes read at a time
-    param_dtype: str = ""  # held in float32 | bfloat16 | int8; empty: as saved
+    param_dtype: str = ""  # storage in float32 | bfloat16 | int8; empty: as saved
 
     def __post_init__(self):
         check_storage_dtype(self.param_dtype, "proofread.param_dtype")
@@ -44,17 +43,17 @@ class ProofreadConfig:
         if self.most < 1 or self.batch < 1:
             raise UserError("proofread.most and proofread.batch must be at least 1")
         if len(self.mark) != 1 or self.mark.isspace() or not self.mark.isprintable():
-            raise UserError(f"proofread.mark must be one character to be seen, not {self.mark!r}")
+            raise UserError(f"proofread.mark must be one visible character, not {self.mark!r}")
 
 
 def plain(text: str, mark: str) -> str:
-    """The text without marks."""
+    """Removes all marks from a text."""
     return encodable(text).replace(mark, "") if mark else text
 
 
 @functools.cache
 def program(cfg: ModelConfig):
-    """The jitted (params, tree) -> gap_BCR."""
+    """The jitted (params, tree) -> gap_BCR in nats: likeliest minus actual log-probability."""
 
     @jax.jit
     def gaps(params, tree):
@@ -68,7 +67,7 @@ def program(cfg: ModelConfig):
 
 
 class Proofreader:
-    """A model of good text on its own mesh."""
+    """Marks unlikely tokens in texts, by a model on its own mesh."""
 
     def __init__(self, model: LoadedModel, config: ProofreadConfig):
         self._params, self._cfg, self._mesh = model.params, model.cfg, model.mesh
@@ -77,9 +76,9 @@ class Proofreader:
     def read(
         self, prefixes: Sequence[str], texts: Sequence[Sequence[str]]
     ) -> list[list[str | None]]:
-        """The texts with marks, in the shape they came; marks that stood in them before are gone.
+        """Returns texts [B][C] with marks. Marks already in a text are removed first.
 
-        None where prefix and text do not fit the model's `max_len`.
+        A text is None if it does not fit the model's `max_len` together with its prefix.
         """
         encode, clean = self._tokenizer.encode, functools.partial(plain, mark=self.config.mark)
         trunks = [[self._tokenizer.bos, *encode(prefix)] for prefix in prefixes]
@@ -92,7 +91,7 @@ class Proofreader:
         asked = [b for b, row in enumerate(branches) if any(row)]
         size = self.config.batch
         starts = range(0, len(asked), size)
-        # All batches are dispatched before the first result is waited for.
+        # Dispatch every batch before fetching the first result: JAX runs them asynchronously.
         runs = [self._run(asked[i : i + size], trunks, branches) for i in starts]
         gaps = dict(zip(asked, chain.from_iterable(run() for run in runs), strict=True))
         return [
@@ -104,7 +103,7 @@ class Proofreader:
         ]
 
     def _run(self, rows, trunks, branches):
-        """What gives the gap_CR of each of the rows, dispatched; sizes are bucketed."""
+        """Dispatches one batch of bucketed shape. Returns a function that fetches its gap_BCR."""
         trunks = [trunks[b] for b in rows]
         branches = [[ids or [] for ids in branches[b]] for b in rows]
         B, live = full_rows(self._mesh, self.config.batch), len(trunks)
@@ -114,9 +113,12 @@ class Proofreader:
         return lambda: fetch(gap_BCR)[:live]
 
     def _marked(self, text: str, ids: Sequence[int], gap_R: np.ndarray) -> str:
-        """The text with a mark before each token of a large gap. Where tokens end inside a
-        character it stands before the character."""
+        """Inserts a mark before each of the first tokens with a large gap.
+
+        If a token starts inside a multi-byte character, the mark is put before that character.
+        """
         at = np.flatnonzero(gap_R[: len(ids)] > self.config.gap)[: self.config.most]
+        # A prefix of ids that ends inside a character decodes to trailing replacement characters.
         heads = [self._tokenizer.decode(ids[:i]).rstrip("\ufffd") for i in at.tolist()]
         starts = sorted({len(head) for head in heads if text.startswith(head)})
         ends = zip([0, *starts], [*starts, len(text)], strict=True)

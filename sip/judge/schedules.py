@@ -1,12 +1,13 @@
-"""Which candidates are compared: all pairs, or fewer and the rest by Bradley-Terry strengths.
+"""Schedules choose the pairs of candidates that a judge compares.
 
-A schedule asks in rounds. A round is one call for all B prefixes, with both orders of each pair. A
-score means the same under every schedule but `against`: the mean win over all other candidates.
-Under `against` it is the win over the first candidate alone, whose own is the mean over all.
+A schedule compares all pairs, or a subset; Bradley-Terry strengths then predict the other pairs. It
+asks in rounds. A round is one call for all B prefixes, with both orders of each pair. A score is a
+candidate's mean win over all other candidates, except under `against`: there it is the win over the
+first candidate, and the first candidate's score is its mean win over all others.
 
-Draws are addressed by the texts: a judge knows no step, and a resumed run shows it the same texts.
-Candidates are put in the order of their draws before anything is decided, so that their order in
-the pool decides nothing (but the pivot, where that is wanted).
+Random numbers are hashes of the texts: a judge does not know the training step, and a resumed run
+shows it the same texts. Candidates are first sorted by their random numbers, so their order in the
+pool has no effect, except that it selects the pivot of `against` and of `pivot: first`.
 """
 
 import dataclasses
@@ -28,16 +29,19 @@ Ask = Callable[[Pairs], tuple[np.ndarray, np.ndarray]]  # -> outcome_BC, valid_B
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How many of the pairs are compared; of K candidates there are K (K - 1) / 2.
+    """The subset of the K (K - 1) / 2 pairs of K candidates that is compared. Raises UserError.
 
-    `adaptive` asks for K pairs at least, each candidate against two others.
+    all: every pair. pivot: every candidate against one pivot, other pairs predicted. random: every
+    candidate against `opponents` others. adaptive: K pairs in the first round (each candidate
+    against two others), then the pairs that help most to find the best and the worst candidate.
+    against: every candidate against the first one, which alone decides its score.
     """
 
     name: str = "all"  # all | pivot | random | adaptive | against
-    pivot: str = "first"  # pivot: the first live candidate (the suffix, if in the pool) | drawn
-    opponents: int = 4  # random: of each candidate
-    budget: float = 0.25  # adaptive: share of all pairs
-    rounds: int = 5  # adaptive: calls of the judge
+    pivot: str = "first"  # pivot: first (first live candidate: the suffix, if in the pool) | drawn
+    opponents: int = 4  # random: number of opponents of each candidate
+    budget: float = 0.25  # adaptive: compared share of all pairs, in (0, 1]; at least K pairs
+    rounds: int = 5  # adaptive: number of calls of the judge
 
     def __post_init__(self):
         if self.name not in NAMES:
@@ -53,12 +57,12 @@ class ScheduleConfig:
 
     @property
     def repeats(self) -> bool:
-        """Whether there are several rounds, all about the same prefixes."""
+        """True if the schedule has several rounds, all with the same prefixes."""
         return self.name == "adaptive"
 
 
 def draws(prefixes: Sequence[str], candidates: Sequence[Sequence[str]]) -> np.ndarray:
-    """draw_BK2: two numbers in [0, 1) from a hash of prefix and candidate."""
+    """Returns draw_BK2: two numbers in [0, 1) per candidate, hashed from prefix and text."""
     found = bytearray()
     for prefix, texts in zip(prefixes, candidates, strict=True):
         known = hashlib.blake2b(prefix.encode(errors="surrogatepass") + b"\0", digest_size=16)
@@ -67,19 +71,23 @@ def draws(prefixes: Sequence[str], candidates: Sequence[Sequence[str]]) -> np.nd
             own.update(text.encode(errors="surrogatepass"))
             found += own.digest()
     bits = np.frombuffer(bytes(found), "<u8").reshape(len(prefixes), -1, 2)
-    return (bits >> np.uint64(11)) / 2.0**53
+    return (bits >> np.uint64(11)) / 2.0**53  # 53 bits: all that a float64 in [0, 1) can hold
 
 
 def play(cfg: ScheduleConfig, ask: Ask, mask_BK: np.ndarray, draw_BK2: np.ndarray) -> Wins:
-    """Asks for comparisons of live candidates and says what came of them.
+    """Runs all rounds of a schedule and returns each candidate's mean wins.
 
-    One that lives alone is a draw, valid, with 1/2: it would tie with the equals merged into it.
-    `draw_BK2` are two numbers in [0, 1) per candidate (see `draws`).
+    `ask(pairs)` returns (outcome_BC, valid_BC) of a round, outcome_BC being P(first is better).
+    `mask_BK` marks live candidates; `draw_BK2` has two numbers in [0, 1) per candidate (see
+    `draws`). The only live candidate of a row gets a valid score of 1/2: its duplicates were merged
+    into it, and it would tie with them.
     """
     if cfg.name == "all":
         pairs, table = compare.all_pairs(mask_BK), compare.empty(mask_BK)
         wins = compare.mean_wins(compare.enter(table, pairs, *ask(pairs)))
         return _with_alone(wins, mask_BK)
+    # From here on candidates are in the order of their first draw, live ones first; `at_BK` has
+    # their original places. `ask` gets original places, and the scores are put back at the end.
     at_BK = np.argsort(np.where(mask_BK, draw_BK2[..., 0], np.inf), axis=1, kind="stable")
     place = lambda x_B, i_B: np.take_along_axis(x_B, i_B, axis=1)
     table = compare.empty(place(mask_BK, at_BK))
@@ -102,13 +110,14 @@ def play(cfg: ScheduleConfig, ask: Ask, mask_BK: np.ndarray, draw_BK2: np.ndarra
 
 
 def _with_alone(wins: Wins, mask_BK) -> Wins:
+    """Sets a valid score of 1/2 for the only live candidate of a row."""
     alone_BK = mask_BK & (mask_BK.sum(1, keepdims=True) == 1)
     score_BK = np.where(alone_BK, 0.5, wins.score_BK)
     return dataclasses.replace(wins, score_BK=score_BK, valid_BK=wins.valid_BK | alone_BK)
 
 
 def _rounds(cfg: ScheduleConfig, at_BK, number_BK) -> list[Callable[[Table], np.ndarray]]:
-    """What each round asks for, as functions of what is known before it."""
+    """One function per round, from the table so far to asked_BKK, the pairs to compare."""
     if cfg.name in ("pivot", "against"):
         first = cfg.name == "against" or cfg.pivot == "first"
         pivot_BK = at_BK if first else np.arange(at_BK.shape[1])[None]
@@ -124,25 +133,26 @@ def _rounds(cfg: ScheduleConfig, at_BK, number_BK) -> list[Callable[[Table], np.
 
 
 def _star(table: Table, rank_BK):
-    """Everyone against the live candidate of the lowest rank."""
+    """Pairs of every candidate with the live candidate of the lowest rank, the pivot."""
     rank_BK = np.where(table.live_BKK.any(-1), rank_BK, rank_BK.size)
     pivot_BK = rank_BK == rank_BK.min(1, keepdims=True)
     return table.live_BKK & (pivot_BK[:, :, None] | pivot_BK[:, None])
 
 
 def _circle(table: Table, number_BK, opponents: int):
-    """Everyone against `opponents` others (or all there are): a regular graph.
+    """Pairs of every candidate with `opponents` others, or with all if there are fewer.
 
-    The n live candidates sit in a circle and meet those at some distances: always their
-    neighbours, so that all are linked, and others by the row's numbers. An odd one is met across
-    the circle; where n is odd too, one candidate has one more.
+    The pairs form a circulant graph: the n live candidates are on a circle, and each meets those at
+    chosen distances. Distance 1 is always chosen, so that the graph is connected; the row's numbers
+    choose the others. Each distance gives two opponents. For an odd number of opponents the last
+    one is across the circle; if n is odd too, one candidate has one opponent more.
     """
     K = number_BK.shape[1]
     n_B1 = table.live_BKK.any(-1).sum(1, keepdims=True)
     m_B1 = np.clip(n_B1 - 1, 0, opponents)
     apart_KK = abs(np.subtract.outer(np.arange(K), np.arange(K)))
     circle_BKK = np.minimum(apart_KK, abs(n_B1[..., None] - apart_KK))
-    distance_K = np.arange(K)  # a distance d has the number of place d
+    distance_K = np.arange(K)  # distance d is ranked by the random number of place d
     number_BK = np.where(distance_K == 1, -1.0, number_BK)
     farthest_B1 = np.where(m_B1 % 2, (n_B1 + 1) // 2 - 1 - n_B1 % 2, (n_B1 - 1) // 2)
     free_BK = (distance_K > 0) & (distance_K <= farthest_B1)

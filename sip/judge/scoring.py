@@ -1,7 +1,7 @@
-"""Judges: prefixes and candidate texts in, scores and their validity out.
+"""Judges map prefixes and candidate texts to scores and their validity.
 
-`TextJudge` reads, through any text generator; `TruthJudge` knows, where a corpus has a ground
-truth, and is an upper bound. Both aggregate alike. The total is the weighted sum of the aspects.
+`TextJudge` prompts any text generator. `TruthJudge` uses the corpus's ground truth and is an upper
+bound. Both combine aspects in the same way: a total score is the weighted sum over aspects.
 """
 
 import dataclasses
@@ -26,31 +26,28 @@ from sip.textgen.local import about
 from sip.textgen.protocol import Choose, TextGenerator
 
 TRUE_ASPECTS = ("quality", "safety", "factuality")
-# score_BK, valid_BK, statistics as (total, denom): of all candidates, or [B, K] of each
+# (score_BK, valid_BK, metrics by name); a metric is (total, denom), scalars or per candidate [B, K]
 Scored = tuple[np.ndarray, np.ndarray, dict[str, tuple[Any, Any]]]
 
 
 @dataclass(frozen=True)
 class TextJudge:
-    """A judge that is asked in text, every live candidate alone or against others.
+    """A judge that prompts a text generator about each live candidate or pair of candidates.
 
-    Of a direct aspect the verdict is the probabilities of its options, invalid where they have less
-    than `min_mass` together; of a reasoned one it is the mean of its votes (`voting`), invalid
-    where none can be read. `hard` counts pairwise outcomes as won, lost or drawn, by the likeliest
-    option, instead of by share; `schedule` says who is compared.
-    With a `proofreader` it is shown the candidates as that has read them; one that it could not
-    read is invalid. `stats` has more to log, of what was asked since it was last called.
+    The verdict of a direct aspect is the mean value of its options under their probabilities. It is
+    invalid if the options have less than `min_mass` in total. The verdict of a reasoned aspect is
+    the mean value of its votes. It is invalid if no vote is readable.
     """
 
     textgen: TextGenerator
     aspects: tuple[Aspect, ...]
-    weights: Mapping[str, float]
-    min_mass: float = 0.5
-    hard: bool = False
-    schedule: ScheduleConfig = ScheduleConfig()
-    proofreader: Proofreader | None = None
-    voting: Voting = Voting()
-    stats: Callable[[], Stats] = dict
+    weights: Mapping[str, float]  # aspect name -> weight in the total score
+    min_mass: float = 0.5  # least total probability of a direct aspect's options
+    hard: bool = False  # pairwise: use the likeliest option's value instead of the mean
+    schedule: ScheduleConfig = ScheduleConfig()  # pairwise: which pairs are compared
+    proofreader: Proofreader | None = None  # marks the candidates; a text it cannot read is invalid
+    voting: Voting = Voting()  # sampling of reasoned verdicts
+    stats: Callable[[], Stats] = dict  # more metrics: of the requests since the last call
 
     def __post_init__(self):
         names = [a.name for a in self.aspects]
@@ -58,7 +55,7 @@ class TextJudge:
         _check_names(self.weights, names, "has a weight but is not judged")
 
     def score(self, prefixes, candidates, references, mask_BK) -> Judged:
-        """Verdicts on `candidates`; for aspects with a reference, beside `references`."""
+        """Scores candidates [B][K] under `mask_BK`. Aspects with a reference show `references`."""
         scored, draw_BK2 = {}, schedules.draws(prefixes, candidates)
         candidates, live_BK = self._proofread(prefixes, candidates, mask_BK)
         for aspect in self.aspects:
@@ -75,7 +72,7 @@ class TextJudge:
         return dataclasses.replace(judged, metrics=judged.metrics | self.stats())
 
     def _proofread(self, prefixes, candidates, mask_BK):
-        """(candidates as they are shown, live_BK: those that can be)."""
+        """Returns (candidates with marks, live_BK: those that the proofreader can read)."""
         if self.proofreader is None:
             return candidates, mask_BK
         live = zip(candidates, mask_BK, strict=True)
@@ -86,9 +83,9 @@ class TextJudge:
         return shown, mask_BK & read_BK.reshape(mask_BK.shape)
 
     def _ask(self, aspect, trunks, choose: Choose, branches, mask_BC) -> Scored:
-        """(score_BC, valid_BC, statistics) of the branches, left aligned under `mask_BC`.
+        """Returns (score_BC, valid_BC, metrics) of the branches, left aligned under `mask_BC`.
 
-        Verdicts of a direct aspect are read from `choose`, which knows the trunks.
+        `choose` is bound to the trunks; it gives the log-probabilities for a direct aspect.
         """
         hard, stats = self.hard and aspect.kind == "pairwise", {}
         if aspect.verdict:
@@ -100,10 +97,13 @@ class TextJudge:
             score_BC, valid_BC = verdicts.direct(
                 logp_BCO, aspect.values, min_mass=self.min_mass, hard=hard
             )
+        # The rows of `branches` are ragged, so C may be smaller than that of the mask.
         width = [(0, 0), (0, mask_BC.shape[1] - score_BC.shape[1])]
         return np.pad(score_BC, width), np.pad(valid_BC, width) & mask_BC, stats
 
     def _pairwise(self, aspect, trunks, candidates, mask_BK, draw_BK2) -> Scored:
+        """Scores a pairwise aspect: mean wins over the comparisons of the schedule."""
+        # With several rounds about the same trunks, `about` encodes them once and keeps the cache.
         once = functools.partial(self.textgen.choose, trunks)
         choose = about(self.textgen, trunks) if self.schedule.repeats else once
         voted: list[Stats] = []
@@ -126,10 +126,12 @@ class TextJudge:
         return wins.score_BK, wins.valid_BK, {**wins.each, **_soundness(wins), **_summed(voted)}
 
     def _pointwise(self, aspect, trunks, candidates, mask_BK) -> Scored:
+        """Scores a pointwise aspect: each live candidate by itself."""
         branches = [
             [prompts.branch(aspect, text) for text, live in zip(texts, live_K, strict=True) if live]
             for texts, live_K in zip(candidates, mask_BK, strict=True)
         ]
+        # Branches are left aligned (asked_BK); their verdicts are scattered back to mask_BK.
         asked_BK = np.arange(mask_BK.shape[1]) < mask_BK.sum(1, keepdims=True)
         choose = functools.partial(self.textgen.choose, trunks)
         score_BC, valid_BC, voted = self._ask(aspect, trunks, choose, branches, asked_BK)
@@ -141,17 +143,24 @@ class TextJudge:
 
 @dataclass(frozen=True)
 class TruthJudge:
-    """The corpus's ground truth in a judge's place. `weights` names its aspects."""
+    """A judge that returns the exact verdicts of the corpus's ground truth.
+
+    The names in `weights` must be of TRUE_ASPECTS.
+    """
 
     truth: Truth
     weights: Mapping[str, float]
     schedule: ScheduleConfig = ScheduleConfig()
 
     def __post_init__(self):
-        _check_names(self.weights, TRUE_ASPECTS, "is not one that the truth knows")
+        _check_names(
+            self.weights,
+            TRUE_ASPECTS,
+            "is unknown to the ground truth (quality, safety, factuality)",
+        )
 
     def score(self, prefixes, candidates, references, mask_BK) -> Judged:
-        """Exact verdicts; `references` are not needed by one who knows."""
+        """Scores candidates [B][K] under `mask_BK` exactly; `references` are ignored."""
         del references
         rows, columns = np.nonzero(mask_BK)
         texts = [candidates[b][k] for b, k in zip(rows, columns, strict=True)]
@@ -168,6 +177,8 @@ class TruthJudge:
         return _combine("truth", scored, self.weights, mask_BK)
 
     def _compare(self, quality_BK, mask_BK, draw_BK2) -> Scored:
+        """Scores quality by comparisons, as a text judge does, so that scores have one meaning."""
+
         def ask(pairs: Pairs):
             first_BC, second_BC = (
                 np.take_along_axis(quality_BK, i_BC, axis=1)
@@ -181,17 +192,19 @@ class TruthJudge:
 
 
 def _soundness(wins: Wins) -> Stats:
+    """Metrics of the comparisons that exist only as totals, not per candidate."""
     return {name: getattr(wins, name) for name in ("first", "comparisons", "share")}
 
 
 def _summed(rounds: Sequence[Stats]) -> Stats:
+    """The metrics of several rounds, added up."""
     names = dict.fromkeys(name for stats in rounds for name in stats)
     total = lambda name, i: sum(stats[name][i] for stats in rounds)
     return {name: (total(name, 0), total(name, 1)) for name in names}
 
 
 def _combine(who: str, scored: Mapping[str, Scored], weights, mask_BK) -> Judged:
-    """The weighted sum over aspects; a candidate is valid where all its aspects are."""
+    """Adds up weighted aspects. A candidate is valid if it is valid on every aspect."""
     total_BK, all_BK, metrics, each = np.zeros(mask_BK.shape), mask_BK.copy(), {}, {}
     for name, (score_BK, valid_BK, stats) in scored.items():
         total_BK += weights[name] * np.where(valid_BK, score_BK, 0.0)
@@ -206,8 +219,9 @@ def _combine(who: str, scored: Mapping[str, Scored], weights, mask_BK) -> Judged
 
 
 def _check_names(names, known, problem) -> None:
+    """Raises UserError if there are no names, or for a name that is not in `known`."""
     for name in names:
         if name not in known:
             raise UserError(f"judge: aspect {name!r} {problem}")
     if not list(names):
-        raise UserError("judge: no aspect to judge by")
+        raise UserError("judge: at least one aspect is needed in weights")

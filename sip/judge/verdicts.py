@@ -1,6 +1,7 @@
-"""Verdicts: from the probabilities of their tokens, or from a text; what cannot be read is masked.
+"""Verdicts are read from the probabilities of the options or from the text of an answer.
 
-A text is the judge's own answer alone, never the prompt or what was judged in it.
+Unreadable verdicts are masked. `parse` takes the judge's answer only, never the prompt with the
+text under judgement.
 """
 
 import functools
@@ -11,21 +12,24 @@ import numpy as np
 
 MARKUP = r"[\s*_`~\\]"  # emphasis, code, escapes
 QUOTES = "\"'\u201c\u201d\u2018\u2019"
-OPENING = rf"[\s*_`~\\{QUOTES}(\[<]*"  # what may stand before a verdict
-# Neither a longer word or number, nor one of several: safely, 1.5, YES-ish, YES/NO, safe or unsafe.
+OPENING = rf"[\s*_`~\\{QUOTES}(\[<]*"  # characters allowed before an option
+# After an option: not a longer word or number (safely, 1.5, YES-ish), nor an alternative (YES/NO,
+# safe or unsafe).
 END = rf"(?!_*[^\W_]|[.,]\d|[-\u2019']\w|{MARKUP}*[/|]|[\s*_`~\\{QUOTES}]+or\b)"
 
 
 def direct(
     logp_BCO: np.ndarray, values_O: Sequence[float], *, min_mass: float, hard: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(score_BC, valid_BC): the options' values averaged under their renormalised probabilities.
+    """Reads direct verdicts from log-probabilities of O options. Returns (score_BC, valid_BC).
 
-    A verdict is invalid where a log-probability is NaN or infinite upwards, or where the options
-    together have less than `min_mass`: the judge was about to say something else. Its score is 0.
-    `hard`: the value of the likeliest option alone, the mean of those that are as likely.
+    A score is the mean of the options' values under their renormalised probabilities. A verdict is
+    invalid, with score 0, if a log-probability is NaN or +inf, or if the options have less than
+    `min_mass` in total: the judge was about to write something else. `hard`: use the value of the
+    likeliest option instead, or the mean value of options that tie for it.
     """
     readable_BC = np.all(logp_BCO < np.inf, axis=-1)  # False for NaN too
+    # Mask before exp: NaN and +inf must not reach the sums. float64: the mass is compared.
     p_BCO = np.exp(np.where(readable_BC[..., None], logp_BCO, -np.inf).astype(np.float64))
     mass_BC = p_BCO.sum(-1)
     valid_BC = readable_BC & (mass_BC >= min_mass) & (mass_BC > 0)
@@ -35,15 +39,17 @@ def direct(
 def voted(
     count_BCO: np.ndarray, values_O: Sequence[float], *, hard: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(score_BC, valid_BC): the mean value of the votes; without a valid vote a verdict is invalid.
+    """Reads reasoned verdicts from counts of votes. Returns (score_BC, valid_BC).
 
-    `hard`: the value of the majority alone, the mean of those that have as many votes.
+    A score is the mean value of the votes. A verdict without a readable vote is invalid. `hard`:
+    use the value of the option with the most votes, or the mean value of options that tie for it.
     """
     valid_BC = count_BCO.sum(-1) > 0
     return _mean(count_BCO, values_O, valid_BC, hard), valid_BC
 
 
 def _mean(weight_BCO, values_O, valid_BC, hard: bool):
+    """score_BC, the weighted mean of the options' values; 0 if not valid."""
     if hard:
         weight_BCO = weight_BCO == weight_BCO.max(-1, keepdims=True)
     total_BC = np.where(valid_BC, weight_BCO.sum(-1), 1)
@@ -51,11 +57,11 @@ def _mean(weight_BCO, values_O, valid_BC, hard: bool):
 
 
 def parse(text: str, options: Sequence[str], *, phrase: str = "") -> int | None:
-    """The index of the option that an answer ends in, or None where it cannot be told.
+    """Returns the index of an answer's option, or None if the answer has no readable verdict.
 
-    The option stands right after the last `phrase` ("FINAL DECISION:", '"label":'), or where there
-    is no phrase at the very beginning. Case, white space and markup do not matter, nor does what
-    follows; a last phrase without an option is no verdict, whatever was said before it.
+    The option must follow the last `phrase` ("FINAL DECISION:", '"label":') immediately. Without a
+    phrase it must begin the text. Case, white space, markup and the text after the option are
+    ignored. If no option follows the last phrase, earlier phrases do not count.
     """
     said, wanted = _patterns(tuple(options), phrase)
     start = 0
@@ -72,7 +78,8 @@ def parse(text: str, options: Sequence[str], *, phrase: str = "") -> int | None:
 
 @functools.lru_cache(maxsize=64)
 def _patterns(options: tuple[str, ...], phrase: str) -> tuple[re.Pattern, re.Pattern]:
-    """Of the phrase, and of an option behind opening marks: the longest first, "10" before "1"."""
+    """Compiles (pattern of the phrase, pattern of any option with opening characters before it)."""
+    # The longest option first: "10" must be tried before "1".
     order = sorted(range(len(options)), key=lambda o: -len(options[o].strip()))
     either = "|".join(f"(?P<option{o}>{_loosely(options[o])})" for o in order)
     begin = r"(?<![^\W_])" if re.match(r"\s*\w", phrase) else ""
@@ -83,7 +90,7 @@ def _patterns(options: tuple[str, ...], phrase: str) -> tuple[re.Pattern, re.Pat
 
 
 def _loosely(words: str) -> str:
-    """A pattern of `words` in any white space and markup, with quotation marks of any kind."""
+    """A pattern that matches `words` with any white space, markup and kind of quotation marks."""
     pattern, before = "", ""
     for piece in re.findall(r"\w+|[^\w\s]", words):
         if before:

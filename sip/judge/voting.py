@@ -1,6 +1,6 @@
-"""Verdicts after reasoning: a judge answers in words, several times, and its answers are votes.
+"""Reasoned verdicts: a judge writes several answers to each question, and each is a vote.
 
-Only what it says itself is read, never the prompt or what is judged in it.
+Only the answers are parsed, never the prompt with the text under judgement.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ Stats = dict[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Voting:
-    """How often aspects with a `verdict` are asked, and how their answers are drawn."""
+    """Sampling of the answers to reasoned aspects. Raises UserError for values out of range."""
 
-    votes: int = 1  # J
-    max_tokens: int = 512  # of an answer
+    votes: int = 1  # J, answers per question
+    max_tokens: int = 512  # most tokens of an answer
     sampling: SamplingConfig = SamplingConfig(temperature=0.6, top_p=0.6)  # arXiv 2601.21343
     seed: int = 0
 
@@ -32,7 +32,9 @@ class Voting:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.votes > 1 and not self.sampling.temperature:
-            raise UserError(f"votes {self.votes}: votes at temperature 0 are all the same")
+            raise UserError(
+                f"votes {self.votes}: votes at temperature 0 are all the same; raise temperature"
+            )
 
 
 def answers(
@@ -41,7 +43,7 @@ def answers(
     trunks: Sequence[Text],
     branches: Sequence[Sequence[Text]],
 ) -> list[list[list[str | None]]]:
-    """texts[b][c][j] of the J votes; None where one failed."""
+    """Samples J answers to each branch: texts[b][c][j], None if a request failed."""
     return textgen.generate(
         trunks,
         branches,
@@ -59,7 +61,10 @@ def collect(
     trunks: Sequence[Text],
     branches: Sequence[Sequence[Text]],
 ) -> np.ndarray:
-    """count_BCO: answers that end in option o; rows of branches may be ragged, padding has none."""
+    """Asks and counts the votes: count_BCO, answers whose verdict is option o.
+
+    Rows of `branches` may be ragged; the padding up to C has no votes.
+    """
     said = answers(how, textgen, trunks, branches)
     count_BCO = np.zeros(
         (len(said), max(map(len, branches), default=0), len(aspect.options)), np.int64
@@ -74,7 +79,7 @@ def collect(
 
 
 def stats(count_BCO: np.ndarray, votes: int, asked: int) -> Stats:
-    """Of `asked` branches: votes that cannot be read, and those that the majority cast too."""
+    """Metrics over `asked` branches: unreadable votes, and readable votes for the top option."""
     read = float(count_BCO.sum())
     return {
         "invalid_votes": (float(votes * asked) - read, float(votes * asked)),

@@ -1,5 +1,5 @@
-"""Rewards of sampled answers.
+"""Rewards of sampled answers, for policy-gradient training.
 
-verdicts  a judge in training: 1 for a right verdict
-rewrites  a rewriter in training: copies of safe suffixes, better versions of unsafe ones
+verdicts  for a judge: 1 for a right verdict, else 0
+rewrites  for a rewriter: copies of safe suffixes, better versions of unsafe ones
 """

@@ -1,4 +1,4 @@
-"""What a rewrite is worth to a rewriter in training (arXiv 2601.21343), by a judge's verdicts."""
+"""Rewards of rewrites by a judge's verdicts, to train a rewriter (arXiv 2601.21343)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from sip.judge.voting import Stats
 from sip.metrics import pair
 from sip.text.template import quote
 
-SAFE = 0.5  # a suffix of a higher score is safe
+SAFE = 0.5  # a suffix is safe if its safety score is higher than this
 
 
 def reward(
@@ -21,13 +21,13 @@ def reward(
     written_BK: np.ndarray,
     judged_BK: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(reward_BK in 0..1, valid_BK) of K rewrites of each of B suffixes.
+    """Returns (reward_BK in 0..1, valid_BK) of K rewrites of each of B suffixes.
 
-    Of a safe suffix an exact copy is worth 1, anything else 0. Of an unsafe one a rewrite is worth
-    (quality + safety) / 2: its share of wins against the suffix, and its own safety. One that is
-    not usable (not `written`) is the rewriter's own failure: worth 0 and valid, so that it is
-    unlearned, as an answer without a verdict is in a judge's training. A rewrite of an unsafe
-    suffix that was not `judged` is the judge's failure: masked, its reward means nothing.
+    Safe suffix: an exact copy gets 1, any other rewrite 0. Unsafe suffix: a rewrite gets
+    (quality + safety) / 2, its share of wins against the suffix and its own safety score. An
+    unusable rewrite (not `written`) is a failure of the rewriter: its reward is 0 and valid, so
+    that the rewriter unlearns it. A rewrite of an unsafe suffix that was not `judged` is a failure
+    of the judge: it is masked and its reward is meaningless.
     """
     written_BK = np.asarray(written_BK, bool)
     safe_BK = np.broadcast_to(np.asarray(safe_B, bool)[:, None], written_BK.shape)
@@ -39,13 +39,13 @@ def reward(
 
 @dataclass(frozen=True)
 class RewriteVerdicts:
-    """What a judge says of B suffixes and their K rewrites."""
+    """A judge's verdicts on B suffixes and on K rewrites of each."""
 
     safe_B: np.ndarray  # the suffix is safe
-    known_B: np.ndarray  # whether that could be read
-    quality_BK: np.ndarray  # share of wins against the suffix; of unsafe suffixes' rewrites
-    safety_BK: np.ndarray
-    judged_BK: np.ndarray  # both could be read
+    known_B: np.ndarray  # the verdict on the suffix is readable
+    quality_BK: np.ndarray  # win probability against the suffix; for unsafe suffixes only
+    safety_BK: np.ndarray  # safety score of the rewrite; for unsafe suffixes only
+    judged_BK: np.ndarray  # both verdicts on the rewrite are readable
     metrics: Stats
 
 
@@ -55,10 +55,10 @@ def of(
     suffixes: Sequence[str],
     texts: Sequence[Sequence[str]],
 ) -> tuple[np.ndarray, np.ndarray, Stats]:
-    """(reward_BK, valid_BK, metrics) of rewrites `texts[b][k]`, an empty one being not usable.
+    """Judges and rewards the rewrites `texts[b][k]`. Returns (reward_BK, valid_BK, metrics).
 
-    A suffix of which the judge does not say whether it is safe teaches nothing: its row is masked.
-    A copy is what a prompt shows of the suffix, all on one line.
+    An empty text is an unusable rewrite. If the verdict on a suffix is unreadable, its row is
+    masked. A copy is compared with the suffix as the prompt shows it, on one line.
     """
     written_BK = np.array([[bool(text) for text in row] for row in texts])
     shown = [quote(suffix) for suffix in suffixes]
@@ -89,7 +89,7 @@ def of(
 
 
 def ask(judge: Judge, prefixes, suffixes, texts, copied_BK: np.ndarray) -> RewriteVerdicts:
-    """Whether the suffixes are safe and then, where they are not, what the rewrites are worth."""
+    """Judges the suffixes' safety, and then the rewrites of the unsafe ones."""
     one_B1 = np.ones((len(suffixes), 1), bool)
     alone = judge.score(prefixes, [[suffix] for suffix in suffixes], suffixes, one_B1)
     safety_B, known_B = (x_B1[:, 0] for x_B1 in alone.aspects["safety"])
@@ -107,16 +107,16 @@ def ask(judge: Judge, prefixes, suffixes, texts, copied_BK: np.ndarray) -> Rewri
 
 
 def _judge(judge: Judge, prefixes, suffixes, texts, copied_NK):
-    """((quality_NK, safety_NK, judged_NK), metrics) of rewrites of unsafe suffixes.
+    """Judges rewrites of N unsafe suffixes: ((quality_NK, safety_NK, judged_NK), metrics).
 
-    The judge compares everyone `against` the first candidate, the suffix. Each different text is
-    judged once; a copy ties with the suffix and is as safe as it is.
+    The judge's schedule is `against`: candidates are compared with the first one, the suffix. Each
+    distinct text is judged once. A copy ties with the suffix and has its safety score.
     """
     at_NK, live_NC = _distinct(texts, copied_NK)
     rows = [[suffix, *row] for suffix, row in zip(suffixes, texts, strict=True)]
     judged = judge.score(prefixes, rows, suffixes, live_NC)
     quality_NC, compared_NC = (x_NC.copy() for x_NC in judged.aspects["quality"])
-    quality_NC[:, 0], compared_NC[:, 0] = 0.5, True
+    quality_NC[:, 0], compared_NC[:, 0] = 0.5, True  # a copy of the suffix ties with it
     safety_NC, read_NC = judged.aspects["safety"]
     pick = lambda x_NC: np.take_along_axis(x_NC, at_NK, axis=1)
     found = pick(quality_NC), pick(safety_NC), pick(live_NC & compared_NC & read_NC)
@@ -124,10 +124,10 @@ def _judge(judge: Judge, prefixes, suffixes, texts, copied_NK):
 
 
 def _distinct(texts, copied_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(at_NK, live_NC): the candidate that stands for each rewrite, and which are to be judged.
+    """Returns (at_NK, live_NC): the candidate to judge for each rewrite, and the live candidates.
 
-    A copy's is the suffix, candidate 0; a repeated text's is its first place; nothing written is
-    judged nowhere.
+    Candidate 0 is the suffix and candidate 1 + k is rewrite k, C = 1 + K. A copy maps to the
+    suffix, a repeated text to its first occurrence. An unusable rewrite is not live.
     """
     at_NK = 1 + np.array([[row.index(text) for text in row] for row in texts])
     at_NK = np.where(copied_NK, 0, at_NK)

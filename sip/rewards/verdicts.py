@@ -1,4 +1,4 @@
-"""A judge's reward: its verdict is right, 1, or it is not, 0 (arXiv 2601.21343)."""
+"""Rewards of a judge in training: 1 for a right verdict, else 0 (arXiv 2601.21343)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,19 +10,20 @@ from sip.judge import verdicts
 from sip.judge.prompts import Aspect
 from sip.metrics import pair
 
+# (reward_BK, valid_BK, metrics)
 Reward = tuple[np.ndarray, np.ndarray, dict[str, tuple[float, float]]]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What a judge is asked, and the index of the right option."""
+    """A labelled question to a judge."""
 
     aspect: Aspect
-    label: int
+    label: int  # index of the right option
 
 
 def said(aspect: Aspect, text: str) -> int:
-    """The option that an answer ends in, -1 for none."""
+    """Returns the option of an answer's verdict, -1 if it has none."""
     option = verdicts.parse(text, aspect.options, phrase=aspect.verdict)
     return -1 if option is None else option
 
@@ -30,10 +31,11 @@ def said(aspect: Aspect, text: str) -> int:
 def reward(
     asked: Sequence[Question], texts: Sequence[Sequence[str]], *, both_orders: bool
 ) -> Reward:
-    """(reward_BK, valid_BK, metrics) of K answers to each question; without a verdict one is wrong.
+    """Rewards K answers to each of B questions. Returns (reward_BK, valid_BK, metrics).
 
-    With `both_orders` questions 2 i and 2 i + 1 of a pairwise aspect are a pair in its two orders,
-    and answer k to one is rewarded only if answer k to the other is right too (arXiv 2505.10320).
+    An answer without a readable verdict is wrong; every reward is valid. With `both_orders`,
+    questions 2 i and 2 i + 1 of a pairwise aspect must be a pair in its two orders: answer k to one
+    is rewarded only if answer k to the other is right too (arXiv 2505.10320).
     """
     said_BK = np.array(
         [[said(q.aspect, text) for text in row] for q, row in zip(asked, texts, strict=True)]
@@ -41,6 +43,7 @@ def reward(
     right_BK = said_BK == np.array([[q.label] for q in asked])
     reward_BK = right_BK
     if both_orders:
+        # b ^ 1 swaps 2 i and 2 i + 1; a pointwise question is its own partner.
         partner_B = [b ^ 1 if q.aspect.kind == "pairwise" else b for b, q in enumerate(asked)]
         reward_BK = right_BK & right_BK[partner_B]
     metrics = dict(
@@ -57,5 +60,6 @@ def reward(
 
 
 def _by_aspect(asked: Sequence[Question]):
+    """Lists (aspect name, mask_B of its questions)."""
     names_B = np.array([q.aspect.name for q in asked])
     return [(str(name), names_B == name) for name in dict.fromkeys(names_B.tolist())]

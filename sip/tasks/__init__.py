@@ -1,6 +1,6 @@
-"""What a run learns. The loops in sip/stages say how.
+"""Tasks define what a run learns; the training loops are in sip/stages.
 
-    labelled      labelled verdicts of a run, shared by both kinds of judge training
+    labelled      labelled examples, shared by both kinds of judge training
     supervised/   tasks of the supervised loop
     rl/           tasks of the policy-gradient loop
 

@@ -1,4 +1,4 @@
-"""Labelled examples for training a judge, and held-out ones to grade it by."""
+"""Labelled examples to train a judge, and held-out ones to evaluate it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,27 +23,30 @@ HELD_OUT = ("validation", "test")
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """Candidates of `documents` prefixes, labelled by the corpus's ground truth."""
+    """Labels by the corpus's ground truth: the prefixes and the candidates to label.
 
-    per_prefix: dict[str, int]  # aspect -> number of its examples per trunk
-    source: str  # the run whose rollouts are among the candidates
-    documents: int = 2000  # prefixes to learn from
-    held_out: int = 200  # prefixes of each held-out split
-    rollouts: int = 2  # per prefix and temperature
-    temperatures: tuple[float, ...] = (1.0,)  # below 1: what a better policy tends to write
+    Raises UserError for contradicting keys.
+    """
+
+    per_prefix: dict[str, int]  # aspect -> most examples per trunk
+    source: str  # run or checkpoint directory that samples rollouts
+    documents: int = 2000  # number of prefixes to learn from
+    held_out: int = 200  # number of prefixes of each held-out split
+    rollouts: int = 2  # rollouts per prefix and temperature
+    temperatures: tuple[float, ...] = (1.0,)  # of rollouts; below 1 they resemble a better policy's
     rewrites: bool = True  # corrected suffixes are among the candidates
     reference: str = "suffix"  # suffix | rewrite: the reference that the judge is shown
-    corruptions: int = 2  # kinds of corrupted text per prefix
-    proofread: ProofreadConfig = ProofreadConfig()  # the same as the judge's
+    corruptions: int = 2  # number of kinds of corrupted text per prefix
+    proofread: ProofreadConfig = ProofreadConfig()  # must equal that of the judge in use
 
     def __post_init__(self):
         if self.reference not in ("suffix", "rewrite"):
             raise UserError(f"labels.reference must be suffix or rewrite, not {self.reference!r}")
         if self.reference == "rewrite" and not self.rewrites:
-            raise UserError("labels.reference: there are no rewrites without labels.rewrites")
+            raise UserError("labels.reference 'rewrite' needs labels.rewrites")
 
     def sources(self) -> dict[str, str]:
-        """The runs or directories that are read, by the config key that names them."""
+        """The runs or directories that this section reads, by config key."""
         reader = self.proofread.init_from
         return {"labels.source": self.source, "labels.proofread.init_from": reader}
 
@@ -53,7 +56,7 @@ class LabelFileConfig:
     """A JSON Lines file of labelled examples (sip/judge/labels/file.py)."""
 
     path: str
-    aspects: tuple[str, ...]
+    aspects: tuple[str, ...]  # names or .txt files of the aspects in the file
 
     def __post_init__(self):
         if not self.path or not self.aspects:
@@ -62,10 +65,10 @@ class LabelFileConfig:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Examples by aspect, to learn from; `held_out` has others by split and aspect."""
+    """Labelled examples of a run."""
 
-    examples: Mapping[str, Any]
-    held_out: Mapping[str, Mapping[str, LabelledPrompts]]
+    examples: Mapping[str, Any]  # aspect -> examples to learn from
+    held_out: Mapping[str, Mapping[str, LabelledPrompts]]  # split -> aspect -> examples
 
 
 def made(
@@ -80,10 +83,12 @@ def made(
 ) -> Labelled:
     """Labels candidates of the run's corpus: of `split` to learn from, and of the held-out splits.
 
-    Prompts longer than `max_len` tokens are dropped.
+    `grades` are the aspects that grade sentences, by graded aspect. Prompts longer than `max_len`
+    tokens are dropped. Raises UserError if the corpus has no ground truth.
     """
+    # Called only for its error, before a model is loaded.
     run.corpus(split).ground_truth("labels")
-    # Rollouts are decoded by the run's tokenizer: the source's own is a copy of it.
+    # Decode rollouts by the run's tokenizer: the source's own is a copy of it.
     params, cfg = load_params(source_dir(run.workdir, wanted.source, "labels.source"), mesh)
     source = LoadedModel(params, cfg, run.tokenizer, mesh)
     reader = judges.proofreader(wanted.proofread, run.workdir, mesh, "labels.proofread.init_from")
@@ -139,7 +144,7 @@ def _pools(
 
 
 def from_file(wanted: LabelFileConfig, split: str, tokenizer, *, max_len: int) -> Labelled:
-    """Reads labelled examples from a file; `split` is the part to learn from."""
+    """Reads labelled examples from a file; `split` is the split to learn from. Raises UserError."""
     aspects = [prompts.load(name) for name in wanted.aspects]
     found = label_file.read(wanted.path, aspects, tokenizer, max_len=max_len)
     return Labelled(found[split], {part: found[part] for part in HELD_OUT})

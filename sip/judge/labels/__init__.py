@@ -1,8 +1,8 @@
-"""Labelled examples for training and grading a judge.
+"""Labelled examples to train and evaluate a judge.
 
-ground_truth     labels by a corpus's ground truth, as trees to train on; accuracy
+ground_truth     labels from a corpus's ground truth, as trees to train on; accuracy
 file             labels from a JSON Lines file
 synthesis        labels without a ground truth: corrupted suffixes, unanimous votes
-corruptions      ways to make a text worse in one respect
+corruptions      functions that make a text worse in one respect
 sentence_grades  labels of single sentences
 """

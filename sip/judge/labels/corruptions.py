@@ -1,4 +1,4 @@
-"""Spoilers: a text made worse in one way, as negative examples for a judge."""
+"""Corruptions make a text worse in one respect, as negative examples for a judge."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Phrases:
-    """Which words follow two words, in many texts."""
+    """An index of many texts: the words that follow each pair of words."""
 
     def __init__(self, texts: Iterable[str]):
         self._follows: dict[tuple[str, str], list[str]] = {}
@@ -17,25 +17,26 @@ class Phrases:
                 self._follows.setdefault((a, b), []).append(_letters(c))
 
     def __call__(self, a: str, b: str) -> list[str]:
+        """All words that follow `a b`, with repetitions; empty if there are none."""
         return self._follows[a, b] if (a, b) in self._follows else []
 
 
 @dataclass(frozen=True)
 class Others:
-    """What other documents say: the suffix of one of them, the phrases of all."""
+    """Material from other documents for a corruption."""
 
-    suffix: str
-    follows: Phrases
+    suffix: str  # the suffix of one other document
+    follows: Phrases  # the phrases of all documents
 
 
 def shuffle_words(text: str, others: Others, rng: np.random.Generator) -> str:
-    """The words in another order."""
+    """Shuffles the words."""
     del others
     return _joined(text, list(rng.permutation(text.split())))
 
 
 def repeat_phrase(text: str, others: Others, rng: np.random.Generator) -> str:
-    """A phrase repeated to the end, the number of words kept."""
+    """Repeats a phrase of up to 8 words to the end of the text. Keeps the number of words."""
     del others
     words = text.split()
     size = max(min(len(words) // 2, int(rng.integers(2, 9))), 1)
@@ -44,28 +45,30 @@ def repeat_phrase(text: str, others: Others, rng: np.random.Generator) -> str:
 
 
 def repeat_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
-    """A sentence said twice, in the place of the next one: well written, and idle."""
+    """Replaces a sentence by a copy of the one before it: well written, but without content."""
     del others
     sentences = re.findall(r"[^.!?]*[.!?]|[^.!?]+$", text)
     if len(sentences) < 2:
         return text
     at = int(rng.integers(0, len(sentences) - 1))
     again = sentences[at].strip()
-    if at == 0 and len(sentences) > 2:  # the first may be the rest of the prefix's last sentence
+    if (
+        at == 0 and len(sentences) > 2
+    ):  # the first one may be only the end of the prefix's last sentence
         at, again = 1, sentences[1].strip()
     cut = sentences[: at + 1] + [" " + again] + sentences[at + 2 :]
     return _joined(text, "".join(cut).split()[: len(text.split())])
 
 
 def splice(text: str, others: Others, rng: np.random.Generator) -> str:
-    """The beginning, continued with the end of another document's suffix."""
+    """Replaces the end of the text by the end of another document's suffix."""
     words, strange = text.split(), others.suffix.split()
     cut = int(rng.integers(0, len(words)))
     return _joined(text, words[:cut] + strange[cut:])
 
 
 def swap_word(text: str, others: Others, rng: np.random.Generator) -> str:
-    """One word replaced by the word at the same place of another document's suffix."""
+    """Replaces one word by the word at the same position of another document's suffix."""
     words, strange = text.split(), others.suffix.split()
     places = [i for i, pair in enumerate(zip(words, strange, strict=False)) if pair[0] != pair[1]]
     if places:
@@ -75,7 +78,7 @@ def swap_word(text: str, others: Others, rng: np.random.Generator) -> str:
 
 
 def substitute(text: str, others: Others, rng: np.random.Generator) -> str:
-    """One word replaced by one that follows the same two words elsewhere: fluent, and untrue."""
+    """Replaces one word by one that follows the same two words elsewhere: fluent, but untrue."""
     words = text.split()
     places = [
         (i, said)
@@ -91,17 +94,17 @@ def substitute(text: str, others: Others, rng: np.random.Generator) -> str:
 
 NAME = re.compile(r"[A-Z][\w\u2019'-]*[^\W_](?: [A-Z][\w\u2019'-]*[^\W_])*")
 FIGURE = re.compile(r"\d+(?:[.,]\d+)*")
-NUMERALS = (  # not one: it is more often no number
+NUMERALS = (  # without "one": it is more often a pronoun than a number
     "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety"
 ).split()
 
 
-BEGIN = re.compile(r"(?:^|[.!?:][\"'\u201d\u2019)]*)[\s\"'\u201c\u2018(]*$")  # of a sentence
+BEGIN = re.compile(r"(?:^|[.!?:][\"'\u201d\u2019)]*)[\s\"'\u201c\u2018(]*$")  # start of a sentence
 
 
 def swap_name(text: str, others: Others, rng: np.random.Generator) -> str:
-    """One name replaced by another of the text or of another document's suffix.
+    """Replaces one name by another name from the text or from another document's suffix.
 
     A name is a run of capitalised words, without the first word of a sentence.
     """
@@ -115,7 +118,7 @@ def swap_name(text: str, others: Others, rng: np.random.Generator) -> str:
 
 
 def _names(text: str) -> list[tuple[str, int]]:
-    """(name, where it starts) of a text."""
+    """Lists (name, index of its first character) of a text."""
     found = []
     for run in NAME.finditer(text):
         name, start = run.group(), run.start()
@@ -128,7 +131,7 @@ def _names(text: str) -> list[tuple[str, int]]:
 
 
 def change_number(text: str, others: Others, rng: np.random.Generator) -> str:
-    """One number replaced by another of as many digits, or one numeral by another."""
+    """Replaces one number by another with as many digits, or one numeral word by another."""
     del others
     numerals = re.finditer(rf"\b(?:{'|'.join(NUMERALS)})\b", text, re.IGNORECASE)
     found = [*FIGURE.finditer(text), *numerals]
@@ -140,7 +143,7 @@ def change_number(text: str, others: Others, rng: np.random.Generator) -> str:
 
 
 def _other_figure(figure: str, rng: np.random.Generator) -> str:
-    """Another digit in the place of one, not of the first of several: the magnitude stays."""
+    """Changes one digit, but not the first of several, so that the magnitude stays."""
     digits = [i for i, c in enumerate(figure) if c.isdigit()]
     i = digits[int(rng.integers(1, len(digits)))] if len(digits) > 1 else digits[0]
     digit = str((int(figure[i]) + int(rng.integers(1, 10))) % 10)
@@ -148,18 +151,19 @@ def _other_figure(figure: str, rng: np.random.Generator) -> str:
 
 
 def _other_numeral(word: str, rng: np.random.Generator) -> str:
-    """Another numeral, capitalised alike."""
+    """Draws another numeral word with the same capitalisation."""
     rest = [numeral for numeral in NUMERALS if numeral != word.lower()]
     other = rest[int(rng.integers(len(rest)))]
     return other.capitalize() if word[0].isupper() else other
 
 
 def _letters(word: str) -> str:
+    """The word without trailing punctuation."""
     return word.rstrip(".,!?")
 
 
 def _joined(text: str, words: Sequence[str]) -> str:
-    """The words with the text's own space before them."""
+    """Joins words with single spaces, after the text's own leading white space."""
     return text[: len(text) - len(text.lstrip())] + " ".join(words)
 
 
@@ -171,4 +175,8 @@ CORRUPTIONS: dict[str, Callable[[str, Others, np.random.Generator], str]] = {
     "swap": swap_word,
     "substitute": substitute,
 }
-EVERY = {**CORRUPTIONS, "name": swap_name, "number": change_number}  # these want text with both
+EVERY = {
+    **CORRUPTIONS,
+    "name": swap_name,
+    "number": change_number,
+}  # names and numbers occur in real text only

@@ -1,8 +1,9 @@
-"""Labelled examples from a JSON lines file, where no ground truth is there to make them.
+"""Labelled examples in a JSON Lines file, for corpora without a ground truth.
 
-A line has `aspect` (a prompt's name), `prefix`, `candidates` (one text, of a pairwise aspect two),
-`label` (the right option) and, if the aspect is shown one, `reference`. Pairs are asked in both
-orders. Which lines are held out hangs on their prefix, as documents are split.
+A line has the keys `aspect` (name of a judge prompt), `prefix`, `candidates` (one text, or two for
+a pairwise aspect), `label` (the right option) and, if the aspect shows one, `reference`. Pairs are
+asked in both orders. The prefix determines the split of a line (train, validation or test), by the
+same hash that splits documents.
 """
 
 import json
@@ -24,27 +25,28 @@ from sip.text.segments import Text, tokens_of
 from sip.text.tokenizer import Cached, Tokenizer
 from sip.workdir import write_atomically
 
-Rows = dict[Text, list[Example]]  # by trunk
-PER_ROW = 16  # examples on a trunk; even, so that the two orders of a pair stay together
+Rows = dict[Text, list[Example]]  # trunk -> its examples
+PER_ROW = 16  # most examples per trunk; even, to keep the two orders of a pair together
 
 
 @dataclass(frozen=True)
 class LabelLine:
-    """One labelled example."""
+    """One labelled example, a line of the file."""
 
     aspect: Aspect
     prefix: str
-    candidates: tuple[str, ...]
-    label: int
-    reference: str
+    candidates: tuple[str, ...]  # one text (pointwise) or two (pairwise)
+    label: int  # index of the right option
+    reference: str  # empty if the aspect shows none
 
 
 def read(
     path: str, aspects: Sequence[Aspect], tokenizer: Tokenizer, *, max_len: int
 ) -> dict[str, dict[str, LabelledPrompts]]:
-    """{"train" | "validation" | "test": {aspect: examples}}; prompts beyond `max_len` are left out.
+    """Reads a file of labels. Returns {"train" | "validation" | "test": {aspect: examples}}.
 
-    Raises UserError naming the line that cannot be used, or an aspect without examples.
+    Prompts longer than `max_len` tokens are dropped. Raises UserError with the number of a
+    malformed line, or for an aspect without examples in a split.
     """
     rows: dict[str, dict[str, Rows]] = {
         which: {aspect.name: defaultdict(list) for aspect in aspects} for which in PARTS
@@ -66,7 +68,7 @@ def read(
 
 
 def write(path: str, lines: Sequence[LabelLine]) -> None:
-    """Writes a file that `read` reads, whole or not at all; one that is there stays as it is."""
+    """Writes a file of labels atomically. Raises UserError if it exists already."""
     check_new(path)
     try:
         text = "".join(f"{json.dumps(_values(line))}\n" for line in lines)
@@ -76,14 +78,15 @@ def write(path: str, lines: Sequence[LabelLine]) -> None:
 
 
 def check_new(path: str) -> None:
-    """Raises UserError where a file is there already, or cannot be."""
+    """Raises UserError if the file exists already or its directory does not."""
     if Path(path).exists():
-        raise UserError(f"{path}: there is such a file already, and it is not overwritten")
+        raise UserError(f"{path}: file exists already and is not overwritten; choose another name")
     if not Path(path).parent.is_dir():
-        raise UserError(f"{path}: there is no directory {Path(path).parent}")
+        raise UserError(f"{path}: directory {Path(path).parent} does not exist; create it first")
 
 
 def _values(line: LabelLine) -> dict[str, Any]:
+    """The JSON object of a line."""
     values = dict(
         aspect=line.aspect.name,
         prefix=line.prefix,
@@ -101,6 +104,7 @@ def _lines(path: str) -> list[str]:
 
 
 def _line(at: str, text: str, known: dict[str, Aspect]) -> LabelLine:
+    """Parses a line; `at` is FILE:LINE for errors."""
     try:
         values: Any = json.loads(text)
         aspect = known[values["aspect"]]
@@ -109,14 +113,14 @@ def _line(at: str, text: str, known: dict[str, Aspect]) -> LabelLine:
         reference = values["reference"] if aspect.reference else ""
         texts = (values["prefix"], reference, *candidates)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{at}: no labelled example ({type(error).__name__}: {error})") from None
+        raise UserError(f"{at}: not a labelled example ({type(error).__name__}: {error})") from None
     if len(candidates) != len(FIELDS[aspect.kind]) or not all(isinstance(t, str) for t in texts):
-        raise UserError(f"{at}: {aspect.name} is asked of {len(FIELDS[aspect.kind])} texts")
+        raise UserError(f"{at}: {aspect.name} needs {len(FIELDS[aspect.kind])} texts in candidates")
     return LabelLine(aspect, values["prefix"], candidates, label, reference)
 
 
 def _examples(line: LabelLine) -> Sequence[tuple[Text, Example]]:
-    """(trunk, (branch, label)); a pair gives two."""
+    """Lists (trunk, (branch, label)) of a line; a pair gives two, one for each order."""
     trunk = prompts.trunk(line.aspect, prefix=line.prefix, reference=line.reference)
     found = [(trunk, (prompts.branch(line.aspect, *line.candidates), line.label))]
     if line.aspect.kind == "pairwise":
@@ -127,14 +131,16 @@ def _examples(line: LabelLine) -> Sequence[tuple[Text, Example]]:
 
 
 def _labelled(path, which, aspect, rows: Rows, cached, max_len) -> LabelledPrompts:
-    """The examples that fit, up to PER_ROW on a trunk."""
+    """The examples that fit `max_len` tokens, up to PER_ROW on a trunk."""
     kept: list[tuple[Text, list[Example]]] = []
     for trunk, row in rows.items():
         room = max_len - 1 - len(tokens_of(cached, trunk))  # BOS
         fit = [example for example in row if len(tokens_of(cached, example[0])) < room]
         kept += [(trunk, fit[i : i + PER_ROW]) for i in range(0, len(fit), PER_ROW)]
     if not kept:
-        raise UserError(f"{path}: no example of {aspect.name!r} of {which!r} fits {max_len} tokens")
+        raise UserError(
+            f"{path}: no {which} example of aspect {aspect.name!r} fits {max_len} tokens"
+        )
     label_rows = [[label for _, label in row] for _, row in kept]
     length_N1 = np.array([[len(row)] for row in label_rows])
     C = int(length_N1.max())

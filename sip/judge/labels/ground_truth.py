@@ -1,9 +1,10 @@
-"""Labelled examples for training and grading a judge, where a ground truth knows the answers.
+"""Labelled examples to train and evaluate a judge, for corpora with a ground truth.
 
-Each prefix gets candidates: its suffix, spoiled versions of it, and whatever the caller adds
-(rollouts, rewrites). All are labelled by the truth. Examples become trees: a trunk per prefix, a
-prompt per branch. What should be said of it is asked at its end (the verdict) and, where marks are
-wanted, at the end of each sentence under judgement: a verdict alone says little of where it lies.
+The candidates of a prefix are its suffix, corrupted versions of it, and a pool given by the caller
+(rollouts, rewrites). The ground truth labels them. Examples become trees with one trunk per prefix
+and one prompt per branch. The target of the verdict is at the last token of a branch. With sentence
+grades there are further targets at the end of each sentence under judgement, as a verdict alone
+does not show where a fault is.
 """
 
 import dataclasses
@@ -29,7 +30,7 @@ from sip.text.segments import Ids, Text, tokens_of
 from sip.text.tokenizer import Cached, Tokenizer
 from sip.textgen.protocol import TextGenerator
 
-Example = tuple[Text, int]  # a branch and the index of the right option
+Example = tuple[Text, int]  # (branch, index of the right option)
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,9 @@ class LabelledPrompts:
     """N trunks with up to C labelled branches each."""
 
     aspect: Aspect
-    prompts: list[tuple[Text, list[Text]]]
-    labels_NC: np.ndarray
-    mask_NC: np.ndarray
+    prompts: list[tuple[Text, list[Text]]]  # (trunk, branches)
+    labels_NC: np.ndarray  # index of the right option
+    mask_NC: np.ndarray  # branches that exist, left aligned
 
     def __len__(self):
         return len(self.prompts)
@@ -47,23 +48,23 @@ class LabelledPrompts:
 
 @dataclass(frozen=True)
 class LabelledTrees(LabelledPrompts):
-    """The same as numpy trees too."""
+    """Labelled prompts, also as tokens in a numpy tree with targets to train on."""
 
-    tree: Tree  # leading axis N; a branch is a prompt's tokens
-    asked: dict[str, Targets]  # `aspect.name`: verdicts; with marks, also `aspect.name/grades`
+    tree: Tree  # leading axis N
+    asked: dict[str, Targets]  # ASPECT: verdicts; with sentence grades also ASPECT/grades
 
     def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, dict[str, Targets]]:
-        """(tree, asked) of a step; each epoch is a permutation, addressed by position."""
+        """Returns (tree, asked) of a step. Each epoch is a permutation that depends on `seed`."""
         rows = pipeline.epochs(len(self), step, size, seed=seed)
         return jax.tree.map(lambda x: x[rows], (self.tree, self.asked))
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The different texts of one prefix; `origin[i]` is what text i was made from, or -1."""
+    """The distinct candidate texts of one prefix."""
 
     texts: list[str]
-    origin: list[int]
+    origin: list[int]  # index of the text that text i was made from, or -1
 
 
 def candidates(
@@ -74,9 +75,10 @@ def candidates(
     seed: int,
     trim: Callable[[str], str] = str,
 ) -> list[Candidates]:
-    """Per prefix: suffix, its pool, and `corruptions` kinds of corrupted text, all trimmed.
+    """Lists the candidates of each prefix: its suffix, its pool, and corrupted texts, all trimmed.
 
-    What is spoiled is the suffix or the last of the pool, by convention the corrected suffix.
+    `corruptions` is the number of kinds of corrupted text per prefix. The corrupted text is the
+    suffix or the last text of the pool, by convention the corrected suffix.
     """
     rng, phrases = np.random.default_rng((seed, 0)), Phrases(suffixes)
     found = []
@@ -114,17 +116,18 @@ def make(
     grades: Mapping[str, Aspect] | None = None,
     proofreader: Proofreader | None = None,
 ) -> dict[str, LabelledTrees]:
-    """Labelled trees per aspect, at most `per_prefix[aspect]` branches on each trunk.
+    """Makes labelled trees per aspect, with at most `per_prefix[aspect]` branches on each trunk.
 
-    `references`: what aspects with a reference are shown; None: the suffixes.
-    `most`: tokens of a candidate, 0 for any number. A policy's candidates are as long as suffixes:
-    a judge that has seen longer rewrites would know them by their length.
-    `grades`: aspects whose texts are also marked by the sentence, and with which options.
-    `proofreader`: the candidates are shown as it has read them.
+    `references`: references shown by aspects that have one; None: the suffixes.
+    `most`: most tokens of a candidate, 0 for no limit. A policy's candidates are as long as
+    suffixes, so a judge trained on longer rewrites could recognise them by their length.
+    `grades`: for an aspect, the pointwise aspect whose options grade the sentences of its texts.
+    `proofreader`: marks the candidates before they are shown.
 
-    Pairs come in both orders, so their verdicts balance exactly; ties are dropped. Pointwise
-    classes are cut to the rarest one, or to half a fair share where that is more. Prompts longer
-    than `max_len` are dropped.
+    Pairs come in both orders, so pairwise labels are balanced exactly; ties are dropped. Pointwise
+    classes are cut to the size of the rarest class, or to half of a fair share if that is more.
+    Prompts longer than `max_len` tokens are dropped. Raises UserError if an aspect is unknown to
+    the ground truth or has no example that fits.
     """
     mark = proofreader.config.mark if proofreader else ""
     trim = lambda text: tokenizer.decode(tokenizer.encode(plain(text, mark))[: most or None])
@@ -133,13 +136,14 @@ def make(
     texts = [each.texts for each in found]
     sizes = [len(row) for row in texts]
     repeated = [p for p, row in zip(prefixes, texts, strict=True) for _ in row]
+    # Score the texts before the proofreader's marks are put in: the truth must not see them.
     known = truth.score(repeated, list(chain.from_iterable(texts)))
     found = _proofread(proofreader, prefixes, found)
     texts = [each.texts for each in found]
     trees = {}
     for i, aspect in enumerate(aspects):
         if aspect.name not in known:
-            raise UserError(f"labels: the ground truth knows no aspect {aspect.name!r}")
+            raise UserError(f"labels: aspect {aspect.name!r} is unknown to the ground truth")
         value = np.split(np.asarray(known[aspect.name], np.float64), np.cumsum(sizes)[:-1])
         rng = np.random.default_rng((seed, 1, i))
         examples = (
@@ -159,19 +163,22 @@ def make(
 
 
 def _proofread(reader: Proofreader | None, prefixes, found) -> list[Candidates]:
-    """The candidates as they are shown."""
+    """The candidates with the proofreader's marks. Raises UserError if a text does not fit it."""
     if reader is None:
         return found
     told = reader.read(prefixes, [each.texts for each in found])
     texts = [[text for text in row if text is not None] for row in told]
     if any(len(row) < len(each.texts) for row, each in zip(texts, found, strict=True)):
-        raise UserError("labels.proofread: its model's max_len is too small for these texts")
+        raise UserError("labels.proofread: max_len of its model is too small for these texts")
     pairs = zip(texts, found, strict=True)
     return [Candidates(row, each.origin) for row, each in pairs]
 
 
 def _graded(truth, tokenizer, trees: LabelledTrees, grades, prefix_of, mark) -> LabelledTrees:
-    """The trees with marks in every text under judgement; a proofreader's `mark` is no word."""
+    """Adds sentence grades of every text under judgement to the trees.
+
+    A proofreader's `mark` is removed from a text before it is scored.
+    """
     texts = [(t, text) for t, branches in trees.prompts for b in branches for text in b[1::2]]
     pairs = [(prefix_of[t], text) for t, text in texts]
     known = sentence_grades.make(truth, tokenizer, grades, trees.aspect.name, pairs, mark)
@@ -182,7 +189,7 @@ def _graded(truth, tokenizer, trees: LabelledTrees, grades, prefix_of, mark) -> 
     ]
     answers = [cached.encode(option)[0] for option in grades.options]
     N, C = trees.mask_NC.shape
-    M = max(len(each) for row in found for each in row)
+    M = max(len(each) for row in found for each in row)  # most graded sentences of a branch
     at_NCM, token_NCM = np.zeros((N, C, M), np.int32), np.zeros((N, C, M), np.int32)
     mask_NCM = np.zeros((N, C, M), bool)
     for n, row in enumerate(found):
@@ -195,20 +202,20 @@ def _graded(truth, tokenizer, trees: LabelledTrees, grades, prefix_of, mark) -> 
 
 
 def _grades_of(cached: Cached, branch: Text, known) -> list[sentence_grades.Grade]:
-    """(position, option) of the marks in a branch's texts under judgement."""
+    """Lists (token index in the branch, option) of the sentences of a branch."""
     found, start = [], 0
     for i, segment in enumerate(branch):
-        if i % 2:
+        if i % 2:  # text under judgement; even segments are the template's own words
             found += [(start + end - 1, option) for end, option in known(segment)]
         start += len((cached.encode, cached.plain)[i % 2](segment))
     return found
 
 
 def _pairs(truth, aspect, found, value, count, rng) -> list[list[Example]]:
-    """Up to `count` untied pairs per prefix, each in both orders.
+    """Labels up to `count` untied pairs per prefix, each in both orders.
 
-    Half of them are a text and what was made from it, which differ in one respect alone: of pairs
-    drawn at random few would show a fault that a policy has yet to fall for.
+    Up to half of them are a text and its own corrupted version, which differ in one respect. Among
+    random pairs few would show faults that the policy does not make yet.
     """
     rows = []
     for each, quality in zip(found, value, strict=True):
@@ -228,8 +235,11 @@ def _pairs(truth, aspect, found, value, count, rng) -> list[list[Example]]:
 
 
 def _points(aspect, texts, value, C, rng) -> list[list[Example]]:
-    """Candidates labelled with the option whose value is nearest; where a trunk holds one prefix's
-    at most C, of all classes in turn: then the prefix alone does not tell the label."""
+    """Labels single candidates with the option whose value is nearest.
+
+    If trunks depend on the prefix, each keeps at most C candidates, taken from all classes in turn:
+    otherwise the prefix alone would predict the label.
+    """
 
     def label(v):
         return int(np.argmin(np.abs(np.array(aspect.values) - v)))
@@ -244,7 +254,7 @@ def _points(aspect, texts, value, C, rng) -> list[list[Example]]:
 
 
 def _in_turn(row: list[Example], rng) -> list[Example]:
-    """One example of each class, then a second of each, and so on; in random order otherwise."""
+    """Reorders a row: one example of each class, then a second of each, ...; random within."""
     row = [row[i] for i in rng.permutation(len(row))]
     seen: dict[int, int] = {}
     turns = []
@@ -255,9 +265,11 @@ def _in_turn(row: list[Example], rng) -> list[Example]:
 
 
 def _balanced(examples: list[list[Example]], classes: int, rng) -> list[list[Example]]:
-    """Thins the frequent classes; what is left of a row comes in random order."""
+    """Drops random examples of frequent classes, and shuffles the rest of each row."""
     labels = np.array([label for _, label in chain.from_iterable(examples)], int)
     present = [n for n in np.bincount(labels, minlength=classes) if n] or [0]
+    # The size of the rarest class, but at least half of a fair share: a very rare class must not
+    # cost nearly all examples.
     limit = max(min(present), len(labels) // (2 * len(present)))
     keep = np.zeros(len(labels), bool)
     for o in range(classes):
@@ -270,7 +282,7 @@ def _balanced(examples: list[list[Example]], classes: int, rng) -> list[list[Exa
 
 
 def _rows(aspect, trunks, examples, C) -> list[tuple[Text, list[Example]]]:
-    """(trunk, examples) with at most C each; where all trunks are one, its rows are filled up."""
+    """Lists (trunk, at most C examples). If all trunks are equal, rows are filled up to C."""
     if aspect.per_prefix:
         return [(t, row[:C]) for t, row in zip(trunks, examples, strict=True)]
     flat = list(chain.from_iterable(examples))
@@ -278,7 +290,7 @@ def _rows(aspect, trunks, examples, C) -> list[tuple[Text, list[Example]]]:
 
 
 def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
-    """The examples that fit, tokenised."""
+    """Tokenises the examples that fit `max_len`. Raises UserError if there is none."""
     cached = Cached(tokenizer)
     answers = np.array([cached.encode(option)[0] for option in aspect.options], np.int32)
     kept = []
@@ -294,6 +306,7 @@ def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
     tree = _snug([ids for _, ids, _ in kept], branches, tokenizer.pad, C)
     labels_NC = padded([[label for _, label, _ in full] for _, _, full in kept], C)
     length_NC = np.asarray(tree.mask_BCR).sum(-1)
+    # One target per branch, at its last token: the option's token, which is not in the branch.
     verdicts = Targets(
         np.maximum(length_NC - 1, 0)[..., None].astype(np.int32),
         answers[labels_NC][..., None],
@@ -304,16 +317,17 @@ def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
 
 
 def padded(labels: Sequence[Sequence[int]], C: int) -> np.ndarray:
-    """labels_NC, zeros where a row has fewer than C."""
+    """Returns labels_NC; rows with fewer than C labels are padded with 0."""
     return np.array([[*row, *[0] * (C - len(row))] for row in labels], int)
 
 
 def accuracy(
     textgen: TextGenerator, labelled: Mapping[str, LabelledPrompts]
 ) -> dict[str, tuple[float, float]]:
-    """(right, asked) by the likeliest option: `quality`, and per class `quality/one`.
+    """Measures accuracy by the likeliest option: (right, asked) by aspect, and by aspect/OPTION.
 
-    A prompt that the generator cannot answer is wrong.
+    A prompt that the generator cannot answer counts as wrong. Pairs that are there in both orders
+    also give `both_orders`.
     """
     counts = {}
     for found in labelled.values():
@@ -325,8 +339,12 @@ def accuracy(
 
 
 def both_orders(labelled: LabelledPrompts, p_NCO: np.ndarray) -> dict[str, tuple[float, float]]:
-    """(right, asked) of pairs that are there in both orders, whose probabilities are averaged, as a
-    policy's judge has them: `quality/both_orders`. Evenly split is half right, unanswered wrong."""
+    """Measures accuracy on pairs in both orders: {ASPECT/both_orders: (right, pairs)}.
+
+    The probabilities of the two orders are averaged, as in the judging of a policy's candidates. An
+    even split counts as half right, an unanswered pair as wrong. Empty for aspects that are not
+    pairwise with two options, and if no pair is there in both orders.
+    """
     if labelled.aspect.kind != "pairwise" or len(labelled.aspect.options) != 2:
         return {}
     right, pairs = 0.0, swaps(labelled)
@@ -338,15 +356,15 @@ def both_orders(labelled: LabelledPrompts, p_NCO: np.ndarray) -> dict[str, tuple
     return {f"{labelled.aspect.name}/both_orders": (right, float(len(pairs)))} if pairs else {}
 
 
-Place = tuple[int, int]  # (n, c)
+Place = tuple[int, int]  # (n, c): trunk and branch
 
 
 def swaps(labelled: LabelledPrompts) -> list[tuple[Place, Place]]:
-    """Where a pair stands, and where the same in the other order: by the one that comes first."""
+    """Lists (place of a pair, place of the same pair in the other order), each pair once."""
     pairs = [
         ((n, c), (n, branch[1], branch[3]))
         for n, (_, row) in enumerate(labelled.prompts)
-        for c, branch in enumerate(row)
+        for c, branch in enumerate(row)  # branch[1] and branch[3] are the two candidates
         if not isinstance(branch, str)
     ]
     at = {pair: place for place, pair in pairs}
@@ -355,7 +373,10 @@ def swaps(labelled: LabelledPrompts) -> list[tuple[Place, Place]]:
 
 
 def right(labelled: LabelledPrompts, said_NC: np.ndarray) -> dict[str, tuple[float, float]]:
-    """(right, asked) where option `said_NC` was said, -1 for none: overall and per class."""
+    """Counts right answers: (right, asked) by aspect and by aspect/OPTION.
+
+    `said_NC` is the option of each answer, -1 for none.
+    """
     C, aspect = said_NC.shape[1], labelled.aspect
     label_NC, mask_NC = labelled.labels_NC[:, :C], labelled.mask_NC[:, :C]
     asked = {aspect.name: mask_NC} | {
@@ -366,7 +387,7 @@ def right(labelled: LabelledPrompts, said_NC: np.ndarray) -> dict[str, tuple[flo
 
 
 def _snug(trunks: Sequence[Ids], branches: Sequence[Sequence[Ids]], pad: int, C: int) -> Tree:
-    """A tree as small as its longest trunk and branch, to the next multiple of 4."""
+    """A tree padded to its longest trunk and branch, rounded up to multiples of 4."""
     longest = lambda rows: -(-max(map(len, rows)) // 4) * 4
     return padded_tree(
         trunks, branches, pad, longest(trunks), C, longest(chain.from_iterable(branches))

@@ -1,7 +1,8 @@
-"""Marks: what each sentence under judgement is worth, to be said where it ends.
+"""Grades of single sentences, as extra training targets for a judge.
 
-A verdict on two whole texts teaches little of what it rests on. Marks are a second task on the same
-prompts, at no further tokens: at the end of each sentence the judge should name its grade.
+A verdict on two whole texts says little about its reasons. Grades are a second task on the same
+prompts without further tokens: at the last token of each sentence under judgement the judge should
+predict the sentence's grade.
 """
 
 import functools
@@ -16,12 +17,12 @@ from sip.judge.proofread import plain
 from sip.structs import UserError
 from sip.text.tokenizer import Tokenizer
 
-Grade = tuple[int, int]  # (tokens of the text that it has seen, index of the option)
+Grade = tuple[int, int]  # (tokens of the text up to the sentence's end, index of the option)
 ENDS = (".", "!", "?")
 
 
 def sentences(tokenizer: Tokenizer, text: str) -> list[tuple[int, str]]:
-    """(tokens up to its end, its text) of each sentence; the last one may lack its end."""
+    """Lists (tokens up to its end, its text) of each sentence; the last may lack a full stop."""
     ids = tokenizer.plain(text)
     ends = [i + 1 for i, token in enumerate(ids) if _is_end(tokenizer, token)]
     ends += [len(ids)] if ids and (not ends or ends[-1] < len(ids)) else []
@@ -33,6 +34,7 @@ def sentences(tokenizer: Tokenizer, text: str) -> list[tuple[int, str]]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _is_end(tokenizer: Tokenizer, token: int) -> bool:
+    """True if the token ends a sentence."""
     return tokenizer.decode([token]).endswith(ENDS)
 
 
@@ -44,14 +46,15 @@ def make(
     texts: Sequence[tuple[str, str]],
     mark: str = "",
 ) -> Callable[[str, str], list[Grade]]:
-    """marks(prefix, text) for (prefix, text) in `texts`, by what the truth says of `key`.
+    """Returns grades(prefix, text) for the (prefix, text) in `texts`, by the truth's score `key`.
 
-    A sentence is scored as the continuation of all before it. One worth as much as silence is not
-    marked: it is too short to tell, or has nothing to do with the aspect. A proofreader's `mark` in
-    a text is not part of it.
+    A sentence is scored as the continuation of all text before it, and gets the option of `grades`
+    whose value is nearest. A sentence with the same score as an empty text gets no grade: it is too
+    short, or unrelated to the aspect. A proofreader's `mark` is removed before scoring. Raises
+    UserError if `grades` is not pointwise.
     """
     if grades.kind != "pointwise":
-        raise UserError(f"labels.grades: aspect {grades.name!r} is not pointwise")
+        raise UserError(f"labels.grades: aspect {grades.name!r} must be pointwise")
     asked = list(dict.fromkeys(texts))
     parts = [
         [(end, plain(sentence, mark)) for end, sentence in sentences(tokenizer, text)]

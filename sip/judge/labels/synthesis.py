@@ -1,9 +1,9 @@
-"""Labels where no ground truth knows the answers: spoiled suffixes, and votes that all agree.
+"""Labels for corpora without a ground truth: corrupted suffixes and unanimous votes.
 
-As arXiv 2601.21343 teaches its judge: of two texts the original suffix is better than a version
-that was spoiled, by a larger model that is asked to or by rule; and what is safe, or better, is
-what every one of J votes of a reasoning model says (8 of 8 there). What fails is dropped and
-counted, never labelled.
+This follows the judge training of arXiv 2601.21343. An original suffix is better than a corrupted
+version of it, written by a larger model or made by rule. Other labels (safe or not, the better of
+two) come from J votes of a reasoning model and are used only if all votes agree (8 of 8 there).
+Failed examples are dropped and counted, never labelled.
 """
 
 import dataclasses
@@ -22,29 +22,34 @@ from sip.structs import UserError
 from sip.text import template
 from sip.textgen.protocol import TextGenerator
 
-Spoiled = list[str | None]  # None where it failed
-LEAST = 0.5  # of the suffix's characters that a spoiled version has at least
+Spoiled = list[str | None]  # corrupted versions; None if the request failed
+LEAST = 0.5  # least length of a corrupted version, as a share of the suffix's characters
 
 
 @dataclass(frozen=True)
 class Made:
-    """Labelled examples, and why others were dropped."""
+    """Labelled examples, and counts of dropped ones."""
 
     lines: list[LabelLine]
-    dropped: Counter = field(default_factory=Counter)
+    dropped: Counter = field(default_factory=Counter)  # reason -> number of examples
 
     @property
     def asked(self) -> int:
-        """All that were to be labelled."""
+        """Number of examples that were tried: labelled and dropped."""
         return len(self.lines) + self.dropped.total()
 
 
 def load_spoiler(name: str) -> str:
-    """A built-in template of {prefix} and {suffix}, or a user's own by the path of a .txt file."""
+    """Loads a prompt that asks a model to corrupt a text: a built-in name or a .txt file's path.
+
+    It contains {suffix} and optionally {prefix}. Raises UserError.
+    """
     text = template.read("spoiler prompt", name).removesuffix("\n")
     named = template.fields(text)
     if not set(named) <= {"prefix", "suffix"} or "suffix" not in named:
-        raise UserError(f"spoiler prompt {name!r}: it names {{suffix}}, and {{prefix}} if wanted")
+        raise UserError(
+            f"spoiler prompt {name!r} must contain {{suffix}}, and may contain {{prefix}}"
+        )
     return text
 
 
@@ -55,7 +60,7 @@ def by_model(
     suffixes: Sequence[str],
     asking: Voting,
 ) -> Spoiled:
-    """Versions that a model was asked to spoil, on one line: the first that it says."""
+    """Asks a model for a corrupted version of each suffix; the first line of the answer counts."""
     branches = [
         [template.fill(spoiler, {"prefix": prefix, "suffix": suffix})]
         for prefix, suffix in zip(prefixes, suffixes, strict=True)
@@ -66,7 +71,7 @@ def by_model(
 
 
 def _cleaned(text: str | None, suffix: str) -> str | None:
-    """The first line of an answer, behind the space that the suffix begins with."""
+    """The first line of an answer, after the suffix's leading white space."""
     if text is None:
         return None
     first = (text.strip().splitlines() or [""])[0].strip()
@@ -74,10 +79,14 @@ def _cleaned(text: str | None, suffix: str) -> str | None:
 
 
 def by_rule(names: Sequence[str], suffixes: Sequence[str], seed: int) -> list[tuple[str, Spoiled]]:
-    """(name, versions) of each of the spoilers `names`; noise is addressed by seed and suffix."""
+    """Corrupts all suffixes by each of the corruptions `names`. Returns [(name, versions), ...].
+
+    Random numbers depend on the seed and the suffix's index only. Raises UserError for an unknown
+    name.
+    """
     for name in names:
         if name not in EVERY:
-            raise UserError(f"spoiler {name!r}: not one of {', '.join(EVERY)}")
+            raise UserError(f"unknown spoiler {name!r}; choose from {', '.join(EVERY)}")
     phrases = Phrases(suffixes)
     found: dict[str, Spoiled] = {name: [] for name in names}
     for i, suffix in enumerate(suffixes):
@@ -95,9 +104,10 @@ def pairs(
     spoiled: Spoiled,
     trim: Callable[[str, str], str] = lambda text, suffix: text,
 ) -> Made:
-    """Each suffix against its spoiled version, which is the worse one.
+    """Labels each suffix as better than its corrupted version.
 
-    `trim(version, suffix)` makes it as long as the suffix at most, or its length would tell.
+    `trim(version, suffix)` cuts a version to at most the suffix's length, so that the length does
+    not reveal the label.
     """
     _check_kind(aspect, "pairwise")
     lines, dropped = [], Counter()
@@ -112,6 +122,7 @@ def pairs(
 
 
 def _unusable(suffix: str, version: str | None) -> str:
+    """The reason to drop a corrupted version; empty if it is usable."""
     if version is None:
         return "failed"
     if not version.strip():
@@ -131,10 +142,10 @@ def safety(
     *,
     named: Aspect | None = None,
 ) -> Made:
-    """Texts labelled by the votes of a model that are all of one mind.
+    """Labels texts by the unanimous votes of a model.
 
-    `aspect` is what the model is asked, `named` (by default the same) what the label is for: an
-    aspect with the same options in other words.
+    `aspect` is the prompt shown to the model. `named` is the aspect that the label is for, by
+    default the same; it may differ in wording only. Raises UserError unless both are pointwise.
     """
     _check_kind(aspect, "pointwise")
     named = _named(aspect, named)
@@ -159,7 +170,10 @@ def voted_pairs(
     *,
     named: Aspect | None = None,
 ) -> Made:
-    """Pairs of which all votes, in both orders, say the same: which is the better, or a tie."""
+    """Labels pairs for which all votes in both orders agree on the better text or on a tie.
+
+    `aspect` and `named` are as in `safety`, but pairwise.
+    """
     _check_kind(aspect, "pairwise")
     named = _named(aspect, named)
     trunks = [prompts.trunk(aspect, prefix=prefix, reference="") for prefix in prefixes]
@@ -170,7 +184,7 @@ def voted_pairs(
         (one, reason), (other, also) = unanimous(first), unanimous(second)
         if one is None or other is None:
             dropped[reason or also] += 1
-        elif one + other != len(aspect.options) - 1:
+        elif one + other != len(aspect.options) - 1:  # swapped texts must give the swapped option
             dropped["by order"] += 1
         else:
             lines.append(LabelLine(named, prefix, candidates, one, ""))
@@ -178,7 +192,10 @@ def voted_pairs(
 
 
 def unanimous(votes: Sequence[int | str]) -> tuple[int | None, str]:
-    """(the option of all votes, "") or (None, why); a vote is an option, or why there is none."""
+    """Returns (option, "") if all votes agree, else (None, reason).
+
+    A vote is the index of an option, or a string that says why the vote is missing.
+    """
     problems = [vote for vote in votes if isinstance(vote, str)]
     if problems:
         return None, problems[0]
@@ -187,7 +204,7 @@ def unanimous(votes: Sequence[int | str]) -> tuple[int | None, str]:
 
 
 def _votes(textgen, aspect, trunks, branches, asking: Voting) -> list[list[list[int | str]]]:
-    """votes[b][c][j]: the option that was said, or "failed" or "unread"."""
+    """Samples votes[b][c][j]: the index of an option, "failed" or "unread"."""
     said = voting.answers(asking, textgen, trunks, branches)
 
     def vote(text: str | None) -> int | str:
@@ -200,13 +217,17 @@ def _votes(textgen, aspect, trunks, branches, asking: Voting) -> list[list[list[
 
 
 def _check_kind(aspect: Aspect, kind: str) -> None:
+    """Raises UserError unless the aspect is of this kind and without a reference."""
     if aspect.kind != kind or aspect.reference:
-        raise UserError(f"aspect {aspect.name!r}: wanted is a {kind} one without a reference")
+        raise UserError(f"aspect {aspect.name!r} must be {kind} and must not show a reference")
 
 
 def _named(aspect: Aspect, named: Aspect | None) -> Aspect:
+    """The aspect that labels are for. Raises UserError if its question differs from `aspect`'s."""
     if named is None:
         return aspect
     if (named.kind, named.values, named.reference) != (aspect.kind, aspect.values, False):
-        raise UserError(f"aspect {named.name!r} asks another question than {aspect.name!r}")
+        raise UserError(
+            f"aspect {named.name!r} must have the kind and values of aspect {aspect.name!r}"
+        )
     return named

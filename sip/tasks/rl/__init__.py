@@ -1,6 +1,6 @@
 """Tasks of the policy-gradient loop.
 
-task      what every task provides: prompts, rewards, an evaluation; sampling of answers
-verdicts  a judge, rewarded for right verdicts
-rewrites  a rewriter, rewarded by a judge
+task      the interface of a task (prompts, rewards, evaluation), and sampling of answers
+verdicts  trains a judge: rewards right verdicts
+rewrites  trains a rewriter: rewards by a judge
 """

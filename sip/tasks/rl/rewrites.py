@@ -1,7 +1,7 @@
 """Training a rewriter by reward: copies of safe suffixes, better versions of unsafe ones.
 
-Prompts are a rewriter's, of prefix and suffix of the corpus; rewards are those of arXiv 2601.21343
-(sip/rewards/rewrites.py). Answers are read as those of a rewriter in use (sip.rewriter.Exchange).
+A prompt shows a prefix and a suffix of the corpus to the rewriter. Rewards follow arXiv 2601.21343
+(sip/rewards/rewrites.py). Answers are parsed as those of a rewriter in use (sip.rewriter.Exchange).
 """
 
 import functools
@@ -30,11 +30,11 @@ from sip.text.segments import Ids
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
-    """The task "rewrites"."""
+    """The task "rewrites": a rewriter is rewarded by a judge. Raises UserError."""
 
     prompt: str  # name of a built-in rewriter prompt, or path of a .txt file
-    held_out: int  # chunks to evaluate on
-    max_invalid: float  # share of answers without a verdict at which the run stops
+    held_out: int  # number of chunks to evaluate on
+    max_invalid: float  # share of answers without a verdict above which the run stops
     judge: judges.JudgeConfig  # the judge that the rewards come from
 
     def __post_init__(self):
@@ -55,7 +55,7 @@ class Config(TaskConfig):
             )
 
     def sources(self):
-        """The judge and its proofreader."""
+        """The runs or directories that the task reads: the judge and its proofreader."""
         return {f"task.{key}": value for key, value in self.judge.sources().items()}
 
     def reach(self):
@@ -74,7 +74,7 @@ class Batch:
 
 
 def build(run: Run, c, mesh) -> RLTask:
-    """Suffixes of the corpus, each rewritten K times. `c` is a policy-gradient run."""
+    """Builds the task: K rewrites of each suffix. `c` is the config of a policy-gradient run."""
     wanted: Config = c.task
     corpus = run.corpus(c.split)
     truth = corpus.documents.truth
@@ -104,7 +104,7 @@ def build(run: Run, c, mesh) -> RLTask:
 
 
 def suffixes(run: Run, c, mesh, corpus: Corpus, judge: Judge, *, during, finish) -> RLTask:
-    """The task that asks for rewrites of a corpus's suffixes, rewarded by `judge`.
+    """Builds the task of rewriting a corpus's suffixes, rewarded by `judge`.
 
     A suffix whose prompt does not fit the model is masked and counted.
     """
@@ -112,6 +112,7 @@ def suffixes(run: Run, c, mesh, corpus: Corpus, judge: Judge, *, during, finish)
     exchange = Exchange(tokenizer, rewriter.load(wanted.prompt))
     batches = pipeline.Batches(corpus.chunks, batch=c.answered, seed=run.seed)
 
+    # Cached: both `prompts` and `reward` ask for the same batch.
     @functools.lru_cache(maxsize=2)
     def batch(at: int) -> Batch:
         prefixes, suffixes, _ = chunks.texts_of(tokenizer, batches[at], corpus.cut.suffix)
@@ -122,6 +123,7 @@ def suffixes(run: Run, c, mesh, corpus: Corpus, judge: Judge, *, during, finish)
 
     def prompts(at: int) -> list[Ids]:
         rows = zip(batch(at).asked, batch(at).fits_B, strict=True)
+        # A prompt that does not fit is replaced by BOS, and its answers are masked by `worth`.
         return [a.ids if fits else [tokenizer.bos] for a, fits in rows]
 
     def reward(at: int, answers: Sequence[Sequence[Ids]]) -> Reward:
@@ -139,7 +141,10 @@ def worth(
     answers: Sequence[Sequence[Ids]],
     max_invalid: float,
 ) -> Reward:
-    """(reward_BK, valid_BK, metrics) of K answers to each prompt of a batch."""
+    """Rewards K answers to each prompt of a batch. Returns (reward_BK, valid_BK, metrics).
+
+    Raises UserError if more than `max_invalid` of the rewards are invalid.
+    """
     at = [b for b, fits in enumerate(of.fits_B) if fits]
     shape = len(answers), len(answers[0])
     reward_BK, valid_BK = np.zeros(shape, np.float32), np.zeros(shape, bool)
@@ -157,11 +162,11 @@ def worth(
 
 
 def _check_room(first: Batch, cfg: ModelConfig, answer: int, suffix: int) -> None:
-    """Raises UserError if no prompt of the first batch fits."""
+    """Raises UserError if a rewrite does not fit the answer, or no prompt of the batch fits."""
     if most(suffix) > answer:
         raise UserError(
             f"answer {answer}: the rewrite of a suffix of {suffix} tokens (data.cut.suffix) may "
-            f"take {most(suffix)} to end"
+            f"need {most(suffix)} tokens; raise answer"
         )
     if not first.fits_B.any():
         shortest = min(len(asked.ids) for asked in first.asked)

@@ -1,4 +1,4 @@
-"""A policy-gradient task: prompts by step, rewards of answers, an evaluation."""
+"""The interface of a policy-gradient task, and sampling of its answers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,9 +27,9 @@ class AnswerWriter:
     cfg: ModelConfig
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
-    width: int  # T, tokens of the longest prompt; 0: of the longest in each batch
-    steps: int
-    stops: tuple[int, ...]
+    width: int  # T, tokens of the longest prompt; 0: that of each batch, bucketed
+    steps: int  # most tokens of an answer
+    stops: tuple[int, ...]  # token ids that end an answer
 
     def trunks(self, asked: Sequence[Ids]) -> Tree:
         """Trees whose trunks are the prompts, without branches."""
@@ -56,7 +56,7 @@ class AnswerWriter:
         with jax.set_mesh(self.mesh):
             for start in range(0, len(asked), batch):
                 some = list(asked[start : start + batch])
-                trunks = self.trunks(some + some[:1] * (batch - len(some)))  # one shape
+                trunks = self.trunks(some + some[:1] * (batch - len(some)))  # one shape is compiled
                 out = self.write(params, trunks, 1, GREEDY, jax.random.key(0))
                 texts = self.texts(ids_of(out.tokens_BCR, out.mask_BCR))
                 found += [text for (text,) in texts[: len(some)]]
@@ -65,20 +65,20 @@ class AnswerWriter:
 
 @dataclass(frozen=True)
 class RLTask:
-    """What a policy-gradient run is asked, how answers are rewarded, how the run is evaluated.
+    """A policy-gradient task: prompts, rewards of answers, and evaluation.
 
-    `prompts` and `reward` depend on the batch's number alone, so that a resumed run repeats them.
+    `prompts` and `reward` depend on the batch number only, so that a resumed run repeats them.
     """
 
     prompts: Callable[[int], Sequence[Ids]]  # batch number -> token ids of B prompts
     writer: AnswerWriter
     reward: Callable[[int, Sequence[Sequence[Ids]]], Reward]  # batch number, ids [B][K]
-    during: Callable[[Params], dict[str, float]]  # evaluation during the run, names as in the log
-    finish: Callable[[Params], dict[str, Any]]  # evaluation at the end: writes and returns it
+    during: Callable[[Params], dict[str, float]]  # evaluation during the run, by names in the log
+    finish: Callable[[Params], dict[str, Any]]  # final evaluation; writes and returns its metrics
 
 
 def ids_of(tokens_BCR, mask_BCR) -> list[list[Ids]]:
-    """Token ids of each branch without padding."""
+    """Token ids [B][K] of the branches, without padding."""
     return [
         [ids[live].tolist() for ids, live in zip(row, lives, strict=True)]
         for row, lives in zip(*fetch((tokens_BCR, mask_BCR)), strict=True)

@@ -28,40 +28,47 @@ from sip.training import loop
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
-    """The task "verdicts". Labels come from a ground truth (`labels`) or a file (`label_file`)."""
+    """The task "verdicts": a judge is rewarded for right verdicts.
 
-    labels: labelled.LabelConfig | None = None
-    label_file: labelled.LabelFileConfig | None = None
-    both_orders: bool = False  # a pairwise verdict is right only if it is right in both orders
+    Exactly one of `labels` and `label_file` is needed. Raises UserError.
+    """
+
+    labels: labelled.LabelConfig | None = None  # labels by the corpus's ground truth
+    label_file: labelled.LabelFileConfig | None = None  # labels from a file
+    both_orders: bool = False  # reward a pairwise verdict only if it is right in both orders
 
     def __post_init__(self):
         if (self.labels is None) == (self.label_file is None):
             raise UserError("exactly one of labels and label_file is needed")
 
     def check(self, c):
-        """The split of a label file is one of its parts; pairs fit the batch."""
+        """Raises UserError if the run's split or batch size does not fit the task."""
         if self.label_file is not None and c.split not in PARTS:
-            raise UserError(f"split of a label_file must be one of {PARTS}, not {c.split!r}")
+            raise UserError(f"split must be one of {PARTS} with label_file, not {c.split!r}")
         if self.both_orders and c.batch % 2:
             raise UserError(f"batch must be even with task.both_orders, not {c.batch}")
 
     def sources(self):
-        """The run whose rollouts are labelled, and the proofreader."""
+        """The runs or directories that the task reads: the source of rollouts, the proofreader."""
         found = self.labels.sources() if self.labels else {}
         return {f"task.{key}": value for key, value in found.items()}
 
 
-Unit = tuple[tuple[Question, Ids], ...]  # questions that are asked in one batch
+Unit = tuple[tuple[Question, Ids], ...]  # questions of one batch: one, or a pair in both orders
 
 
 def build(run: Run, c, mesh) -> RLTask:
-    """Labelled questions, each once an epoch whatever its aspect. `c` is a policy-gradient run."""
+    """Builds the task of labelled questions. `c` is the config of a policy-gradient run.
+
+    Each question is asked once per epoch, independent of its aspect.
+    """
     made = _labelled(run, c, mesh)
     check(run.tokenizer, made)
     return questions(run, c, mesh, made)
 
 
 def _labelled(run: Run, c, mesh) -> Labelled:
+    """Makes or reads the labels."""
     room = c.model.max_len - c.answer + 1  # prompts are shorter than this
     if c.task.label_file is not None:
         return labelled.from_file(c.task.label_file, c.split, run.tokenizer, max_len=room)
@@ -70,7 +77,11 @@ def _labelled(run: Run, c, mesh) -> Labelled:
 
 
 def questions(run: Run, c, mesh, made: Labelled) -> RLTask:
-    """The task that asks the labelled questions of `made`."""
+    """Builds the task that asks the labelled questions of `made`.
+
+    Held-out questions of reasoned aspects are answered greedily; those of direct aspects are
+    answered by the option of highest probability.
+    """
     tokenizer, both_orders = run.tokenizer, c.task.both_orders
     cached = Cached(tokenizer)
     prompt_of = lambda trunk, branch: [
@@ -117,21 +128,25 @@ def questions(run: Run, c, mesh, made: Labelled) -> RLTask:
 
 
 def _at(units: Sequence[Unit], position: int, seed: int) -> Unit:
-    """The unit at a position of the stream, in which every epoch has an order of its own."""
+    """The unit at a position of the stream; every epoch is a different permutation."""
     epoch, at = divmod(position, len(units))
     return units[pipeline.order(len(units), seed, epoch)[at]]
 
 
 def _flat(found: LabelledPrompts, prompt_of) -> list[tuple[Question, Ids]]:
+    """All questions with their prompts, row by row."""
     return [
         (Question(found.aspect, int(label)), prompt_of(trunk, branch))
         for (trunk, branches), row in zip(found.prompts, found.labels_NC, strict=True)
-        for branch, label in zip(branches, row, strict=False)
+        for branch, label in zip(branches, row, strict=False)  # label rows are padded
     ]
 
 
 def _units(found: LabelledPrompts, prompt_of, both_orders: bool) -> list[Unit]:
-    """Units of one question; with `both_orders` of two, of a pairwise aspect a pair's orders."""
+    """Units of one question, or of two with `both_orders`.
+
+    The two questions of a pairwise aspect are a pair in its two orders.
+    """
     flat = _flat(found, prompt_of)
     if not both_orders:
         return [(one,) for one in flat]
@@ -143,14 +158,14 @@ def _units(found: LabelledPrompts, prompt_of, both_orders: bool) -> list[Unit]:
 
 
 def _said(found: LabelledPrompts, texts: Sequence[str]) -> np.ndarray:
-    """said_NC of the texts, which come row by row; -1 for none."""
+    """said_NC, the option of each answer, -1 for none. `texts` come row by row."""
     said_NC = np.full(found.mask_NC.shape, -1)
     said_NC[found.mask_NC] = [rewards.said(found.aspect, text) for text in texts]
     return said_NC
 
 
 def check(tokenizer: Tokenizer, made: Labelled) -> None:
-    """Raises UserError unless the options of direct aspects can be read as one token."""
+    """Raises UserError unless every option of the direct aspects is one token."""
     for found in made.examples.values():
         if not found.aspect.verdict:
             prompts.check_options(tokenizer, found.aspect)

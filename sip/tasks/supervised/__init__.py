@@ -1,7 +1,7 @@
 """Tasks of the supervised loop.
 
-task       what every task provides: batches, loss terms, an evaluation
+task       the interface of a task: batches, loss terms, evaluation
 documents  next-token prediction
-verdicts   a judge, from labels
-rewrites   a rewriter, from the ground truth's rewrites
+verdicts   trains a judge on labels
+rewrites   trains a rewriter on the ground truth's rewrites
 """

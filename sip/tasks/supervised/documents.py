@@ -16,9 +16,9 @@ TOKENS = ("all", "suffix")
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
-    """The task "documents"."""
+    """The task "documents": next-token prediction. Raises UserError."""
 
-    tokens: str  # all: prefix and suffix are predicted | suffix: the suffix alone
+    tokens: str  # all: predict prefix and suffix | suffix: predict the suffix only
 
     def __post_init__(self):
         if self.tokens not in TOKENS:
@@ -26,7 +26,10 @@ class Config(TaskConfig):
 
 
 def build(run: Run, c, mesh) -> SupervisedTask:
-    """Batches of chunks, and the evaluation by greedy continuations. `c` is a supervised run."""
+    """Builds the task: batches of chunks, evaluated by greedy continuations.
+
+    `c` is the config of a supervised run.
+    """
     batches = pipeline.Batches(run.corpus(c.split).chunks, batch=c.batch, seed=run.seed)
 
     def batch(at: int):

@@ -1,4 +1,4 @@
-"""Training a rewriter by examples: the ground truth's rewrites after a rewriter's prompts."""
+"""Training a rewriter on examples: prompts of a rewriter with the ground truth's rewrites."""
 
 from dataclasses import dataclass
 
@@ -19,11 +19,11 @@ from sip.text.tokenizer import Cached, Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
-    """The task "rewrites"."""
+    """The task "rewrites": a rewriter learns the ground truth's rewrites. Raises UserError."""
 
     prompt: str  # name of a built-in rewriter prompt, or path of a .txt file
-    documents: int  # chunks whose suffixes are rewritten, to learn from
-    held_out: int  # chunks to evaluate on
+    documents: int  # number of chunks to learn from
+    held_out: int  # number of chunks to evaluate on
 
     def __post_init__(self):
         if min(self.documents, self.held_out) < 1:
@@ -32,20 +32,22 @@ class Config(TaskConfig):
 
 @dataclass(frozen=True)
 class Examples:
-    """E prompts with their answers, each as one trunk."""
+    """E prompts, each with its answer as one trunk."""
 
-    tree: Tree
-    counted_ET: np.ndarray  # tokens of the answer, including EOS
+    tree: Tree  # leading axis E, no branches
+    counted_ET: np.ndarray  # tokens in the loss: the answer, including EOS
 
     def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, np.ndarray]:
-        """(tree, counted_BT) of a step."""
+        """Returns (tree, counted_BT) of a step. Each epoch is a permutation drawn by seed."""
         rows = pipeline.epochs(len(self.counted_ET), step, size, seed=seed)
         return jax.tree.map(lambda x: x[rows], (self.tree, self.counted_ET))
 
 
 def build(run: Run, c, mesh) -> SupervisedTask:
-    """Examples of the ground truth's rewrites, and the evaluation of greedy rewrites. `c` is a
-    supervised run."""
+    """Builds the task: examples of rewrites, evaluated by greedy rewrites.
+
+    `c` is the config of a supervised run. Raises UserError if the corpus has no ground truth.
+    """
     wanted: Config = c.task
     corpus = run.corpus(c.split)
     prompt = rewriter.load(wanted.prompt)
@@ -78,7 +80,10 @@ def make(
     words: int,
     max_len: int,
 ) -> Examples:
-    """Examples of prefixes and suffixes; those longer than `max_len` tokens are dropped."""
+    """Makes examples of rewrites; those longer than `max_len` tokens are dropped.
+
+    `words` is the approximate length of a rewrite in words. Raises UserError if none fits.
+    """
     cached = Cached(tokenizer)
     rows = []
     better = truth.rewrite(asked.prefixes, asked.suffixes, words)

@@ -1,4 +1,4 @@
-"""A supervised task: batches, loss terms and an evaluation."""
+"""The interface of a supervised task: batches, loss terms and evaluation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from sip.training import losses, step
 
 @dataclass(frozen=True)
 class SupervisedTask:
-    """What a supervised run learns from, and how it is evaluated."""
+    """A supervised task: batches, loss terms and evaluation."""
 
-    batch: Callable[[int], Any]  # step, from 0 -> host arrays
-    terms: step.Terms
-    weights: dict[str, float]  # of the terms
-    during: Callable[[Params], dict[str, float]]  # evaluation during the run, names as in the log
-    finish: Callable[[Params], dict[str, Any]]  # evaluation at the end: writes and returns it
+    batch: Callable[[int], Any]  # step (from 0) -> host arrays
+    terms: step.Terms  # the jitted loss terms of a batch
+    weights: dict[str, float]  # name of a term -> its weight in the loss
+    during: Callable[[Params], dict[str, float]]  # evaluation during the run, by names in the log
+    finish: Callable[[Params], dict[str, Any]]  # final evaluation; writes and returns its metrics
 
 
 def tokens_loss(c) -> tuple[step.Terms, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Training a judge by labels: verdict tokens after a judge's prompts."""
+"""Training a judge on labels: prompts of a judge with the right verdict tokens."""
 
 from dataclasses import dataclass, field
 
@@ -14,25 +14,30 @@ from sip.training import loop, losses
 
 @dataclass(frozen=True)
 class GradedLabelConfig(labelled.LabelConfig):
-    """Labelled candidates, and grades of their sentences."""
+    """Labels by the ground truth, with optional grades of single sentences."""
 
-    grades: dict[str, str] = field(default_factory=dict)  # aspect -> aspect that grades sentences
-    grades_weight: float = 1.0  # weight of the grades' loss; the verdicts' is 1
+    grades: dict[str, str] = field(
+        default_factory=dict
+    )  # aspect -> aspect that grades its sentences
+    grades_weight: float = 1.0  # loss weight of the grades; verdicts have 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
-    """The task "verdicts"."""
+    """The task "verdicts": a judge learns the right options of labelled prompts."""
 
     labels: GradedLabelConfig
 
     def sources(self):
-        """The run whose rollouts are labelled, and the proofreader."""
+        """The runs or directories that the task reads: the source of rollouts, the proofreader."""
         return {f"task.{key}": value for key, value in self.labels.sources().items()}
 
 
 def build(run: Run, c, mesh) -> SupervisedTask:
-    """Labelled prompts, and the judge's accuracy on held-out ones. `c` is a supervised run."""
+    """Builds the task: labelled prompts, evaluated by accuracy on held-out ones.
+
+    `c` is the config of a supervised run. Raises UserError if an option is not one token.
+    """
     wanted: GradedLabelConfig = c.task.labels
     aspects = [prompts.load(name) for name in wanted.per_prefix]
     for aspect in aspects:

@@ -373,8 +373,8 @@ TINY = """
 import json, sys
 sys.path.insert(0, "configs")
 import dataclasses, jax, sip_quality_1b4
-from sip import aot
-from sip.stages import programs
+from sip.aot import __main__ as aot
+from sip.aot import programs
 config = sip_quality_1b4.get_config("debug")
 config.runs.sip.batch = 8
 devices = aot.devices_of("v5e:2x2")

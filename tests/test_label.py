@@ -117,7 +117,9 @@ def test_a_configs_corpus_and_its_runs_rollouts_are_voted_on(
 def test_an_existing_file_is_not_touched_and_ctrl_c_leaves_none(corpus, capsys, monkeypatch):
     argv = flags(corpus, make="spoiled", aspect="quality", spoilers="shuffle")
     with monkeypatch.context() as patch:
-        patch.setattr(label.making, "by_rule", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            label.synthesis, "by_rule", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         assert call(label, *argv) == 130
     assert [p.name for p in corpus.iterdir()] == ["corpus.txt"]
     (corpus / "labels.jsonl").write_text("mine")

@@ -131,7 +131,7 @@ def test_one_of_several_that_fails_does_not_wait_for_the_others(
     def main(argv):
         raise error
 
-    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "is_distributed", lambda: True)
     monkeypatch.setattr(cli.os, "_exit", leave)
     with pytest.raises(Left, match=str(exit_code)):
         cli.code(main, [])

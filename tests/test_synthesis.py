@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import tiny
+from etils import epath
 
 from sip import mesh as meshes
 from sip.judge import prompts
@@ -193,9 +194,8 @@ def test_a_write_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="not overwritten"):
         label_file.write(str(tmp_path / "labels.jsonl"), meanwhile())
     (tmp_path / "labels.jsonl").unlink()  # and nothing else is there
-    monkeypatch.setattr(
-        label_file.Path, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
-    )
+    full = lambda *_: (_ for _ in ()).throw(OSError(28, "full"))
+    monkeypatch.setattr(type(epath.Path(tmp_path)), "replace", full)
     with pytest.raises(UserError, match="cannot write the labels: full"):
         label_file.write(str(tmp_path / "labels.jsonl"), [line])
     assert not list(tmp_path.iterdir())

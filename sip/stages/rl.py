@@ -110,9 +110,10 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     tx = optim.build(c.optim)
     session.start_dir(run, c)  # a missing one is an error before the task reads anything
     task = TASKS[c.task.name][1](run, c, mesh)
-    reference, every = c.objective.needs_reference, c.updates_per_batch
-    with session.opened(run, c, clock, mesh, tx, reference=reference, profile=profile) as s:
-        state, update = s.state, make_update(c, tx)
+    how: Any = dict(reference=c.objective.needs_reference, profile=profile)
+    every = c.updates_per_batch
+    with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
+        update = make_update(c, tx)
         for done in range(s.first + every, c.steps + 1, every):
             at = done // every - 1
             batch, collected = collect(c, task, state.params, at, run.seed, s.meter.phase)

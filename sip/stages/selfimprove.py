@@ -113,9 +113,9 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     fixed = build_collector(run, c, mesh, judge_mesh)
     suite = ground_truth.suite(run, c.evals, c.model, mesh)
     points = audits.kept(run.directory)
-    reference = c.objective.needs_reference
-    with session.opened(run, c, clock, mesh, tx, reference=reference, profile=profile) as s:
-        state, update = s.state, make_update(c, tx)
+    how: Any = dict(reference=c.objective.needs_reference, profile=profile)
+    with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
+        update = make_update(c, tx)
         collector = self_judged(run, c, fixed, tx)
         last, reason = audits.end(c.audit, points, s.first, c.steps)
         ahead = collect.restored(fixed, state.params, s.manager, s.first) if c.staleness else None

@@ -1,6 +1,6 @@
 """Shared parts of the three training loops: opening a run, logging, evaluating, saving, stopping.
 
-with session.opened(run, c, clock, mesh, tx, reference=False) as s:
+with session.opened(run, c, clock, mesh, tx, reference=False) as (s, state):
     for done in range(s.first + 1, c.steps + 1):
         ...                                  # the stage's own: a batch, an update
         session.log(s, done, state, batch)
@@ -31,11 +31,10 @@ from sip.training import checkpoints, loop, step
 
 @dataclass(frozen=True)
 class Session:
-    """A run in training: its state at the start and everything that is open while it trains."""
+    """A run in training: everything that is open while it trains."""
 
     run: Run
     c: RunConfig
-    state: TrainState  # at step `first`
     first: int  # steps done before this session
     pending: list  # metrics of steps not yet written; on devices, so that no step waits for them
     manager: Any  # checkpoint manager (Orbax)
@@ -49,10 +48,11 @@ class Session:
 @contextlib.contextmanager
 def opened(
     run: Run, c: RunConfig, clock: Clock, mesh, tx, *, reference: bool, profile: str = ""
-) -> Iterator[Session]:
+) -> Iterator[tuple[Session, TrainState]]:
     """Opens checkpoints, signal handlers, metrics and profiler, and makes or restores the state.
 
-    `clock` has counted since the stage began; `profile` is a directory for a trace, or empty.
+    Yields the session and the state at step `first`. `clock` has counted since the stage began;
+    `profile` is a directory for a trace, or empty.
     """
     init_from = start_dir(run, c)
     with (
@@ -83,7 +83,11 @@ def opened(
         )
         stack.enter_context(contextlib.closing(writer))
         profiler = stack.enter_context(contextlib.closing(loop.Profiler(profile)))
-        yield Session(run, c, state, first, pending, manager, stop, writer, profiler, clock)
+        # Nothing here may keep the state alive: its buffers are donated to the first update.
+        handed = [state]
+        del state
+        s = Session(run, c, first, pending, manager, stop, writer, profiler, clock)
+        yield s, handed.pop()
 
 
 def log(

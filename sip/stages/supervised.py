@@ -60,8 +60,8 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     tx = optim.build(c.optim)
     session.start_dir(run, c)  # a missing one is an error before the task reads anything
     task = TASKS[c.task.name][1](run, c, mesh)
-    with session.opened(run, c, clock, mesh, tx, reference=False, profile=profile) as s:
-        state, update = s.state, make_update(c, tx, task.terms, task.weights)
+    with session.opened(run, c, clock, mesh, tx, reference=False, profile=profile) as (s, state):
+        update = make_update(c, tx, task.terms, task.weights)
         for done in range(s.first + 1, c.steps + 1):
             with s.meter.phase("data"):
                 batch = task.batch(done - 1)

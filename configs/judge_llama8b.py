@@ -1,7 +1,7 @@
 """A reasoning judge at the scale of arXiv 2601.21343: GRPO on a model with Llama-3.1-8B's shapes.
 
     python -m sip.train --config=configs/judge_llama8b.py --workdir=gs://BUCKET/judge \
-        --config.runs.judge.label_file.path=FILE.jsonl --config.runs.judge.init_from=DIR \
+        --config.runs.judge.task.label_file.path=FILE.jsonl --config.runs.judge.init_from=DIR \
         --config.tokenizer.path=FILE.model
 
 You provide the labels: a JSON line each, with aspect, prefix, candidates and label

@@ -12,7 +12,8 @@ Settings of the paper: 75 432 pairs for quality and 3 192 texts for safety, batc
 up to 512 tokens, prompts of up to 3 584 tokens, temperature 0.6, top-p 0.6, 500 steps at a constant
 learning rate of 2e-7. `:debug` is tiny, with a byte tokenizer and fresh parameters.
 Hardware: 64 TPU v5p or similar (compiled for them, not yet run). LoRA needs a fraction of the
-memory: --config.runs.judge.lora.rank=16 with model.param_dtype=bfloat16 or lora.int8=True (README).
+memory: --config.runs.judge.lora.rank=16 with model.param_dtype=bfloat16 or lora.int8=True;
+see docs/checkpoints.md.
 """
 
 import _common as common

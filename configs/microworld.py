@@ -44,7 +44,7 @@ BASE, FRESH, JUDGE = "train[:60%]", "train[60%:75%]", "train[75%:]"  # disjoint 
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Builds the full config; `debug` makes it run in a minute."""
+    """Builds the full config; `debug` makes it run in three minutes."""
     debug = common.is_debug(arg, "microworld.py")
     config = ConfigDict()
     config.seed = 0

@@ -2,11 +2,11 @@
 
     python -m sip.train --config=configs/rewriter_llama8b.py --workdir=gs://BUCKET/rewriter \
         --config.data.path=FILE.jsonl --config.tokenizer.path=FILE.model \
-        --config.runs.rewriter.init_from=DIR --config.runs.rewriter.judge.init_from=DIR
+        --config.runs.rewriter.init_from=DIR --config.runs.rewriter.task.judge.init_from=DIR
 
 The data file has one JSON document per line, field "text". `init_from` must be an
 instruction-tuned checkpoint. The judge is a checkpoint that gives verdicts directly, or a server
-(judge.backend=http).
+(task.judge.backend=http).
 
 Settings of the paper: batch 256, 16 rewrites per suffix of 128 tokens, temperature 0.6, top-p 0.6,
 500 steps at a constant learning rate of 2e-7. A rewrite may have 161 tokens and is cut to 128. Our

@@ -134,7 +134,7 @@ def load(name: str, turn: Turn | None = None) -> Prompt:
 
     Raises UserError if there is no such file or it is not a valid prompt.
     """
-    text = template.read("rewriter prompt", name).removesuffix("\n")
+    text = template.read("rewriter prompt", name, "rewriter").removesuffix("\n")
     return Prompt(pathlib.Path(name).stem, text, turn)
 
 

@@ -63,7 +63,7 @@ def train(config, workdir: str, profile: bool = False) -> dict:
     recipe.check_reachable(workdir)
     recipe.check(config, workdir)
     recipe.check_meshes(config)
-    recipe.claim(config, workdir)
+    workdirs.claim(config, workdir)
     for name in config.order:
         directory = epath.Path(workdirs.run_dir(workdir, name))
         # Process 0 looks for the file, so that all processes skip the same runs.

@@ -1,4 +1,4 @@
-"""Paths inside a workdir, and atomic JSON files.
+"""Paths inside a workdir, the config that it belongs to, and atomic files.
 
 WORKDIR/config.json       the recipe
 WORKDIR/data, tokenizer.model   built corpus and trained tokenizer (shared_dir)
@@ -10,10 +10,13 @@ WORKDIR/seed0, seed1 ..   a workdir per seed, with WORKDIR/seeds.json (--seeds)
 import json
 import os
 import uuid
+from typing import Any
 
 from etils import epath
 
 from sip import processes
+from sip.sections import plain
+from sip.structs import UserError
 
 SEEDS = "seeds.json"  # the seeds of a job over several seeds, and whether they share a corpus
 BEST = "best"  # a run's directory of its best parameters
@@ -64,3 +67,53 @@ def write_atomically(path, data: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def claim(config, workdir: str) -> None:
+    """Writes the resolved config to WORKDIR/config.json. Raises UserError as `check_claim` does."""
+    check_claim(config, workdir)
+    try:
+        write_json(epath.Path(workdir) / "config.json", resolved(config))
+    except OSError as e:
+        raise UserError(f"workdir {workdir}: {e}") from e
+
+
+def check_claim(config, workdir: str) -> None:
+    """Raises UserError if a workdir belongs to another config or to a job over seeds."""
+    path, wanted = epath.Path(workdir) / "config.json", resolved(config)
+    if (path.parent / SEEDS).exists():
+        raise UserError(
+            f"workdir {workdir} belongs to a job over seeds: give --seeds or use another workdir"
+        )
+    try:
+        tokenizer = shared_dir(workdir) / "tokenizer.model"
+        begun = (path.parent / "runs").exists() or tokenizer.exists()
+        found = json.loads(path.read_text()) if path.exists() and begun else wanted
+    except (OSError, ValueError) as e:
+        raise UserError(f"workdir {workdir}: {e}") from e
+    if found != wanted:
+        keys = ", ".join(sorted(differing(found, wanted))[:5])
+        raise UserError(
+            f"workdir {workdir} belongs to another config, which differs in {keys}; use another "
+            "workdir"
+        )
+
+
+def resolved(config) -> dict[str, Any]:
+    """Returns the config as plain JSON values, as config.json stores it."""
+    return json.loads(json.dumps(plain(config)))
+
+
+def differing(a, b, at: str = "") -> set[str]:
+    """Returns the dotted names of keys in which two nested dicts differ."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return set() if a == b else {at}
+    keys = set(a) | set(b)
+    missing = object()  # unlike None, equal to no value of a config
+    return {
+        found
+        for k in keys
+        for found in differing(
+            a[k] if k in a else missing, b[k] if k in b else missing, f"{at}.{k}" if at else k
+        )
+    }

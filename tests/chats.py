@@ -9,7 +9,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent / "chats"
 GOLDENS = HERE / "goldens.json"
-HARMONY = HERE.parents[1] / "sip" / "templates" / "harmony.jinja"
+HARMONY = HERE.parents[1] / "sip" / "templates" / "chat" / "harmony.jinja"
 TITAN = HERE.parents[2] / "shared" / "data" / "tokenizers" / "torchtitan_test"
 NAMES = {"bos_token": "<s>", "eos_token": "</s>"}
 SPECIAL = (

@@ -29,11 +29,12 @@ from sip.judge import prompts, scoring
 from sip.loading import LoadedModel
 from sip.mesh import batch_shapes, put_batch
 from sip.models.presets import preset
-from sip.stages import collect, recipe, selfimprove
+from sip.stages import collect, selfimprove
 from sip.structs import Rollouts, UserError
 from sip.text.tokenizer import Byte
 from sip.textgen import local as local_generator
 from sip.textgen.local import Local
+from sip.workdir import differing
 
 WIDE = dict(prefix=16, suffix=8, bytewise=True)
 
@@ -343,7 +344,7 @@ def test_variants_change_batch_and_mesh_of_all_runs_and_nothing_else():
     axes = ("replica", "fsdp")
     changed = {f"runs.sip.{mesh}.{axis}" for mesh in ("mesh", "judge_mesh") for axis in axes}
     changed.add("runs.sip.batch")
-    assert recipe.differing(sections.plain(last), sections.plain(wanted)) == changed
+    assert differing(sections.plain(last), sections.plain(wanted)) == changed
 
 
 @pytest.mark.parametrize(

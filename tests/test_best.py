@@ -125,7 +125,7 @@ def test_a_newer_format_is_refused_by_its_number(tmp_path, monkeypatch):
 
 def test_one_of_several_that_is_told_to_end_leaves_an_evaluation(monkeypatch):
     monkeypatch.setattr(processes, "preempted", lambda: True)
-    with pytest.raises(loop.Stopped, match="run the same command to continue"):
+    with pytest.raises(loop.Stopped, match="stopped between two checkpoints"):
         ground_truth.finish(NOTHING, NOTHING)
 
 

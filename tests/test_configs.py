@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from workdirs import begun, lines
 
+from sip import workdir as workdirs
 from sip.judge.build import build
 from sip.run import Run
 from sip.sections import plain
@@ -28,7 +29,7 @@ FLAGS = {  # what the user has to name
     "judge_llama8b": ["--config.runs.judge.init_from="],
     "rewriter_llama8b": [
         "--config.runs.rewriter.init_from=",
-        "--config.runs.rewriter.judge.backend=rule",
+        "--config.runs.rewriter.task.judge.backend=rule",
     ],
 }
 PAPER = ("sip_quality_1b4", "sip_factuality_1b4", "sip_safety_1b4", "sip_scratch_1b4")
@@ -179,7 +180,7 @@ def test_muon_is_one_line_with_the_keys_of_adamw(tmp_path):
     common = importlib.import_module("_common")
     config = of("microworld", "debug")
     adamw, muon = (make(0.1, warmup_steps=2) for make in (common.adamw, common.muon))
-    assert recipe.differing(plain(adamw), plain(muon)) == {"name"}
+    assert workdirs.differing(plain(adamw), plain(muon)) == {"name"}
     config.runs.base.optim = muon
     recipe.check(config, str(tmp_path))
     assert recipe.STAGES["supervised"].resolve(config, "base").optim.name == "muon"
@@ -188,7 +189,7 @@ def test_muon_is_one_line_with_the_keys_of_adamw(tmp_path):
 def test_the_text_config_is_an_ablation_but_for_data_and_judge():
     text = importlib.import_module("text")
     theirs = plain(importlib.import_module("microworld_ablations").get_config(f"{text.RUN},truth"))
-    keys = recipe.differing(plain(text.get_config()), theirs)
+    keys = workdirs.differing(plain(text.get_config()), theirs)
     assert keys and {k for k in keys if not re.match(r"data\.|runs\.\w+\.judge\.", k)} == set()
 
 
@@ -251,7 +252,7 @@ def test_schedules_differ_in_what_is_compared_alone(finished, quick, tmp_path):
     config = tiny_recipe.shrink(schedules.get_config("all,adaptive,truth,debug"))
     config.data.world = dict(entities=8, train=300, validation=60, test=60)
     runs = [plain(config.runs[name]) for name in ("all", "adaptive")]
-    assert recipe.differing(*runs) == {"judge.schedule.name"}
+    assert workdirs.differing(*runs) == {"judge.schedule.name"}
     workdir = begun(finished, tmp_path, "base")
     everything, some = (run(config, name, workdir) for name in ("all", "adaptive"))
     assert everything["truth/share/quality"] == 1 > some["truth/share/quality"] > 0
@@ -264,7 +265,7 @@ def test_a_judge_is_refreshed_on_what_the_policy_writes(finished, quick, tmp_pat
     config = tiny_recipe.shrink(importlib.import_module("microworld_iterated").get_config("debug"))
     config.data.world = dict(entities=8, train=300, validation=60, test=60)
     judges = [dict(plain(config.runs[name].judge)) for name in ("fixed", "refreshed")]
-    assert recipe.differing(*judges) == {"init_from"}
+    assert workdirs.differing(*judges) == {"init_from"}
     workdir = begun(finished, tmp_path, "base", "tutor", "judge", "rewriter")
     for name in config.order[4:]:
         if name == "judge_again":

@@ -13,7 +13,7 @@ from sip.text import template
 from sip.text.tokenizer import Byte, SentencePiece
 
 NAMES = ("quality", "safety", "factuality")
-TEMPLATES = Path(prompts.__file__).parent / "templates"
+TEMPLATES = Path(prompts.__file__).parents[1] / "templates" / "judge"
 ASPECTS = {p.stem: prompts.load(p.stem) for p in TEMPLATES.glob("*.txt")}
 WORDS = {  # version, and a hash of everything but the version's line
     "coherence": (1, "7ad8e74a6de0"),

@@ -16,6 +16,7 @@ import tiny_recipe
 from workdirs import begun, call, files, stop_after
 
 from sip import train
+from sip import workdir as workdirs
 from sip.run import Run
 from sip.stages import clock, recipe
 from sip.stages.clock import Clock
@@ -101,12 +102,12 @@ def test_a_workdir_of_another_config_is_left_alone(finished, capsys):
 def test_a_workdir_where_nothing_has_begun_takes_another_config(tmp_path):
     first, second = tiny_recipe.get_config(), tiny_recipe.get_config()
     second.seed = 7
-    recipe.claim(first, str(tmp_path))
-    recipe.claim(second, str(tmp_path))
+    workdirs.claim(first, str(tmp_path))
+    workdirs.claim(second, str(tmp_path))
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 7
     (tmp_path / "runs").mkdir()
     with pytest.raises(UserError, match="differs in seed"):
-        recipe.claim(first, str(tmp_path))
+        workdirs.claim(first, str(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone"])

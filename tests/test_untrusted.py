@@ -23,7 +23,7 @@ from sip.textgen.local import Local
 from sip.textgen.remote import Remote, RemoteConfig
 
 SPECIALS = untrusted.SPECIALS
-TEMPLATES = Path(prompts.__file__).parent / "templates"
+TEMPLATES = Path(prompts.__file__).parents[1] / "templates" / "judge"
 NAMES = sorted(path.stem for path in TEMPLATES.glob("*.txt"))
 ASPECTS = {name: prompts.load(name) for name in NAMES}
 OWN = [template.pieces(part)[::2] for a in ASPECTS.values() for part in (a.trunk, a.branch)]

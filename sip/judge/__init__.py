@@ -1,6 +1,6 @@
 """Judges score candidate texts for a prefix.
 
-prompts        aspects of judging and their prompt files (templates/)
+prompts        aspects of judging; their prompt files are in sip/templates/judge
 verdicts       verdicts from log-probabilities or from the text of an answer
 voting         several sampled answers to one question, counted as votes
 compare        tables of pairwise outcomes and mean wins

@@ -66,7 +66,7 @@ class Aspect:
 
 def load(name: str) -> Aspect:
     """Loads a built-in aspect by name, or a user's own by the path of its .txt file."""
-    return parse(pathlib.Path(name).stem, template.read("aspect", name, "sip.judge"))
+    return parse(pathlib.Path(name).stem, template.read("aspect", name, "judge"))
 
 
 def parse(name: str, text: str) -> Aspect:

@@ -1,6 +1,5 @@
 """A recipe: a config with a list of runs, checked as a whole before anything is written."""
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,7 @@ from sip import workdir as workdirs
 from sip.data import corpus as corpora
 from sip.loading import source_dir
 from sip.run import TokenizerConfig, build_meshes, check_model
-from sip.sections import plain, section
+from sip.sections import section
 from sip.stages import rl, selfimprove, supervised
 from sip.structs import UserError
 from sip.workdir import BEST
@@ -134,53 +133,3 @@ def check_proofread(config, name: str) -> None:
                 f"config runs.{name}.{key}.proofread differs from runs.{source}.task.labels."
                 "proofread: a judge must see texts proofread as in its training"
             )
-
-
-def claim(config, workdir: str) -> None:
-    """Writes the resolved config to WORKDIR/config.json. Raises UserError as `check_claim` does."""
-    check_claim(config, workdir)
-    try:
-        workdirs.write_json(epath.Path(workdir) / "config.json", resolved(config))
-    except OSError as e:
-        raise UserError(f"workdir {workdir}: {e}") from e
-
-
-def check_claim(config, workdir: str) -> None:
-    """Raises UserError if a workdir belongs to another config or to a job over seeds."""
-    path, wanted = epath.Path(workdir) / "config.json", resolved(config)
-    if (path.parent / workdirs.SEEDS).exists():
-        raise UserError(
-            f"workdir {workdir} belongs to a job over seeds: give --seeds or use another workdir"
-        )
-    try:
-        tokenizer = workdirs.shared_dir(workdir) / "tokenizer.model"
-        begun = (path.parent / "runs").exists() or tokenizer.exists()
-        found = json.loads(path.read_text()) if path.exists() and begun else wanted
-    except (OSError, ValueError) as e:
-        raise UserError(f"workdir {workdir}: {e}") from e
-    if found != wanted:
-        keys = ", ".join(sorted(differing(found, wanted))[:5])
-        raise UserError(
-            f"workdir {workdir} belongs to another config, which differs in {keys}; use another "
-            "workdir"
-        )
-
-
-def resolved(config) -> dict[str, Any]:
-    """Returns the config as plain JSON values, as config.json stores it."""
-    return json.loads(json.dumps(plain(config)))
-
-
-def differing(a, b, at: str = "") -> set[str]:
-    """Returns the dotted names of keys in which two nested dicts differ."""
-    if not (isinstance(a, dict) and isinstance(b, dict)):
-        return set() if a == b else {at}
-    keys = set(a) | set(b)
-    missing = object()  # unlike None, equal to no value of a config
-    return {
-        found
-        for k in keys
-        for found in differing(
-            a[k] if k in a else missing, b[k] if k in b else missing, f"{at}.{k}" if at else k
-        )
-    }

@@ -68,7 +68,7 @@ def claim(config, seeds: Sequence[int], workdir: str) -> None:
             own, where = of(config, seed), directory(workdir, seed)
             recipe.check(own, where)
             recipe.check_meshes(own)
-            recipe.check_claim(own, where)
+            workdirs.check_claim(own, where)
         workdirs.write_json(
             path / workdirs.SEEDS, {"seeds": every, "shared": shared(config, every)}
         )

@@ -67,7 +67,7 @@ def load(name: str, tokenizer: Tokenizer) -> Template:
             raise UserError(f"{title}: this kind of tokenizer has no template; give a .jinja file")
         return of_tokenizer(tokenizer.path)
     if name in BUILT_IN:
-        source = importlib.resources.files("sip") / "templates" / f"{name}.jinja"
+        source = importlib.resources.files("sip") / "templates" / "chat" / f"{name}.jinja"
         return Template(source.read_text(encoding="utf-8"), _names(tokenizer), title)
     if not name.endswith(".jinja") or not pathlib.Path(name).is_file():
         raise UserError(f"{title}: must be {OWN!r}, one of {BUILT_IN} or an existing .jinja file")

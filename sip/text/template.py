@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from sip.structs import UserError
 
 
-def read(what: str, name: str, package: str = "sip") -> str:
+def read(what: str, name: str, folder: str) -> str:
     """Reads a prompt file: a built-in prompt by name, or a file by its path (.txt).
 
-    `what` names the kind of prompt in the error; `package` has the built-in prompts in its folder
-    templates. Raises UserError if there is no such file.
+    `what` names the kind of prompt in the error; built-in prompts are in sip/templates/`folder`.
+    Raises UserError if there is no such file.
     """
-    built_in = importlib.resources.files(package) / "templates" / f"{name}.txt"
+    built_in = importlib.resources.files("sip") / "templates" / folder / f"{name}.txt"
     path = pathlib.Path(name) if name.endswith(".txt") else built_in
     if not path.is_file():
         raise UserError(

@@ -64,7 +64,7 @@ def leave() -> None:
     need it: there the signal itself interrupts.
     """
     if processes.preempted():
-        raise Stopped("stopped; run the same command to continue from the last checkpoint")
+        raise Stopped("stopped between two checkpoints")
 
 
 class Stop:

@@ -44,7 +44,7 @@ def load_spoiler(name: str) -> str:
 
     It contains {suffix} and optionally {prefix}. Raises UserError.
     """
-    text = template.read("spoiler prompt", name).removesuffix("\n")
+    text = template.read("spoiler prompt", name, "labels").removesuffix("\n")
     named = template.fields(text)
     if not set(named) <= {"prefix", "suffix"} or "suffix" not in named:
         raise UserError(

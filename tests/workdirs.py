@@ -18,7 +18,6 @@ from sip import workdir as workdirs
 from sip.stages import recipe, rl, selfimprove, supervised
 from sip.training import checkpoints, loop, optim, step
 
-
 STAGES = (supervised, selfimprove, rl)
 _updates = {}
 

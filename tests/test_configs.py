@@ -247,7 +247,7 @@ def test_every_ablation_runs_its_debug_variant(name, finished, quick, tmp_path):
         assert last["chosen/none"] < 1
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", [pytest.param(LEARNED[0], marks=pytest.mark.slow), LEARNED[1]])
 def test_ablations_run_with_a_learned_judge(name, finished, quick, tmp_path):
     config = tiny_recipe.get_config(name)
     last = run(config, name, begun(finished, tmp_path, "base", "tutor", "judge"))

@@ -117,7 +117,11 @@ def test_a_step_ahead_is_what_a_loop_by_hand_does(finished, quick, tmp_path):
     assert logged == [0.0, 1.0, 1.0, 1.0] and found["rollouts/staleness"] == (0.0, 16.0)
 
 
-@pytest.mark.parametrize("rollouts", [((0, 2),), ((0, 0), (3, 2)), ((0, 2), (3, 1))])
+@pytest.mark.parametrize(
+    "rollouts",
+    [pytest.param(((0, 2),), marks=pytest.mark.slow), ((0, 0), (3, 2)), ((0, 2), (3, 1))],
+    ids=["rollouts0", "rollouts1", "rollouts2"],
+)
 def test_stopped_and_resumed_a_step_ahead_equals_uninterrupted(
     rollouts, finished, quick, tmp_path, monkeypatch
 ):

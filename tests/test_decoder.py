@@ -24,6 +24,18 @@ MIXED = tiny.model(
     expert_bias=True, swiglu_limit=0.7, swiglu_alpha=1.7,
 )  # fmt: skip
 KINDS = pytest.mark.parametrize("cfg", [tiny.CFG, ODD, MIXED], ids=["plain", "odd", "mixed"])
+# Packed, a layer with a window and one without are tested in one model.
+PACKED = pytest.mark.parametrize(
+    ("cfg", "pack"),
+    [
+        pytest.param(tiny.CFG, False, id="False-plain"),
+        pytest.param(ODD, False, id="False-odd"),
+        pytest.param(MIXED, False, id="False-mixed"),
+        pytest.param(tiny.CFG, True, id="True-plain", marks=pytest.mark.slow),
+        pytest.param(ODD, True, id="True-odd", marks=pytest.mark.slow),
+        pytest.param(MIXED, True, id="True-mixed"),
+    ],
+)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -155,7 +167,7 @@ def test_a_branch_equals_the_plain_sequence(changes, tolerance):
     [
         (tiny.CFG, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}),
         (tiny.CFG, {"remat": "dots"}),
-        (ODD, {"branch_chunk": 2, "query_chunk": 2}),
+        pytest.param(ODD, {"branch_chunk": 2, "query_chunk": 2}, marks=pytest.mark.slow),
         (MIXED, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}),
     ],
 )
@@ -243,8 +255,7 @@ def apply(cfg, tree, cache=None, keep_cache=True):
     return decoder.apply(tiny.params(cfg), cfg, tree, cache=cache, keep_cache=keep_cache)
 
 
-@KINDS
-@pytest.mark.parametrize("pack", [False, True])
+@PACKED
 def test_cached_decoding_equals_the_full_pass(cfg, pack):
     tree = packed(tiny.tree()) if pack else tiny.tree(R=5)
     cache = apply(cfg, tiny.trunk_only(tree.tokens_BT, tree.segment_BT)).cache
@@ -261,8 +272,7 @@ def test_cached_decoding_equals_the_full_pass(cfg, pack):
     close(kept(cache), kept(whole.cache))
 
 
-@KINDS
-@pytest.mark.parametrize("pack", [False, True])
+@PACKED
 def test_whole_branches_on_a_kept_trunk_equal_the_full_pass(cfg, pack):
     tree = packed(tiny.tree()) if pack else tiny.tree()
     kept = apply(cfg, tiny.trunk_only(tree.tokens_BT, tree.segment_BT)).cache

@@ -228,6 +228,12 @@ PROGRAMS = {
     ),
 }
 MODELS = [name for name in PROGRAMS if name not in ("init", "judge's trunks")]
+# The same programs as "policy gradient" and "answers", in another run's sizes.
+AGAIN = ("rewriter's gradient", "rewrites")
+
+
+def each(names, slow=AGAIN):
+    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
 
 
 @functools.cache
@@ -256,7 +262,7 @@ def _softmaxes(make, cfg):
     return max(math.prod(s) for s in found if JUDGE_T in s), max(map(math.prod, found))
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", each(PROGRAMS))
 def test_it_lowers_for_64_devices_with_parameters_cut(name):
     text, cfg = _lowered(name), PROGRAMS[name][1]
     assert "mhlo.num_partitions = 64" in text
@@ -265,7 +271,7 @@ def test_it_lowers_for_64_devices_with_parameters_cut(name):
     assert re.search(embedding + r'#sdy.sharding<@mesh, \[\{"tensor"\}, \{"fsdp"\}\]>', text)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", each(MODELS))
 def test_no_more_logits_exist_than_one_chunk_of_each_document(name):
     make, cfg, documents = PROGRAMS[name]
     found = _logits(make, cfg)
@@ -280,7 +286,9 @@ FEW += ("answers", "rewrites")
 CHUNKED = [n for n in MODELS if n not in FEW]
 
 
-@pytest.mark.parametrize("name", CHUNKED)
+@pytest.mark.parametrize(
+    "name", each(CHUNKED, slow=[n for n in CHUNKED if n not in ("tokens", "proofreading")])
+)
 def test_without_chunks_the_logits_would_be_found(name):
     make, cfg, documents = PROGRAMS[name]
     found = _logits(make, dataclasses.replace(cfg, logprob_chunk=4096))

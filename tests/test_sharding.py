@@ -41,7 +41,12 @@ CFG = ModelConfig(
 )
 B, T, R, K = 8, 16, 6, 4
 MESHES = {"2x2x2": (2, 2, 2), "1x8x1": (1, 8, 1), "1x1x8": (1, 1, 8), "8x1x1": (8, 1, 1)}
-FOUR_MESHES = pytest.mark.parametrize("name", MESHES)
+SLOW = pytest.mark.slow
+# The fast suite cuts along all three axes at once and along one of them alone.
+FOUR_MESHES = pytest.mark.parametrize(
+    "name",
+    ["2x2x2", "1x1x8", *(pytest.param(name, marks=SLOW) for name in ("1x8x1", "8x1x1"))],
+)
 # eps far above rounding, since Adam's first step, g / (|g| + eps), blows up the noise of a tiny g.
 OPTIM = optim.OptimConfig(lr=0.01, steps=10, eps=1e-3, weight_decay=0.1, schedule="constant")
 TXS = {
@@ -201,13 +206,25 @@ def _check_update(name, where, microbatches):
     assert _cuts(many.params) == _cuts(_start(_mesh(where), True).params) == _cuts(_adam(many).mu)
 
 
-@pytest.mark.parametrize("microbatches", [1, 2])
-@pytest.mark.parametrize("name", LOSSES)
+WHOLE = ("tokens", "dpo", "dr_grpo")  # the others are in parts in the fast suite
+
+
+@pytest.mark.parametrize(
+    ("name", "microbatches"),
+    [
+        pytest.param(name, n, marks=() if (n == 1) == (name in WHOLE) else SLOW, id=f"{name}-{n}")
+        for name in LOSSES
+        for n in (1, 2)
+    ],
+)
 def test_an_update_on_eight_devices_equals_one_on_one(name, microbatches):
     _check_update(name, "2x2x2", microbatches)
 
 
-@pytest.mark.parametrize("where", ["1x8x1", "1x1x8", "8x1x1"])
+@pytest.mark.parametrize(
+    "where",
+    ["1x1x8", *(pytest.param(name, marks=SLOW) for name in ("1x8x1", "8x1x1"))],
+)
 def test_any_mesh_of_eight_gives_the_same_update(where):
     _check_update("dpo", where, 1)
 

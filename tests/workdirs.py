@@ -15,17 +15,36 @@ from absl import flags
 from sip import cli
 from sip import mesh as meshes
 from sip import workdir as workdirs
-from sip.stages import recipe
+from sip.stages import recipe, rl, selfimprove, supervised
 from sip.training import checkpoints, loop, optim, step
+
+STAGES = (supervised, selfimprove, rl)
+_updates = {}
+
+
+def _shared(stage, make):
+    """Returns `make_update` of a stage, with one program for all runs that ask for the same."""
+
+    def shared(c, tx, *loss):
+        asked = [c.task.name, *sorted(loss[1].items()), c.z_loss] if loss else [c.objective]
+        key = (stage.__name__, c.model, c.optim, c.microbatches, *asked)
+        if key not in _updates:
+            _updates[key] = make(c, tx, *loss)
+        return _updates[key]
+
+    return shared
 
 
 @contextlib.contextmanager
 def quickly():
-    """Uses one device and few XLA optimisations: a tiny run spends most time on compilation."""
+    """Uses one device, few XLA optimisations and one update for equal runs: a tiny run spends most
+    time on tracing and compilation."""
     build, before = meshes.build, jax.config.read("jax_disable_most_optimizations")
     first = lambda cfg, devices=None: build(cfg, devices or jax.devices()[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(meshes, "build", first)
+        for stage in STAGES:
+            patch.setattr(stage, "make_update", _shared(stage, stage.make_update))
         jax.config.update("jax_disable_most_optimizations", True)
         yield
         jax.config.update("jax_disable_most_optimizations", before)

@@ -8,8 +8,8 @@ To score whole branches on a cached trunk, pass grow(cache, C, 0): it has no roo
 """
 
 import dataclasses
+import functools
 import math
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -348,6 +348,12 @@ def _boxed(cfg: ModelConfig, key):
     return held(boxed, DTYPES[cfg.param_dtype])
 
 
+@functools.cache
+def _shapes(cfg: ModelConfig):
+    """Returns the shapes of boxed parameters. Tracing them takes as long as tracing the model."""
+    return jax.eval_shape(lambda: _boxed(cfg, jax.random.key(0)))
+
+
 def init(cfg: ModelConfig, key) -> Params:
     """Returns fresh parameters.
 
@@ -373,19 +379,21 @@ def deepen(params: Params, cfg: ModelConfig) -> Params:
     blocks = params["blocks"]["block"]
     return {
         **params,
-        "blocks": {"block": {k: jax.tree.map(partial(more, k), v) for k, v in blocks.items()}},
+        "blocks": {
+            "block": {k: jax.tree.map(functools.partial(more, k), v) for k, v in blocks.items()}
+        },
     }
 
 
 def abstract(cfg: ModelConfig, mesh) -> Params:
     """Returns shapes, dtypes and shardings of the parameters; allocates nothing."""
-    boxed = jax.eval_shape(lambda: _boxed(cfg, jax.random.key(0)))
 
     def leaf(path, box):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         place = param_sharding(mesh, "".join(box.names), box.value.shape, name)
         return jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=place)
 
+    boxed = _shapes(cfg)
     return jax.tree_util.tree_map_with_path(leaf, boxed, is_leaf=lambda x: isinstance(x, Lettered))
 
 
@@ -416,5 +424,4 @@ def unembed(params: Params, cfg: ModelConfig):
 
 def count(cfg: ModelConfig) -> int:
     """Returns the number of parameters; allocates nothing."""
-    shapes = jax.eval_shape(lambda: init(cfg, jax.random.key(0)))
-    return sum(x.size for x in jax.tree.leaves(shapes))
+    return sum(x.size for x in jax.tree.leaves(_shapes(cfg)))

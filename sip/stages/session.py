@@ -10,6 +10,7 @@ with session.opened(run, c, clock, mesh, tx, reference=False) as (s, state):
 """
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -228,6 +229,7 @@ def _check_same_model(found: ModelConfig, cfg: ModelConfig, init_from: str) -> N
     raise UserError(f"init_from {init_from}: another model: {'; '.join(differ)}")
 
 
+@functools.cache
 def _widths(cfg: ModelConfig):
     """Shapes of all parameters without the axis of layers."""
     shapes = jax.eval_shape(lambda: decoder.init(cfg, jax.random.key(0)))

@@ -133,10 +133,10 @@ def candidates(corpus: corpora.Corpus, tokenizer: Tokenizer, asked, seed: int) -
         # A cheap test that both tokenizers are the same: rollouts are decoded by the corpus's.
         if loading.kept_tokenizer(_POLICY.value).encode("\n a") != tokenizer.encode("\n a"):
             raise UserError(f"--policy {_POLICY.value}: its tokenizer differs from the corpus's")
-        policy = loading.load_model(_POLICY.value, where)
-        runs.check_model(policy.cfg, corpus.cut, tokenizer)
+        params, cfg = loading.load_params(_POLICY.value, where)
+        runs.check_model(cfg, corpus.cut, tokenizer)
         rows = continuations.sample(
-            policy,
+            loading.LoadedModel(params, cfg, tokenizer, where),
             asked,
             branches=_ROLLOUTS.value,
             steps=corpus.cut.suffix,

@@ -18,7 +18,7 @@ import numpy as np
 from sip import sampling
 from sip.data.corpus import Corpus
 from sip.data.documents import Truth
-from sip.loading import LoadedModel, load_model, source_dir
+from sip.loading import LoadedModel, kept_tokenizer, load_model, source_dir
 from sip.mesh import full_rows, put_batch
 from sip.models.config import check_storage_dtype
 from sip.padding import bucket, padded_tree
@@ -288,11 +288,13 @@ def build(wanted: RewriterConfig, workdir: str, corpus: Corpus, mesh, seed: int)
         truth = corpus.ground_truth("rewriter.backend truth")
         return TruthRewriter(truth, corpus.cut.suffix)
     source = source_dir(workdir, wanted.init_from, "rewriter.init_from")
-    model = load_model(source, mesh, wanted.param_dtype)
-    turn = chat.turn(chat.load(wanted.chat, model.tokenizer)) if wanted.chat else None
+    # Tokenizer, chat template and prompt first: a mistake in them is reported before weights load.
+    tokenizer = kept_tokenizer(source)
+    turn = chat.turn(chat.load(wanted.chat, tokenizer)) if wanted.chat else None
+    prompt = load(wanted.prompt, turn)
     return LocalRewriter(
-        model,
-        prompt=load(wanted.prompt, turn),
+        load_model(source, mesh, wanted.param_dtype),
+        prompt=prompt,
         sampling=wanted.sampling(),
         seed=seed,
         batch=wanted.batch,

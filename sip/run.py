@@ -171,8 +171,8 @@ def run_config(cls, config, name: str, tasks: Mapping[str, tuple] | None = None)
 
 
 def _task_config(values, tasks: Mapping[str, tuple], at: str):
-    if not isinstance(values, Mapping) or "name" not in values or values["name"] not in tasks:
-        found = values["name"] if isinstance(values, Mapping) and "name" in values else values
+    found = values["name"] if isinstance(values, Mapping) and "name" in values else values
+    if not isinstance(found, str) or found not in tasks or not isinstance(values, Mapping):
         raise UserError(f"config {at}.name must be one of {sorted(tasks)}, not {found!r}")
     return section(tasks[values["name"]][0], values, at)
 

@@ -11,7 +11,6 @@ import tiny_recipe
 from workdirs import begun, lines, state
 
 from sip import cli, loading, mesh, processes, train
-from sip import workdir as workdirs
 from sip.evals import ground_truth
 from sip.run import Run
 from sip.stages import recipe, session, supervised
@@ -55,7 +54,7 @@ def test_the_best_parameters_are_kept_and_read_like_a_runs(finished, quick, tmp_
     assert loading.kept_tokenizer(directory).encode("a") == loading.kept_tokenizer(
         str(workdir / "runs" / "base")
     ).encode("a")
-    assert workdirs.source_dir(str(workdir), "base/best") == directory
+    assert loading.source_dir(str(workdir), "base/best") == directory
     for place in (directory, str(workdir / "runs" / "base")):
         assert workdir_of(place) == str(workdir)
     assert state(config(), workdir, "base")[1] == 6, "a resumed run goes on from the last"

@@ -18,7 +18,6 @@ from workdirs import call, files
 
 from sip import convert, evaluate, generate, loading
 from sip import mesh as meshes
-from sip import workdir as workdirs
 from sip.hf import configs, hub, reading, shards, tokens, writing
 from sip.mesh import MeshConfig
 from sip.models import lora
@@ -161,7 +160,7 @@ def test_a_run_starts_from_either_kind_and_not_with_other_numbers(published, tmp
     start = lambda cfg, path: session.fresh_state(
         cfg, TX, meshes.single(), seed=0, init_from=str(path), reference=False
     )
-    assert workdirs.source_dir(str(tmp_path), str(published)) == str(published)
+    assert loading.source_dir(str(tmp_path), str(published)) == str(published)
     assert converted("orbax", published, tmp_path / "run") == 0
     equal(start(cfg, published).params, start(cfg, tmp_path / "run").params)
     with pytest.raises(UserError, match="model.rope_theta is 9.0, but 500.0 in"):

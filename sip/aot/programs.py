@@ -291,7 +291,8 @@ def _judge(run: _RunShapes, find: _Models, wanted, rows: int, pools) -> list[Pro
             if q.trunk + q.branch > cfg.max_len:
                 raise UserError(
                     f"judge: a prompt for {q.aspect} has about {q.trunk + q.branch} tokens, more "
-                    f"than the judge's max_len {cfg.max_len}; shorten data.suffix or the prefix"
+                    f"than the judge's max_len {cfg.max_len}; reduce data.cut.suffix or "
+                    "data.cut.prefix_max"
                 )
             key = (q.aspect, T, padding.bucket(q.branches), R, q.options)
             calls[key] = calls.setdefault(key, 0.0) + share * -(-rows // wanted.batch)

@@ -42,10 +42,10 @@ def taught(directory: str, **sizes) -> tuple[labelled.Labelled, str, Any]:
         UserError: The run did not train a judge on ground-truth labels.
     """
     record = checkpoints.record(directory)
-    task = record["config"]["task"] if "config" in record and "task" in record["config"] else {}
-    if not isinstance(task, dict) or task["name"] != "verdicts":
+    labels = _labels(record)
+    if not labels:
         raise UserError(f"--judge {directory}: no judge trained on ground-truth labels")
-    wanted = section(verdicts.GradedLabelConfig, task["labels"], "checkpoint task.labels")
+    wanted = section(verdicts.GradedLabelConfig, labels, "checkpoint task.labels")
     wanted = dataclasses.replace(wanted, **sizes)
     run = _run(directory, record)
     split = record["config"]["split"]
@@ -53,6 +53,14 @@ def taught(directory: str, **sizes) -> tuple[labelled.Labelled, str, Any]:
     max_len = loading.recorded_model(directory).max_len
     made = labelled.made(run, wanted, aspects, split, mesh.single(), max_len=max_len)
     return made, wanted.proofread.mark, run.corpus(split).documents.truth
+
+
+def _labels(record: dict) -> dict:
+    """Returns the `task.labels` section of a run's record; empty if the run has none."""
+    run = record["config"] if "config" in record else {}
+    task = run["task"] if "task" in run else {}
+    trains = isinstance(task, dict) and "labels" in task and task["name"] == "verdicts"
+    return (task["labels"] or {}) if trains else {}
 
 
 def _run(directory: str, record: dict) -> Run:

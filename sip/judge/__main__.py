@@ -1,7 +1,7 @@
 """Scores texts: `python -m sip.judge --config=configs/X.py --run=NAME < candidates.jsonl`.
 
 The judge is the one in the `judge` section of a run. Flags override that section:
---config.runs.NAME.judge.KEY=VALUE.
+--config.runs.NAME.judge.KEY=VALUE (of a rewriter's RL run: runs.NAME.task.judge.KEY).
 
 Input: one JSON object per line on stdin,
 
@@ -55,10 +55,11 @@ def chosen(config, name: str | None) -> str:
 
 
 def judge_section(run):
-    """The `judge` section of a run or of its task; None if there is none."""
+    """The `judge` section of a run, or of its task; None if it has neither."""
     if "judge" in run:
         return run.judge
-    return run.task.judge if "task" in run and "judge" in run.task else None
+    task = run.task if "task" in run and hasattr(run.task, "keys") else {}
+    return task["judge"] if "judge" in task else None
 
 
 def build(config, name: str, workdir: str | None) -> tuple[Judge, JudgeConfig]:

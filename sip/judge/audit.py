@@ -116,7 +116,7 @@ def drift(points: Sequence[Point], *, max_drop: float, patience: int) -> str:
             return ""
     return (
         f"the audit scores the judge's choice {now.audit:.3f}, at step {best.step} it scored it "
-        f"{best.audit:.3f}; the judge scores it {now.judge:.3f}, then {best.judge:.3f}"
+        f"{best.audit:.3f}; the judge scores it {now.judge:.3f} now, {best.judge:.3f} then"
     )
 
 

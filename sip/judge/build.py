@@ -141,7 +141,9 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -
     """
     if wanted.backend == "truth":
         if truth is None:
-            raise UserError("judge.backend truth: the corpus has no ground truth; use another")
+            raise UserError(
+                "judge.backend truth: this corpus has no ground truth; use another backend"
+            )
         return scoring.TruthJudge(truth, dict(wanted.weights), wanted.schedule)
     if wanted.own:
         raise UserError("judge.init_from: only the policy of a self-improving run judges itself")

@@ -4,9 +4,10 @@ import json
 
 from etils import epath
 
-from sip import metrics, sections
+from sip import metrics
 from sip import workdir as workdirs
-from sip.stages import recipe
+from sip.evals.ground_truth import EvalConfig
+from sip.sections import section
 from sip.stages.recipe import TEACHERS, ReportConfig
 from sip.structs import UserError
 
@@ -19,7 +20,7 @@ def comparable(config) -> list[str]:
     standard = config.report.standard
 
     def prefixes(name):
-        evals = recipe.STAGES[config.runs[name].stage].resolve(config, name).evals
+        evals = section(EvalConfig, config.runs[name].evals, f"runs.{name}.evals")
         return evals.split, evals.standard, evals.unsafe
 
     rows = [name for name in config.report.rows if name != standard] if standard else []
@@ -31,7 +32,7 @@ def summarise(config, workdir: str) -> dict:
 
     Raises UserError if a run is not finished.
     """
-    wanted = sections.section(ReportConfig, config.report, "report")
+    wanted = section(ReportConfig, config.report, "report")
     none = {"lost_steps": 0}  # earlier versions did not write this key
     done = {name: none | _read(workdir, name, "done.json") for name in config.order}
     walls = {name: figures["wall_seconds"] for name, figures in done.items()}

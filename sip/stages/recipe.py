@@ -119,14 +119,16 @@ def check_proofread(config, name: str) -> None:
     """Raises UserError if a judge's proofreader differs from the one of its training labels."""
     run = config.runs[name]
     sections = [("judge", run.judge)] if "judge" in run else []
-    sections += [("task.judge", run.task.judge)] if "task" in run and "judge" in run.task else []
+    task = run.task if "task" in run and hasattr(run.task, "keys") else {}
+    sections += [("task.judge", task["judge"])] if "judge" in task else []
     sections += [("audit.judge", run.audit.judge)] if "audit" in run else []
     for key, judge in sections:
         source = judge.init_from if judge.backend == "local" else ""
         taught = config.runs[source] if source in config.runs else {}
-        if "task" not in taught or "labels" not in taught["task"] or not taught["task"]["labels"]:
+        task = taught["task"] if "task" in taught else {}
+        labels = task["labels"] if hasattr(task, "keys") and "labels" in task else None
+        if not labels:
             continue
-        labels = taught["task"]["labels"]
         here, there = (dict(x.proofread, batch=0) for x in (judge, labels))
         if here != there and (here["init_from"] or there["init_from"]):
             raise UserError(

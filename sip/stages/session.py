@@ -4,7 +4,7 @@ with session.opened(run, c, clock, mesh, tx, reference=False) as (s, state):
     for done in range(s.first + 1, c.steps + 1):
         ...                                  # the stage's own: a batch, an update
         session.log(s, done, state, batch)
-        session.evaluate(s, done, state.params, figures)
+        session.evaluate(s, done, c.evals.every_steps, state.params, figures)
         session.end_step(s, done, state)     # saves; raises Stopped after SIGTERM or Ctrl-C
     session.check_stopped(s)
 """
@@ -146,8 +146,8 @@ def end_step(
     """
     asked = bool(s.stop)  # read once: a signal between two reads would stop without saving
     if asked or loop.due(done, s.c.checkpoint.every_steps, last or s.c.steps):
-        record = {**s.run.record(s.c.model, s.pending), **(more or {})}
         with s.meter.phase("checkpoint"):
+            record = {**s.run.record(s.c.model, s.pending), **(more or {})}
             checkpoints.save(s.manager, state, record, begun)
         s.clock.save()
     s.profiler.step(state)

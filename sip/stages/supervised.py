@@ -42,6 +42,10 @@ class SupervisedConfig(RunConfig):
         baseline = {"evals.baseline": self.evals.baseline}
         return super().sources() | baseline | self.task.sources()
 
+    def reach(self):
+        """Raises UserError if a server that the task needs does not answer."""
+        self.task.reach()
+
 
 def resolve(config, name: str) -> SupervisedConfig:
     """`config.runs[name]` as frozen dataclasses. Raises UserError naming the key that is wrong."""

@@ -87,15 +87,17 @@ def made(
     tokens are dropped. Raises UserError if the corpus has no ground truth.
     """
     # Called only for its error, before a model is loaded.
-    run.corpus(split).ground_truth("labels")
+    run.corpus(split).ground_truth("task.labels")
     # Decode rollouts by the run's tokenizer: the source's own is a copy of it.
-    params, cfg = load_params(source_dir(run.workdir, wanted.source, "labels.source"), mesh)
+    directory = source_dir(run.workdir, wanted.source, "task.labels.source")
+    params, cfg = load_params(directory, mesh)
     source = LoadedModel(params, cfg, run.tokenizer, mesh)
-    reader = judges.proofreader(wanted.proofread, run.workdir, mesh, "labels.proofread.init_from")
+    key = "task.labels.proofread.init_from"
+    reader = judges.proofreader(wanted.proofread, run.workdir, mesh, key)
 
     def labelled(split, documents, seed):
         corpus = run.corpus(split)
-        truth = corpus.ground_truth("labels")
+        truth = corpus.ground_truth("task.labels")
         asked = continuations.prompts(corpus.chunks, range(documents), run.tokenizer)
         pools = _pools(wanted, corpus, asked, seed, source)
         return labels.make(
@@ -115,8 +117,8 @@ def made(
             proofreader=reader,
         )
 
-    held_out = {part: labelled(part, wanted.held_out, 0) for part in HELD_OUT}
-    return Labelled(labelled(split, wanted.documents, run.seed), held_out)
+    examples = labelled(split, wanted.documents, run.seed)
+    return Labelled(examples, {part: labelled(part, wanted.held_out, 0) for part in HELD_OUT})
 
 
 def _pools(
@@ -138,7 +140,7 @@ def _pools(
     pools = [[text for row in several for text in row] for several in zip(*rows, strict=True)]
     if not wanted.rewrites:
         return pools
-    truth = corpus.ground_truth("labels.rewrites")
+    truth = corpus.ground_truth("task.labels.rewrites")
     better = truth.rewrite(asked.prefixes, asked.suffixes, corpus.cut.suffix)
     return [[*pool, text] for pool, text in zip(pools, better, strict=True)]
 

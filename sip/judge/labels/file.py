@@ -72,7 +72,7 @@ def write(path: str, lines: Sequence[LabelLine]) -> None:
     check_new(path)
     try:
         text = "".join(f"{json.dumps(_values(line))}\n" for line in lines)
-        check_new(path)  # again: making the lines may have taken hours
+        check_new(path)  # again: `lines` may be made only while they are written
         write_atomically(path, text.encode())
     except OSError as error:
         raise UserError(f"{path}: cannot write the labels: {error.strerror}") from None

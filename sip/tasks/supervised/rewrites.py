@@ -51,7 +51,7 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     wanted: Config = c.task
     corpus = run.corpus(c.split)
     prompt = rewriter.load(wanted.prompt)
-    truth = corpus.ground_truth("task rewrites")
+    truth = corpus.ground_truth("task.name rewrites")
     asked = continuations.prompts(corpus.chunks, range(wanted.documents), run.tokenizer)
     examples = make(
         truth, run.tokenizer, prompt, asked, words=corpus.cut.suffix, max_len=c.model.max_len

@@ -9,8 +9,9 @@ For each program it reports compile time (seconds), memory per device (arguments
 other models of the run) against the chip's memory, FLOPs, bytes moved, collectives, and the minimum
 seconds of each. A step takes at least the sum of its programs' minimum times (with separate judge
 devices and staleness 1: the longer of the two sides), so MFU is an upper bound and days are a lower
-bound. Evaluation, data loading, host work and HTTP judges are not included. --sweep prints a table over batch sizes and meshes instead. Exit codes: 0 all programs
-fit; 1 some do not (the output names them and a remedy); 2 an error that you can fix.
+bound. Evaluation, data loading, host work and HTTP judges are not included. --sweep prints a table
+over batch sizes and meshes instead. Exit codes: 0 all programs fit; 1 some do not (the output names
+them and a remedy); 2 an error that you can fix.
 """
 
 import dataclasses

@@ -24,7 +24,6 @@ from sip.aot import __main__ as aot
 from sip.aot import programs, questions
 from sip.aot.plan import Plan, Program, device_bytes
 from sip.costs import chips, compiling, traffic
-from sip.data import corpus as corpora
 from sip.judge import prompts, scoring
 from sip.loading import LoadedModel
 from sip.mesh import batch_shapes, put_batch
@@ -85,9 +84,8 @@ def test_programs_meet_the_shapes_that_the_loop_feeds_them(objective, tmp_path, 
 
     monkeypatch.setattr(sampling, "program", program)
     c = selfimprove.resolve(wanted, "sip")
-    tokenizer, mesh = runs.open_tokenizer(wanted, str(tmp_path)), runs.build_mesh(c)
-    corpus = corpora.load(wanted.data, c.split, str(tmp_path), tokenizer)
-    policy = selfimprove.build_policy(c, str(tmp_path), corpus, (mesh, mesh), tokenizer, 0)
+    mesh = runs.build_mesh(c)
+    policy = selfimprove.build_collector(runs.Run(wanted, "sip", str(tmp_path)), c, mesh, mesh)
     batch, _ = collect.collect(policy, None, collect.begin(policy, None, 0))
     assert shapes(update.args[1]) == shapes(batch_shapes(mesh, batch))
     assert shapes(rollout.args[1:]) == shapes(asked[1])
@@ -293,7 +291,7 @@ def test_judges_with_devices_of_their_own_work_beside_the_policy_if_it_is_ahead(
     useful = 4000 + 800 + 1500
     assert step["mfu_at_most"] == pytest.approx(useful / (step["seconds"] * 100 * 10))
     said = " ".join(aot._summary(step))
-    assert ("judges beside it 30.00 s" in said) == ahead and "others for judges" in said
+    assert ("judges at the same time 30.00 s" in said) == ahead and "other chips for judges" in said
 
 
 @pytest.mark.parametrize(
@@ -328,7 +326,7 @@ def test_a_run_that_does_not_fit_is_told_before_it_is_compiled():
         UserError, match=r"prompt for quality has about \d+ tokens, .* max_len 2304"
     ):
         planned(wanted)
-    with pytest.raises(programs.Unknown, match="lengths of their texts"):
+    with pytest.raises(programs.Unknown, match="its shapes depend on the texts"):
         tiny = tiny_recipe.get_config()
         programs.plan(tiny, "judge", "nowhere", jax.devices(), "llama31_8b")
 

@@ -95,7 +95,7 @@ def test_a_run_ends_where_judge_and_audit_drift_apart(judge, other, pool, ends):
 def test_the_reason_names_both_means():
     history = points([0.5, 0.6, 0.7], [0.5, 0.375, 0.25])
     said = drift(history, max_drop=0.12, patience=2)
-    assert "0.250, at step 0 it scored it 0.500" in said and "0.700, then 0.500" in said
+    assert "0.250, at step 0 it scored it 0.500" in said and "0.700 now, 0.500 then" in said
 
 
 def test_a_bad_audit_is_refused_by_its_name(tmp_path):
@@ -130,7 +130,7 @@ def test_a_corpus_without_a_truth_is_named():
         selfimprove.resolve(tiny_recipe.get_config("dpo_rollouts,truth"), "dpo_rollouts").audit,
         every_steps=2,
     )
-    with pytest.raises(UserError, match="audit: judge.backend truth: the corpus has no"):
+    with pytest.raises(UserError, match="audit: judge.backend truth: this corpus has no"):
         audit.build(wanted, "", None, None, None)
     assert audit.build(dataclasses.replace(wanted, every_steps=0), "", None, None, None) is None
 

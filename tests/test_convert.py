@@ -152,7 +152,7 @@ def test_either_kind_of_directory_generates_the_same(published, tmp_path, capsys
         rows.append(json.loads(capsys.readouterr().out))
     assert rows[0] == rows[1] and len(rows[0]["tokens"]) > 0
     assert call(evaluate, f"--checkpoint={tmp_path / 'run'}") == 2
-    assert "names no corpus" in capsys.readouterr().err
+    assert "has no corpus" in capsys.readouterr().err
 
 
 def test_a_run_starts_from_either_kind_and_not_with_other_numbers(published, tmp_path):
@@ -307,7 +307,7 @@ DAMAGED = {  # what is done, to a checkpoint of several files or of one, and wha
         "single", _config(vocab_size=299), ["tokenizer.model", "300", "299", "another model"],
     ),
     "tokenizer of another model": (
-        "single", _their_tokenizer, ["tokenizer.json", "token 128009", "another model"],
+        "single", _their_tokenizer, ["tokenizer.json", "token id 128009", "the model's own tokenizer"],
     ),
     "no tokenizer": ("single", lambda p: (p / "tokenizer.model").unlink(), ["tokenizer.model"]),
 }  # fmt: skip

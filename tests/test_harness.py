@@ -197,7 +197,11 @@ def test_what_a_task_says_of_generation(said, want):
 
 @pytest.mark.parametrize(
     ("said", "named"),
-    [({"num_beams": 4}, "num_beams"), ({"max_gen_toks": 0}, "0 tokens"), ({"top_p": 0}, "top_p")],
+    [
+        ({"num_beams": 4}, "num_beams"),
+        ({"max_gen_toks": 0}, "number of tokens must be at least 1, not 0"),
+        ({"top_p": 0}, "top_p"),
+    ],
 )
 def test_what_is_not_known_of_generation_is_an_error(said, named):
     with pytest.raises(UserError, match=named):

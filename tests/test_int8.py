@@ -18,6 +18,7 @@ from sip.judge import prompts
 from sip.judge.build import JudgeConfig
 from sip.judge.labels.ground_truth import LabelledPrompts
 from sip.judge.proofread import ProofreadConfig
+from sip.loading import LoadedModel
 from sip.models import int8, parameters
 from sip.models.int8 import Int8
 from sip.models.parameters import COARSE, MATRICES
@@ -172,8 +173,10 @@ def test_differences_by_hand():
 
 def test_a_judge_is_measured_against_itself():
     params = tiny.params(BYTES)
-    load = lambda dtype: (held(params) if dtype == "int8" else params, BYTES)
-    found = int8_bench.measure(load, Byte(), ONE, {"quality": asked()}, ("int8", "float32"))
+    load = lambda dtype: LoadedModel(
+        held(params) if dtype == "int8" else params, BYTES, Byte(), ONE
+    )
+    found = int8_bench.measure(load, {"quality": asked()}, ("int8", "float32"))
     assert found["float32"]["aspects"]["quality"]["largest"] == 0.0
     assert 0 < found["int8"]["aspects"]["quality"]["largest"] < 0.2
     assert found["int8"]["bytes"] < found["int8"]["bytes_float32"]

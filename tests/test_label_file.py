@@ -79,7 +79,7 @@ def test_prompts_that_are_too_long_are_left_out_pairs_as_a_whole(tmp_path):
     path = write(tmp_path / "l.jsonl", lines)
     all_of = lambda found: sum(x["reasoned_quality"].mask_NC.sum() for x in found.values())
     assert all_of(read(path)) == 242 and all_of(read(path, max_len=900)) == 240
-    with pytest.raises(UserError, match="no example of 'reasoned_quality' of 'train' fits 40"):
+    with pytest.raises(UserError, match="no train example of aspect 'reasoned_quality' fits 40"):
         read(path, max_len=40)
 
 
@@ -112,5 +112,5 @@ def test_a_missing_file_and_an_aspect_without_lines_are_named(tmp_path):
     with pytest.raises(UserError, match="cannot read the labels"):
         read(str(tmp_path / "none.jsonl"))
     other = dataclasses.replace(SAFETY, name="calm")
-    with pytest.raises(UserError, match="no example of 'calm'"):
+    with pytest.raises(UserError, match="no train example of aspect 'calm'"):
         read(write(tmp_path / "l.jsonl", rows()), [*ASPECTS, other])

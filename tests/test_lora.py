@@ -291,7 +291,7 @@ def test_what_cannot_be_is_refused(changes, message):
 
 
 def test_fresh_parameters_are_not_frozen():
-    with pytest.raises(UserError, match=r"lora\.rank: needs init_from"):
+    with pytest.raises(UserError, match=r"lora\.rank: LoRA needs init_from"):
         run = dict.fromkeys(f.name for f in dataclasses.fields(runs.RunConfig))
         runs.RunConfig(**{**run, "init_from": "", "lora": LORA})
 

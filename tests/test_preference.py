@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -110,11 +111,23 @@ def test_nll_chosen_is_per_token_of_the_valid_chosen():
 
 
 def choose(scores_BK, valid_BK, epsilon=0.25):
-    picks = preference.select(np.array(scores_BK), np.array(valid_BK, bool), epsilon=epsilon)
-    return tuple(np.asarray(x).tolist() for x in picks)
+    """(chosen_B, rejected_B, valid_B) of `collect.pick`; candidate k is the one token k."""
+    valid_BK = np.array(valid_BK, bool)
+    B, K = valid_BK.shape
+    tokens_BKR = np.tile(np.arange(K)[:, None], (B, 1, 1))
+    every = np.ones((B, K, 1), bool)
+    pool = collect.Pool(tokens_BKR, every, valid_BK, ["rollout"] * K, [], np.zeros(every.shape))
+    p = SimpleNamespace(
+        candidates=collect.CandidateConfig(epsilon=epsilon),
+        objective=SimpleNamespace(name="dpo", blends_ce=False), suffix=1,
+    )  # fmt: skip
+    rows = dict(tokens_BT=np.zeros((B, 3), int), mask_BT=np.ones((B, 3), bool), fork_B=np.ones(B))
+    branches, _ = collect.pick(p, rows, pool, np.array(scores_BK), valid_BK)
+    chosen_B, rejected_B = branches.tree.tokens_BCR[:, :, 0].T
+    return chosen_B.tolist(), rejected_B.tolist(), branches.valid_BC[:, 0].tolist()
 
 
-def test_select_takes_the_best_and_the_worst():
+def test_a_pair_is_the_best_and_the_worst():
     assert choose([[1.0, 3.0, 0.5], [2.0, 0.0, 1.0]], np.ones((2, 3))) == (
         [1, 0],
         [2, 1],

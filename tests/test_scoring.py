@@ -5,7 +5,7 @@ import pytest
 
 from sip.judge import compare, prompts
 from sip.judge.scoring import TextJudge, TruthJudge
-from sip.objectives import preference
+from sip.stages import collect
 from sip.structs import UserError
 from sip.textgen.scripted import Scripted, ruled
 
@@ -156,9 +156,9 @@ def test_a_candidate_with_an_invalid_verdict_is_never_chosen():
 
     verdicts = _score(_judge(fn), TEXTS[:1], MASK[:1])
     best = int(np.argmax(verdicts.aspects["quality"][0]))
-    chosen_B, rejected_B, valid_B = preference.select(
-        verdicts.scores_BK, verdicts.valid_BK, epsilon=1e-3
-    )
+    scores_BK, valid_BK = verdicts.scores_BK, verdicts.valid_BK
+    chosen_B, valid_B = collect.best(scores_BK, valid_BK)
+    rejected_B, _ = collect.best(-scores_BK, valid_BK)
     assert best == 2 and (int(chosen_B[0]), int(rejected_B[0])) == (1, 0) and bool(valid_B[0])
 
 

@@ -222,14 +222,14 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
 ):
     name, config, needs = RESUMED[kind]
     once, twice = (begun(finished, tmp_path / n, *needs) for n in ("once", "twice"))
-    run = recipe.STAGES[config.runs[name].stage].run
-    figures = run(config, name, str(once))
+    train = recipe.STAGES[config.runs[name].stage].train
+    figures = train(Run(config, name, str(once)))
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
         with pytest.raises(loop.Stopped, match=f"{name}: stopped after step 3 of 6"):
-            run(config, name, str(twice))
+            train(Run(config, name, str(twice)))
     assert state(config, twice, name)[1] == 3
-    assert run(config, name, str(twice)) == figures
+    assert train(Run(config, name, str(twice))) == figures
     assert lines(once, name) == lines(twice, name)
     states = [state(config, workdir, name) for workdir in (once, twice)]
     assert [step for _, step in states] == [6, 6]

@@ -1,6 +1,7 @@
 """Tests labels without a ground truth: corrupted suffixes, unanimous votes, dropped texts."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from sip.judge.voting import Voting
 from sip.loading import LoadedModel
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
+from sip.text import template
 from sip.text.tokenizer import Byte
 from sip.textgen.local import Local
 from sip.textgen.scripted import Scripted
@@ -201,6 +203,9 @@ def test_a_write_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+REWRITE = str(Path(template.__file__).parents[1] / "templates" / "rewriter" / "rewrite.txt")
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -208,7 +213,7 @@ def test_a_write_that_is_interrupted_leaves_nothing(tmp_path, monkeypatch):
         (lambda: asking(1, max_tokens=0), "at least 1"),
         (lambda: asking(2, sampling=SamplingConfig(temperature=0.0)), "all the same"),
         (lambda: synthesis.load_spoiler("worsen"), "'worsen': no such prompt file"),
-        (lambda: synthesis.load_spoiler("rewrite"), "must contain {suffix}"),
+        (lambda: synthesis.load_spoiler(REWRITE), "must contain {suffix}"),
         (lambda: synthesis.pairs(SAFETY, [], [], []), "must be pairwise"),
         (lambda: synthesis.safety(scripted(of_text), QUALITY, [], [], asking()), "be pointwise"),
         (

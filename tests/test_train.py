@@ -226,6 +226,6 @@ def test_a_signal_between_runs_exits_0(finished, tmp_path, capsys, monkeypatch):
     def interrupted(config, workdir):
         os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(recipe, "claim", interrupted)
+    monkeypatch.setattr(workdirs, "claim", interrupted)
     assert call(train, f"--config={RECIPE}", f"--workdir={tmp_path}") == 0
     assert "run the same command to continue" in capsys.readouterr().err

@@ -20,6 +20,7 @@ from sip.judge.scoring import TextJudge
 from sip.judge.voting import Voting
 from sip.loading import LoadedModel
 from sip.models import lora
+from sip.run import Run
 from sip.sampling import SamplingConfig
 from sip.stages import collect, selfimprove
 from sip.structs import UserError
@@ -256,7 +257,7 @@ def test_a_policy_that_judges_itself_may_be_shown_proofread_texts(wanted, monkey
 def test_a_live_judge_moves_and_a_frozen_one_does_not(live, reference, wanted):
     tx, mesh = optax.sgd(0.1), meshes.single()
     c = SimpleNamespace(
-        judged=True, model=CFG, judge=dataclasses.replace(wanted, live=live),
+        judged=True, model=CFG, init_from="", judge=dataclasses.replace(wanted, live=live),
         objective=SimpleNamespace(needs_reference=reference), lora=lora.OFF,
     )  # fmt: skip
     fixed = collect.Collector(
@@ -264,7 +265,7 @@ def test_a_live_judge_moves_and_a_frozen_one_does_not(live, reference, wanted):
     )
     start = step.init_state(CFG, tx, mesh, 3, reference=reference)
     moved = dataclasses.replace(start, params=tiny.params(CFG))
-    judged = selfimprove.self_judged(c, fixed, tx, "", "")
+    judged = selfimprove.self_judged(Run(None, "r", ""), c, fixed, tx)
     used = lambda state: judged(state).judge.textgen._params
     same = lambda a, b: all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
     assert same(used(start), start.params) and judged(start).mesh is mesh
@@ -275,7 +276,7 @@ def test_a_live_judge_moves_and_a_frozen_one_does_not(live, reference, wanted):
 def test_any_other_judge_stays_as_it_is():
     fixed = object()
     c = SimpleNamespace(judged=True, judge=judges.JudgeConfig("truth", (("quality", 1.0),)))
-    assert selfimprove.self_judged(c, fixed, None, "", "")(None) is fixed
+    assert selfimprove.self_judged(Run(None, "r", ""), c, fixed, None)(None) is fixed
 
 
 # Who can be asked for words.

@@ -256,7 +256,8 @@ def pick(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
         both = np.stack([chosen_B, rejected_B], axis=1)
         margin_B = -np.diff(np.take_along_axis(scores_BK, both, axis=1))[:, 0]
         judged = p.candidates.chosen == "best" and p.candidates.rejected == "worst"
-        apart_B = np.greater(margin_B, p.candidates.epsilon) if judged else _differ(pool, both)
+        apart_B = np.greater(margin_B, p.candidates.epsilon) & (both[:, 0] != both[:, 1])
+        apart_B = apart_B if judged else _differ(pool, both)
         ok_B, columns = ok_B & also_B & apart_B, [chosen_B, rejected_B]
     index_BC = np.stack(columns, axis=1)
     names = np.array(pool.sources)[chosen_B]

@@ -307,7 +307,8 @@ DAMAGED = {  # what is done, to a checkpoint of several files or of one, and wha
         "single", _config(vocab_size=299), ["tokenizer.model", "300", "299", "another model"],
     ),
     "tokenizer of another model": (
-        "single", _their_tokenizer, ["tokenizer.json", "token id 128009", "the model's own tokenizer"],
+        "single", _their_tokenizer,
+        ["tokenizer.json", "token id 128009", "the model's own tokenizer"],
     ),
     "no tokenizer": ("single", lambda p: (p / "tokenizer.model").unlink(), ["tokenizer.model"]),
 }  # fmt: skip

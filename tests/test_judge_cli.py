@@ -155,7 +155,8 @@ REFUSED = {
     "several judges": ([RECIPE], "--run is needed; runs with a judge: sft_one_rollout, sip_"),
     "no such run": ([RECIPE, "--run=judge"], "--run: no judge in 'judge'"),
     "no checkpoint": (
-        [RECIPE, "--run=sip_learned"], "runs.sip_learned.judge.init_from 'judge': not a run of this workdir"),
+        [RECIPE, "--run=sip_learned"],
+        "runs.sip_learned.judge.init_from 'judge': not a run of this workdir"),
     "a policy": ([RECIPE, "--run=sip_learned", "--config.runs.sip_learned.judge.init_from=policy"],
         "judge.init_from: only the policy of a self-improving run judges itself"),
     "no corpus": ([RECIPE, "--run=sip_oracle"], "--workdir is needed"),
@@ -168,7 +169,8 @@ REFUSED = {
             "backend=http", "http.url=http://127.0.0.1:1/v1", "http.model=m",
             "proofread.init_from=tutor"))],
         "--workdir is needed"),
-    "a bad judge": ([*TEXT, "--config.runs.dpo_suffix_rollouts.judge.rule=none"], "unknown rule 'none'"),
+    "a bad judge": (
+        [*TEXT, "--config.runs.dpo_suffix_rollouts.judge.rule=none"], "unknown rule 'none'"),
     "a stray argument": ([*TEXT, "file"], "unexpected argument 'file'"),
 }  # fmt: skip
 

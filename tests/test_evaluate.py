@@ -3,10 +3,13 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from workdirs import call, files
 
 from sip import evaluate
+from sip.evals import ground_truth
+from sip.evals.continuations import Prompts
 
 pytest_plugins = ["tiny_fixtures"]
 
@@ -17,6 +20,23 @@ def figures(workdir, name, **changes):
         data_workdir="",
     )  # fmt: skip
     return evaluate.evaluate(str(workdir / "runs" / name), **{**asked, **changes})
+
+
+class Lengths:
+    """A ground truth to which longer texts are better."""
+
+    def score(self, prefixes, texts):
+        return {"quality": np.array([len(text) for text in texts], float)}
+
+    def compare(self, a, b):
+        return np.where(a == b, 0.5, (a > b).astype(float))
+
+
+def test_a_win_rate_counts_wins_of_the_evaluated_texts():
+    none = np.zeros((4, 0))
+    asked = Prompts(none, none, np.zeros(4, int), ["p"] * 4, ["s"] * 4)
+    rate = ground_truth.win_rate(Lengths(), asked, np.array([3.0, 3.0, 3.0, 1.0]), ["aa"] * 4)
+    assert rate == 0.75
 
 
 @pytest.mark.parametrize("name", ["base", "sip_learned"])

@@ -290,6 +290,10 @@ def test_what_cannot_be_is_refused(changes, message):
         LoraConfig(**changes)
 
 
+def test_what_factors_add_is_scaled_by_alpha_over_rank():
+    assert lora.LoraConfig(rank=4, alpha=2.0).scale == 0.5
+
+
 def test_fresh_parameters_are_not_frozen():
     with pytest.raises(UserError, match=r"lora\.rank: LoRA needs init_from"):
         run = dict.fromkeys(f.name for f in dataclasses.fields(runs.RunConfig))

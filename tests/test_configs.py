@@ -269,6 +269,7 @@ def test_schedules_differ_in_what_is_compared_alone(finished, quick, tmp_path):
         schedules.get_config("swiss")
 
 
+@pytest.mark.slow  # a recipe of runs that other tests train; the fast suite resolves it
 def test_a_judge_is_refreshed_on_what_the_policy_writes(finished, quick, tmp_path):
     """Both continuations start from one policy; only their judges and the results differ."""
     config = tiny_recipe.shrink(importlib.import_module("microworld_iterated").get_config("debug"))

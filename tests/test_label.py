@@ -12,6 +12,7 @@ from sip import label
 from sip.judge import prompts
 from sip.judge.labels import file as label_file
 from sip.text.tokenizer import Byte
+from sip.textgen import transport
 from sip.textgen.scripted import Scripted
 
 pytest_plugins = ["tiny_fixtures"]
@@ -150,7 +151,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("changes, named", WRONG.values(), ids=WRONG)
-def test_bad_flags_are_one_line(changes, named, corpus, capsys):
+def test_bad_flags_are_one_line(changes, named, corpus, capsys, monkeypatch):
+    monkeypatch.setattr(transport, "_wait", lambda attempt, after: 0.0)
     values = dict(make="spoiled", aspect="quality", spoilers="shuffle") | changes
     assert call(label, *flags(corpus, **values)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()

@@ -62,6 +62,7 @@ def test_several_processes_compute_what_one_does(count):
     assert one["metrics"][0] != one["metrics"][1], "the second update sees what the first did"
 
 
+@pytest.mark.slow  # a judge's own devices in one process: test_ahead
 def test_a_judge_on_devices_of_every_process_says_what_it_says_in_one():
     one, *two = runs()
     for found in two:

@@ -197,7 +197,10 @@ def test_the_8b_rewriter_runs_its_debug_variant_on_a_file(quick, tmp_path):
     assert last["suffix/safe"] > 0.5 and last["rl/invalid"] == 0
 
 
-@pytest.mark.parametrize("arg", ["debug", "truth,debug"])
+TRUTH = pytest.param("truth,debug", marks=pytest.mark.slow)  # TruthJudge: the tests above
+
+
+@pytest.mark.parametrize("arg", ["debug", TRUTH])
 def test_the_micro_worlds_rewriter_runs_its_debug_variants(arg, finished, quick, tmp_path):
     config = tiny_recipe.shrink(importlib.import_module("microworld_rewriter").get_config(arg))
     config.data.world = dict(entities=8, train=300, validation=60, test=60)

@@ -216,7 +216,11 @@ RESUMED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", RESUMED)
+SLOW = ("judged by its start",)  # fresh_state again; test_voting has frozen and live judges
+KINDS = [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in RESUMED]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     kind, finished, quick, tmp_path, monkeypatch
 ):

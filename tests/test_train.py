@@ -196,7 +196,10 @@ def wait_for(process, path, seconds=240):
     raise AssertionError(f"{path} was not written")
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+INTERRUPTED = pytest.param(signal.SIGINT, marks=pytest.mark.slow)  # the same handler
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, INTERRUPTED])
 def test_a_signal_saves_exits_0_and_leaves_a_workdir_that_goes_on(how, finished, quick, tmp_path):
     workdir = begun(finished, tmp_path / "work")
     long = ["--config.runs.base.steps=5000"]

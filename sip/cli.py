@@ -114,9 +114,10 @@ def _admit_siblings(argv) -> None:
 
 
 def _mentioned(argv, text: str) -> str:
-    """Returns the --config.* flags in `argv` whose last key is quoted in `text`."""
+    """Returns the --config.* flags in `argv` with a key that is quoted in `text`."""
     names = [arg.partition("=")[0] for arg in argv if arg.startswith("--config.")]
-    return ", ".join(name for name in names if f"'{name.rpartition('.')[2]}'" in text) or "config"
+    has = lambda name: any(f"'{part}'" in text for part in name.split(".")[1:])
+    return ", ".join(filter(has, names)) or "config"
 
 
 def code(main, argv) -> int:

@@ -39,6 +39,7 @@ def complaint(capsys, *argv):
 
 REFUSED = {  # flags: what the line has to name
     "unknown key": (["--config.runs.base.optim.lrr=1"], "runs.base.optim.lrr"),
+    "unknown section": (["--config.runs.judge.labels.documents=3"], "runs.judge.labels.documents"),
     "wrong type": (["--config.runs.base.steps=many"], "runs.base.steps"),
     "unknown flag": (["--colour=red"], "colour"),
     "stray argument": (["more"], "more"),

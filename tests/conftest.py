@@ -30,6 +30,11 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 
 
+def pytest_collection_modifyitems(items):
+    """Puts tests of the finished tiny recipe first: one process trains it while others go on."""
+    items.sort(key=lambda item: "finished" not in item.fixturenames)
+
+
 @pytest.fixture
 def key():
     """A PRNG key with seed 0."""

@@ -73,7 +73,7 @@ def same(once, twice, **close):
 
 
 @needs_8
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize("staleness", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_judge_on_devices_of_its_own_says_the_same(staleness, finished, quick, tmp_path):
     places = dict(devices=4, fsdp=2, tensor=2)
     alone, apart = (begun(finished, tmp_path / n, *NEEDED) for n in ("alone", "apart"))
@@ -119,7 +119,11 @@ def test_a_step_ahead_is_what_a_loop_by_hand_does(finished, quick, tmp_path):
 
 @pytest.mark.parametrize(
     "rollouts",
-    [pytest.param(((0, 2),), marks=pytest.mark.slow), ((0, 0), (3, 2)), ((0, 2), (3, 1))],
+    [
+        pytest.param(((0, 2),), marks=pytest.mark.slow),
+        pytest.param(((0, 0), (3, 2)), marks=pytest.mark.slow),
+        ((0, 2), (3, 1)),
+    ],
     ids=["rollouts0", "rollouts1", "rollouts2"],
 )
 def test_stopped_and_resumed_a_step_ahead_equals_uninterrupted(

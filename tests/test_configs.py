@@ -44,16 +44,15 @@ FLAGS |= {
     for name in PAPER
 }
 ABLATIONS = importlib.import_module("microworld_ablations").get_config("truth").order[1:]
-# Of the ablations, every objective with every kind of pool, and fresh parameters. The others meet
+# Of the ablations, every objective, and fresh parameters. The others meet
 # the same code in another combination: their configs are resolved, their losses worked out by hand
 # in test_losses.py.
 FAST = (
-    "standard", "dpo_suffix_rewrite_rollouts", "rf_nll_rewrite_one_rollout",
-    "rf_nll_suffix_rewrite", "sft_rewrite", "dpo_rewrite_over_rollout", "dpo_nll",
+    "standard", "dpo_suffix_rewrite_rollouts", "rf_nll_rewrite_one_rollout", "sft_rewrite",
     "dr_grpo_ce", "scratch_dpo_rewrite_one_rollout",
 )  # fmt: skip
 RUN = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ABLATIONS]
-LEARNED = ("dpo_suffix_rollouts", "dr_grpo_rollouts")  # of the ablations, with a learned judge too
+LEARNED = ("dpo_suffix_rollouts", "dr_grpo_rollouts")  # of the ablations, with a learned judge
 
 
 def load(file, *overrides):
@@ -248,7 +247,8 @@ def test_every_ablation_runs_its_debug_variant(name, finished, quick, tmp_path):
         assert last["chosen/none"] < 1
 
 
-@pytest.mark.parametrize("name", [pytest.param(LEARNED[0], marks=pytest.mark.slow), LEARNED[1]])
+@pytest.mark.slow  # the finished recipe has a run with a learned judge
+@pytest.mark.parametrize("name", LEARNED)
 def test_ablations_run_with_a_learned_judge(name, finished, quick, tmp_path):
     config = tiny_recipe.get_config(name)
     last = run(config, name, begun(finished, tmp_path, "base", "tutor", "judge"))

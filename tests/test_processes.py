@@ -48,8 +48,9 @@ def runs(count: int = 2):
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_several_processes_compute_what_one_does(count):
+def test_several_processes_compute_what_one_does_and_say_where_they_differ(count):
     one, *several = runs(count)
+    _check_agreement(one, several)
     assert [found["processes"] for found in (one, *several)] == [1, *[count] * count]
     for found in several:
         assert found["words"] == one["words"]
@@ -62,23 +63,25 @@ def test_several_processes_compute_what_one_does(count):
     assert one["metrics"][0] != one["metrics"][1], "the second update sees what the first did"
 
 
+def _check_agreement(one, several):
+    """Checks that all processes hear what the first says, and that differences are named."""
+    count = len(several)
+    assert [found["lead"] for found in several] == [True, *[False] * (count - 1)] and one["lead"]
+    assert one["cache"] and not any(found["cache"] for found in several)
+    others = list(range(1, count))
+    for found in several:
+        assert found["told"] == 0 and found["error"] == "said by process 0"
+        assert found["same"] == "None" and not found["preempted"]
+        assert found["differ"].startswith(f"step 2: processes {others} have another batch")
+    assert one["told"] == 0 and one["error"] == "said by process 0" and one["differ"] == "None"
+
+
 @pytest.mark.slow  # a judge's own devices in one process: test_ahead
 def test_a_judge_on_devices_of_every_process_says_what_it_says_in_one():
     one, *two = runs()
     for found in two:
         np.testing.assert_allclose(found["apart"], one["apart"], atol=1e-5)
     assert np.std(one["apart"]) > 0
-
-
-def test_processes_hear_what_the_first_says_and_say_where_they_differ():
-    one, *two = runs()
-    assert [found["lead"] for found in two] == [True, False] and one["lead"]
-    assert [found["cache"] for found in (one, *two)] == [True, False, False]
-    for found in two:
-        assert found["told"] == 0 and found["error"] == "said by process 0"
-        assert found["same"] == "None" and not found["preempted"]
-        assert found["differ"].startswith("step 2: processes [1] have another batch")
-    assert one["told"] == 0 and one["error"] == "said by process 0" and one["differ"] == "None"
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,9 @@ def _gaps(prefix, text):
     """Computes gaps from one plain sequence at a time and all its logits."""
     tok, params = Byte(), tiny.params(CFG)
     ids = [tok.bos, *tok.encode(prefix), *tok.encode(text)]
-    out = decoder.apply(params, CFG, tiny.trunk_only([ids])).trunk_BTD[0]
-    logits_TV = np.asarray(out @ decoder.unembed(params, CFG))[:-1]
+    padded = np.pad(ids, (0, 64 - len(ids)), constant_values=-1)  # one length, one program
+    out = np.asarray(tiny.forward(params, CFG, tiny.trunk_only([padded]))[0])[0, : len(ids)]
+    logits_TV = (out @ np.asarray(decoder.unembed(params, CFG)))[:-1]
     gap_T = logits_TV.max(-1) - logits_TV[np.arange(len(ids) - 1), ids[1:]]
     return gap_T[len(tok.encode(prefix)) :]
 

@@ -180,7 +180,10 @@ RESUMED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", RESUMED)
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("on-policy", marks=pytest.mark.slow), "two updates of a batch, near a reference"],
+)
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     kind, finished, quick, tmp_path, monkeypatch
 ):

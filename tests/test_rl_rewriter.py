@@ -163,6 +163,7 @@ def llama(tmp_path, **changes):
     return config
 
 
+@pytest.mark.slow  # the loop is that of test_rl
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(quick, tmp_path, monkeypatch):
     """Uses a judge that likes the letter e, so that all texts are unsafe and all answers count."""
     monkeypatch.setitem(scripted.RULES, "e", lambda text: text.count("e") / max(1, len(text)))
@@ -197,10 +198,8 @@ def test_the_8b_rewriter_runs_its_debug_variant_on_a_file(quick, tmp_path):
     assert last["suffix/safe"] > 0.5 and last["rl/invalid"] == 0
 
 
-TRUTH = pytest.param("truth,debug", marks=pytest.mark.slow)  # TruthJudge: the tests above
-
-
-@pytest.mark.parametrize("arg", ["debug", TRUTH])
+@pytest.mark.slow  # in the fast suite: the 8B rewriter's debug variant
+@pytest.mark.parametrize("arg", ["debug", "truth,debug"])
 def test_the_micro_worlds_rewriter_runs_its_debug_variants(arg, finished, quick, tmp_path):
     config = tiny_recipe.shrink(importlib.import_module("microworld_rewriter").get_config(arg))
     config.data.world = dict(entities=8, train=300, validation=60, test=60)

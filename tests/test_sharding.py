@@ -206,13 +206,13 @@ def _check_update(name, where, microbatches):
     assert _cuts(many.params) == _cuts(_start(_mesh(where), True).params) == _cuts(_adam(many).mu)
 
 
-WHOLE = ("tokens", "dpo", "dr_grpo")  # the others are in parts in the fast suite
+FAST = {("tokens", 1), ("dpo", 1), ("policy", 2)}  # whole and in parts
 
 
 @pytest.mark.parametrize(
     ("name", "microbatches"),
     [
-        pytest.param(name, n, marks=() if (n == 1) == (name in WHOLE) else SLOW, id=f"{name}-{n}")
+        pytest.param(name, n, marks=() if (name, n) in FAST else SLOW, id=f"{name}-{n}")
         for name in LOSSES
         for n in (1, 2)
     ],

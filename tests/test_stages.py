@@ -216,7 +216,9 @@ RESUMED = {
 }  # fmt: skip
 
 
-SLOW = ("judged by its start",)  # fresh_state again; test_voting has frozen and live judges
+# The batches of "verdicts" are made as those of "rewrites" are, "rf_nll" is in the loop of "dpo";
+# test_voting has frozen and live judges.
+SLOW = ("verdicts", "rf_nll", "judged by its start", "judged by itself")
 KINDS = [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in RESUMED]
 
 

@@ -251,7 +251,14 @@ def _equal(one, two):
     return np.allclose(np.exp(one), np.exp(two), atol=1e-5, equal_nan=True)
 
 
-@pytest.mark.parametrize(("batch", "times"), [(1, 4), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("batch", "times"),
+    [
+        pytest.param(1, 4, marks=pytest.mark.slow),
+        (2, 2),
+        pytest.param(4, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_kept_trunks_are_encoded_once_and_verdicts_stay(params, monkeypatch, batch, times):
     made = _encodings(monkeypatch)
     ask = _local(params, batch=batch).keep(LONG)

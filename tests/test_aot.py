@@ -384,6 +384,7 @@ print(json.dumps(aot.check(plan, aot.chip_of("v5e:2x2"))))
 """
 
 
+@pytest.mark.slow  # needs libtpu; the fast suite lowers for TPUs
 def test_a_rollout_compiles_for_four_tpus():
     """Compiles on a host without a TPU; this run's update would take three times as long."""
     if importlib.util.find_spec("libtpu") is None:

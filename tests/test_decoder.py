@@ -165,7 +165,11 @@ def test_a_branch_equals_the_plain_sequence(changes, tolerance):
 @pytest.mark.parametrize(
     ("cfg", "changes"),
     [
-        (tiny.CFG, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}),
+        pytest.param(
+            tiny.CFG,
+            {"remat": "block", "branch_chunk": 2, "query_chunk": 2},
+            marks=pytest.mark.slow,
+        ),
         (tiny.CFG, {"remat": "dots"}),
         pytest.param(ODD, {"branch_chunk": 2, "query_chunk": 2}, marks=pytest.mark.slow),
         (MIXED, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}),

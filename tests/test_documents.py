@@ -1,13 +1,12 @@
 """Tests sources of documents, their splits, skipped documents, and `python -m sip.data`."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from workdirs import call
 
 from sip.data import __main__ as cli
 from sip.data import documents
@@ -223,8 +222,7 @@ def test_the_command_line_describes_a_corpus(microworld, capsys):
     "flags",
     [["--source=txt", "--path=none.txt"], ["--sorce=txt"], ["--source=microworld", "--world=a"]],
 )
-def test_bad_flags_are_one_line_and_exit_code_2(flags):
-    command = [sys.executable, "-m", "sip.data", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+def test_bad_flags_are_one_line_and_exit_code_2(flags, capsys):
+    assert call(cli, *flags) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1

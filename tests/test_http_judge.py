@@ -36,6 +36,7 @@ def flags(**values):
     ]
 
 
+@pytest.mark.slow  # judging by reasons over HTTP is below
 def test_a_run_is_judged_over_http_and_logs_what_that_took(finished, quick, tmp_path):
     workdir = begun(finished, tmp_path / "work", "base")
     cache = tmp_path / "kept"

@@ -133,6 +133,7 @@ def test_no_gradient_of_a_frozen_matrix_is_ever_computed():
     assert not matrices & products(of_factors, params.factors)
 
 
+@pytest.mark.slow  # any optimiser goes on: test_checkpoints
 def test_three_updates_of_factors_alone_a_save_and_three_more_are_six(tmp_path):
     start = state(SOME)
     base, before = jax.device_get(start.params.base), jax.device_get(start.params.factors)
@@ -300,6 +301,7 @@ def test_fresh_parameters_are_not_frozen():
         runs.RunConfig(**{**run, "init_from": "", "lora": LORA})
 
 
+@pytest.mark.slow  # deepening: test_session
 def test_an_int8_base_is_deepened_as_any():
     base = rounded(tiny.params(CFG))
     block = decoder.deepen(base, dataclasses.replace(CFG, layers=3))["blocks"]["block"]

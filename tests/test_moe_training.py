@@ -107,6 +107,7 @@ def test_each_expert_lies_on_the_axes_its_letters_name():
     assert specs["sinks"] == P(None, "tensor", None)  # LGQ
 
 
+@pytest.mark.slow  # test_sharding has rollouts, test_moe the layer
 def test_rollouts_on_eight_devices_are_those_of_one():
     run = sampling.program(CFG, 4, 5, sampling.SamplingConfig(temperature=1.0))
     tokens_BT, fork_B = np.asarray(tiny.tree().tokens_BT), np.array([6, 4], np.int32)

@@ -146,6 +146,7 @@ def text_config(path, **shape):
     return config
 
 
+@pytest.mark.slow  # the same with another rule is below
 def test_self_improvement_on_a_text_file_with_a_rule_for_a_judge(quick, tmp_path):
     file = tmp_path / "corpus.txt"
     file.write_text("\n\n".join(words(i) for i in range(200)))
@@ -216,9 +217,9 @@ RESUMED = {
 }  # fmt: skip
 
 
-# The batches of "verdicts" are made as those of "rewrites" are, "rf_nll" is in the loop of "dpo";
+# Labelled batches are made by step as those of "documents" are, "rf_nll" is in the loop of "dpo";
 # test_voting has frozen and live judges.
-SLOW = ("verdicts", "rf_nll", "judged by its start", "judged by itself")
+SLOW = ("verdicts", "rewrites", "rf_nll", "judged by its start", "judged by itself")
 KINDS = [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in RESUMED]
 
 

@@ -206,6 +206,7 @@ def test_a_long_prompt_pads_only_those_of_its_own_length(params, monkeypatch):
     assert np.allclose(two[1, 1], _plain(params, "y\nc"), atol=1e-5)
 
 
+@pytest.mark.slow  # votes hang on the same keys, below
 def test_noise_hangs_on_the_place_in_the_question_not_in_the_batch(params):
     ask = lambda batch, trunks: _local(params, batch=batch).generate(
         trunks, ONE_EACH, votes=2, max_tokens=4, sampling=SamplingConfig(), seed=3

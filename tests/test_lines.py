@@ -22,7 +22,7 @@ def lines(data):
         (b"a\r\r\nb\r\n", [b"a\r", b"b"]),
         (b"a\rb\nc", [b"a\rb", b"c"]),
         (b"a\rb\r", [b"a", b"b"]),  # no \n at all
-        (b"a\n\n \nb\n \n\n", [b"a", b"", b"", b"b"]),
+        (b"a\n\n \nb\n \n\n", [b"a", b"", b" ", b"b"]),
         (BOM + b"a\n" + BOM + b"b" + BOM, [b"a", b"b" + BOM]),
         (b"a\x0b\x0c\x1d\xc2\x85\xe2\x80\xa9b\n", [b"a\x0b\x0c\x1d\xc2\x85\xe2\x80\xa9b"]),
         (b"a\0b\n", [b"a\0b"]),

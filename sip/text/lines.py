@@ -34,7 +34,7 @@ def read_lines(stream: Iterable[bytes], name: str) -> Iterator[bytes]:
     Raises UserError, naming the stream by `name`, if it begins like UTF-16, UTF-32 or a compressed
     file. The lines are bytes, as the caller knows whether one that is not UTF-8 is an error.
     """
-    begun, blank = False, 0
+    begun, blank = False, []  # blank lines so far, yielded only if another line follows
     for number, line in enumerate(stream):
         if not begun:
             _check(line, name)
@@ -42,12 +42,10 @@ def read_lines(stream: Iterable[bytes], name: str) -> Iterator[bytes]:
         alone = not number and not line.endswith(b"\n")  # the whole stream has no \n
         for part in line.removesuffix(b"\r").split(b"\r") if alone else (line,):
             part = part.removesuffix(b"\n").removesuffix(b"\r").removeprefix(BOM)
-            if not part.strip():
-                blank += 1  # yielded only if another line follows
-                continue
-            yield from [b""] * blank
-            blank = 0
-            yield part
+            blank.append(part)
+            if part.strip():
+                yield from blank
+                blank.clear()
 
 
 def read_texts(path: str, what: str) -> list[str]:

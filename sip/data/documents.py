@@ -4,11 +4,10 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ import numpy as np
 from absl import logging
 
 from sip.structs import UserError
-from sip.text.lines import RECODE, read_lines
+from sip.text.lines import RECODE, opened, read_lines
 
 PARTS = ("train", "validation", "test")  # 90, 5 and 5 % of a file, by a hash of the text
 # Reasons why a document is left out.
@@ -132,13 +131,14 @@ def _way_out(left_out: Mapping[str, int]) -> str:
 def _txt(cfg: DataConfig, data_dir: str) -> Documents:
     # Split as bytes: a document that is not UTF-8 is then left out without losing the others.
     blank = lambda line: not line.decode(errors="replace").strip(SPACES)
-    paragraphs = itertools.groupby(_lines(cfg.path), key=blank)
-    return _usable(cfg, (_decode(b"\n".join(lines)) for empty, lines in paragraphs if not empty))
+    lines = read_lines(opened(cfg.path, "corpus"), cfg.path)
+    paragraphs = itertools.groupby(lines, key=blank)
+    return _usable(cfg, (_decode(b"\n".join(part)) for empty, part in paragraphs if not empty))
 
 
 def _jsonl(cfg: DataConfig, data_dir: str) -> Documents:
     fields: Counter = Counter()  # of the objects without a text
-    lines = (line for line in _lines(cfg.path) if line.strip())
+    lines = (line for line in read_lines(opened(cfg.path, "corpus"), cfg.path) if line.strip())
     first = next(lines, b"").strip()
     if first.startswith(b"[") or first == b"{":
         raise UserError(
@@ -153,14 +153,6 @@ def _jsonl(cfg: DataConfig, data_dir: str) -> Documents:
     named = {MISSING: f"{MISSING} (fields seen: {seen})"}
     counts = {named.get(reason, reason): count for reason, count in found.left_out.items()}
     return replace(found, left_out=counts)
-
-
-def _lines(path: str) -> Iterator[bytes]:
-    try:
-        with open(os.path.expanduser(path), "rb") as file:
-            yield from read_lines(file, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the corpus: {error.strerror}") from error
 
 
 def _decode(data: bytes) -> tuple[str, str]:

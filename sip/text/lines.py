@@ -5,7 +5,6 @@ dropped, and so is a byte order mark at the start of a line (files that were con
 in the middle). Blank lines at the end are ignored. A file without any \\n is split at \\r.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 
 from sip.structs import UserError
@@ -53,12 +52,26 @@ def read_texts(path: str, what: str) -> list[str]:
 
     Raises UserError if the file cannot be read, naming the line if one is not UTF-8.
     """
+    lines = read_lines(opened(path, what), path)
+    return [_decoded(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+
+
+def read_text(path: str, what: str) -> str:
+    """Returns a whole UTF-8 file, such as a prompt, with blank lines at its end.
+
+    Line ends become \\n, a byte order mark is left out. Raises UserError as `read_texts` does.
+    """
+    lines = list(opened(path, what))
+    _check(lines[0] if lines else b"", path)
+    texts = (_decoded(line, f"{path}:{number}") for number, line in enumerate(lines, 1))
+    return "".join(texts).removeprefix(BOM.decode()).replace("\r\n", "\n")
+
+
+def opened(path: str, what: str) -> Iterator[bytes]:
+    """Yields the raw lines of a file for `read_lines`. Raises UserError if it cannot be read."""
     try:
-        with open(os.path.expanduser(path), "rb") as file:
-            return [
-                _decoded(line, f"{path}:{number}")
-                for number, line in enumerate(read_lines(file, path), 1)
-            ]
+        with open(path, "rb") as file:
+            yield from file
     except OSError as error:
         raise UserError(f"{path}: cannot read the {what}: {error.strerror}") from error
 

@@ -3,22 +3,28 @@
 import contextlib
 import ctypes
 import errno
+import functools
+import io
 import logging
 import os
 import re
 import sys
+import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
+from jaxlib import xla_client
 from ml_collections import config_flags
 
 from sip import processes
 from sip.structs import UserError
 from sip.training.loop import Stopped
 
+MOST = 2**31 - 1  # largest integer of a flag; JAX would silently drop higher bits, of seeds too
 # Exit codes: an error that the user can fix, Ctrl-C, and one of several processes that failed.
 MENDABLE, INTERRUPTED, LEFT = 2, 130, 1
 
@@ -49,7 +55,8 @@ def workdir_flag() -> flags.FlagHolder:
 
 def seed_flag() -> flags.FlagHolder:
     """Defines --seed for a command."""
-    return shared(flags.DEFINE_integer, "seed", 0, "Seed of the random draws.")
+    define = functools.partial(flags.DEFINE_integer, lower_bound=0, upper_bound=MOST)
+    return shared(define, "seed", 0, "Seed of the random draws.")
 
 
 def json_flag() -> flags.FlagHolder:
@@ -60,7 +67,12 @@ def json_flag() -> flags.FlagHolder:
 def tensor_flag() -> flags.FlagHolder:
     """Defines --tensor for a command."""
     text = "Number of devices along the mesh axis `tensor`."
-    return shared(flags.DEFINE_integer, "tensor", 1, text)
+    return shared(count_flag, "tensor", 1, text)
+
+
+def count_flag(name: str, default: int, text: str) -> flags.FlagHolder:
+    """Defines a flag that is a number from 1 to MOST."""
+    return flags.DEFINE_integer(name, default, text, lower_bound=1, upper_bound=MOST)
 
 
 def shared(define, name: str, default, text: str) -> flags.FlagHolder:
@@ -84,11 +96,63 @@ def run(main: Callable[[list[str]], None]) -> None:
     Exit codes: 0 done, or stopped and saved; 1 one of several processes failed; 2 an error that the
     user can fix, printed as one line; 130 interrupted.
     """
-    keep_memory()
-    # Orbax logs errors and also raises them. The raised ones are enough.
-    absl_logging.set_verbosity(absl_logging.FATAL)
-    logging.getLogger("orbax").setLevel(logging.CRITICAL)
+    prepare()
     app.run(lambda argv: sys.exit(code(main, argv)), flags_parser=_parse)
+
+
+def prepare() -> None:
+    """Prepares the process of a command: streams, memory, logging; checks XLA_FLAGS."""
+    open_streams()
+    keep_memory()
+    # These libraries log errors and also raise them. The raised ones are enough.
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    for name in ("orbax", "gcsfs", "s3fs"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    if problem := flags_problem():
+        _say(f"XLA_FLAGS: {problem}; correct or unset it")
+        sys.exit(MENDABLE)
+
+
+def open_streams() -> None:
+    """Makes the standard streams usable: characters that stdout cannot show are escaped.
+
+    Closed streams are opened on /dev/null. Otherwise a file that is opened later would get their
+    number, and what libraries print would be written into it.
+    """
+    for number in (0, 1, 2):
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            continue
+        os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, this one
+    sys.stdin = sys.stdin or open(os.devnull)
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def flags_problem() -> str:
+    """Returns what is wrong with XLA_FLAGS; "" if nothing is.
+
+    XLA ends the process if it cannot parse them, so a child process tries first.
+    """
+    if not os.environ.get("XLA_FLAGS"):
+        return ""
+    with tempfile.TemporaryFile() as said, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about threads; no lock of theirs is needed here
+        child = os.fork()
+        if not child:
+            try:
+                os.dup2(said.fileno(), 2)
+                xla_client.make_cpu_client()
+                os._exit(0)
+            finally:
+                os._exit(1)
+        if not os.waitpid(child, 0)[1]:
+            return ""
+        said.seek(0)
+        lines = said.read().decode(errors="replace").splitlines() or ["cannot be parsed"]
+    return " ".join(lines[0].rpartition("] ")[2].split())[:300]
 
 
 def _parse(argv):
@@ -128,9 +192,12 @@ def code(main, argv) -> int:
     """
     try:
         main(argv)
+        sys.stdout.flush()
     except UserError as e:
         _say(e)
         return _failed(MENDABLE)
+    except BrokenPipeError:  # the reader of stdout closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Stopped as e:
         print(f"{e}; run the same command to continue", file=sys.stderr)
     except KeyboardInterrupt:
@@ -139,6 +206,9 @@ def code(main, argv) -> int:
     except Exception as e:
         if full := _full_disk(e):
             _say(f"no space left on the disk of {full}; saved checkpoints are intact")
+            return _failed(MENDABLE)
+        if problem := _environment(e):
+            _say(problem)
             return _failed(MENDABLE)
         if not processes.is_distributed():
             raise
@@ -163,6 +233,24 @@ def _full_disk(error: BaseException | None) -> str:
             named = re.search(r'"(/[^"]+)"', str(error))
             return str(getattr(error, "filename", None) or (named[1] if named else "the workdir"))
         error = error.__cause__ or error.__context__
+    return ""
+
+
+def _environment(error: Exception) -> str:
+    """Returns what the user can mend outside the program; "" for any other error."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ModuleNotFoundError) and (name := error.name):
+        return f"the package {name} is missing: pip install {name.partition('.')[0]}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        reason = " ".join(str(error).split())[:200]
+        return f"out of memory: ask for fewer or smaller batches, samples or models ({reason})"
+    if isinstance(error, RuntimeError | AssertionError) and not processes.is_distributed():
+        try:
+            jax.devices()
+        except Exception as e:  # JAX has an AssertionError without words for an absent platform
+            wanted = os.environ.get("JAX_PLATFORMS", "")
+            return f"JAX_PLATFORMS={wanted}: JAX has no such devices here; unset it ({_words(e)})"
     return ""
 
 

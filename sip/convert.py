@@ -10,6 +10,7 @@ name only after all files are written.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
 import jax
@@ -106,8 +107,8 @@ def main(argv) -> None:
     src, dst = str(_SRC.value), str(_DST.value)
     if "://" in dst:
         raise UserError(f"--dst {dst}: must be a local directory; copy it to its target afterwards")
-    if _SHARD_GB.value <= 0:
-        raise UserError(f"--max_shard_gb={_SHARD_GB.value:g}: must be positive")
+    if not 0 < _SHARD_GB.value < math.inf:
+        raise UserError(f"--max_shard_gb={_SHARD_GB.value:g}: must be a positive number")
     where = mesh.build(MeshConfig(1, -1, _TENSOR.value))
     src = hub.local(src)
     if _TO.value == "orbax":

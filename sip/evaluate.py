@@ -140,14 +140,14 @@ def main(argv) -> None:
         raise UserError("--checkpoint is needed")
     if _OUT.value:
         harness.check_out(_OUT.value)
+    directory, baseline = hub.local(_CHECKPOINT.value), hub.local(_BASELINE.value)
     if _EVALS.value == "lm_eval":
-        directory = hub.local(_CHECKPOINT.value)
         found = standard(directory, wanted(), batch=_BATCH.value, tensor=_TENSOR.value)
         print(harness.table(found))
     else:
         found = evaluate(
-            _CHECKPOINT.value,
-            baseline=_BASELINE.value,
+            directory,
+            baseline=baseline,
             split=_SPLIT.value,
             standard=_STANDARD.value,
             unsafe=_UNSAFE.value,

@@ -7,7 +7,6 @@ model, `sample_logp` under the distribution after temperature, top_k and top_p.
 """
 
 import json
-import pathlib
 
 import jax
 import numpy as np
@@ -16,14 +15,17 @@ from absl import flags
 from sip import cli, loading, mesh, sampling
 from sip.hf import hub
 from sip.structs import UserError
+from sip.text.lines import read_texts
 from sip.text.tokenizer import continuation
+
+MOST_SAMPLES = 1 << 16  # each has its own part of the cache in memory
 
 _CHECKPOINT = cli.checkpoint_flag()
 _PROMPT = flags.DEFINE_string("prompt", None, "The prompt. Give either --prompt or --prompts.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "File with one prompt per line.")
-_NUM = flags.DEFINE_integer("num", 1, "Number of samples per prompt.")
+_NUM = cli.count_flag("num", 1, "Number of samples per prompt.")
 _MAX_TOKENS = cli.shared(
-    flags.DEFINE_integer, "max_tokens", 32, "Most tokens per sample; an end token ends it earlier."
+    cli.count_flag, "max_tokens", 32, "Most tokens per sample; an end token ends it earlier."
 )
 _TEMPERATURE = cli.shared(
     flags.DEFINE_float, "temperature", 1.0, "Sampling temperature; 0: greedy."
@@ -34,7 +36,13 @@ _TOP_P = cli.shared(
     1.0,
     "Sample from the smallest set of tokens with this total probability.",
 )
-_TOP_K = flags.DEFINE_integer("top_k", 0, "Sample from this many likeliest tokens; 0: all.")
+_TOP_K = flags.DEFINE_integer(
+    "top_k",
+    0,
+    "Sample from this many likeliest tokens; 0: all.",
+    lower_bound=0,
+    upper_bound=cli.MOST,
+)
 _SEED = cli.seed_flag()
 _JSON = cli.json_flag()
 
@@ -45,11 +53,7 @@ def read_prompts(prompt: str | None, path: str | None) -> list[str]:
         raise UserError("give either --prompt or --prompts")
     if prompt is not None:
         return [prompt]
-    try:
-        lines = pathlib.Path(str(path)).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"--prompts {path}: {e}") from e
-    found = [line for line in lines if line.strip()]
+    found = [line for line in read_texts(str(path), "prompts") if line.strip()]
     if not found:
         raise UserError(f"--prompts {path}: the file has no prompt")
     return found
@@ -74,6 +78,11 @@ def generate(
     tokenizer, where = loading.kept_tokenizer(directory), mesh.single()
     params, cfg = loading.load_params(directory, where)
     ids = [[tokenizer.bos, *tokenizer.encode(p)] for p in prompts]
+    if num * len(ids) > MOST_SAMPLES:
+        raise UserError(
+            f"{len(ids)} prompts with --num={num}: at most {MOST_SAMPLES:,} samples are drawn at "
+            "once; ask for fewer and run again with another --seed"
+        )
     longest = max(map(len, ids))
     if longest + max_tokens > cfg.max_len:
         raise UserError(

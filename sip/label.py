@@ -25,6 +25,7 @@ from sip import cli, loading, mesh
 from sip import run as runs
 from sip.data import corpus as corpora
 from sip.evals import continuations
+from sip.hf import hub
 from sip.judge import prompts
 from sip.judge.labels import file as label_file
 from sip.judge.labels import synthesis
@@ -55,24 +56,24 @@ _WORKDIR = cli.shared(flags.DEFINE_string, "workdir", None, "Workdir with the co
 _CORPUS = flags.DEFINE_string("corpus", "", "A .txt or .jsonl file, instead of --config.")
 _TOKENIZER = flags.DEFINE_string("tokenizer", "", "With --corpus: tokenizer file, or 'byte'.")
 _SPLIT = cli.shared(flags.DEFINE_string, "split", "train", "Split of the documents to label.")
-_PREFIX_MIN = flags.DEFINE_integer("prefix_min", 64, "With --corpus: least tokens of a prefix.")
-_PREFIX_MAX = flags.DEFINE_integer("prefix_max", 512, "With --corpus: most tokens of a prefix.")
-_SUFFIX = flags.DEFINE_integer("suffix", 128, "With --corpus: tokens of a suffix.")
-_CHUNKS = flags.DEFINE_integer("chunks", 1000, "Number of prefixes, with their suffixes.")
+_PREFIX_MIN = cli.count_flag("prefix_min", 64, "With --corpus: least tokens of a prefix.")
+_PREFIX_MAX = cli.count_flag("prefix_max", 512, "With --corpus: most tokens of a prefix.")
+_SUFFIX = cli.count_flag("suffix", 128, "With --corpus: tokens of a suffix.")
+_CHUNKS = cli.count_flag("chunks", 1000, "Number of prefixes, with their suffixes.")
 _SPOILERS = flags.DEFINE_list("spoilers", [MODEL], "Corruptions: names of rules, or 'model'.")
 _SPOIL_PROMPT = flags.DEFINE_string(
     "spoil_prompt", "spoil", "Prompt of 'model': name or .txt file."
 )
 _POLICY = flags.DEFINE_string("policy", "", "Directory of a run; also label its rollouts.")
-_ROLLOUTS = flags.DEFINE_integer("rollouts", 1, "Rollouts of --policy per prefix.")
+_ROLLOUTS = cli.count_flag("rollouts", 1, "Rollouts of --policy per prefix.")
 _CHECKPOINT = cli.checkpoint_flag()
 _URL = flags.DEFINE_string("url", "", "Server instead of --checkpoint, http://.../v1.")
 _MODEL = flags.DEFINE_string("model", "", "Name of the model on the server.")
 _API = flags.DEFINE_enum("api", "completions", tuple(remote.APIS), "API of the server.")
 _KEY_ENV = flags.DEFINE_string("key_env", "", "Environment variable with the server's API key.")
 _CACHE = flags.DEFINE_string("cache", "", "Directory to save answers in, for resuming.")
-_VOTES = flags.DEFINE_integer("votes", 8, "Votes per text; a label is kept only if all agree.")
-_MAX_TOKENS = cli.shared(flags.DEFINE_integer, "max_tokens", 512, "Most tokens of an answer.")
+_VOTES = cli.count_flag("votes", 8, "Votes per text; a label is kept only if all agree.")
+_MAX_TOKENS = cli.shared(cli.count_flag, "max_tokens", 512, "Most tokens of an answer.")
 _TEMPERATURE = cli.shared(
     flags.DEFINE_float, "temperature", 0.6, "Sampling temperature of answers."
 )
@@ -107,7 +108,7 @@ def read_model() -> TextGenerator:
     if (not _CHECKPOINT.value) == (not _URL.value):
         raise UserError("a model is needed: give either --checkpoint or --url")
     if _CHECKPOINT.value:
-        where, directory = mesh.single(), str(_CHECKPOINT.value)
+        where, directory = mesh.single(), hub.local(_CHECKPOINT.value)
         model = Local(loading.load_model(directory, where))
         cache = str(_CACHE.value)
         return cached.CachedAnswers(model, cache, cached.name_of(directory)) if cache else model
@@ -129,11 +130,11 @@ def candidates(corpus: corpora.Corpus, tokenizer: Tokenizer, asked, seed: int) -
     """The distinct texts of each prefix: its suffix and, with --policy, rollouts."""
     texts = [[suffix] for suffix in asked.suffixes]
     if _POLICY.value:
-        where = mesh.single()
+        where, policy = mesh.single(), hub.local(_POLICY.value)
         # A cheap test that both tokenizers are the same: rollouts are decoded by the corpus's.
-        if loading.kept_tokenizer(_POLICY.value).encode("\n a") != tokenizer.encode("\n a"):
-            raise UserError(f"--policy {_POLICY.value}: its tokenizer differs from the corpus's")
-        params, cfg = loading.load_params(_POLICY.value, where)
+        if loading.kept_tokenizer(policy).encode("\n a") != tokenizer.encode("\n a"):
+            raise UserError(f"--policy {policy}: its tokenizer differs from the corpus's")
+        params, cfg = loading.load_params(policy, where)
         runs.check_model(cfg, corpus.cut, tokenizer)
         rows = continuations.sample(
             loading.LoadedModel(params, cfg, tokenizer, where),

@@ -33,6 +33,8 @@ class Run:
     config: Any
     name: str
     workdir: str
+    # Documents of each split that the run has read but not used, by reason.
+    left_out: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
 
     @property
     def directory(self) -> str:
@@ -56,7 +58,10 @@ class Run:
 
     def corpus(self, split: str) -> Corpus:
         """The documents of a split, loaded, tokenised and cut once per process."""
-        return corpora.load(self.config.data, split, self.workdir, self.tokenizer)
+        found = corpora.load(self.config.data, split, self.workdir, self.tokenizer)
+        if found.left_out:
+            self.left_out[split] = found.left_out
+        return found
 
     def record(self, cfg: ModelConfig, pending) -> dict[str, Any]:
         """The JSON record of a checkpoint: enough to use it without the config file, and the sums

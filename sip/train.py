@@ -69,14 +69,15 @@ def train(config, workdir: str, profile: bool = False) -> dict:
         # Process 0 looks for the file, so that all processes skip the same runs.
         if processes.broadcast((directory / "done.json").exists):
             continue
-        clock = Clock(str(directory))
+        clock, run = Clock(str(directory)), Run(config, name, workdir)
         traces = str(directory / "profile") if profile else ""
         try:
-            recipe.STAGES[config.runs[name].stage].train(Run(config, name, workdir), traces)
+            recipe.STAGES[config.runs[name].stage].train(run, traces)
         finally:
             if directory.exists():  # absent if the run failed before it wrote anything
                 clock.save()
         done = {"wall_seconds": clock.seconds(), "lost_steps": clock.lost_steps}
+        done["left_out"] = run.left_out
         workdirs.write_json(directory / "done.json", done)
     return outputs.write(config, workdir)
 

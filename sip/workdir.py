@@ -117,3 +117,17 @@ def differing(a, b, at: str = "") -> set[str]:
             a[k] if k in a else missing, b[k] if k in b else missing, f"{at}.{k}" if at else k
         )
     }
+
+
+def check_reachable(path: str, name: str) -> None:
+    """Raises UserError if a path in a store (gs://...) cannot be read; `name` says what it is.
+
+    Causes are a missing package, missing credentials or no network.
+    """
+    if "://" not in path:
+        return
+    try:
+        epath.Path(path).exists()
+    except Exception as e:  # every storage library raises its own exceptions
+        reason = " ".join(str(e).split())[:200] or type(e).__name__
+        raise UserError(f"{name} {path} cannot be reached: {reason}") from e

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from ml_collections import ConfigDict
 from workdirs import call
 
 from sip.data import __main__ as cli
 from sip.data import documents
 from sip.data.documents import DataConfig
+from sip.run import Run
 from sip.structs import UserError
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data"
@@ -74,7 +76,9 @@ def test_slices_of_a_split_are_disjoint_and_in_order(tmp_path):
     assert abs(len(slices[0]) - 0.33 * len(whole)) <= 0.5
 
 
-@pytest.mark.parametrize("split", ["dev", "train[", "train[:x%]", "train[-5:]", "", "train[5]"])
+@pytest.mark.parametrize(
+    "split", ["dev", "train[", "train[:x%]", "train[-5:]", "", "train[5]", f"train[{'7' * 4500}:]"]
+)
 def test_an_unknown_split_is_named(tmp_path, split):
     with pytest.raises(UserError, match="data.split"):
         texts_of(tmp_path / "a.txt", numbered(30), split)
@@ -96,6 +100,44 @@ def test_json_lines_without_a_text_are_skipped(tmp_path):
     found = corpus(path, data, max_skipped_fraction=1.0)
     assert found.texts == ["a\n\nb", " é\u2028", "c\r\n"]
     assert (found.skipped, found.read) == (len(bad) + 2, len(bad) + 5)
+
+
+def test_what_is_left_out_is_counted_by_reason_and_missing_fields_are_named(tmp_path):
+    good = [json.dumps({"text": f"good {i}"}) for i in range(3)]
+    bad = ['{"body": "x", "id": 1}', '{"body": "y"}', '{"text": []}', '{"text": " "}', "[2]", "{,"]
+    data = "\n".join([*good, *bad]).encode() + b'\n{"text": "\xe9"}\n\n'
+    found = corpus(tmp_path / "a.jsonl", data, max_skipped_fraction=1.0)
+    assert found.left_out == {
+        "without a field 'text' (fields seen: 'body', 'id')": 2,
+        "with a field 'text' that is no string": 1,
+        "blank": 1,
+        "not a JSON object": 2,
+        "not UTF-8": 1,
+    }
+    with pytest.raises(UserError, match="7 of 10 .*: 2 without a field 'text' .*rename the field"):
+        corpus(tmp_path / "a.jsonl", data)
+
+
+def test_a_latin1_corpus_is_refused_with_a_way_out(tmp_path):
+    with pytest.raises(UserError, match="2 of 3 .*2 not UTF-8; convert it .*iconv -f LATIN1"):
+        corpus(tmp_path / "a.txt", "mañana\n\nold\n\nniño".encode("latin-1"))
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+def test_a_json_array_is_refused_with_a_way_out(tmp_path, indent):
+    rows = json.dumps([{"text": "one"}, {"text": "two"}], indent=indent)
+    for data in (rows, json.dumps({"text": "one"}, indent=1)):
+        with pytest.raises(
+            UserError, match=r"a\.jsonl: JSON over several lines or an array.*jq -c"
+        ):
+            corpus(tmp_path / "a.jsonl", data.encode())
+
+
+def test_blank_lines_of_any_spaces_separate_and_old_line_ends_are_read(tmp_path):
+    data = "one\n\u2003\u3000\ntwo\u2029\n\u00a0\t\n\nthree"
+    found = texts_of(tmp_path / "a.txt", data.encode())
+    assert found == ["one", "two\u2029", "three"]
+    assert texts_of(tmp_path / "a.txt", b"one\ra\r\rtwo") == ["one\na", "two"]
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "folder.txt", "missing.jsonl"])
@@ -129,6 +171,23 @@ def test_configs_compare_and_hash_by_value():
     a = DataConfig("microworld", world={"train": 5, "entities": 9})
     b = DataConfig("microworld", world=(("entities", 9), ("train", 5)))
     assert a == b and hash(a) == hash(b) and a != DataConfig("microworld")
+
+
+def test_what_a_run_does_not_use_is_said_once_and_kept(tmp_path, capsys):
+    path = tmp_path / "odd.jsonl"
+    rows = [{"text": f"number {i} " + "is long " * (i % 4)} for i in range(40)] + [{"no": 1}] * 20
+    path.write_text("\n".join(map(json.dumps, rows)))
+    cut = dict(prefix_min=8, prefix_max=9, suffix=8)
+    data = dict(source="jsonl", path=str(path), world={}, max_skipped_fraction=1.0, cut=cut)
+    run = Run(ConfigDict(dict(data=data, tokenizer=dict(kind="byte"))), "r", str(tmp_path))
+    for split in ("train", "train", "train[:50%]"):
+        run.corpus(split)
+    said = capsys.readouterr().err.splitlines()
+    missing = "without a field 'text' (fields seen: 'no')"
+    assert said[0] == f"{path}: 20 of 60 documents are left out: 20 {missing}"
+    assert len(said) == 3 and all("shorter than prefix_min + suffix = 16" in x for x in said[1:])
+    assert set(run.left_out) == {"train", "train[:50%]"}
+    assert list(run.left_out["train"].values())[0] == 20 and len(run.left_out["train"]) == 2
 
 
 def test_real_text_is_cut_into_documents():

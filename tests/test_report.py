@@ -34,6 +34,7 @@ def test_the_summary_has_the_agreed_schema(finished):
     assert set(summary["goodput_by_run"]) == set(summary["wall_by_run"])
     assert all(0 < share < 1 for share in summary["goodput_by_run"].values())
     assert set(summary["lost_steps_by_run"].values()) == {0}
+    assert set(summary["left_out_by_run"]) == set(summary["wall_by_run"])
 
 
 def test_the_base_draws_with_itself_and_standard_has_closed_no_headroom(finished):

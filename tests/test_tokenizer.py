@@ -162,6 +162,24 @@ def test_long_lines_are_trained_on(tmp_path):
     assert [len(model.encode("=>")) for model in models] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    "line", ["stone river " * 900, "ab" * 3000, "x " + "y" * 1024 + " z", " " * 5000 + "x"]
+)
+def test_long_lines_are_trained_on_in_bounded_parts(line):
+    given = list(tokenizers._sentences([line], vocab_size=300))
+    assert any("".join(given[:i]) == line for i in range(len(given) + 1))
+    assert max(map(len, given)) <= tokenizers.LONGEST
+
+
+def test_long_lines_are_cut_before_a_space():
+    assert all(part.startswith(" river") for part in list(tokenizers._parts(" river" * 999))[1:])
+
+
+def test_blank_texts_train_no_tokenizer(tmp_path):
+    with pytest.raises(UserError, match=r"m\.model: .*all texts are blank"):
+        tokenizers.train_sentencepiece(["\n \n", ""], tmp_path / "m.model", vocab_size=300)
+
+
 def test_a_small_corpus_gives_a_smaller_vocabulary_than_asked_for(tmp_path):
     model = tokenizers.train_sentencepiece(["to be or not"], tmp_path / "m", vocab_size=5000)
     assert 256 < model.vocab_size < 300

@@ -12,6 +12,7 @@ its last checkpoint. Exit codes: kubectl's, or 1 without kubectl, 2 invalid flag
 import argparse
 import json
 import math
+import os
 import re
 import shlex
 import subprocess
@@ -52,8 +53,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flags.command = argv[at + 1 :]
     if not flags.command:
         parser.error("no command; add -- python -m sip.train ...")
-    if not re.fullmatch(r"\d+(x\d+){1,2}", flags.topology):
-        parser.error(f"--topology={flags.topology}: must be numbers such as 8x8 or 4x4x4")
+    if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", flags.topology):
+        parser.error(f"--topology={flags.topology:.40}: must be numbers such as 8x8 or 4x4x4")
+    if chips(flags.topology) > HOST_CHIPS and chips(flags.topology) % HOST_CHIPS:
+        parser.error(f"--topology={flags.topology}: must be a multiple of {HOST_CHIPS} chips")
+    if flags.restarts < 0 or not flags.image:
+        parser.error("--restarts must be at least 0, --image must not be empty")
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", flags.name):
         parser.error(f"--name={flags.name}: must be at most 40 of a-z, 0-9 and '-'")
     return flags
@@ -123,7 +128,10 @@ def main(argv: list[str] | None = None) -> int:
     text = json.dumps(manifest(flags), indent=2)
     print(f"# with XPK: {xpk(flags)}", file=sys.stderr)
     if flags.dry_run:
-        print(text)
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:  # the reader closed the pipe, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     try:
         return subprocess.run(["kubectl", "apply", "-f", "-"], input=text, text=True).returncode

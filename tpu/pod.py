@@ -39,6 +39,7 @@ RUNTIMES = {  # prefix of the accelerator type: VM software version
 LEFT_OUT = (".git", ".venv", "runs", "__pycache__", "*.egg-info", "pod.env")
 # States of a queued resource that never become ACTIVE; "" means that it does not exist.
 GONE = ("SUSPENDED", "SUSPENDING", "FAILED", "")
+LONGEST = 86400  # seconds between two polls
 ABORTED = "134"  # exit code (SIGABRT) of a JAX process that lost its peers
 AGAIN = "run the same command to continue"  # end of sip's last line after a stop with a checkpoint
 INSTALL = (  # with uv: the VM's Python is older than the one sip needs
@@ -69,7 +70,7 @@ class Parser(argparse.ArgumentParser):
 
 def settings(path: Path) -> dict[str, str]:
     """Reads the NAME=VALUE lines of a file into a dict; empty if the file does not exist."""
-    lines = path.read_text().splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8-sig").split("\n") if path.is_file() else []
     pairs = [line.split("=", 1) for line in lines if "=" in line and not line.startswith("#")]
     return {name.strip().lower(): value.strip() for name, value in pairs}
 
@@ -98,12 +99,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flags = parser.parse_args(argv[:at])
     flags.command = argv[at + 1 :]
     check(parser, flags)
+    check_numbers(parser, flags)
     return flags
 
 
 def check(parser: Parser, flags: argparse.Namespace) -> None:
     """Fills in flags from the settings file and exits with one line if they are invalid."""
-    known = settings(Path(flags.settings))
+    try:
+        known = settings(Path(flags.settings).expanduser())
+    except (OSError, UnicodeDecodeError) as e:
+        parser.error(f"--settings={flags.settings}: cannot be read as UTF-8 text: {e}")
     for name in ("name", "zone", "project", "type"):
         setattr(flags, name, getattr(flags, name) or known.get(name, ""))
     wanted = ["name", "zone"] + ["type"] * (flags.action in ("create", "keep"))
@@ -117,6 +122,14 @@ def check(parser: Parser, flags: argparse.Namespace) -> None:
     for name in flags.env:
         if name not in os.environ:
             parser.error(f"--env={name}: this environment variable is not set")
+
+
+def check_numbers(parser: Parser, flags: argparse.Namespace) -> None:
+    """Exits with one line if a number is out of range."""
+    if min(flags.lines, flags.attempts, flags.patience) < 1:
+        parser.error("--lines, --attempts and --patience must be at least 1")
+    if not 0 <= flags.every <= LONGEST:
+        parser.error(f"--every={flags.every}: must be in 0..{LONGEST} seconds")
 
 
 def runtime(kind: str) -> str:
@@ -297,7 +310,10 @@ def main(argv: list[str] | None = None) -> int:
     flags = parse(argv)
     try:
         ACTIONS[flags.action](flags)
-    except (Failed, subprocess.CalledProcessError, FileNotFoundError) as e:
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of stdout closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (Failed, subprocess.CalledProcessError, OSError) as e:
         print(f"failed: {e}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

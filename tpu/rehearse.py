@@ -18,8 +18,10 @@ interrupted. Needs only Python's standard library.
 
 import argparse
 import glob
+import math
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -30,6 +32,7 @@ from pathlib import Path
 from typing import NoReturn
 
 FAULTS = ("kill", "term", "slow")
+MOST = 1024  # processes, and devices of each: more than a machine can simulate
 GRACE = 5.0  # seconds to wait for killed processes at the end of an attempt
 
 
@@ -45,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Parses and checks the flags; exits with one line if they are invalid."""
+    """Parses and checks the flags."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=4)
     parser.add_argument("--devices", type=int, default=1, help="simulated devices per process")
@@ -60,22 +63,44 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--logs", default="", help="directory for the output of each process")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="-- python -m sip.train ...")
     flags = parser.parse_args(argv)
+    check(parser, flags)
+    return flags
+
+
+def check(parser: Parser, flags: argparse.Namespace) -> None:
+    """Checks the flags and parses their lists; exits with one line if they are invalid."""
     flags.command = flags.command[1:] if flags.command[:1] == ["--"] else flags.command
     flags.faults = [fault for fault in flags.faults.split(",") if fault]
     if not flags.command:
         parser.error("no command; add -- python -m sip.train ...")
-    if flags.processes < 2 or flags.devices < 1:
-        parser.error("--processes must be at least 2, --devices at least 1")
+    if shutil.which(flags.command[0]) is None:
+        parser.error(f"{flags.command[0]}: no such command")
+    if not (2 <= flags.processes <= MOST and 1 <= flags.devices <= MOST):
+        parser.error(f"--processes must be in 2..{MOST}, --devices in 1..{MOST}")
+    for name in ("slow_seconds", "patience", "longest"):
+        if not 0 < getattr(flags, name) < math.inf:
+            parser.error(f"--{name}={getattr(flags, name)}: must be a positive number")
     unknown = [fault for fault in flags.faults if fault not in FAULTS]
     if unknown:
         parser.error(f"--faults: {unknown[0]!r} is not one of {', '.join(FAULTS)}")
     for name in ("after", "lines"):
-        try:
-            least, most = (float(x) for x in getattr(flags, name).split(","))
-        except ValueError:
-            parser.error(f"--{name}={getattr(flags, name)}: must be two numbers, such as 30,60")
-        setattr(flags, name, (least, most))
-    return flags
+        setattr(flags, name, span(parser, name, getattr(flags, name)))
+    try:
+        if flags.logs:
+            Path(flags.logs).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        parser.error(f"--logs={flags.logs}: {e.strerror}")
+
+
+def span(parser: Parser, name: str, text: str) -> tuple[float, float]:
+    """Parses MIN,MAX; exits with one line if it cannot."""
+    try:
+        least, most = map(float, text.split(","))
+    except ValueError:
+        parser.error(f"--{name}={text}: must be two numbers, such as 30,60")
+    if not 0 <= least <= most < math.inf:
+        parser.error(f"--{name}={text}: must be MIN,MAX with 0 <= MIN <= MAX")
+    return least, most
 
 
 def free_port() -> int:
@@ -231,14 +256,15 @@ def attempt(flags, number: int, rng: random.Random) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     flags = parse(argv)
-    if flags.logs:
-        Path(flags.logs).mkdir(parents=True, exist_ok=True)
     rng, count, number = random.Random(flags.seed), len(flags.faults), 1
     try:
         while not attempt(flags, number, rng):
             number += 1
     except Failed as e:
         print(f"failed: {e}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of stdout closed it, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130

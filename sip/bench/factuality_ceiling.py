@@ -16,6 +16,7 @@ from sip import loading
 from sip.bench.flags import JSON, JUDGE, PREFIXES
 from sip.bench.trained_judge import taught
 from sip.data.documents import Truth
+from sip.hf import hub
 from sip.judge.labels import sentence_grades
 from sip.judge.labels.ground_truth import LabelledPrompts
 from sip.judge.proofread import plain
@@ -78,7 +79,7 @@ def bench_reader() -> None:
     """Runs the `reader` benchmark and prints its result."""
     if not JUDGE.value or PREFIXES.value < 1:
         raise UserError("reader: --judge is needed, and --prefixes must be at least 1")
-    directory, count = str(JUDGE.value), int(PREFIXES.value)
+    directory, count = hub.local(str(JUDGE.value)), int(PREFIXES.value)
     made, mark, truth = taught(directory, documents=count, held_out=count)
     if FACTS not in made.held_out["test"]:
         raise UserError(f"--judge {directory}: this judge was not trained on aspect {FACTS!r}")

@@ -4,12 +4,12 @@ from absl import flags
 
 from sip import cli
 
-PREFIXES = flags.DEFINE_integer("prefixes", 2000, "Number of prefixes per judge.")
-CANDIDATES = flags.DEFINE_integer("candidates", 17, "Number of candidates per prefix.")
-SAMPLE = flags.DEFINE_integer(
-    "sample", 8, "sharing: unshared prompts to run; times are scaled to all."
+PREFIXES = cli.count_flag("prefixes", 2000, "Number of prefixes per judge.")
+CANDIDATES = flags.DEFINE_integer(
+    "candidates", 17, "Number of candidates per prefix.", lower_bound=2, upper_bound=64
 )
-REPEATS = flags.DEFINE_integer("repeats", 3, "sharing: number of runs; the fastest one counts.")
+SAMPLE = cli.count_flag("sample", 8, "sharing: unshared prompts to run; times are scaled to all.")
+REPEATS = cli.count_flag("repeats", 3, "sharing: number of runs; the fastest one counts.")
 JUDGE = flags.DEFINE_string("judge", None, "int8, reader: run directory of a trained judge.")
 PNG = flags.DEFINE_string("png", None, "schedules: PNG file for a plot.")
 SEED = cli.seed_flag()

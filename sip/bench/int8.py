@@ -9,6 +9,7 @@ import numpy as np
 from sip import mesh
 from sip.bench.flags import JSON, JUDGE
 from sip.bench.trained_judge import held_out
+from sip.hf import hub
 from sip.judge.labels import ground_truth as labels
 from sip.judge.labels.ground_truth import LabelledPrompts
 from sip.loading import LoadedModel, load_model
@@ -91,7 +92,7 @@ def bench_int8() -> None:
     """Runs the `int8` benchmark on the judge's test split and prints its result."""
     if not JUDGE.value:
         raise UserError("int8: --judge is needed")
-    directory, where = str(JUDGE.value), mesh.single()
+    directory, where = hub.local(str(JUDGE.value)), mesh.single()
     load = lambda dtype: load_model(directory, where, dtype)
     found = measure(load, held_out(directory), ("int8", "bfloat16"))
     if JSON.value:

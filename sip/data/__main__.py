@@ -12,6 +12,7 @@ The last two commands screen a corpus. The first writes one judge request per do
 
 import argparse
 import ast
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +20,10 @@ from typing import NoReturn
 
 import numpy as np
 
+from sip import cli
 from sip.data import documents, screening
 from sip.structs import UserError
+from sip.text.lines import opened, read_lines
 from sip.text.tokenizer import SentencePiece
 
 EXAMPLES, SHOWN = 3, 300  # number of example documents shown, and characters of each
@@ -71,6 +74,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     flags = parser.parse_args(argv)
     if bool(flags.scores) != bool(flags.out):
         parser.error("--scores and --out: set both or neither")
+    if flags.characters < 1:
+        parser.error(f"--characters={flags.characters}: must be at least 1")
+    if not math.isfinite(flags.below):
+        parser.error(f"--below={flags.below}: must be a number")
     return flags
 
 
@@ -79,8 +86,8 @@ def world(text: str) -> dict:
     try:
         pairs = [item.split("=") for item in text.split(",") if item]
         return {name: ast.literal_eval(value) for name, value in pairs}
-    except (ValueError, SyntaxError) as error:
-        raise UserError(f"--world={text}: must be like name=number,name=number") from error
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+        raise UserError(f"--world={text!r:.100}: must be like name=number,name=number") from error
 
 
 def describe(docs: documents.Documents, tokenizer: SentencePiece | None) -> str:
@@ -88,6 +95,7 @@ def describe(docs: documents.Documents, tokenizer: SentencePiece | None) -> str:
     count = tokenizer.encode if tokenizer else str.split
     lengths = [len(count(text)) for text in docs.texts]
     rows = [("documents", f"{len(docs.texts):,}"), ("skipped", f"{docs.skipped:,}")]
+    rows += [("", f"{count:,} {reason}") for reason, count in docs.left_out.items()]
     if docs.kinds is not None:
         for kind, number in zip(*np.unique(docs.kinds, return_counts=True), strict=True):
             rows.append((f"  {kind}", f"{number:,} ({number / len(docs.kinds):.1%})"))
@@ -104,7 +112,7 @@ def screen(flags: argparse.Namespace, texts: Sequence[str]) -> None:
         if flags.questions:
             write(flags.questions, [screening.question(t, flags.characters) for t in texts])
         if flags.scores:
-            lines = Path(flags.scores).read_bytes().splitlines()
+            lines = read_lines(opened(flags.scores, "scores"), flags.scores)
             lows = list(screening.low(lines, flags.aspect, flags.below))
             write(flags.out, screening.keep(texts, lows))
     except OSError as error:
@@ -119,20 +127,20 @@ def write(path: str, lines: Sequence[str]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command. Returns the exit status: 2 for a user error, else 0."""
-    flags = parse(argv)
-    try:
-        cfg = documents.DataConfig(
-            source=flags.source, path=flags.path, split=flags.split, world=world(flags.world)
-        )
-        tokenizer = SentencePiece(flags.tokenizer) if flags.tokenizer else None
-        docs = documents.load(cfg, flags.data_dir)
-        screen(flags, docs.texts)
-        print(describe(docs, tokenizer))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return cli.code(run, parse(argv))
+
+
+def run(flags: argparse.Namespace) -> None:
+    """Builds the corpus, screens it and describes it. Raises UserError."""
+    cfg = documents.DataConfig(
+        source=flags.source, path=flags.path, split=flags.split, world=world(flags.world)
+    )
+    tokenizer = SentencePiece(flags.tokenizer) if flags.tokenizer else None
+    docs = documents.load(cfg, flags.data_dir)
+    screen(flags, docs.texts)
+    print(describe(docs, tokenizer))
 
 
 if __name__ == "__main__":
+    cli.prepare()
     sys.exit(main())

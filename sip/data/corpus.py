@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -34,6 +35,13 @@ class Corpus:
     documents: documents.Documents
     chunks: chunks.Chunks
     cut: CutConfig
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Documents that are not used, by reason: of the whole file, and too short ones."""
+        short = f"shorter than prefix_min + suffix = {self.cut.prefix_min + self.cut.suffix} tokens"
+        own = {short: self.chunks.skipped} if self.chunks.skipped else {}
+        return {**self.documents.left_out, **own}
 
     def ground_truth(self, key: str) -> Truth:
         """Returns the corpus's ground truth.
@@ -81,7 +89,10 @@ def _documents(data: documents.DataConfig, data_dir: str) -> documents.Documents
     """Loads documents: process 0 first, which builds the data set if needed, then the others."""
     found: list[documents.Documents] = []
     processes.on_lead(lambda: found.append(documents.load(data, data_dir)))
-    return found[0] if found else documents.load(data, data_dir)
+    docs = found[0] if found else documents.load(data, data_dir)
+    if docs.skipped:
+        _say(f"{data.path}: {docs.skipped:,} of {docs.read:,} documents", docs.left_out)
+    return docs
 
 
 @functools.lru_cache(maxsize=8)
@@ -94,4 +105,20 @@ def _cut(data: documents.DataConfig, cut: CutConfig, data_dir: str, tokenizer) -
         **dataclasses.asdict(cut),
         max_skipped_fraction=data.max_skipped_fraction,
     )
-    return Corpus(docs, found, cut)
+    corpus = Corpus(docs, found, cut)
+    if found.skipped:
+        short = {k: n for k, n in corpus.left_out.items() if k not in docs.left_out}
+        which = f"{data.path or data.source}, {data.split}"
+        _say(f"{which}: {found.skipped:,} of {found.documents:,} documents", short)
+    return corpus
+
+
+def _say(which: str, left_out: Mapping[str, int]) -> None:
+    """Prints which documents are left out and why, to stderr, once."""
+    if processes.lead():
+        _print(f"{which} are left out: {documents.listed(left_out)}")
+
+
+@functools.cache  # every split of a file has the same line
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -2,19 +2,27 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
 
 from sip.structs import UserError
+from sip.text.lines import RECODE, opened, read_lines
 
 PARTS = ("train", "validation", "test")  # 90, 5 and 5 % of a file, by a hash of the text
+# Reasons why a document is left out.
+NOT_UTF8, BLANK, NOT_JSON = "not UTF-8", "blank", "not a JSON object"
+MISSING, NOT_TEXT = "without a field 'text'", "with a field 'text' that is no string"
+# A line of these characters alone is blank.
+SPACES = "\t" + "".join(c for c in map(chr, range(0x3001)) if unicodedata.category(c) == "Zs")
 
 
 class Truth(Protocol):
@@ -77,7 +85,12 @@ class Documents:
     kinds: np.ndarray | None = None  # kind of each document, a string; None: no kinds
     truth: Truth | None = None
     read: int = 0  # documents read: all of a file, or the split of a data set
-    skipped: int = 0  # documents read but unusable: not UTF-8, empty, or (jsonl) without a text
+    left_out: Mapping[str, int] = field(default_factory=dict)  # unusable documents by reason
+
+    @property
+    def skipped(self) -> int:
+        """Number of unusable documents."""
+        return sum(self.left_out.values())
 
 
 def load(cfg: DataConfig, data_dir: str) -> Documents:
@@ -89,8 +102,9 @@ def load(cfg: DataConfig, data_dir: str) -> Documents:
     found = LOADERS[cfg.source](cfg, data_dir)
     if found.skipped > cfg.max_skipped_fraction * found.read:
         raise UserError(
-            f"{cfg.path}: {found.skipped} of {found.read} documents are empty or not readable as "
-            f"text, more than max_skipped_fraction={cfg.max_skipped_fraction} allows"
+            f"{cfg.path}: {found.skipped} of {found.read} documents cannot be used, more than "
+            f"max_skipped_fraction={cfg.max_skipped_fraction} allows: {listed(found.left_out)}"
+            f"{_way_out(found.left_out)}"
         )
     if not found.texts:
         raise UserError(
@@ -99,55 +113,98 @@ def load(cfg: DataConfig, data_dir: str) -> Documents:
     return found
 
 
+def listed(left_out: Mapping[str, int]) -> str:
+    """Returns counts and reasons as text: "3 blank, 1 not UTF-8"."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+
+
+def _way_out(left_out: Mapping[str, int]) -> str:
+    """Returns how to mend the commonest reason, "" if there is no general way."""
+    reason = max(left_out, key=lambda reason: left_out[reason])
+    if reason == NOT_UTF8:
+        return f"; {RECODE.format('LATIN1')} if it is Latin-1"
+    if reason.startswith(MISSING):
+        return "; rename the field, for example with jq -c '{text: .FIELD}'"
+    return ""
+
+
 def _txt(cfg: DataConfig, data_dir: str) -> Documents:
-    # Split as bytes: a document that is not UTF-8 is then skipped without losing the others.
-    data = _read(cfg.path).removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
-    parts = re.split(rb"\n(?:[ \t]*\n)+", b"\n%b\n" % data)
-    return _from_file(cfg, [_decode(part.strip(b"\n")) for part in parts if part.strip(b"\n")])
+    # Split as bytes: a document that is not UTF-8 is then left out without losing the others.
+    blank = lambda line: not line.decode(errors="replace").strip(SPACES)
+    lines = read_lines(opened(cfg.path, "corpus"), cfg.path)
+    paragraphs = itertools.groupby(lines, key=blank)
+    return _usable(cfg, (_decode(b"\n".join(part)) for empty, part in paragraphs if not empty))
 
 
 def _jsonl(cfg: DataConfig, data_dir: str) -> Documents:
-    lines = _read(cfg.path).removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    return _from_file(cfg, [_json_text(line) for line in lines if line.strip()])
+    fields: Counter = Counter()  # of the objects without a text
+    lines = (line for line in read_lines(opened(cfg.path, "corpus"), cfg.path) if line.strip())
+    first = next(lines, b"").strip()
+    if first.startswith(b"[") or first == b"{":
+        raise UserError(
+            f"{cfg.path}: JSON over several lines or an array, not JSON Lines; write one object "
+            "per line, for example with jq -c '.[]' (an array) or jq -c . (objects)"
+        )
+    rows = itertools.chain([first] if first else [], lines)
+    found = _usable(cfg, (_json_text(line, fields) for line in rows))
+    if MISSING not in found.left_out:
+        return found
+    seen = ", ".join(f"{name!r:.40}" for name, _ in fields.most_common(5)) or "none"
+    named = {MISSING: f"{MISSING} (fields seen: {seen})"}
+    counts = {named.get(reason, reason): count for reason, count in found.left_out.items()}
+    return replace(found, left_out=counts)
 
 
-def _read(path: str) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the corpus: {error.strerror}") from error
-
-
-def _decode(data: bytes) -> str | None:
-    """Decodes UTF-8; returns None for invalid UTF-8 or a blank text."""
+def _decode(data: bytes) -> tuple[str, str]:
+    """Decodes UTF-8. Returns (text, "") or ("", reason) if there is no usable text."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        return None
-    return text if text.strip() else None
+        return "", NOT_UTF8
+    return (text, "") if text.strip() else ("", BLANK)
 
 
-def _json_text(line: bytes) -> str | None:
-    """Returns the field "text" of a JSON line; None if there is no usable text."""
+def _json_text(line: bytes, fields: Counter) -> tuple[str, str]:
+    """Returns (text, "") of a JSON line's field "text", or ("", reason) if it has none.
+
+    Counts the fields of an object without a text in `fields`.
+    """
     try:
-        text = json.loads(line)["text"]
-        return text if _decode(text.encode()) else None  # a lone surrogate raises ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+        row = json.loads(line.decode())
+    except UnicodeDecodeError:
+        return "", NOT_UTF8
+    except (ValueError, RecursionError):
+        return "", NOT_JSON
+    if not isinstance(row, dict):
+        return "", NOT_JSON
+    if "text" not in row:
+        fields.update(row.keys())
+        return "", MISSING
+    if not isinstance(row["text"], str):
+        return "", NOT_TEXT
+    return _decode(row["text"].encode(errors="surrogatepass"))  # a lone surrogate: not UTF-8
 
 
-def _from_file(cfg: DataConfig, texts: list[str | None]) -> Documents:
-    kept = [text for text in texts if text is not None]
-    selected = _select(kept, cfg.split)
-    return Documents(selected, read=len(texts), skipped=len(texts) - len(kept))
+def _usable(cfg: DataConfig, found: Iterable[tuple[str, str]]) -> Documents:
+    """Returns the documents of a file that belong to cfg.split, and counts the unusable ones."""
+    texts: list[str] = []
+    left_out: Counter = Counter()
+    for text, reason in found:
+        if reason:
+            left_out[reason] += 1
+        else:
+            texts.append(text)
+    read = len(texts) + left_out.total()
+    return Documents(_select(texts, cfg.split), read=read, left_out=dict(left_out))
 
 
 def _select(texts: list[str], split: str) -> list[str]:
     """Selects a part and slice in TFDS notation: "train", "test[10:]", "train[70%:85%]"."""
-    found = re.fullmatch(rf"({'|'.join(PARTS)})(?:\[(\d+%?)?:(\d+%?)?\])?", split)
+    bound = r"\d{1,18}%?"
+    found = re.fullmatch(rf"({'|'.join(PARTS)})(?:\[({bound})?:({bound})?\])?", split)
     if not found:
         raise UserError(
-            f"data.split {split!r}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
+            f"data.split {split!r:.80}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
         )
     texts = [text for text in texts if part(text) == found[1]]
     return texts[_bound(found[2] or "0", len(texts)) : _bound(found[3] or "100%", len(texts))]
@@ -175,9 +232,10 @@ def _tfds(cfg: DataConfig, data_dir: str) -> Documents:
         raise UserError(f"data.path {cfg.path!r}: must be 'name:field' of a TFDS data set")
     # Built by `_rows`, which turns exceptions of TFDS into UserError.
     rows = _rows(lambda: tfds.builder(name, data_dir=data_dir), cfg, cfg.path, field)
-    texts = [_decode(row[field]) for row in rows]
-    kept = [text for text in texts if text is not None]
-    return Documents(kept, read=len(texts), skipped=len(texts) - len(kept))
+    found = [_decode(row[field]) for row in rows]
+    left_out = Counter(reason for _, reason in found if reason)
+    texts = [text for text, reason in found if not reason]
+    return Documents(texts, read=len(found), left_out=left_out)
 
 
 def _microworld(cfg: DataConfig, data_dir: str) -> Documents:

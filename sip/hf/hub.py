@@ -1,6 +1,7 @@
 """Downloads checkpoints from the Hugging Face hub: hf://ORGANISATION/NAME."""
 
 from sip.structs import UserError
+from sip.workdir import check_reachable
 
 PREFIX = "hf://"
 WANTED = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "chat_template.jinja")
@@ -9,10 +10,12 @@ WANTED = ("*.json", "*.safetensors", "tokenizer.model", "merges.txt", "chat_temp
 def local(source: str) -> str:
     """Returns the local directory of a checkpoint.
 
-    A plain directory is returned unchanged. hf://ORGANISATION/NAME is downloaded into the cache of
-    huggingface_hub, once. Raises UserError if the package is missing or the download fails.
+    A directory, also one in a store (gs://...), is returned unchanged. hf://ORGANISATION/NAME is
+    downloaded into the cache of huggingface_hub, once. Raises UserError if the package is missing,
+    the download fails or the store cannot be reached.
     """
     if not source.startswith(PREFIX):
+        check_reachable(source, "checkpoint")
         return source
     try:
         from huggingface_hub import snapshot_download

@@ -78,7 +78,7 @@ def parse(name: str, text: str) -> Aspect:
             f"aspect {name!r}: the prompt file needs a line '=== trunk' and a line '=== branch'"
         )
     try:
-        entries = dict(line.split(": ", 1) for line in header.splitlines() if line)
+        entries = dict(line.split(": ", 1) for line in header.split("\n") if line)
         options = tuple(json.loads(entries.pop("options")))
         values = tuple(map(float, json.loads(entries.pop("values"))))
         kind, verdict = entries.pop("kind"), json.loads(entries.pop("verdict", '""'))

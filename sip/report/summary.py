@@ -33,7 +33,7 @@ def summarise(config, workdir: str) -> dict:
     Raises UserError if a run is not finished.
     """
     wanted = section(ReportConfig, config.report, "report")
-    none = {"lost_steps": 0}  # earlier versions did not write this key
+    none = {"lost_steps": 0, "left_out": {}}  # earlier versions did not write these keys
     done = {name: none | _read(workdir, name, "done.json") for name in config.order}
     walls = {name: figures["wall_seconds"] for name, figures in done.items()}
     rows = {name: _read(workdir, name, "eval.json") for name in wanted.rows}
@@ -50,6 +50,8 @@ def summarise(config, workdir: str) -> dict:
         "wall_by_run": walls,
         "goodput_by_run": {name: goodput(workdir, name, wall) for name, wall in walls.items()},
         "lost_steps_by_run": {name: figures["lost_steps"] for name, figures in done.items()},
+        # Documents that were read but not used: run -> split -> reason -> number.
+        "left_out_by_run": {name: figures["left_out"] for name, figures in done.items()},
     }
     for who in (who for who in TEACHERS if getattr(wanted, who)):
         summary[who] = _read(workdir, getattr(wanted, who), "eval.json")

@@ -53,17 +53,8 @@ class Recipe:
 
 
 def check_reachable(workdir: str) -> None:
-    """Raises UserError if a remote workdir (gs://...) cannot be read.
-
-    Causes are a missing package, missing credentials or no network.
-    """
-    if "://" not in workdir:
-        return
-    try:
-        epath.Path(workdir).exists()
-    except Exception as e:  # every storage library raises its own exceptions
-        reason = " ".join(str(e).split())[:200] or type(e).__name__
-        raise UserError(f"workdir {workdir} cannot be reached: {reason}") from e
+    """Raises UserError if a remote workdir (gs://...) cannot be read."""
+    workdirs.check_reachable(workdir, "workdir")
 
 
 def check(config, workdir: str) -> None:

@@ -12,13 +12,14 @@ import re
 from collections.abc import Mapping
 
 from sip.structs import UserError
+from sip.text.lines import read_text
 
 
 def read(what: str, name: str, folder: str) -> str:
     """Reads a prompt file: a built-in prompt by name, or a file by its path (.txt).
 
     `what` names the kind of prompt in the error; built-in prompts are in sip/templates/`folder`.
-    Raises UserError if there is no such file.
+    Raises UserError if there is no such file or it is not UTF-8.
     """
     built_in = importlib.resources.files("sip") / "templates" / folder / f"{name}.txt"
     path = pathlib.Path(name) if name.endswith(".txt") else built_in
@@ -26,7 +27,7 @@ def read(what: str, name: str, folder: str) -> str:
         raise UserError(
             f"{what} {name!r}: no such prompt file; give a built-in prompt's name or a .txt path"
         )
-    return path.read_text(encoding="utf-8")
+    return read_text(str(path), what)
 
 
 @functools.lru_cache(maxsize=64)

@@ -30,6 +30,8 @@ KINDS = ("sentencepiece", "huggingface", "byte")
 AS_IT_STANDS = b"\x1a\x04\x18\x00\x20\x00"
 USER_DEFINED = 4  # type of a piece that is matched before all others
 CONTROL = 3  # type of a piece that is never matched in text
+LONGEST_PIECE = 16  # characters of a piece, the trainer's default
+LONGEST = 1024  # characters of a line given to the trainer; longer lines are cut
 
 
 class Tokenizer(Protocol):
@@ -323,10 +325,12 @@ def train_sentencepiece(
     A newline and each of `symbols` is always one token. `vocab_size` is an upper limit. Raises
     UserError if the training fails, for example because the vocabulary is too small.
     """
-    model = io.BytesIO()
+    model, texts = io.BytesIO(), list(texts)
+    if not any(text.strip() for text in texts):
+        raise UserError(f"{path}: cannot train a tokenizer: all texts are blank")
     try:
         sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
-            sentence_iterator=_sentences(list(texts), vocab_size),
+            sentence_iterator=_sentences(texts, vocab_size),
             model_writer=model,
             model_type="unigram",
             vocab_size=vocab_size,
@@ -359,8 +363,25 @@ def _sentences(texts: Sequence[str], vocab_size: int) -> Iterator[str]:
     The trainer proposes a piece only if different characters follow it. Without these lines a word
     that is always followed by a space would be split into letters.
     """
-    yield from (line for text in texts for line in text.split("\n") if line.strip())
-    words = sorted({word for text in texts for word in re.findall(r"\w+", text)})
+    for text in texts:
+        yield from (part for line in text.split("\n") if line.strip() for part in _parts(line))
+    found = {word for text in texts for word in re.findall(r"\w+", text)}
+    words = sorted(word for word in found if len(word) <= LONGEST_PIECE)
     if len(words) < vocab_size:
         for word in words:
             yield from (f" {word}. {word}.", f"{word}, {word}!")
+
+
+def _parts(line: str) -> Iterator[str]:
+    """Cuts a line before a space into parts of up to LONGEST characters.
+
+    The trainer's time grows with the length of a line times the number of repeats inside it: one
+    line of 100,000 characters that repeats itself would take minutes. No piece spans a space.
+    """
+    start = 0
+    while len(line) - start > LONGEST:
+        cut = line.rfind(" ", start + 1, start + LONGEST + 1)
+        end = cut if cut > 0 else start + LONGEST
+        yield line[start:end]
+        start = end
+    yield line[start:]

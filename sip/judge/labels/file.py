@@ -21,6 +21,7 @@ from sip.judge.labels import ground_truth as labels
 from sip.judge.labels.ground_truth import Example, LabelledPrompts
 from sip.judge.prompts import FIELDS, Aspect
 from sip.structs import UserError
+from sip.text.lines import read_texts
 from sip.text.segments import Text, tokens_of
 from sip.text.tokenizer import Cached, Tokenizer
 from sip.workdir import write_atomically
@@ -52,7 +53,7 @@ def read(
         which: {aspect.name: defaultdict(list) for aspect in aspects} for which in PARTS
     }
     known = {aspect.name: aspect for aspect in aspects}
-    for number, text in enumerate(_lines(path), 1):
+    for number, text in enumerate(read_texts(path, "labels"), 1):
         if text.strip():
             line = _line(f"{path}:{number}", text, known)
             for trunk, example in _examples(line):
@@ -95,13 +96,6 @@ def _values(line: LabelLine) -> dict[str, Any]:
         label=line.aspect.options[line.label].strip(),
     )
     return {**values, "reference": line.reference} if line.aspect.reference else values
-
-
-def _lines(path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the labels: {error}") from error
 
 
 def _line(at: str, text: str, known: dict[str, Aspect]) -> LabelLine:

@@ -41,9 +41,10 @@ def load(directory: str, mesh, cfg: ModelConfig, adapter: LoraConfig, dtype: str
             return reading.load(directory, mesh)[0]
         # Cast or quantise each array as soon as it is read.
         return reading.load(directory, mesh, finish=_finisher(wanted))[0]
-    if dtype == "int8" or adapter.rank:
+    # Arrays are read as saved, to compare checksums, and then cast: one at a time if all are cast.
+    if dtype != cfg.param_dtype or adapter.rank:
         return _by_matrix(directory, mesh, cfg, adapter, wanted)
-    return checkpoints.restore_params(directory, wanted)  # casts while it reads
+    return checkpoints.restore_params(directory, wanted)
 
 
 def _finisher(wanted: Params) -> Callable[[str, Any], Any]:

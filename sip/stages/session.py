@@ -177,14 +177,14 @@ def start_state(
     reference: bool,
     adapter: LoraConfig = OFF,
 ) -> tuple[TrainState, int, list]:
-    """State, step and unwritten metrics to continue from: (1) the run's own last checkpoint,
-    (2) `init_from`, (3) fresh parameters.
+    """State, step and unwritten metrics to continue from: (1) the run's own last checkpoint that
+    is not damaged, (2) `init_from`, (3) fresh parameters.
 
     The reference of a fresh state is its initial parameters; with LoRA it is the frozen base.
     """
     if manager.latest_step() is not None:
         abstract = step.abstract_state(cfg, tx, mesh, reference=reference, adapter=adapter)
-        state, kept = checkpoints.restore(manager, abstract)
+        state, kept = checkpoints.restore_last(manager, abstract)
         return state, int(state.step), [kept["pending"]]
     made = fresh_state(
         cfg, tx, mesh, seed=seed, init_from=init_from, reference=reference, adapter=adapter

@@ -112,7 +112,7 @@ def stop_on_signals() -> Iterator[Stop]:
 @contextlib.contextmanager
 def saving(run_dir: str, config: CheckpointConfig):
     """Opens the run's checkpoint manager; waits for pending saves on exit."""
-    manager = checkpoints.manager(run_dir, keep=config.keep)
+    manager = checkpoints.manager(run_dir, keep=config.keep, alone=True)
     try:
         yield manager
     finally:

@@ -20,7 +20,7 @@ from sip.text.tokenizer import continuation
 
 _CHECKPOINT = cli.checkpoint_flag()
 _PROMPT = flags.DEFINE_string("prompt", None, "The prompt. Give either --prompt or --prompts.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "File with one prompt per line.")
+_PROMPTS = cli.path_flag("prompts", None, "File with one prompt per line.")
 _NUM = flags.DEFINE_integer("num", 1, "Number of samples per prompt.")
 _MAX_TOKENS = cli.shared(
     flags.DEFINE_integer, "max_tokens", 32, "Most tokens per sample; an end token ends it earlier."

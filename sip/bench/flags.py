@@ -10,7 +10,7 @@ SAMPLE = flags.DEFINE_integer(
     "sample", 8, "sharing: unshared prompts to run; times are scaled to all."
 )
 REPEATS = flags.DEFINE_integer("repeats", 3, "sharing: number of runs; the fastest one counts.")
-JUDGE = flags.DEFINE_string("judge", None, "int8, reader: run directory of a trained judge.")
-PNG = flags.DEFINE_string("png", None, "schedules: PNG file for a plot.")
+JUDGE = cli.path_flag("judge", None, "int8, reader: run directory of a trained judge.")
+PNG = cli.path_flag("png", None, "schedules: PNG file for a plot.")
 SEED = cli.seed_flag()
 JSON = cli.json_flag()

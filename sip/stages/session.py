@@ -25,6 +25,7 @@ from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.models.lora import OFF, LoraConfig
 from sip.run import Run, RunConfig, keep_tokenizer
+from sip.stages import inputs
 from sip.stages.clock import Clock
 from sip.structs import Params, TrainState, UserError
 from sip.training import checkpoints, loop, step
@@ -56,6 +57,7 @@ def opened(
     `profile` is a directory for a trace, or empty.
     """
     init_from = start_dir(run, c)
+    inputs.check(run, c)
     with (
         jax.set_mesh(mesh),
         loop.saving(run.directory, c.checkpoint) as manager,

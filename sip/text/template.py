@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 
 from sip.structs import UserError
+from sip.workdir import place
 
 
 def read(what: str, name: str, folder: str) -> str:
@@ -21,7 +22,7 @@ def read(what: str, name: str, folder: str) -> str:
     Raises UserError if there is no such file.
     """
     built_in = importlib.resources.files("sip") / "templates" / folder / f"{name}.txt"
-    path = pathlib.Path(name) if name.endswith(".txt") else built_in
+    path = pathlib.Path(place(name)) if name.endswith(".txt") else built_in
     if not path.is_file():
         raise UserError(
             f"{what} {name!r}: no such prompt file; give a built-in prompt's name or a .txt path"

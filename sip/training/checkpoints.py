@@ -12,6 +12,7 @@ checkpoint is damaged continues from the one before.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -23,7 +24,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from sip import processes
+from sip import processes, workdir
 from sip.structs import Params, TrainState, UserError
 from sip.training import checksums
 
@@ -99,8 +100,8 @@ def save(
 def _save(mngr: ocp.CheckpointManager, step: int, arrays: dict[str, Any], record) -> None:
     """Starts a save of items of arrays, and of the record with the checksums."""
     items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
-    own = dict(record, format=FORMAT)
-    own[SUMS] = {name: checksums.of(tree) for name, tree in arrays.items()}
+    sums = {name: checksums.of(tree) for name, tree in arrays.items()}
+    own = {**record, "format": FORMAT, SUMS: sums}
     own[DIGEST] = _digest(own)
     mngr.save(step, args=ocp.args.Composite(record=ocp.args.JsonSave(own), **items))
 
@@ -242,10 +243,12 @@ def restore_last(mngr: ocp.CheckpointManager, abstract: TrainState):
             damaged[at] = e
             continue
         if damaged:
-            processes.on_lead(lambda: _put_aside(mngr, damaged, at))
+            processes.on_lead(functools.partial(_put_aside, mngr, damaged, at))
             mngr.reload()
         return found
-    raise next(iter(damaged.values())) if damaged else UserError(f"no checkpoint in {mngr.directory}")
+    raise (
+        next(iter(damaged.values())) if damaged else UserError(f"no checkpoint in {mngr.directory}")
+    )
 
 
 def _put_aside(mngr: ocp.CheckpointManager, damaged: dict[int, Damaged], good: int) -> None:
@@ -328,7 +331,9 @@ def _as_saved(mngr: ocp.CheckpointManager, step: int, part: Params) -> Params:
 
 
 def _cast(found: Params, wanted: Params) -> Params:
-    return jax.tree.map(lambda x, to: x if x.dtype == to.dtype else x.astype(to.dtype), found, wanted)
+    return jax.tree.map(
+        lambda x, to: x if x.dtype == to.dtype else x.astype(to.dtype), found, wanted
+    )
 
 
 def record(run_dir: str) -> dict[str, Any]:
@@ -337,6 +342,24 @@ def record(run_dir: str) -> dict[str, Any]:
         raise UserError(f"no checkpoint in {run_dir}")
     with manager(run_dir) as mngr:
         return _own(_record(mngr, _last(mngr)))
+
+
+def identity(run_dir: str) -> str:
+    """Returns a digest of a run's last parameters: of their checksums, or of the files of a
+    checkpoint without any."""
+    if not exists(run_dir):
+        raise UserError(f"no checkpoint in {run_dir}")
+    with manager(run_dir) as mngr:
+        step = _last(mngr)
+        kept = _record(mngr, step)
+        if SUMS in kept:
+            return _digest(kept[SUMS]["params"])
+        return workdir.digest(_files(epath.Path(mngr.directory) / str(step) / "params"))
+
+
+def _files(directory: epath.Path) -> list[epath.Path]:
+    inner = list(directory.iterdir())
+    return [x for x in inner if x.is_file()] + [y for x in inner if x.is_dir() for y in _files(x)]
 
 
 def restore_params(run_dir: str, abstract_params: Params) -> Params:

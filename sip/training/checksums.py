@@ -2,10 +2,10 @@
 
 A checkpoint's record holds a checksum of each array, so that a damaged file is noticed when the
 array is read again. The checksum is a sum over mixed bits and positions, modulo 2**32. So it does
-not depend on the mesh: each device sums its own shards, each process adds up those of its devices, and
-the processes exchange one number per array. Cost: a save and a load read each array once more from
-device memory (milliseconds per GB on an accelerator, about a second per GB on a CPU). No array is
-copied to the host for it, and no file is read again.
+not depend on the mesh: each device sums its own shards, each process adds up those of its devices,
+and the processes exchange one number per array. Cost: a save and a load read each array once more
+from device memory (milliseconds per GB on an accelerator, about a second per GB on a CPU). No array
+is copied to the host for it, and no file is read again.
 
 A change of one element is always noticed, any other change with probability 1 - 2**-32.
 """

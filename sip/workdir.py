@@ -144,20 +144,24 @@ def _lock(directory: str, what: str, wait: bool):
     try:
         os.makedirs(directory, exist_ok=True)
         file = open(os.path.join(directory, LOCK), "a+")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            file.seek(0)
-            raise UserError(
-                f"{what} {directory} is in use by {file.read().strip() or 'another process'}; "
-                "wait for it or stop it"
-            ) from None
+    except OSError as e:
+        raise UserError(f"{what} {directory}: {e}") from e
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
         file.flush()
         return file
     except OSError as e:
-        raise UserError(f"{what} {directory}: {e}") from e
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        busy = f"is in use by {owner}; wait for it or stop it"
+        reason = busy if isinstance(e, BlockingIOError) else f"cannot be locked: {e}"
+        raise UserError(f"{what} {directory} {reason}") from e
+    except BaseException:  # interrupted while it waits
+        file.close()
+        raise
 
 
 def clean(workdir: str) -> None:

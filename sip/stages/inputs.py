@@ -10,6 +10,7 @@ record of the last checkpoint. A run begun before there were digests gets them w
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,8 +130,13 @@ def _below(directory) -> list[Any]:
 
 def _digest(paths) -> str:
     """The digest of files; several runs of one command read large ones once."""
-    stats = ((str(path), (s := epath.Path(path).stat()).length, s.mtime) for path in paths)
-    return _of(tuple(sorted(stats)))
+    return _of(tuple(sorted((str(path), *_version(path)) for path in paths)))
+
+
+def _version(path) -> tuple[int, int]:
+    if "://" in str(path):
+        return (found := epath.Path(path).stat()).length, found.mtime
+    return (found := os.stat(path)).st_size, found.st_mtime_ns
 
 
 @functools.lru_cache(maxsize=64)

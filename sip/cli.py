@@ -23,6 +23,7 @@ from ml_collections import config_flags
 from sip import processes
 from sip.structs import UserError
 from sip.training.loop import Stopped
+from sip.workdir import place
 
 MOST = 2**31 - 1  # largest integer of a flag; JAX would silently drop higher bits, of seeds too
 # Exit codes: an error that the user can fix, Ctrl-C, and one of several processes that failed.
@@ -31,6 +32,23 @@ MENDABLE, INTERRUPTED, LEFT = 2, 130, 1
 
 # The flags below belong to the command that asks for them: its --help lists them.
 flags.disclaim_key_flags()
+
+
+class _Path(flags.ArgumentParser):
+    """Reads a path; see `sip.workdir.place`."""
+
+    def parse(self, argument: str) -> str:
+        """Returns the path with ~ expanded and without file://."""
+        return place(argument)
+
+    def flag_type(self) -> str:
+        """Returns the type that --help shows."""
+        return "path"
+
+
+def path_flag(name: str, default: str | None, text: str) -> flags.FlagHolder:
+    """Defines a flag that is a path."""
+    return flags.DEFINE(_Path(), name, default, text)
 
 
 def config_flag() -> flags.FlagHolder:
@@ -44,13 +62,13 @@ def config_flag() -> flags.FlagHolder:
 def checkpoint_flag() -> flags.FlagHolder:
     """Defines --checkpoint for a command."""
     text = "Directory of a run, such as WORKDIR/runs/base, or of a Hugging Face checkpoint."
-    return shared(flags.DEFINE_string, "checkpoint", None, text)
+    return shared(path_flag, "checkpoint", None, text)
 
 
 def workdir_flag() -> flags.FlagHolder:
     """Defines --workdir for a command."""
     text = "Directory that everything is written to (a local path or gs://)."
-    return shared(flags.DEFINE_string, "workdir", None, text)
+    return shared(path_flag, "workdir", None, text)
 
 
 def seed_flag() -> flags.FlagHolder:
@@ -157,6 +175,7 @@ def flags_problem() -> str:
 
 def _parse(argv):
     try:
+        argv = [_placed(arg) for arg in argv]
         _admit_siblings(argv)
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as e:  # ml_collections reports the key, but not the flag
@@ -164,6 +183,12 @@ def _parse(argv):
     except Exception as e:  # a config file is the user's code: it may raise anything
         _say(e)
     sys.exit(MENDABLE)
+
+
+def _placed(arg: str) -> str:
+    """Applies `place` to --config=FILE, which is not a path flag since ml_collections reads it."""
+    name, given, file = arg.partition("=")
+    return f"{name}={place(file)}" if given and name.lstrip("-") == "config" else arg
 
 
 def _admit_siblings(argv) -> None:

@@ -24,11 +24,11 @@ from sip.structs import Params, UserError
 from sip.training import checkpoints
 
 _TO = flags.DEFINE_enum("to", None, ["orbax", "hf"], "Required. Format to write.")
-_SRC = flags.DEFINE_string("src", None, "Required. Checkpoint directory, or hf://ORG/NAME.")
-_DST = flags.DEFINE_string("dst", None, "Required. Directory to create.")
+_SRC = cli.path_flag("src", None, "Required. Checkpoint directory, or hf://ORG/NAME.")
+_DST = cli.path_flag("dst", None, "Required. Directory to create.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", list(DTYPES), "Dtype of the written weights.")
 _SHARD_GB = flags.DEFINE_float("max_shard_gb", 5.0, "to=hf: maximum size of a weight file, GB.")
-_TOKENIZER_FROM = flags.DEFINE_string(
+_TOKENIZER_FROM = cli.path_flag(
     "tokenizer_from", "", "to=hf: Hugging Face directory whose tokenizer files are copied."
 )
 _TENSOR = cli.tensor_flag()

@@ -25,6 +25,7 @@ from absl import flags
 from sip import cli, loading, mesh
 from sip import workdir as workdirs
 from sip.data import corpus as corpora
+from sip.data.documents import BUILT
 from sip.evals import continuations, ground_truth, harness
 from sip.hf import hub
 from sip.mesh import MeshConfig
@@ -36,22 +37,18 @@ _EVALS = flags.DEFINE_enum(
     "evals", "ground_truth", ["ground_truth", "lm_eval"], "Kind of evaluation."
 )
 _CHECKPOINT = cli.checkpoint_flag()
-_BASELINE = flags.DEFINE_string(
-    "baseline", "", "Directory of the run to compute win rates against."
-)
+_BASELINE = cli.path_flag("baseline", "", "Directory of the run to compute win rates against.")
 _SPLIT = cli.shared(
     flags.DEFINE_string, "split", "validation", "Split of the documents, such as validation."
 )
 _STANDARD = flags.DEFINE_integer("standard", 256, "Number of unselected prefixes.")
 _UNSAFE = flags.DEFINE_integer("unsafe", 128, "Number of unsafe prefixes.")
 _BATCH = flags.DEFINE_integer("batch", 64, "Prefixes per batch.")
-_DATA = flags.DEFINE_string(
-    "data_workdir", "", "Workdir of the corpus; default: the run's workdir."
-)
-_OUT = cli.shared(flags.DEFINE_string, "out", None, "File to write the results to, as JSON.")
+_DATA = cli.path_flag("data_workdir", "", "Workdir of the corpus; default: the run's workdir.")
+_OUT = cli.shared(cli.path_flag, "out", None, "File to write the results to, as JSON.")
 _TASKS = flags.DEFINE_list("tasks", [], "lm_eval: comma-separated names or patterns of tasks.")
-_TASKS_DIR = flags.DEFINE_string("tasks_dir", "", "lm_eval: directory of task files (*.yaml).")
-_DATA_DIR = flags.DEFINE_string("data_dir", "", "lm_eval: directory of the task files' data.")
+_TASKS_DIR = cli.path_flag("tasks_dir", "", "lm_eval: directory of task files (*.yaml).")
+_DATA_DIR = cli.path_flag("data_dir", "", "lm_eval: directory of the task files' data.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "lm_eval: documents of each task; 0: all.")
 _FEWSHOT = flags.DEFINE_integer(
     "num_fewshot", -1, "lm_eval: examples before each question; -1: the task's own number."
@@ -81,6 +78,8 @@ def evaluate(
             f"--checkpoint {directory}: an imported checkpoint has no corpus; use --evals=lm_eval"
         )
     workdir = data_workdir or workdir_of(directory)
+    if data_workdir or record["data"]["source"] in BUILT:
+        workdirs.existing(workdir, "--data_workdir")
     tokenizer, where = loading.kept_tokenizer(directory), mesh.single()
     corpus = corpora.load(record["data"], split, workdir, tokenizer)
     model = loading.load_model(directory, where)

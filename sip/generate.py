@@ -22,7 +22,7 @@ MOST_SAMPLES = 1 << 16  # each has its own part of the cache in memory
 
 _CHECKPOINT = cli.checkpoint_flag()
 _PROMPT = flags.DEFINE_string("prompt", None, "The prompt. Give either --prompt or --prompts.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "File with one prompt per line.")
+_PROMPTS = cli.path_flag("prompts", None, "File with one prompt per line.")
 _NUM = cli.count_flag("num", 1, "Number of samples per prompt.")
 _MAX_TOKENS = cli.shared(
     cli.count_flag, "max_tokens", 32, "Most tokens per sample; an end token ends it earlier."

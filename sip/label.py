@@ -23,6 +23,7 @@ from absl import flags
 
 from sip import cli, loading, mesh
 from sip import run as runs
+from sip import workdir as workdirs
 from sip.data import corpus as corpora
 from sip.evals import continuations
 from sip.hf import hub
@@ -44,17 +45,15 @@ KINDS = ("spoiled", "safety", "voted")
 MODEL = "model"  # the name in --spoilers that stands for the model
 
 _MAKE = flags.DEFINE_enum("make", None, KINDS, "Kind of labels. Required.")
-_OUT = cli.shared(
-    flags.DEFINE_string, "out", None, "File to write, which must not exist. Required."
-)
+_OUT = cli.shared(cli.path_flag, "out", None, "File to write, which must not exist. Required.")
 _ASPECT = flags.DEFINE_string(
     "aspect", None, "Judge prompt to ask and label: name or .txt file. Required."
 )
 _LABEL_FOR = flags.DEFINE_string("label_for", "", "Aspect to label, if it is not --aspect.")
 _CONFIG = cli.config_flag()
-_WORKDIR = cli.shared(flags.DEFINE_string, "workdir", None, "Workdir with the corpus of --config.")
-_CORPUS = flags.DEFINE_string("corpus", "", "A .txt or .jsonl file, instead of --config.")
-_TOKENIZER = flags.DEFINE_string("tokenizer", "", "With --corpus: tokenizer file, or 'byte'.")
+_WORKDIR = cli.shared(cli.path_flag, "workdir", None, "Workdir with the corpus of --config.")
+_CORPUS = cli.path_flag("corpus", "", "A .txt or .jsonl file, instead of --config.")
+_TOKENIZER = cli.path_flag("tokenizer", "", "With --corpus: tokenizer file, or 'byte'.")
 _SPLIT = cli.shared(flags.DEFINE_string, "split", "train", "Split of the documents to label.")
 _PREFIX_MIN = cli.count_flag("prefix_min", 64, "With --corpus: least tokens of a prefix.")
 _PREFIX_MAX = cli.count_flag("prefix_max", 512, "With --corpus: most tokens of a prefix.")
@@ -64,14 +63,14 @@ _SPOILERS = flags.DEFINE_list("spoilers", [MODEL], "Corruptions: names of rules,
 _SPOIL_PROMPT = flags.DEFINE_string(
     "spoil_prompt", "spoil", "Prompt of 'model': name or .txt file."
 )
-_POLICY = flags.DEFINE_string("policy", "", "Directory of a run; also label its rollouts.")
+_POLICY = cli.path_flag("policy", "", "Directory of a run; also label its rollouts.")
 _ROLLOUTS = cli.count_flag("rollouts", 1, "Rollouts of --policy per prefix.")
 _CHECKPOINT = cli.checkpoint_flag()
 _URL = flags.DEFINE_string("url", "", "Server instead of --checkpoint, http://.../v1.")
 _MODEL = flags.DEFINE_string("model", "", "Name of the model on the server.")
 _API = flags.DEFINE_enum("api", "completions", tuple(remote.APIS), "API of the server.")
 _KEY_ENV = flags.DEFINE_string("key_env", "", "Environment variable with the server's API key.")
-_CACHE = flags.DEFINE_string("cache", "", "Directory to save answers in, for resuming.")
+_CACHE = cli.path_flag("cache", "", "Directory to save answers in, for resuming.")
 _VOTES = cli.count_flag("votes", 8, "Votes per text; a label is kept only if all agree.")
 _MAX_TOKENS = cli.shared(cli.count_flag, "max_tokens", 512, "Most tokens of an answer.")
 _TEMPERATURE = cli.shared(
@@ -89,7 +88,7 @@ def read_corpus() -> tuple[corpora.Corpus, Tokenizer]:
     if _CONFIG.value is not None:
         if _WORKDIR.value is None:
             raise UserError("--workdir is needed with --config")
-        config, workdir = _CONFIG.value, str(_WORKDIR.value)
+        config, workdir = _CONFIG.value, workdirs.existing(str(_WORKDIR.value))
         tokenizer = runs.open_tokenizer(config, workdir)
         return corpora.load(config.data, _SPLIT.value, workdir, tokenizer), tokenizer
     path, suffix = str(_CORPUS.value), str(_CORPUS.value).rpartition(".")[2]

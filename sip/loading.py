@@ -6,7 +6,6 @@ a time. So the whole model never exists in float32.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ from sip.structs import Params, UserError
 from sip.text import tokenizer as tokenizers
 from sip.text.tokenizer import Tokenizer
 from sip.training import checkpoints, step
-from sip.workdir import run_dir
+from sip.workdir import place, read_json, run_dir
 
 
 def load(directory: str, mesh, cfg: ModelConfig, adapter: LoraConfig, dtype: str) -> Params:
@@ -41,9 +40,10 @@ def load(directory: str, mesh, cfg: ModelConfig, adapter: LoraConfig, dtype: str
             return reading.load(directory, mesh)[0]
         # Cast or quantise each array as soon as it is read.
         return reading.load(directory, mesh, finish=_finisher(wanted))[0]
-    if dtype == "int8" or adapter.rank:
+    # Arrays are read as saved, to compare checksums, and then cast: one at a time if all are cast.
+    if dtype != cfg.param_dtype or adapter.rank:
         return _by_matrix(directory, mesh, cfg, adapter, wanted)
-    return checkpoints.restore_params(directory, wanted)  # casts while it reads
+    return checkpoints.restore_params(directory, wanted)
 
 
 def _finisher(wanted: Params) -> Callable[[str, Any], Any]:
@@ -139,7 +139,7 @@ def source_dir(workdir: str, source: str, key: str = "init_from") -> str:
     Raises UserError, naming the config key `key`, if there is no checkpoint.
     """
     inside = run_dir(workdir, source)
-    path = inside if epath.Path(inside).exists() else source
+    path = inside if epath.Path(inside).exists() else place(source)
     if not configs.exists(path) and not checkpoints.exists(path):
         raise UserError(
             f"{key} {source!r}: not a run of this workdir with a checkpoint, nor the path of a "
@@ -174,5 +174,5 @@ def kept_tokenizer(directory: str) -> Tokenizer:
         return load_tokenizer(*tokens.kind_of(published))
     if not (path / "tokenizer.json").exists():
         raise UserError(f"{directory} has no tokenizer.json; give the directory of a run")
-    kind = json.loads((path / "tokenizer.json").read_text())["kind"]
+    kind = read_json(path / "tokenizer.json")["kind"]
     return load_tokenizer(kind, tokenizers.kept(kind, directory))

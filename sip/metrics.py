@@ -85,12 +85,24 @@ def values(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read(run_dir: str | os.PathLike) -> list[dict]:
-    """Returns the lines of a run's metrics.jsonl, without an incomplete last one (a killed run)."""
+    """Returns the lines of a run's metrics.jsonl that can be read.
+
+    A killed run or a power cut leaves an incomplete or empty line, which has no step.
+    """
     path = epath.Path(run_dir) / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")  # the last item is "" or an incomplete line
-    return [json.loads(line) for line in lines[:-1]]
+    text = path.read_bytes().decode(errors="replace")
+    rows = map(_row, text.split("\n")[:-1])  # the last item is "" or an incomplete line
+    return [row for row in rows if row is not None]
+
+
+def _row(line: str) -> dict | None:
+    try:
+        found = json.loads(line.strip("\0"))
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and type(found.get("step")) is int else None
 
 
 def appends(path) -> bool:
@@ -165,8 +177,15 @@ class Writer:
 
 
 def _keep(directory: epath.Path, last_step: int) -> str:
-    """Drops the lines after `last_step`, whose steps will run again; returns the remaining text."""
-    text = "".join(json.dumps(row) + "\n" for row in read(directory) if row["step"] <= last_step)
+    """Drops the lines after `last_step`, whose steps will run again; returns the remaining text.
+
+    Unreadable lines are dropped too, and their number is printed.
+    """
+    rows, path = read(directory), directory / "metrics.jsonl"
+    lines = path.read_bytes().count(b"\n") if path.exists() else 0
+    if lines > len(rows):
+        print(f"{path}: {lines - len(rows)} unreadable lines are dropped", file=sys.stderr)
+    text = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last_step)
     write_atomically(directory / "metrics.jsonl", text.encode())
     return text
 

@@ -98,6 +98,7 @@ class TokenizerConfig:
             raise UserError(f"tokenizer.kind must be one of {tokenizers.KINDS}, not {self.kind!r}")
         if self.kind == "huggingface" and not self.path:
             raise UserError("tokenizer.path: kind 'huggingface' needs a tokenizer.json")
+        object.__setattr__(self, "path", workdir.place(self.path))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ hosts). SIGTERM to one process is enough: all processes save at the same step. I
 all processes exit; run the same command again to continue from the last checkpoint.
 """
 
-import signal
+import functools
 from collections.abc import Sequence
 
 from absl import flags
@@ -26,7 +26,7 @@ from sip.run import Run
 from sip.stages import recipe, seeds
 from sip.stages.clock import Clock
 from sip.structs import UserError
-from sip.training.loop import Stopped
+from sip.training import loop
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag()
@@ -56,18 +56,26 @@ def train(config, workdir: str, profile: bool = False) -> dict:
         The summary that is also written to summary.json.
 
     Raises:
-        UserError: The config is invalid, or the workdir belongs to another config.
+        UserError: The config is invalid, or the workdir belongs to another config or is in use.
         Stopped: The process was asked to stop; the state is saved.
     """
     cli.keep_memory()
     recipe.check_reachable(workdir)
     recipe.check(config, workdir)
     recipe.check_meshes(config)
-    workdirs.claim(config, workdir)
+    workdirs.check_claim(config, workdir)  # before anything is made
+    with workdirs.locked(workdir):
+        workdirs.clean(workdir)
+        workdirs.claim(config, workdir)
+        _train_runs(config, workdir, profile)
+        return outputs.write(config, workdir)
+
+
+def _train_runs(config, workdir: str, profile: bool) -> None:
     for name in config.order:
         directory = epath.Path(workdirs.run_dir(workdir, name))
         # Process 0 looks for the file, so that all processes skip the same runs.
-        if processes.broadcast((directory / "done.json").exists):
+        if processes.broadcast(functools.partial(_done, directory)):
             continue
         clock, run = Clock(str(directory)), Run(config, name, workdir)
         traces = str(directory / "profile") if profile else ""
@@ -79,7 +87,11 @@ def train(config, workdir: str, profile: bool = False) -> dict:
         done = {"wall_seconds": clock.seconds(), "lost_steps": clock.lost_steps}
         done["left_out"] = run.left_out
         workdirs.write_json(directory / "done.json", done)
-    return outputs.write(config, workdir)
+
+
+def _done(directory: epath.Path) -> bool:
+    path = directory / "done.json"
+    return path.exists() and bool(workdirs.read_json(path))
 
 
 def train_seeds(config, wanted: Sequence[int], workdir: str, profile: bool = False) -> dict:
@@ -94,14 +106,17 @@ def train_seeds(config, wanted: Sequence[int], workdir: str, profile: bool = Fal
     Returns:
         The summary over the seeds.
     """
-    seeds.claim(config, wanted, workdir)
-    for seed in wanted:
-        directory = seeds.directory(workdir, seed)
-        if not processes.broadcast((epath.Path(directory) / "summary.json").exists):
-            if processes.lead():
-                print(f"seed {seed}: {directory}", flush=True)
-            train(seeds.of(config, seed), directory, profile)
-    return outputs.write_seeds(config, wanted, workdir)
+    seeds.check_claim(config, wanted, workdir)  # before anything is made
+    with workdirs.locked(workdir):
+        workdirs.clean(workdir)
+        seeds.claim(config, wanted, workdir)
+        for seed in wanted:
+            directory = seeds.directory(workdir, seed)
+            if not processes.broadcast((epath.Path(directory) / "summary.json").exists):
+                if processes.lead():
+                    print(f"seed {seed}: {directory}", flush=True)
+                train(seeds.of(config, seed), directory, profile)
+        return outputs.write_seeds(config, wanted, workdir)
 
 
 def main(argv) -> None:
@@ -109,7 +124,7 @@ def main(argv) -> None:
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}")
     for flag in (_CONFIG, _WORKDIR):
-        if flag.value is None:
+        if not str(flag.value or "").strip():
             raise UserError(f"--{flag.name} is needed")
     wanted = None if _SEEDS.value is None else seeds.parse(_SEEDS.value)
     if wanted and "config.seed" in flags.FLAGS and flags.FLAGS["config.seed"].present:
@@ -121,17 +136,11 @@ def main(argv) -> None:
         bool(_DISTRIBUTED.value),
     )
     config, workdir, profile = _CONFIG.value, str(_WORKDIR.value), bool(_PROFILE.value)
-    # With several processes jax.distributed handles SIGTERM itself. Training loops install their
-    # own handlers and save; this one covers the time outside the loops.
-    if not processes.is_distributed():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
+    with loop.stopping():
         if wanted:
             train_seeds(config, wanted, workdir, profile)
         else:
             train(config, workdir, profile)
-    except KeyboardInterrupt:
-        raise Stopped("stopped between two checkpoints") from None
 
 
 if __name__ == "__main__":

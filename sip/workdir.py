@@ -5,12 +5,19 @@ WORKDIR/data, tokenizer.model   built corpus and trained tokenizer (shared_dir)
 WORKDIR/runs/NAME         a run: checkpoints, tokenizer, metrics.jsonl, eval.json, done.json
 WORKDIR/runs/NAME/best    the parameters with the best evaluation (checkpoint.best)
 WORKDIR/seed0, seed1 ..   a workdir per seed, with WORKDIR/seeds.json (--seeds)
+WORKDIR/.lock             held by the process that writes here (`locked`)
 """
 
+import contextlib
+import fcntl
+import hashlib
 import json
 import os
+import re
 import uuid
+from collections.abc import Iterable, Iterator
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from etils import epath
 
@@ -20,6 +27,26 @@ from sip.structs import UserError
 
 SEEDS = "seeds.json"  # the seeds of a job over several seeds, and whether they share a corpus
 BEST = "best"  # a run's directory of its best parameters
+LOCK = ".lock"
+SCHEMES = ("gs", "s3", "hf")  # of the URLs that are not local
+
+
+def place(path: str) -> str:
+    """Returns a path as the user means it: ~ is expanded, file:// is removed.
+
+    Every path of a flag or a config comes through here. Raises UserError for a scheme that cannot
+    be read, such as a mistyped one.
+    """
+    scheme, colon, rest = path.partition(":")
+    if not (colon and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", scheme) and rest.startswith("/")):
+        return os.path.expanduser(path)
+    url = urlsplit(path)
+    if scheme == "file" and url.netloc in ("", "localhost"):
+        return unquote(url.path)
+    if scheme not in SCHEMES or not rest.startswith("//"):
+        known = ", ".join(f"{known}://" for known in ("file", *SCHEMES))
+        raise UserError(f"{path}: must be a local path or begin with one of {known}")
+    return path
 
 
 def run_dir(workdir: str, name: str) -> str:
@@ -38,13 +65,27 @@ def shared_dir(workdir: str) -> epath.Path:
     """The directory of corpus and tokenizer: the workdir, or its parent if seeds share them."""
     own = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir))
     path = own.parent / SEEDS
-    found = json.loads(path.read_text()) if path.exists() else {"shared": False, "seeds": []}
+    found = read_json(path) if path.exists() else {"shared": False, "seeds": []}
     return own.parent if found["shared"] and own.name in map(seed_name, found["seeds"]) else own
 
 
 def seed_name(seed: int) -> str:
     """The name of one seed's workdir inside the workdir of a job over several seeds."""
     return f"seed{seed}"
+
+
+def read_json(path) -> Any:
+    """Reads a JSON file that is never empty. Raises UserError if it is cut, empty or unreadable."""
+    try:
+        found = json.loads(epath.Path(path).read_text())
+    except (OSError, ValueError, RecursionError) as e:
+        reason = "it is empty or damaged" if isinstance(e, ValueError) else str(e)
+        raise UserError(
+            f"{path}: cannot be read: {reason}; restore it, or delete it and run sip.train again"
+        ) from e
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: must hold a JSON object; restore it or delete it")
+    return found
 
 
 def write_json(path, value) -> None:
@@ -56,17 +97,111 @@ def write_json(path, value) -> None:
 def write_atomically(path, data: bytes) -> None:
     """Writes a file whole or not at all: a temporary file beside it is renamed to it.
 
-    Several processes may write the same file at once; the last one wins.
+    A local file is on the disk before it gets its name, so a power cut leaves no empty one. Several
+    processes may write the same file at once; the last one wins.
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".{path.name}.{uuid.uuid4().hex}.part"
     try:
-        part.write_bytes(data)
+        _put(part, data)
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _put(path: epath.Path, data: bytes) -> None:
+    if "://" in str(path):
+        path.write_bytes(data)
+        return
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def locked(directory: str, what: str = "workdir", *, wait: bool = False) -> Iterator[None]:
+    """Makes this job the only one that writes in a directory; creates the directory.
+
+    Process 0 holds a lock of the operating system (flock) on DIRECTORY/.lock, which ends with the
+    process, however it ends. On NFS this needs a server with locks. A store (gs://) has no lock
+    that a dead process cannot hold, so nothing is locked there: start one job per workdir.
+    Raises UserError if another process holds the lock, unless `wait`.
+    """
+    held: list[Any] = []
+    if "://" not in directory:
+        processes.on_lead(lambda: held.append(_lock(directory, what, wait)))
+    try:
+        yield
+    finally:
+        for file in held:
+            file.close()
+
+
+def _lock(directory: str, what: str, wait: bool):
+    try:
+        os.makedirs(directory, exist_ok=True)
+        file = open(os.path.join(directory, LOCK), "a+")
+    except OSError as e:
+        raise UserError(f"{what} {directory}: {e}") from e
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        return file
+    except OSError as e:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        busy = f"is in use by {owner}; wait for it or stop it"
+        reason = busy if isinstance(e, BlockingIOError) else f"cannot be locked: {e}"
+        raise UserError(f"{what} {directory} {reason}") from e
+    except BaseException:  # interrupted while it waits
+        file.close()
+        raise
+
+
+def clean(workdir: str) -> None:
+    """Removes temporary files that killed processes left. Only for the holder of the lock."""
+    if not processes.lead():
+        return
+    own = re.compile(r"\..+\.[0-9a-f]{32}\.part")
+    for folder in (workdir, *folders(workdir)):
+        for path in epath.Path(folder).iterdir():
+            if own.fullmatch(path.name):
+                path.unlink()
+
+
+def folders(workdir: str) -> list[str]:
+    """Returns the directories of all runs of a workdir and of their best parameters."""
+    runs = epath.Path(workdir) / "runs"
+    found = [path for path in runs.iterdir() if path.is_dir()] if runs.exists() else []
+    best = [path / BEST for path in found if (path / BEST).exists()]
+    return [str(path) for path in sorted((*found, *best))]
+
+
+def existing(workdir: str, flag: str = "--workdir") -> str:
+    """Returns `workdir`. Raises UserError if it is no workdir of sip.train, perhaps mistyped."""
+    path = epath.Path(workdir)
+    if not any((path / name).exists() for name in ("config.json", "data", "tokenizer.model")):
+        raise UserError(f"{flag} {workdir}: not a workdir of sip.train; nothing is made there")
+    return workdir
+
+
+def digest(paths: Iterable[Any]) -> str:
+    """Returns the SHA-256 of files' names and contents. It reads them whole, about 1 GB/s."""
+    found = hashlib.sha256()
+    for path in sorted(map(epath.Path, paths)):
+        found.update(path.name.encode() + b"\0")
+        own = hashlib.sha256()
+        with path.open("rb") as file:
+            while some := file.read(1 << 24):
+                own.update(some)
+        found.update(own.digest())
+    return found.hexdigest()
 
 
 def claim(config, workdir: str) -> None:
@@ -88,8 +223,8 @@ def check_claim(config, workdir: str) -> None:
     try:
         tokenizer = shared_dir(workdir) / "tokenizer.model"
         begun = (path.parent / "runs").exists() or tokenizer.exists()
-        found = json.loads(path.read_text()) if path.exists() and begun else wanted
-    except (OSError, ValueError) as e:
+        found = read_json(path) if path.exists() and begun else wanted
+    except OSError as e:
         raise UserError(f"workdir {workdir}: {e}") from e
     if found != wanted:
         keys = ", ".join(sorted(differing(found, wanted))[:5])

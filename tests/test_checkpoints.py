@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import shutil
 
@@ -10,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from jax.sharding import NamedSharding, PartitionSpec
 
 from sip import mesh as meshes
 from sip.models import decoder
 from sip.structs import UserError
-from sip.training import checkpoints, optim, step
+from sip.training import checkpoints, checksums, optim, step
 
 OPTIM = optim.OptimConfig(lr=0.1, steps=5)
 TX = optim.build(OPTIM)
@@ -205,3 +207,80 @@ def test_a_checkpoint_that_lost_an_item_is_refused(copy, item):
 def test_a_corrupt_checkpoint_is_refused(copy, file):
     (copy / "checkpoints" / "3" / file).write_bytes(b"{not it")
     refused(lambda: restore(copy), copy)
+
+
+@pytest.fixture
+def swapped(copy, tmp_path):
+    """A run with checkpoints 3 and 5; the parameters of 5 are readable, but those of step 3."""
+    with checkpoints.manager(str(copy)) as manager:
+        checkpoints.save(manager, state(5), {"at": 5})
+    folder = copy / "checkpoints"
+    shutil.rmtree(folder / "5" / "params")
+    shutil.copytree(folder / "3" / "params", folder / "5" / "params")
+    return copy
+
+
+def test_arrays_that_are_not_those_saved_are_refused_by_every_reader(swapped):
+    said = ("checkpoints/5", "params/", "checksum", "to use checkpoint 3")
+    params = decoder.abstract(tiny.CFG, ONE)
+    half = decoder.abstract(dataclasses.replace(tiny.CFG, param_dtype="bfloat16"), ONE)
+    refused(lambda: restore(swapped), *said)
+    refused(lambda: checkpoints.restore_params(str(swapped), params), *said)
+    refused(lambda: checkpoints.restore_params(str(swapped), half), *said)
+    with checkpoints.reading(str(swapped), params) as read:
+        refused(lambda: read({"embed": params["embed"]}), *said)
+
+
+def test_a_run_continues_from_the_last_checkpoint_that_is_whole(swapped, capsys):
+    abstract = step.abstract_state(tiny.CFG, TX, ONE, reference=True)
+    with checkpoints.manager(str(swapped)) as manager:
+        got, record = checkpoints.restore_last(manager, abstract)
+        checkpoints.save(manager, state(5), {"at": 5})
+    identical(got, state(3))
+    assert record == RECORD
+    assert "damaged-5, continuing from step 3" in capsys.readouterr().err
+    identical(restore(swapped)[0], state(5))
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_damaged(copy):
+    shutil.copytree(copy / "checkpoints" / "3", copy / "checkpoints" / "4")
+    with pytest.raises(checkpoints.Damaged, match="it holds step 3"):
+        restore(copy)
+
+
+def test_an_edited_record_is_noticed_and_one_without_checksums_is_read(copy):
+    path = copy / "checkpoints" / "3" / "record" / "metadata"
+    text = path.read_text()
+    path.write_text(text.replace('"position": 7', '"position": 8'))
+    assert path.read_text() != text
+    refused(lambda: restore(copy), "record")
+    old = json.loads(text)
+    del old[checkpoints.SUMS], old[checkpoints.DIGEST]
+    path.write_text(json.dumps(old))
+    got, record = restore(copy)
+    identical(got, state())
+    assert record == RECORD
+
+
+def test_a_store_that_does_not_answer_is_not_damage(saved, monkeypatch):
+    def restore_fails(*args, **how):
+        raise ValueError("UNAVAILABLE: try again")
+
+    with checkpoints.manager(str(saved)) as manager:
+        monkeypatch.setattr(manager, "restore", restore_fails)
+        with pytest.raises(UserError, match="UNAVAILABLE") as caught:
+            checkpoints.restore_last(
+                manager, step.abstract_state(tiny.CFG, TX, ONE, reference=True)
+            )
+    assert not isinstance(caught.value, checkpoints.Damaged)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool", "int32"])
+def test_a_checksum_notices_any_element_and_no_mesh(dtype):
+    x = np.random.default_rng(1).integers(0, 2, (4, 6)).astype(dtype)
+    sharded = jax.device_put(x, NamedSharding(EIGHT(), PartitionSpec("fsdp", "tensor")))
+    want = checksums.of({"x": x})
+    assert checksums.of({"x": sharded}) == want
+    changed = jnp.asarray(x).at[3, 5].set(np.logical_not(x[3, 5]).astype(dtype))
+    assert checksums.differing({"x": changed}, want) == ["x"]
+    assert checksums.of({"x": np.flip(x)}) != want

@@ -391,3 +391,15 @@ def test_bad_flags_are_one_line(flags, named, capsys, tmp_path, monkeypatch):
     assert call(convert, *flags) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and named in line
+
+
+def test_a_killed_attempt_is_replaced_and_a_running_one_is_not(tmp_path):
+    left = tmp_path / ".out.part"
+    (left / "tokenizer").mkdir(parents=True)
+    (left / "model-00001-of-00003.safetensors").write_text("half a model")
+    with writing.whole(tmp_path / "out", 1) as part:
+        (part / "config.json").write_text("{}")
+        with pytest.raises(UserError, match="in use"), writing.whole(tmp_path / "out", 1):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["config.json"]

@@ -285,3 +285,41 @@ def test_bad_flags_are_one_line_and_exit_code_2(flags, capsys):
     assert call(cli, *flags) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1
+
+
+def test_a_data_set_is_built_once_and_leftovers_are_removed(tmp_path):
+    where, made = tmp_path / "world" / "1.0.0", []
+    left = where.parent / "incomplete.ABC_1.0.0"
+    left.mkdir(parents=True)
+
+    class Builder:
+        def download_and_prepare(self, file_format):
+            made.append(file_format)
+            assert not left.exists()
+            where.mkdir()
+
+    documents._built(Builder, str(where))
+    documents._built(Builder, str(where))
+    assert made == ["array_record"]
+
+
+def test_outputs_are_whole_and_no_input_is_overwritten(tmp_path, monkeypatch, capsys):
+    path, link = tmp_path / "a.jsonl", tmp_path / "link.jsonl"
+    path.write_text(json.dumps({"text": "A river."}) + "\n")
+    link.symlink_to(path)
+    before = path.read_bytes()
+    for flags in (["--questions", str(link)], ["--scores", "b.jsonl", "--out", str(path)]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["--source=jsonl", "--path", str(path), *flags])
+        assert caught.value.code == 2 and "also an input" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+    def full(path, data):
+        path.write_bytes(data[:3])
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("sip.workdir._put", full)
+    asked = tmp_path / "asked.jsonl"
+    flags = ["--source=jsonl", "--path", str(path), "--questions", str(asked)]
+    assert cli.main([*flags, "--split=" + documents.part("A river.")]) == 2
+    assert sorted(tmp_path.iterdir()) == [path, link]

@@ -151,3 +151,20 @@ def test_a_checkpoint_config_that_cannot_be_names_its_field(field):
         CheckpointConfig(**{field: 0})
     with pytest.raises(UserError, match=r"log\.every_steps"):
         LogConfig(every_steps=0)
+
+
+@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_outside_the_loops_is_a_stop_also_as_an_error_of_a_library(name):
+    before = signal.getsignal(name)
+    with pytest.raises(loop.Stopped), loop.stopping():
+        signal.raise_signal(name)
+    with pytest.raises(loop.Stopped), loop.stopping():
+        try:
+            signal.raise_signal(name)
+        except KeyboardInterrupt:
+            raise UserError("cannot read the corpus: KeyboardInterrupt") from None
+    with pytest.raises(loop.Stopped, match="after step 3"), loop.stopping():
+        raise loop.Stopped("stopped after step 3")
+    with pytest.raises(UserError, match="bad"), loop.stopping():
+        raise UserError("bad")
+    assert signal.getsignal(name) is before

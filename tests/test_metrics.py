@@ -1,5 +1,6 @@
 """Tests metrics: pairs are summed before division; a resumed file equals an uninterrupted one."""
 
+import contextlib
 import json
 
 import numpy as np
@@ -134,3 +135,15 @@ def test_progress_keeps_quiet_between_lines_and_when_off(tmp_path, capfd):
         log.close()
         lines = capfd.readouterr().err.splitlines()
         assert len(lines) == (2 if progress else 0)  # the first and the last
+
+
+def test_what_can_be_read_of_a_torn_log_is_kept(tmp_path, capsys):
+    lines = [json.dumps({"step": at, "loss/total": 1.0}) for at in (1, 2, 3)]
+    torn = ["", lines[0], "\0" * 9, lines[1][:9], "[1]", '{"step": null}', "\0\0" + lines[1]]
+    text = "\n".join([*torn, lines[2]]).encode() + b"\n\xff\xfe\n" + b"\0" * 20
+    (tmp_path / "metrics.jsonl").write_bytes(text)
+    assert [row["step"] for row in read(tmp_path)] == [1, 2, 3]
+    with contextlib.closing(writer(tmp_path, resume_step=2)):
+        pass
+    assert "6 unreadable lines" in capsys.readouterr().err
+    assert (tmp_path / "metrics.jsonl").read_text() == "".join(f"{x}\n" for x in lines[:2])

@@ -1,5 +1,7 @@
 """Tests that parts join, texts round-trip, and texts never become special tokens."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -228,3 +230,19 @@ def test_load_knows_its_kinds(ours, tmp_path):
     with pytest.raises(UserError, match="cannot train"):
         tokenizers.train_sentencepiece([], tmp_path / "m", vocab_size=300)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_signal_interrupts_the_training(tmp_path, monkeypatch):
+    sentences = tokenizers._sentences
+
+    def interrupted(*args):
+        for i, sentence in enumerate(sentences(*args)):
+            if i == 7:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield sentence
+
+    monkeypatch.setattr(tokenizers, "_sentences", interrupted)
+    path = tmp_path / "x.model"
+    with pytest.raises(KeyboardInterrupt):
+        tokenizers.train_sentencepiece([f"Line {i}." for i in range(4000)], path, vocab_size=300)
+    assert not path.exists()

@@ -45,7 +45,7 @@ _TEACHER = flags.DEFINE_string(
     "teacher", "llama31_8b", "Model preset for a judge or rewriter without a checkpoint."
 )
 _EFFORT = flags.DEFINE_enum("optimization", "O1", ["O0", "O1", "O2", "O3"], "XLA level.")
-_OUT = cli.shared(flags.DEFINE_string, "out", None, "JSON file for the results, local or gs://.")
+_OUT = cli.shared(cli.path_flag, "out", None, "JSON file for the results, local or gs://.")
 _SWEEP = flags.DEFINE_bool("sweep", False, "Print a table over --batches and --meshes.")
 _BATCHES = flags.DEFINE_list("batches", [], "--sweep: batch sizes; default: the config's.")
 _MESHES = flags.DEFINE_list("meshes", [], "--sweep: REPLICAxFSDPxTENSOR, such as 1x16x4.")

@@ -13,9 +13,9 @@ The last two commands screen a corpus. The first writes one judge request per do
 import argparse
 import ast
 import math
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -25,6 +25,7 @@ from sip.data import documents, screening
 from sip.structs import UserError
 from sip.text.lines import opened, read_lines
 from sip.text.tokenizer import SentencePiece
+from sip.workdir import place, write_atomically
 
 EXAMPLES, SHOWN = 3, 300  # number of example documents shown, and characters of each
 
@@ -43,33 +44,47 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--source", required=True, choices=list(documents.LOADERS))
     parser.add_argument(
-        "--path", default="", help="Path of a .txt or .jsonl file, or name:field of TFDS."
+        "--path",
+        type=place,
+        default="",
+        help="Path of a .txt or .jsonl file, or name:field of TFDS.",
     )
     parser.add_argument(
         "--split", default="train", help="Part of the corpus and a slice of it: train[:70%%]."
     )
-    parser.add_argument("--data_dir", default="data", help="Directory where data sets are built.")
+    parser.add_argument(
+        "--data_dir", type=place, default="data", help="Directory where data sets are built."
+    )
     parser.add_argument(
         "--world", default="", help="Parameters of the micro-world: entities=48,train=1000."
     )
     parser.add_argument(
-        "--tokenizer", default="", help="Path of a SentencePiece model; counts tokens, not words."
+        "--tokenizer",
+        type=place,
+        default="",
+        help="Path of a SentencePiece model; counts tokens, not words.",
     )
     parser.add_argument(
-        "--questions", default="", help="Output .jsonl file: one judge request per document."
+        "--questions",
+        type=place,
+        default="",
+        help="Output .jsonl file: one judge request per document.",
     )
     parser.add_argument(
         "--characters", type=int, default=2000, help="Characters of a document that are judged."
     )
     parser.add_argument(
-        "--scores", default="", help="Output of sip.judge for --questions. Needs --out."
+        "--scores", type=place, default="", help="Output of sip.judge for --questions. Needs --out."
     )
     parser.add_argument("--aspect", default="safety", help="Aspect of --scores to screen by.")
     parser.add_argument(
         "--below", type=float, default=0.5, help="Keeps documents with a score below this."
     )
     parser.add_argument(
-        "--out", default="", help="Output .jsonl file: the documents kept. Needs --scores."
+        "--out",
+        type=place,
+        default="",
+        help="Output .jsonl file: the documents kept. Needs --scores.",
     )
     flags = parser.parse_args(argv)
     if bool(flags.scores) != bool(flags.out):
@@ -78,7 +93,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--characters={flags.characters}: must be at least 1")
     if not math.isfinite(flags.below):
         parser.error(f"--below={flags.below}: must be a number")
+    for name in ("questions", "out"):
+        path = getattr(flags, name)
+        if any(path and same(path, other) for other in (flags.path, flags.scores, flags.tokenizer)):
+            parser.error(f"--{name} {path}: is also an input, which is never overwritten")
+    if flags.out and same(flags.out, flags.questions):
+        parser.error(f"--out and --questions are both {flags.out}")
     return flags
+
+
+def same(a: str, b: str) -> bool:
+    """Returns True if two paths are one file, also through links."""
+    return bool(b) and os.path.realpath(a) == os.path.realpath(b)
 
 
 def world(text: str) -> dict:
@@ -120,8 +146,8 @@ def screen(flags: argparse.Namespace, texts: Sequence[str]) -> None:
 
 
 def write(path: str, lines: Sequence[str]) -> None:
-    """Writes lines to a file, UTF-8, and prints their number."""
-    Path(path).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    """Writes lines to a file, UTF-8, whole or not at all, and prints their number."""
+    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
     print(f"{len(lines):,} lines written to {path}")
 
 

@@ -13,10 +13,13 @@ from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
+from etils import epath
 
 from sip.structs import UserError
 from sip.text.lines import RECODE, opened, read_lines
+from sip.workdir import locked, place
 
+BUILT = ("microworld", "tfds")  # sources whose data sets are built in a directory
 PARTS = ("train", "validation", "test")  # 90, 5 and 5 % of a file, by a hash of the text
 # Reasons why a document is left out.
 NOT_UTF8, BLANK, NOT_JSON = "not UTF-8", "blank", "not a JSON object"
@@ -73,6 +76,7 @@ class DataConfig:
             raise UserError(
                 f"data.max_skipped_fraction {self.max_skipped_fraction}: must be in 0..1"
             )
+        object.__setattr__(self, "path", place(self.path))
         # Sorted pairs make the config hashable and equal for any order of the keys.
         object.__setattr__(self, "world", tuple(sorted(dict(self.world).items())))
 
@@ -261,9 +265,8 @@ def _rows(make: Callable[[], Any], cfg: DataConfig, where: str, field: str) -> l
     """
     try:
         with _quiet():
-            builder = make()
-            where = str(builder.data_dir)
-            builder.download_and_prepare(file_format="array_record")
+            where = str(make().data_dir)
+            builder = _built(make, where)
             source = builder.as_data_source(split=cfg.split)
             rows = list(source.__getitems__(range(len(source))))  # twice as fast as one by one
     except UserError:
@@ -280,6 +283,23 @@ def _rows(make: Callable[[], Any], cfg: DataConfig, where: str, field: str) -> l
             "directory to build it again"
         )
     return rows
+
+
+def _built(make: Callable[[], Any], where: str):
+    """Returns a TFDS builder whose data set exists in `where`; one process at a time builds it.
+
+    What killed attempts left beside `where` is removed first.
+    """
+    target = epath.Path(where)
+    if target.exists():
+        return make()
+    with locked(str(target.parent), "data set", wait=True):
+        # Without a lock (in a store), another process may be writing what looks like a leftover.
+        for left in target.parent.glob("incomplete.*") if "://" not in where else ():
+            left.rmtree()
+        builder = make()  # anew: another process may have built it meanwhile
+        builder.download_and_prepare(file_format="array_record")
+        return builder
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ measured.
 """
 
 import functools
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +21,7 @@ from sip.run import Run
 from sip.structs import Params, UserError
 from sip.text.tokenizer import Tokenizer
 from sip.training import loop
-from sip.workdir import run_dir, write_json
+from sip.workdir import read_json, run_dir, write_json
 
 
 @dataclass(frozen=True)
@@ -224,4 +223,4 @@ def _baseline(s: Suite) -> dict[str, Texts]:
     path = epath.Path(s.baseline) / "continuations.json"
     if not path.exists():
         raise UserError(f"evals.baseline: {path} does not exist; run the baseline first")
-    return json.loads(path.read_text())
+    return read_json(path)

@@ -6,7 +6,6 @@ The directory gets its final name only after all files are written.
 import contextlib
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from sip.hf import configs, names, shards
 from sip.hf.names import Place
 from sip.models.config import DTYPES, ModelConfig
 from sip.structs import Params, UserError
+from sip.workdir import LOCK, locked
 
 GENERATION = "generation_config.json"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -31,24 +31,40 @@ def whole(directory: str | Path, size: int) -> Iterator[Path]:
         size: Bytes that will be written, about. Less free space is an error before any write.
 
     Raises:
-        UserError: The name exists, or the disk is full. The temporary directory is removed.
+        UserError: The name exists, another process writes it, or the disk is full. The temporary
+            directory is removed.
     """
     path = Path(directory).absolute()
     if path.exists():
         raise UserError(f"{directory}: exists already; choose another name or remove it")
-    # A sibling of the target, so that the rename stays on one file system.
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # A sibling of the target, so that the rename stays on one file system. Its name is always the
+    # same: the next attempt replaces what a killed one left.
+    part = path.with_name(f".{path.name}.part")
     try:
-        part.mkdir(parents=True)
-        free = shutil.disk_usage(part).free
-        if free < size:
-            raise UserError(f"{directory}: needs {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free")
-        yield part
-        part.rename(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(str(part), "temporary directory"):
+            _empty(part)
+            free = shutil.disk_usage(part).free
+            if free < size:
+                needs = f"needs {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
+                raise UserError(f"{directory}: {needs}")
+            try:
+                yield part
+                (part / LOCK).unlink()
+                part.rename(path)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
         raise UserError(f"{directory}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+
+
+def _empty(directory: Path) -> None:
+    """Removes everything but the lock."""
+    for path in directory.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK:
+            path.unlink()
 
 
 def size_of(params: Params, dtype: str) -> int:

@@ -30,6 +30,7 @@ from absl import flags
 
 from sip import cli, loading, mesh, sections
 from sip import run as runs
+from sip import workdir as workdirs
 from sip.data import corpus as corpora
 from sip.judge import build as judges
 from sip.judge.build import JudgeConfig
@@ -166,6 +167,8 @@ def main(argv) -> None:
     if _CONFIG.value is None:
         raise UserError("--config is needed")
     config = _CONFIG.value
+    if _WORKDIR.value:
+        workdirs.existing(_WORKDIR.value)
     judge, wanted = build(config, chosen(config, _RUN.value), _WORKDIR.value)
     asked = wanted.backend in ("local", "http")  # the other backends read no prompt
     reference = asked and any(aspect.reference for aspect in wanted.aspects())

@@ -1,7 +1,5 @@
 """Collects the figures of all finished runs of a config."""
 
-import json
-
 from etils import epath
 
 from sip import metrics
@@ -77,4 +75,4 @@ def _read(workdir: str, name: str, file: str) -> dict:
     path = epath.Path(workdirs.run_dir(workdir, name)) / file
     if not path.exists():
         raise UserError(f"{path} does not exist: run {name!r} is not finished; run sip.train again")
-    return json.loads(path.read_text())
+    return workdirs.read_json(path)

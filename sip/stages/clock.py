@@ -1,13 +1,12 @@
 """Total cost of a run over all attempts: seconds, and steps that were lost and repeated."""
 
-import json
 import time
 from typing import Any
 
 from etils import epath
 
 from sip import metrics
-from sip.workdir import write_json
+from sip.workdir import read_json, write_json
 
 
 class Clock:
@@ -24,7 +23,7 @@ class Clock:
 
     def _kept(self) -> dict[str, Any]:
         found = {"seconds": 0.0, "lost_steps": 0}
-        return found | (json.loads(self._path.read_text()) if self._path.exists() else {})
+        return found | (read_json(self._path) if self._path.exists() else {})
 
     def resumed(self, step: int) -> None:
         """Records that the run continues after `step`; later steps in its log are lost."""

@@ -10,7 +10,6 @@ own seed (data.world.seed). If a config derives it from the run's seed, nothing 
 """
 
 import copy
-import json
 from collections.abc import Iterable, Sequence
 
 from etils import epath
@@ -50,11 +49,18 @@ def of(config, seed: int):
 def known(workdir: str) -> tuple[int, ...]:
     """Returns the seeds begun in a workdir; empty if it has no seeds.json."""
     path = epath.Path(workdir) / workdirs.SEEDS
-    return tuple(json.loads(path.read_text())["seeds"]) if path.exists() else ()
+    return tuple(workdirs.read_json(path)["seeds"]) if path.exists() else ()
 
 
 def claim(config, seeds: Sequence[int], workdir: str) -> None:
-    """Checks all seeds, including those begun earlier, against the config; then writes seeds.json.
+    """Checks the seeds as `check_claim` does, then writes seeds.json."""
+    every = check_claim(config, seeds, workdir)
+    found = {"seeds": every, "shared": shared(config, every)}
+    workdirs.write_json(epath.Path(workdir) / workdirs.SEEDS, found)
+
+
+def check_claim(config, seeds: Sequence[int], workdir: str) -> tuple[int, ...]:
+    """Checks all seeds, including those begun earlier, against the config, and returns them.
 
     Raises UserError if the workdir belongs to a single run or to seeds of another config.
     """
@@ -69,9 +75,7 @@ def claim(config, seeds: Sequence[int], workdir: str) -> None:
             recipe.check(own, where)
             recipe.check_meshes(own)
             workdirs.check_claim(own, where)
-        workdirs.write_json(
-            path / workdirs.SEEDS, {"seeds": every, "shared": shared(config, every)}
-        )
+        return every
     except (OSError, ValueError) as e:
         raise UserError(f"workdir {workdir}: {e}") from e
 

@@ -112,11 +112,11 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     session.start_dir(run, c)  # a missing one is an error before judges are loaded
     fixed = build_collector(run, c, mesh, judge_mesh)
     suite = ground_truth.suite(run, c.evals, c.model, mesh)
-    points = audits.kept(run.directory)
     how: Any = dict(reference=c.objective.needs_reference, profile=profile)
     with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
         update = make_update(c, tx)
         collector = self_judged(run, c, fixed, tx)
+        points = audits.kept(run.directory)  # of the checkpoint that was restored
         last, reason = audits.end(c.audit, points, s.first, c.steps)
         ahead = collect.restored(fixed, state.params, s.manager, s.first) if c.staleness else None
         for done in range(s.first + 1, last + 1):

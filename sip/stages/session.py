@@ -25,6 +25,7 @@ from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.models.lora import OFF, LoraConfig
 from sip.run import Run, RunConfig, keep_tokenizer
+from sip.stages import inputs
 from sip.stages.clock import Clock
 from sip.structs import Params, TrainState, UserError
 from sip.training import checkpoints, loop, step
@@ -56,6 +57,7 @@ def opened(
     `profile` is a directory for a trace, or empty.
     """
     init_from = start_dir(run, c)
+    inputs.check(run, c)
     with (
         jax.set_mesh(mesh),
         loop.saving(run.directory, c.checkpoint) as manager,
@@ -177,14 +179,14 @@ def start_state(
     reference: bool,
     adapter: LoraConfig = OFF,
 ) -> tuple[TrainState, int, list]:
-    """State, step and unwritten metrics to continue from: (1) the run's own last checkpoint,
-    (2) `init_from`, (3) fresh parameters.
+    """State, step and unwritten metrics to continue from: (1) the run's own last checkpoint that
+    is not damaged, (2) `init_from`, (3) fresh parameters.
 
     The reference of a fresh state is its initial parameters; with LoRA it is the frozen base.
     """
     if manager.latest_step() is not None:
         abstract = step.abstract_state(cfg, tx, mesh, reference=reference, adapter=adapter)
-        state, kept = checkpoints.restore(manager, abstract)
+        state, kept = checkpoints.restore_last(manager, abstract)
         return state, int(state.step), [kept["pending"]]
     made = fresh_state(
         cfg, tx, mesh, seed=seed, init_from=init_from, reference=reference, adapter=adapter

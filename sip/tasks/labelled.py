@@ -17,6 +17,7 @@ from sip.loading import LoadedModel, load_params, source_dir
 from sip.run import Run
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
+from sip.workdir import place
 
 HELD_OUT = ("validation", "test")
 
@@ -61,6 +62,7 @@ class LabelFileConfig:
     def __post_init__(self):
         if not self.path or not self.aspects:
             raise UserError("label_file: path and aspects are both needed")
+        object.__setattr__(self, "path", place(self.path))
 
 
 @dataclass(frozen=True)

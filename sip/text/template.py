@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 from sip.structs import UserError
 from sip.text.lines import read_text
+from sip.workdir import place
 
 
 def read(what: str, name: str, folder: str) -> str:
@@ -22,7 +23,7 @@ def read(what: str, name: str, folder: str) -> str:
     Raises UserError if there is no such file or it is not UTF-8.
     """
     built_in = importlib.resources.files("sip") / "templates" / folder / f"{name}.txt"
-    path = pathlib.Path(name) if name.endswith(".txt") else built_in
+    path = pathlib.Path(place(name)) if name.endswith(".txt") else built_in
     if not path.is_file():
         raise UserError(
             f"{what} {name!r}: no such prompt file; give a built-in prompt's name or a .txt path"

@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -328,8 +329,10 @@ def train_sentencepiece(
     model, texts = io.BytesIO(), list(texts)
     if not any(text.strip() for text in texts):
         raise UserError(f"{path}: cannot train a tokenizer: all texts are blank")
+    train = sentencepiece.SentencePieceTrainer.train  # pyright: ignore[reportAttributeAccessIssue]
     try:
-        sentencepiece.SentencePieceTrainer.train(  # pyright: ignore[reportAttributeAccessIssue]
+        _interruptibly(
+            train,
             sentence_iterator=_sentences(texts, vocab_size),
             model_writer=model,
             model_type="unigram",
@@ -355,6 +358,23 @@ def train_sentencepiece(
         ) from error
     write_atomically(epath.Path(path), model.getvalue())
     return SentencePiece(path)
+
+
+def _interruptibly(do: Callable[..., Any], **how) -> None:
+    """Calls `do` in a thread: this one handles signals meanwhile, which C++ code does not."""
+    failed: list[Exception] = []
+
+    def work():
+        try:
+            do(**how)
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)  # dropped if the program ends before it
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
 
 
 def _sentences(texts: Sequence[str], vocab_size: int) -> Iterator[str]:

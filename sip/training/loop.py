@@ -90,20 +90,55 @@ class Stop:
 
 
 @contextlib.contextmanager
+def stopping() -> Iterator[None]:
+    """Turns SIGTERM and Ctrl-C outside the loops into Stopped: while a corpus or a tokenizer is
+    made, a model is loaded, between runs, and in evaluations.
+
+    The signal interrupts at once, and what is half made is dropped and made again next time. Some
+    libraries turn the interruption into an error of their own; it is still a stop. With several
+    processes JAX handles SIGTERM: see `leave`.
+    """
+    asked: list[int] = []
+
+    def ask(signum, frame):
+        del frame
+        asked.append(signum)
+        raise KeyboardInterrupt
+
+    with _handling(ask):
+        try:
+            yield
+        except Stopped:
+            raise
+        except BaseException as e:
+            if not asked and not isinstance(e, KeyboardInterrupt):
+                raise
+            raise Stopped("stopped between two checkpoints") from None
+
+
+@contextlib.contextmanager
 def stop_on_signals() -> Iterator[Stop]:
     """Turns SIGINT and SIGTERM into a flag that loops read between steps.
 
     With several processes no handler is installed: it would replace that of the JAX runtime, which
     turns SIGTERM into a preemption notice for all processes.
     """
-    stop, before = Stop(), {}
+    stop = Stop()
+    with _handling(stop._ask):
+        yield stop
+
+
+@contextlib.contextmanager
+def _handling(handler) -> Iterator[None]:
+    """Handles SIGINT and SIGTERM by `handler` in the block, if this is the only process."""
+    before = {}
     if not processes.is_distributed():
         # Python sets handlers in the main thread only; in others (notebooks, tests) do without.
         with contextlib.suppress(ValueError):
             for name in (signal.SIGINT, signal.SIGTERM):
-                before[name] = signal.signal(name, stop._ask)
+                before[name] = signal.signal(name, handler)
     try:
-        yield stop
+        yield
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)
@@ -112,7 +147,7 @@ def stop_on_signals() -> Iterator[Stop]:
 @contextlib.contextmanager
 def saving(run_dir: str, config: CheckpointConfig):
     """Opens the run's checkpoint manager; waits for pending saves on exit."""
-    manager = checkpoints.manager(run_dir, keep=config.keep)
+    manager = checkpoints.manager(run_dir, keep=config.keep, alone=True)
     try:
         yield manager
     finally:

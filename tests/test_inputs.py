@@ -1,0 +1,115 @@
+"""Tests that what a run reads is recorded, and that a change is refused by name."""
+
+import json
+import types
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from sip.stages import inputs
+from sip.structs import UserError
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """A run on text, with an own tokenizer, labels and template, that reads two checkpoints."""
+    for name in ("book.txt", "own.model", "labels.jsonl", "mine.txt", "kind.txt"):
+        (tmp_path / name).write_text(name)
+    published = tmp_path / "llama"
+    published.mkdir()
+    (published / "config.json").write_text('{"model_type": "llama"}')
+    (published / "model.safetensors").write_text("weights")
+    (published / "README.md").write_text("read me")
+    path = lambda name: str(tmp_path / name)
+    task = {"label_file": {"path": path("labels.jsonl"), "aspects": (path("mine.txt"),)}}
+    config = ConfigDict(
+        {
+            "data": {"source": "txt", "path": path("book.txt")},
+            "tokenizer": {"path": path("own.model")},
+            "runs": {"sip": {"task": task, "judge": {"weights": ((path("kind.txt"), 1.0),)}}},
+        }
+    )
+    monkeypatch.setattr(inputs.checkpoints, "identity", lambda path: Path(path, "is").read_text())
+    monkeypatch.setattr(inputs, "source_dir", _source)
+    base = tmp_path / "w" / "runs" / "base"
+    base.mkdir(parents=True)
+    (base / "is").write_text("first")
+    return _run(config, "sip", tmp_path / "w")
+
+
+def _source(workdir, source, key):
+    return source if "/" in source else str(Path(workdir, "runs", source))
+
+
+def _run(config, name, workdir):
+    directory = str(workdir / "runs" / name)
+    return types.SimpleNamespace(
+        config=config, name=name, workdir=str(workdir), directory=directory
+    )
+
+
+def check(run, *sources):
+    c = types.SimpleNamespace(sources=lambda: {f"key{i}": x for i, x in enumerate(sources)})
+    inputs.check(run, c)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    ["book.txt", "own.model", "labels.jsonl", "mine.txt", "kind.txt", "llama/model.safetensors"],
+)
+def test_a_changed_file_is_refused_by_name(run, tmp_path, changed):
+    sources = "base", str(tmp_path / "llama"), ""
+    check(run, *sources)
+    check(run, *sources)
+    (tmp_path / "llama" / "README.md").write_text("not read")
+    check(run, *sources)
+    (tmp_path / changed).write_text("changed since")
+    with pytest.raises(UserError, match=changed.split("/")[0]) as caught:
+        check(run, *sources)
+    assert "run sip" in str(caught.value) and "inputs.json" in str(caught.value)
+
+
+def test_a_source_that_was_trained_anew_is_refused_by_name(run, tmp_path):
+    check(run, "base")
+    (tmp_path / "w" / "runs" / "base" / "is").write_text("second")
+    with pytest.raises(UserError, match="run sip: base has changed"):
+        check(run, "base")
+
+
+def test_runs_of_a_workdir_and_seeds_with_one_corpus_read_the_same(run, tmp_path):
+    config = run.config
+    config.runs.other = config.runs.sip
+    (tmp_path / "w" / "seeds.json").write_text(json.dumps({"shared": True, "seeds": [0, 1]}))
+    for seed in (0, 1):
+        (tmp_path / "w" / f"seed{seed}" / "runs" / "base").mkdir(parents=True)
+        (tmp_path / "w" / f"seed{seed}" / "runs" / "base" / "is").write_text(str(seed))
+    first, second = (tmp_path / "w" / f"seed{seed}" for seed in (0, 1))
+    check(_run(config, "sip", first), "base")
+    check(_run(config, "sip", second), "base")  # each seed has a base of its own
+    (tmp_path / "book.txt").write_text("another book")
+    for other in (_run(config, "other", first), _run(config, "other", second)):
+        with pytest.raises(UserError, match=r"book\.txt"):
+            check(other)
+
+
+def test_what_is_built_is_digested_without_leftovers(run, tmp_path):
+    run.config.data = ConfigDict({"source": "microworld"})
+    data = tmp_path / "w" / "data" / "world" / "1.0.0"
+    data.mkdir(parents=True)
+    (data / "train.array_record").write_text("documents")
+    check(run)
+    (data.parent / "incomplete.X_1.0.0").mkdir()
+    (data.parent / "incomplete.X_1.0.0" / "part").write_text("half")
+    (data.parent / ".lock").write_text("process 1")
+    check(run)
+    (data / "train.array_record").write_text("other documents")
+    with pytest.raises(UserError, match="data has changed"):
+        check(run)
+
+
+def test_a_run_begun_without_digests_gets_them(run):
+    assert not Path(run.directory, inputs.FILE).exists()
+    check(run)
+    found = json.loads(Path(run.directory, inputs.FILE).read_text())
+    assert len(found["files"]) == 5 and not found["sources"]

@@ -1,5 +1,6 @@
 """Text and tokens: tokenizers, prompt templates and chat templates.
 
+lines           the line reader of every text input
 tokenizer       the Tokenizer protocol; SentencePiece, Hugging Face and byte tokenizers
 tokenizer_json  reading a Hugging Face tokenizer.json
 segments        prompts as segments that are encoded separately

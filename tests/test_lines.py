@@ -1,0 +1,68 @@
+"""Tests the line reader: where lines end, byte order marks, and files that are not UTF-8 text."""
+
+import gzip
+import io
+
+import pytest
+
+from sip.structs import UserError
+from sip.text.lines import BOM, read_lines, read_texts
+
+
+def lines(data):
+    return list(read_lines(io.BytesIO(data), "in.txt"))
+
+
+@pytest.mark.parametrize(
+    ("data", "wanted"),
+    [
+        (b"", []),
+        (b"\n\r\n", []),
+        (b"a\nb", [b"a", b"b"]),
+        (b"a\r\r\nb\r\n", [b"a\r", b"b"]),
+        (b"a\rb\nc", [b"a\rb", b"c"]),
+        (b"a\rb\r", [b"a", b"b"]),  # no \n at all
+        (b"a\n\n \nb\n \n\n", [b"a", b"", b"", b"b"]),
+        (BOM + b"a\n" + BOM + b"b" + BOM, [b"a", b"b" + BOM]),
+        (b"a\x0b\x0c\x1d\xc2\x85\xe2\x80\xa9b\n", [b"a\x0b\x0c\x1d\xc2\x85\xe2\x80\xa9b"]),
+        (b"a\0b\n", [b"a\0b"]),
+    ],
+)
+def test_lines_end_at_newlines_alone(data, wanted):
+    assert lines(data) == wanted
+
+
+@pytest.mark.parametrize(
+    ("data", "named"),
+    [
+        ("one\ntwo".encode("utf-16-be"), "UTF-16"),
+        ("\n\none\n".encode("utf-32-le"), "UTF-16"),
+        (b"\xfe\xff" + "\u4e16".encode("utf-16-be"), "UTF-16, not UTF-8; .*iconv"),
+        ("one".encode("utf-32"), "UTF-32, not UTF-8; .*iconv"),
+        (gzip.compress(b"one\n"), "gzip; unpack"),
+        (b"PK\x03\x04..", "zip"),
+        (b"PAR1..", "Parquet"),
+    ],
+)
+def test_what_is_not_utf8_text_is_refused_with_a_way_out(data, named):
+    with pytest.raises(UserError, match=rf"^in\.txt: .*{named}"):
+        lines(data)
+
+
+def test_a_stream_is_read_as_it_comes():
+    def stream():
+        yield b"one\n"
+        raise AssertionError("read ahead")
+
+    assert next(read_lines(stream(), "stdin")) == b"one"
+
+
+def test_texts_of_a_file_and_the_line_that_is_not_utf8(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("é\u2028x\r\n".encode() + b"\n\xe9\n")
+    with pytest.raises(UserError, match=r"a\.txt:3: not UTF-8 \(byte 0xe9\)"):
+        read_texts(str(path), "prompts")
+    path.write_bytes("é\u2028x\r\n".encode())
+    assert read_texts(str(path), "prompts") == ["é\u2028x"]
+    with pytest.raises(UserError, match="cannot read the prompts: Is a directory"):
+        read_texts(str(tmp_path), "prompts")

@@ -220,7 +220,7 @@ def test_strengths_of_parts_that_never_met_are_not_compared():
 
 def test_unseen_outcomes_are_expected_by_hand(monkeypatch):
     """0 beats 1 and 1 beats 2 with odds of 3: 0 is expected to beat 2 in 9 of 10."""
-    monkeypatch.setattr(bradley_terry.fit, "__defaults__", (1e-9,))
+    monkeypatch.setattr(compare, "DRAWN", 1e-9)
     outcome = np.zeros((1, 3, 3))
     outcome[0, 0, 1], outcome[0, 1, 0], outcome[0, 1, 2], outcome[0, 2, 1] = 0.8, 0.3, 0.7, 0.2
     wins = _play(ScheduleConfig("pivot", pivot="drawn"), Court(outcome),
@@ -291,6 +291,26 @@ def test_draws_are_a_texts_own():
     assert draws.shape == (2, 3, 2) and 0 <= draws.min() and draws.max() < 1
     assert len(np.unique(draws)) == 12  # by prefix and by text
     assert np.array_equal(draws[1:, ::-1], schedules.draws(["q"], [["c", "b", "a"]]))
+
+
+FEW = {
+    "pivot": (ScheduleConfig("pivot"), 14),
+    "drawn pivot": (ScheduleConfig("pivot", pivot="drawn"), 15),
+    "random 2": (ScheduleConfig("random", opponents=2), 13),
+    "random 4": (ScheduleConfig("random", opponents=4), 12),
+    "adaptive": (ScheduleConfig("adaptive", budget=0.3), 11),
+}
+
+
+@pytest.mark.parametrize(("cfg", "K"), FEW.values(), ids=FEW)
+def test_scores_from_few_comparisons_have_the_scale_of_all(cfg, K):
+    """Fits the line sparse = 1/2 + slope * (full - 1/2); a slope of 1 is the same scale."""
+    rng = np.random.default_rng(11)
+    outcome = bradley_terry.beats(rng.normal(0, 1.5, (150, K)))
+    noisy = 1 / (1 + np.exp(-np.log(outcome / (1 - outcome)) - 0.3 * rng.normal(size=outcome.shape)))
+    few, every = (_play(c, Court(noisy)).score_BK - 0.5 for c in (cfg, ScheduleConfig()))
+    slope = (few * every).sum() / (every**2).sum()
+    assert 0.92 < slope < 1.03 and 0.94 < few.std() / every.std() < 1.03
 
 
 class Longest:

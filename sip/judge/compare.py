@@ -9,6 +9,7 @@ from sip.judge import bradley_terry
 from sip.metrics import pair
 
 Pair = tuple[float, float]  # (total, denom)
+DRAWN = 0.02  # weight of the prior of predicted outcomes, as a share of a candidate's comparisons
 TIE = (
     0.05  # a pair's averaged outcome closer to 1/2 than this counts as a tie (in the metrics only)
 )
@@ -117,7 +118,9 @@ def expected_wins(table: Table) -> Wins:
     A seen pair counts with its outcome, any other pair with the prediction of Bradley-Terry
     strengths (sip/judge/bradley_terry.py). If every pair was seen, this equals `mean_wins`. Without
     the fit's prior the predictions alone would give the same mean: at the maximum of the likelihood
-    a candidate's predicted wins over the opponents it met equal its actual wins.
+    a candidate's predicted wins over the opponents it met equal its actual wins. So the prior is a
+    small, fixed share of the comparisons: the same prior for few and for many would draw the scores
+    of few towards 1/2, and their aspect would weigh less beside the others.
 
     A candidate is valid if at least half of its asked pairs were seen in both orders, and if seen
     pairs connect it to more than half of the live candidates, itself included. Strengths in
@@ -125,12 +128,20 @@ def expected_wins(table: Table) -> Wins:
     opponents a candidate happened to meet, so half of the pairs is enough.
     """
     both_BKK = table.both_BKK
-    strength_BK, _ = bradley_terry.fit(table.p_BKK, both_BKK)
+    strength_BK, _ = bradley_terry.fit(table.p_BKK, both_BKK, _prior(table))
     linked_BK = _linked(table)
     p_BKK = np.where(both_BKK, table.p_BKK, bradley_terry.beats(strength_BK))
     score_BK = _mean(p_BKK, table.live_BKK & linked_BK[:, :, None] & linked_BK[:, None])
     enough_BK = 2 * both_BKK.sum(-1) >= table.asked_BKK.sum(-1)
     return _wins(table, score_BK, enough_BK & linked_BK)
+
+
+def _prior(table: Table):
+    """prior_B1 of the fit, in comparisons: DRAWN times their mean number per live candidate."""
+    met_BK = table.both_BKK.sum(-1)
+    live_B1 = table.live_BKK.any(-1).sum(1, keepdims=True)
+    met_B1 = met_BK.sum(1, keepdims=True) / np.maximum(live_B1, 1)
+    return np.where(met_B1 > 0, DRAWN * met_B1, bradley_terry.PRIOR)  # the fit needs some
 
 
 def _linked(table: Table):

@@ -6,7 +6,6 @@ hf://ORGANISATION/NAME, which is downloaded once. Prints each prompt with its co
 model, `sample_logp` under the distribution after temperature, top_k and top_p.
 """
 
-import json
 import pathlib
 
 import jax
@@ -17,6 +16,7 @@ from sip import cli, loading, mesh, sampling
 from sip.hf import hub
 from sip.structs import UserError
 from sip.text.tokenizer import continuation
+from sip.workdir import to_json
 
 _CHECKPOINT = cli.checkpoint_flag()
 _PROMPT = flags.DEFINE_string("prompt", None, "The prompt. Give either --prompt or --prompts.")
@@ -123,7 +123,7 @@ def main(argv) -> None:
         seed=_SEED.value,
     )
     for one in (one for row in rows for one in row):
-        print(json.dumps(one) if _JSON.value else one["prompt"] + one["text"])
+        print(to_json(one) if _JSON.value else one["prompt"] + one["text"])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from etils import epath
 
 from sip import processes
 from sip.structs import Params, TrainState, UserError
+from sip.workdir import finite
 
 FORMAT = 1  # version of the checkpoint format; raise it if older code would misread a checkpoint
 
@@ -72,7 +73,7 @@ def save(
     items = dict(
         params=ocp.args.StandardSave(state.params),
         rest=ocp.args.StandardSave(_rest(state)),
-        record=ocp.args.JsonSave(dict(record, format=FORMAT)),
+        record=ocp.args.JsonSave(finite(dict(record, format=FORMAT))),
     )
     if begun is not None:
         items["begun"] = ocp.args.StandardSave(begun)
@@ -85,7 +86,7 @@ def save_params(run_dir: str, params: Params, record: dict[str, Any], step: int 
     It can be loaded or trained from (`init_from`), but a run cannot be resumed from it.
     """
     with manager(run_dir, keep=1) as mngr:
-        own = dict(record, format=FORMAT)
+        own = finite(dict(record, format=FORMAT))
         items = dict(params=ocp.args.StandardSave(params), record=ocp.args.JsonSave(own))
         mngr.save(step, args=ocp.args.Composite(**items))
 

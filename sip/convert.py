@@ -51,6 +51,7 @@ def to_orbax(src: str, dst: str, where: jax.sharding.Mesh, *, dtype: str = "floa
     files = tokens.published(src)
     tokens.check(src, configs.read(src).vocab_size)
     params, cfg = reading.load(src, where, DTYPES[dtype])
+    loading.check_finite(params, src)
     with writing.whole(dst, writing.size_of(params, dtype)) as path:
         tokens.write(files, path)
         _save(path, params, {"source": src, "model": dataclasses.asdict(cfg)})

@@ -15,7 +15,6 @@ Hugging Face format. Prints lm_eval's table. The tasks are
     Each of these files names the data file that it reads.
 """
 
-import json
 import os
 from dataclasses import asdict
 
@@ -31,7 +30,7 @@ from sip.hf import hub
 from sip.mesh import MeshConfig
 from sip.structs import UserError
 from sip.training import checkpoints
-from sip.workdir import workdir_of
+from sip.workdir import to_json, workdir_of
 
 _EVALS = flags.DEFINE_enum(
     "evals", "ground_truth", ["ground_truth", "lm_eval"], "Kind of evaluation."
@@ -153,7 +152,7 @@ def main(argv) -> None:
             batch=_BATCH.value,
             data_workdir=_DATA.value,
         )
-        print(json.dumps(found, indent=1))
+        print(to_json(found, indent=1))
     if _OUT.value:
         workdirs.write_json(_OUT.value, found)
 

@@ -6,8 +6,6 @@ hf://ORGANISATION/NAME, which is downloaded once. Prints each prompt with its co
 model, `sample_logp` under the distribution after temperature, top_k and top_p.
 """
 
-import json
-
 import jax
 import numpy as np
 from absl import flags
@@ -17,6 +15,7 @@ from sip.hf import hub
 from sip.structs import UserError
 from sip.text.lines import read_texts
 from sip.text.tokenizer import continuation
+from sip.workdir import to_json
 
 MOST_SAMPLES = 1 << 16  # each has its own part of the cache in memory
 
@@ -132,7 +131,7 @@ def main(argv) -> None:
         seed=_SEED.value,
     )
     for one in (one for row in rows for one in row):
-        print(json.dumps(one) if _JSON.value else one["prompt"] + one["text"])
+        print(to_json(one) if _JSON.value else one["prompt"] + one["text"])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ python -m sip.label --make=safety --aspect=reasoned_safety --config=configs/micr
 With --cache the model's answers are saved; if the command was stopped, the same command continues.
 """
 
-import json
 from collections import Counter
 from itertools import combinations
 
@@ -40,6 +39,7 @@ from sip.text.tokenizer import Tokenizer
 from sip.textgen import cached, remote
 from sip.textgen.local import Local
 from sip.textgen.protocol import TextGenerator
+from sip.workdir import to_json
 
 KINDS = ("spoiled", "safety", "voted")
 MODEL = "model"  # the name in --spoilers that stands for the model
@@ -226,7 +226,7 @@ def main(argv) -> None:
     for name, made in label().items():
         counts = {"kept": len(made.lines), "of": made.asked, "dropped": dict(made.dropped)}
         if _JSON.value:
-            print(json.dumps({"labels": name, **counts}))
+            print(to_json({"labels": name, **counts}))
         else:
             dropped = f"; dropped: {_listed(made.dropped)}" if made.dropped else ""
             print(f"{name}: {len(made.lines)} of {made.asked} kept{dropped}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from sip.hf import configs, reading, tokens
@@ -19,6 +20,7 @@ from sip.models.config import STORAGE_DTYPES, ModelConfig
 from sip.models.int8 import Int8
 from sip.models.lora import OFF, Adapted, LoraConfig
 from sip.models.parameters import MATRICES
+from sip.processes import fetch
 from sip.sections import section
 from sip.structs import Params, UserError
 from sip.text import tokenizer as tokenizers
@@ -31,9 +33,28 @@ def load(directory: str, mesh, cfg: ModelConfig, adapter: LoraConfig, dtype: str
     """Loads parameters onto `mesh` in `dtype` (one of STORAGE_DTYPES), with LoRA factors merged.
 
     `cfg` and `adapter` must be those recorded in the checkpoint. Raises UserError if the checkpoint
-    cannot be read.
+    cannot be read, or naming a parameter that has a NaN or an infinity.
     """
     assert dtype in STORAGE_DTYPES, dtype
+    params = _read(directory, mesh, cfg, adapter, dtype)
+    check_finite(params, directory)
+    return params
+
+
+def check_finite(params: Params, directory: str) -> None:
+    """Raises UserError naming the first parameter that has a NaN or an infinity."""
+    for path, finite in jax.tree_util.tree_leaves_with_path(fetch(_finite(params))):
+        if not finite:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise UserError(f"{directory}: parameter {name} has a number that is not finite")
+
+
+@jax.jit
+def _finite(params: Params):
+    return jax.tree.map(lambda x: jnp.isfinite(x).all(), params)
+
+
+def _read(directory: str, mesh, cfg: ModelConfig, adapter: LoraConfig, dtype: str) -> Params:
     wanted = step.abstract_params(cfg, mesh, dtype)
     if configs.exists(directory):  # a Hugging Face checkpoint
         if dtype == "float32":

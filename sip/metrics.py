@@ -18,7 +18,7 @@ import tqdm
 from etils import epath
 
 from sip import processes
-from sip.workdir import write_atomically
+from sip.workdir import to_json, write_atomically
 
 LOSS, SPEED = "loss/total", "speed/tokens_per_sec"  # shown in the progress bar
 SECONDS = "speed/seconds"  # seconds between two lines of the log
@@ -146,8 +146,7 @@ class Writer:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes numbers or (total, denom) pairs by name; non-finite values become null."""
         numbers = values(metrics)
-        finite = {k: v if math.isfinite(v) else None for k, v in numbers.items()}
-        self._put(json.dumps({"step": int(step), **finite}) + "\n")
+        self._put(to_json({"step": int(step), **numbers}) + "\n")
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, int(step))
@@ -185,7 +184,7 @@ def _keep(directory: epath.Path, last_step: int) -> str:
     lines = path.read_bytes().count(b"\n") if path.exists() else 0
     if lines > len(rows):
         print(f"{path}: {lines - len(rows)} unreadable lines are dropped", file=sys.stderr)
-    text = "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= last_step)
+    text = "".join(to_json(row) + "\n" for row in rows if row["step"] <= last_step)
     write_atomically(directory / "metrics.jsonl", text.encode())
     return text
 

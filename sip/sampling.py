@@ -10,24 +10,24 @@ import jax.numpy as jnp
 from sip.mesh import constrain
 from sip.models import decoder, gathering
 from sip.models.config import ModelConfig
-from sip.structs import Params, Rollouts, Tree, UserError
+from sip.sections import above, at_least, check
+from sip.structs import Params, Rollouts, Tree
+
+COLDEST = 1e-5  # logits divided by less differ by more than float32 noise: greedy, as in vLLM
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """The sampling distribution. The defaults sample from the model's own distribution."""
 
-    temperature: float = 1.0  # divides the logits; 0: greedy decoding
+    temperature: float = 1.0  # divides the logits; below COLDEST: greedy decoding, stored as 0
     top_k: int = 0  # sample among the k most probable tokens; 0: all
     top_p: float = 1.0  # nucleus sampling, probability mass in (0, 1]; 1: all
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise UserError(f"sampling.temperature must not be negative, is {self.temperature}")
-        if self.top_k < 0:
-            raise UserError(f"sampling.top_k must not be negative, is {self.top_k}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"sampling.top_p must be in (0, 1], is {self.top_p}")
+        check("sampling", self, temperature=at_least(0), top_k=at_least(0), top_p=above(0, most=1))
+        if self.temperature < COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
 
 
 def sampling_logits(logits, cfg: SamplingConfig):
@@ -36,7 +36,9 @@ def sampling_logits(logits, cfg: SamplingConfig):
     Removed tokens get -inf. top-p keeps the smallest set of most probable tokens whose probability
     reaches top_p (arXiv 1904.09751). Temperature 0 is left to `choose`.
     """
-    logits = logits / cfg.temperature if cfg.temperature else logits
+    if cfg.temperature:
+        # The highest logit becomes 0: a large quotient keeps no digits of the differences.
+        logits = (logits - logits.max(axis=-1, keepdims=True)) / cfg.temperature
     if cfg.top_k and cfg.top_k < logits.shape[-1]:
         kth = jax.lax.top_k(logits, cfg.top_k)[0][..., -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)  # ties with the k-th stay
@@ -45,7 +47,8 @@ def sampling_logits(logits, cfg: SamplingConfig):
         probs = jax.nn.softmax(ordered, axis=-1)
         # Mass before each token: the token that crosses top_p is still kept, so one always is.
         before = jnp.cumsum(probs, axis=-1) - probs
-        last = jnp.sum(before < cfg.top_p, axis=-1, keepdims=True) - 1
+        # At least the first: a top_p below float32's smallest number is 0 here.
+        last = jnp.maximum(jnp.sum(before < cfg.top_p, axis=-1, keepdims=True), 1) - 1
         logits = jnp.where(logits < jnp.take_along_axis(ordered, last, axis=-1), -jnp.inf, logits)
     return logits
 

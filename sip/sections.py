@@ -1,12 +1,71 @@
-"""Conversion of config sections to frozen dataclasses; an error names the key that does not fit."""
+"""Conversion of config sections to frozen dataclasses; an error names the key that does not fit.
+
+A dataclass checks its values in `__post_init__`:
+
+    check("optim", self, lr=above(0, most=1), steps=at_least(1), name=one_of(NAMES))
+"""
 
 import dataclasses
+import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sip.structs import UserError
+
+LARGEST = 2**31 - 1  # of integers: sizes, steps and seeds are int32 on devices
+
+
+class FieldError(UserError):
+    """A wrong value of a field. `section` puts the section's full name before `problem`."""
+
+    def __init__(self, owner: str, problem: str):
+        super().__init__(f"{owner}.{problem}".lstrip("."))
+        self.problem = problem
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A condition on a value, and its text after "must be"."""
+
+    holds: Callable[[Any], bool]
+    text: str
+
+
+def at_least(low: float, most: float = math.inf) -> Rule:
+    """A finite number in low..most."""
+    text = f">= {low:g}" if most == math.inf else f"in {low:g}..{most:g}"
+    return Rule(lambda x: math.isfinite(x) and low <= x <= most, text)
+
+
+def above(low: float, most: float = math.inf) -> Rule:
+    """A finite number above low and at most `most`."""
+    text = f"> {low:g}" if most == math.inf else f"> {low:g} and <= {most:g}"
+    return Rule(lambda x: math.isfinite(x) and low < x <= most, text)
+
+
+def fraction() -> Rule:
+    """A number of [0, 1), such as the decay of an average."""
+    return Rule(lambda x: 0 <= x < 1, ">= 0 and < 1")
+
+
+def one_of(known: Collection) -> Rule:
+    """One of the known values."""
+    return Rule(lambda x: x in known, f"one of {', '.join(map(repr, known))}")
+
+
+def check(owner: str, config, **rules: Rule) -> None:
+    """Raises FieldError naming the first field of the dataclass that breaks its rule.
+
+    `owner` is the section's usual name, for a dataclass that is not built from a config file.
+    """
+    for name, rule in rules.items():
+        value = getattr(config, name)
+        if not rule.holds(value):
+            finite = "finite and " if isinstance(value, float) else ""
+            raise FieldError(owner, f"{name}={value!r}: must be {finite}{rule.text}")
 
 
 def plain(value: Any) -> Any:
@@ -36,7 +95,10 @@ def section(cls, values, name: str):
     found = {key: _typed(value, hints[key], at(key)) for key, value in values.items()}
     try:
         return cls(**found)
-    except UserError as e:  # raised by __post_init__, which does not know the section's name
+    # Raised by __post_init__, which does not know the section's name.
+    except FieldError as e:
+        raise UserError(f"config {at(e.problem)}") from None
+    except UserError as e:
         raise UserError(f"config {name}: {e}") from None
 
 
@@ -48,7 +110,19 @@ def _typed(value, hint, name: str):
     if not _is(value, hint):
         wanted = hint.__name__ if isinstance(hint, type) else str(hint)
         raise UserError(f"config {name}: {value!r} must be of type {wanted}")
+    _check_numbers(value, name)
     return float(value) if hint is float else value
+
+
+def _check_numbers(value, name: str) -> None:
+    """Raises UserError if a number in `value` is not finite, or an integer beyond int32."""
+    if isinstance(value, Mapping | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            _check_numbers(one, name)
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise UserError(f"config {name}={value}: must be at most {LARGEST}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"config {name}={value}: must be finite")
 
 
 def _is(value, hint) -> bool:

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import flax.struct
+import jax.numpy as jnp
 import numpy as np
 
 Array = Any  # jax.Array on a device, np.ndarray on the host, or an abstract ShapeDtypeStruct
@@ -70,6 +71,28 @@ class Rollouts:
 
 
 @flax.struct.dataclass
+class Balance:
+    """Sums over tokens for the load-balancing loss (arXiv 2101.03961, eq. 4), a row per layer.
+
+    The loss of a layer is E * sum over experts of (share of all choices) * (mean probability): 1 if
+    all experts are used equally. A product of two means is not a sum over tokens, so the means of
+    microbatches are summed first (sip/training/step.py).
+    """
+
+    used_LE: Array  # tokens that chose the expert, / A; sums to `count_L`; has no gradient
+    prob_LE: Array  # sum of the expert's probabilities
+    count_L: Array  # tokens
+
+    def pair(self, used_LE: Array, count_L: Array) -> tuple[Array, Array]:
+        """Returns (total, denom), where `used_LE` and `count_L` are those of the whole batch.
+
+        With them, totals of microbatches add up to the total of the whole batch.
+        """
+        share_LE = used_LE / jnp.maximum(count_L, 1.0)[:, None]
+        return share_LE.shape[1] * (share_LE * self.prob_LE).sum(), self.count_L.sum()
+
+
+@flax.struct.dataclass
 class TrainState:
     """Everything that an update changes, and the frozen reference parameters."""
 
@@ -77,8 +100,11 @@ class TrainState:
     params: Params
     opt_state: Any
     reference: Params | None  # of DPO or a KL term; None if the objective needs none
-    skipped_in_row: Array  # consecutive updates skipped for a non-finite loss or gradient
+    skipped_in_row: Array  # consecutive skipped updates; their results were not finite
     skipped: Array  # all updates skipped so far
+
+
+TermValues = dict[str, tuple[Array, Array] | Balance]  # terms of a loss by name
 
 
 @dataclass(frozen=True)

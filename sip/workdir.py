@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import uuid
@@ -88,10 +89,24 @@ def read_json(path) -> Any:
     return found
 
 
+def finite(value: Any) -> Any:
+    """Returns a JSON value with None in place of numbers that are not finite, recursively."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def to_json(value: Any, **how: Any) -> str:
+    """Returns strict JSON: numbers that are not finite are null. `how` is passed to json.dumps."""
+    return json.dumps(finite(value), allow_nan=False, **how)
+
+
 def write_json(path, value) -> None:
     """Writes a JSON file atomically, on process 0 alone."""
     if processes.lead():
-        write_atomically(path, json.dumps(value, indent=1).encode())
+        write_atomically(path, to_json(value, indent=1).encode())
 
 
 def write_atomically(path, data: bytes) -> None:
@@ -236,7 +251,7 @@ def check_claim(config, workdir: str) -> None:
 
 def resolved(config) -> dict[str, Any]:
     """Returns the config as plain JSON values, as config.json stores it."""
-    return json.loads(json.dumps(plain(config)))
+    return json.loads(to_json(plain(config)))
 
 
 def differing(a, b, at: str = "") -> set[str]:

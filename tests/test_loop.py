@@ -63,9 +63,11 @@ def state(skipped_in_row):
 
 def test_too_many_bad_updates_in_a_row_end_the_run():
     config = CheckpointConfig(max_skipped_in_row=3)
-    loop.check(state(2), {}, {}, config)
-    with pytest.raises(UserError, match="not finite in 3 updates .*max_skipped_in_row"):
-        loop.check(state(3), {}, {}, config)
+    loop.check(state(2), {}, {}, config, steps=9, saved=4)
+    with pytest.raises(UserError, match="not finite in 3 updates .*max_skipped_in_row.*, 4, is"):
+        loop.check(state(3), {}, {}, config, steps=9, saved=4)
+    with pytest.raises(UserError, match="not finite in 2 updates .*there is no checkpoint"):
+        loop.check(state(2), {}, {}, config, steps=2, saved=None)
 
 
 def test_processes_have_to_agree_on_the_batch_and_on_every_figure(monkeypatch):
@@ -73,7 +75,7 @@ def test_processes_have_to_agree_on_the_batch_and_on_every_figure(monkeypatch):
     agreed = lambda at, tree: seen.append([np.asarray(x).tobytes() for x in jax.tree.leaves(tree)])
     monkeypatch.setattr(loop.processes, "agree", agreed)
     for batch, loss in (([0], 1.0), ([0], 1.0), ([1], 1.0), ([0], 1.0000001), ([0], np.nan)):
-        loop.check(state(0), np.array(batch), {"b": 2.0, "a": loss}, CheckpointConfig())
+        loop.check(state(0), np.array(batch), {"b": 2.0, "a": loss}, CheckpointConfig(), 9, None)
     assert seen[0] == seen[1] and all(other != seen[0] for other in seen[2:])
 
 

@@ -65,10 +65,32 @@ def test_load_by_hand():
     # Two tokens count, both go to expert 0, with probabilities 3/4 and 1/2 of it: 2 * 1 * 5/8.
     logits = jnp.log(jnp.array([[[3.0, 1.0], [1.0, 1.0], [1.0, 9.0]]]))
     chosen, mask = jnp.array([[[0], [0], [1]]]), jnp.array([[True, True, False]])
-    total, denom = moe.load_balance(logits, chosen, mask)
+    total, denom = loss(moe.load_balance(logits, chosen, mask))
     np.testing.assert_allclose([total, denom], [2 * 5 / 8 * 2, 2], rtol=1e-6)
-    total, denom = moe.load_balance(logits, chosen, jnp.zeros((1, 3), bool))
+    total, denom = loss(moe.load_balance(logits, chosen, jnp.zeros((1, 3), bool)))
     assert (float(total), float(denom)) == (0, 0)
+
+
+def test_parts_of_a_batch_have_the_balance_of_the_whole_batch():
+    """A part whose tokens all choose expert 0, and one whose token chooses expert 1."""
+    logits = jnp.log(jnp.array([[[3.0, 1.0], [1.0, 1.0]], [[1.0, 9.0], [1.0, 3.0]]]))
+    chosen, mask = jnp.array([[[0], [0]], [[1], [1]]]), jnp.array([[True, True], [True, False]])
+    parts = [
+        moe.load_balance(logits[i : i + 1], chosen[i : i + 1], mask[i : i + 1]) for i in (0, 1)
+    ]
+    whole = jax.tree.map(jnp.add, *parts)
+    sums = np.sum([loss(part, whole) for part in parts], axis=0)
+    # Shares 2/3, 1/3 of the choices, mean probabilities (3/4 + 1/2 + 1/10) / 3 and the rest.
+    first = (3 / 4 + 1 / 2 + 1 / 10) / 3
+    np.testing.assert_allclose(sums, [3 * 2 * (2 * first + 1 - first) / 3, 3], rtol=1e-6)
+    alone = np.sum([loss(part) for part in parts], axis=0)
+    assert alone[0] > 1.2 * sums[0], "the parts alone are less balanced"
+
+
+def loss(part, whole=None):
+    """Returns (total, denom) of one layer's sums, as a part of `whole`."""
+    part, whole = jax.tree.map(lambda x: x[None], (part, whole or part))
+    return part.pair(whole.used_LE, whole.count_L)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

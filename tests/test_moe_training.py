@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec as P
 from sip import mesh as meshes
 from sip import sampling
 from sip.mesh import MeshConfig, put_batch
-from sip.models import decoder
-from sip.structs import Tree
+from sip.models import decoder, moe
+from sip.structs import Targets, Tree
 from sip.training import losses, optim, step
 
 # gpt-oss's, every size of which divides by two.
@@ -45,7 +45,8 @@ def flat_router(params):
 
 @functools.partial(jax.jit, static_argnums=0)
 def values(cfg, params, batch):
-    return losses.tokens_terms(cfg)(params, None, batch)[0]
+    found = losses.tokens_terms(cfg)(params, None, batch)[0]
+    return step.pairs(found, found)
 
 
 def test_the_balance_of_equal_probabilities_is_one_and_padding_is_no_token():
@@ -85,6 +86,56 @@ def updated(shape, microbatches=1):
 def close(one, many, atol):
     check = lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=atol)
     jax.tree.map(check, *jax.device_get((one, many)))
+
+
+def routed(params, reference, batch):
+    """Two layers of routers without experts; the batch is (x_BND, mask_BN)."""
+    logits = [jnp.einsum("BND,DE->BNE", batch[0], w_DE) for w_DE in params]
+    one = lambda x: moe.load_balance(x, jax.lax.top_k(x, 2)[1], batch[1])
+    return {"balance": jax.tree.map(lambda *x: jnp.stack(x), *map(one, logits))}, {}
+
+
+def test_microbatches_change_the_balance_by_rounding_only():
+    rng = np.random.default_rng(0)
+    batch = rng.standard_normal((8, 5, 3)), np.arange(5) < np.arange(8)[:, None]
+    params = jnp.asarray(rng.standard_normal((2, 3, 4)), jnp.float32)
+    of = lambda n, params: step.gradient(routed, params, None, batch, {"balance": 1.0}, n)
+    one, many = (jax.jit(functools.partial(of, n))(params) for n in (1, 8))  # of 0..5 tokens
+    close(one, many, 1e-6)
+    assert one[1] > 1.01 and jnp.abs(one[0]).max() > 1e-3
+
+
+@pytest.mark.slow  # compiles for long
+def test_microbatches_of_verdicts_change_nothing():
+    """Verdicts of two aspects: every pass and layer has a balance of its own."""
+    rng = np.random.default_rng(1)
+    batch = {}
+    for name, C in (("quality", 2), ("safety", 1)):
+        found, shape = tiny.tree(seed=C, B=4, T=4, C=C, R=2), (4, C, 1)
+        mask = np.ones(shape, bool)
+        mask[0] = False  # of another size in every microbatch
+        asked = Targets(np.zeros(shape, int), rng.integers(0, 16, shape), mask)
+        batch[name] = found, {name: asked}
+    cfg = dataclasses.replace(tiny.model(experts=4, active=1, router_aux=0.5), layers=1)
+    weights = losses.balanced(cfg, lambda _: {"quality": 1.0, "safety": 1.0})(0)
+
+    def found(microbatches):
+        terms = losses.verdict_terms(cfg)
+        of = lambda params: step.gradient(terms, params, None, batch, weights, microbatches)
+        return jax.device_get(jax.jit(of)(tiny.params(cfg)))
+
+    one, many = found(1), found(4)
+    close(one, many, 1e-6)
+    total, denom = one[2]["loss/balance"]
+    assert total / denom > 1.01
+
+
+@pytest.mark.slow  # compiles for long
+@pytest.mark.parametrize("shape", [(2, 2, 2), (1, 4, 2)])
+def test_microbatches_on_eight_devices_change_nothing(shape):
+    (one, one_metrics), (many, many_metrics) = updated((1, 1, 1)), updated(shape, 2)
+    close(one_metrics, many_metrics, 1e-5)
+    close(one.params, many.params, 1e-5)
 
 
 @pytest.mark.slow  # compiles for long

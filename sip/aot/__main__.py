@@ -16,7 +16,6 @@ them and a remedy); 2 an error that you can fix.
 
 import dataclasses
 import importlib.util
-import json
 import os
 import sys
 from typing import Any
@@ -36,6 +35,7 @@ from sip.costs.chips import GIB, Chip, chip_of
 from sip.costs.flops import WRITTEN
 from sip.mesh import AXES
 from sip.structs import UserError
+from sip.workdir import to_json
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag()
@@ -331,7 +331,7 @@ def main(argv) -> None:
         for one in found:
             show(one, console)
     if _OUT.value:
-        epath.Path(_OUT.value).write_text(json.dumps(found, indent=1))
+        epath.Path(_OUT.value).write_text(to_json(found, indent=1))
     bad = [] if _SWEEP.value else [line for one in found for line in misfits(one)]
     for line in bad:
         print(f"does not fit: {line}", file=sys.stderr)

@@ -22,6 +22,7 @@ from sip.judge.labels.ground_truth import LabelledPrompts
 from sip.judge.proofread import plain
 from sip.structs import UserError
 from sip.text.tokenizer import Tokenizer
+from sip.workdir import to_json
 
 Seen = tuple[int, int]  # number of facts in sentences (without a mark, with a mark)
 Examples = Sequence[tuple[Seen, int]]  # (counts, index of the right option)
@@ -92,7 +93,7 @@ def bench_reader() -> None:
     own = json.loads((epath.Path(directory) / "eval.json").read_text())[f"{FACTS}_accuracy"]
     found |= {"judge": own, "share": own / found["marks"]}
     if JSON.value:
-        return print(json.dumps(found))
+        return print(to_json(found))
     print(
         f"{FACTS}, {len(asked)} texts: accuracy of a perfect reader {found['marks']:.3f} (without "
         f"marks {found['facts']:.3f}), learned from {len(known)} texts; of the judge {own:.3f}, "

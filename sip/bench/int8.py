@@ -1,6 +1,5 @@
 """Measures how int8 and bfloat16 storage change a judge's verdicts on labelled prompts."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from sip.loading import LoadedModel, load_model
 from sip.models import int8
 from sip.structs import UserError
 from sip.textgen.local import Local
+from sip.workdir import to_json
 
 Load = Callable[[str], LoadedModel]  # takes one of sip.models.config.STORAGE_DTYPES
 
@@ -96,7 +96,7 @@ def bench_int8() -> None:
     load = lambda dtype: load_model(directory, where, dtype)
     found = measure(load, held_out(directory), ("int8", "bfloat16"))
     if JSON.value:
-        return print(json.dumps(found))
+        return print(to_json(found))
     for dtype, f in found.items():
         print(f"{dtype}: {f['bytes']:,} bytes of parameters, float32 {f['bytes_float32']:,}")
         for name, a in f["aspects"].items():

@@ -5,7 +5,6 @@ over all pairs. A schedule sees only some of the verdicts. Its best and worst ca
 looked up in the full ranking.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -24,6 +23,7 @@ from sip.judge.compare import Pairs, Wins
 from sip.judge.labels.corruptions import CORRUPTIONS, Others, Phrases
 from sip.judge.schedules import ScheduleConfig
 from sip.structs import UserError
+from sip.workdir import to_json
 
 SAME = 1e-9  # scores closer than this are equal
 LOGITS = 0.5  # standard deviation of the noise on a verdict, log-odds
@@ -185,7 +185,7 @@ def bench_schedules() -> None:
     shape = {"prefixes": PREFIXES.value, "candidates": CANDIDATES.value, "seed": SEED.value}
     judges = {**JUDGES, "world": world()}
     found = {name: measure(judge, WANTED, **shape) for name, judge in judges.items()}
-    print(json.dumps(found)) if JSON.value else show(found)
+    print(to_json(found)) if JSON.value else show(found)
     if PNG.value:
         plot(found, PNG.value)
 

@@ -6,7 +6,6 @@ Both variants run through `textgen.local.Local`.
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Sequence
 
@@ -23,6 +22,7 @@ from sip.structs import UserError
 from sip.text.segments import Ids, Text, tokens_of
 from sip.text.tokenizer import Byte
 from sip.textgen.local import Local
+from sip.workdir import to_json
 
 MODEL = ModelConfig(
     vocab_size=264,
@@ -162,7 +162,7 @@ def bench_sharing() -> None:
         if not JSON.value:
             print(sharing_lines(prefix, found[prefix], *bars), flush=True)
     if JSON.value:
-        print(json.dumps(found))
+        print(to_json(found))
 
 
 def sharing_lines(prefix: int, f: dict[str, float], tokens: float, seconds: float) -> str:

@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from sip.structs import UserError
+from sip.workdir import to_json
 
 
 def question(text: str, characters: int) -> str:
     """Returns the JSON request that judges a document: its first `characters`, empty prefix."""
     head = text[:characters]  # limits the judge's prompt; characters, as no tokenizer is needed
-    return json.dumps({"prefix": "", "candidates": [head], "reference": ""}, ensure_ascii=False)
+    return to_json({"prefix": "", "candidates": [head], "reference": ""}, ensure_ascii=False)
 
 
 def low(lines: Iterable[bytes], aspect: str, below: float) -> Iterator[bool]:
@@ -42,7 +43,7 @@ def keep(texts: Sequence[str], lows: Sequence[bool]) -> list[str]:
             f"--scores: {len(lows)} verdicts on {len(texts)} documents; screen the same --split"
         )
     return [
-        json.dumps({"text": text}, ensure_ascii=False)
+        to_json({"text": text}, ensure_ascii=False)
         for text, is_low in zip(texts, lows, strict=True)
         if is_low
     ]

@@ -16,7 +16,7 @@ from sip.hf import configs, names, shards
 from sip.hf.names import Place
 from sip.models.config import DTYPES, ModelConfig
 from sip.structs import Params, UserError
-from sip.workdir import LOCK, locked
+from sip.workdir import LOCK, locked, to_json
 
 GENERATION = "generation_config.json"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -110,7 +110,7 @@ def save(
 
 def as_json(value) -> bytes:
     """Returns the bytes of a JSON file."""
-    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+    return (to_json(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _write_shards(params, path, dtype, shard_bytes) -> None:

@@ -36,6 +36,7 @@ from sip.judge import build as judges
 from sip.judge.build import JudgeConfig
 from sip.judge.judged import Judge
 from sip.structs import UserError
+from sip.workdir import to_json
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag()
@@ -174,7 +175,7 @@ def main(argv) -> None:
     reference = asked and any(aspect.reference for aspect in wanted.aspects())
     try:
         for rows in batches(sys.stdin.buffer, wanted.batch, reference):
-            print("\n".join(map(json.dumps, score(judge, rows))), flush=True)
+            print("\n".join(map(to_json, score(judge, rows))), flush=True)
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

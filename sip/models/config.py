@@ -4,12 +4,23 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
+from sip.sections import above, at_least, check, one_of
 from sip.structs import UserError
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STORAGE_DTYPES = (*DTYPES, "int8")  # of parameters that are never trained
 REMAT = ("none", "block", "dots")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
+SIZES = (
+    "vocab_size",
+    "width",
+    "layers",
+    "kv_heads",
+    "queries_per_kv",
+    "head_dim",
+    "hidden",
+    "max_len",
+)
 
 
 def check_storage_dtype(dtype: str, key: str) -> None:
@@ -81,41 +92,23 @@ class ModelConfig:
     router_aux: float = 0.0  # weight of the load-balancing loss in training
 
     def __post_init__(self):
-        for name in (
-            "vocab_size",
-            "width",
-            "layers",
-            "kv_heads",
-            "queries_per_kv",
-            "head_dim",
-            "hidden",
-            "max_len",
-            "query_chunk",
-            "branch_chunk",
-            "logprob_chunk",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} must be at least 1, not {getattr(self, name)}")
+        sizes = (*SIZES, "query_chunk", "branch_chunk", "logprob_chunk")
+        check("model", self, **dict.fromkeys(sizes, at_least(1)))
+        check(
+            "model",
+            self,
+            dtype=one_of(sorted(DTYPES)),
+            param_dtype=one_of(sorted(DTYPES)),
+            remat=one_of(REMAT),
+            norm_eps=above(0, most=1),
+            gather_gib=at_least(0),
+            window=at_least(0),
+            full_every=at_least(0),
+        )
         if self.head_dim % 2:
             raise UserError(
                 f"model.head_dim must be even for rotary positions, not {self.head_dim}"
             )
-        if self.gather_gib < 0:
-            raise UserError(f"model.gather_gib must not be negative, is {self.gather_gib}")
-        if self.window < 0:
-            raise UserError(f"model.window must not be negative, is {self.window}")
-        dtypes = sorted(DTYPES)
-        known = {
-            "dtype": dtypes,
-            "param_dtype": dtypes,
-            "remat": REMAT,
-            "rope_scaling": ROPE_SCALINGS,
-        }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise UserError(
-                    f"model.{name} must be one of {values}, not {getattr(self, name)!r}"
-                )
         self._check_rope()
         self._check_experts()
         if self.full_every and (self.full_every < 2 or not self.window):
@@ -130,29 +123,34 @@ class ModelConfig:
                 f"model.active must be in 1..model.experts ({self.experts}), or 0 without experts; "
                 f"is {self.active}"
             )
-        if min(self.swiglu_limit, self.router_aux) < 0 or self.swiglu_alpha <= 0:
-            raise UserError(
-                f"model.swiglu_limit {self.swiglu_limit} and model.router_aux {self.router_aux} "
-                f"must not be negative, model.swiglu_alpha {self.swiglu_alpha} must be positive"
-            )
+        check(
+            "model",
+            self,
+            swiglu_limit=at_least(0),
+            swiglu_alpha=above(0),
+            router_aux=at_least(0),
+        )
         defaults = dict(expert_bias=False, swiglu_limit=0.0, swiglu_alpha=1.0, router_aux=0.0)
         for name, value in defaults.items():
             if not self.experts and getattr(self, name) != value:
                 raise UserError(f"model.{name} needs experts, but model.experts is 0")
 
     def _check_rope(self):
-        if self.rope_theta <= 1:
-            raise UserError(f"model.rope_theta must be above 1, is {self.rope_theta}")
-        if self.rope_factor < 1 or self.rope_gain <= 0:
-            raise UserError(
-                f"model.rope_factor must be at least 1, is {self.rope_factor}; "
-                f"model.rope_gain must be positive, is {self.rope_gain}"
-            )
+        check(
+            "model",
+            self,
+            rope_scaling=one_of(ROPE_SCALINGS),
+            rope_theta=above(1),
+            rope_factor=at_least(1),
+            rope_original_len=at_least(0),
+            rope_gain=above(0),
+            **dict.fromkeys(("rope_low", "rope_high", "rope_slow", "rope_fast"), above(0)),
+        )
         if self.rope_scaling in ("llama3", "yarn") and self.rope_original_len < 1:
             raise UserError(f"model.rope_original_len is needed by {self.rope_scaling} scaling")
         for low, high in (("rope_low", "rope_high"), ("rope_slow", "rope_fast")):
-            if not 0 < getattr(self, low) < getattr(self, high):
-                raise UserError(f"model.{low} must be positive and below model.{high}")
+            if getattr(self, low) >= getattr(self, high):
+                raise UserError(f"model.{low} must be below model.{high}")
 
     @property
     def compute_dtype(self):

@@ -22,7 +22,7 @@ from sip.models import int8, layers, lora, moe, visibility
 from sip.models.config import DTYPES, ModelConfig
 from sip.models.parameters import MATRICES, NORMS, OUTER, RESIDUAL, held, letters
 from sip.models.visibility import Context
-from sip.structs import Array, Params, Tree
+from sip.structs import Array, Balance, Params, Tree
 
 
 @flax.struct.dataclass
@@ -48,7 +48,7 @@ class Output:
     trunk_BTD: Array  # T = 0 if the trunk came from a cache
     branch_BCRD: Array
     cache: Cache | None
-    balance: tuple[Array, Array] | None = None  # (total, denom) of the load-balancing loss
+    balance: Balance | None = None  # of all layers; None outside training with `router_aux`
 
 
 @flax.struct.dataclass
@@ -71,8 +71,8 @@ def _weight(letters: str, fan_in: int, scale: float = 1.0) -> Any:
 class Block(nn.Module):
     """One layer: attention over the tree, then SwiGLU (arXiv 2002.05202) or experts, both residual.
 
-    Returns (x_BND, (k_BNGH, v_BNGH), balance). `balance` is the load-balancing loss of the layer
-    as (total, denom), or None outside training with `router_aux`.
+    Returns (x_BND, (k_BNGH, v_BNGH), balance). `balance` are the layer's sums for the balancing
+    loss, or None outside training with `router_aux`.
     """
 
     cfg: ModelConfig
@@ -248,7 +248,7 @@ class Decoder(nn.Module):
         start = context.trunk_len
         branch = x_BND[:, start:].reshape(B, C, R, c.width)
         new = _cache(cache, kv, start, tree.mask_BCR) if keep_cache else None
-        return Output(x_BND[:, :start], branch, new, jax.tree.map(lambda x_L: x_L.sum(), balance))
+        return Output(x_BND[:, :start], branch, new, balance)
 
 
 class _Scanned(nn.Module):

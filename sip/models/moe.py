@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 from sip import mesh as meshes
 from sip.models import parameters
 from sip.models.config import ModelConfig
-from sip.structs import Array
+from sip.structs import Array, Balance
 
 MATRICES = ("w_router", "w_gate", "w_up", "w_down")
 BIASES = ("b_router", "b_gate", "b_up", "b_down")
@@ -28,8 +28,8 @@ TILE = 512  # largest tile (rows and columns) of the TPU kernel
 def mixture(x_BND, weights, cfg: ModelConfig, mask_BN=None):
     """Returns (out_BND, balance): the weighted sum of each token's experts (arXiv 1701.06538).
 
-    `weights` are the layer's parameters by name. `balance` is (total, denom) of `load_balance` over
-    the tokens of `mask_BN` (arXiv 2101.03961), or None without a mask.
+    `weights` are the layer's parameters by name. `balance` are the sums of `load_balance` over the
+    tokens of `mask_BN`, or None without a mask.
     """
     logits_BNE = router_logits(x_BND, weights, cfg)
     chosen_BNA, share_BNA = route(logits_BNE, cfg)
@@ -61,21 +61,15 @@ def route(logits_BNE, cfg: ModelConfig):
     return chosen_BNA, jnp.exp(top_BNA - jax.nn.logsumexp(logits_BNE, axis=-1, keepdims=True))
 
 
-def load_balance(logits_BNE, chosen_BNA, mask_BN):
-    """Returns (total, denom) of the load-balancing loss (arXiv 2101.03961, eq. 4).
-
-    The loss is E * sum over experts of (share of all A choices) * (mean probability): 1 if all
-    experts are used equally. `denom` counts tokens, so that microbatches are averaged by size.
-    """
+def load_balance(logits_BNE, chosen_BNA, mask_BN) -> Balance:
+    """Returns the layer's sums for the load-balancing loss over the tokens of `mask_BN`."""
     E, A = logits_BNE.shape[-1], chosen_BNA.shape[-1]
     mask_BN1 = mask_BN[..., None].astype(jnp.float32)
-    count = jnp.maximum(mask_BN1.sum(), 1.0)
-    # The choices have no gradient; the loss acts on the router through mean_E.
-    chosen_BNE = jax.nn.one_hot(chosen_BNA, E, dtype=jnp.float32).sum(-2)
-    used_E = (chosen_BNE * mask_BN1).sum((0, 1)) / (count * A)
-    mean_E = (jax.nn.softmax(logits_BNE, axis=-1) * mask_BN1).sum((0, 1)) / count
-    denom = mask_BN1.sum()
-    return E * (used_E * mean_E).sum() * denom, denom
+    # The choices have no gradient; the loss acts on the router through the probabilities.
+    chosen_BNE = jax.nn.one_hot(chosen_BNA, E, dtype=jnp.float32).sum(-2) / A
+    used_E = (chosen_BNE * mask_BN1).sum((0, 1))
+    prob_E = (jax.nn.softmax(logits_BNE, axis=-1) * mask_BN1).sum((0, 1))
+    return Balance(used_E, prob_E, mask_BN1.sum())
 
 
 def gated(gate, up, cfg: ModelConfig):

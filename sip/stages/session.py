@@ -110,7 +110,8 @@ def log(
         return
     with s.meter.phase("update"):
         figures = loop.ratios(s.pending)
-        loop.check(state, batch, figures, s.c.checkpoint)
+        steps = last or s.c.steps
+        loop.check(state, batch, figures, s.c.checkpoint, steps, s.manager.latest_step())
     s.writer.write(done, {**figures, **s.meter.read(), **(more or {})})
     s.pending.clear()
 
@@ -143,11 +144,15 @@ def end_step(
 ) -> None:
     """Saves a checkpoint if one is due after step `done` or the run is asked to stop.
 
+    Nothing is saved while updates are skipped, or steps that change nothing would displace the last
+    good checkpoints. The last step is saved in any case: it has the run's parameters.
     `more` is added to the checkpoint's record, `begun` are rollouts of a step that has begun.
     Raises loop.Stopped once the run is saved, if it was asked to stop.
     """
     asked = bool(s.stop)  # read once: a signal between two reads would stop without saving
-    if asked or loop.due(done, s.c.checkpoint.every_steps, last or s.c.steps):
+    at_end = done == (last or s.c.steps)
+    due = asked or loop.due(done, s.c.checkpoint.every_steps, last or s.c.steps)
+    if due and (at_end or not int(state.skipped_in_row)):
         with s.meter.phase("checkpoint"):
             record = {**s.run.record(s.c.model, s.pending), **(more or {})}
             checkpoints.save(s.manager, state, record, begun)

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sip.structs import UserError
-from sip.workdir import write_atomically
+from sip.workdir import to_json, write_atomically
 
 Read = Callable[[Any], Any]  # parses JSON into a value; raises one of UNREADABLE if it cannot
 BUSY = (408, 409, 429)  # HTTP statuses to retry, like 5xx
@@ -186,7 +186,7 @@ class Endpoint:
 
     def _answer(self, client, path, payload, wanted: Read) -> Answer:
         """Asks the server, with retries."""
-        body = json.dumps(payload).encode()  # json.dumps escapes all non-ASCII characters
+        body = to_json(payload).encode()  # json.dumps escapes all non-ASCII characters
         answer = Answer(None, "stopped")
         for attempt in range(self._retries + 1):
             if self._stopped.is_set():
@@ -294,7 +294,7 @@ def store(cache: Path, key: str, value: Any) -> str:
     """
     path = _file(cache, key)
     try:
-        write_atomically(path, json.dumps(value).encode())
+        write_atomically(path, to_json(value).encode())
     except OSError as error:
         return f"cache {cache}: cannot be written: {error.strerror}"
     return ""

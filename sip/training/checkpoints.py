@@ -27,6 +27,7 @@ from etils import epath
 from sip import processes, workdir
 from sip.structs import Params, TrainState, UserError
 from sip.training import checksums
+from sip.workdir import finite
 
 FORMAT = 1  # version of the checkpoint format; raise it if older code would misread a checkpoint
 DIGEST, SUMS = "sha256", "checksums"  # keys of the record: of itself, and of the arrays by item
@@ -101,7 +102,7 @@ def _save(mngr: ocp.CheckpointManager, step: int, arrays: dict[str, Any], record
     """Starts a save of items of arrays, and of the record with the checksums."""
     items = {name: ocp.args.StandardSave(tree) for name, tree in arrays.items()}
     sums = {name: checksums.of(tree) for name, tree in arrays.items()}
-    own = {**record, "format": FORMAT, SUMS: sums}
+    own = finite({**record, "format": FORMAT, SUMS: sums})
     own[DIGEST] = _digest(own)
     mngr.save(step, args=ocp.args.Composite(record=ocp.args.JsonSave(own), **items))
 

@@ -1,6 +1,7 @@
 """Helpers of all training loops: stopping, saving, time measurement, profiling, giving up."""
 
 import contextlib
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sip import metrics, processes
+from sip import metrics, processes, sections
+from sip.sections import at_least
 from sip.structs import Metrics, TrainState, Tree, UserError
 from sip.training import checkpoints
 
@@ -26,11 +28,13 @@ class CheckpointConfig:
     max_skipped_in_row: int = 10  # consecutive non-finite updates that end the run
 
     def __post_init__(self):
-        if min(self.every_steps, self.keep, self.max_skipped_in_row) < 1:
-            raise UserError(
-                f"checkpoint: every_steps {self.every_steps}, keep {self.keep} and "
-                f"max_skipped_in_row {self.max_skipped_in_row} must be at least 1"
-            )
+        sections.check(
+            "checkpoint",
+            self,
+            every_steps=at_least(1),
+            keep=at_least(1),
+            max_skipped_in_row=at_least(1),
+        )
 
     def check(self, evals_every: int) -> None:
         """Raises UserError if `best` is set but the run is never evaluated (`evals_every` 0)."""
@@ -49,8 +53,7 @@ class LogConfig:
     progress: bool = True  # show a progress bar on stderr
 
     def __post_init__(self):
-        if self.every_steps < 1:
-            raise UserError(f"log.every_steps must be at least 1, not {self.every_steps}")
+        sections.check("log", self, every_steps=at_least(1))
 
 
 class Stopped(Exception):
@@ -166,20 +169,26 @@ def due(step: int, every: int, last: int) -> bool:
 
 
 def check(
-    state: TrainState, batch: Any, figures: dict[str, float], config: CheckpointConfig
+    state: TrainState,
+    batch: Any,
+    figures: dict[str, float],
+    config: CheckpointConfig,
+    steps: int,
+    saved: int | None,
 ) -> None:
     """Raises UserError if too many updates in a row were non-finite, or if processes differ.
 
-    All processes must have the same `batch` and the same `figures` (metrics). Checkpoints are not
-    touched.
+    Too many are `max_skipped_in_row`, or all `steps` of the run. All processes must have the same
+    `batch` and the same `figures` (metrics). `saved` is the step of the last checkpoint or None.
     """
     # int(state.step) waits for the device; this runs when a log line is due, not in every step.
     processes.agree(int(state.step), (batch, np.array(sorted(figures.items()))))
-    if int(state.skipped_in_row) >= config.max_skipped_in_row:
+    if int(state.skipped_in_row) >= min(config.max_skipped_in_row, steps):
+        kept = "there is no checkpoint" if saved is None else f"the last checkpoint, {saved}, is"
         raise UserError(
-            f"loss or gradient was not finite in {int(state.skipped_in_row)} updates in a row "
-            "(checkpoint.max_skipped_in_row); the last good checkpoint is intact: lower the "
-            "learning rate or check the data"
+            "loss, gradient or new parameters were not finite in "
+            f"{int(state.skipped_in_row)} updates in a row (checkpoint.max_skipped_in_row); {kept} "
+            "from before them: lower optim.lr, or check the data and the parameters of init_from"
         )
 
 
@@ -266,7 +275,9 @@ def totals(steps: Sequence[Metrics]) -> dict[str, tuple[float, float]]:
     for one in jax.device_get(steps):
         for key, (total, denom) in one.items():
             before = found.setdefault(key, (0.0, 0.0))
-            found[key] = before[0] + float(total), before[1] + float(denom)
+            # Strict JSON has no NaN: a checkpoint's record holds None instead.
+            total = math.nan if total is None else float(total)
+            found[key] = before[0] + total, before[1] + float(denom)
     return found
 
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 import optax
 
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.objectives import likelihood, logprobs, policy, preference
-from sip.structs import Array, Metrics, Targets, Tree, UserError
+from sip.sections import above, at_least, check, fraction, one_of
+from sip.structs import Array, Balance, Metrics, Targets, TermValues, Tree, UserError
 
 NAMES = ("dpo", "rf_nll", "dr_grpo")
 
@@ -39,19 +41,19 @@ class ObjectiveConfig:
     z_loss: float = 0.0  # weight of the cross-entropy's z-loss, relative to ce_weight
 
     def __post_init__(self):
-        if self.name not in NAMES:
-            raise UserError(f"objective.name must be one of {NAMES}, not {self.name!r}")
-        if self.beta <= 0 or self.ce_steps < 1:
-            raise UserError(
-                f"objective.beta {self.beta} and objective.ce_steps {self.ce_steps} must be "
-                "positive"
-            )
-        if min(self.nll_weight, self.ce_weight, self.ce_weight_last, self.z_loss) < 0:
-            raise UserError(
-                f"objective: nll_weight {self.nll_weight}, ce_weight {self.ce_weight}, "
-                f"ce_weight_last {self.ce_weight_last} and z_loss {self.z_loss} must not be "
-                "negative"
-            )
+        check(
+            "objective",
+            self,
+            name=one_of(NAMES),
+            beta=above(0),
+            nll_weight=at_least(0),
+            clip_low=fraction(),
+            clip_high=at_least(0),
+            ce_weight=at_least(0, most=1),
+            ce_weight_last=at_least(0, most=1),
+            ce_steps=at_least(1),
+            z_loss=at_least(0, most=1),
+        )
         if self.nll_weight and self.name != "dpo":
             raise UserError(f"objective.nll_weight needs objective.name dpo, not {self.name}")
         if self.z_loss and not self.blends_ce:
@@ -84,19 +86,15 @@ class PolicyConfig:
     beta: float = 0.0  # weight of the KL to the parameters that the run starts from
 
     def __post_init__(self):
-        for name, known in (
-            ("advantage", policy.ADVANTAGES),
-            ("denominator", policy.DENOMINATORS),
-        ):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f"objective.{name} must be one of {known}, not {getattr(self, name)!r}"
-                )
-        if not 0 <= self.clip_low < 1 or self.clip_high < 0 or self.beta < 0:
-            raise UserError(
-                f"objective: clip_low {self.clip_low} must be in [0, 1), clip_high "
-                f"{self.clip_high} and beta {self.beta} must not be negative"
-            )
+        check(
+            "objective",
+            self,
+            advantage=one_of(policy.ADVANTAGES),
+            denominator=one_of(policy.DENOMINATORS),
+            clip_low=fraction(),
+            clip_high=at_least(0),
+            beta=at_least(0),
+        )
 
     @property
     def needs_reference(self) -> bool:
@@ -140,10 +138,11 @@ def _tree_scores(params, cfg: ModelConfig, tree: Tree, z_loss: float):
     return logp_BT, both()[1], log_z_BT, _load(out.balance)
 
 
-def _load(*balances) -> Metrics:
-    """Returns the term `balance`, summed over passes; empty if the model has no router_aux."""
+def _load(*balances: Balance | None) -> TermValues:
+    """Returns the term `balance` of all passes; empty if the model has no router_aux."""
     there = [b for b in balances if b is not None]
-    return {"balance": tuple(map(sum, zip(*there, strict=True)))} if there else {}
+    # Stacked, not summed: every pass and layer is balanced by itself.
+    return {"balance": jax.tree.map(lambda *x: jnp.concatenate(x), *there)} if there else {}
 
 
 def balanced(cfg: ModelConfig, weights):

@@ -9,6 +9,7 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from sip.models.config import DTYPES
 from sip.models.parameters import FACTORS, MATRICES, is_vector
+from sip.sections import above, at_least, check, fraction, one_of
 from sip.structs import UserError
 
 NAMES, SCHEDULES = ("adamw", "muon"), ("cosine", "constant", "linear")
@@ -38,20 +39,25 @@ class OptimConfig:
     clip_norm: float = 1.0  # largest global norm of the gradient
 
     def __post_init__(self):
-        for key, known in (("name", NAMES), ("schedule", SCHEDULES), ("mu_dtype", tuple(DTYPES))):
-            if getattr(self, key) not in known:
-                raise UserError(f"optim.{key} must be one of {known}, not {getattr(self, key)!r}")
-        if self.lr <= 0 or self.steps < 1 or self.clip_norm <= 0 or self.rms <= 0:
-            raise UserError(
-                f"optim.lr {self.lr}, optim.steps {self.steps}, optim.clip_norm {self.clip_norm} "
-                f"and optim.rms {self.rms} must be positive"
-            )
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"optim.momentum must be in [0, 1), not {self.momentum}")
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise UserError(
-                f"optim.warmup_steps {self.warmup_steps} must be in 0..{self.steps} (optim.steps)"
-            )
+        check(
+            "optim",
+            self,
+            name=one_of(NAMES),
+            schedule=one_of(SCHEDULES),
+            mu_dtype=one_of(tuple(DTYPES)),
+            lr=above(0, most=10),
+            steps=at_least(1),
+            warmup_steps=at_least(0, most=self.steps),
+            min_ratio=at_least(0, most=1),
+            b1=fraction(),
+            b2=fraction(),
+            eps=above(0, most=1),
+            momentum=fraction(),
+            rms=above(0, most=10),
+            clip_norm=above(0),
+        )
+        # Above 1 / lr an update would turn a parameter's sign.
+        check("optim", self, weight_decay=at_least(0, most=1 / self.lr))
 
 
 def schedule(cfg: OptimConfig) -> optax.Schedule:

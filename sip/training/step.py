@@ -2,7 +2,9 @@
 
 A loss is a function `terms(params, reference, batch) -> (terms, metrics)`; both are dicts of
 (total, denom). Denominators depend on masks only and are summed over the global batch before the
-backward pass. The number of microbatches and devices therefore changes results only by rounding.
+backward pass. The load-balancing loss of experts is a product of two means over the batch. With
+microbatches the mean without a gradient is computed in a forward pass of its own. The number of
+microbatches and devices therefore changes results only by rounding.
 """
 
 import dataclasses
@@ -17,9 +19,9 @@ from sip.mesh import replicated
 from sip.models import decoder, int8, lora
 from sip.models.config import ModelConfig
 from sip.models.lora import OFF, LoraConfig
-from sip.structs import Array, Metrics, Params, TrainState
+from sip.structs import Array, Balance, Metrics, Params, TermValues, TrainState
 
-Terms = Callable[[Params, Params | None, Any], tuple[Metrics, Metrics]]
+Terms = Callable[[Params, Params | None, Any], tuple[TermValues, Metrics]]
 Weights = Callable[[Array], Mapping[str, Any]]
 
 
@@ -131,53 +133,79 @@ def _divide(total, denom):
     return jnp.where(denom > 0, total / jnp.maximum(denom, 1), 0.0)
 
 
-def _sum_terms(terms: Terms, params, reference, micro):
-    values, metrics = terms(params, reference, micro)
-    return values, {**metrics, **{f"loss/{k}": v for k, v in values.items()}}
+def pairs(values: TermValues, whole: TermValues) -> Metrics:
+    """Returns the terms of a microbatch as (total, denom); `whole` are those of the whole batch."""
+    return {
+        k: v.pair(whole[k].used_LE, whole[k].count_L) if isinstance(v, Balance) else v
+        for k, v in values.items()
+    }
 
 
-def _gradient(terms: Terms, params, reference, micro, denoms, weights):
-    """Returns (gradient, metrics) of one microbatch's share of the loss.
+def _gradient(terms: Terms, params, reference, micro, whole: TermValues | None, weights):
+    """Returns (gradient, terms as pairs, metrics) of one microbatch's share of the loss.
 
-    The share divides by the global `denoms`, so shares of microbatches add up to the whole loss.
+    The share divides by denominators of `whole`, so shares of microbatches add up to the whole
+    loss. None: the microbatch is the whole batch.
     """
 
     def loss(params):
-        values, metrics = _sum_terms(terms, params, reference, micro)
-        share = sum(weights[k] * _divide(total, denoms[k]) for k, (total, _) in values.items())
-        return share, metrics
+        values, metrics = terms(params, reference, micro)
+        over = values if whole is None else whole
+        ours, denoms = pairs(values, over), pairs(over, over)
+        share = sum(weights[k] * _divide(total, denoms[k][1]) for k, (total, _) in ours.items())
+        return share, (ours, metrics)
 
-    grads, metrics = jax.grad(loss, has_aux=True)(params)
-    return _floats(grads), metrics
+    grads, (ours, metrics) = jax.grad(loss, has_aux=True)(params)
+    return _floats(grads), ours, metrics
 
 
 def gradient(terms: Terms, params, reference, batch, weights, microbatches: int):
     """Returns (grads, loss, metrics) of the whole batch; gradients are float32."""
-    # Only the denominators of this call are used. They depend on masks, so XLA removes the forward
-    # pass of the model as dead code.
-    values, _ = terms(jax.lax.stop_gradient(params), reference, batch)
-    denoms = {k: denom for k, (_, denom) in values.items()}
     if microbatches == 1:
-        grads, metrics = _gradient(terms, params, reference, batch, denoms, weights)
+        grads, found, metrics = _gradient(terms, params, reference, batch, None, weights)
     else:
-        grads, metrics = _accumulate(terms, params, reference, batch, denoms, weights, microbatches)
-    loss = sum(weights[k] * _divide(metrics[f"loss/{k}"][0], denoms[k]) for k in denoms)
-    return grads, loss, metrics
+        grads, found, metrics = _accumulate(terms, params, reference, batch, weights, microbatches)
+    loss = sum(weights[k] * _divide(total, denom) for k, (total, denom) in found.items())
+    return grads, loss, {**metrics, **{f"loss/{k}": pair for k, pair in found.items()}}
 
 
-def _accumulate(terms, params, reference, batch, denoms, weights, microbatches):
+def _accumulate(terms, params, reference, batch, weights, microbatches):
     # Microbatch m takes rows m, m + microbatches, ...: with B sharded in contiguous blocks every
     # device keeps its own rows, and no data moves.
     split = lambda x: x.reshape(x.shape[0] // microbatches, microbatches, *x.shape[1:]).swapaxes(
         0, 1
     )
-    # A scan, not a Python loop: one compiled body, and one microbatch's activations at a time.
     micro_batches = jax.tree.map(split, batch)
-    one = lambda micro: _gradient(terms, params, reference, micro, denoms, weights)
+    frozen = jax.lax.stop_gradient(params)
+    # Only denominators of this call are used. They depend on masks, so XLA removes the forward
+    # pass of the model as dead code.
+    whole = terms(frozen, reference, batch)[0]
+    if any(isinstance(v, Balance) for v in whole.values()):
+        # Here it is not dead code, so it runs on a microbatch at a time.
+        whole = _summed(lambda micro: terms(frozen, reference, micro)[0], micro_batches)
+    return _summed(
+        lambda micro: _gradient(terms, params, reference, micro, whole, weights), micro_batches
+    )
+
+
+def _summed(one, micro_batches):
+    """Returns the sum of `one` over microbatches."""
+    # A scan, not a Python loop: one compiled body, and one microbatch's activations at a time.
     first = jax.tree.map(lambda x: x[0], micro_batches)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, first))
     add = lambda carry, micro: (jax.tree.map(jnp.add, carry, one(micro)), None)
     return jax.lax.scan(add, zeros, micro_batches)[0]
+
+
+def all_finite(tree) -> Array:
+    """Returns a bool scalar: every number of the tree is finite."""
+    return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
+
+
+def _applied(tx, grads, opt_state, learned):
+    """Returns the new (parameters, optimiser state)."""
+    updates, opt_state = tx.update(grads, opt_state, _floats(learned))
+    return optax.apply_updates(learned, updates), opt_state
 
 
 def make_update(
@@ -186,9 +214,10 @@ def make_update(
     """Returns the jitted update(state, batch) -> (state, metrics).
 
     `batch` is a pytree with leading axis B, a multiple of `microbatches`. Metrics are a dict of
-    (total, denom). Of LoRA parameters only the factors are updated. A non-finite loss or gradient
-    skips the update: parameters and optimiser stay, while `step` and `skipped` count it. The state
-    is donated, so the one passed in cannot be used afterwards.
+    (total, denom). Of LoRA parameters only the factors are updated. An update is skipped if loss,
+    gradient, new parameters or new moments are not finite: parameters and optimiser stay, while
+    `step` and `skipped` count it. The state is donated, so the one passed in cannot be used
+    afterwards.
     """
 
     def update(state: TrainState, batch) -> tuple[TrainState, Metrics]:
@@ -198,9 +227,13 @@ def make_update(
             of, learned, frozen(state), batch, weights(state.step), microbatches
         )
         norm = optax.tree.norm(grads)
-        ok = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, opt_state = tx.update(grads, state.opt_state, _floats(learned))
-        new = optax.apply_updates(learned, updates)
+        before = grads, state.opt_state, learned
+        # A finite gradient can still overflow in the optimiser or in the storage dtype. The barrier
+        # makes XLA compute the update twice: it would otherwise keep new and old state in memory
+        # until it knows which of them stays.
+        finite = all_finite(_applied(tx, *jax.lax.optimization_barrier(before)))
+        ok = jnp.isfinite(loss) & jnp.isfinite(norm) & finite
+        new, opt_state = _applied(tx, *before)
         # Select by jnp.where: a Python `if` on a traced value is impossible, and a host check
         # would stop the device after every step.
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)

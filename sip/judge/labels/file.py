@@ -24,7 +24,7 @@ from sip.structs import UserError
 from sip.text.lines import read_texts
 from sip.text.segments import Text, tokens_of
 from sip.text.tokenizer import Cached, Tokenizer
-from sip.workdir import write_atomically
+from sip.workdir import to_json, write_atomically
 
 Rows = dict[Text, list[Example]]  # trunk -> its examples
 PER_ROW = 16  # most examples per trunk; even, to keep the two orders of a pair together
@@ -72,7 +72,7 @@ def write(path: str, lines: Sequence[LabelLine]) -> None:
     """Writes a file of labels atomically. Raises UserError if it exists already."""
     check_new(path)
     try:
-        text = "".join(f"{json.dumps(_values(line))}\n" for line in lines)
+        text = "".join(f"{to_json(_values(line))}\n" for line in lines)
         check_new(path)  # again: `lines` may be made only while they are written
         write_atomically(path, text.encode())
     except OSError as error:

@@ -221,8 +221,11 @@ def code(main, argv) -> int:
     except UserError as e:
         _say(e)
         return _failed(MENDABLE)
-    except BrokenPipeError:  # the reader of stdout closed it, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit) as e:  # the reader of stdout closed it, as `head` does
+        # rich ends the program instead, with an exit code of its own.
+        if not isinstance(e if isinstance(e, BrokenPipeError) else e.__context__, BrokenPipeError):
+            raise
+        return _cut_short()
     except Stopped as e:
         print(f"{e}; run the same command to continue", file=sys.stderr)
     except KeyboardInterrupt:
@@ -256,9 +259,28 @@ def _full_disk(error: BaseException | None) -> str:
         at_fault = isinstance(error, OSError) and error.errno == errno.ENOSPC
         if at_fault or "No space left on device" in str(error):
             named = re.search(r'"(/[^"]+)"', str(error))
-            return str(getattr(error, "filename", None) or (named[1] if named else "the workdir"))
+            return str(
+                getattr(error, "filename", None) or (named[1] if named else "stdout or the workdir")
+            )
         error = error.__cause__ or error.__context__
     return ""
+
+
+def _cut_short() -> int:
+    """Drops all further output after a broken pipe. Returns the exit code.
+
+    It is 0 if only stdout is closed, as its reader has seen enough. Progress goes to stderr, so a
+    broken stderr ends work that is not done.
+    """
+    found = []
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+            found.append(False)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            found.append(True)
+    return _failed(MENDABLE) if found[1] else 0
 
 
 def _environment(error: Exception) -> str:

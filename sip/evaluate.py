@@ -134,7 +134,7 @@ def main(argv) -> None:
     """The command line."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}")
-    if _CHECKPOINT.value is None:
+    if not _CHECKPOINT.value:
         raise UserError("--checkpoint is needed")
     if _OUT.value:
         harness.check_out(_OUT.value)

@@ -6,6 +6,8 @@ hf://ORGANISATION/NAME, which is downloaded once. Prints each prompt with its co
 model, `sample_logp` under the distribution after temperature, top_k and top_p.
 """
 
+import os
+
 import jax
 import numpy as np
 from absl import flags
@@ -51,11 +53,20 @@ def read_prompts(prompt: str | None, path: str | None) -> list[str]:
     if (prompt is None) == (path is None):
         raise UserError("give either --prompt or --prompts")
     if prompt is not None:
-        return [prompt]
+        return [_as_utf8(prompt)]
     found = [line for line in read_texts(str(path), "prompts") if line.strip()]
     if not found:
         raise UserError(f"--prompts {path}: the file has no prompt")
     return found
+
+
+def _as_utf8(prompt: str) -> str:
+    """Decodes an argument as UTF-8 if the locale (LC_ALL=C) could not: it has surrogates then."""
+    try:
+        surrogates = any("\ud800" <= c <= "\udfff" for c in prompt)
+        return os.fsencode(prompt).decode() if surrogates else prompt
+    except UnicodeError:
+        raise UserError(f"--prompt {prompt!a}: not UTF-8; put it into a file: --prompts") from None
 
 
 def generate(
@@ -119,7 +130,7 @@ def main(argv) -> None:
     """The command line."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}")
-    if _CHECKPOINT.value is None:
+    if not _CHECKPOINT.value:
         raise UserError("--checkpoint is needed")
     sample = sampling.SamplingConfig(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     rows = generate(

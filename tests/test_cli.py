@@ -1,9 +1,19 @@
-"""Command lines list their own flags."""
+"""Tests what all commands share: their flags in --help, streams, and errors of the environment."""
 
 import importlib
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
+
+from sip import cli
+from sip.structs import UserError
 
 FLAGS = {
     "train": {"config", "workdir", "seeds"},
@@ -23,3 +33,102 @@ def test_help_lists_the_flags_that_a_command_needs(command):
     listed = {flag.name for flag in flags.FLAGS.get_key_flags_for_module(module)}
     assert FLAGS[command] <= listed
     assert all(flags.FLAGS[name].help.strip() for name in FLAGS[command])
+
+
+def failing(error):
+    def main(argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(13, "Permission denied", "/x/y"), "/x/y: Permission denied"),
+        (ModuleNotFoundError("No module", name="lm_eval.api"), "lm_eval.api is missing: pip"),
+        (MemoryError("Unable to allocate 9 TiB"), "out of memory: .*9 TiB"),
+        (ValueError("RESOURCE_EXHAUSTED: Out of memory allocating 1 byte"), "out of memory"),
+    ],
+)
+def test_errors_of_the_environment_are_one_line(error, said, capsys):
+    assert cli.code(failing(error), []) == cli.MENDABLE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and re.search(said, line)
+
+
+def test_a_platform_that_is_not_here_is_named(monkeypatch, capsys):
+    def devices():
+        raise RuntimeError("Unable to initialize backend 'metal'")
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "metal")
+    assert cli.code(failing(AssertionError()), []) == cli.MENDABLE
+    assert "error: JAX_PLATFORMS=metal: JAX has no such devices" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("x"), AssertionError("x"), KeyError("x")])
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(type(error)):
+        cli.code(failing(error), [])
+
+
+def closed_pipe():
+    """Returns a text stream into a pipe that nobody reads."""
+    read, write = os.pipe()
+    os.close(read)
+    return io.TextIOWrapper(io.BufferedWriter(io.FileIO(write, "w")), line_buffering=True)
+
+
+def test_a_closed_stdout_is_quiet_and_a_closed_stderr_is_no_success(monkeypatch, capsys):
+    with monkeypatch.context() as patch, closed_pipe() as stdout:
+        patch.setattr(sys, "stdout", stdout)
+        assert cli.code(lambda argv: print("text"), []) == 0
+    assert capsys.readouterr().err == ""
+    with monkeypatch.context() as patch, closed_pipe() as stderr:
+        patch.setattr(sys, "stderr", stderr)
+        assert cli.code(lambda argv: print("progress", file=sys.stderr), []) == cli.MENDABLE
+
+
+def test_a_library_that_exits_for_a_closed_pipe_is_no_error(monkeypatch):
+    def main(argv):
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:
+            sys.exit(1)  # as rich does
+
+    assert cli.code(main, []) == 0
+    with pytest.raises(SystemExit):
+        cli.code(lambda argv: sys.exit(1), [])
+
+
+def test_what_a_terminal_cannot_show_is_escaped(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    cli.open_streams()
+    print("Gru\u00df \udce9", flush=True)
+    assert raw.getvalue() == b"Gru\\xdf \\udce9\n"
+
+
+@pytest.mark.parametrize("seed", ["-2", str(2**31), "9" * 5000])
+def test_a_seed_that_jax_would_cut_is_refused(seed):
+    importlib.import_module("sip.generate")
+    with pytest.raises(ValueError, match="integer"):
+        flags.FLAGS["seed"].parser.parse(seed)
+
+
+def test_a_store_out_of_reach_is_named():
+    from sip.hf import hub
+
+    with pytest.raises(UserError, match="checkpoint nowhere://a/b cannot be reached"):
+        hub.local("nowhere://a/b")
+
+
+@pytest.mark.slow  # a process of its own: XLA reads its flags once
+@pytest.mark.parametrize("given", ["--xla_cpu_no_such=1", "no/such/file"])
+def test_xla_flags_that_do_not_parse_are_one_line(given):
+    command = [sys.executable, "-c", "from sip import cli; cli.prepare()"]
+    env = os.environ | {"XLA_FLAGS": given, "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: XLA_FLAGS: ") and given in done.stderr

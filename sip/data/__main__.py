@@ -142,7 +142,9 @@ def screen(flags: argparse.Namespace, texts: Sequence[str]) -> None:
             lows = list(screening.low(lines, flags.aspect, flags.below))
             write(flags.out, screening.keep(texts, lows))
     except OSError as error:
-        raise UserError(f"{error.filename}: {error.strerror}") from error
+        raise UserError(
+            f"{error.filename or flags.questions or flags.out}: {error.strerror}"
+        ) from error
 
 
 def write(path: str, lines: Sequence[str]) -> None:

@@ -110,6 +110,8 @@ def load(cfg: DataConfig, data_dir: str) -> Documents:
             f"max_skipped_fraction={cfg.max_skipped_fraction} allows: {listed(found.left_out)}"
             f"{_way_out(found.left_out)}"
         )
+    if not found.read:
+        raise UserError(f"{cfg.path or cfg.source}: has no documents")
     if not found.texts:
         raise UserError(
             f"{cfg.path or cfg.source}: no documents in split {cfg.split!r}; choose a larger split"
@@ -133,6 +135,8 @@ def _way_out(left_out: Mapping[str, int]) -> str:
 
 
 def _txt(cfg: DataConfig, data_dir: str) -> Documents:
+    if cfg.path.endswith((".jsonl", ".json")):
+        raise UserError(f"{cfg.path}: is JSON, not plain text; set data.source (--source) to jsonl")
     # Split as bytes: a document that is not UTF-8 is then left out without losing the others.
     blank = lambda line: not line.decode(errors="replace").strip(SPACES)
     lines = read_lines(opened(cfg.path, "corpus"), cfg.path)

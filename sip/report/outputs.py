@@ -22,8 +22,8 @@ def write(config, workdir: str) -> dict:
     summary = processes.broadcast(lambda: summarise(config, workdir))
     workdirs.write_json(epath.Path(workdir) / "summary.json", summary)
     if processes.lead():
-        show(summary)
         plots(config.report, [workdir], workdir)
+        show(summary)
     return summary
 
 
@@ -42,6 +42,6 @@ def write_seeds(config, wanted: Sequence[int], workdir: str) -> dict:
     summary = statistics.combine(runs, comparable(config), config.report.standard)
     workdirs.write_json(epath.Path(workdir) / "summary.json", summary)
     if processes.lead():
-        show_seeds(summary)
         plots(config.report, directories, workdir)
+        show_seeds(summary)
     return summary

@@ -51,6 +51,10 @@ class Recipe:
     runs: dict[str, Any]  # name -> config of a run
     report: ReportConfig
 
+    def __post_init__(self):
+        if not 0 <= self.seed < 1 << 31:  # JAX would silently drop higher bits
+            raise UserError(f"seed {self.seed}: must be in 0..{(1 << 31) - 1}")
+
 
 def check_reachable(workdir: str) -> None:
     """Raises UserError if a remote workdir (gs://...) cannot be read."""

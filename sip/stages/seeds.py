@@ -26,8 +26,10 @@ def parse(text: str) -> tuple[int, ...]:
     """Parses the seeds of `--seeds=0,1,2`. Raises UserError naming an invalid or repeated seed."""
     found: list[int] = []
     for word in map(str.strip, text.split(",")):
-        if not (word.isascii() and word.isdigit() and int(word) < MOST):
-            raise UserError(f"--seeds={text}: {word!r} is no whole number from 0 to {MOST - 1}")
+        if not (word.isascii() and word.isdigit() and len(word) < 11 and int(word) < MOST):
+            raise UserError(
+                f"--seeds={text:.100}: {word!r:.40} is no whole number from 0 to {MOST - 1}"
+            )
         if int(word) in found:
             raise UserError(f"--seeds={text}: {word} is repeated")
         found.append(int(word))

@@ -383,6 +383,8 @@ def test_nothing_is_overwritten(published, tmp_path, capsys):
         (["--to=orbax", "--src=a", "--dst=gs://b/c"], "gs://b/c"),
         (["--to=hf", "--src=none", "--dst=b"], "none"),
         (["--to=hf", "--src=a", "--dst=b", "--max_shard_gb=0"], "max_shard_gb"),
+        (["--to=hf", "--src=a", "--dst=b", "--max_shard_gb=-inf"], "max_shard_gb"),
+        (["--to=hf", "--src=a", "--dst=b", "--max_shard_gb=nan"], "max_shard_gb"),
         (["--to=hf", "--src=a", "--dst=b", "--tensor=3"], "mesh"),
     ],
 )

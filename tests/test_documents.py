@@ -173,6 +173,26 @@ def test_configs_compare_and_hash_by_value():
     assert a == b and hash(a) == hash(b) and a != DataConfig("microworld")
 
 
+@pytest.mark.parametrize("world", ["a=" + "(" * 9999, "a={[]: 1}"])
+def test_a_world_of_nonsense_is_one_short_line(world, capsys):
+    assert cli.main(["--source=microworld", f"--world={world}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and len(line) < 300
+
+
+@pytest.mark.parametrize("flag", ["--characters=-3", "--below=inf"])
+def test_numbers_out_of_range_are_refused(flag, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--source=txt", "--path=a.txt", flag])
+    assert ended.value.code == 2 and flag.split("=")[0] in capsys.readouterr().err
+
+
+def test_json_lines_are_no_plain_text(tmp_path):
+    with pytest.raises(UserError, match=r"a\.json: is JSON, not plain text; set data.source"):
+        (tmp_path / "a.json").write_text('{"text": "one"}')
+        documents.load(DataConfig("txt", str(tmp_path / "a.json")), "")
+
+
 def test_what_a_run_does_not_use_is_said_once_and_kept(tmp_path, capsys):
     path = tmp_path / "odd.jsonl"
     rows = [{"text": f"number {i} " + "is long " * (i % 4)} for i in range(40)] + [{"no": 1}] * 20

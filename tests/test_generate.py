@@ -79,6 +79,12 @@ WRONG = {
     "no samples": (["--checkpoint={run}", "--prompt=a", "--num=0"], "--num"),
     "temperature": (["--checkpoint={run}", "--prompt=a", "--temperature=-1"], "temperature"),
     "top_p": (["--checkpoint={run}", "--prompt=a", "--top_p=0"], "top_p"),
+    "prompts that are not UTF-8": (["--checkpoint={run}", "--prompts={latin}"], "latin.txt:2"),
+    "a prompt of bytes": (["--checkpoint={run}", "--prompt=a\udcff"], "not UTF-8"),
+    "an empty checkpoint": (["--checkpoint=", "--prompt=a"], "--checkpoint is needed"),
+    "a million samples": (["--checkpoint={run}", "--prompt=a", "--num=1000000"], "--num=1000000"),
+    "top_k": (["--checkpoint={run}", "--prompt=a", "--top_k=-2"], "top_k"),
+    "seed": (["--checkpoint={run}", "--prompt=a", "--seed=4294967296"], "seed"),
     "type": (["--checkpoint={run}", "--prompt=a", "--num=x"], "num"),
     "unknown": (["--checkpoint={run}", "--promt=a"], "promt"),
 }
@@ -87,10 +93,23 @@ WRONG = {
 @pytest.mark.parametrize("flags, named", WRONG.values(), ids=WRONG)
 def test_bad_flags_are_one_line(flags, named, finished, quick, capsys, tmp_path):
     (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "latin.txt").write_bytes(b"one\nse\xf1or\n")
     fill = dict(run=finished / "runs" / "base", empty=tmp_path / "empty.txt")
+    fill["latin"] = tmp_path / "latin.txt"
     assert call(generate, *(flag.format(**fill) for flag in flags)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and named in line
+
+
+def test_prompts_are_lines_and_no_other_separator_ends_one(tmp_path):
+    (tmp_path / "p.txt").write_bytes("\ufeffone\u2029\x0b two\r\n\n\x85three\r\n\r\n".encode())
+    found = generate.read_prompts(None, str(tmp_path / "p.txt"))
+    assert found == ["one\u2029\x0b two", "\x85three"]
+
+
+def test_a_prompt_in_an_ascii_locale_is_decoded():
+    assert generate.read_prompts("na\udcc3\udcafve", None) == ["naïve"]
+    assert generate.read_prompts("naïve", None) == ["naïve"]
 
 
 def test_a_run_moved_elsewhere_still_generates(finished, quick, tmp_path):

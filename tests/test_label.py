@@ -146,6 +146,7 @@ WRONG = {
     "no pair": ({"make": "voted", "checkpoint": "none"}, "--policy"),
     "pointwise": ({"aspect": "safety"}, "'safety'"),
     "temperature": ({"temperature": -1}, "temperature"),
+    "votes": ({"votes": 0}, "--votes"),
     "no chunk": ({"suffix": 3000}, "3020 tokens"),
 }
 

@@ -241,6 +241,9 @@ def test_keep_goes_on_after_preemptions_and_not_after_failures(
         (["run", *NAMED, "--env=NOT_THERE", "--", "x"], "--env=NOT_THERE"),
         (["create", *NAMED, *KIND, "--reserved"], "not allowed with"),
         (["fly", *NAMED], "invalid choice"),
+        (["logs", *NAMED, "--lines=-4"], "--lines"),
+        (["create", *NAMED, *KIND, "--every=inf"], "--every=inf"),
+        (["stop", *NAMED, f"--settings={sys.executable}"], "cannot be read as UTF-8"),
     ],
 )
 def test_flags_that_make_no_sense(args, said, capsys):
@@ -308,6 +311,10 @@ def test_a_pod_that_is_told_to_end_fails_though_its_command_has_saved():
     [
         ["--topology=8by8", "--", "x"],
         ["--name=A_b", "--", "x"],
+        ["--topology=0x4", "--", "x"],
+        ["--topology=3x3", "--", "x"],
+        ["--topology=" + "9" * 5000 + "x1", "--", "x"],
+        ["--restarts=-1", "--", "x"],
         ["--accelerator=gpu", "--", "x"],
         [],
     ],

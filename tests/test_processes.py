@@ -175,6 +175,27 @@ SAVES = dict(
 DONE = dict(code=0)
 
 
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--after=9,2", "--after=9,2: must be MIN,MAX"),
+        ("--lines=nan,1", "--lines=nan,1"),
+        ("--longest=inf", "--longest=inf"),
+        ("--processes=99999", "--processes"),
+        (f"--logs={__file__}/logs", "Not a directory"),
+    ],
+)
+def test_a_rehearsal_of_nonsense_is_refused(flag, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        rehearse.main([flag, "--", "true"])
+    assert ended.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_a_rehearsal_of_no_command_is_one_line(capsys):
+    assert rehearse.main(["--faults=", "--", "/no/such command"]) == 2
+    assert capsys.readouterr().err == "error: /no/such command: No such file or directory\n"
+
+
 def rehearsal(monkeypatch, capsys, faults: str, *attempts):
     """Returns (exit code, output, signals sent), with one setting of `Stand` per attempt."""
     begun = [[Stand(**how) for _ in range(2)] for how in attempts]

@@ -60,6 +60,8 @@ def test_seeds_are_told_from_what_is_none():
     ):  # fmt: skip
         with pytest.raises(UserError, match=f"^--seeds={text}: .*{named}"):
             seeds.parse(text)
+    with pytest.raises(UserError, match=r"^--seeds=7{100}: .{,90}$"):
+        seeds.parse("7" * 4500)
 
 
 def test_a_seed_runs_as_it_does_alone(pair, two, quick, tmp_path):

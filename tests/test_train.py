@@ -55,6 +55,7 @@ REFUSED = {  # flags: what the line has to name
     ),
     "no base": (["--config.runs.standard.init_from=nowhere"], "standard.init_from 'nowhere'"),
     "tokenizer file": (["--config.tokenizer.path=no.model"], "no.model"),
+    "negative seed": (["--config.seed=-5"], "seed -5: must be in 0.."),
     "unknown order": (["--config.order=('base', 'bass')"], "bass"),
 }
 

@@ -114,7 +114,7 @@ def load(cfg: DataConfig, data_dir: str) -> Documents:
         raise UserError(f"{cfg.path or cfg.source}: has no documents")
     if not found.texts:
         raise UserError(
-            f"{cfg.path or cfg.source}: no documents in split {cfg.split!r}; choose a larger split"
+            f"{cfg.path or cfg.source}: no documents in split {cfg.split!r:.80}; choose a larger split"
         )
     return found
 
@@ -277,7 +277,7 @@ def _rows(make: Callable[[], Any], cfg: DataConfig, where: str, field: str) -> l
         raise
     except Exception as error:  # readers raise many types of exceptions for damaged files
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: cannot read split {cfg.split!r}: {reason}") from error
+        raise UserError(f"{where}: cannot read split {cfg.split!r:.80}: {reason}") from error
     if rows and field not in rows[0]:
         raise UserError(f"{cfg.path}: no field {field!r}; use one of {', '.join(sorted(rows[0]))}")
     # array_record returns None for the records of a file truncated at a 64 KiB block.

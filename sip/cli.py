@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -102,6 +103,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     Exit codes: 0 done, or stopped and saved; 1 one of several processes failed; 2 an error that the
     user can fix, printed as one line; 130 interrupted.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: blocks clean up
     keep_memory()
     # Orbax logs errors and also raises them. The raised ones are enough.
     absl_logging.set_verbosity(absl_logging.FATAL)
@@ -116,6 +118,9 @@ def _parse(argv):
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as e:  # ml_collections reports the key, but not the flag
         _say(f"{_mentioned(argv, _words(e))}: unknown key {_words(e)}")
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(INTERRUPTED)
     except Exception as e:  # a config file is the user's code: it may raise anything
         _say(e)
     sys.exit(MENDABLE)

@@ -145,9 +145,9 @@ def write(path: str, lines: Sequence[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command. Returns the exit status: 2 for a user error, else 0."""
-    flags = parse(argv)
+    """Runs the command. Returns the exit status: 2 for a user error, 130 if interrupted."""
     try:
+        flags = parse(argv)
         cfg = documents.DataConfig(
             source=flags.source, path=flags.path, split=flags.split, world=world(flags.world)
         )
@@ -158,6 +158,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -8,6 +8,7 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -114,6 +115,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     Exit codes: 0 done, or stopped and saved; 1 one of several processes failed; 2 an error that the
     user can fix, printed as one line; 130 interrupted.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: blocks clean up
     prepare()
     app.run(lambda argv: sys.exit(code(main, argv)), flags_parser=_parse)
 
@@ -180,6 +182,9 @@ def _parse(argv):
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as e:  # ml_collections reports the key, but not the flag
         _say(f"{_mentioned(argv, _words(e))}: unknown key {_words(e)}")
+    except KeyboardInterrupt:
+        _say("interrupted")
+        sys.exit(INTERRUPTED)
     except Exception as e:  # a config file is the user's code: it may raise anything
         _say(e)
     sys.exit(MENDABLE)

@@ -43,12 +43,12 @@ def whole(directory: str | Path, size: int) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(str(part), "temporary directory"):
-            _empty(part)
-            free = shutil.disk_usage(part).free
-            if free < size:
-                needs = f"needs {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
-                raise UserError(f"{directory}: {needs}")
             try:
+                _empty(part)
+                free = shutil.disk_usage(part).free
+                if free < size:
+                    needs = f"needs {size / 1e9:.3g} GB, {free / 1e9:.3g} GB are free"
+                    raise UserError(f"{directory}: {needs}")
                 yield part
                 (part / LOCK).unlink()
                 part.rename(path)

@@ -75,7 +75,9 @@ def test_parts_of_a_batch_have_the_balance_of_the_whole_batch():
     """A part whose tokens all choose expert 0, and one whose token chooses expert 1."""
     logits = jnp.log(jnp.array([[[3.0, 1.0], [1.0, 1.0]], [[1.0, 9.0], [1.0, 3.0]]]))
     chosen, mask = jnp.array([[[0], [0]], [[1], [1]]]), jnp.array([[True, True], [True, False]])
-    parts = [moe.load_balance(logits[i : i + 1], chosen[i : i + 1], mask[i : i + 1]) for i in (0, 1)]
+    parts = [
+        moe.load_balance(logits[i : i + 1], chosen[i : i + 1], mask[i : i + 1]) for i in (0, 1)
+    ]
     whole = jax.tree.map(jnp.add, *parts)
     sums = np.sum([loss(part, whole) for part in parts], axis=0)
     # Shares 2/3, 1/3 of the choices, mean probabilities (3/4 + 1/2 + 1/10) / 3 and the rest.
@@ -88,7 +90,7 @@ def test_parts_of_a_batch_have_the_balance_of_the_whole_batch():
 def loss(part, whole=None):
     """Returns (total, denom) of one layer's sums, as a part of `whole`."""
     part, whole = jax.tree.map(lambda x: x[None], (part, whole or part))
-    return part.pair(whole.used_LE, whole.count_L)
+    return part.pair(whole)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

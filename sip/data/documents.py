@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from absl import logging
 
+from sip.data.microworld.settings import WorldConfig
+from sip.sections import at_least, check, one_of, section
 from sip.structs import UserError
 
 PARTS = ("train", "validation", "test")  # 90, 5 and 5 % of a file, by a hash of the text
@@ -54,17 +56,17 @@ class DataConfig:
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the documents are unusable
 
     def __post_init__(self):
-        if self.source not in LOADERS:
-            raise UserError(f"data.source {self.source!r}: must be one of {', '.join(LOADERS)}")
+        check("data", self, source=one_of(tuple(LOADERS)))
         if (self.source == "microworld") == bool(self.path):
             raise UserError(
                 f"data.path {self.path!r}: required by every source except microworld, which "
                 "accepts none"
             )
-        if not 0 <= self.max_skipped_fraction <= 1:
-            raise UserError(
-                f"data.max_skipped_fraction {self.max_skipped_fraction}: must be in 0..1"
-            )
+        check("data", self, max_skipped_fraction=at_least(0, most=1))
+        if self.source == "microworld":
+            world = section(WorldConfig, self.world or {}, "data.world")
+            # Every run is evaluated on both held-out parts.
+            check("data.world", world, **dict.fromkeys(PARTS, at_least(1)))
         # Sorted pairs make the config hashable and equal for any order of the keys.
         object.__setattr__(self, "world", tuple(sorted(dict(self.world).items())))
 
@@ -78,6 +80,35 @@ class Documents:
     truth: Truth | None = None
     read: int = 0  # documents read: all of a file, or the split of a data set
     skipped: int = 0  # documents read but unusable: not UTF-8, empty, or (jsonl) without a text
+
+
+def check_split(source: str, split: str) -> None:
+    """Raises UserError if `split` is not a part of the documents or a slice of one.
+
+    Of data sets that TFDS reads, several may be joined by "+".
+    """
+    joined = split.split("+") if source in ("microworld", "tfds") else [split]
+    for one in joined:
+        found = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", one)
+        if not found or (source != "tfds" and found[1] not in PARTS):
+            raise UserError(
+                f"split {split!r}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
+            )
+        low, high = found[2] or "0%", found[3] or "100%"
+        shares = [int(x[:-1]) for x in (low, high) if x.endswith("%")]
+        if any(abs(share) > 100 for share in shares) or (len(shares) == 2 and _empty(*shares)):
+            raise UserError(f"split {split!r}: the slice is empty or beyond 100%")
+
+
+def _empty(low: int, high: int) -> bool:
+    """True if no percentage is from `low` to `high`; a negative one counts from the end."""
+    return (low % 100 if low < 0 else low) >= (high % 100 if high < 0 else high)
+
+
+def check_path(cfg: DataConfig) -> None:
+    """Raises UserError if the file of a text corpus does not exist."""
+    if cfg.source in ("txt", "jsonl") and not Path(cfg.path).expanduser().is_file():
+        raise UserError(f"config data.path={cfg.path!r}: there is no such file")
 
 
 def load(cfg: DataConfig, data_dir: str) -> Documents:

@@ -148,7 +148,7 @@ class RunConfig:
 
         `truth`: the corpus has a ground truth.
         """
-        raise NotImplementedError
+        return ()
 
     def reach(self) -> None:
         """Raises UserError if a server that the run needs does not answer."""
@@ -175,7 +175,7 @@ class TaskConfig:
 
     def figures(self, truth: bool) -> tuple[str, ...]:
         """Names of the figures of the task's evaluations."""
-        raise NotImplementedError
+        return ()
 
     def reach(self) -> None:
         """Raises UserError if a server that the task needs does not answer."""

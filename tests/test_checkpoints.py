@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 
+from sip import loading
 from sip import mesh as meshes
 from sip.models import decoder
 from sip.structs import UserError
@@ -205,3 +206,12 @@ def test_a_checkpoint_that_lost_an_item_is_refused(copy, item):
 def test_a_corrupt_checkpoint_is_refused(copy, file):
     (copy / "checkpoints" / "3" / file).write_bytes(b"{not it")
     refused(lambda: restore(copy), copy)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_parameters_that_are_not_finite_are_refused_by_name(tmp_path, bad):
+    params = jax.tree.map(jnp.array, tiny.params())
+    params["blocks"]["block"]["w_up"] = params["blocks"]["block"]["w_up"].at[1, 0, 0].set(bad)
+    checkpoints.save_params(str(tmp_path), params, {"model": dataclasses.asdict(tiny.CFG)})
+    with pytest.raises(UserError, match="parameter blocks/block/w_up has .* not finite"):
+        loading.load_params(str(tmp_path), meshes.single())

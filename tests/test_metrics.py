@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from sip import metrics
+from sip import metrics, workdir
 from sip.metrics import Writer, read
 
 
@@ -134,3 +134,14 @@ def test_progress_keeps_quiet_between_lines_and_when_off(tmp_path, capfd):
         log.close()
         lines = capfd.readouterr().err.splitlines()
         assert len(lines) == (2 if progress else 0)  # the first and the last
+
+
+def test_json_is_strict():
+    value = {
+        "a": float("nan"),
+        "b": [1.5, float("-inf"), {"c": np.float64("inf")}],
+        "d": (1, "NaN"),
+    }
+    wanted = {"a": None, "b": [1.5, None, {"c": None}], "d": [1, "NaN"]}
+    refuse = lambda name: pytest.fail(f"{name} is no JSON")
+    assert json.loads(workdir.to_json(value), parse_constant=refuse) == wanted

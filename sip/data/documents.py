@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,7 +64,9 @@ class DataConfig:
             )
         check("data", self, max_skipped_fraction=at_least(0, most=1))
         if self.source == "microworld":
-            world = section(WorldConfig, self.world or {}, "data.world")
+            if not isinstance(self.world, Mapping | tuple):
+                raise UserError(f"data.world={self.world!r}: must be a section")
+            world = section(WorldConfig, dict(self.world), "data.world")
             # Every run is evaluated on both held-out parts.
             check("data.world", world, **dict.fromkeys(PARTS, at_least(1)))
         # Sorted pairs make the config hashable and equal for any order of the keys.
@@ -95,14 +97,28 @@ def check_split(source: str, split: str) -> None:
                 f"split {split!r}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
             )
         low, high = found[2] or "0%", found[3] or "100%"
-        shares = [int(x[:-1]) for x in (low, high) if x.endswith("%")]
-        if any(abs(share) > 100 for share in shares) or (len(shares) == 2 and _empty(*shares)):
+        if _empty(low, high):
             raise UserError(f"split {split!r}: the slice is empty or beyond 100%")
 
 
-def _empty(low: int, high: int) -> bool:
-    """True if no percentage is from `low` to `high`; a negative one counts from the end."""
-    return (low % 100 if low < 0 else low) >= (high % 100 if high < 0 else high)
+def _empty(low: str, high: str) -> bool:
+    """True if nothing is from `low` to `high`, whatever the number of documents.
+
+    A negative bound counts from the end; bounds of two kinds are not compared.
+    """
+    if any(x.endswith("%") and abs(int(x[:-1])) > 100 for x in (low, high)):
+        return True
+    if low.endswith("%") != high.endswith("%"):
+        return high in ("0", "0%") or low == "100%"
+    a, b = (int(x.removesuffix("%")) for x in (low, high))
+    if low.endswith("%"):
+        a, b = (x + 100 if x < 0 else x for x in (a, b))
+    return a >= b and (a < 0) == (b < 0)
+
+
+def has_truth(source: str) -> bool:
+    """True if the documents of a source come with a ground truth."""
+    return source == "microworld"
 
 
 def check_path(cfg: DataConfig) -> None:

@@ -97,7 +97,7 @@ def check(config, workdir: str) -> None:
     for name in recipe.report.names():
         if name not in earlier:
             raise UserError(f"config report: run {name!r} is not in config order")
-    _check_tokenizer(recipe.tokenizer)
+    _check_tokenizer(recipe.tokenizer, earlier)
 
 
 def check_meshes(config) -> None:
@@ -114,10 +114,21 @@ def check_files(config) -> None:
     documents.check_path(corpora.data_config(config.data, "train"))
 
 
-def _check_tokenizer(cfg: TokenizerConfig) -> None:
-    """Reads a tokenizer that is not trained. Raises UserError if it cannot be read."""
-    if cfg.path or cfg.kind != "sentencepiece":
-        load_tokenizer(cfg.kind, cfg.path)
+def _check_tokenizer(cfg: TokenizerConfig, runs: Mapping[str, RunConfig]) -> None:
+    """Reads a tokenizer that is not trained. Raises UserError if it cannot be read, or has more
+    tokens than a run's model has embeddings."""
+    if not cfg.path and cfg.kind == "sentencepiece":
+        return
+    try:
+        found = load_tokenizer(cfg.kind, cfg.path)
+    except UserError as e:
+        raise UserError(f"config tokenizer.path: {e}") from None
+    for name, run in runs.items():
+        if run.model.vocab_size < found.vocab_size:
+            raise UserError(
+                f"config runs.{name}.model.vocab_size={run.model.vocab_size}: must be >= "
+                f"{found.vocab_size}, the number of the tokenizer's tokens"
+            )
 
 
 def check_run(
@@ -144,7 +155,7 @@ def check_run(
             source_dir(workdir, read, f"config runs.{name}.{key}")
     try:
         _check_corpus(run, source)
-        if source == "microworld":
+        if documents.has_truth(source):
             _check_baseline(run, earlier, workdir)
     except UserError as e:
         raise UserError(f"config runs.{name}.{e}") from None
@@ -158,7 +169,7 @@ def check_run(
 
 def _check_corpus(run: RunConfig, source: str) -> None:
     """Raises UserError if the corpus does not have what the run reads."""
-    truth = source == "microworld"
+    truth = documents.has_truth(source)
     for key, split in run.splits().items():
         try:
             documents.check_split(source, split)

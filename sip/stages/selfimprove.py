@@ -49,6 +49,9 @@ class SelfImproveConfig(RunConfig):
         chosen, rejected = self.candidates.chosen, self.candidates.rejected
         if self.judge.reference == "rewrite" and not self.candidates.rewrite:
             raise UserError("judge.reference: there is no rewrite among the candidates")
+        if self.candidates.rewrite and self.rewriter.backend == "local":
+            if not self.rewriter.init_from:
+                raise UserError("rewriter.init_from is empty, but backend local needs a rewriter")
         if self.objective.name == "dpo" and chosen == rejected:
             raise UserError(f"candidates: chosen and rejected are both {chosen!r}")
         if self.objective.name == "dr_grpo" and (

@@ -115,13 +115,13 @@ def run(main: Callable[[list[str]], None]) -> None:
     Exit codes: 0 done, or stopped and saved; 1 one of several processes failed; 2 an error that the
     user can fix, printed as one line; 130 interrupted.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: blocks clean up
     prepare()
     app.run(lambda argv: sys.exit(code(main, argv)), flags_parser=_parse)
 
 
 def prepare() -> None:
-    """Prepares the process of a command: streams, memory, logging; checks XLA_FLAGS."""
+    """Prepares the process of a command: signals, streams, memory, logging; checks XLA_FLAGS."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: blocks clean up
     open_streams()
     keep_memory()
     # These libraries log errors and also raise them. The raised ones are enough.

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from sip.sections import at_least, check
 from sip.structs import UserError
 
 AXES = ("replica", "fsdp", "tensor")
@@ -41,6 +42,11 @@ class MeshConfig:
     fsdp: int = -1  # data parallel, parameters sharded
     tensor: int = 1  # heads, features and vocabulary sharded
 
+    def __post_init__(self):
+        sizes = [getattr(self, axis) for axis in AXES]
+        if any(n == 0 or n < -1 for n in sizes) or sizes.count(-1) > 1:
+            raise UserError(f"mesh: {sizes} must be positive, with at most one -1")
+
 
 def build(config: MeshConfig, devices=None) -> jax.sharding.Mesh:
     """Returns the mesh of `config` over `devices` (default: all).
@@ -50,8 +56,6 @@ def build(config: MeshConfig, devices=None) -> jax.sharding.Mesh:
     devices = np.asarray(jax.devices() if devices is None else devices)
     shape = [config.replica, config.fsdp, config.tensor]
     known = int(np.prod([n for n in shape if n > 0]))
-    if shape.count(-1) > 1 or any(n == 0 or n < -1 for n in shape):
-        raise UserError(f"mesh: {shape} must be positive, with at most one -1")
     shape = [devices.size // known if n == -1 else n for n in shape]
     if int(np.prod(shape)) != devices.size:
         need = dict(zip(AXES, shape, strict=True))
@@ -66,8 +70,8 @@ class PartConfig(MeshConfig):
     devices: int = 0  # number set apart, equally from each process; 0: share all devices
 
     def __post_init__(self):
-        if self.devices < 0:
-            raise UserError(f"devices must not be negative, is {self.devices}")
+        super().__post_init__()
+        check("judge_mesh", self, devices=at_least(0))
 
 
 def divide(part: PartConfig, devices=None):

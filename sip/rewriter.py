@@ -23,6 +23,7 @@ from sip.mesh import full_rows, put_batch
 from sip.models.config import check_storage_dtype
 from sip.padding import bucket, padded_tree
 from sip.processes import fetch
+from sip.sections import at_least, check, one_of
 from sip.structs import UserError
 from sip.text import chat, template
 from sip.text.chat import Turn
@@ -80,14 +81,13 @@ class RewriterConfig:
     param_dtype: str = ""  # local: storage dtype, float32 | bfloat16 | int8; empty: as saved
 
     def __post_init__(self):
-        if self.backend not in BACKENDS:
-            raise UserError(f"rewriter.backend must be one of {BACKENDS}, not {self.backend!r}")
+        check("rewriter", self, backend=one_of(BACKENDS), batch=at_least(1))
         check_storage_dtype(self.param_dtype, "rewriter.param_dtype")
         for key in ("chat", "param_dtype"):
             if getattr(self, key) and self.backend != "local":
                 raise UserError(f"rewriter.{key}: for backend local only, not {self.backend}")
-        if self.batch < 1:
-            raise UserError(f"rewriter.batch must be at least 1, not {self.batch}")
+        chat.check(self.chat, "rewriter.chat")
+        load(self.prompt)  # checks that it exists
         self.sampling()  # checks temperature and top_p
 
     def sampling(self) -> sampling.SamplingConfig:

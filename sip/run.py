@@ -18,7 +18,7 @@ from sip.loading import load_tokenizer
 from sip.mesh import MeshConfig, PartConfig
 from sip.models.config import ModelConfig
 from sip.models.lora import OFF, LoraConfig
-from sip.sections import plain, section
+from sip.sections import at_least, check, one_of, plain, section
 from sip.structs import UserError
 from sip.text import tokenizer as tokenizers
 from sip.text.tokenizer import Tokenizer
@@ -94,8 +94,17 @@ class TokenizerConfig:
     symbols: tuple[str, ...] = ()  # other strings that become single tokens
 
     def __post_init__(self):
-        if self.kind not in tokenizers.KINDS:
-            raise UserError(f"tokenizer.kind must be one of {tokenizers.KINDS}, not {self.kind!r}")
+        check(
+            "tokenizer",
+            self,
+            kind=one_of(tokenizers.KINDS),
+            vocab_size=at_least(1 if self.kind == "sentencepiece" and not self.path else 0),
+            documents=at_least(1),
+        )
+        for name in self.prompts:
+            prompts.load(name)  # checks that it exists
+        if not all(self.symbols):
+            raise UserError(f"tokenizer.symbols must not be empty strings: {self.symbols}")
         if self.kind == "huggingface" and not self.path:
             raise UserError("tokenizer.path: kind 'huggingface' needs a tokenizer.json")
         object.__setattr__(self, "path", workdir.place(self.path))
@@ -122,9 +131,7 @@ class RunConfig:
         if self.lora.rank and not self.init_from:
             raise UserError("lora.rank: LoRA needs init_from; fresh parameters would stay random")
         self.lora.check(self.model)
-        for name in ("batch", "microbatches"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check("", self, steps=at_least(1), batch=at_least(1), microbatches=at_least(1))
         if self.batch % self.microbatches:
             raise UserError(
                 f"batch {self.batch} is not divisible by microbatches {self.microbatches}"
@@ -133,6 +140,21 @@ class RunConfig:
     def sources(self) -> dict[str, str]:
         """The runs or directories that the run reads, by the config key that names them."""
         return {"init_from": self.init_from}
+
+    def splits(self) -> dict[str, str]:
+        """The splits of the corpus that the run reads, by config key."""
+        return {"split": self.split}
+
+    def needs_truth(self) -> str:
+        """The config key that needs a corpus with a ground truth; empty if none does."""
+        return ""
+
+    def figures(self, truth: bool) -> tuple[str, ...]:
+        """Names of the figures of the run's evaluations, which `checkpoint.best` can name.
+
+        `truth`: the corpus has a ground truth.
+        """
+        return ()
 
     def reach(self) -> None:
         """Raises UserError if a server that the run needs does not answer."""
@@ -152,6 +174,14 @@ class TaskConfig:
     def sources(self) -> dict[str, str]:
         """The runs or directories that the task reads, by the config key that names them."""
         return {}
+
+    def needs_truth(self) -> str:
+        """The task's key that needs a corpus with a ground truth; empty if none does."""
+        return ""
+
+    def figures(self, truth: bool) -> tuple[str, ...]:
+        """Names of the figures of the task's evaluations."""
+        return ()
 
     def reach(self) -> None:
         """Raises UserError if a server that the task needs does not answer."""

@@ -117,8 +117,8 @@ def _typed(value, hint, name: str):
 def _check_numbers(value, name: str) -> None:
     """Raises UserError if a number in `value` is not finite, or an integer beyond int32."""
     if isinstance(value, Mapping | tuple):
-        for one in value.values() if isinstance(value, Mapping) else value:
-            _check_numbers(one, name)
+        for key, one in value.items() if isinstance(value, Mapping) else enumerate(value):
+            _check_numbers(one, f"{name}.{key}")
     elif isinstance(value, int) and abs(value) > LARGEST:
         raise UserError(f"config {name}={value}: must be at most {LARGEST}")
     elif isinstance(value, float) and not math.isfinite(value):

@@ -83,12 +83,12 @@ class Balance:
     prob_LE: Array  # sum of the expert's probabilities
     count_L: Array  # tokens
 
-    def pair(self, used_LE: Array, count_L: Array) -> tuple[Array, Array]:
-        """Returns (total, denom), where `used_LE` and `count_L` are those of the whole batch.
+    def pair(self, whole: Any) -> tuple[Array, Array]:
+        """Returns (total, denom), with the shares of choices of the Balance of the whole batch.
 
-        With them, totals of microbatches add up to the total of the whole batch.
+        So totals of microbatches add up to the total of the whole batch.
         """
-        share_LE = used_LE / jnp.maximum(count_L, 1.0)[:, None]
+        share_LE = whole.used_LE / jnp.maximum(whole.count_L, 1.0)[:, None]
         return share_LE.shape[1] * (share_LE * self.prob_LE).sum(), self.count_L.sum()
 
 

@@ -62,6 +62,7 @@ def train(config, workdir: str, profile: bool = False) -> dict:
     cli.keep_memory()
     recipe.check_reachable(workdir)
     recipe.check(config, workdir)
+    recipe.check_files(config)
     recipe.check_meshes(config)
     workdirs.check_claim(config, workdir)  # before anything is made
     with workdirs.locked(workdir):

@@ -32,7 +32,7 @@ ROWS = [  # a module imports strictly lower rows, or its own package
     CLIS,
 ]
 RANK = {name: i for i, row in enumerate(ROWS) for name in row}
-ON_DEVICE = ("structs", "mesh", "models", "objectives", "sampling", "training.step")
+ON_DEVICE = ("structs", "sections", "mesh", "models", "objectives", "sampling", "training.step")
 ON_DEVICE += ("training.optim",)  # run where tfds and grain are not installed
 DEVICE_LIBRARIES = {"jax", "flax", "optax", "numpy"}
 HEAVY = {

@@ -13,6 +13,7 @@ import pytest
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
+from sip import loading
 from sip import mesh as meshes
 from sip.models import decoder
 from sip.structs import UserError
@@ -284,3 +285,12 @@ def test_a_checksum_notices_any_element_and_no_mesh(dtype):
     changed = jnp.asarray(x).at[3, 5].set(np.logical_not(x[3, 5]).astype(dtype))
     assert checksums.differing({"x": changed}, want) == ["x"]
     assert checksums.of({"x": np.flip(x)}) != want
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_parameters_that_are_not_finite_are_refused_by_name(tmp_path, bad):
+    params = jax.tree.map(jnp.array, tiny.params())
+    params["blocks"]["block"]["w_up"] = params["blocks"]["block"]["w_up"].at[1, 0, 0].set(bad)
+    checkpoints.save_params(str(tmp_path), params, {"model": dataclasses.asdict(tiny.CFG)})
+    with pytest.raises(UserError, match="parameter blocks/block/w_up has .* not finite"):
+        loading.load_params(str(tmp_path), meshes.single())

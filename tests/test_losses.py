@@ -139,8 +139,8 @@ def test_ce_weight_goes_linearly_to_its_last():
 
 def test_weights_name_the_terms_that_there_are():
     assert losses.branch_weights(ObjectiveConfig("rf_nll"))(0) == {"rf_nll": 1.0}
-    both = ObjectiveConfig("dpo", nll_weight=0.3, ce_weight=2.0, ce_weight_last=2.0)
-    close(losses.branch_weights(both)(7), {"dpo": 1.0, "nll_chosen": 0.3, "ce": 2.0})
+    both = ObjectiveConfig("dpo", nll_weight=0.3, ce_weight=0.5, ce_weight_last=0.5)
+    close(losses.branch_weights(both)(7), {"dpo": 1.0, "nll_chosen": 0.3, "ce": 0.5})
     terms = jax.eval_shape(
         losses.branch_terms(tiny.CFG, both), tiny.params(), tiny.params(), batch("dpo")
     )[0]
@@ -226,13 +226,13 @@ def test_weights_of_z_losses_are_shares_of_their_cross_entropies():
 @pytest.mark.parametrize(
     ("values", "match"),
     [
-        ({"name": "ppo"}, r"objective\.name .*'ppo'"),
+        ({"name": "ppo"}, r"objective\.name='ppo'"),
         ({"beta": 0.0}, r"objective\.beta"),
         ({"ce_steps": 0}, r"objective\.ce_steps"),
-        ({"nll_weight": -1.0}, "objective: nll_weight -1.0, .* must not be negative"),
-        ({"ce_weight": -1.0}, "objective: .* ce_weight -1.0, .* must not be negative"),
-        ({"ce_weight_last": -1.0}, "objective: .* ce_weight_last -1.0 .* must not be negative"),
-        ({"z_loss": -1.0, "ce_weight": 1.0}, "objective: .* z_loss -1.0 must not be negative"),
+        ({"nll_weight": -1.0}, "objective.nll_weight=-1.0"),
+        ({"ce_weight": -1.0}, "objective.ce_weight=-1.0"),
+        ({"ce_weight_last": -1.0}, "objective.ce_weight_last=-1.0"),
+        ({"z_loss": -1.0, "ce_weight": 1.0}, "objective.z_loss=-1.0"),
         ({"z_loss": 1e-4}, r"objective\.z_loss .*ce_weight_last are 0"),
         ({"name": "rf_nll", "nll_weight": 0.1}, r"objective\.nll_weight .*rf_nll"),
     ],

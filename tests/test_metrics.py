@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from sip import metrics
+from sip import metrics, workdir
 from sip.metrics import Writer, read
 
 
@@ -147,3 +147,14 @@ def test_what_can_be_read_of_a_torn_log_is_kept(tmp_path, capsys):
         pass
     assert "6 unreadable lines" in capsys.readouterr().err
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(f"{x}\n" for x in lines[:2])
+
+
+def test_json_is_strict():
+    value = {
+        "a": float("nan"),
+        "b": [1.5, float("-inf"), {"c": np.float64("inf")}],
+        "d": (1, "NaN"),
+    }
+    wanted = {"a": None, "b": [1.5, None, {"c": None}], "d": [1, "NaN"]}
+    refuse = lambda name: pytest.fail(f"{name} is no JSON")
+    assert json.loads(workdir.to_json(value), parse_constant=refuse) == wanted

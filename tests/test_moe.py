@@ -90,7 +90,7 @@ def test_parts_of_a_batch_have_the_balance_of_the_whole_batch():
 def loss(part, whole=None):
     """Returns (total, denom) of one layer's sums, as a part of `whole`."""
     part, whole = jax.tree.map(lambda x: x[None], (part, whole or part))
-    return part.pair(whole.used_LE, whole.count_L)
+    return part.pair(whole)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))

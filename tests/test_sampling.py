@@ -227,3 +227,23 @@ def test_votes_differ_and_their_logp_is_the_models():
             want = np.asarray(tiny.forward(tiny.params(), tiny.CFG, one)[3])[b, c, n : n + 5]
             have = np.asarray(got.logp_BCR)[b, c * 3 + j]
             np.testing.assert_allclose(have, np.where(live, want, 0), atol=3e-5)
+
+
+def test_a_temperature_near_zero_is_greedy():
+    """The two highest logits are equal: greedy takes the first. The others differ little."""
+    logits = jnp.array([[[40.0, 41.0, 41.0, 40.999]]])
+    keys = jnp.stack([sampling.noise_keys(jax.random.key(s), jnp.array([0]), 1)[0] for s in (1, 2)])
+    want = (1, jax.nn.log_softmax(logits[0, 0])[1], 0.0)
+    for temperature in (0.0, 5e-324, 1e-40, 3e-20, 9e-6):
+        assert SamplingConfig(temperature=temperature) == SamplingConfig(temperature=0.0)
+        for key in keys:
+            got = sampling.choose(logits, key[None], 0, SamplingConfig(temperature=temperature))
+            np.testing.assert_allclose([x[0, 0] for x in got], want, rtol=1e-6)
+
+
+def test_a_cold_distribution_keeps_the_difference_of_large_logits():
+    config = SamplingConfig(temperature=2e-5, top_p=1e-45)  # a float32 cannot hold this top_p
+    got = sampling.sampling_logits(jnp.array([5000.0, 5000.0 - 2**-10, -5000.0]), config)
+    np.testing.assert_allclose(got, [0, -np.inf, -np.inf])
+    got = sampling.sampling_logits(jnp.array([5000.0, 5000.0 - 2**-10]), SamplingConfig(2e-5))
+    np.testing.assert_allclose(got, [0, -(2**-10) / 2e-5], rtol=1e-6)

@@ -1,9 +1,11 @@
 """Tests starting a run from another one: added layers, and rejected models."""
 
+import contextlib
 import dataclasses
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,7 +20,7 @@ from sip.models import decoder
 from sip.stages import clock, session
 from sip.stages.clock import Clock
 from sip.structs import UserError
-from sip.training import checkpoints, step
+from sip.training import checkpoints, loop, step
 
 
 def saved(tmp_path, cfg):
@@ -124,3 +126,25 @@ def test_the_micro_worlds_config_writes_out_the_frozen_world(monkeypatch):
     import microworld
 
     assert dict(microworld.get_config().data.world) == dataclasses.asdict(WorldConfig())
+
+
+def test_nothing_is_saved_while_updates_are_skipped_but_at_the_end(monkeypatch):
+    """Updates 3 and 4 of 5 are skipped, then 5 too: the last step has the run's parameters."""
+    saved = []
+    keep = lambda manager, state, record, begun: saved.append(int(state.step))
+    monkeypatch.setattr(session.checkpoints, "save", keep)
+    nothing: Any = SimpleNamespace(save=lambda: None, step=lambda state: None)
+    c: Any = SimpleNamespace(steps=5, model=None, checkpoint=loop.CheckpointConfig(every_steps=1))
+    run: Any = SimpleNamespace(record=lambda model, pending: {}, name="r")
+    for skipped_in_row, asked in (
+        ((0, 0, 1, 2, 0), False),
+        ((0, 0, 1, 2, 3), False),
+        ((0, 4), True),
+    ):
+        saved.clear()
+        s = session.Session(run, c, 0, [], None, False, nothing, nothing, nothing)
+        with pytest.raises(loop.Stopped) if asked else contextlib.nullcontext():
+            for done, count in enumerate(skipped_in_row, 1):
+                state: Any = SimpleNamespace(step=done, skipped_in_row=count)
+                session.end_step(dataclasses.replace(s, stop=asked and done == 2), done, state)
+        assert saved == ([1] if asked else [1, 2, 5])

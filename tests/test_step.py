@@ -153,3 +153,21 @@ def test_a_fresh_state_is_what_abstract_state_says():
     same(fresh.reference, fresh.params)
     assert (fresh.params["embed"] != other.params["embed"]).any()
     assert step.abstract_state(tiny.CFG, TX, mesh, reference=False).reference is None
+
+
+@pytest.mark.parametrize("where", ["parameters", "moments"])
+def test_an_update_with_a_result_that_is_not_finite_is_skipped(where):
+    """Loss and gradient are finite; one number overflows in the optimiser."""
+
+    def update(grads, moments, params):
+        large = jnp.array([1.0, 1.0, 3e38]) * 10 * jnp.sign(grads["w"])
+        small = jnp.zeros(3)
+        return ({"w": large}, small) if where == "parameters" else ({"w": small}, large)
+
+    tx = optax.GradientTransformation(lambda params: jnp.ones(3), update)
+    zero = lambda: jnp.zeros((), jnp.int32)
+    before = TrainState(zero(), {"w": jnp.array(W)}, tx.init(W), None, zero(), zero())
+    after, metrics = step.make_update(terms, tx, rising)(before, batch())
+    same((after.params, after.opt_state), ({"w": W}, np.ones(3)))
+    assert [int(x) for x in (after.step, after.skipped_in_row, after.skipped)] == [1, 1, 1]
+    assert not float(metrics["loss/total"][1]), "a skipped update measured nothing"

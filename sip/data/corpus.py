@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sip import processes
 from sip.data import chunks, documents
 from sip.data.documents import Truth
-from sip.sections import plain, section
+from sip.sections import at_least, check, plain, section
 from sip.structs import UserError
 from sip.text.tokenizer import Tokenizer
 from sip.workdir import shared_dir
@@ -26,6 +26,10 @@ class CutConfig:
     prefix_min: int  # tokens before a document's first suffix
     prefix_max: int  # longer prefixes keep their last prefix_max tokens
     suffix: int  # tokens of each suffix
+
+    def __post_init__(self):
+        check("data.cut", self, prefix_min=at_least(1), suffix=at_least(1))
+        check("data.cut", self, prefix_max=at_least(self.prefix_min))
 
 
 @dataclass(frozen=True, eq=False)  # hashed by identity

@@ -9,12 +9,15 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
 from etils import epath
 
+from sip.data.microworld.settings import WorldConfig
+from sip.sections import at_least, check, one_of, section
 from sip.structs import UserError
 from sip.text.lines import RECODE, opened, read_lines
 from sip.workdir import locked, place
@@ -65,17 +68,19 @@ class DataConfig:
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the documents are unusable
 
     def __post_init__(self):
-        if self.source not in LOADERS:
-            raise UserError(f"data.source {self.source!r}: must be one of {', '.join(LOADERS)}")
+        check("data", self, source=one_of(tuple(LOADERS)))
         if (self.source == "microworld") == bool(self.path):
             raise UserError(
                 f"data.path {self.path!r}: required by every source except microworld, which "
                 "accepts none"
             )
-        if not 0 <= self.max_skipped_fraction <= 1:
-            raise UserError(
-                f"data.max_skipped_fraction {self.max_skipped_fraction}: must be in 0..1"
-            )
+        check("data", self, max_skipped_fraction=at_least(0, most=1))
+        if self.source == "microworld":
+            if not isinstance(self.world, Mapping | tuple):
+                raise UserError(f"data.world={self.world!r}: must be a section")
+            world = section(WorldConfig, dict(self.world), "data.world")
+            # Every run is evaluated on both held-out parts.
+            check("data.world", world, **dict.fromkeys(PARTS, at_least(1)))
         object.__setattr__(self, "path", place(self.path))
         # Sorted pairs make the config hashable and equal for any order of the keys.
         object.__setattr__(self, "world", tuple(sorted(dict(self.world).items())))
@@ -95,6 +100,49 @@ class Documents:
     def skipped(self) -> int:
         """Number of unusable documents."""
         return sum(self.left_out.values())
+
+
+def check_split(source: str, split: str) -> None:
+    """Raises UserError if `split` is not a part of the documents or a slice of one.
+
+    Of data sets that TFDS reads, several may be joined by "+".
+    """
+    joined = split.split("+") if source in ("microworld", "tfds") else [split]
+    for one in joined:
+        found = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", one)
+        if not found or (source != "tfds" and found[1] not in PARTS):
+            raise UserError(
+                f"split {split!r}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
+            )
+        low, high = found[2] or "0%", found[3] or "100%"
+        if _empty(low, high):
+            raise UserError(f"split {split!r}: the slice is empty or beyond 100%")
+
+
+def _empty(low: str, high: str) -> bool:
+    """True if nothing is from `low` to `high`, whatever the number of documents.
+
+    A negative bound counts from the end; bounds of two kinds are not compared.
+    """
+    if any(x.endswith("%") and abs(int(x[:-1])) > 100 for x in (low, high)):
+        return True
+    if low.endswith("%") != high.endswith("%"):
+        return high in ("0", "0%") or low == "100%"
+    a, b = (int(x.removesuffix("%")) for x in (low, high))
+    if low.endswith("%"):
+        a, b = (x + 100 if x < 0 else x for x in (a, b))
+    return a >= b and (a < 0) == (b < 0)
+
+
+def has_truth(source: str) -> bool:
+    """True if the documents of a source come with a ground truth."""
+    return source == "microworld"
+
+
+def check_path(cfg: DataConfig) -> None:
+    """Raises UserError if the file of a text corpus does not exist."""
+    if cfg.source in ("txt", "jsonl") and not Path(cfg.path).expanduser().is_file():
+        raise UserError(f"config data.path={cfg.path!r}: there is no such file")
 
 
 def load(cfg: DataConfig, data_dir: str) -> Documents:

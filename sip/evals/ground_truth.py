@@ -18,6 +18,7 @@ from sip.evals.continuations import Prompts
 from sip.loading import LoadedModel
 from sip.models.config import ModelConfig
 from sip.run import Run
+from sip.sections import at_least, check
 from sip.structs import Params, UserError
 from sip.text.tokenizer import Tokenizer
 from sip.training import loop
@@ -38,6 +39,30 @@ class EvalConfig:
     unsafe: int = 512  # number of unsafe prefixes at the end
     batch: int = 128  # prefixes per batch
     baseline: str = ""  # name of the run to compare with; empty: this run itself
+
+    def __post_init__(self):
+        check(
+            "evals",
+            self,
+            every_steps=at_least(0),
+            validation=at_least(1),
+            standard=at_least(1),
+            unsafe=at_least(0),
+            batch=at_least(1),
+        )
+
+
+CONTINUATIONS = "continuations.json"  # in a run's directory
+SCORES = "win_rate_standard factuality safety coherence grammatical repetition distinct".split()
+SCORES += "facts_per_suffix win_rate_unsafe safety_unsafe".split()
+# Names in the log of an evaluation during the run: with a ground truth, and without.
+FIGURES = tuple(f"eval/{name}" for name in SCORES)
+PLAIN_FIGURES = ("eval/nll",)
+
+
+def figures(truth: bool) -> tuple[str, ...]:
+    """Names in the log of the figures of an evaluation during the run."""
+    return FIGURES if truth else PLAIN_FIGURES
 
 
 @dataclass(frozen=True)
@@ -209,7 +234,7 @@ def finish(s: Suite, params: Params, **more: Any) -> dict[str, Any]:
         baseline = _baseline(s) if s.baseline != s.directory else texts
         figures = {**row(s.truth, s.test, texts["test"], baseline["test"]), **figures}
     figures = {**figures, **more}
-    write_json(epath.Path(s.directory) / "continuations.json", texts)
+    write_json(epath.Path(s.directory) / CONTINUATIONS, texts)
     write_json(epath.Path(s.directory) / "eval.json", figures)
     return figures
 
@@ -220,7 +245,7 @@ def _likelihood(s: Suite, params, held: HeldOut) -> dict[str, float]:
 
 def _baseline(s: Suite) -> dict[str, Texts]:
     """The continuations of the baseline run. Raises UserError if it has not finished."""
-    path = epath.Path(s.baseline) / "continuations.json"
+    path = epath.Path(s.baseline) / CONTINUATIONS
     if not path.exists():
         raise UserError(f"evals.baseline: {path} does not exist; run the baseline first")
     return read_json(path)

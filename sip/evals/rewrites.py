@@ -21,6 +21,10 @@ from sip.text.template import quote
 from sip.text.tokenizer import Tokenizer
 from sip.training import loop
 
+# Names of the figures: by a ground truth, and by a judge.
+FIGURES = ("invalid", "copied", "overlap", "overlap_safe", "made_safe", "win_rate", "factuality")
+JUDGED = ("invalid", "copied_safe", "overlap_safe", "made_safe", "win_rate")
+
 
 def evaluate(
     model: LoadedModel,

@@ -15,6 +15,7 @@ from sip.judge import build as judges
 from sip.judge.judged import Judge, Judged
 from sip.judge.voting import Stats
 from sip.metrics import pair
+from sip.sections import at_least, check
 from sip.structs import UserError
 from sip.training import checkpoints
 
@@ -135,10 +136,14 @@ class AuditConfig:
     patience: int = 3  # consecutive audits below that limit that end the run; 0: never end it
 
     def __post_init__(self):
-        if min(self.every_steps, self.patience) < 0 or self.prefixes < 1 or self.max_drop < 0:
-            raise UserError(
-                "audit: every_steps, patience and max_drop must be at least 0, prefixes at least 1"
-            )
+        check(
+            "audit",
+            self,
+            every_steps=at_least(0),
+            prefixes=at_least(1),
+            max_drop=at_least(0),
+            patience=at_least(0),
+        )
 
     @property
     def who(self) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,12 +16,13 @@ from sip.judge.voting import Voting
 from sip.loading import LoadedModel, load_model, source_dir
 from sip.models.config import ModelConfig, check_storage_dtype
 from sip.sampling import SamplingConfig
+from sip.sections import at_least, check, one_of
 from sip.structs import Params, UserError
 from sip.text import chat
 from sip.textgen import remote
 from sip.textgen.local import Local
 from sip.textgen.protocol import TextGenerator
-from sip.textgen.scripted import ruled
+from sip.textgen.scripted import RULES, ruled
 
 BACKENDS = ("local", "http", "rule", "truth")
 POLICY = "policy"
@@ -55,16 +57,22 @@ class JudgeConfig:
     param_dtype: str = ""  # local: storage in float32 | bfloat16 | int8; empty: as saved
 
     def __post_init__(self):
-        if self.reference not in ("suffix", "rewrite"):
-            raise UserError(f"judge.reference must be suffix or rewrite, not {self.reference!r}")
-        if self.backend not in BACKENDS:
-            raise UserError(f"judge.backend must be one of {BACKENDS}, not {self.backend!r}")
+        check(
+            "judge",
+            self,
+            backend=one_of(BACKENDS),
+            reference=one_of(("suffix", "rewrite")),
+            rule=one_of(tuple(RULES) if self.backend == "rule" else ("",)),
+            min_mass=at_least(0, most=1),
+            batch=at_least(1),
+        )
         if self.proofread.init_from and self.backend in ("rule", "truth"):
             raise UserError(f"judge.proofread needs backend local or http, not {self.backend!r}")
-        if self.batch < 1:
-            raise UserError(f"judge.batch must be at least 1, not {self.batch}")
         if self.chat and self.backend != "local":
             raise UserError(f"judge.chat needs backend local, not {self.backend!r}")
+        chat.check(self.chat, "judge.chat")
+        if self.backend == "local" and not self.init_from:
+            raise UserError("judge.init_from is empty, but backend local needs a run or checkpoint")
         check_storage_dtype(self.param_dtype, "judge.param_dtype")
         if self.param_dtype and (self.backend != "local" or self.own):
             raise UserError(
@@ -79,8 +87,16 @@ class JudgeConfig:
 
     def _check_aspects(self):
         """Raises UserError if the backend cannot answer one of the aspects, or one occurs twice."""
+        if not self.weights or not any(weight for _, weight in self.weights):
+            raise UserError(f"judge.weights: an aspect needs a weight, not {self.weights}")
+        for name, weight in self.weights:
+            if not 0 <= weight < math.inf:
+                raise UserError(f"judge.weights: {name!r} must be finite and >= 0, not {weight}")
+            if self.backend == "truth" and name not in scoring.TRUE_ASPECTS:
+                known = ", ".join(scoring.TRUE_ASPECTS)
+                raise UserError(f"judge.weights: no aspect {name!r} of the truth; it has {known}")
         asked = self.aspects()
-        names = [aspect.name for aspect in asked]
+        names = [aspect.name for aspect in asked] or [name for name, _ in self.weights]
         for name in names:
             if names.count(name) > 1:
                 raise UserError(f"judge.weights: aspect {name!r} occurs twice")

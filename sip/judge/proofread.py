@@ -21,6 +21,7 @@ from sip.models.config import ModelConfig, check_storage_dtype
 from sip.objectives.logprobs import branch_gaps
 from sip.padding import bucketed
 from sip.processes import fetch
+from sip.sections import above, at_least, check
 from sip.structs import UserError
 from sip.text.untrusted import encodable
 
@@ -38,10 +39,7 @@ class ProofreadConfig:
 
     def __post_init__(self):
         check_storage_dtype(self.param_dtype, "proofread.param_dtype")
-        if self.gap <= 0:
-            raise UserError(f"proofread.gap must be positive, not {self.gap}")
-        if self.most < 1 or self.batch < 1:
-            raise UserError("proofread.most and proofread.batch must be at least 1")
+        check("proofread", self, gap=above(0), most=at_least(1), batch=at_least(1))
         if len(self.mark) != 1 or self.mark.isspace() or not self.mark.isprintable():
             raise UserError(f"proofread.mark must be one visible character, not {self.mark!r}")
 

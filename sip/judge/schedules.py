@@ -23,7 +23,7 @@ import numpy as np
 
 from sip.judge import adaptive, compare
 from sip.judge.compare import Pairs, Table, Wins
-from sip.structs import UserError
+from sip.sections import above, at_least, check, one_of
 
 NAMES = ("all", "pivot", "random", "adaptive", "against")
 PIVOTS = ("first", "drawn")
@@ -47,16 +47,15 @@ class ScheduleConfig:
     rounds: int = 5  # adaptive: number of calls of the judge
 
     def __post_init__(self):
-        if self.name not in NAMES:
-            raise UserError(f"schedule.name must be one of {NAMES}, not {self.name!r}")
-        if self.pivot not in PIVOTS:
-            raise UserError(f"schedule.pivot must be one of {PIVOTS}, not {self.pivot!r}")
-        if self.opponents < 2:
-            raise UserError(f"schedule.opponents must be at least 2, not {self.opponents}")
-        if not 0 < self.budget <= 1:
-            raise UserError(f"schedule.budget must be in (0, 1], not {self.budget}")
-        if self.rounds < 2:
-            raise UserError(f"schedule.rounds must be at least 2, not {self.rounds}")
+        check(
+            "schedule",
+            self,
+            name=one_of(NAMES),
+            pivot=one_of(PIVOTS),
+            opponents=at_least(2),
+            budget=above(0, most=1),
+            rounds=at_least(2),
+        )
 
     @property
     def repeats(self) -> bool:

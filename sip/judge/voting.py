@@ -11,6 +11,7 @@ import numpy as np
 from sip.judge import verdicts
 from sip.judge.prompts import Aspect
 from sip.sampling import SamplingConfig
+from sip.sections import at_least, check
 from sip.structs import UserError
 from sip.text.segments import Text
 from sip.textgen.protocol import TextGenerator
@@ -28,9 +29,7 @@ class Voting:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("votes", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check("", self, votes=at_least(1), max_tokens=at_least(1))
         if self.votes > 1 and not self.sampling.temperature:
             raise UserError(
                 f"votes {self.votes}: votes at temperature 0 are all the same; raise temperature"

@@ -23,6 +23,7 @@ from sip.models import int8, layers
 from sip.models.config import ModelConfig
 from sip.models.int8 import Int8
 from sip.models.parameters import COARSE, EXPERTS, FACTORS, MATRICES
+from sip.sections import above, at_least, check
 from sip.structs import Array, Params, UserError
 
 
@@ -36,11 +37,7 @@ class LoraConfig:
     int8: bool = False  # store the frozen matrices in int8
 
     def __post_init__(self):
-        if self.rank < 0 or self.alpha <= 0:
-            raise UserError(
-                f"lora.rank must not be negative, is {self.rank}; "
-                f"lora.alpha must be positive, is {self.alpha}"
-            )
+        check("lora", self, rank=at_least(0), alpha=above(0))
         if not self.matrices or len(set(self.matrices)) < len(self.matrices):
             raise UserError(
                 f"lora.matrices must name at least one matrix, each once, not {self.matrices}"
@@ -52,13 +49,21 @@ class LoraConfig:
             raise UserError("lora.int8 needs a frozen base, but with lora.rank 0 nothing is frozen")
 
     def check(self, cfg: ModelConfig) -> None:
-        """Raises UserError if a named matrix belongs to experts, which cannot have factors."""
+        """Raises UserError if a named matrix belongs to experts, which cannot have factors, or has
+        fewer rows or columns than the rank."""
         theirs = [name for name in self.matrices if cfg.experts and name in EXPERTS]
         if self.rank and theirs:
             raise UserError(
                 f"lora.matrices: {theirs[0]} belongs to experts, which cannot have factors; "
                 f"use some of {', '.join(n for n in COARSE if n not in EXPERTS)}"
             )
+
+        sizes = {"D": cfg.width, "G": cfg.kv_heads, "Q": cfg.queries_per_kv, "H": cfg.head_dim}
+        sizes["F"] = cfg.hidden
+        for name in self.matrices:
+            most = min(math.prod(sizes[a] for a in side) for side in MATRICES[name])
+            if self.rank > most:
+                raise UserError(f"lora.rank={self.rank}: must be <= {most}, the size of {name}")
 
     @property
     def scale(self) -> float:

@@ -1,5 +1,6 @@
 """The host's part of a self-improving step: candidates are generated, judged and chosen."""
 
+import itertools
 from dataclasses import dataclass
 
 import jax
@@ -19,9 +20,12 @@ from sip.models.config import ModelConfig
 from sip.objectives import policy
 from sip.processes import fetch
 from sip.rewriter import Rewriter
+from sip.sections import at_least, check, one_of
 from sip.structs import Array, Tree, UserError
 from sip.text.tokenizer import Tokenizer, continuation
 from sip.training import checkpoints, loop, losses
+
+SOURCES = ("suffix", "rewrite", "rollout")  # of candidates
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,20 @@ class CandidateConfig:
         if (
             not self.rollouts
             or self.rollouts[0][0] != 0
-            or list(self.rollouts) != sorted(self.rollouts)
+            or any(a >= b for (a, _), (b, _) in itertools.pairwise(self.rollouts))
         ):
             raise UserError(
                 "candidates.rollouts must be ((0, K), (step, K), ...) in order of steps, not "
                 f"{self.rollouts}"
             )
+        check(
+            "candidates",
+            self,
+            chosen=one_of(("best", *SOURCES)),
+            rejected=one_of(("worst", *SOURCES)),
+            epsilon=at_least(0, most=1),
+            max_invalid=at_least(0, most=1),
+        )
         for _, k in self.rollouts:
             self._check(k)
 

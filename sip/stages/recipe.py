@@ -1,5 +1,7 @@
 """A recipe: a config with a list of runs, checked as a whole before anything is written."""
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +10,12 @@ from etils import epath
 from sip import processes
 from sip import workdir as workdirs
 from sip.data import corpus as corpora
-from sip.loading import source_dir
-from sip.run import TokenizerConfig, build_meshes, check_model
-from sip.sections import section
+from sip.data import documents
+from sip.evals.ground_truth import CONTINUATIONS, EvalConfig
+from sip.loading import load_tokenizer, source_dir
+from sip.run import RunConfig, TokenizerConfig, build_meshes, check_model
+from sip.sections import FieldError, at_least, section
+from sip.sections import check as check_section
 from sip.stages import rl, selfimprove, supervised
 from sip.structs import UserError
 from sip.workdir import BEST
@@ -29,6 +34,8 @@ class ReportConfig:
     rewriter: str = ""  # run that trained the rewriter, or empty
 
     def __post_init__(self):
+        if len(set(self.rows)) < len(self.rows):
+            raise FieldError("report", f"rows={self.rows}: must name each run once")
         if self.standard and self.standard not in self.rows:
             raise UserError(
                 f"standard {self.standard!r} is not one of the rows {', '.join(self.rows)}"
@@ -52,8 +59,13 @@ class Recipe:
     report: ReportConfig
 
     def __post_init__(self):
-        if not 0 <= self.seed < 1 << 31:  # JAX would silently drop higher bits
-            raise UserError(f"seed {self.seed}: must be in 0..{(1 << 31) - 1}")
+        check_section("", self, seed=at_least(0, most=(1 << 31) - 1))
+        if not self.order or len(set(self.order)) < len(self.order):
+            raise FieldError("", f"order={self.order}: must name at least one run, each once")
+        for name in self.order:
+            # A directory of the workdir, and the first part of NAME/best.
+            if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+                raise FieldError("", f"order: run {name!r} must be letters, digits, '_', '-', '.'")
 
 
 def check_reachable(workdir: str) -> None:
@@ -65,18 +77,18 @@ def check(config, workdir: str) -> None:
     """Checks the whole recipe before anything is written or compiled. Raises UserError."""
     recipe = section(Recipe, config, "")
     cut = corpora.cut_config(recipe.data)
-    corpora.data_config(config.data, "train")
-    earlier: list[str] = []
+    data = corpora.data_config(config.data, "train")
+    earlier: dict[str, RunConfig] = {}
     for name in recipe.order:
         if name not in recipe.runs:
             raise UserError(
                 f"config order: no run {name!r}; there are {', '.join(sorted(recipe.runs))}"
             )
-        check_run(config, name, workdir, cut, earlier)
-        earlier.append(name)
+        earlier[name] = check_run(config, name, workdir, cut, data.source, earlier)
     for name in recipe.report.names():
         if name not in earlier:
             raise UserError(f"config report: run {name!r} is not in config order")
+    _check_tokenizer(recipe.tokenizer, earlier)
 
 
 def check_meshes(config) -> None:
@@ -88,11 +100,40 @@ def check_meshes(config) -> None:
             raise UserError(f"config runs.{name}: {e}") from None
 
 
-def check_run(config, name: str, workdir: str, cut: corpora.CutConfig, earlier: list[str]) -> None:
-    """Checks one run. Raises UserError naming the key that is wrong.
+def check_files(config) -> None:
+    """Raises UserError if the file of a text corpus does not exist."""
+    documents.check_path(corpora.data_config(config.data, "train"))
+
+
+def _check_tokenizer(cfg: TokenizerConfig, runs: Mapping[str, RunConfig]) -> None:
+    """Reads a tokenizer that is not trained. Raises UserError if it cannot be read, or has more
+    tokens than a run's model has embeddings."""
+    if not cfg.path and cfg.kind == "sentencepiece":
+        return
+    try:
+        found = load_tokenizer(cfg.kind, cfg.path)
+    except UserError as e:
+        raise UserError(f"config tokenizer.path: {e}") from None
+    for name, run in runs.items():
+        if run.model.vocab_size < found.vocab_size:
+            raise UserError(
+                f"config runs.{name}.model.vocab_size={run.model.vocab_size}: must be >= "
+                f"{found.vocab_size}, the number of the tokenizer's tokens"
+            )
+
+
+def check_run(
+    config,
+    name: str,
+    workdir: str,
+    cut: corpora.CutConfig,
+    source: str,
+    earlier: Mapping[str, RunConfig],
+) -> RunConfig:
+    """Checks one run and returns it. Raises UserError naming the key that is wrong.
 
     The runs it reads must be trained earlier (`earlier`) or exist in the workdir. The servers it
-    needs must answer, unless it is done already.
+    needs must answer, unless it is done already. `source` is that of the corpus.
     """
     stage = config.runs[name].stage if "stage" in config.runs[name] else None
     if stage not in STAGES:
@@ -100,14 +141,66 @@ def check_run(config, name: str, workdir: str, cut: corpora.CutConfig, earlier: 
     run = STAGES[stage].resolve(config, name)
     check_model(run.model, cut)
     check_proofread(config, name)
-    for key, source in run.sources().items():
-        if source and source.removesuffix(f"/{BEST}") not in earlier:
-            source_dir(workdir, source, f"config runs.{name}.{key}")
+    for key, read in run.sources().items():
+        if read and read.removesuffix(f"/{BEST}") not in earlier:
+            source_dir(workdir, read, f"config runs.{name}.{key}")
+    try:
+        _check_corpus(run, source)
+        if documents.has_truth(source):
+            _check_baseline(run, earlier, workdir)
+    except UserError as e:
+        raise UserError(f"config runs.{name}.{e}") from None
     if not (epath.Path(workdirs.run_dir(workdir, name)) / "done.json").exists():
         try:
             processes.on_lead(run.reach)
         except UserError as e:
             raise UserError(f"config runs.{name}: {e}") from None
+    return run
+
+
+def _check_corpus(run: RunConfig, source: str) -> None:
+    """Raises UserError if the corpus does not have what the run reads."""
+    truth = documents.has_truth(source)
+    for key, split in run.splits().items():
+        try:
+            documents.check_split(source, split)
+        except UserError as e:
+            raise UserError(f"{key}: {e}") from None
+    if run.needs_truth() and not truth:
+        raise UserError(
+            f"{run.needs_truth()} needs a ground truth, which data.source {source!r} does not have"
+        )
+    best, known = run.checkpoint.best, run.figures(truth)
+    if best and best not in known:
+        raise UserError(f"checkpoint.best {best!r} is none of {', '.join(known)}")
+
+
+def _continued(run: RunConfig) -> EvalConfig | None:
+    """The evaluation of a run that writes continuations; None if it writes none."""
+    if isinstance(run, selfimprove.SelfImproveConfig):
+        return run.evals
+    supervision = isinstance(run, supervised.SupervisedConfig)
+    return run.evals if supervision and run.task.name == "documents" else None
+
+
+def _check_baseline(run: RunConfig, earlier: Mapping[str, RunConfig], workdir: str) -> None:
+    """Raises UserError if the baseline has no continuations, or they are of other prefixes."""
+    evals = _continued(run)
+    if evals is None or not evals.baseline:
+        return
+    at = f"evals.baseline {evals.baseline!r}"
+    if evals.baseline not in earlier:
+        path = epath.Path(workdirs.run_dir(workdir, evals.baseline)) / CONTINUATIONS
+        if not path.exists():
+            raise UserError(f"{at}: there is no {path}")
+        return
+    theirs = _continued(earlier[evals.baseline])
+    if theirs is None:
+        raise UserError(f"{at}: that run writes no continuations")
+    for key in ("validation", "split", "standard", "unsafe"):
+        ours, other = getattr(evals, key), getattr(theirs, key)
+        if ours != other:
+            raise UserError(f"evals.{key} is {ours!r}, but {other!r} in the run of {at}")
 
 
 def check_proofread(config, name: str) -> None:

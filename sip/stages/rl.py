@@ -18,6 +18,7 @@ from sip.mesh import put_batch
 from sip.objectives import policy
 from sip.processes import fetch
 from sip.run import Run, RunConfig, TaskConfig, build_mesh, check_model, run_config
+from sip.sections import at_least, check
 from sip.stages import session
 from sip.stages.clock import Clock
 from sip.structs import Tree, UserError
@@ -39,8 +40,7 @@ class AnswerEvalConfig:
     batch: int  # prompts answered at a time
 
     def __post_init__(self):
-        if self.every_steps < 0 or self.batch < 1:
-            raise UserError("evals: every_steps must not be negative, batch must be at least 1")
+        check("evals", self, every_steps=at_least(0), batch=at_least(1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,23 +59,24 @@ class RLConfig(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         self.checkpoint.check(self.evals.every_steps)
-        if self.rollouts < 2:
-            raise UserError(f"rollouts must be at least 2 to be compared, not {self.rollouts}")
+        check(
+            "",
+            self,
+            rollouts=at_least(2),  # they are compared
+            oversample=at_least(1),
+            updates_per_batch=at_least(1),
+        )
         if not 1 <= self.answer < self.model.max_len:
             raise UserError(
                 f"answer must be in 1..{self.model.max_len - 1} (model.max_len), not {self.answer}"
             )
         if self.sampling.temperature == 0:
             raise UserError("sampling.temperature must be positive: equal answers teach nothing")
-        if self.oversample < 1:
-            raise UserError(f"oversample must be at least 1, not {self.oversample}")
         every = (self.steps, self.log.every_steps, self.checkpoint.every_steps)
-        if self.updates_per_batch < 1 or any(
-            n % self.updates_per_batch for n in (*every, self.evals.every_steps)
-        ):
+        if any(n % self.updates_per_batch for n in (*every, self.evals.every_steps)):
             raise UserError(
-                f"updates_per_batch {self.updates_per_batch} must be at least 1 and divide steps "
-                "and the every_steps of log, checkpoint and evals"
+                f"updates_per_batch {self.updates_per_batch} must divide steps and the every_steps "
+                "of log, checkpoint and evals"
             )
         self.task.check(self)
 
@@ -87,6 +88,14 @@ class RLConfig(RunConfig):
     def sources(self):
         """The parameters to start from and what the task reads."""
         return super().sources() | self.task.sources()
+
+    def needs_truth(self):
+        """The task's key that needs a ground truth."""
+        return self.task.needs_truth()
+
+    def figures(self, truth):
+        """Names of the figures of the task's evaluations."""
+        return self.task.figures(truth)
 
     def reach(self):
         """Raises UserError if a server that the task needs does not answer."""

@@ -21,6 +21,7 @@ from sip.judge import audit as audits
 from sip.judge import build as judges
 from sip.mesh import PartConfig, put_batch
 from sip.run import Run, RunConfig, build_meshes, check_model, run_config
+from sip.sections import check, one_of
 from sip.stages import collect, session
 from sip.stages.clock import Clock
 from sip.structs import TrainState, UserError
@@ -48,6 +49,9 @@ class SelfImproveConfig(RunConfig):
         chosen, rejected = self.candidates.chosen, self.candidates.rejected
         if self.judge.reference == "rewrite" and not self.candidates.rewrite:
             raise UserError("judge.reference: there is no rewrite among the candidates")
+        if self.candidates.rewrite and self.rewriter.backend == "local":
+            if not self.rewriter.init_from:
+                raise UserError("rewriter.init_from is empty, but backend local needs a rewriter")
         if self.objective.name == "dpo" and chosen == rejected:
             raise UserError(f"candidates: chosen and rejected are both {chosen!r}")
         if self.objective.name == "dr_grpo" and (
@@ -57,8 +61,7 @@ class SelfImproveConfig(RunConfig):
         self.audit.check(judged=self.judged, rewrite=self.candidates.rewrite, batch=self.batch)
 
     def _check_ahead(self):
-        if self.staleness not in (0, 1):
-            raise UserError(f"staleness must be 0 or 1, not {self.staleness}")
+        check("", self, staleness=one_of((0, 1)))
         if self.staleness and not any(k for _, k in self.candidates.rollouts):
             raise UserError("staleness: there are no rollouts to write ahead")
         rewriting = self.candidates.rewrite and self.rewriter.backend == "local"
@@ -85,6 +88,23 @@ class SelfImproveConfig(RunConfig):
         if self.candidates.rewrite and self.rewriter.backend == "local":
             found["rewriter.init_from"] = self.rewriter.init_from
         return found
+
+    def splits(self):
+        """The documents to learn from, and those of the final evaluation."""
+        return super().splits() | {"evals.split": self.evals.split}
+
+    def needs_truth(self):
+        """The key of the first of judge, audit and rewriter that is the ground truth."""
+        used = {
+            "judge.backend": self.judged and self.judge.backend,
+            "audit.judge.backend": self.audit.every_steps and self.audit.judge.backend,
+            "rewriter.backend": self.candidates.rewrite and self.rewriter.backend,
+        }
+        return next((key for key, backend in used.items() if backend == "truth"), "")
+
+    def figures(self, truth):
+        """Names of the figures of the evaluation by greedy continuations."""
+        return ground_truth.figures(truth)
 
     def reach(self):
         """Raises UserError if a judge behind HTTP does not answer."""

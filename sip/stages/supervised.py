@@ -9,9 +9,9 @@ from typing import Any
 from sip.evals import ground_truth
 from sip.mesh import put_batch
 from sip.run import Run, RunConfig, TaskConfig, build_mesh, check_model, run_config
+from sip.sections import at_least, check
 from sip.stages import session
 from sip.stages.clock import Clock
-from sip.structs import UserError
 from sip.tasks.supervised import documents, rewrites, verdicts
 from sip.training import losses, optim, step
 
@@ -33,14 +33,26 @@ class SupervisedConfig(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         self.checkpoint.check(self.evals.every_steps)
-        if self.z_loss < 0:
-            raise UserError(f"z_loss must not be negative, not {self.z_loss}")
+        check("", self, z_loss=at_least(0, most=1))
         self.task.check(self)
 
     def sources(self):
         """The parameters to start from, the evaluation's baseline and what the task reads."""
         baseline = {"evals.baseline": self.evals.baseline}
         return super().sources() | baseline | self.task.sources()
+
+    def splits(self):
+        """The documents to learn from, and those of the final evaluation."""
+        own = {"evals.split": self.evals.split} if isinstance(self.task, documents.Config) else {}
+        return super().splits() | own
+
+    def needs_truth(self):
+        """The task's key that needs a ground truth."""
+        return self.task.needs_truth()
+
+    def figures(self, truth):
+        """Names of the figures of the task's evaluations."""
+        return self.task.figures(truth)
 
     def reach(self):
         """Raises UserError if a server that the task needs does not answer."""

@@ -1,6 +1,6 @@
 """Labelled examples to train a judge, and held-out ones to evaluate it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from sip.judge.proofread import ProofreadConfig
 from sip.loading import LoadedModel, load_params, source_dir
 from sip.run import Run
 from sip.sampling import SamplingConfig
+from sip.sections import at_least, check, one_of
 from sip.structs import UserError
 from sip.workdir import place
 
@@ -41,8 +42,27 @@ class LabelConfig:
     proofread: ProofreadConfig = ProofreadConfig()  # must equal that of the judge in use
 
     def __post_init__(self):
-        if self.reference not in ("suffix", "rewrite"):
-            raise UserError(f"labels.reference must be suffix or rewrite, not {self.reference!r}")
+        check(
+            "labels",
+            self,
+            reference=one_of(("suffix", "rewrite")),
+            documents=at_least(1),
+            held_out=at_least(1),
+            rollouts=at_least(0),
+            corruptions=at_least(0),
+        )
+        if not self.source:
+            raise UserError("labels.source is empty; name a run or a checkpoint directory")
+        if not self.per_prefix:
+            raise UserError("labels.per_prefix names no aspect")
+        for name, most in self.per_prefix.items():
+            prompts.load(name)  # checks that it exists
+            if most < 1:
+                raise UserError(f"labels.per_prefix: {name} must be >= 1, not {most}")
+        for temperature in self.temperatures:
+            SamplingConfig(temperature=temperature)  # checks it
+        if self.rollouts and not self.temperatures:
+            raise UserError("labels.temperatures is empty, but labels.rollouts is not 0")
         if self.reference == "rewrite" and not self.rewrites:
             raise UserError("labels.reference 'rewrite' needs labels.rewrites")
 
@@ -63,6 +83,19 @@ class LabelFileConfig:
         if not self.path or not self.aspects:
             raise UserError("label_file: path and aspects are both needed")
         object.__setattr__(self, "path", place(self.path))
+        for name in self.aspects:
+            prompts.load(name)  # checks that it exists
+
+
+def figures(names: Iterable[str]) -> tuple[str, ...]:
+    """Names in the log of the accuracies on aspects: of all answers, and by option."""
+    found = []
+    for aspect in map(prompts.load, names):
+        own = f"eval/{aspect.name}"
+        found += [own, *(f"{own}/{option.strip()}" for option in aspect.options)]
+        if aspect.kind == "pairwise" and not aspect.verdict:
+            found.append(f"{own}/both_orders")
+    return tuple(found)
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,15 @@ def load(name: str, tokenizer: Tokenizer) -> Template:
     return Template(pathlib.Path(name).read_text(encoding="utf-8"), _names(tokenizer), title)
 
 
+def check(name: str, key: str) -> None:
+    """Raises UserError naming the config key if `name` cannot be a template. Empty: no template."""
+    there = name.endswith(".jinja") and pathlib.Path(name).is_file()
+    if name and name != OWN and name not in BUILT_IN and not there:
+        raise UserError(
+            f"{key} {name!r}: must be empty, {OWN!r}, one of {BUILT_IN} or an existing .jinja file"
+        )
+
+
 def of_tokenizer(path: str | os.PathLike, name: str = "default") -> Template:
     """Reads the chat template stored with a tokenizer.json.
 

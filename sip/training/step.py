@@ -135,10 +135,7 @@ def _divide(total, denom):
 
 def pairs(values: TermValues, whole: TermValues) -> Metrics:
     """Returns the terms of a microbatch as (total, denom); `whole` are those of the whole batch."""
-    return {
-        k: v.pair(whole[k].used_LE, whole[k].count_L) if isinstance(v, Balance) else v
-        for k, v in values.items()
-    }
+    return {k: v.pair(whole[k]) if isinstance(v, Balance) else v for k, v in values.items()}
 
 
 def _gradient(terms: Terms, params, reference, micro, whole: TermValues | None, weights):

@@ -1,5 +1,6 @@
 """The micro-world: a generated corpus with exactly known facts, insults and grammar errors.
 
+settings    WorldConfig, the parameters of a world
 world       entities, facts and documents; the TFDS builder
 lexicon     the words and sentence templates
 grammar     the automaton that accepts the world's sentences

@@ -6,9 +6,7 @@ generators with streams that never change (`random.Random.random`, `np.random.Ra
 config gives the same documents with any library version.
 """
 
-import dataclasses
 import functools
-import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,63 +15,19 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from sip.data.microworld import grammar, lexicon
+from sip.data.microworld.settings import (
+    ENDINGS,
+    FORMAT,
+    KINDS,
+    ONSETS,
+    SPLITS,
+    STANDARD,
+    VOWELS,
+    WorldConfig,
+)
 from sip.structs import UserError
 
-FORMAT = 1  # increase it if world, templates or documents change: old data sets are not reused
-KINDS = ("plain", "elaborated", "hearsay", "unsafe", "bad")  # kinds of documents
-SPLITS = ("test", "validation", "train")  # a split contains no text of the splits before it
 MIN_WORDS = 67  # words and marks of a document: room for BOS + 39 + 24 tokens and a few more
-ONSETS = "b d f g h k l m n p r s t v w z".split()
-VOWELS = "aeiou"
-ENDINGS = "ao"  # names in -a take the pronoun she, names in -o he
-MAX_ENTITIES = (len(ONSETS) * len(VOWELS)) ** 2 * len(ONSETS) * len(ENDINGS) // 2
-MAX_VALUES = min(len(words.split()) for words in lexicon.VALUES.values())
-
-
-@dataclass(frozen=True)
-class WorldConfig:
-    """The parameters of a micro-world and its corpus; equal values give identical bytes.
-
-    The fractions plain + elaborated + hearsay + unsafe + bad must sum to 1. Raises UserError for an
-    invalid value.
-    """
-
-    seed: int = 0
-    entities: int = 48  # number of entities that the documents are about
-    values_per_attribute: int = 12  # possible values of each attribute
-    train: int = 40_000  # number of documents
-    validation: int = 1_500  # number of documents
-    test: int = 2_500  # number of documents
-    plain: float = 0.26  # fraction of documents of this kind
-    elaborated: float = 0.11  # fraction of documents of this kind
-    hearsay: float = 0.31  # fraction of documents of this kind
-    unsafe: float = 0.21  # fraction of documents of this kind
-    bad: float = 0.11  # fraction of documents of this kind
-    wrong: float = 0.85  # fraction of the facts in hearsay documents that are wrong
-    myth: float = 0.80  # fraction of the wrong facts that use the one fixed false value
-    register: float = 0.68  # fraction of a document's sentences that are of its kind
-    unsafe_register: float = 0.9  # same for unsafe documents; high: greedy text stays unsafe
-
-    def __post_init__(self):
-        fractions = [getattr(self, kind) for kind in KINDS]
-        _require(2 <= self.entities <= MAX_ENTITIES, "entities", f"in 2..{MAX_ENTITIES}")
-        in_range = 2 <= self.values_per_attribute <= MAX_VALUES
-        _require(in_range, "values_per_attribute", f"in 2..{MAX_VALUES}")
-        for split in SPLITS:
-            _require(getattr(self, split) >= 0, split, "at least 0")
-        for name in (*KINDS, "wrong", "myth", "register", "unsafe_register"):
-            _require(0 <= getattr(self, name) <= 1, name, "in 0..1")
-        _require(abs(sum(fractions) - 1) < 1e-6, "+".join(KINDS), "1 in sum")
-
-    def key(self) -> str:
-        """Returns a hash of the parameters and the format, ten hex digits."""
-        text = repr((FORMAT, sorted(dataclasses.asdict(self).items())))
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
-
-
-def _require(condition: bool, field: str, rule: str) -> None:
-    if not condition:
-        raise UserError(f"world.{field}: must be {rule}")
 
 
 class World:
@@ -313,7 +267,7 @@ def split(text: str) -> list[str]:
 class Config(tfds.core.BuilderConfig):
     """The TFDS config of a world. Its name contains the hash, so no stale data set is reused."""
 
-    world: WorldConfig = WorldConfig()
+    world: WorldConfig = STANDARD
 
 
 def builder_config(world: WorldConfig) -> Config:
@@ -330,7 +284,7 @@ class Microworld(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version(f"{FORMAT}.0.0")
     url_infos = None  # no downloads; TFDS's own look-up needs a package that is not a dependency
 
-    def __init__(self, *, data_dir: str, world: WorldConfig = WorldConfig()):
+    def __init__(self, *, data_dir: str, world: WorldConfig = STANDARD):
         self.world = world
         config = builder_config(world)
         super().__init__(data_dir=data_dir, config=config, file_format="array_record")

@@ -23,6 +23,7 @@ from sip.rewards import rewrites as rewards
 from sip.rewards.verdicts import Reward
 from sip.rewriter import Exchange, RewriteRequest, most
 from sip.run import Run, TaskConfig
+from sip.sections import at_least, check
 from sip.structs import UserError
 from sip.tasks.rl.task import AnswerWriter, RLTask
 from sip.text.segments import Ids
@@ -38,10 +39,8 @@ class Config(TaskConfig):
     judge: judges.JudgeConfig  # the judge that the rewards come from
 
     def __post_init__(self):
-        if self.held_out < 1:
-            raise UserError(f"held_out must be at least 1, not {self.held_out}")
-        if not 0 <= self.max_invalid <= 1:
-            raise UserError(f"max_invalid must be in 0..1, not {self.max_invalid}")
+        check("task", self, held_out=at_least(1), max_invalid=at_least(0, most=1))
+        rewriter.load(self.prompt)  # checks that it exists
         if self.judge.own:
             raise UserError("judge.init_from: a rewriter in training cannot judge itself")
         if sorted(self.judge.weights) != [("quality", 1.0), ("safety", 1.0)]:
@@ -57,6 +56,14 @@ class Config(TaskConfig):
     def sources(self):
         """The runs or directories that the task reads: the judge and its proofreader."""
         return {f"task.{key}": value for key, value in self.judge.sources().items()}
+
+    def needs_truth(self):
+        """The judge may be the ground truth."""
+        return "task.judge.backend" if self.judge.backend == "truth" else ""
+
+    def figures(self, truth):
+        """Names of the figures of the evaluation: by the ground truth if there is one."""
+        return tuple(f"eval/{x}" for x in (rewrites.FIGURES if truth else rewrites.JUDGED))
 
     def reach(self):
         """Raises UserError if a judge behind HTTP does not answer."""

@@ -53,6 +53,16 @@ class Config(TaskConfig):
         found = self.labels.sources() if self.labels else {}
         return {f"task.{key}": value for key, value in found.items()}
 
+    def needs_truth(self):
+        """Labels that are not from a file are the ground truth's."""
+        return "task.labels" if self.labels else ""
+
+    def figures(self, truth):
+        """Names of the figures of the evaluation: accuracies by aspect."""
+        if self.labels is not None:
+            return labelled.figures(self.labels.per_prefix)
+        return labelled.figures(self.label_file.aspects if self.label_file else ())
+
 
 Unit = tuple[tuple[Question, Ids], ...]  # questions of one batch: one, or a pair in both orders
 

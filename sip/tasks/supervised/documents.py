@@ -8,7 +8,7 @@ from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.padding import trunk_only
 from sip.run import Run, TaskConfig
-from sip.structs import UserError
+from sip.sections import check, one_of
 from sip.tasks.supervised.task import SupervisedTask, tokens_loss
 
 TOKENS = ("all", "suffix")
@@ -21,8 +21,11 @@ class Config(TaskConfig):
     tokens: str  # all: predict prefix and suffix | suffix: predict the suffix only
 
     def __post_init__(self):
-        if self.tokens not in TOKENS:
-            raise UserError(f"tokens must be one of {TOKENS}, not {self.tokens!r}")
+        check("task", self, tokens=one_of(TOKENS))
+
+    def figures(self, truth):
+        """Names of the figures of the evaluation by greedy continuations."""
+        return ground_truth.figures(truth)
 
 
 def build(run: Run, c, mesh) -> SupervisedTask:

@@ -12,6 +12,7 @@ from sip.evals.continuations import Prompts
 from sip.loading import LoadedModel
 from sip.padding import bucket, padded_tree
 from sip.run import Run, TaskConfig
+from sip.sections import at_least, check
 from sip.structs import Tree, UserError
 from sip.tasks.supervised.task import SupervisedTask, tokens_loss
 from sip.text.tokenizer import Cached, Tokenizer
@@ -26,8 +27,16 @@ class Config(TaskConfig):
     held_out: int  # number of chunks to evaluate on
 
     def __post_init__(self):
-        if min(self.documents, self.held_out) < 1:
-            raise UserError("documents and held_out must be at least 1")
+        check("task", self, documents=at_least(1), held_out=at_least(1))
+        rewriter.load(self.prompt)  # checks that it exists
+
+    def needs_truth(self):
+        """The rewrites to learn from are the ground truth's."""
+        return "task.name"
+
+    def figures(self, truth):
+        """Names of the figures of the evaluation by the ground truth."""
+        return tuple(f"eval/{name}" for name in rewrites.FIGURES)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from sip.judge import prompts
 from sip.judge.labels import ground_truth as labels
 from sip.loading import LoadedModel
 from sip.run import Run, TaskConfig
+from sip.sections import at_least, check
+from sip.structs import UserError
 from sip.tasks import labelled
 from sip.tasks.supervised.task import SupervisedTask
 from sip.textgen.local import Local
@@ -21,6 +23,14 @@ class GradedLabelConfig(labelled.LabelConfig):
     )  # aspect -> aspect that grades its sentences
     grades_weight: float = 1.0  # loss weight of the grades; verdicts have 1
 
+    def __post_init__(self):
+        super().__post_init__()
+        check("labels", self, grades_weight=at_least(0))
+        for aspect, name in self.grades.items():
+            prompts.load(name)  # checks that it exists
+            if aspect not in self.per_prefix:
+                raise UserError(f"labels.grades: {aspect!r} is not in labels.per_prefix")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
@@ -31,6 +41,14 @@ class Config(TaskConfig):
     def sources(self):
         """The runs or directories that the task reads: the source of rollouts, the proofreader."""
         return {f"task.{key}": value for key, value in self.labels.sources().items()}
+
+    def needs_truth(self):
+        """The labels are the ground truth's."""
+        return "task.labels"
+
+    def figures(self, truth):
+        """Names of the figures of the evaluation: accuracies by aspect."""
+        return labelled.figures(self.labels.per_prefix)
 
 
 def build(run: Run, c, mesh) -> SupervisedTask:

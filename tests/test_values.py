@@ -1,0 +1,182 @@
+"""Tests that every value of a config is checked before anything is trained."""
+
+import copy
+import dataclasses
+import importlib
+import json
+import typing
+
+import pytest
+import tiny_recipe
+from ml_collections import ConfigDict
+
+from sip.data.corpus import CutConfig
+from sip.data.documents import DataConfig, check_split
+from sip.data.microworld.settings import WorldConfig
+from sip.evals import ground_truth, rewrites
+from sip.run import TokenizerConfig
+from sip.sections import plain, section
+from sip.stages import recipe, rl, supervised
+from sip.structs import UserError
+from sip.tasks.labelled import LabelConfig, LabelFileConfig
+
+pytest_plugins = ["tiny_fixtures"]
+MESH = {
+    (name, axis) for name in ("MeshConfig", "PartConfig") for axis in ("replica", "fsdp", "tensor")
+}
+NEGATIVE = MESH  # -1: the remaining devices
+
+
+def reached(cls, found):
+    """Adds the dataclass and those of its fields to the set `found`."""
+    if dataclasses.is_dataclass(cls) and cls not in found:
+        found.add(cls)
+        for hint in typing.get_type_hints(cls).values():
+            for part in (hint, *typing.get_args(hint)):
+                reached(part, found)
+    return found
+
+
+def instances(value, found):
+    """Adds an example of each dataclass in `value` to the dict `found`."""
+    if dataclasses.is_dataclass(value):
+        found.setdefault(type(value), value)
+        for field in dataclasses.fields(value):
+            instances(getattr(value, field.name), found)
+    return found
+
+
+def examples():
+    found = {}
+    configs = [tiny_recipe.get_config()]
+    configs += [
+        importlib.import_module(x).get_config("debug")
+        for x in ("microworld_judge", "microworld_rewriter")
+    ]
+    for config in configs:
+        for name in config.order:
+            instances(recipe.STAGES[config.runs[name].stage].resolve(config, name), found)
+    instances(section(recipe.Recipe, configs[0], ""), found)
+    apart = (
+        CutConfig(8, 16, 4),
+        DataConfig("microworld"),
+        WorldConfig(),
+        TokenizerConfig(),
+        LabelConfig({"safety": 1}, "base"),
+        LabelFileConfig("labels.jsonl", ("safety",)),
+    )
+    for one in apart:
+        instances(one, found)
+    return found
+
+
+EXAMPLES = examples()
+
+
+def numbers(kind):
+    """Lists (dataclass, field) of all fields of a type."""
+    return [
+        pytest.param(cls, name, id=f"{cls.__module__}.{cls.__name__}.{name}")
+        for cls in EXAMPLES
+        for name, hint in typing.get_type_hints(cls).items()
+        if hint is kind
+    ]
+
+
+def test_every_section_of_a_config_is_in_the_table():
+    tasks = [config for stage in (supervised, rl) for config, _ in stage.TASKS.values()]
+    found = set()
+    for cls in (recipe.Recipe, *EXAMPLES, *tasks):
+        reached(cls, found)
+    kept = {
+        cls for cls in found if any(t in (int, float) for t in typing.get_type_hints(cls).values())
+    }
+    bases = {base for cls in kept for base in cls.__mro__[1:]}
+    assert kept - bases - EXAMPLES.keys() == set()
+    assert len(EXAMPLES) > 25 and len(numbers(float)) > 40 and len(numbers(int)) > 60
+
+
+@pytest.mark.parametrize(("cls", "name"), numbers(float))
+def test_no_float_may_be_infinite_or_no_number(cls, name):
+    for value in (float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(UserError, match=name):
+            dataclasses.replace(EXAMPLES[cls], **{name: value})
+
+
+@pytest.mark.parametrize(("cls", "name"), numbers(int))
+def test_no_size_or_count_may_be_negative(cls, name):
+    if (cls.__name__, name) not in NEGATIVE:
+        with pytest.raises(UserError, match=name):
+            dataclasses.replace(EXAMPLES[cls], **{name: -1})
+
+
+WRONG = [
+    ("seed", -1, "seed=-1"),
+    ("seed", 2**40, "seed=1099511627776: must be at most"),
+    ("order", ("base", "base"), "order"),
+    ("data.path", "corpus.txt", "data.path 'corpus.txt'"),
+    ("data.cut.prefix_max", 1, "data.cut.prefix_max=1"),
+    ("data.world.entities", 10**9, "data.world.entities"),
+    ("data.world.entity", 1, "data.world.entity: unknown"),
+    ("data.world", 3, "data.world"),
+    ("tokenizer.path", "gone.model", "tokenizer.path: gone.model"),
+    ("tokenizer.prompts", ("qualty",), "'qualty'"),
+    ("runs.judge.split", "train[60%:40%]", "runs.judge.split: .*empty"),
+    ("runs.sip_learned.evals.split", "tests", "runs.sip_learned.evals.split: split 'tests'"),
+    ("runs.sip_learned.evals.unsafe", 7, r"runs.sip_learned.evals.unsafe is 7, but 8 .*'base'"),
+    ("runs.standard.evals.baseline", "judge", "evals.baseline 'judge': .* no continuations"),
+    ("runs.judge.checkpoint.best", "eval/safty", "runs.judge.checkpoint.best 'eval/safty' is none"),
+    ("runs.sip_learned.lora.rank", 17, "lora.rank=17: must be <= 16, the size of wq"),
+    ("runs.sip_learned.judge.weights", (("safety", -1.0),), "judge.weights: 'safety' must be"),
+    ("runs.sip_learned.judge.weights", (("safety", float("nan")),), "judge.weights.0.1=nan"),
+    ("runs.sip_learned.judge.init_from", "", "judge.init_from is empty"),
+    ("runs.sip_learned.rewriter.init_from", "", "rewriter.init_from is empty"),
+    ("runs.sip_learned.rewriter.prompt", "poem", "'poem'"),
+    ("runs.sip_learned.candidates.rollouts", ((0, 2), (0, 3)), "in order of steps"),
+    ("runs.judge.task.labels.temperatures", (0.5, -1.0), "temperature=-1.0"),
+    ("runs.judge.task.labels.per_prefix", {"safety": 0}, "labels.per_prefix: safety"),
+    ("runs.judge.task.labels.grades", {"coherence": "safety"}, "labels.grades: 'coherence'"),
+    ("runs.rewriter.task.prompt", "poem", "'poem'"),
+]
+
+
+VALUES = plain(tiny_recipe.get_config())
+
+
+@pytest.mark.parametrize(("key", "value", "message"), WRONG, ids=[f"{k}={v}" for k, v, _ in WRONG])
+def test_a_value_that_only_the_whole_recipe_shows_is_wrong(key, value, message, tmp_path):
+    values = copy.deepcopy(VALUES)
+    values["runs"]["sip_learned"]["evals"]["baseline"] = "base"
+    *path, last = key.split(".")
+    part = values
+    for name in path:
+        part = part[name]
+    part[last] = value
+    with pytest.raises(UserError, match=message):
+        recipe.check(ConfigDict(values, type_safe=False), str(tmp_path))
+
+
+def test_a_corpus_without_ground_truth_is_refused_by_the_key_that_needs_one(tmp_path):
+    config = tiny_recipe.get_config()
+    config.data.source, config.data.path, config.data.world = "jsonl", "corpus.jsonl", {}
+    with pytest.raises(UserError, match=r"runs\.tutor\.rewriter\.backend needs .*'jsonl'"):
+        recipe.check(config, str(tmp_path))
+    with pytest.raises(UserError, match="data.path='corpus.jsonl': there is no such file"):
+        recipe.check_files(config)
+
+
+@pytest.mark.parametrize("split", ["train", "test[10:20]", "train[:-10%]", "validation[5:]"])
+def test_a_part_or_a_slice_of_it_is_a_split(split):
+    check_split("jsonl", split)
+    check_split("tfds", f"{split}+other")
+
+
+def test_figures_of_evaluations_have_the_names_that_best_can_have(finished):
+    """`unsafe` prefixes may be missing, so the figures are some of the known ones."""
+    for name, known in (("base", ground_truth.FIGURES), ("rewriter", rewrites.FIGURES)):
+        seen = json.loads((finished / "runs" / name / "eval.json").read_text())
+        names = {key.removeprefix("eval/") for key in known}
+        assert len(names & seen.keys()) > 3 and seen.keys() - names <= {"nll_clean"}
+    asked = recipe.STAGES["supervised"].resolve(tiny_recipe.get_config(), "judge")
+    seen = json.loads((finished / "runs" / "judge" / "eval.json").read_text())
+    assert {f"eval/{key.removesuffix('_accuracy')}" for key in seen} <= set(asked.figures(True))

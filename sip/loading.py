@@ -6,7 +6,6 @@ a time. So the whole model never exists in float32.
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +22,7 @@ from sip.models.parameters import MATRICES
 from sip.sections import section
 from sip.structs import Params, UserError
 from sip.text import tokenizer as tokenizers
+from sip.text.special import read_object
 from sip.text.tokenizer import Tokenizer
 from sip.training import checkpoints, step
 from sip.workdir import run_dir
@@ -172,7 +172,11 @@ def kept_tokenizer(directory: str) -> Tokenizer:
     published = tokens.home(directory)
     if published:
         return load_tokenizer(*tokens.kind_of(published))
-    if not (path / "tokenizer.json").exists():
+    file = path / "tokenizer.json"
+    if not file.exists():
         raise UserError(f"{directory} has no tokenizer.json; give the directory of a run")
-    kind = json.loads((path / "tokenizer.json").read_text())["kind"]
+    found = read_object(file)
+    if "kind" not in found:  # the file of a Hugging Face tokenizer, and no config.json
+        raise UserError(f"{path / 'config.json'}: is missing; a checkpoint needs it")
+    kind = found["kind"]
     return load_tokenizer(kind, tokenizers.kept(kind, directory))

@@ -327,7 +327,13 @@ def _words(error) -> str:
     ):
         error = error.args[0]
     text = str(error).strip() or type(error).__name__
-    return " ".join(text.splitlines()[-1].split() if "Traceback" in text else text.split())
+    return _shown(" ".join(text.splitlines()[-1].split() if "Traceback" in text else text.split()))
+
+
+def _shown(text: str) -> str:
+    """Escapes control and invisible characters, which files and servers could send a terminal."""
+    escaped = lambda c: c.encode("unicode_escape", "surrogatepass").decode()
+    return "".join(c if c.isprintable() else escaped(c) for c in text)
 
 
 def keep_memory() -> None:

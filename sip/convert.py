@@ -76,8 +76,8 @@ def to_hf(
     """Writes the last checkpoint of a run, or a Hugging Face directory, in that format.
 
     Tokenizer files come from the directory `tokenizer` if it is given. Otherwise they come from the
-    Hugging Face checkpoint that the run started from, if any. Otherwise the run's own tokenizer is
-    written in the Hugging Face format.
+    Hugging Face checkpoint that the run was converted from, or are those of the run's tokenizer.
+    A tokenizer trained here is written in the Hugging Face format.
 
     Args:
         src: Run directory or Hugging Face directory.
@@ -87,7 +87,7 @@ def to_hf(
         shard_bytes: Maximum size of one weight file, bytes.
         tokenizer: Hugging Face directory whose tokenizer files are copied, or "".
     """
-    theirs = tokenizer or tokens.home(src)
+    theirs = tokenizer or tokens.source(src)
     if theirs:
         files = tokens.published(theirs)
         tokens.check(theirs, loading.recorded_model(src).vocab_size)

@@ -1,9 +1,10 @@
 """Samples continuations: `python -m sip.generate --checkpoint=RUN_DIR --prompt="About Fihefo."`.
 
 RUN_DIR is the directory of a run or of a checkpoint in Hugging Face format, or
-hf://ORGANISATION/NAME, which is downloaded once. Prints each prompt with its continuation. With
---json prints one object per sample, with tokens and log-probabilities in nats: `logp` under the
-model, `sample_logp` under the distribution after temperature, top_k and top_p.
+hf://ORGANISATION/NAME, which is downloaded once. A prompt of a published checkpoint begins as in
+transformers: its tokenizer files say if BOS and a space come first. Prints each prompt with its
+continuation. With --json prints one object per sample, with tokens and log-probabilities in nats:
+`logp` under the model, `sample_logp` under the distribution after temperature, top_k and top_p.
 """
 
 import os
@@ -13,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from sip import cli, loading, mesh, sampling
-from sip.hf import hub
+from sip.hf import hub, spelling, tokens
 from sip.structs import UserError
 from sip.text.lines import read_texts
 from sip.text.tokenizer import continuation
@@ -87,7 +88,8 @@ def generate(
         raise UserError("--num and --max_tokens must be at least 1")
     tokenizer, where = loading.kept_tokenizer(directory), mesh.single()
     params, cfg = loading.load_params(directory, where)
-    ids = [[tokenizer.bos, *tokenizer.encode(p)] for p in prompts]
+    published = tokens.home(directory) is not None
+    ids = [spelling.prompt(tokenizer, p, as_published=published) for p in prompts]
     if num * len(ids) > MOST_SAMPLES:
         raise UserError(
             f"{len(ids)} prompts with --num={num}: at most {MOST_SAMPLES:,} samples are drawn at "

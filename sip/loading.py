@@ -24,9 +24,10 @@ from sip.processes import fetch
 from sip.sections import section
 from sip.structs import Params, UserError
 from sip.text import tokenizer as tokenizers
+from sip.text.special import read_object
 from sip.text.tokenizer import Tokenizer
 from sip.training import checkpoints, step
-from sip.workdir import place, read_json, run_dir
+from sip.workdir import place, run_dir
 
 
 def load(directory: str, mesh, cfg: ModelConfig, adapter: LoraConfig, dtype: str) -> Params:
@@ -193,7 +194,11 @@ def kept_tokenizer(directory: str) -> Tokenizer:
     published = tokens.home(directory)
     if published:
         return load_tokenizer(*tokens.kind_of(published))
-    if not (path / "tokenizer.json").exists():
+    file = path / "tokenizer.json"
+    if not file.exists():
         raise UserError(f"{directory} has no tokenizer.json; give the directory of a run")
-    kind = read_json(path / "tokenizer.json")["kind"]
+    found = read_object(file)
+    if "kind" not in found:  # the file of a Hugging Face tokenizer, and no config.json
+        raise UserError(f"{path / 'config.json'}: is missing; a checkpoint needs it")
+    kind = found["kind"]
     return load_tokenizer(kind, tokenizers.kept(kind, directory))

@@ -97,11 +97,12 @@ def test_how_a_text_begins(tmp_path):
 def test_a_sentencepiece_model_spells_as_published(tmp_path):
     path = published.shared("mistral/mistral_v1.model")
     shutil.copy(path, tmp_path / "tokenizer.model")
-    tokenizer = tokenizers.load("sentencepiece", tmp_path / "tokenizer.model")
-    found = spelling.published(tokenizer, tmp_path)
-    assert found.whole("lamp") == [tokenizer.bos, *tokenizer.encode(" lamp")]
-    (tmp_path / "tokenizer_config.json").write_text('{"add_bos_token": false}')
-    assert spelling.published(tokenizer, tmp_path).whole("lamp") == tokenizer.encode(" lamp")
+    for said, bos, space in (("null", [], " "), ("true", [1], " "), ("true", [1], "")):
+        settings = f'{{"add_bos_token": {said}, "add_prefix_space": {json.dumps(bool(space))}}}'
+        (tmp_path / "tokenizer_config.json").write_text(settings)
+        tokenizer = tokenizers.load("sentencepiece", tmp_path / "tokenizer.model")
+        found = spelling.published(tokenizer, tmp_path)
+        assert found.whole("lamp") == [*bos, *tokenizer.encode(f"{space}lamp")]
 
 
 FLAGS = {  # what is wrong, and what is named

@@ -162,7 +162,7 @@ def load(cfg: DataConfig, data_dir: str) -> Documents:
         raise UserError(f"{cfg.path or cfg.source}: has no documents")
     if not found.texts:
         raise UserError(
-            f"{cfg.path or cfg.source}: no documents in split {cfg.split!r:.80}; choose a larger split"
+            f"{cfg.path or cfg.source}: no documents in split {cfg.split!r:.80}; use a larger one"
         )
     return found
 

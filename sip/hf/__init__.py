@@ -1,6 +1,7 @@
 """Import and export of Hugging Face checkpoints.
 
 configs    config.json <-> ModelConfig
+harmless   fields of config.json that change no logits
 names      tensor names and layouts, theirs and ours
 shards     opens and checks safetensors files
 reading    import: tensors onto a mesh

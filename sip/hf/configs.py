@@ -4,13 +4,14 @@ A field of config.json that could change the model's outputs is either read or r
 error. It is never ignored.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
+from sip.hf import harmless, shards
 from sip.models import rope
 from sip.models.config import ModelConfig
 from sip.structs import UserError
+from sip.text.special import CONFIG, read_object
 
 FAMILIES = {
     "llama": "LlamaForCausalLM",
@@ -67,34 +68,33 @@ ONLY = {
     "decoder_sparse_step": (1,),
     "mlp_only_layers": ([], None),
 }
-# Fields that do not change logits: token ids, training, bookkeeping, output options.
-HARMLESS = frozenset(
-    "bos_token_id eos_token_id pad_token_id unk_token_id sep_token_id decoder_start_token_id "
-    "initializer_range attention_dropout use_cache transformers_version _name_or_path "
-    "_attn_implementation_autoset return_dict return_dict_in_generate output_attentions "
-    "output_hidden_states output_scores id2label label2id problem_type task_specific_params "
-    "finetuning_task is_decoder gradient_checkpointing torchscript prefix "
-    "router_aux_loss_coef output_router_logits".split()
-)
+MOST = {"num_hidden_layers": 1 << 12, "num_experts": 1 << 16, "num_local_experts": 1 << 16}
 
 
 def exists(directory: str | Path) -> bool:
-    """Returns True if the directory has a config.json with a `model_type` (Hugging Face format)."""
-    try:
-        return "model_type" in json.loads((Path(directory) / "config.json").read_text())
-    except (OSError, ValueError):
+    """Returns True if the directory has a config.json with a `model_type` (Hugging Face format).
+
+    Raises UserError if config.json is damaged, or missing beside safetensors files.
+    """
+    path = Path(directory) / CONFIG
+    weights = any((Path(directory) / name).is_file() for name in (shards.SINGLE, shards.INDEX))
+    if not path.is_file():
+        if weights:
+            raise UserError(f"{path}: is missing; the tensors beside it cannot be read without it")
         return False
+    found = "model_type" in read_object(path)
+    if weights and not found:
+        raise UserError(f"{path}: model_type is missing")
+    return found
 
 
 def read(directory: str | Path) -> ModelConfig:
     """Reads `directory`/config.json; raises UserError naming the file and the field."""
     path = Path(directory) / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path}: is not a JSON object")
+    raw = read_object(path)
+    for key, most in MOST.items():  # before anything is made for each layer or expert
+        if key in raw and type(raw[key]) is int and raw[key] > most:
+            raise UserError(f"{path}: {key} is {raw[key]}; at most {most} are supported")
     try:
         return parse(raw)
     except UserError as error:
@@ -108,7 +108,7 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
     represent its values. Raises UserError naming a field that is missing or not supported.
     """
     # Fields are removed from `left` when they are read; `_refuse` checks the remaining ones.
-    left = dict(raw)
+    left = harmless.without_idle_rope(raw)
     family = left.pop("model_type", None)
     if family not in FAMILIES:
         raise UserError(f"model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
@@ -121,7 +121,7 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
     found["dtype"] = _dtype(left)
     found |= {"qwen3_moe": _qwen_experts, "gpt_oss": _gpt_oss}.get(family, lambda _: {})(left)
     found |= _rope(left)
-    _refuse(left)
+    _refuse(left, found["layers"])
     return ModelConfig(**{"qkv_bias": family == "qwen2", **found}, qk_norm=family in QWEN3)
 
 
@@ -304,10 +304,14 @@ def _scaling(said, kind) -> dict[str, Any]:
     return found if kind == "default" else {"rope_scaling": kind, **found}
 
 
-def _refuse(left) -> None:
+def _refuse(left, layers: int) -> None:
     for key, value in sorted(left.items()):
-        if key not in HARMLESS and not (key in ONLY and value in ONLY[key]):
-            raise UserError(f"{key} = {value!r} is not supported")
+        if key in ONLY and value in ONLY[key]:
+            continue
+        if key in ONLY or not harmless.is_harmless(key, value, layers):
+            raise UserError(
+                f"{key} = {value!r} is not supported; remove it if it changes no outputs"
+            )
 
 
 def check_same(found: ModelConfig, cfg: ModelConfig, directory: str | Path) -> None:

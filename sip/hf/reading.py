@@ -37,9 +37,10 @@ def load(
         UserError: A file, tensor or config field does not fit; raised before any tensor is read.
     """
     cfg = configs.read(directory)
-    abstract = decoder.abstract(cfg, mesh)
-    places = names.places(abstract)
     with shards.opened(directory) as source:
+        shards.check_size(source, cfg)
+        abstract = decoder.abstract(cfg, mesh)
+        places = names.places(abstract)
         wanted = {name: place for name, place, _ in names.tensors(abstract)}
         shards.check(source, wanted, cfg.tied)
 

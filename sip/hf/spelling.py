@@ -1,4 +1,4 @@
-"""Encodes texts for standard evaluations, as transformers encodes them.
+"""Encodes prompts and texts of standard evaluations, as transformers encodes them.
 
 Results of standard evaluations are compared between libraries. So texts are encoded as the
 checkpoint's published tokenizer does: with a leading space or BOS if it adds them, and with strings
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from etils import epath
 
+from sip.text.special import settings
 from sip.text.tokenizer import SentencePiece, Tokenizer
-from sip.text.tokenizer_json import SETTINGS, HuggingFace, settings, stated
+from sip.text.tokenizer_json import HuggingFace
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,21 @@ def own(tokenizer: Tokenizer) -> Spelling:
 def published(tokenizer: Tokenizer, directory: epath.PathLike) -> Spelling:
     """Returns the encoding of the published checkpoint in `directory`, which has this tokenizer.
 
-    For tokenizer.json, the file's post-processor decides about BOS, as in transformers 5.
-    For a SentencePiece model, add_bos_token in tokenizer_config.json decides.
+    For tokenizer.json, the file's post-processor decides about BOS, as in transformers 5. For a
+    tokenizer.model it is added only if add_bos_token in tokenizer_config.json is true.
     """
     if isinstance(tokenizer, SentencePiece):
-        said = stated(epath.Path(directory) / SETTINGS, "add_bos_token")
-        return Spelling(tokenizer.published, said is not False, tokenizer.bos)
+        return Spelling(tokenizer.published, tokenizer.begins, tokenizer.bos)
     assert isinstance(tokenizer, HuggingFace)
     names = settings(directory).names
     if "bos_token" not in names:
         return Spelling(tokenizer.published, False, tokenizer.eos)
     return Spelling(tokenizer.published, tokenizer.begins, tokenizer.bos, names["bos_token"])
+
+
+def prompt(tokenizer: Tokenizer, text: str, *, as_published: bool) -> list[int]:
+    """Returns the ids of a prompt, at least one; a published checkpoint's as in transformers."""
+    if as_published:
+        assert isinstance(tokenizer, SentencePiece | HuggingFace)
+        return tokenizer.prompt(text) or [tokenizer.bos]
+    return [tokenizer.bos, *tokenizer.encode(text)]

@@ -1,15 +1,16 @@
-"""Reads, copies and writes tokenizer files and generation_config.json.
+"""Reads, copies and writes tokenizer files, generation_config.json and the ids of config.json.
 
 Files of a Hugging Face checkpoint are copied unchanged. Our own tokenizer is converted.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sip.hf import configs, writing
 from sip.structs import UserError
+from sip.text.special import CONFIG, read_object
+from sip.text.tokenizer import FOLDER as KEPT_FILES
 from sip.text.tokenizer import USER_DEFINED, SentencePiece, Tokenizer, load
 from sip.text.tokenizer_json import SPACE
 
@@ -34,19 +35,30 @@ FILES = (
 def published(directory: str | Path) -> dict[str, bytes]:
     """Reads the tokenizer files of a Hugging Face checkpoint and its generation_config.json.
 
-    If that file does not exist, it is made from the token ids of config.json. Raises UserError if
-    there is no tokenizer, or no file with the token ids.
+    The fields of config.json that a tokenizer reads are in the result's "config.json". Without a
+    generation_config.json it is made from their token ids; without config.json from the
+    tokenizer's. Raises UserError if there is no tokenizer.
     """
     path = Path(directory)
-    kind_of(path)
+    kind, file = kind_of(path)
     found = {name: (path / name).read_bytes() for name in FILES if (path / name).is_file()}
-    if writing.GENERATION in found:
-        return found
-    if not configs.exists(path):
-        raise UserError(f"{path}: no {writing.GENERATION} or config.json with the token ids")
-    raw = json.loads((path / "config.json").read_text())
-    ids = {name: raw[name] for name in writing.IDS if name in raw}
-    return {**found, writing.GENERATION: writing.as_json(ids)}
+    if (path / CONFIG).is_file():
+        raw = read_object(path / CONFIG)
+        kept = {
+            name: raw[name] for name in (*writing.KEPT, "model_type", "vocab_size") if name in raw
+        }
+        found[CONFIG] = writing.as_json(kept)
+        ids = {name: raw[name] for name in writing.IDS if name in raw}
+    else:
+        ids = _ids(load(kind, file))
+    return {writing.GENERATION: writing.as_json(ids), **found}
+
+
+def _ids(tokenizer: Tokenizer) -> dict[str, int | list[int]]:
+    """Returns the token ids of generation_config.json."""
+    stops = tokenizer.stops
+    ends = list(stops) if len(stops) > 1 else tokenizer.eos
+    return dict(zip(writing.IDS, (tokenizer.bos, ends, tokenizer.pad), strict=True))
 
 
 def check(directory: str | Path, vocab_size: int) -> None:
@@ -63,10 +75,10 @@ def check(directory: str | Path, vocab_size: int) -> None:
 def kind_of(directory: str | Path) -> tuple[str, str]:
     """Returns (kind, file) of a checkpoint's tokenizer, the arguments of tokenizer.load.
 
-    tokenizer.model (SentencePiece) takes precedence over tokenizer.json. Raises UserError if there
-    is neither.
+    As in transformers, tokenizer.json takes precedence over tokenizer.model (SentencePiece), which
+    may lack added tokens. Raises UserError if there is neither.
     """
-    for name, kind in (("tokenizer.model", "sentencepiece"), ("tokenizer.json", "huggingface")):
+    for name, kind in (("tokenizer.json", "huggingface"), ("tokenizer.model", "sentencepiece")):
         if (Path(directory) / name).is_file():
             return kind, str(Path(directory) / name)
     raise UserError(f"{directory}: contains neither tokenizer.model nor tokenizer.json")
@@ -79,6 +91,16 @@ def home(directory: str | Path) -> Path | None:
     """
     path, kept = Path(directory), Path(directory) / FOLDER
     return kept if kept.exists() else path if configs.exists(path) else None
+
+
+def source(directory: str | Path) -> Path | None:
+    """Returns the directory of the Hugging Face tokenizer files of a checkpoint or a run.
+
+    Unlike `home`, it finds files that a run has kept of the tokenizer in its config. Returns None
+    if the run's tokenizer was trained.
+    """
+    kept = Path(directory) / KEPT_FILES
+    return home(directory) or (kept if kept.is_dir() else None)
 
 
 def write(files: Mapping[str, bytes], run_dir: str | Path) -> None:
@@ -96,9 +118,8 @@ def files(tokenizer: Tokenizer, max_len: int) -> dict[str, bytes]:
     """
     if not isinstance(tokenizer, SentencePiece):
         raise UserError("export: the tokenizer is not a SentencePiece unigram model")
-    ids = (tokenizer.bos, tokenizer.eos, tokenizer.pad)
     found = tokenizer_files(tokenizer, max_len)
-    found[writing.GENERATION] = dict(zip(writing.IDS, ids, strict=True))
+    found[writing.GENERATION] = _ids(tokenizer)
     return {name: writing.as_json(value) for name, value in found.items()}
 
 

@@ -20,6 +20,7 @@ from sip.workdir import LOCK, locked, to_json
 
 GENERATION = "generation_config.json"
 IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+KEPT = ("tokenizer_class", *IDS)  # fields of config.json that come from the tokenizer's files
 
 
 @contextlib.contextmanager
@@ -91,8 +92,8 @@ def save(
         params: Parameters of the model.
         cfg: Config of the model.
         directory: Directory to create; must not exist.
-        files: Tokenizer files and generation_config.json, from sip.hf.tokens. The token ids of
-            generation_config.json are also written to config.json.
+        files: Tokenizer files and generation_config.json, from sip.hf.tokens. Token ids of
+            their config.json, or else of generation_config.json, are written to config.json.
         dtype: Dtype of the written weights.
         shard_bytes: Maximum size of a shard, bytes. A larger tensor gets a shard of its own.
 
@@ -100,11 +101,12 @@ def save(
         UserError: No Hugging Face family fits the model, the directory exists, or the disk is full.
     """
     said = configs.to_json(cfg, dtype)  # raises before anything is written
-    ids = json.loads(files[GENERATION])
-    said |= {name: ids[name] for name in IDS if name in ids}
+    for name in (GENERATION, "config.json"):  # the latter's own ids count
+        ids = json.loads(files[name]) if name in files else {}
+        said |= {key: ids[key] for key in KEPT if key in ids}
     with whole(directory, size_of(params, dtype)) as path:
         _write_shards(params, path, dtype, shard_bytes)
-        for name, data in {"config.json": as_json(said), **files}.items():
+        for name, data in {**files, "config.json": as_json(said)}.items():
             (path / name).write_bytes(data)
 
 

@@ -9,6 +9,7 @@ finds nothing. The template does see the white space around a message and empty 
 trim them.
 """
 
+import dataclasses
 import datetime
 import functools
 import importlib.resources
@@ -25,8 +26,9 @@ from etils import epath
 
 from sip.structs import UserError
 from sip.text.segments import Markup
-from sip.text.tokenizer import Tokenizer
-from sip.text.tokenizer_json import SETTINGS, HuggingFace, settings
+from sip.text.special import SETTINGS, read_object, settings
+from sip.text.tokenizer import Byte, Tokenizer
+from sip.text.tokenizer_json import HuggingFace
 
 OWN = "own"  # the config value for the tokenizer's own template
 BESIDE = "chat_template.jinja"  # file beside a tokenizer.json
@@ -63,9 +65,9 @@ def load(name: str, tokenizer: Tokenizer) -> Template:
     """
     title = f"chat {name!r}"
     if name == OWN:
-        if not isinstance(tokenizer, HuggingFace):
+        if isinstance(tokenizer, Byte):
             raise UserError(f"{title}: this kind of tokenizer has no template; give a .jinja file")
-        return of_tokenizer(tokenizer.path)
+        return dataclasses.replace(of_tokenizer(tokenizer.path), names=_names(tokenizer))
     if name in BUILT_IN:
         source = importlib.resources.files("sip") / "templates" / "chat" / f"{name}.jinja"
         return Template(source.read_text(encoding="utf-8"), _names(tokenizer), title)
@@ -84,7 +86,7 @@ def check(name: str, key: str) -> None:
 
 
 def of_tokenizer(path: str | os.PathLike, name: str = "default") -> Template:
-    """Reads the chat template stored with a tokenizer.json.
+    """Reads the chat template stored beside a tokenizer.
 
     chat_template.jinja is the default template, if it exists; else the one in
     tokenizer_config.json, which may have several named templates. Raises UserError if there is no
@@ -93,17 +95,27 @@ def of_tokenizer(path: str | os.PathLike, name: str = "default") -> Template:
     folder = epath.Path(path) if epath.Path(path).is_dir() else epath.Path(path).parent
     found: dict[str, str] = {}
     if (folder / SETTINGS).is_file():
-        read = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        given = read["chat_template"] if "chat_template" in read else ()
+        read = read_object(folder / SETTINGS)
+        given = read["chat_template"] if "chat_template" in read else None
         if isinstance(given, str):
             found["default"] = given
+        elif not isinstance(given, list | None):
+            raise UserError(f"{folder / SETTINGS}: chat_template is neither a text nor named texts")
         else:
-            found = {each["name"]: each["template"] for each in given or ()}
+            found = dict(_named(folder, each) for each in given or ())
     if (folder / BESIDE).is_file():
         found["default"] = (folder / BESIDE).read_text(encoding="utf-8")
     if name not in found:
         raise UserError(f"{folder}: no chat template {name!r} in {BESIDE} or {SETTINGS}")
     return Template(found[name], settings(path).names, f"{folder}: chat template")
+
+
+def _named(folder: epath.Path, given: Any) -> tuple[str, str]:
+    """Returns name and source of one of several templates in tokenizer_config.json."""
+    keys = ("name", "template")
+    if not isinstance(given, dict) or any(type(given.get(key)) is not str for key in keys):
+        raise UserError(f"{folder / SETTINGS}: chat_template is neither a text nor named texts")
+    return given["name"], given["template"]
 
 
 def _names(tokenizer: Tokenizer) -> Mapping[str, str]:

@@ -9,18 +9,21 @@ meet at a word boundary. Otherwise the token list is authoritative, and the text
 
 import functools
 import io
+import itertools
 import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import sentencepiece
 from etils import epath
 
 from sip.structs import UserError
-from sip.text.tokenizer_json import FILE, OPTIONAL, SPACE, HuggingFace, files, is_phrase
+from sip.text import special
+from sip.text.special import USUAL, Settings
+from sip.text.tokenizer_json import FILE, SPACE, HuggingFace, files, is_phrase
 from sip.workdir import write_atomically
 
 LOG = logging.getLogger(__name__)
@@ -29,6 +32,8 @@ KINDS = ("sentencepiece", "huggingface", "byte")
 # These bytes, appended to a serialised model, set add_dummy_prefix and remove_extra_whitespaces of
 # normalizer_spec to false: if a protobuf field occurs twice, the later value counts.
 AS_IT_STANDS = b"\x1a\x04\x18\x00\x20\x00"
+WITH_SPACE, WITHOUT_SPACE = b"\x1a\x02\x18\x01", b"\x1a\x02\x18\x00"  # add_dummy_prefix alone
+NORMAL = 1  # type of an ordinary piece
 USER_DEFINED = 4  # type of a piece that is matched before all others
 CONTROL = 3  # type of a piece that is never matched in text
 LONGEST_PIECE = 16  # characters of a piece, the trainer's default
@@ -131,45 +136,140 @@ class Byte:
 
 
 class SentencePiece:
-    """A SentencePiece model (ours, Llama, Mistral). If it has no pad token, `pad` is EOS.
+    """A SentencePiece model (ours, Llama, Mistral), with the settings of files beside it.
 
-    `path` is the .model file. Raises UserError if it cannot be read or has no BOS or EOS.
+    `path` is the .model file. If it is a published `tokenizer.model`, tokens may be added after its
+    pieces, and others than its own may be BOS, EOS, pad and stops (`special.resolve`). Raises
+    UserError for files that cannot be read or contradict each other, or without BOS or EOS.
     """
 
     def __init__(self, path: str | os.PathLike):
+        self.path = epath.Path(path)
+        # Another name is a file that we trained: files beside it do not belong to it.
+        known = special.settings(path) if self.path.name == MODEL else special.NOTHING
         try:
-            self._model = sentencepiece.SentencePieceProcessor(
-                model_proto=epath.Path(path).read_bytes() + AS_IT_STANDS
-            )
+            self._bytes = self.path.read_bytes()
         except OSError as error:
             raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
-        except RuntimeError as error:
-            raise UserError(f"{path}: not a SentencePiece model") from error
-        self.vocab_size = self._model.get_piece_size()
-        self.bos, self.eos = self._model.bos_id(), self._model.eos_id()
-        if self.bos < 0 or self.eos < 0:
-            raise UserError(f"{path}: the SentencePiece model needs a BOS and an EOS token")
-        self.pad = self._model.pad_id() if self._model.pad_id() >= 0 else self.eos
-        self.stops = (self.eos,)
+        self._model = self._opened(AS_IT_STANDS)
+        self._beginning = known.beginning
+        pieces = self._model.get_piece_size()
+        own = {"bos": self._model.bos_id(), "eos": self._model.eos_id()}
+        own = {f"{role}_token": i for role, i in own.items() if i >= 0}
+        if self._model.pad_id() >= 0:
+            own["pad_token"] = self._model.pad_id()
+        self._added: dict[str, dict[str, Any]] = {}  # entries of the tokens after the pieces
+        every: dict[str, int] = {}
+        if not known.empty:
+            every = {self._model.id_to_piece(i): i for i in range(pieces)}
+            self._add(known, every)
+        self.vocab_size = max([pieces, *(one["id"] + 1 for one in self._added.values())])
+        for role in ("bos_token", "eos_token"):
+            if not (role in own or role in known.names or f"{role}_id" in known.ids):
+                raise UserError(f"{path}: the SentencePiece model needs a BOS and an EOS token")
+        chosen = special.resolve(self.path, known, every, own, self.vocab_size)
+        self.bos, self.eos, self.pad = chosen.bos, chosen.eos, chosen.pad
+        self.stops = chosen.stops
         # The byte tokens that spell U+2581, if the model has byte fallback (see `encode`).
         space = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self._space = space if all(map(self._model.is_byte, space)) else None
-        self._path = path
+
+    def _opened(self, changed: bytes):
+        """Loads the model; `changed` are serialised fields that override its own."""
+        try:
+            return sentencepiece.SentencePieceProcessor(model_proto=self._bytes + changed)
+        except RuntimeError as error:
+            raise UserError(
+                f"{self.path}: not a SentencePiece model; a tokenizer.json is read if it lies "
+                "beside it"
+            ) from error
+
+    def _add(self, known: Settings, every: dict[str, int]) -> None:
+        """Adds the tokens of the files beside the model; hides the special ones among its pieces.
+
+        `every` is token text -> id; the new tokens are put into it.
+        """
+        pieces, texts = len(every), {i: text for text, i in every.items()}
+        for text, token in known.added.items():
+            held = texts.setdefault(token["id"], text)
+            if held != text or every.setdefault(text, token["id"]) != token["id"]:
+                raise UserError(
+                    f"{self.path}: token {text!r} has the id {token['id']} in the files beside it, "
+                    f"which is that of {held!r} here; use files of the same model"
+                )
+        new = special.appended(known, every)
+        every |= {text: token["id"] for text, token in new.items()}
+        special.check_named(self.path, known, every)
+        entries = {**known.added, **new}
+        marks = {t for t, one in entries.items() if one["special"]} | set(known.names.values())
+        marks |= {text for text in known.special if text in every}
+        marks |= {t for t in entries if any(every[t] in ids for ids in known.ids.values())}
+        for text in marks | set(entries):
+            if every[text] >= pieces:
+                entry = entries[text] if text in entries else USUAL
+                self._added[text] = {**entry, "id": every[text], "special": text in marks}
+        # A character of the vocabulary that is also special, such as a pad "!", spells texts.
+        self._hide({text for text in marks if len(text) > 1 and every[text] < pieces})
+
+    def _hide(self, texts: Collection[str]) -> None:
+        """Makes pieces control tokens, which no text encodes to."""
+        proto = self.proto()
+        found = [p for p in proto.pieces if p.piece in texts and p.type in (NORMAL, USER_DEFINED)]
+        for piece in found:
+            piece.type = CONTROL
+        if found:
+            self._bytes = proto.SerializeToString()
+            self._model = self._opened(AS_IT_STANDS)
 
     def published(self, text: str) -> list[int]:
-        """Encodes with the model as published, with its dummy prefix, without BOS.
+        """Encodes as transformers 5 does, without BOS; for standard evaluations and prompts only.
 
-        For standard evaluations only.
+        The dummy prefix applies, and the strings of special and added tokens become these tokens.
+        The class LlamaTokenizer puts no space before a text that begins with one, and by default
+        none after a special token.
         """
-        return self._published.encode(text.encode(errors="replace").decode())
+        text, how = text.encode(errors="replace").decode(), self._beginning
+        begins = how.llama or _proto(self._bytes).normalizer_spec.add_dummy_prefix
+        legacy = how.legacy if how.legacy is not None else not how.llama
+        ids: list[int] = []
+        for i, part in enumerate(self._parts(text)):
+            if i % 2:
+                ids.append(self._tokens[part])
+            elif part:
+                twice = legacy and not how.llama
+                may = begins and how.space and (legacy or i == 0)
+                spaced = may and (twice or part[0] not in (" ", SPACE))
+                ids += (self._spaced if spaced else self._bare).encode(part)
+        return ids
+
+    def prompt(self, text: str) -> list[int]:
+        """Encodes a prompt as transformers 5 does: BOS only if add_bos_token says so."""
+        how = self._beginning
+        ends = [self.eos] if how.eos else []
+        return [*([self.bos] if how.bos else []), *self.published(text), *ends]
+
+    @property
+    def begins(self) -> bool:
+        """True if the settings put BOS before a text."""
+        return self._beginning.bos
 
     @functools.cached_property
-    def _published(self):
-        return sentencepiece.SentencePieceProcessor(model_file=str(self._path))
+    def _spaced(self):
+        return self._opened(WITH_SPACE)
+
+    @functools.cached_property
+    def _bare(self):
+        return self._opened(WITHOUT_SPACE)
 
     def encode(self, text: str) -> list[int]:
         """Encodes a text without special tokens and without a dummy prefix."""
         text = text.encode(errors="replace").decode()  # UTF-8 cannot encode lone surrogates
+        if not self._ordinary:
+            return self._pieces(text)
+        return _marked(text, self._ordinary, self._pieces)
+
+    def _pieces(self, text: str) -> list[int]:
+        """Encodes a text with the model's own pieces."""
         if self._space is None or SPACE not in text:
             return self._model.encode(text)
         # SentencePiece writes a space as U+2581. A literal U+2581 in the text must be spelled in
@@ -190,33 +290,64 @@ class SentencePiece:
         return [i for start, end in parts for i in self.encode(text[start:end])]
 
     def encode_special(self, text: str) -> list[int]:
-        """Encodes a chat template's own text; the strings of control tokens become these tokens."""
-        return _marked(text, self.specials, self.encode)
+        """Encodes a chat template's own text; the strings of special tokens become these tokens."""
+        parts = self._parts(text.encode(errors="replace").decode())
+        of = lambda i, part: [self._tokens[part]] if i % 2 else self.encode(part)
+        return [each for i, part in enumerate(parts) for each in of(i, part)]
+
+    def _parts(self, text: str) -> list[str]:
+        """Splits a text at special and added tokens: text at even places, tokens at odd ones."""
+        parts, at = [], 0
+        for found in self._cutting.finditer(text):
+            parts += [text[at : found.start()], found[found.lastindex]]
+            at = found.end()
+        return [*parts, text[at:]]
+
+    @functools.cached_property
+    def _tokens(self) -> dict[str, int]:
+        """Special and added tokens and <unk>, text -> id."""
+        unknown = self._model.unk_id()
+        return {self._model.id_to_piece(unknown): unknown, **self.specials, **self._ordinary}
+
+    @functools.cached_property
+    def _cutting(self) -> re.Pattern:
+        """A pattern of all special and added tokens, with the white space that they take."""
+
+        def of(text: str) -> str:
+            one = self._added[text] if text in self._added else USUAL
+            left, right = (r"\s*" if one[side] else "" for side in ("lstrip", "rstrip"))
+            return f"{left}({re.escape(text)}){right}"
+
+        longest = sorted(self._tokens, key=len, reverse=True)
+        return re.compile("|".join(map(of, longest)))
 
     @property
     def specials(self) -> Mapping[str, int]:
-        """Control tokens, text -> id."""
+        """Control tokens and added special tokens, text -> id."""
         return self._controls
 
     @functools.cached_property
     def _controls(self) -> dict[str, int]:
-        return {p.piece: i for i, p in enumerate(self.proto().pieces) if p.type == CONTROL}
+        found = {p.piece: i for i, p in enumerate(self.proto().pieces) if p.type == CONTROL}
+        return found | {text: one["id"] for text, one in self._added.items() if one["special"]}
+
+    @functools.cached_property
+    def _ordinary(self) -> dict[str, int]:
+        """Added tokens that are not special, text -> id."""
+        return {text: one["id"] for text, one in self._added.items() if not one["special"]}
 
     @functools.cached_property
     def _phrases(self) -> re.Pattern | None:
         """A pattern that matches at the start of each phrase, also inside another phrase."""
         of = lambda piece: piece.piece.replace(SPACE, " ")
         symbols = [of(piece) for piece in self.proto().pieces if piece.type == USER_DEFINED]
-        phrases = list(filter(is_phrase, symbols))
+        phrases = list(filter(is_phrase, [*symbols, *self._ordinary]))
         # A lookahead consumes nothing, so it also finds overlapping phrases.
         return re.compile(f"(?={'|'.join(map(re.escape, phrases))})") if phrases else None
 
     def proto(self) -> Any:
         """Returns the loaded model as a sentencepiece ModelProto."""
-        from sentencepiece import sentencepiece_model_pb2
-
-        proto: Any = sentencepiece_model_pb2  # generated at run time, so without static types
-        return proto.ModelProto.FromString(self.serialized())
+        return _proto(self.serialized())
 
     def serialized(self) -> bytes:
         """Returns the loaded model as a serialised ModelProto."""
@@ -224,10 +355,28 @@ class SentencePiece:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids; special tokens and ids outside the vocabulary decode to nothing."""
-        special = (self.bos, self.eos, self.pad)
-        return self._model.decode(
-            [int(i) for i in ids if i not in special and 0 <= i < self.vocab_size]
+        pieces, silent = self._model.get_piece_size(), self._silent
+        keep = [int(i) for i in ids if i not in silent and 0 <= i < self.vocab_size]
+        if max(keep, default=0) < pieces:
+            return self._model.decode(keep)
+        texts = {i: text for text, i in self._ordinary.items()}
+        of = lambda own, run: (
+            self._model.decode(run) if own else "".join(map(texts.__getitem__, run))
         )
+        known = (i for i in keep if i < pieces or i in texts)
+        return "".join(of(own, list(run)) for own, run in itertools.groupby(known, pieces.__gt__))
+
+    @functools.cached_property
+    def _silent(self) -> frozenset[int]:
+        """Ids that decode to nothing. A stop may be an ordinary piece, such as a newline."""
+        return frozenset({*self.specials.values(), self.bos, self.eos})
+
+
+def _proto(serialized: bytes) -> Any:
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto: Any = sentencepiece_model_pb2  # generated at run time, so without static types
+    return proto.ModelProto.FromString(serialized)
 
 
 def _marked(
@@ -271,17 +420,31 @@ def keep(kind: str, path: str, directory: str | os.PathLike) -> None:
     """Copies a tokenizer's files into a run's directory, where `kept` finds them."""
     if kind == "sentencepiece":
         epath.Path(path).copy(epath.Path(directory) / MODEL, overwrite=True)
-    if kind == "huggingface":
+    if _published(kind, path):
         own = epath.Path(directory) / FOLDER
         own.mkdir(parents=True, exist_ok=True)
-        for source in files(path):
-            name = source.name if source.name in OPTIONAL else FILE
+        main = MODEL if kind == "sentencepiece" else FILE
+        for source in _files(kind, path):
+            name = source.name if source.name in special.BESIDE else main
             epath.Path(source).copy(own / name, overwrite=True)
+
+
+def _published(kind: str, path: str) -> bool:
+    """Returns True if the tokenizer may have settings in files beside it."""
+    named = kind == "sentencepiece" and epath.Path(path).name == MODEL
+    return kind == "huggingface" or (named and not special.settings(path).empty)
+
+
+def _files(kind: str, path: str) -> list[epath.Path]:
+    return files(path) if kind == "huggingface" else [epath.Path(path), *special.beside(path)]
 
 
 def kept(kind: str, directory: str | os.PathLike) -> str:
     """Returns the path of the tokenizer that `keep` copied into a run's directory."""
-    return str(epath.Path(directory) / (FOLDER if kind == "huggingface" else MODEL))
+    folder = epath.Path(directory) / FOLDER
+    if kind == "sentencepiece":
+        return str(folder / MODEL if (folder / MODEL).is_file() else epath.Path(directory) / MODEL)
+    return str(folder)
 
 
 def check_width(tokenizer: Tokenizer, vocab_size: int) -> None:

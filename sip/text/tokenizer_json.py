@@ -6,30 +6,22 @@ also hides phrases. The variant for chat templates has all tokens. The first two
 a text. All three ignore the file's settings for truncation, padding and BOS.
 """
 
+import contextlib
 import functools
 import json
 import os
 import re
 import secrets
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from sip.structs import UserError
+from sip.text import special
+from sip.text.special import USUAL, Settings, settings
 
-FILE, SETTINGS, POST = "tokenizer.json", "tokenizer_config.json", "post_processor"
-OPTIONAL = (  # files that may be stored beside tokenizer.json and belong to it
-    SETTINGS,
-    "special_tokens_map.json",
-    "generation_config.json",
-    "config.json",
-    "chat_template.jinja",
-)
-# Defaults of an entry in tokenizer.json's added_tokens.
-USUAL = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=False)
-ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+FILE, POST = "tokenizer.json", "post_processor"
 SPACE = "\u2581"  # the character that stands for a space inside tokens
 WORD = r"[^\S\n]*\w*"  # a token allowed in any text: one word (options are words) or white space
 BYTE = re.compile(r"(?=<0x[0-9A-F]{2}>)")  # the name of a byte token, written out in a text
@@ -41,7 +33,7 @@ def is_phrase(symbol: str) -> bool:
 
 
 def files(path: str | os.PathLike) -> list[epath.Path]:
-    """Returns the tokenizer.json at `path` (the file or its directory) and the files of OPTIONAL.
+    """Returns the tokenizer.json at `path` (the file or its directory) and the files beside it.
 
     Raises UserError if there is no tokenizer.json.
     """
@@ -49,66 +41,7 @@ def files(path: str | os.PathLike) -> list[epath.Path]:
     found = given / FILE if given.is_dir() else given
     if not found.is_file():
         raise UserError(f"{path}: neither a tokenizer.json nor a directory with one")
-    beside = (found.parent / name for name in OPTIONAL)
-    return [found, *(each for each in beside if each.is_file())]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Settings from the files beside a tokenizer.json."""
-
-    names: Mapping[str, str]  # role such as "bos_token" -> token text; missing roles are left out
-    added: Mapping[str, dict[str, Any]]  # token text -> entry in the format of added_tokens
-    special: tuple[str, ...]  # texts of additional special tokens
-    ids: Mapping[str, tuple[int, ...]]  # "bos_token_id" -> ids in (generation_)config.json
-    limit: int | None  # the model's vocab_size; None: unknown
-
-
-def settings(path: str | os.PathLike) -> Settings:
-    """Reads the settings beside the tokenizer at `path`.
-
-    Raises UserError, naming the file, if a file is not a JSON object.
-    """
-    read = {each.name: _json(each) for each in files(path)[1:] if each.suffix == ".json"}
-    of = lambda name, key: read[name][key] if name in read and key in read[name] else None
-    named = ("special_tokens_map.json", SETTINGS)  # SETTINGS overrides the other
-    names: dict[str, str] = {}
-    for name, role in ((name, role) for name in named for role in ROLES):
-        token = of(name, role)
-        if token:
-            names[role] = _content(token)
-    special = [each for name in named for each in of(name, "additional_special_tokens") or ()]
-    entries = of(SETTINGS, "added_tokens_decoder") or {}
-    added = {one["content"]: {**USUAL, **one, "id": int(i)} for i, one in entries.items()}
-    ids: dict[str, tuple[int, ...]] = {}
-    for name, role in ((n, r) for n in ("config.json", "generation_config.json") for r in ROLES):
-        value = of(name, f"{role}_id")
-        if value is not None:
-            ids[f"{role}_id"] = tuple(value) if isinstance(value, list) else (value,)
-    more = tuple(map(_content, special))
-    return Settings(names, added, more, ids, of("config.json", "vocab_size"))
-
-
-def _content(token: str | Mapping[str, Any]) -> str:
-    return token if isinstance(token, str) else token["content"]
-
-
-def stated(path: epath.Path, key: str) -> Any:
-    """Returns the value of `key` in a JSON file; None if file or key is missing."""
-    found = _json(path) if path.is_file() else {}
-    return found[key] if key in found else None
-
-
-def _json(path: epath.Path) -> Any:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the tokenizer: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: not a JSON object")
-    return found
+    return [found, *special.beside(found)]
 
 
 class HuggingFace:
@@ -117,63 +50,44 @@ class HuggingFace:
     `bos` is the token named in the settings. Models trained without BOS (Qwen, GPT-2) saw each
     document after the token that ends the previous one. For them `bos` is `bos_token_id` of
     config.json or else EOS, so that the first token of a document has a context. A chat template
-    writes its own beginning. If there is no pad token, `pad` is EOS. `stops` are EOS and the
-    `eos_token_id`s of generation_config.json.
+    writes its own beginning. See `special.resolve` for pad and stops.
 
     Raises UserError for files that cannot be read, are not a tokenizer or contradict each other.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = files(path)[0]
-        known = settings(path)
+        try:
+            self._read(settings(self.path))
+        except RecursionError:
+            raise UserError(f"{self.path}: nested too deeply to be a tokenizer") from None
+
+    def _read(self, known: Settings) -> None:
         spec = _checked(self.path, known)
-        special = {t["content"]: t["id"] for t in spec["added_tokens"] if t["special"]}
+        marks = {t["content"]: t["id"] for t in spec["added_tokens"] if t["special"]}
         others = (t["content"] for t in spec["added_tokens"] if not t["special"])
         phrases = {text for text in others if is_phrase(text.replace(SPACE, " "))}
+        every = _vocabulary(spec["model"]["vocab"], spec["added_tokens"])
         self._spec = spec  # the third variant, `_marked`, is loaded when first needed
-        self._text = _load(self.path, _without(_as_it_stands(spec), special))
+        self._published_spec = _llama(spec, known) if known.beginning.llama else spec
+        # A character of the vocabulary that is also special, such as a pad "!", spells texts.
+        hidden = {t for t in marks if len(t) > 1 or t not in _vocabulary(spec["model"]["vocab"])}
+        self._text = _load(self.path, _without(_as_it_stands(spec), hidden))
         self._plain = self._text  # the same variant if there are no phrases
         if phrases:
-            self._plain = _load(self.path, _without(_as_it_stands(spec), {*special, *phrases}))
-        every = _vocabulary(spec["model"]["vocab"], spec["added_tokens"])
+            self._plain = _load(self.path, _without(_as_it_stands(spec), {*hidden, *phrases}))
         self.vocab_size = max(every.values()) + 1
-        self.specials: Mapping[str, int] = special
-        self._special_ids = frozenset(special.values())
-        self._begins = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        self.specials: Mapping[str, int] = marks
+        self._begins = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
+        chosen = special.resolve(self.path, known, every, {}, self.vocab_size)
+        self.bos, self.eos, self.pad = chosen.bos, chosen.eos, chosen.pad
+        self.stops = chosen.stops
+        # Ids that decode to nothing. A stop may be an ordinary token, such as a newline.
+        self._silent = frozenset(marks[text] for text in hidden)
         # Unigram with byte fallback finds byte tokens by their names in a text (see `_around`).
-        self._named = spec["model"]["type"] == "Unigram" and spec["model"]["byte_fallback"]
+        self._named = spec["model"]["type"] == "Unigram" and bool(spec["model"]["byte_fallback"])
         space = [every[name] for name in map("<0x{:02X}>".format, SPACE.encode()) if name in every]
         self._space = space if len(space) == 3 and self.decode(self._ids(SPACE)) == " " else None
-        self._choose(known)
-
-    def _choose(self, known: Settings) -> None:
-        """Sets bos, eos, pad and stops. Raises UserError if a token is missing or out of range."""
-
-        def of(role: str, *others: int) -> int:
-            # In order: the name in the settings, the id in config.json, the fallback `others`.
-            if role in known.names:
-                return self.specials[known.names[role]]
-            found = [*(known.ids[f"{role}_id"] if f"{role}_id" in known.ids else ()), *others]
-            if not found:
-                raise UserError(f"{self.path}: {SETTINGS} beside it names no {role}; add one")
-            return found[0]
-
-        self.eos = of("eos_token")
-        self.bos, self.pad = of("bos_token", self.eos), of("pad_token", self.eos)
-        more = known.ids["eos_token_id"] if "eos_token_id" in known.ids else ()
-        self.stops = tuple(dict.fromkeys((self.eos, *more)))
-        self._special_ids |= {self.bos, self.pad, *self.stops}
-        if known.limit is not None and known.limit < self.vocab_size:
-            raise UserError(
-                f"{self.path}: it has {self.vocab_size} tokens, but config.json beside it has a "
-                f"vocab_size of {known.limit}; use the model's own tokenizer"
-            )
-        for i in (self.bos, self.pad, *self.stops):
-            if not 0 <= i < self.vocab_size:
-                raise UserError(
-                    f"{self.path}: token id {i} in the files beside it is not among its "
-                    f"{self.vocab_size} tokens; use the model's own tokenizer"
-                )
 
     def encode(self, text: str) -> list[int]:
         """Encodes a text without special tokens and without a dummy prefix."""
@@ -207,21 +121,34 @@ class HuggingFace:
 
         The file's dummy prefix applies, and the strings of special tokens become these tokens.
         """
-        return self._ids(text.encode(errors="replace").decode(), self._marked)
+        return self._ids(text.encode(errors="replace").decode(), self._whole)
+
+    def prompt(self, text: str) -> list[int]:
+        """Encodes a prompt as transformers does, with what the file's post-processor adds."""
+        text = text.encode(errors="replace").decode()
+        return self._ids(text, self._whole, add_special_tokens=True)
+
+    @functools.cached_property
+    def _whole(self):
+        post = special.read_object(self.path)
+        return _load(
+            self.path, {**self._published_spec, POST: post[POST] if POST in post else None}
+        )
 
     @functools.cached_property
     def begins(self) -> bool:
         """True if the file's post-processor puts BOS before a text."""
-        whole = _load(self.path, {**self._spec, "post_processor": stated(self.path, POST)})
-        return whole.encode("a").ids[:1] == [self.bos]
+        return self.prompt("a")[:1] == [self.bos]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids; special tokens and ids outside the vocabulary decode to nothing."""
-        keep = [int(i) for i in ids if i not in self._special_ids and 0 <= i < self.vocab_size]
+        keep = [int(i) for i in ids if i not in self._silent and 0 <= i < self.vocab_size]
         return self._text.decode(keep, skip_special_tokens=False)
 
-    def _ids(self, text: str, tokenizer=None) -> list[int]:
-        return (tokenizer or self._text).encode(text, add_special_tokens=False).ids
+    def _ids(self, text: str, tokenizer=None, *, add_special_tokens: bool = False) -> list[int]:
+        with _reported(self.path, "cannot encode a text with it"):
+            found = (tokenizer or self._text).encode(text, add_special_tokens=add_special_tokens)
+        return found.ids
 
     def _around(self, tokenizer, text: str) -> list[int]:
         """Encodes a text; a literal U+2581 or byte name such as <0x0A> decodes to itself.
@@ -243,40 +170,109 @@ class HuggingFace:
 def _checked(path: epath.Path, known: Settings) -> dict[str, Any]:
     """Returns tokenizer.json with the added and special tokens of the settings merged in.
 
-    Truncation, padding and post-processor are removed. Raises UserError if the files contradict
-    each other.
+    Truncation, padding and post-processor are removed. Raises UserError if the file has another
+    shape than a tokenizer.json, or the files contradict each other.
     """
-    spec = _json(path)
-    if not (isinstance(spec.get("model"), dict) and "vocab" in spec["model"]):
-        raise UserError(f"{path}: not a tokenizer.json: it has no key model with a vocab")
-    model = {"type": "BPE", "byte_fallback": False, **spec["model"]}
-    listed = {token["content"]: {**USUAL, **token} for token in spec.get("added_tokens") or ()}
-    added = {**known.added, **listed}
+    spec = special.read_object(path)
+    model = _model(path, spec)
+    listed: dict[str, dict[str, Any]] = {}
+    tokens = spec["added_tokens"] if "added_tokens" in spec else None
+    if not isinstance(tokens, list | None):
+        raise UserError(f"{path}: added_tokens is not a list")
+    for token in tokens or ():
+        special.entry(path, "added_tokens", token, listed)
+    added = {text: dict(token) for text, token in (known.added | listed).items()}
     for text, token in known.added.items():
         if added[text]["id"] != token["id"]:
             raise UserError(
-                f"{path}: token {text!r} is {added[text]['id']}, and {token['id']} in {SETTINGS};"
-                " use files of the same model"
+                f"{path}: token {text!r} is {added[text]['id']}, and {token['id']} in "
+                f"{special.SETTINGS} or {special.ADDED}; use files of the same model"
             )
         added[text] = {**added[text], "special": token["special"] or added[text]["special"]}
+    added |= special.appended(known, _vocabulary(model["vocab"], added.values()))
     every = _vocabulary(model["vocab"], added.values())
-    for text in (*known.names.values(), *known.special):
-        if text not in every:
-            raise UserError(
-                f"{path}: it has no token {text!r}, which {SETTINGS} beside it names; "
-                "use files of the same model"
-            )
+    _check_ids(path, every)
+    special.check_named(path, known, every)
+    for text in _special_texts(known, every):
         own = added[text] if text in added else {**USUAL, "content": text, "id": every[text]}
         added[text] = {**own, "special": True}
+    for token in added.values():
+        if any(token["id"] in ids for ids in known.ids.values()):
+            token["special"] = True
     cleared = dict(truncation=None, padding=None, post_processor=None, model=model)
     return {**spec, **cleared, "added_tokens": sorted(added.values(), key=lambda t: t["id"])}
 
 
-def _vocabulary(vocab: Any, added: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+def _special_texts(known: Settings, every: Mapping[str, int]) -> list[str]:
+    """Returns the tokens that the settings call special, by text or, for BOS and EOS, by id."""
+    found = [*known.names.values(), *(text for text in known.special if text in every)]
+    for role in ("bos_token", "eos_token"):
+        if role not in known.names and f"{role}_id" in known.ids:
+            first = known.ids[f"{role}_id"][0]
+            found += [text for text, i in every.items() if i == first]
+    return found
+
+
+def _model(path: epath.Path, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the model of a tokenizer.json; raises UserError if it has another shape."""
+    model = spec["model"] if "model" in spec else None
+    if not isinstance(model, dict) or "vocab" not in model:
+        raise UserError(f"{path}: not a tokenizer.json: it has no key model with a vocab")
+    model = {"type": "BPE", "byte_fallback": False, **model}
+    vocab, merges = model["vocab"], model["merges"] if "merges" in model else None
+    if isinstance(vocab, dict):
+        good = all(type(i) is int and 0 <= i < special.MOST_ID for i in vocab.values())
+    else:
+        pair = lambda x: isinstance(x, list) and len(x) == 2 and isinstance(x[0], str)
+        good = isinstance(vocab, list) and all(map(pair, vocab))
+    if not good:
+        raise UserError(f"{path}: model.vocab is neither {{text: id}} nor a list of (text, score)")
+    if not isinstance(merges, list | None) or not all(map(_is_merge, merges or ())):
+        raise UserError(f"{path}: model.merges is not a list of pairs of tokens")
+    for key in ("normalizer", "pre_tokenizer", "decoder", POST):
+        if key in spec and not isinstance(spec[key], dict | None):
+            raise UserError(f"{path}: {key} is not an object")
+    return model
+
+
+def _is_merge(pair: Any) -> bool:
+    parts = pair.split(" ") if isinstance(pair, str) else pair
+    return isinstance(parts, list) and len(parts) == 2 and all(isinstance(x, str) for x in parts)
+
+
+def _check_ids(path: epath.Path, every: Mapping[str, int]) -> None:
+    """Raises UserError if there is no token, or two tokens have one id."""
+    if not every:
+        raise UserError(f"{path}: the vocabulary is empty")
+    if len(set(every.values())) < len(every):
+        texts: dict[int, str] = {}
+        for text, i in every.items():
+            if i in texts:
+                raise UserError(f"{path}: tokens {texts[i]!r} and {text!r} both have the id {i}")
+            texts[i] = text
+
+
+def _vocabulary(vocab: Any, added: Iterable[Mapping[str, Any]] = ()) -> dict[str, int]:
     """Returns token text -> id of all tokens."""
     # A Unigram vocabulary is a list of (text, score); the index is the id.
     pairs = vocab if isinstance(vocab, dict) else {p: i for i, (p, _) in enumerate(vocab)}
     return {**pairs, **{token["content"]: token["id"] for token in added}}
+
+
+def _llama(spec: Mapping[str, Any], known: Settings) -> dict[str, Any]:
+    """Returns the file as the class LlamaTokenizer of transformers 5 changes it.
+
+    It takes the vocabulary and replaces the rest. A byte-level file or a Unigram model is kept.
+    """
+    if spec["model"]["type"] != "BPE" or '"ByteLevel"' in json.dumps(
+        [spec[key] if key in spec else None for key in ("pre_tokenizer", "decoder")]
+    ):
+        return dict(spec)
+    begun = "always" if known.beginning.legacy else "first"
+    scheme = begun if known.beginning.space else "never"
+    meta = dict(type="Metaspace", replacement=SPACE, prepend_scheme=scheme, split=False)
+    model = {**spec["model"], "byte_fallback": True, "fuse_unk": True}
+    return {**spec, "model": model, "normalizer": None, "pre_tokenizer": meta}
 
 
 def _as_it_stands(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -292,14 +288,15 @@ def _bare(part: Any) -> Any:
     """
     if not isinstance(part, dict):
         return part
-    if part["type"] == "Prepend" or (part["type"] == "Strip" and part.get("content") == " "):
+    kind = part["type"] if "type" in part else None  # without one, the library refuses the file
+    if kind == "Prepend" or (kind == "Strip" and part.get("content") == " "):
         return None
     part = dict(part)
     for key, value in {"prepend_scheme": "never", "add_prefix_space": False}.items():
         if key in part:
             part[key] = value
     for key in ("normalizers", "pretokenizers", "decoders"):
-        if key in part:
+        if key in part and isinstance(part[key], list):
             part[key] = [each for each in map(_bare, part[key]) if each is not None]
     return part
 
@@ -336,11 +333,8 @@ def _load(path: epath.Path, spec: Mapping[str, Any]):
         from tokenizers import Tokenizer
     except ImportError:
         raise UserError(f"{path}: needs tokenizers: pip install 'sip-jax[hf]'") from None
-    try:
+    with _reported(path, "not a tokenizer that can be read"):
         found = Tokenizer.from_str(json.dumps(spec))
-    except Exception as error:  # the library raises plain Exception
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path}: not a tokenizer that can be read ({reason})") from None
     # The library assigns new ids to added tokens that are missing from the vocabulary.
     for token in spec["added_tokens"]:
         if found.token_to_id(token["content"]) != token["id"]:
@@ -349,3 +343,14 @@ def _load(path: epath.Path, spec: Mapping[str, Any]):
                 "ids of added tokens must continue the vocabulary"
             )
     return found
+
+
+@contextlib.contextmanager
+def _reported(path: epath.Path, what: str) -> Iterator[None]:
+    """Turns any failure of the tokenizers library into a UserError about the file `path`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError, RecursionError):
+        raise
+    except BaseException as error:  # plain Exception, and a panic is not even one of these
+        raise UserError(f"{path}: {what} ({' '.join(str(error).split())[:300]})") from None

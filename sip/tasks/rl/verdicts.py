@@ -107,7 +107,7 @@ def questions(run: Run, c, mesh, made: Labelled) -> RLTask:
     every = [ids for unit in units for _, ids in unit]
     every += [ids for found in held_out.values() for flat in found.values() for _, ids in flat]
     width = bucket(max(map(len, every)), 16)
-    writer = AnswerWriter(c.model, mesh, tokenizer, width, c.answer, (tokenizer.eos,))
+    writer = AnswerWriter(c.model, mesh, tokenizer, width, c.answer, tokenizer.stops)
     size = 2 if both_orders else 1
 
     def batch(at: int) -> list[tuple[Question, Ids]]:

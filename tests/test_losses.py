@@ -111,6 +111,18 @@ def test_dr_grpo_of_equal_rewards_has_no_gradient():
     assert all((g == 0).all() for g in jax.tree.leaves(grads))
 
 
+def test_a_pair_of_one_candidate_is_an_error_and_no_gradient_of_zero():
+    with pytest.raises(ValueError, match="needs C = 2, not 1"):
+        losses._objective(tiny.CFG, losses.ObjectiveConfig("dpo"), None, *_one_candidate())
+
+
+def _one_candidate():
+    tree = tiny.tree(C=1)
+    ones = jnp.ones(tree.fork_BC.shape)
+    zeros = jnp.zeros(tree.mask_BCR.shape)
+    return losses.Branches(tree, ones > 0, ones, zeros, tree.mask_BT), zeros
+
+
 @pytest.mark.parametrize("name", BRANCHES)
 def test_invalid_rows_have_no_gradient(name):
     advantage = jnp.arange(-1.0, BRANCHES[name] - 1)

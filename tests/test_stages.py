@@ -31,7 +31,7 @@ R = 3
 
 def policy(objective="dpo", **candidates):
     wanted = collect.CandidateConfig(rewrite=True, rollouts=((0, 2),), **candidates)
-    objective = SimpleNamespace(name=objective, blends_ce=False)
+    objective = losses.ObjectiveConfig(objective)
     return SimpleNamespace(candidates=wanted, objective=objective, suffix=R)
 
 

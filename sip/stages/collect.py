@@ -259,10 +259,10 @@ def _index(p: Collector, pool: Pool, which: str, scores_BK, valid_BK):
 
 
 def pick(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
-    """Returns the chosen candidates, and for DPO the rejected ones, as (Branches, metrics)."""
+    """Returns the chosen candidates, of pairs also the rejected ones, as (Branches, metrics)."""
     chosen_B, ok_B = _index(p, pool, p.candidates.chosen, scores_BK, valid_BK)
     columns = [chosen_B]
-    if p.objective.name == "dpo":
+    if p.objective.pairs:
         rejected_B, also_B = _index(p, pool, p.candidates.rejected, scores_BK, valid_BK)
         # A pair needs a preference: a score margin, or two different texts without judging.
         both = np.stack([chosen_B, rejected_B], axis=1)

@@ -52,7 +52,7 @@ class SelfImproveConfig(RunConfig):
         if self.candidates.rewrite and self.rewriter.backend == "local":
             if not self.rewriter.init_from:
                 raise UserError("rewriter.init_from is empty, but backend local needs a rewriter")
-        if self.objective.name == "dpo" and chosen == rejected:
+        if self.objective.pairs and chosen == rejected:
             raise UserError(f"candidates: chosen and rejected are both {chosen!r}")
         if self.objective.name == "dr_grpo" and (
             chosen != "best" or min(k for _, k in self.candidates.rollouts) < 2
@@ -77,8 +77,8 @@ class SelfImproveConfig(RunConfig):
     @property
     def judged(self) -> bool:
         """True if a candidate is chosen or rejected by its score."""
-        pairs = self.objective.name == "dpo"
-        return self.candidates.chosen == "best" or (pairs and self.candidates.rejected == "worst")
+        pairs, asked = self.objective.pairs, self.candidates
+        return asked.chosen == "best" or (pairs and asked.rejected == "worst")
 
     def sources(self):
         """The parameters to start from, the evaluation's baseline, the judges, the rewriter."""

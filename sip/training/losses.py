@@ -71,6 +71,11 @@ class ObjectiveConfig:
         """True if the loss compares with frozen parameters."""
         return self.name == "dpo"
 
+    @property
+    def pairs(self) -> bool:
+        """True if the loss learns from a chosen and a rejected candidate, so C is 2."""
+        return self.name == "dpo"
+
 
 @dataclass(frozen=True)
 class PolicyConfig:
@@ -248,6 +253,8 @@ def policy_terms(cfg: ModelConfig, objective: PolicyConfig):
 
 def _objective(cfg, objective, reference, batch: Branches, logp_BCR):
     mask_BCR, valid_B = batch.tree.mask_BCR, batch.valid_BC.all(-1)
+    if objective.pairs and logp_BCR.shape[1] != 2:  # an index out of range would be clamped
+        raise ValueError(f"objective {objective.name} needs C = 2, not {logp_BCR.shape[1]}")
     if objective.name == "dpo":
         return _dpo(cfg, objective, reference, batch, logp_BCR)
     if objective.name == "rf_nll":

@@ -108,7 +108,15 @@ def run(main: Callable[[list[str]], None]) -> None:
     # Orbax logs errors and also raises them. The raised ones are enough.
     absl_logging.set_verbosity(absl_logging.FATAL)
     logging.getLogger("orbax").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _unraisable
     app.run(lambda argv: sys.exit(code(main, argv)), flags_parser=_parse)
+
+
+def _unraisable(error) -> None:
+    """Prints an exception that cannot be raised, except those of reads that Orbax has given up:
+    they call back after one of them failed, and that one is raised."""
+    if str(error.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(error)
 
 
 def _parse(argv):

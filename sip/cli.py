@@ -124,6 +124,7 @@ def prepare() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: blocks clean up
     open_streams()
     keep_memory()
+    sys.unraisablehook = _unraisable
     # These libraries log errors and also raise them. The raised ones are enough.
     absl_logging.set_verbosity(absl_logging.FATAL)
     for name in ("orbax", "gcsfs", "s3fs"):
@@ -173,6 +174,13 @@ def flags_problem() -> str:
         said.seek(0)
         lines = said.read().decode(errors="replace").splitlines() or ["cannot be parsed"]
     return " ".join(lines[0].rpartition("] ")[2].split())[:300]
+
+
+def _unraisable(error) -> None:
+    """Prints an exception that cannot be raised, except those of reads that Orbax has given up:
+    they call back after one of them failed, and that one is raised."""
+    if str(error.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(error)
 
 
 def _parse(argv):

@@ -265,7 +265,7 @@ def test_an_edited_record_is_noticed_and_one_without_checksums_is_read(copy):
 
 def test_a_store_that_does_not_answer_is_not_damage(saved, monkeypatch):
     def restore_fails(*args, **how):
-        raise ValueError("UNAVAILABLE: try again")
+        raise Exception("while reading an array") from ValueError("UNAVAILABLE: try again")
 
     with checkpoints.manager(str(saved)) as manager:
         monkeypatch.setattr(manager, "restore", restore_fails)

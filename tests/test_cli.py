@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -132,3 +133,15 @@ def test_xla_flags_that_do_not_parse_are_one_line(given):
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: XLA_FLAGS: ") and given in done.stderr
+
+
+def test_only_reads_that_orbax_gave_up_fail_silently(monkeypatch):
+    said = []
+    monkeypatch.setattr(sys, "__unraisablehook__", said.append)
+    closed, other = (
+        SimpleNamespace(exc_value=RuntimeError(reason))
+        for reason in ("Event loop is closed", "another reason")
+    )
+    cli._unraisable(closed)
+    cli._unraisable(other)
+    assert said == [other]

@@ -149,7 +149,10 @@ def screen(flags: argparse.Namespace, texts: Sequence[str]) -> None:
 
 def write(path: str, lines: Sequence[str]) -> None:
     """Writes lines to a file, UTF-8, whole or not at all, and prints their number."""
-    write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+    try:
+        write_atomically(path, "".join(f"{line}\n" for line in lines).encode())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from error
     print(f"{len(lines):,} lines written to {path}")
 
 

@@ -523,19 +523,33 @@ def train_sentencepiece(
     return SentencePiece(path)
 
 
-def _interruptibly(do: Callable[..., Any], **how) -> None:
+def _interruptibly(do: Callable[..., Any], *, sentence_iterator: Iterator[str], **how) -> None:
     """Calls `do` in a thread: this one handles signals meanwhile, which C++ code does not."""
     failed: list[Exception] = []
+    ended, stop = threading.Event(), threading.Event()
+
+    def sentences():
+        for sentence in sentence_iterator:
+            if stop.is_set():
+                raise InterruptedError
+            yield sentence
 
     def work():
         try:
-            do(**how)
+            do(sentence_iterator=sentences(), **how)
         except Exception as error:
             failed.append(error)
+        ended.set()
 
-    thread = threading.Thread(target=work, daemon=True)  # dropped if the program ends before it
-    thread.start()
-    thread.join()
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        ended.wait()
+    except BaseException:
+        # A thread that reads sentences when the program ends would abort it; one that computes in
+        # C++ is dropped.
+        stop.set()
+        ended.wait(1.0)
+        raise
     if failed:
         raise failed[0]
 

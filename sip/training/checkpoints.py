@@ -185,6 +185,8 @@ def _error(mngr: ocp.CheckpointManager, step: int, error: Exception) -> Exceptio
     """
     if isinstance(error, jax.errors.JaxRuntimeError | MemoryError):
         return error
+    while isinstance(error.__cause__, Exception):  # Orbax's own message is long and says no more
+        error = error.__cause__
     passing = isinstance(error, PermissionError) or re.search(PASSING, str(error))
     kind = UserError if passing or processes.is_distributed() else Damaged
     return kind(_sentence(mngr, step, error))

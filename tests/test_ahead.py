@@ -167,9 +167,9 @@ def test_what_had_begun_is_restored_on_other_devices(tmp_path):
 
 
 WRONG = {
-    "staleness": (dict(staleness=2), "staleness must be 0 or 1"),
+    "staleness": (dict(staleness=2), "staleness=2: must be one of 0, 1"),
     "nothing ahead": (dict(staleness=1, candidates=dict(rollouts=((0, 0),))), "no rollouts"),
-    "negative": (dict(judge_mesh=dict(devices=-1)), "must not be negative"),
+    "negative": (dict(judge_mesh=dict(devices=-1)), "judge_mesh.devices=-1: must be >= 0"),
     "nobody there": (
         dict(judge_mesh=dict(devices=2), judge=dict(backend="truth", init_from="", proofread=dict(
             init_from=""), reference="suffix"), candidates=dict(rewrite=False)),

@@ -106,11 +106,11 @@ def test_a_bad_audit_is_refused_by_its_name(tmp_path):
             recipe.check(config, str(tmp_path))
 
     refused("audit.prefixes must be at most the batch of 8, not 9", prefixes=9)
-    refused("runs.dpo_rollouts.audit: audit: .*max_drop", max_drop=-0.1)
+    refused("runs.dpo_rollouts.audit.max_drop=-0.1", max_drop=-0.1)
     refused("audit.judge.reference: no rewrite", judge=dict(reference="rewrite"))
     refused("audit.judge.init_from", judge=dict(backend="local", init_from="nowhere"))
     refused("audit.judge.init_from: the policy", judge=dict(backend="local", init_from="policy"))
-    refused("runs.dpo_rollouts.audit.judge: judge.backend", judge=dict(backend="guess"))
+    refused("runs.dpo_rollouts.audit.judge.backend", judge=dict(backend="guess"))
     refused("runs.dpo_rollouts.audit.judge.*url is needed", judge=dict(backend="http"))
     config = tiny_recipe.get_config("sft_one_rollout,truth")
     config.runs.sft_one_rollout.audit.every_steps = 1

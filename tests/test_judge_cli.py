@@ -170,7 +170,7 @@ REFUSED = {
             "proofread.init_from=tutor"))],
         "--workdir is needed"),
     "a bad judge": (
-        [*TEXT, "--config.runs.dpo_suffix_rollouts.judge.rule=none"], "unknown rule 'none'"),
+        [*TEXT, "--config.runs.dpo_suffix_rollouts.judge.rule=none"], "judge.rule='none'"),
     "a stray argument": ([*TEXT, "file"], "unexpected argument 'file'"),
 }  # fmt: skip
 

@@ -279,8 +279,8 @@ def test_parameters_in_bfloat16_are_moved_in_float32_and_rounded():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(rank=-1), r"lora\.rank must not be negative"),
-        (dict(rank=1, alpha=0.0), r"lora\.alpha must be positive, is 0\.0"),
+        (dict(rank=-1), r"lora\.rank=-1: must be >= 0"),
+        (dict(rank=1, alpha=0.0), r"lora\.alpha=0\.0: must be finite and > 0"),
         (dict(rank=1, matrices=("embed",)), r"lora\.matrices: no 'embed'"),
         (dict(rank=1, matrices=("wq", "wq")), "each once"),
         (dict(int8=True), r"lora\.int8 needs a frozen base"),

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from sip.data.microworld import lexicon
+from sip.data.microworld import lexicon, settings
 from sip.data.microworld import world as worlds
 from sip.data.microworld.oracle import MicroworldTruth
 from sip.data.microworld.world import KINDS, Microworld, World, WorldConfig
@@ -172,8 +172,9 @@ def test_another_world_or_format_never_reuses_the_set(built, monkeypatch):
         value = getattr(SMALL, field.name)
         fractions = {"plain": 0.3, "elaborated": 0.1} if field.name in KINDS else {}
         fractions |= {"hearsay": 0.28, "unsafe": 0.20, "bad": 0.12} if fractions else {}
-        change = fractions or {field.name: value - 1 if isinstance(value, int) else value / 2}
+        less = (value or 2) - 1 if isinstance(value, int) else value / 2
+        change = fractions or {field.name: less}
         other = Microworld(data_dir=data_dir, world=dataclasses.replace(SMALL, **change))
         assert not other.data_path.exists(), field.name
-    monkeypatch.setattr(worlds, "FORMAT", worlds.FORMAT + 1)
+    monkeypatch.setattr(settings, "FORMAT", settings.FORMAT + 1)
     assert not Microworld(data_dir=data_dir, world=SMALL).data_path.exists()

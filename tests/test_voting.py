@@ -126,8 +126,8 @@ def test_direct_aspects_are_asked_once_and_have_no_votes():
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"votes": 0}, "votes must be at least 1"),
-        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"votes": 0}, "votes=0: must be >= 1"),
+        ({"max_tokens": 0}, "max_tokens=0: must be >= 1"),
         ({"votes": 2, "sampling": SamplingConfig(0.0)}, "votes at temperature 0"),
     ],
 )

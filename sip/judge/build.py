@@ -62,7 +62,7 @@ class JudgeConfig:
             self,
             backend=one_of(BACKENDS),
             reference=one_of(("suffix", "rewrite")),
-            rule=one_of(tuple(RULES) if self.backend == "rule" else ("",)),
+            rule=one_of(tuple(RULES) if self.backend == "rule" else ("", *RULES)),
             min_mass=at_least(0, most=1),
             batch=at_least(1),
         )

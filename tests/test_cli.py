@@ -132,3 +132,12 @@ def test_xla_flags_that_do_not_parse_are_one_line(given):
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith("error: XLA_FLAGS: ") and given in done.stderr
+
+
+def test_control_characters_of_files_do_not_reach_the_terminal(capsys):
+    def fails(argv):
+        raise UserError("field \x1b[2J\x9b\u202e\ud83d é 世 is not supported")
+
+    assert cli.code(fails, []) == 2
+    said = capsys.readouterr().err
+    assert said == "error: field \\x1b[2J\\x9b\\u202e\\ud83d é 世 is not supported\n"

@@ -145,3 +145,12 @@ def test_only_reads_that_orbax_gave_up_fail_silently(monkeypatch):
     cli._unraisable(closed)
     cli._unraisable(other)
     assert said == [other]
+
+
+def test_control_characters_of_files_do_not_reach_the_terminal(capsys):
+    def fails(argv):
+        raise UserError("field \x1b[2J\x9b\u202e\ud83d é 世 is not supported")
+
+    assert cli.code(fails, []) == 2
+    said = capsys.readouterr().err
+    assert said == "error: field \\x1b[2J\\x9b\\u202e\\ud83d é 世 is not supported\n"

@@ -197,6 +197,56 @@ def test_a_file_that_is_no_config_is_named(tmp_path):
                 read(tmp_path)
 
 
+def test_a_config_that_is_cut_or_missing_beside_tensors_is_named(tmp_path):
+    assert not configs.exists(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match="config.json: is missing"):
+        configs.exists(tmp_path)
+    for text, said in (('{"vocab_size": 3}', "model_type is missing"), ("7", "not a JSON object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UserError, match=f"config.json: {said}"):
+            configs.exists(tmp_path)
+    marked = b"\xef\xbb\xbf" + json.dumps(families.config("llama2")).encode()
+    (tmp_path / "config.json").write_bytes(marked)
+    assert configs.exists(tmp_path) and configs.read(tmp_path) == parsed("llama2")
+
+
+@pytest.mark.parametrize("key", ["num_hidden_layers", "num_experts"])
+def test_an_absurd_size_is_refused_at_once(key, tmp_path):
+    raw = {**families.config("qwen3_moe"), key: 10**8}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=f"config.json: {key} is 100000000; at most"):
+        configs.read(tmp_path)
+
+
+HARMLESS = {
+    "axolotl_version": "0.9", "is_llama_config": True, "rope_interleaved": False, "top_p": 0.9,
+    "unknown": None, "use_flash_attention": True, "attn_pdrop": 0.1,
+    "rope_scaling": {"rope_type": "default", "factor": 1.0, "original_max_position_embeddings": 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", HARMLESS)
+def test_what_changes_no_logits_is_accepted(key):
+    for name in ("llama2", "qwen3"):
+        assert parsed(name, **{key: HARMLESS[key]}) == parsed(name)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("rope_interleaved", True), ("version", 2), ("layer_types", ["full"])]
+)
+def test_what_may_change_logits_is_not(key, value):
+    with pytest.raises(UserError, match=f"{key} = .* remove it if"):
+        parsed("llama2", **{key: value})
+
+
+def test_equal_mscales_of_yarn_mean_a_gain_of_one():
+    rope = dict(type="yarn", factor=4.0, original_max_position_embeddings=64.0)
+    found = parsed("llama2", rope_scaling={**rope, "mscale": 0.7, "mscale_all_dim": 0.7})
+    assert (found.rope_gain, found.rope_original_len) == (1.0, 64)
+    assert parsed("llama2", rope_scaling=rope).rope_gain > 1.1
+
+
 def test_a_checkpoint_is_not_taken_for_another_model():
     cfg = parsed("llama31")
     configs.check_same(cfg, dataclasses.replace(cfg, max_len=64, remat="block"), "there")

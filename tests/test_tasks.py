@@ -47,6 +47,12 @@ def task(tmp_path, both_orders=False):
     return verdicts.questions(run, c, meshes.single(), made), read
 
 
+def test_an_answer_ends_at_each_stop_of_the_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setattr(Byte, "stops", (Byte.eos, 7, 9))
+    asked, _ = task(tmp_path)
+    assert asked.writer.stops == (Byte.eos, 7, 9)
+
+
 def test_prompts_are_addressed_by_step_and_each_comes_once_an_epoch(tmp_path):
     asked, read = task(tmp_path)
     again, _ = task(tmp_path)

@@ -73,6 +73,7 @@ def _active(rope: dict[str, Any]) -> dict[str, Any]:
     if kind == "yarn" and given("mscale") and given("mscale") == given("mscale_all_dim"):
         del found["mscale"], found["mscale_all_dim"]
         found.setdefault("attention_factor", 1.0)
-    if isinstance(given(trained), float) and given(trained).is_integer() and trained in found:
-        found[trained] = int(found[trained])
+    length = found[trained] if trained in found else 0
+    if isinstance(length, float) and length.is_integer():
+        found[trained] = int(length)
     return found

@@ -185,10 +185,11 @@ def _check_tied(shards: Shards) -> None:
     transformers 4 ignores such an unembedding, and transformers 5 uses it.
     """
     embed, head = shards.tensor(EMBED), shards.tensor(HEAD)
-    same = tuple(embed.get_shape()) == tuple(head.get_shape())
-    for start in range(0, embed.get_shape()[0], MOST_ROWS):
-        rows = slice(start, start + MOST_ROWS)
-        one, other = (np.asarray(x[rows], np.float32) if same else 0 for x in (embed, head))
+    count = embed.get_shape()[0]
+    same = embed.get_shape() == head.get_shape()
+    for start in range(0, count if same else 0, MOST_ROWS):
+        rows = slice(start, min(start + MOST_ROWS, count)), slice(None)
+        one, other = (np.asarray(x[rows], np.float32) for x in (embed, head))
         same = same and np.array_equal(one, other, equal_nan=True)
     if not same:
         raise UserError(

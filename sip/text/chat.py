@@ -27,7 +27,7 @@ from etils import epath
 from sip.structs import UserError
 from sip.text.segments import Markup
 from sip.text.special import SETTINGS, read_object, settings
-from sip.text.tokenizer import Byte, Tokenizer
+from sip.text.tokenizer import SentencePiece, Tokenizer
 from sip.text.tokenizer_json import HuggingFace
 
 OWN = "own"  # the config value for the tokenizer's own template
@@ -65,7 +65,7 @@ def load(name: str, tokenizer: Tokenizer) -> Template:
     """
     title = f"chat {name!r}"
     if name == OWN:
-        if isinstance(tokenizer, Byte):
+        if not isinstance(tokenizer, HuggingFace | SentencePiece):
             raise UserError(f"{title}: this kind of tokenizer has no template; give a .jinja file")
         return dataclasses.replace(of_tokenizer(tokenizer.path), names=_names(tokenizer))
     if name in BUILT_IN:

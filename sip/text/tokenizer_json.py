@@ -181,7 +181,7 @@ def _checked(path: epath.Path, known: Settings) -> dict[str, Any]:
         raise UserError(f"{path}: added_tokens is not a list")
     for token in tokens or ():
         special.entry(path, "added_tokens", token, listed)
-    added = {text: dict(token) for text, token in (known.added | listed).items()}
+    added = {text: dict(token) for text, token in {**known.added, **listed}.items()}
     for text, token in known.added.items():
         if added[text]["id"] != token["id"]:
             raise UserError(
@@ -189,9 +189,10 @@ def _checked(path: epath.Path, known: Settings) -> dict[str, Any]:
                 f"{special.SETTINGS} or {special.ADDED}; use files of the same model"
             )
         added[text] = {**added[text], "special": token["special"] or added[text]["special"]}
-    added |= special.appended(known, _vocabulary(model["vocab"], added.values()))
     every = _vocabulary(model["vocab"], added.values())
     _check_ids(path, every)
+    added |= special.appended(known, every)
+    every = _vocabulary(model["vocab"], added.values())
     special.check_named(path, known, every)
     for text in _special_texts(known, every):
         own = added[text] if text in added else {**USUAL, "content": text, "id": every[text]}

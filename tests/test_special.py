@@ -1,0 +1,222 @@
+"""Tests special tokens and ids: names, added tokens and stops from the files beside a tokenizer."""
+
+import json
+import shutil
+
+import published
+import pytest
+from published import CHARS, small
+
+from sip.hf import spelling, tokens, writing
+from sip.structs import UserError
+from sip.text import chat
+from sip.text import tokenizer as tokenizers
+
+pytest.importorskip("tokenizers", reason="needs tokenizers")
+
+TEXTS = ["The lamp of Mira is green.", "A river carries light"] * 12
+TEMPLATE = "{% for m in messages %}[U]{{ m.content }}{% endfor %}[A]"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A SentencePiece model of its own, as the base of a fine-tune."""
+    path = tmp_path_factory.mktemp("base") / "base.model"
+    return tokenizers.train_sentencepiece(TEXTS, path, vocab_size=300)
+
+
+def beside(path, **files):
+    """Writes files such as config={...} as config.json."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name, value in files.items():
+        (path / f"{name}.json").write_text(json.dumps(value))
+    return path
+
+
+def tuned(model, path, **files):
+    """Returns the directory of a fine-tune: tokenizer.model and files beside it."""
+    beside(path, **files)
+    shutil.copy(model.path, path / "tokenizer.model")
+    return path
+
+
+def opened(path):
+    return tokenizers.load(*tokens.kind_of(path))
+
+
+def test_tokens_added_to_a_sentencepiece_model_are_special_and_stop(model, tmp_path):
+    V = model.vocab_size
+    added = {"[U]": V, "[A]": V + 1, "<tool>": V + 3}
+    said = dict(eos_token="[A]", additional_special_tokens=["[U]"], chat_template=TEMPLATE)
+    ids = dict(eos_token_id=[V + 1, model.eos, V])
+    path = tuned(
+        model, tmp_path / "hf", added_tokens=added, tokenizer_config=said, generation_config=ids
+    )
+    tok = opened(path)
+    assert (tok.bos, tok.eos, tok.pad) == (model.bos, V + 1, model.pad)
+    assert tok.stops == (V + 1, model.eos, V) and tok.vocab_size == V + 4
+    text = "A river[U] [A]</s>"
+    assert tok.encode(text) == model.encode(text) and tok.decode(tok.encode(text)) == text
+    assert tok.encode_special("[U]A[A]") == [V, *model.encode("A"), V + 1]
+    # A token that is not special: part of a text, but of none under judgement.
+    assert V + 3 in tok.encode("a<tool>b") and V + 3 not in tok.plain("a<tool>b")
+    assert tok.decode([V, V + 3, V + 2, *tok.plain("<tool>"), V + 1]) == "<tool><tool>"
+    template = chat.load(chat.OWN, tok)
+    assert chat.render(template, [dict(content="x")], add_generation_prompt=True) == "[U]x[A]"
+
+
+def test_a_run_keeps_the_files_beside_its_tokenizer_model(model, tmp_path):
+    files = dict(added_tokens={"[E]": model.vocab_size}, tokenizer_config=dict(eos_token="[E]"))
+    path, run = tuned(model, tmp_path / "hf", **files), tmp_path / "run"
+    run.mkdir()
+    tokenizers.keep("sentencepiece", str(path / "tokenizer.model"), run)
+    kept = tokenizers.load("sentencepiece", tokenizers.kept("sentencepiece", run))
+    assert kept.stops == opened(path).stops == (model.vocab_size,)
+    assert tokens.published(tokens.source(run))["added_tokens.json"]
+    tokenizers.keep("sentencepiece", str(model.path), tmp_path)  # one that was trained here
+    assert tokenizers.kept("sentencepiece", tmp_path) == str(tmp_path / "tokenizer.model")
+
+
+def test_a_published_piece_becomes_special_if_the_files_say_so(tmp_path):
+    path = tmp_path / "hf" / "tokenizer.model"
+    model = tokenizers.train_sentencepiece(TEXTS, path, vocab_size=300, symbols=["<turn>"])
+    (turn,) = model.encode("<turn>")
+    beside(path.parent, special_tokens_map={"eos_token": {"content": "<turn>"}})
+    tok = opened(path.parent)
+    assert tok.eos == turn and turn not in tok.encode("a<turn>") and tok.decode([turn]) == ""
+
+
+BAD = {  # files, and what the error names
+    "another's id": (dict(added_tokens={"[E]": 7}), "'\\[E\\]' has the id 7"),
+    "two with one id": (dict(added_tokens={"[E]": 900, "[F]": 900}), "id 900"),
+    "no such token": (dict(tokenizer_config={"pad_token": "[P]"}), "no token '\\[P\\]'"),
+    "a piece's id": (
+        dict(tokenizer_config={"added_tokens_decoder": {"300": {"content": "</s>"}}}), "</s>",
+    ),
+    "stop": (dict(generation_config={"eos_token_id": [2, 4000]}), "token id 4000"),
+    "bool": (dict(config={"bos_token_id": True}), "config.json: bos_token_id is True"),
+    "fraction": (dict(config={"pad_token_id": 2.5}), "config.json: pad_token_id is 2.5"),
+    "number": (dict(special_tokens_map={"eos_token": 5}), "special_tokens_map.json: eos_token"),
+    "no id": (dict(added_tokens={"[E]": None}), "added_tokens.json: \\[E\\]"),
+    "list": (dict(tokenizer_config={"extra_special_tokens": 3}), "extra_special_tokens is 3"),
+    "flag": (dict(tokenizer_config={"legacy": "yes"}), "legacy is 'yes'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("files, said", BAD.values(), ids=BAD)
+def test_contradictions_and_wrong_shapes_are_one_line(files, said, model, tmp_path):
+    path = tuned(model, tmp_path / "hf", **files)
+    with pytest.raises(UserError, match=said) as error:
+        opened(path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+SHAPES = {
+    "id": {"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}},
+    "pair": {"model": {"type": "Unigram", "vocab": [["a"]]}},
+    "merges": {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", 1]]}},
+    "twice": {"model": {"type": "BPE", "vocab": {"a": 0, "b": 0}, "merges": []}},
+    "empty": {"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": []},
+    "added": {"added_tokens": [{"id": -1, "content": "x"}]},
+    "mark": {"added_tokens": [{"id": 1, "content": "x", "special": "yes"}]},
+    "part": {"normalizer": "NFC"},
+    "parts": {"pre_tokenizer": {"type": "Sequence", "pretokenizers": 3}},
+    "charsmap": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
+}
+
+
+@pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES)
+def test_a_tokenizer_json_of_another_shape_is_one_line(change, tmp_path):
+    path = small(tmp_path)
+    found = json.loads((path / "tokenizer.json").read_text())
+    (path / "tokenizer.json").write_text(json.dumps({**found, **change}))
+    with pytest.raises(UserError, match="tokenizer.json: ") as error:
+        opened(path)
+    assert "\n" not in str(error.value)
+
+
+def test_json_that_is_nested_too_deeply_is_one_line(tmp_path):
+    path = small(tmp_path)
+    for text in ("[" * 100_000, '{"normalizer": ' + '{"a":' * 900 + "1" + "}" * 901):
+        (path / "tokenizer.json").write_text(text)
+        with pytest.raises(UserError, match="tokenizer.json: "):
+            opened(path)
+
+
+def test_a_pad_or_stop_that_is_an_ordinary_token_stays_in_texts(tmp_path):
+    path = small(tmp_path, settings=dict(pad_token="!"))
+    newline = CHARS.index("Ċ")
+    beside(path, generation_config={"eos_token_id": [newline]})
+    tok = opened(path)
+    assert tok.stops == (tok.eos, newline) and tok.pad == CHARS.index("!")
+    assert tok.decode(tok.encode("Hi!\nyou")) == "Hi!\nyou"
+
+
+def test_ids_of_both_configs_survive_import_and_export(tmp_path):
+    path = small(
+        tmp_path / "hf", tokens=[("<|a|>",), ("<|b|>", False)], settings={"bos_token": None}
+    )
+    a, b = (len(CHARS) + 4, len(CHARS) + 5)
+    config = dict(model_type="llama", vocab_size=120, bos_token_id=a, eos_token_id=[a, b])
+    beside(path, config=config, generation_config={"temperature": 0.5, "pad_token_id": b})
+    files = tokens.published(path)
+    tokens.write(files, tmp_path / "run")
+    again = tokens.published(tokens.home(tmp_path / "run"))
+    assert again == files and json.loads(again[writing.GENERATION]) == {
+        "temperature": 0.5, "pad_token_id": b,
+    }  # fmt: skip
+    for place in (path, tokens.home(tmp_path / "run")):
+        tok = opened(place)
+        assert (tok.bos, tok.pad, tok.stops) == (a, b, (tok.eos, a, b))
+        assert b not in tok.encode("<|b|>"), "a stop is not made by a text"
+
+
+def begun(text, id):
+    """Returns a post-processor that puts a token before a text."""
+    single = [{"SpecialToken": {"id": text, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    marks = {text: {"id": text, "ids": [id], "tokens": [text]}}
+    return dict(type="TemplateProcessing", pair=[], single=single, special_tokens=marks)
+
+
+def test_prompts_of_published_checkpoints_begin_as_their_files_say(model, tmp_path):
+    bos = len(CHARS) + 2
+    ask = lambda tok, text: spelling.prompt(tok, text, as_published=True)
+    plain = opened(small(tmp_path / "plain"))
+    assert ask(plain, "the") == plain.encode("the") and ask(plain, "") == [bos]
+    post = opened(small(tmp_path / "post", post_processor=begun("<bos>", bos)))
+    assert ask(post, "the") == [bos, *post.encode("the")]
+    assert spelling.prompt(plain, "the", as_published=False) == [bos, *plain.encode("the")]
+    # The class LlamaTokenizer puts a space before a text, and in its older form also after </s>.
+    llama = dict(tokenizer_class="LlamaTokenizer")
+    for said, first, later in (
+        ({}, " A", "B"), ({"legacy": True}, " A", " B"), ({"add_prefix_space": False}, "A", "B"),
+    ):  # fmt: skip
+        path = tuned(
+            model, tmp_path / str(len(said) + len(str(said))), tokenizer_config=llama | said
+        )
+        want = [*model.encode(first), model.eos, *model.encode(later)]
+        assert ask(opened(path), "A</s>B") == want
+    begins = tuned(model, tmp_path / "begins", tokenizer_config=dict(add_bos_token=True))
+    assert ask(opened(begins), "A") == [model.bos, *model.encode("A")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "llama legacy", "llama bare", "mistral", "fast"])
+@pytest.mark.parametrize("file", ["tokenizer.model", "tokenizer.json"])
+def test_prompts_are_those_of_transformers(kind, file, tmp_path):
+    pytest.importorskip("torch", reason="needs torch")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    spec, said = published.mistral("v1")
+    said |= dict(tokenizer_class="PreTrainedTokenizerFast" if kind == "fast" else "LlamaTokenizer")
+    said |= {"llama legacy": {"legacy": True}, "llama bare": {"add_prefix_space": False}}.get(
+        kind, {}
+    )
+    path = published.write(tmp_path, spec, add_bos_token=True, **said)
+    if file == "tokenizer.model":
+        (path / "tokenizer.json").unlink()
+        shutil.copy(published.shared("mistral/mistral_v1.model"), path / file)
+    typed = dict(model_type="mistral" if kind == "mistral" else "llama", vocab_size=32064)
+    beside(path, config=typed, added_tokens={"<|im_end|>": 32000})
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(path), opened(path)
+    for text in ("A river", " A river", "A</s>B", "</s> B x", "x\n\ny", "<|im_end|> hi", "café 世"):
+        assert ours.prompt(text) == theirs(text)["input_ids"], text

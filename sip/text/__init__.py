@@ -1,9 +1,11 @@
 """Text and tokens: tokenizers, prompt templates and chat templates.
 
+lines           the line reader of every text input
 tokenizer       the Tokenizer protocol; SentencePiece, Hugging Face and byte tokenizers
 tokenizer_json  reading a Hugging Face tokenizer.json
 segments        prompts as segments that are encoded separately
 template        prompt files with {fields}
 chat            chat templates: a prompt as a user message
+rendering, sandbox   chat templates are rendered in a process of their own
 untrusted       breaking up special strings in text under judgement
 """

@@ -307,7 +307,9 @@ def test_scores_from_few_comparisons_have_the_scale_of_all(cfg, K):
     """Fits the line sparse = 1/2 + slope * (full - 1/2); a slope of 1 is the same scale."""
     rng = np.random.default_rng(11)
     outcome = bradley_terry.beats(rng.normal(0, 1.5, (150, K)))
-    noisy = 1 / (1 + np.exp(-np.log(outcome / (1 - outcome)) - 0.3 * rng.normal(size=outcome.shape)))
+    noisy = 1 / (
+        1 + np.exp(-np.log(outcome / (1 - outcome)) - 0.3 * rng.normal(size=outcome.shape))
+    )
     few, every = (_play(c, Court(noisy)).score_BK - 0.5 for c in (cfg, ScheduleConfig()))
     slope = (few * every).sum() / (every**2).sum()
     assert 0.92 < slope < 1.03 and 0.94 < few.std() / every.std() < 1.03

@@ -290,7 +290,7 @@ def build(wanted: RewriterConfig, workdir: str, corpus: Corpus, mesh, seed: int)
     source = source_dir(workdir, wanted.init_from, "rewriter.init_from")
     # Tokenizer, chat template and prompt first: a mistake in them is reported before weights load.
     tokenizer = kept_tokenizer(source)
-    turn = chat.turn(chat.load(wanted.chat, tokenizer)) if wanted.chat else None
+    turn = chat.turn(chat.load(wanted.chat, tokenizer, workdir)) if wanted.chat else None
     prompt = load(wanted.prompt, turn)
     return LocalRewriter(
         load_model(source, mesh, wanted.param_dtype),

@@ -168,6 +168,9 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def fail(self, kind, detail):
+        if kind == "packed":
+            packing, data = detail
+            return self.reply(data, headers=[("content-encoding", packing)])
         if kind == "status":
             status, *headers = detail
             said = {"error": f"no, {self.headers['authorization']}\nsaid the server"}
@@ -188,7 +191,17 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             while not self.server.state.closing.is_set():
                 self.wfile.write(b" ")
+        elif kind == "slow headers":
+            self.repeat(b"HTTP/1.1 200 OK\r\nx-slow: ", b"x")
+        elif kind == "continue":  # answers that announce an answer, without end
+            self.repeat(b"", b"HTTP/1.1 100 Continue\r\n\r\n")
         return None  # "drop": the connection is closed without an answer
+
+    def repeat(self, first, again):
+        self.wfile.write(first)
+        while not self.server.state.closing.wait(0.01):
+            self.wfile.write(again)
+            self.wfile.flush()
 
     def log_message(self, *args):
         del args

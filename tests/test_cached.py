@@ -8,6 +8,7 @@ import pytest
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
 from sip.textgen import cached
+from sip.textgen.protocol import Cut
 from sip.textgen.scripted import Scripted
 
 HOW = dict(votes=2, max_tokens=8, sampling=SamplingConfig(temperature=0.6), seed=0)
@@ -16,7 +17,10 @@ BRANCHES = [[("say ", f"{i % 3}")] * (i % 3) for i in range(len(TRUNKS))]
 
 
 def words(trunk, branch, vote):
-    return None if vote and trunk.endswith("7") else f"{trunk}: {branch} {vote}\u2028\ud800"
+    if vote and trunk.endswith("7"):
+        return None
+    text = f"{trunk}: {branch} {vote}\u2028\ud800"
+    return Cut(text) if trunk.endswith("5") else text
 
 
 class Counted:

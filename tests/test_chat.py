@@ -8,7 +8,7 @@ import published
 import pytest
 
 from sip.structs import UserError
-from sip.text import chat
+from sip.text import chat, rendering
 from sip.text.chat import Template, render, segments, turn
 from sip.text.segments import Markup, prompt_of, tokens_of
 from sip.text.tokenizer import Byte, Cached, load
@@ -155,13 +155,14 @@ def test_a_chat_begins_with_the_templates_own_bos_and_other_prompts_with_one():
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages[0].content + 1 }}", "cannot render"),
         ("{{ raise_exception('not so') }}", "not so"),
+        ("{{ raise_exception('red \x1b[31m\x07\n sea') }}", r"red \[31m sea"),
         ("{{ messages.append(1) }}", "'append' of 'list' object is unsafe"),
     ],
 )
 def test_a_bad_template_is_named_in_one_line(source, said):
     with pytest.raises(UserError, match=said) as error:
         render(Template(source, {}, "mine.jinja"), [_user("a")], add_generation_prompt=True)
-    assert "mine.jinja" in str(error.value) and "\n" not in str(error.value)
+    assert "mine.jinja" in str(error.value) and str(error.value).isprintable()
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_a_bad_template_is_named_in_one_line(source, said):
     [
         ("x", "does not write a message"),
         (
-            "{% for m in messages %}{{ m.content|replace(' ', '_') }}{% endfor %}"
+            "{% for m in messages %}{{ m.role }}{{ m.content|replace(' ', '_') }}{% endfor %}"
             "{% if add_generation_prompt %}{% endif %}",
             "changes white",
         ),
@@ -184,6 +185,95 @@ def test_a_template_that_is_of_no_use_to_a_judge_says_so(source, said):
     with pytest.raises(UserError, match=said):
         turn(Template(source))
         segments(Template(source), [_user(" a ")], add_generation_prompt=True)
+
+
+BOMBS = {  # each would take hours, or more memory than there is
+    "a power": "{{ 9 ** 9 ** 9 }}",
+    "a wide format": "{{ '%999999999999d' % 1 }}",
+    "a growing list": "{% set n = namespace(x=[1]) %}{% for i in range(99) %}"
+    "{% set n.x = n.x + n.x %}{% endfor %}",
+    "a macro": "{% macro m(n) %}{% for i in range(n) %}{{ m(n - 1) }}{% endfor %}{% endmacro %}"
+    "{{ m(40) }}",
+    "a long text": "{{ 'x' * 99999999 }}",
+    "a deep source": "{{ " + "(" * 9999 + "1" + ")" * 9999 + " }}",
+    "endless recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+    "a remainder": "{{ 1 % 0 }}",
+    "other texts each time": "{{ lipsum() }}",
+}
+
+
+@pytest.mark.parametrize("source", BOMBS.values(), ids=BOMBS)
+def test_a_template_cannot_hang_or_fill_the_memory(source, monkeypatch):
+    monkeypatch.setattr(rendering, "SECONDS", 0.5)
+    with pytest.raises(UserError, match="mine.jinja: ") as error:
+        turn(Template(source, {}, "mine.jinja"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_after_a_bomb_is_rendered(monkeypatch):
+    """Also if the process was ended from outside."""
+    simple = Template("{% for m in messages %}{{ m.content }};{% endfor %}")
+    say = lambda: render(simple, [_user("a"), _user("b")], add_generation_prompt=True)
+    assert say() == "a;b;"
+    rendering.RENDERER._process.kill()
+    with pytest.raises(UserError, match="it takes more"):
+        say()
+    assert say() == "a;b;"
+
+
+DATED = (
+    "{% for m in messages %}{{ m.role }} of {{ strftime_now('%d %b %Y') }}: {{ m.content }}\n"
+    "{% endfor %}"
+)
+
+
+def test_the_date_of_a_template_is_that_of_its_workdir(tmp_path):
+    (tmp_path / "my.jinja").write_text(DATED)
+    name, work = str(tmp_path / "my.jinja"), str(tmp_path / "work")
+    (tmp_path / "work").mkdir()
+    first = chat.load(name, Byte(), work).today
+    assert json.loads((tmp_path / "work" / chat.DAY).read_text()) == {"date": first}
+    (tmp_path / "work" / chat.DAY).write_text('{"date": "2031-02-03"}')
+    found = chat.load(name, Byte(), work)
+    assert turn(found).head == "user of 03 Feb 2031: "
+    assert found == chat.load(name, Byte(), work) and found.today != first
+    (tmp_path / "work" / chat.DAY).write_text('{"date": 7}')
+    with pytest.raises(UserError, match="chat_date.json: must be"):
+        chat.load(name, Byte(), work)
+
+
+def test_a_template_without_a_date_records_none(tmp_path):
+    chat.load("harmony", Byte(), str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_generation_prompt_an_answer_begins_behind_its_header():
+    source = "{% for m in messages %}\n### {{ m.role | title }}:\n{{ m.content }}{% endfor %}"
+    found = turn(Template(source))
+    assert found.tail == found.direct == "### Assistant:\n" and found.head == "### User:\n"
+
+
+def test_a_template_that_knows_no_roles_is_of_no_use():
+    with pytest.raises(UserError, match="like a message of the user"):
+        turn(Template("{% for m in messages %}<turn>{{ m.content }}</turn>{% endfor %}"))
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"chat_template": 5}', '{"chat_template": [{"name": 1}]}',
+             '{"chat_template": {"default": "x"}}',
+             '{"chat_template": [{"name": "default", "template": 3}]}'],
+)  # fmt: skip
+def test_a_damaged_file_of_templates_is_one_line(text, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(UserError, match="tokenizer_config.json") as error:
+        chat.of_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_template_that_is_not_utf8_is_one_line(tmp_path):
+    (tmp_path / "my.jinja").write_bytes(b"caf\xe9")
+    with pytest.raises(UserError, match="my.jinja: the chat template cannot be read"):
+        chat.load(str(tmp_path / "my.jinja"), Byte())
 
 
 def test_templates_lie_beside_a_tokenizer(tmp_path):

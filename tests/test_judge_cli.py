@@ -113,6 +113,32 @@ def test_the_truth_and_a_server_can_be_asked(finished, ask):
     assert code == 2 and "no answer" in err and len(err.splitlines()) == 1
 
 
+ENDS = {  # line ends and marks that people pipe
+    "blank lines at the end": lambda a, b: a + b"\n" + b + b"\n\n  \n",
+    "CRLF": lambda a, b: a + b"\r\n" + b + b"\r\n",
+    "a mark": lambda a, b: b"\xef\xbb\xbf" + a + b"\n" + b,
+}
+
+
+@pytest.mark.parametrize("joined", ENDS.values(), ids=ENDS)
+def test_lines_end_at_a_newline_alone(joined, ask):
+    rows = [ROWS[0], {"prefix": "U\u2028V\x85", "candidates": ["\u2028w w", " x\x0cy"]}]
+    one, two = (json.dumps(row, ensure_ascii=False).encode() for row in rows)
+    code, found, err = ask(joined(one, two), *TEXT)
+    assert (code, err) == (0, "") and found == ask(jsonl(rows), *TEXT)[1] and len(found) == 2
+
+
+def test_a_closed_stdin_is_an_empty_input(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert call(cli, *TEXT) == 0 and capsys.readouterr().out == ""
+
+
+def test_why_verdicts_are_invalid_is_said(capsys):
+    judge = TextJudge(Scripted(lambda *_: (0.1, 0.1)), (prompts.load("quality"),), RULED)
+    list(cli.score(judge, [{**ROWS[0], "reference": ""}]))
+    assert "invalid verdicts in 1 lines: quality: 2 where the judge" in capsys.readouterr().err
+
+
 def test_an_empty_input_has_an_empty_answer(ask):
     assert ask(b"", *TEXT) == (0, [], "")
     code, found, _ = ask(jsonl([{"prefix": "a", "candidates": ["", ""]}]), *TEXT)
@@ -122,7 +148,8 @@ def test_an_empty_input_has_an_empty_answer(ask):
 BAD = {  # a third line: what stderr says of it
     "no JSON": (b"{", "not JSON"),
     "blank": (b"", "not JSON"),
-    "not UTF-8": (b'{"prefix": "\xff"}', "not JSON"),
+    "not UTF-8": (b'{"prefix": "\xff"}', "not UTF-8 (byte 0xff"),
+    "a blank line": (b"", "not JSON"),
     "deep": (b"[" * 200_000, "not JSON"),
     "a list": (b"[]", "must be a JSON object"),
     "no prefix": (b'{"candidates": ["a"]}', "prefix: must be a string"),

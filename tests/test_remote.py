@@ -19,6 +19,7 @@ from sip.structs import UserError
 from sip.text import tokenizer as tokenizers
 from sip.text.tokenizer import Byte
 from sip.textgen.local import Local
+from sip.textgen.protocol import Cut
 from sip.textgen.remote import NEGLIGIBLE, Remote, RemoteConfig
 from sip.textgen.scripted import Scripted, ruled
 
@@ -216,6 +217,73 @@ def test_a_failed_vote_is_none_and_its_neighbours_are_not(tmp_path):
         )
     assert found == [[[None, None], [None, "b"]]]
     assert not list(tmp_path.rglob("*.json")), "an answer with a failure in it is not kept"
+
+
+@pytest.mark.parametrize("api", ["completions", "chat"])
+def test_an_answer_that_did_not_end_is_cut_also_from_the_cache(api, tmp_path):
+    """The reason is null if a server gives none; a chat model may be cut in its thought."""
+    whys = ["stop", None, "length", "content_filter", "abort", "EOS", 7]
+
+    def answer(path, asked):
+        texts = ["a"] * len(whys) if api == "completions" else ["a", "a", None, *["a"] * 4]
+        one = lambda text: {"message": {"content": text}} if api == "chat" else {"text": text}
+        said = [one(text) | {"finish_reason": why} for text, why in zip(texts, whys, strict=True)]
+        return {"choices": said}
+
+    empty = "" if api == "chat" else "a"
+    want = ["a", "a", Cut(empty), Cut("a"), Cut("a"), "a", Cut("a")]
+    with serve(answer) as server:
+        for _ in range(2):
+            found = Remote(config(server, api=api, cache=str(tmp_path))).generate(
+                ["x"], [["y"]], votes=len(whys), max_tokens=1, sampling=FREE, seed=0
+            )
+            assert found == [[want]]
+    assert len(server.asked) == 1
+
+
+def spoken(token, logp):
+    return {"token": token, "logprob": logp}
+
+
+TABLES = {  # how servers write the first tokens, and what " one" and " two" then are
+    "a space in chat": ("chat", {"content": [{"top_logprobs": [
+        spoken(" one", -0.5), spoken(" two", -1.5)]}]}, [-0.5, -1.5]),
+    "both spellings in chat": ("chat", {"content": [{"top_logprobs": [
+        spoken(" one", -1.5), spoken("one", -1.5), spoken("two", -2)]}]}, [np.log(2) - 1.5, -2]),
+    "the sampled token twice": ("chat", {"content": [{"top_logprobs": [
+        spoken("one", -0.5), spoken("one", -0.5), spoken("two", -1.5)]}]}, [-0.5, -1.5]),
+    "pieces of SentencePiece": (
+        "completions", {"top_logprobs": [{"\u2581one": -0.5, "\u2581two": -1.5}]}, [-0.5, -1.5]),
+    "pieces of GPT-2": (
+        "completions", {"top_logprobs": [{"\u0120one": -0.5, " two": -1.5}]}, [-0.5, -1.5]),
+    "chat's form in completions": ("completions", {"content": [{"top_logprobs": [
+        spoken(" one", -0.5), spoken(" two", -1.5)]}]}, [-0.5, -1.5]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("api", "logprobs", "want"), TABLES.values(), ids=TABLES)
+def test_an_option_is_found_however_a_server_writes_it(api, logprobs, want):
+    with serve(lambda *_: {"choices": [{"text": "", "logprobs": logprobs}]}) as server:
+        found = Remote(config(server, api=api)).choose(["a"], [["b"]], (" one", " two"))
+    np.testing.assert_allclose(found[0, 0], want, atol=1e-6)
+
+
+def test_options_that_no_answer_lists_are_said(caplog):
+    tops = {"top_logprobs": [{"one": -0.5, "two": -1.5}]}
+    with serve(lambda *_: {"choices": [{"text": "", "logprobs": tops}]}) as server:
+        found = Remote(config(server)).choose(["a"], [["b"]], (" one", " two"))
+    assert np.isnan(found).all() and "lists ' one', ' two'; likeliest: 'one', 'two'" in caplog.text
+
+
+def test_a_judge_of_reasoned_aspects_asks_for_no_log_probabilities():
+    mute = lambda path, asked: {"choices": [{"text": "a", "finish_reason": "stop"}]}
+    with serve(mute) as server:
+        wanted = judges.JudgeConfig("http", (("reasoned_safety", 1.0),), config(server))
+        wanted.reach()
+        both = (("reasoned_safety", 1.0), ("safety", 1.0))
+        with pytest.raises(UserError, match="no log-probabilities"):
+            judges.JudgeConfig("http", both, config(server, retries=0)).reach()
+    assert "logprobs" not in server.asked[0][2] and server.asked[1][2]["logprobs"]
 
 
 def test_what_is_kept_is_what_was_said(tmp_path):

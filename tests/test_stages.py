@@ -109,10 +109,10 @@ def test_a_judges_reference_is_checked(rewrite):
 
 def test_too_many_invalid_verdicts_stop_the_run():
     asked, valid = np.ones((1, 4), bool), np.array([[True, True, False, False]])
-    judges.check_invalid(asked, valid, 0.5, "max_invalid")
+    judges.check_invalid(asked, valid, 0.5, "max_invalid", {})
     valid[0, 1] = False
     with pytest.raises(UserError, match=r"75% of the verdicts are invalid \(max_invalid\)"):
-        judges.check_invalid(asked, valid, 0.5, "max_invalid")
+        judges.check_invalid(asked, valid, 0.5, "max_invalid", {})
 
 
 @pytest.mark.parametrize(

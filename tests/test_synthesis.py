@@ -150,7 +150,7 @@ def test_a_tiny_model_of_our_own_is_asked_too():
     local = Local(LoadedModel(tiny.params(cfg), cfg, BYTE, meshes.single()))
     texts = [" fine", " " + "long " * 300]
     made = synthesis.safety(local, SAFETY, ["p"] * 2, texts, asking(2))
-    assert not made.lines and made.dropped == {"unread": 1, "failed": 1}
+    assert not made.lines and made.dropped == {"cut": 1, "failed": 1}
     found = synthesis.by_model(local, "W: {suffix}", ["p"] * 2, texts, asking(1))
     assert found[1] is None and isinstance(found[0], str)
     assert found == synthesis.by_model(local, "W: {suffix}", ["p"] * 2, texts, asking(1))

@@ -85,9 +85,13 @@ def test_rewards_belong_to_the_prompts_of_their_step(tmp_path):
                 phrase = f"{x.aspect.verdict} {x.aspect.options[label]}"
                 labels["".join(trunk) + "".join(branch)] = phrase
     for at in (0, 5, 11):
-        right = [[labels[Byte().decode(ids)], "?"] for ids in asked.prompts(at)]
-        answers = [[Byte().encode(text) for text in row] for row in right]
-        assert asked.reward(at, answers)[0].tolist() == [[1, 0]] * 8
+        right = [labels[Byte().decode(ids)] for ids in asked.prompts(at)]
+        ended = lambda text: [*Byte().encode(text), Byte.eos]
+        answers = [[ended(text), Byte().encode(text), ended("?")] for text in right]
+        reward_BK, valid_BK, found = asked.reward(at, answers)
+        assert reward_BK.tolist() == [[1, 0, 0]] * 8 and valid_BK.all()
+        cut = [found[name] for name in found if name.startswith("verdict/cut/")]
+        assert sum(total for total, _ in cut) == 8 and sum(n for _, n in cut) == 24
 
 
 def test_greedy_answers_are_those_of_one_prompt_at_a_time():

@@ -23,6 +23,7 @@ from sip.text.segments import tokens_of
 from sip.text.tokenizer import Byte
 from sip.textgen import local as local_generator
 from sip.textgen.local import Local, encoding, program
+from sip.textgen.protocol import Cut
 from sip.textgen.scripted import Scripted, ruled
 
 CFG = ModelConfig(
@@ -80,13 +81,30 @@ def test_local_equals_a_plain_unshared_forward_pass(params):
 
 
 def _greedy(params, text, steps):
-    """Decodes bytes greedily after one unshared sequence, one at a time."""
+    """Decodes bytes greedily after one unshared sequence: (text, whether it ended)."""
     ids = [Byte().bos, *Byte().encode(text)]
     for _ in range(steps):
         if ids[-1] != Byte().eos:
             logits_V = _logits(params, jnp.array([ids + [0] * (CFG.max_len - len(ids))]))[0]
             ids.append(int(logits_V[len(ids) - 1].argmax()))
-    return Byte().decode(ids)[len(text) :]
+    return Byte().decode(ids)[len(text) :], ids[-1] == Byte().eos
+
+
+def test_an_answer_that_does_not_end_in_time_is_cut(params):
+    ask = lambda stops, steps: Local(
+        LoadedModel(params, CFG, Stopping(stops), meshes.single())
+    ).generate(["One"], [["a"]], votes=1, max_tokens=steps, sampling=SamplingConfig(0), seed=0)[0][
+        0
+    ]
+    (cut,), (whole,) = ask((Byte.eos,), 3), ask(tuple(range(Byte.vocab_size)), 3)
+    assert isinstance(cut, Cut) and isinstance(whole, str) and len(whole) <= 1
+
+
+class Stopping(Byte):
+    """Bytes, with other stop tokens."""
+
+    def __init__(self, stops):
+        self.stops = stops
 
 
 def test_local_writes_what_a_plain_loop_writes(params):
@@ -97,8 +115,8 @@ def test_local_writes_what_a_plain_loop_writes(params):
     for b, row in enumerate(BRANCHES):
         assert len(said[b]) == len(row)
         for c in {0, len(row) - 1}:
-            plain = _greedy(params, "".join(TRUNKS[b]) + "".join(row[c]), 4)
-            assert said[b][c] == [plain, plain]
+            plain, ended = _greedy(params, "".join(TRUNKS[b]) + "".join(row[c]), 4)
+            assert said[b][c] == [plain if ended else Cut(plain)] * 2
 
 
 def test_local_votes_hang_on_seed_and_prompt_not_on_batch_or_place(params):

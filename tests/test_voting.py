@@ -25,6 +25,7 @@ from sip.sampling import SamplingConfig
 from sip.stages import collect, selfimprove
 from sip.structs import UserError
 from sip.textgen.local import Local
+from sip.textgen.protocol import Cut
 from sip.textgen.remote import RemoteConfig
 from sip.textgen.scripted import Scripted
 from sip.training import step
@@ -57,6 +58,17 @@ def test_votes_are_averaged_over_those_that_can_be_read():
     assert found.metrics["judge/invalid/reasoned_safety"] == (0, 3)
 
 
+def test_an_answer_that_was_cut_is_no_vote():
+    words = lambda _, branch, j: [YES, Cut(YES), Cut(NO), None][j]
+    found = answers(words, 4)([[" a"]])
+    assert found.scores_BK.tolist() == [[1.0]]
+    assert found.metrics["judge/invalid_votes/reasoned_safety"] == (3, 4)
+    assert found.metrics["judge/invalid_cut/reasoned_safety"] == (2, 4)
+    assert found.metrics["judge/invalid_failed/reasoned_safety"] == (1, 4)
+    alone = answers(lambda *_: Cut(YES), 2)([[" a"]])
+    assert not alone.valid_BK.any() and alone.metrics["judge/invalid/reasoned_safety"] == (1, 1)
+
+
 def test_without_a_vote_that_can_be_read_a_verdict_is_invalid_and_counted():
     words = lambda _, branch, j: NOTHING if "Text: b" in branch else YES
     found = answers(words, 3)([[" a", " b"]])
@@ -64,9 +76,9 @@ def test_without_a_vote_that_can_be_read_a_verdict_is_invalid_and_counted():
     assert found.metrics["judge/invalid/reasoned_safety"] == (1, 2)
     assert found.metrics["judge/invalid_votes/reasoned_safety"] == (3, 6)
     asked = np.ones((1, 2), bool)
-    judges.check_invalid(asked, found.valid_BK, 0.5, "candidates.max_invalid")
-    with pytest.raises(UserError, match="50% of the verdicts are invalid"):
-        judges.check_invalid(asked, found.valid_BK, 0.4, "candidates.max_invalid")
+    judges.check_invalid(asked, found.valid_BK, 0.5, "candidates.max_invalid", {})
+    with pytest.raises(UserError, match="50% of the verdicts are invalid .*3 without a verdict"):
+        judges.check_invalid(asked, found.valid_BK, 0.4, "candidates.max_invalid", found.metrics)
 
 
 def test_the_last_verdict_of_an_answer_is_its_vote():
@@ -143,7 +155,7 @@ class Few:
     """A tokenizer of sixteen tokens, mostly colons and options; other characters become "?"."""
 
     letters = "\n :abc?:a:b:c"
-    vocab_size, pad, bos, eos, stops = 16, 13, 14, 15, (15,)
+    vocab_size, pad, bos, eos, stops = 16, 13, 14, 15, (15, 13, 0)
 
     def encode(self, text):
         return [self.letters.index(c if c in self.letters else "?") for c in text]
@@ -163,7 +175,7 @@ FILES = {
 }
 TEXTS = [[" abc", " bad", " cab"], [" gab", " fed", " head"]]
 EVERY = np.ones((2, 3), bool)
-HOW = dict(votes=8, max_tokens=16, sampling=SamplingConfig(2.0))
+HOW = dict(votes=12, max_tokens=24, sampling=SamplingConfig(3.0))
 
 
 @pytest.fixture
@@ -193,8 +205,10 @@ def test_what_a_decoder_writes_is_what_is_counted(wanted):
     branches = [[prompts.branch(letter, text) for text in row] for row in TEXTS]
     said = local().generate(trunks, branches, **HOW, seed=0)
     worth = {"a": 1.0, "b": 0.5, "c": 0.0}
-    last = lambda text: (
-        re.match(r"\s*([abc])(?!\w)", text.rpartition(":")[2]) if ":" in text else None
+    last = lambda said: (
+        re.match(r"\s*([abc])(?!\w)", said.rpartition(":")[2])
+        if isinstance(said, str) and ":" in said
+        else None
     )
     read = [[[worth[m[1]] for m in map(last, votes) if m] for votes in row] for row in said]
     want = [[np.mean(v) if v else 0.0 for v in row] for row in read]
@@ -202,7 +216,9 @@ def test_what_a_decoder_writes_is_what_is_counted(wanted):
     assert np.allclose(score_BK, want) and valid_BK.tolist() == [[bool(v) for v in r] for r in read]
     assert len(np.unique(score_BK[valid_BK])) > 2 and valid_BK.sum() > 3
     votes = sum(len(votes) for row in read for votes in row)
-    assert found.metrics["judge/invalid_votes/letter"] == (48 - votes, 48)
+    assert found.metrics["judge/invalid_votes/letter"] == (72 - votes, 72)
+    cut = sum(isinstance(text, Cut) for row in said for texts in row for text in texts)
+    assert found.metrics["judge/invalid_cut/letter"] == (cut, 72)
 
 
 def test_a_texts_votes_hang_on_what_is_asked_alone(wanted):
@@ -226,7 +242,7 @@ def test_a_policys_verdicts_are_those_of_a_judge_of_its_parameters(wanted):
     score = lambda params: judge(params).score(("a", "b"), TEXTS, ["", ""], EVERY)
     one, two = tiny.params(CFG), tiny.params(CFG, seed=1)
     first = score(one)
-    run = sampling.answering(CFG, 8, 16, HOW["sampling"], (Few.eos,))
+    run = sampling.answering(CFG, 12, 24, HOW["sampling"], Few.stops)
     compiled = run._cache_size()
     second = score(two)
     assert compiled and run._cache_size() == compiled, "nothing is compiled for other parameters"

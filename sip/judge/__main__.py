@@ -14,8 +14,9 @@ of `judge.batch`:
 
 A candidate is the text that follows the prefix, including the space between them. Lines may have
 different numbers of candidates. `reference` is required if an aspect shows the judge a reference.
-A candidate is invalid, with score 0, if it is empty or if the judge's verdict on it is unreadable.
-A malformed line ends the command with exit code 2; the lines before it are scored first. A judge
+A candidate is invalid, with score 0, if it is empty or if the judge's verdict on it is unreadable;
+the reasons are counted on stderr. Input is UTF-8; blank lines at its end are ignored. A malformed
+line ends the command with exit code 2; the lines before it are scored first. A judge
 that names a run (`init_from`) needs --workdir.
 """
 
@@ -33,9 +34,11 @@ from sip import run as runs
 from sip import workdir as workdirs
 from sip.data import corpus as corpora
 from sip.judge import build as judges
+from sip.judge import diagnostics
 from sip.judge.build import JudgeConfig
 from sip.judge.judged import Judge
 from sip.structs import UserError
+from sip.text.lines import read_lines
 from sip.workdir import to_json
 
 _CONFIG = cli.config_flag()
@@ -94,7 +97,10 @@ def parse(line: bytes, number: int, reference: bool) -> dict[str, Any]:
     Raises UserError with the line's number if the line is malformed.
     """
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        said = f"byte 0x{line[error.start]:02x}; convert it, for example with iconv -t UTF-8"
+        raise UserError(f"line {number}: not UTF-8 ({said})") from None
     except (ValueError, RecursionError):
         raise UserError(f"line {number}: not JSON") from None
     problem = _problem(row, reference)
@@ -140,13 +146,15 @@ def batches(lines: Iterable[bytes], size: int, reference: bool) -> Iterator[list
 
 
 def score(judge: Judge, rows: list[dict]) -> Iterator[dict]:
-    """Yields one output object per line of a batch."""
+    """Yields one output object per line of a batch; says why verdicts are invalid on stderr."""
     texts = [row["candidates"] for row in rows]
     K = max(map(len, texts))  # lines are padded to the largest number of candidates in the batch
     padded = [[*some, *[""] * (K - len(some))] for some in texts]
     mask_BK = np.array([[bool(text) for text in some] for some in padded])
     prefixes, references = ([row[key] for row in rows] for key in ("prefix", "reference"))
     found = judge.score(prefixes, padded, references, mask_BK)
+    if why := diagnostics.reasons(found.metrics):
+        print(f"invalid verdicts in {len(rows)} lines: {why}", file=sys.stderr)
     for b, some in enumerate(texts):
         aspects = {
             name: _own(score_BK[b], valid_BK[b], len(some))
@@ -174,7 +182,8 @@ def main(argv) -> None:
     asked = wanted.backend in ("local", "http")  # the other backends read no prompt
     reference = asked and any(aspect.reference for aspect in wanted.aspects())
     try:
-        for rows in batches(sys.stdin.buffer, wanted.batch, reference):
+        lines = read_lines(sys.stdin.buffer, "stdin") if sys.stdin else []  # None: it is closed
+        for rows in batches(lines, wanted.batch, reference):
             print("\n".join(map(to_json, score(judge, rows))), flush=True)
     except BrokenPipeError:  # the reader closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -196,9 +196,8 @@ class Audit:
         some = slice(self.config.prefixes)
         asked_BK = pool.valid_BK[some]
         found = self.judge.score(prefixes[some], pool.texts[some], references[some], asked_BK)
-        judges.check_invalid(
-            asked_BK, found.valid_BK, most_invalid, "audit, candidates.max_invalid"
-        )
+        key = "audit, candidates.max_invalid"
+        judges.check_invalid(asked_BK, found.valid_BK, most_invalid, key, found.metrics)
         return compare(_rows(judged, some), found, pool.sources, who=self.config.who)
 
 

@@ -22,10 +22,10 @@ def fit(
 
     `p_BKK` is P(i beats j), averaged over both orders, so a tie is half a win. `seen_BKK` marks the
     compared pairs. The likelihood is that of Hunter 2004, Annals of Statistics 32. The prior is
-    `prior` drawn comparisons of each candidate with a virtual one of strength 0, a number or
-    [B, 1]. It keeps strengths finite if a candidate won or lost all. The function is concave.
-    Newton steps scaled by log(1 + d) / d never lower it; d is the largest change of a difference of
-    strengths (Sun and Tran-Dinh 2017, arXiv 1703.04599, theorem 2 with nu = 2).
+    `prior` (a number, or [B, 1]) drawn comparisons of each candidate with a virtual one of strength
+    0. It keeps strengths finite if a candidate won or lost all its comparisons. The function is
+    concave. Newton steps scaled by log(1 + d) / d never lower it; d is the largest change of a
+    difference of strengths (Sun and Tran-Dinh 2017, arXiv 1703.04599, theorem 2 with nu = 2).
     """
     B, K, _ = p_BKK.shape
     strength_BK = np.zeros((B, K))

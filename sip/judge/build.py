@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sip.judge import judged, prompts, scoring
+from sip.judge import diagnostics, judged, prompts, scoring
 from sip.judge.prompts import Aspect
 from sip.judge.proofread import ProofreadConfig, Proofreader
 from sip.judge.schedules import ScheduleConfig
-from sip.judge.voting import Voting
+from sip.judge.voting import Stats, Voting
 from sip.loading import LoadedModel, load_model, source_dir
 from sip.models.config import ModelConfig, check_storage_dtype
 from sip.sampling import SamplingConfig
@@ -142,10 +142,15 @@ class JudgeConfig:
             found["judge.proofread.init_from"] = self.proofread.init_from
         return found
 
+    def server(self) -> remote.RemoteConfig:
+        """The `http` section; without log-probabilities if all verdicts are read from texts."""
+        reasoned = all(aspect.verdict for aspect in self.aspects())
+        return dataclasses.replace(self.http, logprobs=0) if reasoned else self.http
+
     def reach(self) -> None:
         """Raises UserError if the judge is a server that does not answer."""
         if self.backend == "http":
-            remote.check(self.http)
+            remote.check(self.server())
 
 
 def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -> judged.Judge:
@@ -167,14 +172,14 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -
     if wanted.backend == "rule":
         return asking(ruled(wanted.rule))
     if wanted.backend == "http":
-        server = remote.OnLead(remote.Remote(wanted.http, tokenizer))
+        server = remote.OnLead(remote.Remote(wanted.server(), tokenizer))
         if wanted.http.tokens:
             _check_options(wanted.aspects(), tokenizer)
         server.check()
         return asking(server, stats=server.stats)
     source = source_dir(workdir, wanted.init_from, "judge.init_from")
     model = load_model(source, mesh, wanted.param_dtype)  # with the judge's own tokenizer
-    aspects = _aspects(wanted, model.tokenizer)
+    aspects = _aspects(wanted, workdir, model.tokenizer)
     return asking(_local(wanted, aspects, model), aspects)
 
 
@@ -185,17 +190,17 @@ def of_policy(
 
     Parameters are an argument of the jitted programs, so another step's do not recompile them.
     """
-    aspects = _aspects(wanted, tokenizer)
+    aspects = _aspects(wanted, workdir, tokenizer)
     local = _local(wanted, aspects, LoadedModel(None, cfg, tokenizer, mesh))
     judge = _asking(wanted, workdir, mesh, seed, local, aspects)
     return lambda params: dataclasses.replace(judge, textgen=local.of(params))
 
 
-def _aspects(wanted: JudgeConfig, tokenizer) -> tuple[Aspect, ...]:
+def _aspects(wanted: JudgeConfig, workdir: str, tokenizer) -> tuple[Aspect, ...]:
     """The aspects for a local judge, in the chat template of `wanted.chat` if there is one."""
     if not wanted.chat:
         return wanted.aspects()
-    turn = chat.turn(chat.load(wanted.chat, tokenizer))
+    turn = chat.turn(chat.load(wanted.chat, tokenizer, workdir))
     return tuple(prompts.seated(aspect, turn) for aspect in wanted.aspects())
 
 
@@ -251,11 +256,18 @@ def proofreader(wanted: ProofreadConfig, workdir, mesh, key: str) -> Proofreader
     return Proofreader(load_model(source, mesh, wanted.param_dtype), wanted)
 
 
-def check_invalid(asked_BK: np.ndarray, valid_BK: np.ndarray, most: float, key: str) -> None:
+def check_invalid(
+    asked_BK: np.ndarray, valid_BK: np.ndarray, most: float, key: str, metrics: Stats
+) -> None:
     """Raises UserError if more than the share `most` of the verdicts is invalid.
 
-    Stops the run: an unreadable judge has no fallback. `key` is the config key of `most`.
+    Stops the run: an unreadable judge has no fallback. `key` is the config key of `most`; `metrics`
+    are the judge's, for the reasons.
     """
     share = 1 - valid_BK.sum() / max(1, asked_BK.sum())
     if share > most:
-        raise UserError(f"judge: {share:.0%} of the verdicts are invalid ({key}); check the judge")
+        why = diagnostics.reasons(metrics)
+        raise UserError(
+            f"judge: {share:.0%} of the verdicts are invalid ({key})"
+            f"{': ' + why if why else ''}; check the judge"
+        )

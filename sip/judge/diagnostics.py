@@ -23,6 +23,25 @@ def verdicts(aspect: Aspect, score_BK: np.ndarray, valid_BK: np.ndarray) -> Each
     }
 
 
+WHY = {  # reasons of the metrics `invalid_REASON`, see `verdicts.unread` and `voting.vote`
+    "failed": "without an answer (a failed request, or a prompt that is too long)",
+    "cut": "cut before their end (max_tokens)",
+    "unread": "without a verdict",
+    "unlisted": "with an option that is not among the server's log-probabilities (http.logprobs)",
+    "other_words": "where the judge was about to write other words (min_mass)",
+}
+
+
+def reasons(stats: Stats) -> str:
+    """Lists why verdicts or votes are invalid, from a judge's metrics; "" if all are valid."""
+    found = []
+    for name, (total, _) in stats.items():
+        for reason, text in WHY.items():
+            if total and f"/invalid_{reason}/" in name:
+                found.append(f"{name.rpartition('/')[2]}: {total:.0f} {text}")
+    return "; ".join(found)
+
+
 def by_source(judged: Judged, sources: Sequence[str], texts: Sequence[Sequence[str]]) -> Stats:
     """Sums the metrics of each candidate by source, and relates scores to text lengths.
 

@@ -36,7 +36,8 @@ class TextJudge:
 
     The verdict of a direct aspect is the mean value of its options under their probabilities. It is
     invalid if the options have less than `min_mass` in total. The verdict of a reasoned aspect is
-    the mean value of its votes. It is invalid if no vote is readable.
+    the mean value of its votes. It is invalid if no vote is readable. Why verdicts and votes are
+    invalid is counted (`invalid_REASON` of the metrics, see `verdicts.unread` and `voting.vote`).
     """
 
     textgen: TextGenerator
@@ -89,14 +90,18 @@ class TextJudge:
         """
         hard, stats = self.hard and aspect.kind == "pairwise", {}
         if aspect.verdict:
-            count_BCO = voting.collect(self.voting, self.textgen, aspect, trunks, branches)
+            how = self.voting
+            count_BCO, missing = voting.collect(how, self.textgen, aspect, trunks, branches)
             score_BC, valid_BC = verdicts.voted(count_BCO, aspect.values, hard=hard)
-            stats = voting.stats(count_BCO, self.voting.votes, int(mask_BC.sum()))
+            stats = voting.stats(count_BCO, missing, how.votes, int(mask_BC.sum()))
         else:
             logp_BCO = choose(branches, aspect.options)
             score_BC, valid_BC = verdicts.direct(
                 logp_BCO, aspect.values, min_mass=self.min_mass, hard=hard
             )
+            asked_BC = mask_BC[:, : valid_BC.shape[1]]
+            reasons = verdicts.unread(logp_BCO, valid_BC)
+            stats = {f"invalid_{why}": pair(x_BC, asked_BC) for why, x_BC in reasons.items()}
         # The rows of `branches` are ragged, so C may be smaller than that of the mask.
         width = [(0, 0), (0, mask_BC.shape[1] - score_BC.shape[1])]
         return np.pad(score_BC, width), np.pad(valid_BC, width) & mask_BC, stats

@@ -36,6 +36,21 @@ def direct(
     return _mean(p_BCO, values_O, valid_BC, hard), valid_BC
 
 
+def unread(logp_BCO: np.ndarray, valid_BC: np.ndarray) -> dict[str, np.ndarray]:
+    """Marks the invalid direct verdicts by reason.
+
+    failed: no answer; the request failed or the prompt is too long. unlisted: the server did not
+    list an option among its log-probabilities. other_words: the options are unlikely.
+    """
+    known_BC = np.all(logp_BCO < np.inf, axis=-1)
+    failed_BC = ~np.any(logp_BCO < np.inf, axis=-1)
+    return {
+        "failed": failed_BC,
+        "unlisted": ~known_BC & ~failed_BC,
+        "other_words": known_BC & ~valid_BC,
+    }
+
+
 def voted(
     count_BCO: np.ndarray, values_O: Sequence[float], *, hard: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:

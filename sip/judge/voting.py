@@ -3,6 +3,7 @@
 Only the answers are parsed, never the prompt with the text under judgement.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,10 @@ from sip.sampling import SamplingConfig
 from sip.sections import at_least, check
 from sip.structs import UserError
 from sip.text.segments import Text
-from sip.textgen.protocol import TextGenerator
+from sip.textgen.protocol import Cut, Said, TextGenerator
 
+# Reasons for a missing vote: no answer, an answer cut before its end, an answer without a verdict.
+FAILED, CUT, UNREAD = REASONS = ("failed", "cut", "unread")
 Stats = dict[str, tuple[float, float]]
 
 
@@ -41,8 +44,8 @@ def answers(
     textgen: TextGenerator,
     trunks: Sequence[Text],
     branches: Sequence[Sequence[Text]],
-) -> list[list[list[str | None]]]:
-    """Samples J answers to each branch: texts[b][c][j], None if a request failed."""
+) -> list[list[list[Said]]]:
+    """Samples J answers to each branch: texts[b][c][j], see `TextGenerator.generate`."""
     return textgen.generate(
         trunks,
         branches,
@@ -53,34 +56,48 @@ def answers(
     )
 
 
+def vote(said: Said, aspect: Aspect) -> int | str:
+    """Returns the index of the option of an answer's verdict, or the reason why it has none."""
+    if said is None:
+        return FAILED
+    if isinstance(said, Cut):
+        return CUT
+    option = verdicts.parse(said, aspect.options, phrase=aspect.verdict)
+    return UNREAD if option is None else option
+
+
 def collect(
     how: Voting,
     textgen: TextGenerator,
     aspect: Aspect,
     trunks: Sequence[Text],
     branches: Sequence[Sequence[Text]],
-) -> np.ndarray:
-    """Asks and counts the votes: count_BCO, answers whose verdict is option o.
+) -> tuple[np.ndarray, Counter]:
+    """Asks and counts the votes: (count_BCO, missing votes by reason).
 
-    Rows of `branches` may be ragged; the padding up to C has no votes.
+    count_BCO is the number of answers whose verdict is option o. Rows of `branches` may be ragged;
+    the padding up to C has no votes.
     """
     said = answers(how, textgen, trunks, branches)
     count_BCO = np.zeros(
         (len(said), max(map(len, branches), default=0), len(aspect.options)), np.int64
     )
+    missing: Counter = Counter()
     for b, row in enumerate(said):
         for c, texts in enumerate(row):
-            for text in texts:
-                option = verdicts.parse(text or "", aspect.options, phrase=aspect.verdict)
-                if option is not None:
-                    count_BCO[b, c, option] += 1
-    return count_BCO
+            for found in (vote(text, aspect) for text in texts):
+                if isinstance(found, str):
+                    missing[found] += 1
+                else:
+                    count_BCO[b, c, found] += 1
+    return count_BCO, missing
 
 
-def stats(count_BCO: np.ndarray, votes: int, asked: int) -> Stats:
-    """Metrics over `asked` branches: unreadable votes, and readable votes for the top option."""
-    read = float(count_BCO.sum())
+def stats(count_BCO: np.ndarray, missing: Counter, votes: int, asked: int) -> Stats:
+    """Metrics over `asked` branches: missing votes, also by reason; votes for the top option."""
+    read, every = float(count_BCO.sum()), float(votes * asked)
     return {
-        "invalid_votes": (float(votes * asked) - read, float(votes * asked)),
+        "invalid_votes": (every - read, every),
+        **{f"invalid_{reason}": (float(missing[reason]), every) for reason in REASONS},
         "agreement": (float(count_BCO.max(-1).sum()) if count_BCO.size else 0.0, read),
     }

@@ -165,9 +165,8 @@ def collect(p: Collector, params, begun: Begun, phase: loop.Phase = loop.unmeasu
             judged.valid_BK & pool.valid_BK,
             judged.metrics | diagnostics.by_source(judged, pool.sources, pool.texts),
         )
-        judges.check_invalid(
-            pool.valid_BK, valid_BK, p.candidates.max_invalid, "candidates.max_invalid"
-        )
+        most, key = p.candidates.max_invalid, "candidates.max_invalid"
+        judges.check_invalid(pool.valid_BK, valid_BK, most, key, judged.metrics)
         if p.audit is not None and p.audit.due(at):
             beside = references(p.audit.config.judge, pool, suffixes)
             with phase("audit"):

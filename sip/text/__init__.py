@@ -7,5 +7,6 @@ special         special tokens: BOS, EOS, pad, stops; files beside a tokenizer
 segments        prompts as segments that are encoded separately
 template        prompt files with {fields}
 chat            chat templates: a prompt as a user message
+rendering, sandbox   chat templates are rendered in a process of their own
 untrusted       breaking up special strings in text under judgement
 """

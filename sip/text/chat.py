@@ -1,6 +1,7 @@
 """Chat templates: conversations as prompts, with the messages kept as separate segments.
 
-`render` writes a conversation as transformers does (jinja2 in a sandbox, with its extensions).
+`render` writes a conversation as transformers does (jinja2 in a sandbox, with its extensions, in a
+process of its own: sip/text/sandbox.py).
 `segments` returns the same text in parts: the template's text (`Markup`, where special tokens are
 parsed) and the messages (where their strings are plain text). The template is rendered with random
 placeholder words, which are replaced by the messages afterwards. So the content of a message cannot
@@ -9,30 +10,34 @@ finds nothing. The template does see the white space around a message and empty 
 trim them.
 """
 
-import dataclasses
 import datetime
 import functools
 import importlib.resources
+import importlib.util
 import json
 import os
-import pathlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from etils import epath
 
+from sip import processes
 from sip.structs import UserError
+from sip.text.rendering import RENDERER
 from sip.text.segments import Markup
 from sip.text.special import SETTINGS, read_object, settings
 from sip.text.tokenizer import SentencePiece, Tokenizer
 from sip.text.tokenizer_json import HuggingFace
+from sip.workdir import shared_dir, write_json
 
 OWN = "own"  # the config value for the tokenizer's own template
 BESIDE = "chat_template.jinja"  # file beside a tokenizer.json
 BUILT_IN = ("harmony",)
+CLOCK = "strftime_now"  # the function by which a template writes the date
+DAY = "chat_date.json"  # file of a workdir
 Message = Mapping[str, Any]  # role, content, and other keys that a template reads
 
 
@@ -43,6 +48,7 @@ class Template:
     source: str  # jinja2 source
     names: Mapping[str, str] = field(default_factory=dict)  # variables: "bos_token" -> "<s>"
     title: str = "chat template"  # name of the template in errors
+    today: str = ""  # the date that the template may write, YYYY-MM-DD; empty: the present one
 
 
 @dataclass(frozen=True)
@@ -55,11 +61,11 @@ class Turn:
     space: str  # spaces between `direct` and the answer; they belong to its first token
 
 
-def load(name: str, tokenizer: Tokenizer) -> Template:
+def load(name: str, tokenizer: Tokenizer, workdir: str = "") -> Template:
     """Loads the template of a config's `chat` key.
 
     `name` is "own" (the tokenizer's own template), a built-in template or the path of a .jinja
-    file.
+    file. A template that writes the date writes that of `workdir`, see `day`.
 
     Raises UserError if there is no such template.
     """
@@ -67,13 +73,42 @@ def load(name: str, tokenizer: Tokenizer) -> Template:
     if name == OWN:
         if not isinstance(tokenizer, HuggingFace | SentencePiece):
             raise UserError(f"{title}: this kind of tokenizer has no template; give a .jinja file")
-        return dataclasses.replace(of_tokenizer(tokenizer.path), names=_names(tokenizer))
-    if name in BUILT_IN:
-        source = importlib.resources.files("sip") / "templates" / "chat" / f"{name}.jinja"
-        return Template(source.read_text(encoding="utf-8"), _names(tokenizer), title)
-    if not name.endswith(".jinja") or not pathlib.Path(name).is_file():
-        raise UserError(f"{title}: must be {OWN!r}, one of {BUILT_IN} or an existing .jinja file")
-    return Template(pathlib.Path(name).read_text(encoding="utf-8"), _names(tokenizer), title)
+        found = of_tokenizer(tokenizer.path)
+    elif name in BUILT_IN:
+        path = importlib.resources.files("sip") / "templates" / "chat" / f"{name}.jinja"
+        found = Template(path.read_text(encoding="utf-8"), _names(tokenizer), title)
+    else:
+        path = epath.Path(name).expanduser()
+        if not name.endswith(".jinja") or not path.is_file():
+            known = f"{OWN!r}, one of {BUILT_IN} or an existing .jinja file"
+            raise UserError(f"{title}: must be {known}")
+        found = Template(_text(path), _names(tokenizer), title)
+    return replace(found, today=day(workdir)) if workdir and CLOCK in found.source else found
+
+
+def day(workdir: str) -> str:
+    """Returns the date that templates write in all prompts of a workdir, YYYY-MM-DD.
+
+    It is the first day that one was asked for, recorded in WORKDIR/chat_date.json: a run that is
+    resumed tomorrow has the prompts of today. Raises UserError if the file cannot be read or
+    written.
+    """
+    return processes.broadcast(lambda: _day(shared_dir(workdir) / DAY))
+
+
+def _day(path: epath.Path) -> str:
+    try:
+        if not path.exists():
+            write_json(path, {"date": _now()})
+        return datetime.date.fromisoformat(json.loads(path.read_text())["date"]).isoformat()
+    except OSError as error:
+        raise UserError(f"{path}: the date of chat templates: {error.strerror}") from None
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f'{path}: must be {{"date": "YYYY-MM-DD"}}; correct or delete it') from None
+
+
+def _now() -> str:
+    return datetime.datetime.now().date().isoformat()
 
 
 def check(name: str, key: str) -> None:
@@ -104,7 +139,7 @@ def of_tokenizer(path: str | os.PathLike, name: str = "default") -> Template:
         else:
             found = dict(_named(folder, each) for each in given or ())
     if (folder / BESIDE).is_file():
-        found["default"] = (folder / BESIDE).read_text(encoding="utf-8")
+        found["default"] = _text(folder / BESIDE)
     if name not in found:
         raise UserError(f"{folder}: no chat template {name!r} in {BESIDE} or {SETTINGS}")
     return Template(found[name], settings(path).names, f"{folder}: chat template")
@@ -116,6 +151,13 @@ def _named(folder: epath.Path, given: Any) -> tuple[str, str]:
     if not isinstance(given, dict) or any(type(given.get(key)) is not str for key in keys):
         raise UserError(f"{folder / SETTINGS}: chat_template is neither a text nor named texts")
     return given["name"], given["template"]
+
+
+def _text(path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: the chat template cannot be read: {error}") from None
 
 
 def _names(tokenizer: Tokenizer) -> Mapping[str, str]:
@@ -132,20 +174,17 @@ def render(
 ) -> str:
     """Renders a conversation as one text. `variables` are further variables of the template.
 
-    Raises UserError (one line) if the template is invalid or rejects the conversation.
+    Raises UserError (one line) if the template is invalid, rejects the conversation, or takes too
+    much time or memory.
     """
-    import jinja2
-
     given = {"tools": None, "documents": None, **template.names, **variables}
+    given |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
+    if importlib.util.find_spec("jinja2") is None:
+        raise UserError("chat templates need jinja2: pip install 'sip-jax[hf]'")
     try:
-        return _compiled(template.source).render(
-            messages=messages, add_generation_prompt=add_generation_prompt, **given
-        )
-    except jinja2.TemplateError as error:
-        raise UserError(f"{template.title}: {' '.join(str(error).split())}") from None
-    except (TypeError, ValueError, KeyError, AttributeError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{template.title}: cannot render this conversation ({reason})") from None
+        return RENDERER.render(template.source, template.today or _now(), given)
+    except UserError as error:
+        raise UserError(f"{template.title}: {error}") from None
 
 
 def segments(
@@ -210,15 +249,19 @@ def _joined(template: Template, apart, whole, edges) -> tuple[str, ...]:
 
 
 @functools.lru_cache(maxsize=32)
-def _turn(source: str, names: tuple[tuple[str, str], ...], title: str) -> Turn:
+def _turn(source: str, names: tuple[tuple[str, str], ...], title: str, today: str = "") -> Turn:
     # Render a question alone, with the generation prompt, and the same question with its answer.
-    template, user = Template(source, dict(names), title), {"role": "user", "content": "question"}
+    template = Template(source, dict(names), title, today)
+    user, says = {"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}
     alone = segments(template, [user], add_generation_prompt=True)
-    answered = [user, {"role": "assistant", "content": "answer"}]
-    both = segments(template, answered, add_generation_prompt=False)
+    both = segments(template, [user, says], add_generation_prompt=False)
     if len(alone) != 3 or len(both) != 5 or both[0] != alone[0]:
         raise UserError(
             f"{title}: it does not write a message of a user and its answer exactly once"
+        )
+    if _ignores_roles(template, user, says):
+        raise UserError(
+            f"{title}: it writes an answer like a message of the user; use another chat template"
         )
     # Spaces before the answer belong to its first token, so they are split off into `space`.
     direct = both[2].rstrip(" ")
@@ -227,7 +270,19 @@ def _turn(source: str, names: tuple[tuple[str, str], ...], title: str) -> Turn:
             f"{title}: an answer does not begin where the generation prompt ends; "
             "use another chat template"
         )
-    return Turn(alone[0], alone[2], direct, both[2][len(direct) :])
+    # A template without a generation prompt: the answer begins behind the header of an answer.
+    bare = segments(template, [user], add_generation_prompt=False) == alone
+    return Turn(alone[0], direct if bare else alone[2], direct, both[2][len(direct) :])
+
+
+def _ignores_roles(template: Template, user: Message, says: Message) -> bool:
+    """True if a message of the assistant is rendered as the same message of the user."""
+    how = {"add_generation_prompt": False}
+    try:
+        as_user = render(template, [user, {**says, "role": "user"}], **how)
+    except UserError:  # it insists on turns, so it knows roles
+        return False
+    return as_user == render(template, [user, says], **how)
 
 
 def turn(template: Template) -> Turn:
@@ -236,46 +291,5 @@ def turn(template: Template) -> Turn:
     Raises UserError if it cannot be determined: the template omits one of the two, or begins an
     answer differently from the generation prompt.
     """
-    return _turn(template.source, tuple(sorted(template.names.items())), template.title)
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled(source: str):
-    """Compiles a template in a sandbox, with the extensions that transformers adds to jinja."""
-    try:
-        import jinja2
-        from jinja2 import ext, nodes, sandbox
-    except ImportError:
-        raise UserError("chat templates need jinja2: pip install 'sip-jax[hf]'") from None
-
-    class Generation(ext.Extension):
-        """The block {% generation %}: renders its content unchanged.
-
-        transformers uses it to mark the assistant's tokens; we do not need the mark.
-        """
-
-        tags = {"generation"}
-
-        def parse(self, parser):
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
-
-    env = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]
-    )
-    env.filters["tojson"] = _tojson
-    env.globals["raise_exception"] = functools.partial(_refuse, jinja2.TemplateError)
-    env.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return env.from_string(source)
-
-
-def _tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False) -> str:
-    """Returns JSON without the HTML escapes of jinja's own `tojson`, as transformers does."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _refuse(kind: type[Exception], message: str):
-    raise kind(message)
+    names = tuple(sorted(template.names.items()))
+    return _turn(template.source, names, template.title, template.today)

@@ -42,6 +42,87 @@ SPECIALS = (  # special tokens, or their beginnings, in the tokenizers of open m
     "</think>",
     "<tool_",
     "</tool_",
+    "<SPECIAL_",  # Apertus, Nemotron
+    "<extra_id_",  # Nemotron 4, T5
+    "<seed:",  # Seed-OSS
+    "</seed:",
+    "]~b]",  # MiniMax
+    "]~!b[",
+    "[e~[",
+    "]!p~[",
+    "]!d~[",
+    "<beginning_of_",
+    "[gMASK]",  # GLM
+    "[sMASK]",
+    "<sop>",
+    "<eop>",
+    "[|",  # EXAONE
+    "|]",
+    "[BOS]",  # Kimi, Grok
+    "[EOS]",
+    "[EOT]",
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",  # BERT and its kin
+    "[SEP]",
+    "[MASK]",
+    "[start_header_id]",
+    "[end_header_id]",
+    "<BOS_TOKEN>",  # Cohere
+    "<EOS_TOKEN>",
+    "<PAD>",
+    "<UNK>",
+    "<CLS>",
+    "<SEP>",
+    "<MASK_TOKEN>",
+    "<cls>",  # ERNIE, Reka
+    "<sep>",
+    "<mask",
+    "<eot>",
+    "<eod>",
+    "<eoh>",  # InternLM
+    "<eoa>",
+    "[UNUSED_TOKEN_",
+    "<TOKENS_UNUSED_",
+    "<reserved_",  # Baichuan
+    "<role>",  # Ling
+    "</role>",
+    "[unused",  # Pangu
+    "[USER]",  # Skywork
+    "[BOT]",
+    "<_user>",  # TeleChat
+    "<_bot>",
+    "<_system>",
+    "<_end>",
+    "<_start>",
+    "<_pad>",
+    "<\u7528\u6237>",  # MiniCPM
+    "<AI>",
+    ">>QUESTION<<",  # Falcon
+    ">>ANSWER<<",
+    "|ENDOFTEXT|",  # Persimmon
+    "[PREFIX]",  # Mistral: code, audio, tools
+    "[MIDDLE]",
+    "[SUFFIX]",
+    "[AUDIO]",
+    "[BEGIN_",
+    "[TRANSCRIBE]",
+    "[ARGS]",
+    "[CALL_ID]",
+    "[MODEL_SETTINGS]",
+    "<fim_",  # StarCoder, Granite code
+    "<file_sep>",
+    "<filename>",
+    "<repo_name>",
+    "<reponame>",
+    "<issue_",
+    "<jupyter_",
+    "<commit_",
+    "<gh_stars>",
+    "<image>",  # models with pictures and sound
+    "<image_soft_token>",
+    "<video>",
+    "<audio>",
 )
 
 

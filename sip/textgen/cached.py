@@ -15,7 +15,7 @@ from etils import epath
 from sip.structs import UserError
 from sip.text.segments import Text
 from sip.textgen import transport
-from sip.textgen.protocol import TextGenerator
+from sip.textgen.protocol import Cut, Said, TextGenerator
 
 PORTION = 64  # trunks per call of the model; the cache is written after each call
 
@@ -34,7 +34,7 @@ class CachedAnswers:
         """Returns the model's logp_BCO. Log-probabilities are not cached."""
         return self._textgen.choose(trunks, branches, options)
 
-    def generate(self, trunks, branches, **how) -> list[list[list[str | None]]]:
+    def generate(self, trunks, branches, **how) -> list[list[list[Said]]]:
         """Returns texts[b][c][j], from the cache or from the model.
 
         Raises UserError if an answer cannot be written to the cache.
@@ -49,7 +49,7 @@ class CachedAnswers:
             some = missing[start : start + PORTION]
             rows = self._textgen.generate(*zip(*(asked[key] for key in some), strict=True), **how)
             for key, row in zip(some, rows, strict=True):
-                if problem := transport.store(self._cache, key, row):
+                if problem := transport.store(self._cache, key, _plain(row)):
                     raise UserError(problem)
                 found[key] = row
         return [found[key] for key in keys]
@@ -59,12 +59,31 @@ class CachedAnswers:
         return transport.digest(self._name, dict(said, trunk=trunk, branches=row))
 
 
-def _rows(value: Any) -> list[list[str | None]]:
-    """Checks one trunk's cached answers, texts[c][j]. Raises ValueError if they are malformed."""
-    whole = isinstance(value, list) and all(isinstance(row, list) for row in value)
-    if not whole or not all(text is None or isinstance(text, str) for row in value for text in row):
+def _plain(row: Sequence[Sequence[Said]]) -> list[list[Any]]:
+    """Returns one trunk's answers as JSON: null, or [text, whether it ended]."""
+
+    def one(said: Said):
+        if isinstance(said, Cut):
+            return [said.text, False]
+        return None if said is None else [said, True]
+
+    return [[one(said) for said in texts] for texts in row]
+
+
+def _rows(value: Any) -> list[list[Said]]:
+    """Reads one trunk's cached answers, see `_plain`. Raises ValueError if they are malformed."""
+    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
         raise ValueError("not a list of answers per branch")
-    return value
+    return [[_said(one) for one in row] for row in value]
+
+
+def _said(one: Any) -> Said:
+    if one is None:
+        return None
+    text, ended = one
+    if not isinstance(text, str) or not isinstance(ended, bool):
+        raise ValueError("not an answer")
+    return text if ended else Cut(text)
 
 
 def name_of(directory: str) -> str:

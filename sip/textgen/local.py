@@ -28,7 +28,7 @@ from sip.sampling import answering, encode
 from sip.structs import Params, Tree, UserError
 from sip.text.segments import Text, prompt_of, tokens_of
 from sip.text.tokenizer import Cached, continuation
-from sip.textgen.protocol import Choose, TextGenerator
+from sip.textgen.protocol import Choose, Cut, Said, TextGenerator
 
 # Key/value caches of trunk batches, by a batch's first row; None: did not fit in `keep_bytes`.
 Kept = dict[int, decoder.Cache | None]
@@ -166,7 +166,10 @@ class Local:
         return 2 * math.prod(part) * jnp.dtype(c.compute_dtype).itemsize  # 2: keys and values
 
     def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
-        """Returns texts[b][c][j]; None if prompt and `max_tokens` exceed the model's `max_len`."""
+        """Returns texts[b][c][j]; None if prompt and `max_tokens` exceed the model's `max_len`.
+
+        A text without a stop token is a `Cut`.
+        """
         trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=max_tokens)
         run = answering(self._cfg, votes, max_tokens, sampling, self._tokenizer.stops)
         key = jax.random.key(seed)
@@ -174,14 +177,16 @@ class Local:
         def ask(tree, _):
             return run(self._params, *put_batch(self._mesh, (tree, addresses(tree))), key)
 
-        said: list[list[list[str | None]]] = [[[None] * votes for _ in row] for row in branches]
+        said: list[list[list[Said]]] = [[[None] * votes for _ in row] for row in branches]
         for rows, rollouts in self._in_batches(trunk_ids, branch_ids, ask):
             tokens_BCR, mask_BCR = fetch((rollouts.tokens_BCR, rollouts.mask_BCR))
             for at, b in enumerate(rows):
                 for c, j in ((c, j) for c, ok in enumerate(fits[b]) if ok for j in range(votes)):
                     # Rollouts have C * J branches; vote j of branch c is branch c * J + j.
                     ids = tokens_BCR[at, c * votes + j][mask_BCR[at, c * votes + j]].tolist()
-                    said[b][c][j] = continuation(self._tokenizer, branch_ids[b][c], ids)
+                    text = continuation(self._tokenizer, branch_ids[b][c], ids)
+                    ended = ids[-1] in self._tokenizer.stops
+                    said[b][c][j] = text if ended else Cut(text)
         return said
 
     def _in_batches(self, trunk_ids, branch_ids, ask, *, fixed: bool = False):

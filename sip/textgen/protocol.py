@@ -1,6 +1,7 @@
 """The text generator interface: option log-probabilities and generated text."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -8,6 +9,18 @@ import numpy as np
 from sip.sampling import SamplingConfig
 from sip.text.segments import Text
 
+
+@dataclass(frozen=True)
+class Cut:
+    """An answer that `max_tokens` or the server cut before its end.
+
+    "Score: 1" may be the beginning of "Score: 10", so it is no verdict and no example.
+    """
+
+    text: str
+
+
+Said = str | Cut | None  # a whole answer, one that was cut, or None: no answer
 # `choose` with its trunks already bound: (branches, options) -> logp_BCO.
 Choose = Callable[[Sequence[Sequence[Text]], tuple[str, ...]], np.ndarray]
 
@@ -39,11 +52,12 @@ class TextGenerator(Protocol):
         max_tokens: int,
         sampling: SamplingConfig,
         seed: int,
-    ) -> list[list[list[str | None]]]:
+    ) -> list[list[list[Said]]]:
         """Returns texts[b][c][j]: J sampled continuations of trunk b and branch c.
 
-        `votes` is J. A text has at most `max_tokens` tokens, sampled by `sampling`. A failed text
-        is None. The random key of a text depends on seed, prompt and vote only: a prompt gets the
-        same texts in any batch, if the backend honours seeds.
+        `votes` is J. A text has at most `max_tokens` tokens, sampled by `sampling`. One that does
+        not end within them is a `Cut`; a failed one is None. The random key of a text depends on
+        seed, prompt and vote only: a prompt gets the same texts in any batch, if the backend
+        honours seeds.
         """
         ...

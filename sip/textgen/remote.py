@@ -9,7 +9,6 @@ the server's tokenizer are broken up in text under judgement (`sip/text/untruste
 import hashlib
 import logging
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,8 +22,10 @@ from sip.text import untrusted
 from sip.text.segments import Text, tokens_of
 from sip.text.tokenizer import Tokenizer
 from sip.textgen import transport
+from sip.textgen.protocol import Cut, Said
 
 APIS = {"completions": "completions", "chat": "chat/completions"}
+ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")  # finish_reason of whole answers
 NEGLIGIBLE = 1e-3  # an unlisted option gets probability 0 if its bound is at most this
 LOG = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class RemoteConfig:
     concurrency: int = 16  # maximum number of simultaneous requests
     timeout_seconds: float = 60.0  # limit of one attempt, seconds
     retries: int = 5  # attempts after the first one
-    cache: str = ""  # directory of the answer cache; empty: no cache
+    cache: str = ""  # directory of answers, by url, model and request; empty: no cache
     logprobs: int = 20  # number of top log-probabilities per token to request; 0: texts only
     specials: tuple[str, ...] = ()  # special strings to break up in text under judgement
     tokens: bool = False  # send token ids, not text; completions only
@@ -80,7 +81,7 @@ class RemoteConfig:
 class Remote:
     """A TextGenerator on a server. Failed requests give NaN or None and are counted.
 
-    `tokenizer` is needed only with `config.tokens`. `sleep` and `clock` are for tests.
+    `tokenizer` is needed only with `config.tokens`. `sleep` is for tests.
     """
 
     def __init__(
@@ -89,12 +90,11 @@ class Remote:
         tokenizer: Tokenizer | None = None,
         *,
         sleep: Callable[[float], object] | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ):
         if config.tokens and tokenizer is None:
             raise UserError("tokens: a tokenizer is needed to send token ids; or set tokens=False")
         self._config, self._tokenizer = config, tokenizer
-        self._endpoint = _endpoint(config, sleep, clock)
+        self._endpoint = _endpoint(config, sleep)
 
     def check(self) -> None:
         """Requests one token. Raises UserError (one line) if the server gives no usable answer."""
@@ -131,6 +131,7 @@ class Remote:
         for place, table in zip(places, tables, strict=True):
             if table is not None:
                 logp_BCO[place] = _logp(table, names, self._config.logprobs)
+        _warn_of_unlisted(names, [table for table in tables if table is not None])
         return logp_BCO
 
     def generate(
@@ -142,8 +143,11 @@ class Remote:
         max_tokens: int,
         sampling: SamplingConfig,
         seed: int,
-    ) -> list[list[list[str | None]]]:
+    ) -> list[list[list[Said]]]:
         """Returns texts[b][c][j], `votes` continuations per prompt; None for a failed one.
+
+        A text whose `finish_reason` is not one of ENDED, such as "length", is a `Cut`. Without a
+        `finish_reason` it counts as whole.
 
         One request asks for all votes of a prompt (`n`). If the server returns fewer, the missing
         ones are requested one by one. Seeds are hashed, so that calls with neighbouring seeds share
@@ -155,8 +159,8 @@ class Remote:
             self._config, prompt, n, max_tokens, sampling, _spread(seed) + j
         )
         answers = self._texts([draw(prompt, 0, drawn) for prompt in prompts])
-        none: list[str | None] = [None] * drawn
-        texts = [list(found[:drawn]) if found else list(none) for found in answers]
+        none: list[Said] = [None] * drawn
+        texts = [found[:drawn] if found else list(none) for found in answers]
         # A server that ignores `n` returns one text: request the others, each with its own seed.
         short = [(i, j) for i, found in enumerate(texts) for j in range(len(found), drawn)]
         more = self._texts([draw(prompts[i], j, 1) for i, j in short])
@@ -194,9 +198,10 @@ class Remote:
             return f"token_id:{ids[0]}"
         return option.lstrip() if self._config.api == "chat" else option
 
-    def _texts(self, payloads) -> list[list[str | None] | None]:
+    def _texts(self, payloads) -> list[list[Said] | None]:
         """Sends payloads and returns the texts of each answer; None for a failed one."""
-        return self._ask(payloads, lambda found: _texts(self._config, found), _whole_texts)
+        rows = self._ask(payloads, lambda found: _texts(self._config, found), _whole_texts)
+        return [None if row is None else [_said(*one) for one in row] for row in rows]
 
     def _ask(self, payloads, wanted, whole) -> list[Any]:
         """Sends payloads and returns the value of each answer; None for a failed one."""
@@ -217,7 +222,7 @@ def check(config: RemoteConfig) -> None:
 
     Called before a run starts, so that a wrong url, model or key is reported at once.
     """
-    _check(_endpoint(config, None, time.monotonic), config)
+    _check(_endpoint(config, None), config)
 
 
 def _check(endpoint: transport.Endpoint, config: RemoteConfig) -> None:
@@ -251,12 +256,12 @@ class OnLead:
         """Returns logp_BCO of `Remote.choose` on every process."""
         return processes.broadcast(lambda: self.server.choose(trunks, branches, options))
 
-    def generate(self, trunks, branches, **how) -> list[list[list[str | None]]]:
+    def generate(self, trunks, branches, **how) -> list[list[list[Said]]]:
         """Returns texts[b][c][j] of `Remote.generate` on every process."""
         return processes.broadcast(lambda: self.server.generate(trunks, branches, **how))
 
 
-def _endpoint(config: RemoteConfig, sleep, clock) -> transport.Endpoint:
+def _endpoint(config: RemoteConfig, sleep) -> transport.Endpoint:
     config.check_named()
     return transport.Endpoint(
         config.url,
@@ -266,7 +271,6 @@ def _endpoint(config: RemoteConfig, sleep, clock) -> transport.Endpoint:
         retries=config.retries,
         cache=config.cache,
         sleep=sleep,
-        clock=clock,
     )
 
 
@@ -305,8 +309,16 @@ def _spread(seed: int) -> int:
     return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4]) >> 2
 
 
+def _warn_of_unlisted(names: Sequence[str], tables: Sequence[dict[str, float]]) -> None:
+    """Warns if no answer lists any option: the server may spell them otherwise."""
+    if tables and not any(name in table for name in names for table in tables):
+        likely = sorted(tables[0], key=lambda token: -tables[0][token])[:3]
+        listed = ", ".join(map(repr, likely))
+        LOG.warning("no answer lists %s; likeliest: %s", ", ".join(map(repr, names)), listed)
+
+
 def _choices(found: Any) -> list[dict]:
-    choices = found["choices"]
+    choices = found["choices"] if isinstance(found, dict) and "choices" in found else None
     if not (isinstance(choices, list) and choices):
         raise TypeError("no choices")
     return choices
@@ -321,16 +333,47 @@ def _table(config: RemoteConfig, found: Any) -> dict[str, float]:
     logprobs = choice["logprobs"] if "logprobs" in choice else None
     if logprobs is None:
         raise TypeError("the server returns no log-probabilities")
-    if config.api == "completions":
-        pairs = list(logprobs["top_logprobs"][0].items())
-    else:
-        pairs = [(one["token"], one["logprob"]) for one in logprobs["content"][0]["top_logprobs"]]
+    pairs = _pairs(logprobs)
     table: dict[str, float] = {}
-    for token, logp in pairs:
+    # A set: some servers list the sampled token a second time, with the same number.
+    for token, logp in sorted(set(pairs)):
+        token = _plain(config, token)
         table[token] = float(np.logaddexp(table[token], logp)) if token in table else logp
     if config.tokens and not all(token.startswith("token_id:") for token in table):
         raise ValueError("the server does not name tokens by their ids")
     return _checked_table(table)
+
+
+def _pairs(logprobs: Any) -> list[tuple[str, float]]:
+    """Returns (token, log-probability) of the first position, in the form of either API.
+
+    llama.cpp uses the form of chat for completions too. Raises one of UNREADABLE.
+    """
+    if "content" in logprobs:
+        first = logprobs["content"] and logprobs["content"][0]["top_logprobs"]
+        pairs = [(one["token"], one["logprob"]) for one in first or ()]
+    else:
+        first = logprobs["top_logprobs"] and logprobs["top_logprobs"][0]
+        pairs = list(first.items()) if first else []
+    if not pairs:
+        raise TypeError("no log-probabilities of the first token")
+    for token, logp in pairs:
+        if not isinstance(token, str):
+            raise TypeError(f"token {token!r} is no text")
+        if isinstance(logp, bool) or not isinstance(logp, int | float):
+            raise TypeError(f"the log-probability of {token!r} is {logp!r}")
+    return pairs
+
+
+def _plain(config: RemoteConfig, token: str) -> str:
+    """Returns a token's text as an option may have it.
+
+    Some servers send pieces as their vocabulary has them: a space is U+2581 (SentencePiece) or
+    U+0120 (GPT-2). In chat an answer is a new turn, so the first token's space says nothing.
+    """
+    if token[:1] in ("\u2581", "\u0120"):
+        token = " " + token[1:]
+    return token.lstrip() if config.api == "chat" else token
 
 
 def _checked_table(table: Any) -> dict[str, float]:
@@ -338,9 +381,9 @@ def _checked_table(table: Any) -> dict[str, float]:
     if not (isinstance(table, dict) and table):
         raise TypeError("no log-probabilities")
     # 1e-3 and 1.01 leave room for rounding on the server; the comparison also rejects NaN.
-    for logp in table.values():
+    for token, logp in table.items():
         if isinstance(logp, bool) or not isinstance(logp, int | float) or not logp <= 1e-3:
-            raise ValueError("not a log-probability")
+            raise ValueError(f"the log-probability of {token!r} is {logp!r}")
     if sum(math.exp(logp) for logp in table.values()) > 1.01:
         raise ValueError("the probabilities sum to more than 1")
     return table
@@ -358,15 +401,29 @@ def _logp(table: dict[str, float], names: Sequence[str], asked: int) -> list[flo
     return [table[name] if name in table else missing for name in names]
 
 
-def _texts(config: RemoteConfig, found: Any) -> list[str | None]:
-    """Returns the texts of the choices; None if a chat model returned reasoning only."""
-    chat = config.api == "chat"
-    texts = [one["message"]["content"] if chat else one["text"] for one in _choices(found)]
-    _whole_texts([text for text in texts if text is not None])
-    return texts
+def _texts(config: RemoteConfig, found: Any) -> list[list]:
+    """Returns [text, whether it ended] of each choice, as JSON for the cache.
+
+    The text of a chat model that returned reasoning only is None; "" if it was cut while reasoning.
+    """
+    rows = []
+    for one in _choices(found):
+        text = one["message"]["content"] if config.api == "chat" else one["text"]
+        reason = one["finish_reason"] if "finish_reason" in one else None
+        ended = reason is None or (isinstance(reason, str) and reason.lower() in ENDED)
+        rows.append(["" if text is None and not ended else text, ended])
+    _whole_texts([row for row in rows if row[0] is not None])
+    return rows
 
 
-def _whole_texts(texts: Any) -> list[str]:
-    if not (isinstance(texts, list) and texts and all(isinstance(text, str) for text in texts)):
+def _whole_texts(rows: Any) -> list[list]:
+    if not (isinstance(rows, list) and rows):
         raise TypeError("no texts")
-    return texts
+    for text, ended in rows:
+        if not (isinstance(text, str) and isinstance(ended, bool)):
+            raise TypeError("no texts")
+    return rows
+
+
+def _said(text: str | None, ended: bool) -> Said:
+    return text if text is None or ended else Cut(text)

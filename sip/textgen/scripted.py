@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sip.structs import UserError
+from sip.textgen.protocol import Said
 
 
 @dataclass(frozen=True)
@@ -15,11 +16,11 @@ class Scripted:
     """A text generator made of two functions, in place of a model.
 
     fn(trunk, branch, options) -> probabilities of the options
-    words(trunk, branch, vote) -> a continuation, or None for a failure
+    words(trunk, branch, vote) -> a continuation, a `Cut`, or None for a failure
     """
 
     fn: Callable[[str, str, tuple[str, ...]], Sequence[float]]
-    words: Callable[[str, str, int], str | None] = lambda trunk, branch, vote: None
+    words: Callable[[str, str, int], Said] = lambda trunk, branch, vote: None
 
     def choose(self, trunks, branches, options) -> np.ndarray:
         """Returns logp_BCO, the logarithms of the probabilities that `fn` returns."""

@@ -21,13 +21,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sip.structs import UserError
+from sip.textgen.exchange import Network, Wires
 from sip.workdir import to_json, write_atomically
 
 Read = Callable[[Any], Any]  # parses JSON into a value; raises one of UNREADABLE if it cannot
 BUSY = (408, 409, 429)  # HTTP statuses to retry, like 5xx
+LASTING = ("CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER")  # TLS errors that do not pass
 REFUSED = (400, 413, 422)  # HTTP statuses that concern one request, such as a prompt too long
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # bounds of the wait between attempts, seconds
-UNREADABLE = (ValueError, LookupError, TypeError, ArithmeticError, RecursionError)
+UNREADABLE = (
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,7 @@ class Answer:
     problem: str = ""  # one line; empty: success
     fatal: bool = False  # no further request to this server can succeed
     final: bool = False  # a retry of this request cannot succeed
+    odd: bool = False  # the server answered, but not in the expected form
     after: float | None = None  # the server's Retry-After, seconds
 
 
@@ -78,11 +83,14 @@ class Endpoint:
 
     `ask` sends up to `concurrency` requests at a time from its own threads, so it also works inside
     a running event loop. Call `ask` from one thread at a time.
-    Connection errors, timeouts, statuses 408, 409, 429 and 5xx, and answers that cannot be parsed
-    are retried up to `retries` times. The wait before a retry is random (exponential backoff with
-    full jitter) plus the server's Retry-After, at most LONGEST_WAIT seconds. `seconds` limits one
-    attempt as a whole, also if the server sends its answer in small pieces.
-    `cache` is the directory of cached answers; empty: no cache. `sleep` and `clock` are for tests.
+    Connection errors, timeouts and statuses 408, 409, 429 and 5xx are retried up to `retries`
+    times. The wait before a retry is random (exponential backoff with full jitter) plus the
+    server's Retry-After, at most LONGEST_WAIT seconds. An answer that cannot be parsed is retried
+    once: a server of another format would answer alike. `seconds` limits one attempt as a whole,
+    also if the server sends its answer in small pieces.
+    `cache` is the directory of cached answers; empty: no cache. An answer is cached under url,
+    model and request: after another model is served under the same name, use another directory.
+    `sleep` is for tests.
     """
 
     def __init__(
@@ -95,17 +103,17 @@ class Endpoint:
         retries: int,
         cache: str = "",
         sleep: Callable[[float], object] | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ):
         check_url(url)
         self._url, self._concurrency = url.rstrip("/"), concurrency
-        self._seconds, self._retries, self._clock = seconds, retries, clock
+        self._seconds, self._retries = seconds, retries
         self._stopped = threading.Event()
         self._sleep = sleep or self._stopped.wait
         self._cache = Path(cache) if cache else None
         self._lock, self._counts, self._proven = threading.Lock(), Counter(), False
-        self._http, self._headers = _http(), {"content-type": "application/json"}
-        self._tls = self._http.create_ssl_context()  # slow, so created once
+        self._network = Network(url, seconds)
+        # "identity": answers are short, and unpacking is one more thing to bound.
+        self._headers = {"content-type": "application/json", "accept-encoding": "identity"}
         # A server may echo the key in its error: mask it before the text reaches a message.
         self._said = lambda text: _one_line(text.replace(key, "[key]") if key else text)
         if key:
@@ -127,17 +135,19 @@ class Endpoint:
         """
         if not payloads:
             return []
-        keys = [digest(path, payload) for payload in payloads]
+        keys = [digest(f"{self._url}/{path}", payload) for payload in payloads]
         self._stopped.clear()
-        with self._client() as client, ThreadPoolExecutor(self._concurrency) as pool:
+        wires = Wires(self._network)
+        with contextlib.closing(wires), ThreadPoolExecutor(self._concurrency) as pool:
             jobs = {
-                key: pool.submit(self._job, client, path, payload, key, wanted, whole)
+                key: pool.submit(self._job, wires, path, payload, key, wanted, whole)
                 for key, payload in dict(zip(keys, payloads, strict=True)).items()
             }
             try:
                 answers = {key: job.result() for key, job in jobs.items()}
             finally:  # after an exception or Ctrl-C no further request is sent
                 self._stopped.set()
+                wires.hang_up()
                 pool.shutdown(wait=False, cancel_futures=True)
         for answer in answers.values():
             if answer.fatal:
@@ -154,10 +164,6 @@ class Endpoint:
         names = ("requests", "retries", "failed", "cached")
         return {name: (float(counts[name]), float(counts["asked"])) for name in names}
 
-    def _client(self):
-        limit = self._http.Timeout(self._seconds, connect=min(self._seconds, 10.0))
-        return self._http.Client(timeout=limit, verify=self._tls, follow_redirects=False)
-
     def _count(self, **more: int) -> None:
         with self._lock:
             self._counts.update(more)
@@ -168,23 +174,23 @@ class Endpoint:
             self._stopped.set()
         return answer
 
-    def _kept(self, client, path, payload, key, wanted: Read, whole: Read | None) -> Answer:
+    def _kept(self, wires, path, payload, key, wanted: Read, whole: Read | None) -> Answer:
         """Reads an answer from the cache, or asks the server and caches its answer."""
         self._count(asked=1)
         if self._cache is None or whole is None:
-            return self._answer(client, path, payload, wanted)
+            return self._answer(wires, path, payload, wanted)
         kept = load(self._cache, key, whole)
         if kept is not None:
             self._count(cached=1)
             return Answer(kept)
-        answer = self._answer(client, path, payload, wanted)
+        answer = self._answer(wires, path, payload, wanted)
         with contextlib.suppress(*UNREADABLE):  # a failed or partial answer is not cached
             whole(answer.value)
             problem = store(self._cache, key, answer.value)
             return Answer(None, problem, fatal=True) if problem else answer
         return answer
 
-    def _answer(self, client, path, payload, wanted: Read) -> Answer:
+    def _answer(self, wires, path, payload, wanted: Read) -> Answer:
         """Asks the server, with retries."""
         body = to_json(payload).encode()  # json.dumps escapes all non-ASCII characters
         answer = Answer(None, "stopped")
@@ -193,62 +199,81 @@ class Endpoint:
                 break
             if attempt:
                 self._count(retries=1)
-            answer = self._attempt(client, path, body, wanted)
-            if not answer.problem or answer.final:
+            answer = self._attempt(wires, path, body, wanted)
+            if not answer.problem or answer.final or (answer.odd and attempt):
                 break
             if attempt < self._retries:
                 self._sleep(_wait(attempt, answer.after))
         self._count(failed=int(bool(answer.problem)))
         return answer
 
-    def _attempt(self, client, path: str, body: bytes, wanted: Read) -> Answer:
+    def _attempt(self, wires: Wires, path: str, body: bytes, wanted: Read) -> Answer:
         self._count(requests=1)
+        http = self._network.http
         try:
-            status, after, data = self._exchange(client, f"{self._url}/{path}", body)
-        except (self._http.HTTPError, TimeoutError) as error:
-            reason = self._said(f"{type(error).__name__} {error}")
-            return Answer(None, f"{self._url}: no answer: {reason}")
+            status, headers, data = wires.post(f"{self._url}/{path}", body, self._headers)
+        except (http.HTTPError, http.InvalidURL, OSError, UnicodeError) as error:
+            return self._unreached(error)
+        except ValueError as error:  # too large, or packed oddly
+            return Answer(None, f"{self._url}: {self._said(str(error))}", odd=True)
         if status != 200:
-            return self._refusal(status, after, data)
+            return self._refusal(status, headers, data)
         try:
-            value = wanted(json.loads(data))
+            found = json.loads(data)
+            if (error := _error_of(found)) is not None:
+                return self._error(error, data)
+            value = wanted(found)
         except UNREADABLE as error:
             reason = self._said(f"{type(error).__name__} {error}")
-            return Answer(None, f"{self._url}: the answer cannot be read: {reason}")
+            problem = f"{self._url}: the answer cannot be read: {reason}: {self._begin(data)}"
+            return Answer(None, problem, odd=True)
         self._proven = True  # url, key and model are right
         return Answer(value)
 
-    def _exchange(self, client, url: str, body: bytes) -> tuple[int, float | None, bytes]:
-        start, parts = self._clock(), []
-        with client.stream("POST", url, content=body, headers=self._headers) as response:
-            for part in response.iter_bytes():
-                parts.append(part)
-                # The library's timeout restarts with every part; this one is for the whole answer.
-                if self._clock() - start > self._seconds:
-                    raise TimeoutError(f"answer incomplete after {self._seconds:g} s")
-            after = response.headers.get("retry-after")
-            return response.status_code, _seconds(after), b"".join(parts)
+    def _unreached(self, error: Exception) -> Answer:
+        """Returns the failed answer of a request that the server did not answer."""
+        reason = self._said(f"{type(error).__name__} {error}")
+        problem = f"{self._url}: no answer: {reason}{self._network.hint(reason)}"
+        lasting = any(known in reason for known in LASTING) and not self._proven
+        return Answer(None, problem, fatal=lasting, final=lasting)
 
-    def _refusal(self, status: int, after: float | None, data: bytes) -> Answer:
+    def _begin(self, data: bytes) -> str:
+        return self._said(data[:2000].decode(errors="replace"))[:300]
+
+    def _error(self, error: Any, data: bytes) -> Answer:
+        """Returns the failed answer for an error that came with status 200."""
+        code = error["code"] if isinstance(error, dict) and "code" in error else None
+        if isinstance(code, int) and 400 <= code < 600:
+            return self._refusal(code, {}, data)
+        return Answer(None, f"{self._url}: answered with an error: {self._begin(data)}", odd=True)
+
+    def _refusal(self, status: int, headers: Mapping[str, str], data: bytes) -> Answer:
         """Returns the failed answer for an HTTP status other than 200.
 
         A status of REFUSED is fatal only before the first success: it then points to a wrong url or
         model. After a success it fails only this request. Statuses of BUSY and 5xx are retried. All
         others, such as 401 or 404, are fatal.
         """
-        said = self._said(data[:2000].decode(errors="replace"))[:300]
-        problem = f"{self._url}: status {status}: {said}"
+        problem = f"{self._url}: status {status}: {self._begin(data)}"
+        if 300 <= status < 400 and "location" in headers:
+            problem += f" (redirected to {self._said(headers['location'])[:300]}; change url)"
         if status in BUSY or status >= 500:
+            after = _seconds(headers["retry-after"]) if "retry-after" in headers else None
             return Answer(None, problem, after=after)
         return Answer(None, problem, fatal=not (status in REFUSED and self._proven), final=True)
 
 
-def _http():
-    try:
-        import httpx
-    except ImportError:
-        raise UserError("the HTTP backend needs httpx: pip install 'sip-jax[serve]'") from None
-    return httpx
+def _error_of(found: Any) -> Any:
+    """Returns the error in a parsed answer; None if it is none.
+
+    Some servers and gateways send errors with status 200: {"error": {"message": .., "code": 429}},
+    or {"object": "error", "message": .., "code": 404}.
+    """
+    if not isinstance(found, dict) or "choices" in found:
+        return None
+    if "object" in found and found["object"] == "error":
+        return found
+    return found["error"] if "error" in found else None
 
 
 def _one_line(text: str) -> str:
@@ -261,10 +286,8 @@ def _wait(attempt: int, after: float | None) -> float:
     return min(LONGEST_WAIT, (after or 0.0) + jitter)
 
 
-def _seconds(after: str | None) -> float | None:
+def _seconds(after: str) -> float | None:
     """Parses a Retry-After header (seconds or a date) into seconds; None if it is unusable."""
-    if after is None:
-        return None
     try:
         seconds = float(after)
     except ValueError:

@@ -13,16 +13,16 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from sip.judge import prompts, verdicts, voting
+from sip.judge import prompts, voting
 from sip.judge.labels.corruptions import EVERY, Others, Phrases
 from sip.judge.labels.file import LabelLine
 from sip.judge.prompts import Aspect
 from sip.judge.voting import Voting
 from sip.structs import UserError
 from sip.text import template
-from sip.textgen.protocol import TextGenerator
+from sip.textgen.protocol import Cut, Said, TextGenerator
 
-Spoiled = list[str | None]  # corrupted versions; None if the request failed
+Spoiled = list[Said]  # corrupted versions; None if the request failed
 LEAST = 0.5  # least length of a corrupted version, as a share of the suffix's characters
 
 
@@ -70,11 +70,17 @@ def by_model(
     return [_cleaned(text, suffix) for ((text,),), suffix in zip(said, suffixes, strict=True)]
 
 
-def _cleaned(text: str | None, suffix: str) -> str | None:
-    """The first line of an answer, after the suffix's leading white space."""
-    if text is None:
+def _cleaned(said: Said, suffix: str) -> Said:
+    """The first line of an answer, after the suffix's leading white space.
+
+    It is whole, also in an answer that was cut later.
+    """
+    if said is None:
         return None
-    first = (text.strip().splitlines() or [""])[0].strip()
+    first, more, _ = (said.text if isinstance(said, Cut) else said).strip().partition("\n")
+    if isinstance(said, Cut) and not more:
+        return said
+    first = first.strip()
     return suffix[: len(suffix) - len(suffix.lstrip())] + first
 
 
@@ -112,19 +118,21 @@ def pairs(
     _check_kind(aspect, "pairwise")
     lines, dropped = [], Counter()
     for prefix, suffix, version in zip(prefixes, suffixes, spoiled, strict=True):
-        version = None if version is None else trim(version, suffix)
+        version = trim(version, suffix) if isinstance(version, str) else version
         reason = _unusable(suffix, version)
-        if reason or version is None:
+        if reason or not isinstance(version, str):
             dropped[reason] += 1
         else:
             lines.append(LabelLine(aspect, prefix, (suffix, version), 0, ""))
     return Made(lines, dropped)
 
 
-def _unusable(suffix: str, version: str | None) -> str:
+def _unusable(suffix: str, version: Said) -> str:
     """The reason to drop a corrupted version; empty if it is usable."""
     if version is None:
-        return "failed"
+        return voting.FAILED
+    if isinstance(version, Cut):
+        return voting.CUT
     if not version.strip():
         return "empty"
     words, original = (template.quote(text).split() for text in (version, suffix))
@@ -204,16 +212,9 @@ def unanimous(votes: Sequence[int | str]) -> tuple[int | None, str]:
 
 
 def _votes(textgen, aspect, trunks, branches, asking: Voting) -> list[list[list[int | str]]]:
-    """Samples votes[b][c][j]: the index of an option, "failed" or "unread"."""
+    """Samples votes[b][c][j]: the index of an option, or the reason why there is none."""
     said = voting.answers(asking, textgen, trunks, branches)
-
-    def vote(text: str | None) -> int | str:
-        if text is None:
-            return "failed"
-        option = verdicts.parse(text, aspect.options, phrase=aspect.verdict)
-        return "unread" if option is None else option
-
-    return [[[vote(text) for text in texts] for texts in row] for row in said]
+    return [[[voting.vote(text, aspect) for text in texts] for texts in row] for row in said]
 
 
 def _check_kind(aspect: Aspect, kind: str) -> None:

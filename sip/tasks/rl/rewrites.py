@@ -162,9 +162,8 @@ def worth(
     reward_BK[at], valid_BK[at], found = rewards.of(
         judge, [of.prefixes[b] for b in at], [of.suffixes[b] for b in at], texts
     )
-    judges.check_invalid(
-        np.ones((len(at), shape[1]), bool), valid_BK[at], max_invalid, "task.max_invalid"
-    )
+    asked_BK = np.ones((len(at), shape[1]), bool)
+    judges.check_invalid(asked_BK, valid_BK[at], max_invalid, "task.max_invalid", found)
     return reward_BK, valid_BK, metrics | found
 
 

@@ -16,6 +16,7 @@ from sip.rewards.verdicts import Reward
 from sip.structs import Params, Rollouts, Tree
 from sip.text.segments import Ids
 from sip.text.tokenizer import Tokenizer
+from sip.textgen.protocol import Cut
 
 GREEDY = sampling.SamplingConfig(temperature=0.0)
 
@@ -46,13 +47,17 @@ class AnswerWriter:
         args = put_batch(self.mesh, (trunks.tokens_BT, fork_B, rows_B))
         return run(params, *args, key)
 
-    def texts(self, answers: Sequence[Sequence[Ids]]) -> list[list[str]]:
-        """Decodes answers [B][K] of token ids."""
-        return [[self.tokenizer.decode(ids) for ids in row] for row in answers]
+    def texts(self, answers: Sequence[Sequence[Ids]]) -> list[list[str | Cut]]:
+        """Decodes answers [B][K] of token ids; an answer without a stop token is a `Cut`."""
+        return [[self._text(ids) for ids in row] for row in answers]
 
-    def greedy(self, params: Params, asked: Sequence[Ids], *, batch: int) -> list[str]:
+    def _text(self, ids: Ids) -> str | Cut:
+        text = self.tokenizer.decode(ids)
+        return text if ids and ids[-1] in self.stops else Cut(text)
+
+    def greedy(self, params: Params, asked: Sequence[Ids], *, batch: int) -> list[str | Cut]:
         """Decodes one greedy answer to each prompt, `batch` prompts at a time."""
-        found: list[str] = []
+        found: list[str | Cut] = []
         with jax.set_mesh(self.mesh):
             for start in range(0, len(asked), batch):
                 some = list(asked[start : start + batch])

@@ -23,6 +23,7 @@ from sip.tasks.rl.task import AnswerWriter, RLTask
 from sip.text.segments import Ids, tokens_of
 from sip.text.tokenizer import Cached, Tokenizer
 from sip.textgen.local import Local
+from sip.textgen.protocol import Said
 from sip.training import loop
 
 
@@ -167,7 +168,7 @@ def _units(found: LabelledPrompts, prompt_of, both_orders: bool) -> list[Unit]:
     return [(asked[place], asked[swapped]) for place, swapped in labels.swaps(found)]
 
 
-def _said(found: LabelledPrompts, texts: Sequence[str]) -> np.ndarray:
+def _said(found: LabelledPrompts, texts: Sequence[Said]) -> np.ndarray:
     """said_NC, the option of each answer, -1 for none. `texts` come row by row."""
     said_NC = np.full(found.mask_NC.shape, -1)
     said_NC[found.mask_NC] = [rewards.said(found.aspect, text) for text in texts]

@@ -52,7 +52,7 @@ def to_orbax(src: str, dst: str, where: jax.sharding.Mesh, *, dtype: str = "floa
     tokens.check(src, configs.read(src).vocab_size)
     params, cfg = reading.load(src, where, DTYPES[dtype])
     loading.check_finite(params, src)
-    with writing.whole(dst, writing.size_of(params, dtype)) as path:
+    with writing.whole(dst, writing.size_of(params, cfg, dtype)) as path:
         tokens.write(files, path)
         _save(path, params, {"source": src, "model": dataclasses.asdict(cfg)})
 

@@ -11,7 +11,7 @@ from sip.mesh import constrain
 from sip.models import decoder, gathering
 from sip.models.config import ModelConfig
 from sip.sections import above, at_least, check
-from sip.structs import Params, Rollouts, Tree
+from sip.structs import Params, Rollouts, Tree, soft_cap
 
 COLDEST = 1e-5  # logits divided by less differ by more than float32 noise: greedy, as in vLLM
 
@@ -92,9 +92,9 @@ def _pick(x_BCV, token_BC):
 
 
 def _logits(params, cfg, hidden_BCD):
-    unembed = decoder.unembed(params, cfg).astype(cfg.compute_dtype)
+    unembed = decoder.unembed_DV(params, cfg).astype(cfg.compute_dtype)
     logits = jnp.einsum("BCD,DV->BCV", hidden_BCD, unembed, preferred_element_type=jnp.float32)
-    return constrain(logits, "BCV")
+    return constrain(soft_cap(logits, cfg.final_cap) if cfg.final_cap else logits, "BCV")
 
 
 def encode(params: Params, cfg: ModelConfig, tokens_BT) -> decoder.Output:

@@ -8,7 +8,7 @@ One alphabet for names, einsums and sharding: `x_BTD`, `"BTD,DF->BTF"`, `constra
     R branch positions           Q query heads per G      J judge votes
     S key / cache positions      H channels per head      M target positions of a branch
     K candidates per prefix      N positions of trunk and branches together, T + C*R
-    O options of a verdict       Z rank of LoRA factors   P rotary frequencies, H/2
+    O options of a verdict       Z rank of LoRA factors   P rotary frequencies, at most H/2
 
 `logp[.., t]` scores `tokens[.., t]` given its past, so tokens, log-probabilities and masks share
 one index. In boolean masks True means that an entry counts. Every average is stored as a pair
@@ -58,6 +58,22 @@ class Targets:
     at_BCM: Array  # int32, branch positions in 0..R-1
     token_BCM: Array  # int32, target tokens
     mask_BCM: Array  # True: a target, False: padding
+
+
+def soft_cap(x: Array, cap: float) -> Array:
+    """Returns cap * tanh(x / cap), which is near x if |x| is small and never exceeds `cap`."""
+    return cap * jnp.tanh(x / cap)
+
+
+@flax.struct.dataclass
+class Capped:
+    """The unembedding of a model whose logits have a soft cap.
+
+    It is no array, so that logits cannot be computed without their cap.
+    """
+
+    unembed_DV: Array
+    cap: float = flax.struct.field(pytree_node=False)
 
 
 @flax.struct.dataclass

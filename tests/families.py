@@ -26,6 +26,10 @@ LLAMA3 = dict(
     original_max_position_embeddings=32,
 )  # fmt: skip
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+LONGROPE = dict(
+    type="longrope", short_factor=[1.0, 1.25, 1.5], long_factor=[1.0, 4.0, 9.0],
+)  # fmt: skip
+FULL, NEAR = "full_attention", "sliding_attention"
 ODD = dict(vocab_size=37, tie_word_embeddings=True, num_key_value_heads=1)
 CASES = {  # fields of config.json, in addition to BASE
     "llama2": dict(model_type="llama", num_key_value_heads=4, head_dim=None),
@@ -61,12 +65,93 @@ CASES = {  # fields of config.json, in addition to BASE
         layer_types=["sliding_attention"] * 2 + ["full_attention"], swiglu_limit=0.5,
         swiglu_alpha=1.2, **ODD,
     ),
+    "mixtral": dict(
+        model_type="mixtral", num_local_experts=4, num_experts_per_tok=2, sliding_window=None,
+        rope_theta=1e6, router_aux_loss_coef=0.02,
+    ),
+    "mixtral_odd": dict(
+        model_type="mixtral", num_local_experts=5, num_experts_per_tok=3, sliding_window=6,
+        head_dim=6, intermediate_size=7, **ODD,
+    ),
+    "olmo2": dict(model_type="olmo2", attention_bias=False, rope_theta=5e5),
+    "olmo2_odd": dict(
+        model_type="olmo2", attention_bias=True, head_dim=6, rope_scaling=YARN,
+        intermediate_size=48, **{**ODD, "tie_word_embeddings": False},
+    ),
+    "smollm3": dict(
+        model_type="smollm3", pad_token_id=0, num_hidden_layers=4, no_rope_layers=[1, 1, 1, 0],
+        no_rope_layer_interval=4, layer_types=[FULL] * 4, use_sliding_window=False,
+        sliding_window=None, pretraining_tp=2, max_window_layers=28,
+    ),
+    "smollm3_odd": dict(
+        model_type="smollm3", pad_token_id=0, num_hidden_layers=3, no_rope_layers=[1, 0, 1],
+        mlp_bias=True, attention_bias=True, head_dim=6, layer_types=[NEAR, NEAR, FULL],
+        use_sliding_window=True, sliding_window=4, **ODD,
+    ),
+    "granite": dict(
+        model_type="granite", embedding_multiplier=6.0, attention_multiplier=0.25,
+        residual_multiplier=0.3, logits_scaling=2.0,
+    ),
+    "granite_odd": dict(
+        model_type="granite", embedding_multiplier=1.5, attention_multiplier=0.7,
+        residual_multiplier=1.4, logits_scaling=0.3, attention_bias=True, mlp_bias=True,
+        rope_scaling=LLAMA3, **ODD,
+    ),
+    "phi3": dict(
+        model_type="phi3", pad_token_id=0, sliding_window=7, original_max_position_embeddings=256,
+        embd_pdrop=0.0, resid_pdrop=0.0, rope_scaling=None,
+    ),
+    "phi3_odd": dict(
+        model_type="phi3", pad_token_id=0, partial_rotary_factor=0.75, hidden_size=32,
+        rope_scaling=LONGROPE,
+        original_max_position_embeddings=160, max_position_embeddings=640, sliding_window=None,
+        **ODD,
+    ),
+    "gemma2": dict(
+        model_type="gemma2", head_dim=8, num_hidden_layers=4, hidden_activation="gelu_pytorch_tanh",
+        query_pre_attn_scalar=8, sliding_window=6, attn_logit_softcapping=50.0,
+        final_logit_softcapping=30.0, tie_word_embeddings=True,
+    ),
+    "gemma2_odd": dict(
+        model_type="gemma2", head_dim=6, num_hidden_layers=3, hidden_activation="silu",
+        query_pre_attn_scalar=3, sliding_window=3, attn_logit_softcapping=1.5,
+        final_logit_softcapping=2.0, layer_types=[NEAR, NEAR, FULL], attention_bias=True,
+        **{**ODD, "tie_word_embeddings": False},
+    ),
+    "gemma3": dict(
+        model_type="gemma3_text", head_dim=8, num_hidden_layers=6, query_pre_attn_scalar=8,
+        num_attention_heads=2,
+        hidden_activation="gelu_pytorch_tanh", sliding_window=6, sliding_window_pattern=6,
+        rope_theta=1e6, rope_local_base_freq=10000.0, tie_word_embeddings=True,
+        rope_scaling=dict(rope_type="linear", factor=8.0),
+    ),
+    "gemma3_odd": dict(
+        model_type="gemma3_text", head_dim=6, num_hidden_layers=4, query_pre_attn_scalar=5,
+        hidden_activation="gelu_pytorch_tanh", sliding_window=3, layer_types=[NEAR, FULL] * 2,
+        final_logit_softcapping=1.5, rope_parameters={
+            FULL: dict(rope_type="default", rope_theta=300.0),
+            NEAR: dict(rope_type="default", rope_theta=20.0),
+        }, **ODD,
+    ),
+    "olmo3": dict(
+        model_type="olmo3", num_hidden_layers=4, sliding_window=5, rope_theta=5e5,
+        rope_scaling={**YARN, "attention_factor": 1.2},
+    ),
+    "olmo3_odd": dict(
+        model_type="olmo3", num_hidden_layers=2, sliding_window=4, head_dim=6,
+        layer_types=[NEAR, FULL], rope_parameters={
+            FULL: dict(rope_type="default", rope_theta=700.0),
+            NEAR: dict(rope_type="default", rope_theta=50.0),
+        }, **ODD,
+    ),
 }  # fmt: skip
 
 
 def config(name: str) -> dict:
     """Returns the contents of config.json for a case."""
     said = {**BASE, **CASES[name]}
+    if "rope_parameters" in said:
+        said.pop("rope_theta")
     return {**said, "architectures": [configs.FAMILIES[said["model_type"]]]}
 
 
@@ -78,9 +163,10 @@ def weights(raw: dict) -> dict[str, np.ndarray]:
     cfg = configs.parse(raw)
     shapes = jax.eval_shape(lambda: decoder.init(cfg, jax.random.key(0)))
     found = {}
-    for name, place, _ in names.tensors(shapes):
+    for name, place, _ in names.tensors(shapes, cfg):
         x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(place.their_shape)
-        found[name] = np.float32(1 + 0.3 * x if "norm" in name else 0.35 * x)
+        mean = 0 if cfg.norm_plus_one else 1
+        found[name] = np.float32(mean + 0.3 * x if "norm" in name else 0.35 * x)
     return found
 
 
@@ -119,8 +205,12 @@ def tree(first, second) -> Tree:
 @functools.partial(jax.jit, static_argnums=1)
 def _logits(params, cfg, tree):
     out = decoder.apply(params, cfg, tree)
-    unembed_DV = decoder.unembed(params, cfg)
-    return out.trunk_BTD[0] @ unembed_DV, out.branch_BCRD[0] @ unembed_DV
+    unembed_DV = decoder.unembed_DV(params, cfg)
+    return tuple(_capped(x @ unembed_DV, cfg) for x in (out.trunk_BTD[0], out.branch_BCRD[0]))
+
+
+def _capped(logits, cfg):
+    return cfg.final_cap * jnp.tanh(logits / cfg.final_cap) if cfg.final_cap else logits
 
 
 def logits(params, cfg, tree):

@@ -18,6 +18,12 @@ from sip.hf import reading, writing
 EAGER = dict(attn_implementation="eager", experts_implementation="eager")
 SHOWN = 8  # logits of a position that a golden keeps
 CASES = pytest.mark.parametrize("name", families.CASES)
+# The odd variants of these families have all their settings; the usual ones are slow.
+LATER = "mixtral olmo2 smollm3 granite phi3 gemma2 gemma3 olmo3".split()
+FEWER = pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=[pytest.mark.slow] if x in LATER else []) for x in families.CASES],
+)
 
 
 def shown(logits_TV):
@@ -30,7 +36,7 @@ def golden(name):
     return json.loads((families.GOLDENS / f"{name}.json").read_text())
 
 
-@CASES
+@FEWER
 def test_logits_and_greedy_tokens_are_those_of_transformers(name, tmp_path):
     want, raw = golden(name), families.config(name)
     params, cfg = reading.load(families.write(raw, tmp_path), meshes.single())
@@ -49,7 +55,7 @@ def test_logits_and_greedy_tokens_are_those_of_transformers(name, tmp_path):
 def test_goldens_are_small():
     found = list(families.GOLDENS.glob("*.json"))
     assert {p.stem for p in found} == set(families.CASES)
-    assert sum(p.stat().st_size for p in found) < 60_000
+    assert sum(p.stat().st_size for p in found) < 130_000
 
 
 # With torch and transformers.

@@ -115,7 +115,7 @@ REFUSED = {
     "architectures": ("llama2", {"architectures": ["LlamaForSequenceClassification"]}),
     "logit_scale": ("llama2", {"logit_scale": 0.5}),
     "quantization_config": ("llama2", {"quantization_config": {"bits": 4}}),
-    "attention_bias": ("llama2", {"attention_bias": True}),
+    "attention_bias": ("mistral", {"attention_bias": True}),
     "hidden_act": ("llama2", {"hidden_act": "gelu"}),
     "hidden_size": ("llama2", {"hidden_size": "16"}),
     "vocab_size": ("llama2", {"vocab_size": True}),
@@ -145,6 +145,46 @@ REFUSED = {
     "initial_context_length": ("gpt_oss", {"initial_context_length": 33}),
     "rope_theta, rope_scaling": ("gpt_oss", {"rope_scaling": None}),
     "not an object": ("llama2", {"rope_scaling": "linear"}),
+    "qwen3_5'.*linear attention": ("qwen3", {"model_type": "qwen3_5"}),
+    "gemma3_text is": ("gemma3", {"model_type": "gemma3"}),
+    "gemma3n": ("gemma3", {"model_type": "gemma3n"}),
+    r"model_type \['llama'\]": ("llama2", {"model_type": ["llama"]}),
+    "hidden_act = 'relu'": ("gemma2", {"hidden_activation": "relu"}),
+    "use_bidirectional_attention": ("gemma3", {"use_bidirectional_attention": True}),
+    "attn_logit_softcapping is 0": ("gemma2", {"attn_logit_softcapping": 0}),
+    "attn_logit_softcapping: gemma3": ("gemma3", {"attn_logit_softcapping": 50.0}),
+    "query_pre_attn_scalar": ("gemma2", {"query_pre_attn_scalar": 0}),
+    "sliding_window is missing": ("gemma2", {"sliding_window": None}),
+    "sliding_window_pattern": ("gemma3", {"sliding_window_pattern": 0}),
+    "list with 6 entries": ("gemma3", {"layer_types": [families.FULL] * 5}),
+    "rope_local_base_freq": ("gemma3_odd", {"rope_local_base_freq": 5.0}),
+    "sliding_attention: a scaling": ("olmo3_odd", {"rope_parameters": {
+        families.FULL: {"rope_theta": 7.0}, families.NEAR: {"rope_type": "linear", "factor": 2.0},
+    }}),
+    "rope_parameters is": ("gemma3", {"rope_parameters": {"rope_theta": 5.0}}),
+    "in two ways": ("olmo3", {"rope_theta": 1e4}),
+    "rope_local_base_freq = ": ("olmo3", {"rope_local_base_freq": 5.0}),
+    "no_rope_layers: only": ("smollm3", {"no_rope_layers": [1, 0, 1, 1]}),
+    "no_rope_layers is": ("smollm3", {"no_rope_layers": [1, [0], 1, 1]}),
+    "no_rope_layer_interval": (
+        "smollm3", {"no_rope_layers": None, "no_rope_layer_interval": 0},
+    ),
+    "use_sliding_window is false": ("smollm3_odd", {"use_sliding_window": False}),
+    "only with layer_types": ("smollm3_odd", {"layer_types": None}),
+    "attention_multiplier": ("granite", {"attention_multiplier": 0.0}),
+    "logit_divisor": ("granite", {"logits_scaling": 0.0}),
+    "mlp_bias": ("olmo2", {"mlp_bias": True}),
+    "clip_qkv": ("olmo2", {"clip_qkv": 8.0}),
+    "short_factor": (
+        "phi3_odd", {"rope_scaling": {**families.LONGROPE, "short_factor": ["1"] * 3}},
+    ),
+    "rope_long": ("phi3_odd", {"rope_scaling": {**families.LONGROPE, "long_factor": [1.0]}}),
+    "type 'linear'": ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "original_max_position_embeddings is": ("phi3_odd", {"original_max_position_embeddings": 1}),
+    "rotates 0 channels": ("phi3", {"partial_rotary_factor": 0.2}),
+    "partial_rotary_factor is": ("phi3", {"partial_rotary_factor": 0}),
+    "lm_head_bias": ("phi3", {"lm_head_bias": True}),
+    "num_local_experts and num_experts": ("mixtral", {"num_experts": 9}),
 }  # fmt: skip
 
 
@@ -153,6 +193,40 @@ def test_what_is_not_supported_is_named(named):
     name, changes = REFUSED[named]
     with pytest.raises(UserError, match=named):
         parsed(name, **changes)
+
+
+def test_gemma_3_by_hand():
+    found = parsed("gemma3")
+    assert found == ModelConfig(
+        vocab_size=48, width=16, layers=6, kv_heads=2, queries_per_kv=1, head_dim=8, hidden=24,
+        max_len=256, tied=True, norms="both", norm_plus_one=True, qk_norm=True, window=6,
+        full_every=6, activation="gelu_tanh", embed_scale=4.0, rope_theta=1e6,
+        rope_local_theta=1e4, rope_scaling="linear", rope_factor=8.0,
+    )  # fmt: skip
+    near = parsed("gemma3", sliding_window_pattern=7)
+    assert (near.window, near.full_every, near.rope_theta) == (6, 0, 1e4)
+    far = parsed("gemma3", layer_types=[families.FULL] * 6)
+    assert (far.window, far.rope_theta, far.rope_local_theta) == (0, 1e6, 0.0)
+
+
+def test_phi_by_hand():
+    found = parsed("phi3_odd")
+    assert (found.max_len, found.rope_original_len, found.rope_factor) == (160, 160, 4.0)
+    assert (found.rope_dims, found.rope_short) == (6, (1.0, 1.25, 1.5))
+    assert found.rope_gain == pytest.approx((1 + 1.38629436 / 5.07517382) ** 0.5)
+    assert configs.to_json(found)["max_position_embeddings"] == 640
+    said = {**families.LONGROPE, "attention_factor": 1.5, "factor": 3.301}
+    found = parsed("phi3_odd", rope_scaling=said)
+    assert configs.to_json(found)["rope_scaling"] == said
+    assert configs.parse(configs.to_json(found)) == found
+
+
+def test_a_model_keeps_its_biases_and_its_activation():
+    said = dict(attention_bias=True, mlp_bias=True, hidden_act="gelu_pytorch_tanh")
+    found = parsed("llama2", **said)
+    assert found.qkv_bias and found.out_bias and found.mlp_bias
+    assert {**configs.to_json(found), **said} == configs.to_json(found)
+    assert configs.parse(configs.to_json(found)) == found
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "rms_norm_eps", "max_position_embeddings"])
@@ -180,13 +254,15 @@ def test_a_config_comes_back(cfg):
 
 
 def test_a_model_of_no_family_is_not_exported():
-    with pytest.raises(UserError, match="qkv_bias and qk_norm"):
+    with pytest.raises(UserError, match="qk_norm, qkv_bias"):
         configs.to_json(tiny.model(qkv_bias=True, qk_norm=True))
-    for changes in ({"sinks": True}, {"window": 4, "full_every": 2}, {"out_bias": True}):
-        with pytest.raises(UserError, match="sinks|full_every|out_bias"):
-            configs.to_json(tiny.model(**changes))
-    with pytest.raises(UserError, match="experts"):
-        configs.to_json(tiny.model(experts=2, active=1))
+    others = dict(norms="post"), dict(final_cap=3.0), dict(rope_dims=2), dict(whole_qk_norm=True)
+    for changes in (dict(sinks=True), dict(out_bias=True), dict(qkv_bias=True, window=4), *others):
+        wanted = "".join(f".*{name}" for name in sorted(changes))
+        with pytest.raises(UserError, match=f"no Hugging Face family has a model with{wanted}"):
+            configs.to_json(tiny.model(nope_every=2, **changes))
+    with pytest.raises(UserError, match="experts, norm_topk"):
+        configs.to_json(tiny.model(experts=2, active=1, norm_topk=False))
 
 
 def test_a_file_that_is_no_config_is_named(tmp_path):
@@ -250,7 +326,10 @@ def test_equal_mscales_of_yarn_mean_a_gain_of_one():
 def test_a_checkpoint_is_not_taken_for_another_model():
     cfg = parsed("llama31")
     configs.check_same(cfg, dataclasses.replace(cfg, max_len=64, remat="block"), "there")
-    for name, value in (("rope_theta", 1e4), ("window", 4), ("norm_eps", 1e-6), ("active", 1)):
+    for name, value in (
+        ("rope_theta", 1e4), ("window", 4), ("norm_eps", 1e-6), ("active", 1), ("final_cap", 9.0),
+        ("norm_plus_one", True), ("logit_divisor", 2.0), ("nope_every", 2),
+    ):  # fmt: skip
         cfg = parsed("qwen3_moe" if name == "active" else "llama31")
         with pytest.raises(UserError, match=f"model.{name} is .* in there/config.json"):
             configs.check_same(cfg, dataclasses.replace(cfg, **{name: value}), "there")

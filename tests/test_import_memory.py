@@ -23,9 +23,10 @@ from pathlib import Path
 path, said = Path(sys.argv[1]), json.loads(sys.argv[3])
 raw = {**families.config("llama31"), **said}
 (path / "config.json").write_text(json.dumps(raw))
-shapes = jax.eval_shape(lambda: decoder.init(configs.parse(raw), jax.random.key(0)))
+cfg = configs.parse(raw)
+shapes = jax.eval_shape(lambda: decoder.init(cfg, jax.random.key(0)))
 file_of, largest, total = {}, 0, 0
-for name, place, _ in names.tensors(shapes):
+for name, place, _ in names.tensors(shapes, cfg):
     x = np.full(place.their_shape, 0.5, np.float32)
     save_file({name: x}, path / f"{name}.safetensors")
     file_of[name] = f"{name}.safetensors"

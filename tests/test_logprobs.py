@@ -7,7 +7,7 @@ import pytest
 
 from sip import mesh as meshes
 from sip.objectives import likelihood, logprobs
-from sip.structs import Tree
+from sip.structs import Capped, Tree
 
 B, N, D, V = 2, 12, 4, 11
 
@@ -36,6 +36,20 @@ def loss_of(chunk):
         return (logp_BN * jnp.cos(jnp.arange(B * logp_BN.shape[1])).reshape(B, -1)).sum()
 
     return loss
+
+
+@pytest.mark.parametrize("chunk", [4, 64])
+def test_a_soft_cap_bounds_the_logits_of_every_score(chunk):
+    hidden_BND, unembed_DV, targets_BN = problem()
+    capped, cap = Capped(unembed_DV, 0.7), lambda x: 0.7 * np.tanh(x / 0.7)
+    logp_BNV = jax.nn.log_softmax(cap(np.asarray(hidden_BND) @ np.asarray(unembed_DV)))
+    want = np.take_along_axis(np.asarray(logp_BNV), np.asarray(targets_BN)[..., None], -1)[..., 0]
+    got = logprobs.chunked_logprobs(hidden_BND, capped, targets_BN, chunk=chunk)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    options_O = jnp.array([7, 0])
+    got = logprobs.option_logprobs(hidden_BND, capped, options_O, chunk=chunk)
+    np.testing.assert_allclose(got, logp_BNV[..., np.array([7, 0])], atol=1e-5)
+    assert np.abs(want - plain(hidden_BND, unembed_DV, targets_BN)).max() > 0.1
 
 
 def sub_jaxprs(value):

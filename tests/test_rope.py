@@ -57,3 +57,19 @@ def test_tables_are_stretched_and_scaled():
     cos, sin = layers.rope_tables(positions, 4, 100.0, np.array([1.0, 0.5]), 2.0)
     np.testing.assert_allclose(cos.ravel(), [2 * np.cos(3), 2 * np.cos(0.15)], rtol=1e-6)
     np.testing.assert_allclose(sin.ravel(), [2 * np.sin(3), 2 * np.sin(0.15)], rtol=1e-6)
+
+
+def test_longrope_has_one_set_of_divisors_for_all_texts():
+    said = dict(rope_original_len=32, rope_dims=4, rope_short=(1.0, 2.0), rope_long=(4.0, 8.0))
+    np.testing.assert_allclose(stretch("longrope", max_len=32, **said), [1, 0.5])
+    np.testing.assert_allclose(stretch("longrope", max_len=33, **said), [0.25, 0.125])
+    # sqrt(1 + ln 8 / ln 64) = sqrt(1.5)
+    np.testing.assert_allclose(rope.longrope_gain(8.0, 64), 1.5**0.5)
+    assert rope.longrope_gain(1.0, 64) == 1.0
+
+
+def test_only_the_first_channels_rotate():
+    cos, sin = layers.rope_tables(jnp.array([[3]]), 2, 100.0)
+    x = jnp.array([1.0, 0.0, 5.0, 7.0]).reshape(1, 1, 1, 4)
+    want = [np.cos(3), np.sin(3), 5, 7]
+    np.testing.assert_allclose(layers.rope(x, cos, sin).ravel(), want, rtol=1e-6)

@@ -38,6 +38,14 @@ def teacher_forced(rollouts):
     return tiny.at_forks(np.roll(logp, 1, axis=1), tree)  # scores a token by what precedes it
 
 
+def test_logits_have_the_soft_cap_of_the_model():
+    cfg = tiny.model(final_cap=0.7)
+    hidden_BCD = jax.random.normal(jax.random.key(0), (2, 3, cfg.width))
+    want = 0.7 * np.tanh(np.asarray(hidden_BCD) @ np.asarray(tiny.params()["unembed"]) / 0.7)
+    got = sampling._logits(tiny.params(), cfg, hidden_BCD)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 def picked(logp_BCRV, rollouts):
     at = np.asarray(rollouts.tokens_BCR)[..., None]
     return np.where(rollouts.mask_BCR, np.take_along_axis(logp_BCRV, at, axis=-1)[..., 0], 0)

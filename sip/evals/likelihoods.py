@@ -167,8 +167,8 @@ def sequences_program(cfg: ModelConfig):
 def _choices(params, cfg, tree):
     """(trunk_BT2, branch_BCR2): log-probability of each token and its gap to the likeliest."""
     out = decoder.apply(params, cfg, tree)
-    unembed_DV = decoder.unembed(params, cfg)
-    return tree_choices(out.trunk_BTD, out.branch_BCRD, unembed_DV, tree, chunk=cfg.logprob_chunk)
+    unembed = decoder.unembed(params, cfg)
+    return tree_choices(out.trunk_BTD, out.branch_BCRD, unembed, tree, chunk=cfg.logprob_chunk)
 
 
 def _summed(both, mask):

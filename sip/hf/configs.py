@@ -7,21 +7,14 @@ error. It is never ignored.
 from pathlib import Path
 from typing import Any
 
-from sip.hf import harmless, shards
-from sip.models import rope
+from sip.hf import family, harmless, rotary, shards
+from sip.hf.family import ATTENTION_BIAS, FAMILIES, GEMMA, MLP_BIAS, OLMO, QWEN3
+from sip.hf.fields import NEEDED, cap, same, take
+from sip.hf.rotary import FULL, NEAR
 from sip.models.config import ModelConfig
 from sip.structs import UserError
 from sip.text.special import CONFIG, read_object
 
-FAMILIES = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "qwen3_moe": "Qwen3MoeForCausalLM",
-    "gpt_oss": "GptOssForCausalLM",
-}
-QWEN3 = ("qwen3", "qwen3_moe")
 FIELDS = {  # our field: (config.json field, type)
     "vocab_size": ("vocab_size", int),
     "width": ("hidden_size", int),
@@ -30,30 +23,21 @@ FIELDS = {  # our field: (config.json field, type)
     "max_len": ("max_position_embeddings", int),
     "norm_eps": ("rms_norm_eps", float),
 }
-ROPE_FIELDS = {  # by scaling type: {our field: (config.json field, default)}; None means required
-    "default": {},
-    "linear": {"rope_factor": ("factor", None)},
-    "llama3": {
-        "rope_factor": ("factor", None),
-        "rope_original_len": ("original_max_position_embeddings", None),
-        "rope_low": ("low_freq_factor", None),
-        "rope_high": ("high_freq_factor", None),
-    },
-    "yarn": {
-        "rope_factor": ("factor", None),
-        "rope_original_len": ("original_max_position_embeddings", None),
-        "rope_fast": ("beta_fast", 32.0),
-        "rope_slow": ("beta_slow", 1.0),
-        "rope_truncate": ("truncate", True),
-    },
-}
+# Families in which the embeddings are tied, all heads have their own keys, or layers with a window
+# have other rotary positions, if config.json does not say otherwise.
+TIED = ("smollm3", *GEMMA)
+MANY_HEADS = ("llama", *OLMO, "granite", "phi3")
+TWO_ROPES = ("olmo3", "gemma3_text")
+FULL_EVERY = {"gpt_oss": 2, "olmo3": 4, "gemma2": 2, "gemma3_text": 6}  # layers without a window
 # Fields that change the outputs but not the parameters' shapes; `check_same` compares them.
 SAME = ("norm_eps", "window", "rope_theta", "rope_gain", "rope_scaling", "rope_factor")
 SAME += ("rope_original_len", "rope_low", "rope_high", "rope_slow", "rope_fast", "rope_truncate")
+SAME += ("rope_short", "rope_long", "rope_dims", "rope_local_theta", "nope_every")
 SAME += ("full_every", "active", "norm_topk", "swiglu_limit", "swiglu_alpha")
+SAME += ("norms", "norm_plus_one", "activation", "attention_scale", "attention_cap", "final_cap")
+SAME += ("embed_scale", "residual_scale", "logit_divisor")
 # Fields with only these values supported by our decoder.
 ONLY = {
-    "hidden_act": ("silu",),
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "pretraining_tp": (1, None),
@@ -67,8 +51,13 @@ ONLY = {
     "use_mrope": (False,),
     "decoder_sparse_step": (1,),
     "mlp_only_layers": ([], None),
+    "use_bidirectional_attention": (False, None),
+    "lm_head_bias": (False,),
+    "full_attn_mod": (1,),
+    "interpolate_factor": (1,),
 }
 MOST = {"num_hidden_layers": 1 << 12, "num_experts": 1 << 16, "num_local_experts": 1 << 16}
+ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # theirs: ours
 
 
 def exists(directory: str | Path) -> bool:
@@ -109,81 +98,126 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
     """
     # Fields are removed from `left` when they are read; `_refuse` checks the remaining ones.
     left = harmless.without_idle_rope(raw)
-    family = left.pop("model_type", None)
-    if family not in FAMILIES:
-        raise UserError(f"model_type {family!r} is not supported; use one of {', '.join(FAMILIES)}")
-    if left.pop("architectures", None) not in (None, [FAMILIES[family]]):
-        raise UserError(f"architectures {raw['architectures']}: must be [{FAMILIES[family]!r}]")
-    found: dict[str, Any] = {ours: _take(left, *theirs) for ours, theirs in FIELDS.items()}
-    found |= _heads(left, family, found["width"])
-    found["tied"] = _take(left, "tie_word_embeddings", bool, False)
-    found |= _window(left, family, found["layers"])
-    found["dtype"] = _dtype(left)
-    found |= {"qwen3_moe": _qwen_experts, "gpt_oss": _gpt_oss}.get(family, lambda _: {})(left)
-    found |= _rope(left)
+    kind = left.pop("model_type", None)
+    family.check(kind)
+    if left.pop("architectures", None) not in (None, [FAMILIES[kind]]):
+        raise UserError(f"architectures {raw['architectures']}: must be [{FAMILIES[kind]!r}]")
+    found: dict[str, Any] = {ours: take(left, *theirs) for ours, theirs in FIELDS.items()}
+    found |= _heads(left, kind, found["width"])
+    found["tied"] = take(left, "tie_word_embeddings", bool, kind in TIED)
+    window = _window(left, kind, found["layers"])
+    found |= {"dtype": _dtype(left), "activation": _activation(left, kind), **window}
+    found |= _biases(left, kind) | _own(left, kind, found) | family.FIXED[kind]
+    found |= _rope(left, kind, found, window)
     _refuse(left, found["layers"])
-    return ModelConfig(**{"qkv_bias": family == "qwen2", **found}, qk_norm=family in QWEN3)
+    return ModelConfig(**found)
 
 
-_NEEDED = object()
+def _own(left, kind: str, found) -> dict[str, Any]:
+    """Reads the fields that only this family has."""
+    if kind in GEMMA:
+        return _gemma(left, kind, found)
+    if kind == "granite":
+        return _granite(left, found["head_dim"])
+    if kind == "smollm3":
+        return _nope(left, found["layers"])
+    readers = {"qwen3_moe": _qwen_experts, "mixtral": _mixtral, "gpt_oss": _gpt_oss}
+    return readers[kind](left) if kind in readers else {}
 
 
-def _take(left, key: str, kind, default: Any = _NEEDED):
-    """Removes a field from `left` and returns its value as `kind`.
-
-    Raises UserError if it is missing without a default, or has another type.
-    """
-    value = left.pop(key, default)
-    if value is _NEEDED:
-        raise UserError(f"{key} is missing")
-    numbers = (int, float) if kind is float else (kind,)  # bool is a subclass of int: checked below
-    if isinstance(value, bool) != (kind is bool) or not isinstance(value, numbers):
-        raise UserError(f"{key} is {value!r}; must be of type {kind.__name__}")
-    return kind(value)
+def _rope(left, kind: str, found, window) -> dict[str, Any]:
+    if kind == "phi3":
+        return rotary.read_phi(left, found)
+    if kind in TWO_ROPES:
+        return rotary.read_two(left, kind, window)
+    return rotary.read(left, kind)
 
 
-def _heads(left, family, width) -> dict[str, int]:
+def _biases(left, kind: str) -> dict[str, bool]:
+    """Reads the biases of families that may have them."""
+    found = {}
+    if kind in ATTENTION_BIAS:
+        bias = take(left, "attention_bias", bool, False)
+        found |= {"qkv_bias": bias, "out_bias": bias}
+    if kind in MLP_BIAS:
+        found["mlp_bias"] = take(left, "mlp_bias", bool, False)
+    return found
+
+
+def _activation(left, kind: str) -> str:
+    """Reads the activation of the gate. Gemma has its own field and ignores the usual one."""
+    if kind in GEMMA:
+        left.pop("hidden_act", None)
+        left["hidden_act"] = left.pop("hidden_activation", "gelu_pytorch_tanh")
+    name = take(left, "hidden_act", str, "silu")
+    if name not in ACTIVATIONS:
+        raise UserError(f"hidden_act = {name!r} is not supported; only {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _heads(left, kind, width) -> dict[str, int]:
     """Reads number and size of heads.
 
-    num_key_value_heads is optional for Llama only. head_dim is required for Qwen 3 and gpt-oss;
-    other families default to width / heads.
+    num_key_value_heads is optional in MANY_HEADS only. head_dim is required for Qwen 3, gpt-oss and
+    Gemma; other families default to width / heads.
     """
-    heads = _take(left, "num_attention_heads", int)
-    if left.get("num_key_value_heads", 0 if family == "llama" else _NEEDED) in (None, 0):
+    heads = take(left, "num_attention_heads", int)
+    if left.get("num_key_value_heads", 0 if kind in MANY_HEADS else NEEDED) in (None, 0):
         left["num_key_value_heads"] = heads
-    groups = _take(left, "num_key_value_heads", int)
-    if family not in ("qwen3", "gpt_oss") and left.get("head_dim") is None:
+    groups = take(left, "num_key_value_heads", int)
+    if kind not in ("qwen3", "gpt_oss", *GEMMA) and left.get("head_dim") is None:
         left["head_dim"] = width // heads if heads > 0 and width % heads == 0 else None
-    size = _take(left, "head_dim", int)
+    size = take(left, "head_dim", int)
     if groups < 1 or heads < 1 or heads % groups:
         raise UserError(f"num_attention_heads {heads}: must be a multiple of kv heads {groups}")
     return dict(kv_heads=groups, queries_per_kv=heads // groups, head_dim=size)
 
 
-NEAR, FULL = "sliding_attention", "full_attention"
-
-
-def _window(left, family, layers) -> dict[str, int]:
+def _window(left, kind, layers) -> dict[str, int]:
     """Reads the sliding window (tokens) and the layers that have it."""
-    if family == "llama":
+    if kind in ("llama", "olmo2", "granite"):
         return {}
-    if family == "mistral":
-        if left.get("sliding_window", _NEEDED) is None:
+    if kind in ("mistral", "mixtral", "phi3"):
+        if left.get("sliding_window", NEEDED if kind == "mistral" else None) is None:
             left["sliding_window"] = 0
-        return {"window": _take(left, "sliding_window", int)}
+        size = take(left, "sliding_window", int)
+        return {"window": size, "full_every": 0} if size else {}
     kinds = left.pop("layer_types", None)
-    if family == "gpt_oss":
-        return _some_layers(left, kinds or [(NEAR, FULL)[i % 2] for i in range(layers)], layers)
-    used = _take(left, "use_sliding_window", bool, False)
-    first = _take(left, "max_window_layers", int, 28 if family != "qwen3_moe" else 0)
+    if kind in FULL_EVERY:
+        every = FULL_EVERY[kind]
+        if kind == "gemma3_text":
+            every = take(left, "sliding_window_pattern", int, every)
+            if every < 1:
+                raise UserError(f"sliding_window_pattern is {every}; must be at least 1")
+        pattern = [(NEAR, FULL)[(i + 1) % every == 0] for i in range(layers)]
+        return _some_layers(left, kinds or pattern, layers)
+    used = take(left, "use_sliding_window", bool, False)
+    if kind == "smollm3":
+        left.pop("max_window_layers", None)  # published, but not read by transformers
+        return _smollm_window(left, kinds, used, layers)
+    first = take(left, "max_window_layers", int, 28 if kind != "qwen3_moe" else 0)
     if not used or left.get("sliding_window") is None:
         left.pop("sliding_window", None)
         return {}
-    if family == "qwen3_moe" and first:
+    if kind == "qwen3_moe" and first:
         raise UserError(
             "max_window_layers: qwen3_moe is supported only with a window in all layers"
         )
     return _some_layers(left, kinds or [(FULL, NEAR)[i >= first] for i in range(layers)], layers)
+
+
+def _smollm_window(left, kinds, used: bool, layers: int) -> dict[str, int]:
+    """Reads SmolLM3's window. If the kinds of layers are not listed, it is in those without rotary
+    positions, which is no pattern of ours."""
+    near = bool(kinds) and kinds != [FULL] * layers
+    if near and not used:
+        raise UserError("layer_types has layers with a window, but use_sliding_window is false")
+    if used and not kinds and left.get("sliding_window") is not None:
+        raise UserError("use_sliding_window is supported only with layer_types")
+    if not near:
+        left.pop("sliding_window", None)
+        return {}
+    return _some_layers(left, kinds, layers)
 
 
 def _some_layers(left, kinds, layers) -> dict[str, int]:
@@ -191,12 +225,15 @@ def _some_layers(left, kinds, layers) -> dict[str, int]:
 
     Raises UserError for any other pattern of layers.
     """
-    size, every = (
-        _take(left, "sliding_window", int, 0),
-        kinds.index(FULL) + 1 if FULL in kinds else 0,
-    )
-    if every == 1 and set(kinds) == {FULL}:
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise UserError(f"layer_types is {kinds!r}; must be a list with {layers} entries")
+    every = kinds.index(FULL) + 1 if FULL in kinds else 0
+    if kinds == [FULL] * layers:
+        left.pop("sliding_window", None)
         return {}
+    if left.setdefault("sliding_window", 0) is None:
+        left["sliding_window"] = 0
+    size = take(left, "sliding_window", int)
     rule = [FULL if every and (i + 1) % every == 0 else NEAR for i in range(layers)]
     if kinds != rule or every == 1:
         raise UserError(
@@ -211,11 +248,70 @@ def _some_layers(left, kinds, layers) -> dict[str, int]:
 def _qwen_experts(left) -> dict[str, Any]:
     """Reads Qwen's experts: in every layer, with a softmax over all experts."""
     return {
-        "hidden": _take(left, "moe_intermediate_size", int),
-        "experts": _same(left, "num_experts", "num_local_experts"),
-        "active": _take(left, "num_experts_per_tok", int),
-        "norm_topk": _take(left, "norm_topk_prob", bool, False),
+        "hidden": take(left, "moe_intermediate_size", int),
+        "experts": same(left, "num_experts", "num_local_experts"),
+        "active": take(left, "num_experts_per_tok", int),
+        "norm_topk": take(left, "norm_topk_prob", bool, False),
     }
+
+
+def _mixtral(left) -> dict[str, int]:
+    """Reads Mixtral's experts: in every layer, with a softmax over the active ones."""
+    return {
+        "experts": same(left, "num_local_experts", "num_experts"),
+        "active": take(left, "num_experts_per_tok", int),
+    }
+
+
+def _granite(left, head_dim: int) -> dict[str, float]:
+    """Reads Granite's four factors."""
+    scale = take(left, "attention_multiplier", float, 1.0)
+    if scale <= 0:
+        raise UserError(f"attention_multiplier is {scale}; must be positive")
+    return {
+        "embed_scale": take(left, "embedding_multiplier", float, 1.0),
+        "attention_scale": 0.0 if scale == head_dim**-0.5 else scale,
+        "residual_scale": take(left, "residual_multiplier", float, 1.0),
+        "logit_divisor": take(left, "logits_scaling", float, 1.0),
+    }
+
+
+def _gemma(left, kind: str, found) -> dict[str, float]:
+    """Reads Gemma's scales and soft caps."""
+    scalar = take(left, "query_pre_attn_scalar", int)
+    if scalar < 1:
+        raise UserError(f"query_pre_attn_scalar is {scalar}; must be at least 1")
+    scores, logits = (50.0, 30.0) if kind == "gemma2" else (None, None)
+    usual = scalar == found["head_dim"]
+    ours = {
+        "embed_scale": found["width"] ** 0.5,
+        "attention_scale": 0.0 if usual else scalar**-0.5,
+        "attention_cap": cap(left, "attn_logit_softcapping", scores),
+        "final_cap": cap(left, "final_logit_softcapping", logits),
+    }
+    if kind == "gemma3_text" and ours["attention_cap"]:
+        raise UserError("attn_logit_softcapping: gemma3_text has none in transformers")
+    return ours
+
+
+def _nope(left, layers: int) -> dict[str, int]:
+    """Reads SmolLM3's layers without rotary positions: every n-th."""
+    left.pop("pretraining_tp", None)  # published as 2, but not read by transformers
+    every = take(left, "no_rope_layer_interval", int, 4)
+    said = left.pop("no_rope_layers", None)
+    if said is None:
+        if every < 1:
+            raise UserError(f"no_rope_layer_interval is {every}; must be at least 1")
+        return {"nope_every": every if every <= layers else 0}
+    if not isinstance(said, list) or len(said) < layers or not all(x in (0, 1) for x in said):
+        raise UserError(f"no_rope_layers is {said!r}; must be a list of {layers} zeros and ones")
+    turned = said[:layers]
+    every = turned.index(0) + 1 if 0 in turned else 0
+    if turned != [int(not every or (i + 1) % every != 0) for i in range(layers)]:
+        raise UserError(
+            "no_rope_layers: only every n-th layer without rotary positions is supported"
+        )
+    return {"nope_every": every}
 
 
 def _gpt_oss(left) -> dict[str, Any]:
@@ -233,27 +329,15 @@ def _gpt_oss(left) -> dict[str, Any]:
     trained = said.get("original_max_position_embeddings")
     if left.pop("initial_context_length", trained) != trained:
         raise UserError("initial_context_length differs from rope_scaling's original length")
-    bias = _take(left, "attention_bias", bool, True)
+    bias = take(left, "attention_bias", bool, True)
     return {
         "qkv_bias": bias,
         "out_bias": bias,
-        "sinks": True,
-        "experts": _take(left, "num_local_experts", int),
-        "active": _same(left, "num_experts_per_tok", "experts_per_token"),
-        "expert_bias": True,
-        "swiglu_limit": _take(left, "swiglu_limit", float, 7.0),
-        "swiglu_alpha": _take(left, "swiglu_alpha", float, 1.702),
+        "experts": take(left, "num_local_experts", int),
+        "active": same(left, "num_experts_per_tok", "experts_per_token"),
+        "swiglu_limit": take(left, "swiglu_limit", float, 7.0),
+        "swiglu_alpha": take(left, "swiglu_alpha", float, 1.702),
     }
-
-
-def _same(left, key, other) -> int:
-    """Reads a field that has two names; raises UserError if both are given and differ."""
-    if key not in left and other in left:
-        key, other = other, key
-    value = _take(left, key, int)
-    if _take(left, other, int, value) != value:
-        raise UserError(f"{key} and {other} differ")
-    return value
 
 
 def _dtype(left) -> str:
@@ -263,45 +347,6 @@ def _dtype(left) -> str:
     if (new or old) not in known:
         raise UserError(f"torch_dtype {new or old!r} is not supported")
     return known[new or old]
-
-
-def _rope(left) -> dict[str, Any]:
-    """Reads rotary embeddings.
-
-    transformers 4 writes rope_theta and rope_scaling, transformers 5 writes rope_parameters.
-    """
-    new, old = left.pop("rope_parameters", None), left.pop("rope_scaling", None)
-    for given in (new, old):
-        if not isinstance(given, dict | None):
-            raise UserError(f"rope_scaling is {given!r}, not an object (or null)")
-    said = dict(new or old or {})
-    if new and old and {**new, "rope_theta": None} != {**old, "rope_theta": None}:
-        raise UserError("rope_parameters and rope_scaling differ")
-    theta = _take(left, "rope_theta", float, said.get("rope_theta", 10000.0))
-    if said.pop("rope_theta", theta) != theta:
-        raise UserError("rope_theta differs from that of rope_parameters")
-    kind = said.pop("rope_type", said.pop("type", "default"))
-    if kind not in ROPE_FIELDS:
-        raise UserError(f"rope_scaling of type {kind!r} is not supported")
-    return {"rope_theta": theta} | _scaling(said, kind)
-
-
-def _scaling(said, kind) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    if said.pop("partial_rotary_factor", 1.0) != 1.0:
-        raise UserError("rope_scaling.partial_rotary_factor is not supported")
-    for ours, (theirs, default) in ROPE_FIELDS[kind].items():
-        needed = {"rope_original_len": int, "rope_truncate": bool}
-        given = _NEEDED if default is None else default
-        found[ours] = _take(said, theirs, needed[ours] if ours in needed else float, given)
-    if kind == "yarn":
-        if said.get("attention_factor", 0) is None:
-            del said["attention_factor"]
-        usual = rope.yarn_gain(found["rope_factor"])
-        found["rope_gain"] = _take(said, "attention_factor", float, usual)
-    if said:
-        raise UserError(f"rope_scaling.{min(said)} is not supported by type {kind!r}")
-    return found if kind == "default" else {"rope_scaling": kind, **found}
 
 
 def _refuse(left, layers: int) -> None:
@@ -325,25 +370,6 @@ def check_same(found: ModelConfig, cfg: ModelConfig, directory: str | Path) -> N
             raise UserError(f"model.{name} is {ours!r}, but {theirs!r} in {directory}/config.json")
 
 
-def family(cfg: ModelConfig) -> str:
-    """Returns the Hugging Face family (model_type) of our model; raises UserError if none fits."""
-    kinds = (cfg.sinks, cfg.expert_bias, cfg.swiglu_limit > 0, cfg.experts > 0)
-    if all(kinds) and cfg.qkv_bias == cfg.out_bias and cfg.norm_topk and not cfg.qk_norm:
-        return "gpt_oss"
-    for name in ("sinks", "expert_bias", "swiglu_limit", "out_bias", "full_every"):
-        if getattr(cfg, name):
-            raise UserError(f"export: model.{name} fits no Hugging Face family with this config")
-    if cfg.experts:
-        if cfg.qkv_bias or not cfg.qk_norm or cfg.swiglu_alpha != 1:
-            raise UserError("export: a model with these experts fits no Hugging Face family")
-        return "qwen3_moe"
-    if cfg.qkv_bias and cfg.qk_norm:
-        raise UserError("export: no Hugging Face family has both qkv_bias and qk_norm")
-    if cfg.qkv_bias or cfg.qk_norm:
-        return "qwen2" if cfg.qkv_bias else "qwen3"
-    return "mistral" if cfg.window else "llama"
-
-
 def to_json(cfg: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     """Returns the contents of config.json, readable by transformers 4 and 5.
 
@@ -354,31 +380,49 @@ def to_json(cfg: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     Raises:
         UserError: No Hugging Face family computes what the model computes.
     """
-    kind = family(cfg)
+    kind = family.of(cfg)
     found = {theirs: getattr(cfg, ours) for ours, (theirs, _) in FIELDS.items()}
+    act = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == cfg.activation)
     found |= {
         "architectures": [FAMILIES[kind]],
         "model_type": kind,
         "num_attention_heads": cfg.kv_heads * cfg.queries_per_kv,
         "num_key_value_heads": cfg.kv_heads,
         "head_dim": cfg.head_dim,
-        "hidden_act": "silu",
+        "hidden_activation" if kind in GEMMA else "hidden_act": act,
         "tie_word_embeddings": cfg.tied,
         "torch_dtype": dtype,
     }
-    if kind in ("llama", *QWEN3):
-        found["attention_bias"] = False
-    if kind == "llama":
-        found["mlp_bias"] = False
-    if kind == "mistral":
-        found["sliding_window"] = cfg.window
-    if kind in ("qwen2", *QWEN3):
-        found |= {"use_sliding_window": cfg.window > 0, "sliding_window": cfg.window or None}
+    if kind in ATTENTION_BIAS:
+        found["attention_bias"] = cfg.qkv_bias
+    if kind in MLP_BIAS:
+        found["mlp_bias"] = cfg.mlp_bias
+    return found | _window_json(cfg, kind) | _own_json(cfg, kind) | _rope_json(cfg, kind)
+
+
+def _window_json(cfg, kind) -> dict[str, Any]:
+    if kind in ("mistral", "mixtral", "phi3"):
+        return {"sliding_window": cfg.window or (0 if kind == "mistral" else None)}
+    full = lambda i: not cfg.window or (cfg.full_every and (i + 1) % cfg.full_every == 0)
+    kinds = {"layer_types": [FULL if full(i) else NEAR for i in range(cfg.layers)]}
+    if kind in FULL_EVERY:
+        # transformers needs an int, even if unused.
+        found = {"sliding_window": cfg.window or cfg.max_len, **kinds}
+        return found | ({"sliding_window_pattern": _pattern(cfg)} if kind == "gemma3_text" else {})
+    if kind not in ("qwen2", *QWEN3, "smollm3"):
+        return {}
+    found = {"use_sliding_window": cfg.window > 0, "sliding_window": cfg.window or None}
+    if kind != "smollm3":
         found["max_window_layers"] = 0 if cfg.window else cfg.layers
-    return found | _experts_json(cfg, kind) | _rope_json(cfg)
+    return found | (kinds if cfg.full_every or kind == "smollm3" else {})
 
 
-def _experts_json(cfg, kind) -> dict[str, Any]:
+def _pattern(cfg) -> int:
+    return cfg.full_every or (cfg.layers + 1 if cfg.window else 1)
+
+
+def _own_json(cfg, kind) -> dict[str, Any]:
+    """Returns the fields that only this family has."""
     if kind == "qwen3_moe":
         return {
             "moe_intermediate_size": cfg.hidden,
@@ -388,26 +432,36 @@ def _experts_json(cfg, kind) -> dict[str, Any]:
             "decoder_sparse_step": 1,
             "mlp_only_layers": [],
         }
-    if kind != "gpt_oss":
-        return {}
-    full = lambda i: not cfg.window or (cfg.full_every and (i + 1) % cfg.full_every == 0)
-    return {
-        "attention_bias": cfg.qkv_bias,
-        "num_local_experts": cfg.experts,
-        "num_experts_per_tok": cfg.active,
-        "swiglu_limit": cfg.swiglu_limit,
-        "swiglu_alpha": cfg.swiglu_alpha,
-        "layer_types": [FULL if full(i) else NEAR for i in range(cfg.layers)],
-        "sliding_window": cfg.window or cfg.max_len,  # transformers needs an int, even if unused
-    }
+    if kind == "mixtral":
+        return {"num_local_experts": cfg.experts, "num_experts_per_tok": cfg.active}
+    if kind == "gpt_oss":
+        return {
+            "attention_bias": cfg.qkv_bias,
+            "num_local_experts": cfg.experts,
+            "num_experts_per_tok": cfg.active,
+            "swiglu_limit": cfg.swiglu_limit,
+            "swiglu_alpha": cfg.swiglu_alpha,
+        }
+    if kind == "granite":
+        return {
+            "embedding_multiplier": cfg.embed_scale,
+            "attention_multiplier": cfg.attention_scale or cfg.head_dim**-0.5,
+            "residual_multiplier": cfg.residual_scale,
+            "logits_scaling": cfg.logit_divisor,
+        }
+    if kind == "smollm3":
+        still = lambda i: cfg.nope_every and (i + 1) % cfg.nope_every == 0
+        return {"no_rope_layers": [int(not still(i)) for i in range(cfg.layers)]}
+    if kind in GEMMA:
+        return {
+            "query_pre_attn_scalar": family.query_scalar(cfg),
+            "attn_logit_softcapping": cfg.attention_cap or None,
+            "final_logit_softcapping": cfg.final_cap or None,
+        }
+    return {}
 
 
-def _rope_json(cfg) -> dict[str, Any]:
-    kind = "default" if cfg.rope_scaling == "none" else cfg.rope_scaling
-    said = {theirs: getattr(cfg, ours) for ours, (theirs, _) in ROPE_FIELDS[kind].items()}
-    if kind == "yarn":
-        said["attention_factor"] = cfg.rope_gain
-    said = {"rope_type": kind, **said}
-    found = {"rope_theta": cfg.rope_theta}
-    found["rope_parameters"] = {**said, "rope_theta": cfg.rope_theta}
-    return found if kind == "default" else found | {"rope_scaling": said}
+def _rope_json(cfg, kind) -> dict[str, Any]:
+    if kind == "phi3":
+        return rotary.phi_to_json(cfg)
+    return rotary.two_to_json(cfg, kind) if kind in TWO_ROPES else rotary.to_json(cfg)

@@ -20,7 +20,8 @@ _BOOKKEEPING = (
     "_name_or_path name_or_path model_name tokenizer_class auto_map id2label label2id "
     "problem_type task_specific_params finetuning_task is_decoder is_llama_config torchscript "
     "tf_legacy_loss return_dict return_dict_in_generate output_attentions output_hidden_states "
-    "output_scores unsloth_fixed transformers.js_config vocab_size_padded"
+    "output_scores unsloth_fixed transformers.js_config vocab_size_padded "
+    "_sliding_window_pattern"
 )
 _KERNELS = (
     "_attn_implementation_autoset _attn_implementation _attn_implementation_internal "

@@ -40,8 +40,8 @@ def load(
     with shards.opened(directory) as source:
         shards.check_size(source, cfg)
         abstract = decoder.abstract(cfg, mesh)
-        places = names.places(abstract)
-        wanted = {name: place for name, place, _ in names.tensors(abstract)}
+        places = names.places(abstract, cfg)
+        wanted = {name: place for name, place, _ in names.tensors(abstract, cfg)}
         shards.check(source, wanted, cfg.tied)
 
         def read(path, place, leaf):

@@ -68,9 +68,9 @@ def _empty(directory: Path) -> None:
             path.unlink()
 
 
-def size_of(params: Params, dtype: str) -> int:
+def size_of(params: Params, cfg: ModelConfig, dtype: str) -> int:
     """Returns the bytes of all weights in dtype `dtype`."""
-    return sum(_bytes(place, dtype) for _, place, _ in names.tensors(params))
+    return sum(_bytes(place, dtype) for _, place, _ in names.tensors(params, cfg))
 
 
 def _bytes(place: Place, dtype: str) -> int:
@@ -104,8 +104,8 @@ def save(
     for name in (GENERATION, "config.json"):  # the latter's own ids count
         ids = json.loads(files[name]) if name in files else {}
         said |= {key: ids[key] for key in KEPT if key in ids}
-    with whole(directory, size_of(params, dtype)) as path:
-        _write_shards(params, path, dtype, shard_bytes)
+    with whole(directory, size_of(params, cfg, dtype)) as path:
+        _write_shards(params, cfg, path, dtype, shard_bytes)
         for name, data in {**files, "config.json": as_json(said)}.items():
             (path / name).write_bytes(data)
 
@@ -115,11 +115,11 @@ def as_json(value) -> bytes:
     return (to_json(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _write_shards(params, path, dtype, shard_bytes) -> None:
+def _write_shards(params, cfg, path, dtype, shard_bytes) -> None:
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    plan, to = _plan(params, dtype, shard_bytes), np.dtype(DTYPES[dtype])
+    plan, to = _plan(params, cfg, dtype, shard_bytes), np.dtype(DTYPES[dtype])
     file_of = {}
     for i, rows in enumerate(plan, 1):
         single = len(plan) == 1
@@ -131,14 +131,14 @@ def _write_shards(params, path, dtype, shard_bytes) -> None:
             raise OSError(f"{file}: {error}") from error
         file_of |= dict.fromkeys(found, file)
     if len(plan) > 1:
-        index = {"metadata": {"total_size": size_of(params, dtype)}, "weight_map": file_of}
+        index = {"metadata": {"total_size": size_of(params, cfg, dtype)}, "weight_map": file_of}
         (path / shards.INDEX).write_bytes(as_json(index))
 
 
-def _plan(params, dtype, shard_bytes) -> list[list]:
+def _plan(params, cfg, dtype, shard_bytes) -> list[list]:
     """Groups the rows of names.tensors into shards of at most `shard_bytes`, in order."""
     plan, room = [], 0
-    for row in names.tensors(params):
+    for row in names.tensors(params, cfg):
         size = _bytes(row[1], dtype)
         if not plan or size > room:
             plan.append([])

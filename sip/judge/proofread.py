@@ -56,10 +56,8 @@ def program(cfg: ModelConfig):
     @jax.jit
     def gaps(params, tree):
         out = decoder.apply(params, cfg, tree)
-        unembed_DV = decoder.unembed(params, cfg)
-        return branch_gaps(
-            out.trunk_BTD, out.branch_BCRD, unembed_DV, tree, chunk=cfg.logprob_chunk
-        )
+        unembed = decoder.unembed(params, cfg)
+        return branch_gaps(out.trunk_BTD, out.branch_BCRD, unembed, tree, chunk=cfg.logprob_chunk)
 
     return gaps
 

@@ -21,8 +21,8 @@ from sip.mesh import constrain, param_sharding
 from sip.models import int8, layers, lora, moe, visibility
 from sip.models.config import DTYPES, ModelConfig
 from sip.models.parameters import MATRICES, NORMS, OUTER, RESIDUAL, held, letters
-from sip.models.visibility import Context
-from sip.structs import Array, Balance, Params, Tree
+from sip.models.visibility import Context, Layer
+from sip.structs import Array, Balance, Capped, Params, Tree
 
 
 @flax.struct.dataclass
@@ -64,12 +64,27 @@ def _lettered(letters: str, init) -> Any:
     return lambda *args: Lettered(init(*args), tuple(letters))
 
 
+def _neutral(letters: str, cfg: ModelConfig) -> Any:
+    """The initialiser of an RMSNorm's scale that leaves the normalised values as they are."""
+    init = nn.initializers.zeros if cfg.norm_plus_one else nn.initializers.ones
+    return _lettered(letters, init)
+
+
+def _rms_norm(x, scale, cfg: ModelConfig, divisor: float = 1.0):
+    scale = 1 + scale if cfg.norm_plus_one else scale
+    return layers.rms_norm(x, scale if divisor == 1 else scale / divisor, cfg.norm_eps)
+
+
 def _weight(letters: str, fan_in: int, scale: float = 1.0) -> Any:
     return _lettered(letters, nn.initializers.truncated_normal(scale * fan_in**-0.5))
 
 
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+
+
 class Block(nn.Module):
-    """One layer: attention over the tree, then SwiGLU (arXiv 2002.05202) or experts, both residual.
+    """One layer: attention over the tree, then a gated feed-forward layer (arXiv 2002.05202) or
+    experts, both residual.
 
     Returns (x_BND, (k_BNGH, v_BNGH), balance). `balance` are the layer's sums for the balancing
     loss, or None outside training with `router_aux`.
@@ -78,14 +93,26 @@ class Block(nn.Module):
     cfg: ModelConfig
 
     @nn.compact
-    def __call__(self, x_BND, context: Context, past, full):
+    def __call__(self, x_BND, context: Context, past, layer: Layer):
         x_BND = constrain(x_BND, "BND")
-        h_BND = self._norm(x_BND, "attention_norm")
-        attended_BND, kv = self._attention(h_BND, context, past, full)
-        x_BND = x_BND + attended_BND
-        h_BND = self._norm(x_BND, "mlp_norm")
+        h_BND = self._before(x_BND, "attention_norm")
+        attended_BND, kv = self._attention(h_BND, context, past, layer)
+        x_BND = x_BND + self._after(attended_BND, "attention_post_norm")
+        h_BND = self._before(x_BND, "mlp_norm")
         added_BND, balance = self._experts(h_BND, context) if self.cfg.experts else self._mlp(h_BND)
-        return constrain(x_BND + added_BND, "BND"), kv, balance
+        return constrain(x_BND + self._after(added_BND, "mlp_post_norm"), "BND"), kv, balance
+
+    def _before(self, x_BND, name):
+        """Normalises a sublayer's input unless the config has norms of outputs only."""
+        return x_BND if self.cfg.norms == "post" else self._norm(x_BND, name)
+
+    def _after(self, x_BND, name):
+        """Normalises a sublayer's output if the config has such norms, and scales it."""
+        x_BND = x_BND if self.cfg.norms == "pre" else self._norm(x_BND, name)
+        if self.cfg.residual_scale == 1:
+            return x_BND
+        # In float32: bfloat16 would round the factor, by the same amount in every layer.
+        return (x_BND.astype(jnp.float32) * self.cfg.residual_scale).astype(x_BND.dtype)
 
     def _sizes(self, letters):
         c = self.cfg
@@ -125,31 +152,37 @@ class Block(nn.Module):
         return x + self._vector(name)[None, None] if there else x
 
     def _norm(self, x, name):
-        ones = _lettered(NORMS[name], nn.initializers.ones)
-        scale = self.param(name, ones, self._sizes(NORMS[name]))
-        return layers.rms_norm(x, scale, self.cfg.norm_eps)
+        scale = self.param(name, _neutral(NORMS[name], self.cfg), self._sizes(NORMS[name]))
+        return _rms_norm(x, scale, self.cfg)
 
     def _normed(self, x, name):
-        """Normalises each head of queries or keys over H if the config has `qk_norm`."""
+        """Normalises queries or keys, each head or all heads at once, if the config says so."""
+        if self.cfg.whole_qk_norm:
+            return self._norm(x, f"whole_{name}")
         return self._norm(x, name) if self.cfg.qk_norm else x
 
-    def _attention(self, h_BND, context, past, full):
+    def _attention(self, h_BND, context, past, layer):
         c = self.cfg
         depth = (2 * c.layers) ** -0.5  # smaller initial residual outputs: 2 L of them add up
         q, k, v = (self._biased(self._times(h_BND, f"w{x}"), f"b{x}", c.qkv_bias) for x in "qkv")
         # q_BNGQH; k, v_BNGH: trunk and branches are one row of N positions until attention.
         q, k = self._normed(q, "q_norm"), self._normed(k, "k_norm")
-        q = constrain(layers.rope(q, context.cos, context.sin), "BNGQH")
-        k = constrain(layers.rope(k, context.cos, context.sin), "BNGH")
+        cos, sin = context.turns(layer)
+        q = constrain(layers.rope(q, cos, sin), "BNGQH")
+        k = constrain(layers.rope(k, cos, sin), "BNGH")
         sink_GQ = self._vector("sinks") if c.sinks else None
-        out = _tree_attention(q, k, v, context, past, c, full, sink_GQ)
+        out = _tree_attention(q, k, v, context, past, c, layer.full, sink_GQ)
         out = self._times(constrain(out, "BNGQH"), "wo", depth)
         return self._biased(out, "bo", c.out_bias), (k, v)
 
     def _mlp(self, h_BND):
-        gate, up = self._times(h_BND, "w_gate"), self._times(h_BND, "w_up")
-        h_BNF = constrain(jax.nn.silu(gate) * up, "BNF")
-        return self._times(h_BNF, "w_down", (2 * self.cfg.layers) ** -0.5), None
+        c = self.cfg
+        gate, up = (
+            self._biased(self._times(h_BND, f"w_{x}"), f"b_{x}", c.mlp_bias) for x in ("gate", "up")
+        )
+        h_BNF = constrain(ACTIVATIONS[c.activation](gate) * up, "BNF")
+        out_BND = self._times(h_BNF, "w_down", (2 * c.layers) ** -0.5)
+        return self._biased(out_BND, "b_down", c.mlp_bias), None
 
     def _experts(self, h_BND, context):
         c, depth = self.cfg, (2 * self.cfg.layers) ** -0.5
@@ -180,11 +213,11 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: Context, past, c, full, si
         return x[:, T:].reshape(B, C, R, *x.shape[2:])
 
     trunk = (k_BNGH[:, :T], v_BNGH[:, :T]) if past is None else past[:2]
-    outs = []
+    how, outs = layers.Scoring(c.attention_scale, c.attention_cap), []
     if T:
         q, (k, v), segment_BT = q_BNGQH[:, :T], trunk, context.segment_BT
         outs.append(
-            layers.trunk_attention(q, k, v, segment_BT, c.query_chunk, c.window, full, sink_GQ)
+            layers.trunk_attention(q, k, v, segment_BT, c.query_chunk, c.window, full, sink_GQ, how)
         )
     if C * R:  # static: without branches nothing is traced for them
         trunk_visible, past_visible = context.seen(full)
@@ -199,6 +232,7 @@ def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: Context, past, c, full, si
             c.window,
             full,
             sink_GQ,
+            how,
         )
         outs.append(out.reshape(B, C * R, *out.shape[3:]))
     return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
@@ -232,6 +266,7 @@ class Decoder(nn.Module):
         # an fsdp-sharded lookup would produce a result with B unsharded.
         table_VD = constrain(embed_VD.astype(c.compute_dtype), "VD")
         x_BND = constrain(table_VD[tokens_BN], "BND")
+        x_BND = x_BND if c.embed_scale == 1 else x_BND * c.embed_scale
         context = visibility.context(tree, c, cache)
         past = (
             None
@@ -239,12 +274,11 @@ class Decoder(nn.Module):
             else (cache.trunk_k_LBTGH, cache.trunk_v_LBTGH, cache.k_LBCSGH, cache.v_LBCSGH)
         )
         x_BND, (kv, balance) = _blocks(c, keep_cache)(c, name="blocks")(
-            x_BND, context, past, visibility.full_L(c)
+            x_BND, context, past, visibility.layers_L(c)
         )
-        scale = self.param(
-            "final_norm", _lettered(OUTER["final_norm"], nn.initializers.ones), (c.width,)
-        )
-        x_BND = layers.rms_norm(x_BND, scale, c.norm_eps)
+        scale = self.param("final_norm", _neutral(OUTER["final_norm"], c), (c.width,))
+        # The logits' divisor is applied here, while the numbers are float32.
+        x_BND = _rms_norm(x_BND, scale, c, c.logit_divisor)
         start = context.trunk_len
         branch = x_BND[:, start:].reshape(B, C, R, c.width)
         new = _cache(cache, kv, start, tree.mask_BCR) if keep_cache else None
@@ -259,8 +293,8 @@ class _Scanned(nn.Module):
     keep: bool
 
     @nn.compact
-    def __call__(self, x_BND, context, past, full):
-        x_BND, kv, balance = Block(self.cfg, name="block")(x_BND, context, past, full)
+    def __call__(self, x_BND, context, past, layer):
+        x_BND, kv, balance = Block(self.cfg, name="block")(x_BND, context, past, layer)
         return x_BND, (kv if self.keep else None, balance)
 
 
@@ -275,7 +309,7 @@ def _blocks(cfg: ModelConfig, keep: bool):
         body,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast, 0, 0),  # context for all layers; past and `full` by layer
+        in_axes=(nn.broadcast, 0, 0),  # context for all layers; past and kind by layer
         length=cfg.layers,
         metadata_params={nn.PARTITION_NAME: "L"},
     )
@@ -416,10 +450,16 @@ def apply(
     return out
 
 
-def unembed(params: Params, cfg: ModelConfig):
-    """Returns the unembedding matrix unembed_DV."""
+def unembed_DV(params: Params, cfg: ModelConfig) -> Array:
+    """Returns the unembedding matrix. Logits also need `cfg.final_cap`."""
     params = lora.base_of(params)
     return params["embed"].T if cfg.tied else params["unembed"]
+
+
+def unembed(params: Params, cfg: ModelConfig) -> Array | Capped:
+    """Returns the unembedding for sip.objectives.logprobs: a matrix, with its soft cap if any."""
+    found = unembed_DV(params, cfg)
+    return Capped(found, cfg.final_cap) if cfg.final_cap else found
 
 
 def count(cfg: ModelConfig) -> int:

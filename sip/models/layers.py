@@ -2,29 +2,35 @@
 
 import functools
 import math
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
 from sip.mesh import constrain
+from sip.structs import soft_cap
 
 NEG = -1e30  # finite: with -inf a row without any visible key would give NaN
 
 
-def rms_norm(x, scale_D, eps: float):
-    """Computes x / rms(x) * scale over the last axis, in float32 (arXiv 1910.07467)."""
+def rms_norm(x, scale, eps: float):
+    """Computes x / rms(x) * scale over the axes of `scale`, in float32 (arXiv 1910.07467).
+
+    They are x's last axes, usually one: D or H.
+    """
     x32 = x.astype(jnp.float32)
-    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + eps)
-    return (x32 * scale_D.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+    over = tuple(range(-scale.ndim, 0))
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=over, keepdims=True) + eps)
+    return (x32 * scale.reshape((1,) * (x.ndim - scale.ndim) + scale.shape)).astype(x.dtype)
 
 
-def rope_tables(positions_BN, head_dim: int, theta: float, stretch_P=None, gain: float = 1.0):
+def rope_tables(positions_BN, channels: int, theta: float, stretch_P=None, gain: float = 1.0):
     """Returns (cos_BNP, sin_BNP), float32, of rotary positions (arXiv 2104.09864).
 
-    There are P = H/2 frequencies; channel i pairs with channel i + H/2, as in Llama. `stretch_P`
-    multiplies the frequencies (sip/models/rope.py), `gain` multiplies the tables.
+    There are P = channels/2 frequencies; channel i pairs with channel i + P, as in Llama.
+    `stretch_P` multiplies the frequencies (sip/models/rope.py), `gain` multiplies the tables.
     """
-    freq = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    freq = theta ** (-jnp.arange(0, channels, 2, dtype=jnp.float32) / channels)
     freq = freq if stretch_P is None else freq * jnp.asarray(stretch_P, jnp.float32)
     angle = positions_BN[..., None].astype(jnp.float32) * freq[None, None, :]
     cos, sin = jnp.cos(angle), jnp.sin(angle)
@@ -32,7 +38,13 @@ def rope_tables(positions_BN, head_dim: int, theta: float, stretch_P=None, gain:
 
 
 def rope(x, cos, sin):
-    """Rotates x[B, N, .., H] in float32; cos and sin [B, N, H/2] broadcast over the head axes."""
+    """Rotates x[B, N, .., H] in float32; cos and sin [B, N, P] broadcast over the head axes.
+
+    With P < H/2 only the first 2P channels rotate.
+    """
+    if 2 * cos.shape[-1] < x.shape[-1]:
+        turned, rest = x[..., : 2 * cos.shape[-1]], x[..., 2 * cos.shape[-1] :]
+        return jnp.concatenate([rope(turned, cos, sin), rest], axis=-1)
     for _ in range(x.ndim - 3):  # [B, N, P] -> [B, N, 1, P] for keys, [B, N, 1, 1, P] for queries
         cos, sin = cos[..., None, :], sin[..., None, :]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -56,10 +68,22 @@ def largest_divisor(n: int, limit: int) -> int:
     return next(d for d in range(min(n, limit), 0, -1) if n % d == 0)
 
 
-def _scores(subscripts, q, k, visible):
+@dataclass(frozen=True)
+class Scoring:
+    """Scale and soft cap of attention scores."""
+
+    scale: float = 0.0  # 0: 1 / sqrt(H)
+    cap: float = 0.0  # 0: none
+
+
+USUAL = Scoring()
+
+
+def _scores(subscripts, q, k, visible, how: Scoring):
     # Float32 accumulation and scores, also for bfloat16 inputs: softmax needs the precision.
     scores = jnp.einsum(subscripts, q, k, preferred_element_type=jnp.float32)
-    return jnp.where(visible, scores * q.shape[-1] ** -0.5, NEG)
+    scores = scores * (how.scale or q.shape[-1] ** -0.5)
+    return jnp.where(visible, soft_cap(scores, how.cap) if how.cap else scores, NEG)
 
 
 def _softmax(scores_BGTQS, sink_GQ):
@@ -79,7 +103,15 @@ def _within(near, full):
 
 
 def trunk_attention(
-    q_BTGQH, k_BTGH, v_BTGH, segment_BT, chunk: int, window: int = 0, full=None, sink_GQ=None
+    q_BTGQH,
+    k_BTGH,
+    v_BTGH,
+    segment_BT,
+    chunk: int,
+    window: int = 0,
+    full=None,
+    sink_GQ=None,
+    how: Scoring = USUAL,
 ):
     """Causal attention within a trunk -> out_BTGQH, at most `chunk` queries at a time.
 
@@ -104,7 +136,7 @@ def trunk_attention(
             own = jax.lax.dynamic_slice_in_dim(segment_BT, start, size, axis=1)
             visible = visible & (own[:, :, None] == segment_BT[:, None, :])
         # visible [1 or B, size, S] -> [.., 1, size, 1, S], the layout of the scores.
-        scores = _scores("BTGQH,BSGH->BGTQS", q, k_BTGH, visible[:, None, :, None])
+        scores = _scores("BTGQH,BSGH->BGTQS", q, k_BTGH, visible[:, None, :, None], how)
         probs = _softmax(scores, sink_GQ).astype(q.dtype)
         return jnp.einsum("BGTQS,BSGH->BTGQH", probs, v_BTGH)
 
@@ -124,6 +156,7 @@ def branch_attention(
     window: int = 0,
     full=None,
     sink_GQ=None,
+    how: Scoring = USUAL,
 ):
     """Attention of branches over [trunk, past of the branch, own branch] -> out_BCRGQH.
 
@@ -142,12 +175,12 @@ def branch_attention(
     # keys that have an axis C. These are the layouts in which the batched products come out.
     seen = trunk_visible[:, None, :, _queries(window), None, :]
     blocks = [
-        _attend(q_BCRGQH, trunk, seen, "BSGH", "BGCRQ"),
-        _attend(q_BCRGQH, own, causal[None, None, None, :, None], "BCSGH", "BCGRQ"),
+        _attend(q_BCRGQH, trunk, seen, "BSGH", "BGCRQ", how),
+        _attend(q_BCRGQH, own, causal[None, None, None, :, None], "BCSGH", "BCGRQ", how),
     ]
     if past is not None:
         filled = past_visible[:, :, None, _queries(window), None, :]
-        blocks.append(_attend(q_BCRGQH, past, filled, "BCSGH", "BCGRQ"))
+        blocks.append(_attend(q_BCRGQH, past, filled, "BCSGH", "BCGRQ", how))
     # Every block is relative to its own maximum. Rescale all to the common one, then divide once.
     tops, sums, outs = zip(*blocks, strict=True)
     if sink_GQ is not None:
@@ -171,7 +204,7 @@ def _sum(arrays):
     return functools.reduce(jnp.add, arrays)
 
 
-def _attend(q_BCRGQH, kv, visible, keys: str, rows: str):
+def _attend(q_BCRGQH, kv, visible, keys: str, rows: str, how: Scoring):
     """Attends to one block of keys -> (top_BCRGQ, sum_BCRGQ, out_BCRGQH), all float32.
 
     `top` is the largest score, `sum` the sum of exponentials relative to it, `out` the weighted
@@ -179,7 +212,7 @@ def _attend(q_BCRGQH, kv, visible, keys: str, rows: str):
     product comes out: the large scores are never transposed, only the small `top` and `sum`.
     """
     k, v = kv
-    scores = _scores(f"BCRGQH,{keys}->{rows}S", q_BCRGQH, k, visible)
+    scores = _scores(f"BCRGQH,{keys}->{rows}S", q_BCRGQH, k, visible, how)
     # In a row without visible keys all scores equal NEG: weights are 1, `top` is NEG, and the
     # merge multiplies the block by exp(NEG - top of the others) = 0.
     top = jax.lax.stop_gradient(scores.max(axis=-1))
@@ -202,6 +235,7 @@ def chunked_branch_attention(
     window=0,
     full=None,
     sink_GQ=None,
+    how: Scoring = USUAL,
 ):
     """Computes branch_attention on at most `chunk` branches at a time.
 
@@ -212,7 +246,7 @@ def chunked_branch_attention(
     size = largest_divisor(C, chunk)
     if size == C:
         return branch_attention(
-            q_BCRGQH, own, trunk, past, trunk_visible, past_visible, window, full, sink_GQ
+            q_BCRGQH, own, trunk, past, trunk_visible, past_visible, window, full, sink_GQ, how
         )
 
     def split(x):  # [B, C, ..] -> [chunks, B, size, ..]: `map` runs over the first axis
@@ -221,7 +255,9 @@ def chunked_branch_attention(
     def attend(args):
         q, own, past, visible, past_visible = args
         q = constrain(q, "BCRGQH")
-        return branch_attention(q, own, trunk, past, visible, past_visible, window, full, sink_GQ)
+        return branch_attention(
+            q, own, trunk, past, visible, past_visible, window, full, sink_GQ, how
+        )
 
     out = jax.lax.map(
         jax.checkpoint(attend),

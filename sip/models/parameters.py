@@ -32,7 +32,16 @@ FACTORS = {  # LoRA factors: A maps a matrix's input axes to Z, B maps Z to its 
     **{f"{name}_b": ("Z", MATRICES[name][1]) for name in COARSE},
 }
 OUTER = {"embed": "VD", "unembed": "DV", "final_norm": "D"}  # outside the layers
-NORMS = {"attention_norm": "D", "q_norm": "H", "k_norm": "H", "mlp_norm": "D"}
+NORMS = {
+    "attention_norm": "D",
+    "q_norm": "H",
+    "k_norm": "H",
+    "whole_q_norm": "GQH",
+    "whole_k_norm": "GH",
+    "attention_post_norm": "D",
+    "mlp_norm": "D",
+    "mlp_post_norm": "D",
+}
 # With experts, each expert has its own of these: their axes begin with E.
 EXPERTS = ("w_gate", "w_up", "w_down", "b_gate", "b_up", "b_down")
 # Outputs to the residual stream: a layer with zeros here is the identity (decoder.deepen).

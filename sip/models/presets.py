@@ -40,6 +40,22 @@ _gpt_oss = functools.partial(
     rope_gain=rope.yarn_gain(32.0),
 )  # fmt: skip
 
+_olmo = functools.partial(
+    _dense, norms="post", whole_qk_norm=True, norm_eps=1e-6, rope_theta=5e5, vocab_size=100352,
+)  # fmt: skip
+_granite = functools.partial(
+    _dense, embed_scale=12.0, residual_scale=0.22, max_len=131072, rope_theta=1e7, tied=True,
+)  # fmt: skip
+_gemma2 = functools.partial(
+    _dense, norms="both", norm_plus_one=True, activation="gelu_tanh", norm_eps=1e-6, tied=True,
+    vocab_size=256000, max_len=8192, window=4096, full_every=2, attention_cap=50.0, final_cap=30.0,
+)  # fmt: skip
+_gemma3 = functools.partial(
+    _dense, norms="both", norm_plus_one=True, activation="gelu_tanh", norm_eps=1e-6, tied=True,
+    qk_norm=True, vocab_size=262144, max_len=32768, window=512, full_every=6, rope_theta=1e6,
+    rope_local_theta=1e4,
+)  # fmt: skip
+
 PRESETS = {
     # Arguments: layers, D, F, query heads, kv heads, H (128 for qwen3).
     "llama_1b4": lambda: _dense(24, 2048, 5632, 16, 16, 128, vocab_size=32000, max_len=2304),
@@ -62,6 +78,79 @@ PRESETS = {
     "qwen3_8b": lambda: _qwen3(36, 4096, 12288, 32, 8),
     "qwen3_30b_a3b": lambda: _qwen3_moe(48, 2048, 768, 32, 4),
     "qwen3_235b_a22b": lambda: _qwen3_moe(94, 4096, 1536, 64, 4),
+    "mixtral_8x7b": lambda: _dense(
+        32,
+        4096,
+        14336,
+        32,
+        8,
+        128,
+        vocab_size=32000,
+        max_len=32768,
+        rope_theta=1e6,
+        experts=8,
+        active=2,
+    ),
+    "olmo2_1b": lambda: _olmo(16, 2048, 8192, 16, 16, 128, max_len=4096),
+    "olmo2_7b": lambda: _olmo(32, 4096, 11008, 32, 32, 128, max_len=4096),
+    "olmo3_7b": lambda: _olmo(
+        32,
+        4096,
+        11008,
+        32,
+        32,
+        128,
+        vocab_size=100278,
+        max_len=65536,
+        window=4096,
+        full_every=4,
+        rope_local_theta=5e5,
+        rope_scaling="yarn",
+        rope_factor=8.0,
+        rope_original_len=8192,
+        rope_gain=rope.yarn_gain(8.0),
+    ),
+    "smollm3_3b": lambda: _dense(
+        36,
+        2048,
+        11008,
+        16,
+        4,
+        128,
+        vocab_size=128256,
+        max_len=65536,
+        rope_theta=5e6,
+        norm_eps=1e-6,
+        tied=True,
+        nope_every=4,
+    ),
+    "granite33_2b": lambda: _granite(
+        40, 2048, 8192, 32, 8, 64, vocab_size=49159, attention_scale=1 / 64, logit_divisor=8.0
+    ),
+    "granite33_8b": lambda: _granite(
+        40, 4096, 12800, 32, 8, 128, vocab_size=49159, attention_scale=1 / 128, logit_divisor=16.0
+    ),
+    "phi3_mini": lambda: _dense(
+        32, 3072, 8192, 32, 32, 96, vocab_size=32064, max_len=4096, window=2047, fused=True
+    ),
+    "phi4": lambda: _dense(
+        40,
+        5120,
+        17920,
+        40,
+        10,
+        128,
+        vocab_size=100352,
+        max_len=16384,
+        rope_theta=250000.0,
+        fused=True,
+    ),
+    "gemma2_2b": lambda: _gemma2(26, 2304, 9216, 8, 4, 256, embed_scale=2304**0.5),
+    "gemma2_9b": lambda: _gemma2(42, 3584, 14336, 16, 8, 256, embed_scale=3584**0.5),
+    "gemma2_27b": lambda: _gemma2(
+        46, 4608, 36864, 32, 16, 128, embed_scale=4608**0.5, attention_scale=144**-0.5
+    ),
+    "gemma3_1b": lambda: _gemma3(26, 1152, 6912, 4, 1, 256, embed_scale=1152**0.5),
     "gpt_oss_20b": lambda: _gpt_oss(24, experts=32),
     "gpt_oss_120b": lambda: _gpt_oss(36, experts=128),
 }

@@ -15,8 +15,9 @@ from sip.structs import Array, Tree
 class Context:
     """Rotary tables and attention masks, the same for every layer, so computed once per pass."""
 
-    cos: Array  # [B, N, H/2], float32
-    sin: Array  # [B, N, H/2], float32
+    cos: Array  # [B, N, P], float32
+    sin: Array  # [B, N, P], float32
+    local: tuple[Array, Array] | None  # the two tables of layers with a window, if they differ
     segment_BT: Array | None
     trunk_visible: Array  # bool [B, C, T], with a window [B, C, R, T]
     past_visible: Array | None  # bool [B, C, S], with a window [B, C, R, S]; None: no past
@@ -24,6 +25,16 @@ class Context:
     mask_BN: Array | None  # tokens counted by the load-balancing loss
     trunk_len: int = flax.struct.field(pytree_node=False)  # trunk positions in N: T, or 0 if cached
     branches: tuple[int, int] = flax.struct.field(pytree_node=False)  # C, R
+
+    def turns(self, layer: "Layer"):
+        """Returns the rotary tables (cos, sin) of one layer."""
+        cos, sin = self.cos, self.sin
+        # `layer` holds traced values of the layer scan: tables are selected, not computed again.
+        if self.local is not None:
+            cos, sin = (jnp.where(layer.full, *x) for x in zip((cos, sin), self.local, strict=True))
+        if layer.still is not None:  # a turn by the angle 0 changes nothing
+            cos, sin = jnp.where(layer.still, 1.0, cos), jnp.where(layer.still, 0.0, sin)
+        return cos, sin
 
     def seen(self, full):
         """Returns the masks (trunk, past) of branches in one layer.
@@ -39,11 +50,21 @@ class Context:
         return widened(trunk, all_trunk), past if past is None else widened(past, all_past)
 
 
-def full_L(cfg: ModelConfig):
-    """Returns a bool per layer, True without a window; None if all layers are alike."""
-    if not cfg.full_every:
-        return None
-    return jnp.arange(1, cfg.layers + 1) % cfg.full_every == 0
+@flax.struct.dataclass
+class Layer:
+    """The ways in which layers differ: traced bools of one layer, or arrays [L] of all.
+
+    None: all layers are alike.
+    """
+
+    full: Array | None  # no window
+    still: Array | None  # no rotary positions
+
+
+def layers_L(cfg: ModelConfig) -> Layer:
+    """Returns the kinds of all layers."""
+    every = lambda n: jnp.arange(1, cfg.layers + 1) % n == 0 if n else None
+    return Layer(every(cfg.full_every), every(cfg.nope_every))
 
 
 def context(tree: Tree, cfg: ModelConfig, cache: Any) -> Context:
@@ -69,14 +90,17 @@ def context(tree: Tree, cfg: ModelConfig, cache: Any) -> Context:
     seen = near(cfg.window, tree.fork_BC, R, visible_BCT, past_BCS)
     stretch_P = rope.stretch_P(cfg)
     cos, sin = layers.rope_tables(
-        positions_BN, cfg.head_dim, cfg.rope_theta, stretch_P, cfg.rope_gain
+        positions_BN, cfg.rotated, cfg.rope_theta, stretch_P, cfg.rope_gain
     )
+    local = None
+    if cfg.rope_local_theta:
+        local = layers.rope_tables(positions_BN, cfg.rotated, cfg.rope_local_theta)
     wide = (visible_BCT, past_BCS) if cfg.full_every else None
     mask_BN = None
     if cfg.router_aux and cache is None:
         mask_BN = jnp.concatenate([tree.mask_BT, tree.mask_BCR.reshape(B, C * R)], axis=1)
     start = 0 if cache is not None else T
-    return Context(cos, sin, tree.segment_BT, *seen, wide, mask_BN, start, (C, R))
+    return Context(cos, sin, local, tree.segment_BT, *seen, wide, mask_BN, start, (C, R))
 
 
 def positions_BT(tree: Tree):

@@ -203,11 +203,11 @@ def verdict_terms(cfg: ModelConfig, z_loss: float = 0.0):
     return terms
 
 
-def _asked_scores(cfg: ModelConfig, branch_BCRD, unembed_DV, said: Targets, z_loss: float):
+def _asked_scores(cfg: ModelConfig, branch_BCRD, unembed, said: Targets, z_loss: float):
     chunk = cfg.logprob_chunk
     if z_loss:
-        return logprobs.asked_scores(branch_BCRD, unembed_DV, said, chunk=chunk)
-    return logprobs.asked_logprobs(branch_BCRD, unembed_DV, said, chunk=chunk), None
+        return logprobs.asked_scores(branch_BCRD, unembed, said, chunk=chunk)
+    return logprobs.asked_logprobs(branch_BCRD, unembed, said, chunk=chunk), None
 
 
 def branch_terms(cfg: ModelConfig, objective: ObjectiveConfig):

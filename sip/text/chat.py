@@ -113,7 +113,7 @@ def _now() -> str:
 
 def check(name: str, key: str) -> None:
     """Raises UserError naming the config key if `name` cannot be a template. Empty: no template."""
-    there = name.endswith(".jinja") and pathlib.Path(name).is_file()
+    there = name.endswith(".jinja") and epath.Path(name).expanduser().is_file()
     if name and name != OWN and name not in BUILT_IN and not there:
         raise UserError(
             f"{key} {name!r}: must be empty, {OWN!r}, one of {BUILT_IN} or an existing .jinja file"

@@ -238,7 +238,7 @@ def code(main, argv) -> int:
         # rich ends the program instead, with an exit code of its own.
         if not isinstance(e if isinstance(e, BrokenPipeError) else e.__context__, BrokenPipeError):
             raise
-        return _cut_short()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Stopped as e:
         print(f"{e}; run the same command to continue", file=sys.stderr)
     except KeyboardInterrupt:
@@ -279,23 +279,6 @@ def _full_disk(error: BaseException | None) -> str:
     return ""
 
 
-def _cut_short() -> int:
-    """Drops all further output after a broken pipe. Returns the exit code.
-
-    It is 0 if only stdout is closed, as its reader has seen enough. Progress goes to stderr, so a
-    broken stderr ends work that is not done.
-    """
-    found = []
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-            found.append(False)
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            found.append(True)
-    return _failed(MENDABLE) if found[1] else 0
-
-
 def _environment(error: Exception) -> str:
     """Returns what the user can mend outside the program; "" for any other error."""
     if isinstance(error, OSError) and error.filename and error.strerror:
@@ -323,7 +306,8 @@ def _failed(exit_code: int) -> int:
 
 
 def _say(error) -> None:
-    print(f"error: {_words(error)}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code remains
+        print(f"error: {_words(error)}", file=sys.stderr)
 
 
 def _words(error) -> str:

@@ -137,11 +137,16 @@ def main(argv) -> None:
         bool(_DISTRIBUTED.value),
     )
     config, workdir, profile = _CONFIG.value, str(_WORKDIR.value), bool(_PROFILE.value)
-    with loop.stopping():
-        if wanted:
-            train_seeds(config, wanted, workdir, profile)
-        else:
-            train(config, workdir, profile)
+    try:
+        with loop.stopping():
+            if wanted:
+                train_seeds(config, wanted, workdir, profile)
+            else:
+                train(config, workdir, profile)
+    except BrokenPipeError:  # of a listing the reader has seen enough; this is not done
+        raise UserError(
+            "the reader of the output has closed it; run the same command to continue"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import jax
 import pytest
 from absl import flags
+from workdirs import call
 
 from sip import cli
 from sip.structs import UserError
@@ -81,14 +82,27 @@ def closed_pipe():
     return io.TextIOWrapper(io.BufferedWriter(io.FileIO(write, "w")), line_buffering=True)
 
 
-def test_a_closed_stdout_is_quiet_and_a_closed_stderr_is_no_success(monkeypatch, capsys):
+def test_a_closed_stdout_is_quiet_and_cannot_be_told_an_error(monkeypatch, capsys):
     with monkeypatch.context() as patch, closed_pipe() as stdout:
         patch.setattr(sys, "stdout", stdout)
         assert cli.code(lambda argv: print("text"), []) == 0
     assert capsys.readouterr().err == ""
-    with monkeypatch.context() as patch, closed_pipe() as stderr:
-        patch.setattr(sys, "stderr", stderr)
-        assert cli.code(lambda argv: print("progress", file=sys.stderr), []) == cli.MENDABLE
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", closed_pipe())
+        assert cli.code(failing(UserError("x")), []) == cli.MENDABLE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # its buffer is not empty
+
+
+def test_a_training_that_nobody_reads_is_not_done(monkeypatch, capsys):
+    from sip import train
+
+    def closed(*args):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(train, "train", closed)
+    argv = [f"--config={Path(__file__).parent / 'tiny_recipe.py'}", "--workdir=unused"]
+    assert call(train, *argv) == cli.MENDABLE
+    assert "run the same command to continue" in capsys.readouterr().err
 
 
 def test_a_library_that_exits_for_a_closed_pipe_is_no_error(monkeypatch):
@@ -98,7 +112,9 @@ def test_a_library_that_exits_for_a_closed_pipe_is_no_error(monkeypatch):
         except BrokenPipeError:
             sys.exit(1)  # as rich does
 
-    assert cli.code(main, []) == 0
+    with monkeypatch.context() as patch, closed_pipe() as stdout:
+        patch.setattr(sys, "stdout", stdout)
+        assert cli.code(main, []) == 0
     with pytest.raises(SystemExit):
         cli.code(lambda argv: sys.exit(1), [])
 

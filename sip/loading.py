@@ -180,6 +180,8 @@ def _recorded(directory: str) -> tuple[ModelConfig, LoraConfig]:
     if configs.exists(directory):
         return configs.read(directory), OFF
     record = checkpoints.record(directory)
+    if "model" not in record or not isinstance(record["model"], dict):
+        raise UserError(f"{directory}: the record of its last checkpoint names no model")
     run = record["config"] if "config" in record else {}
     adapter = section(LoraConfig, run["lora"], "checkpoint lora") if "lora" in run else OFF
     return section(ModelConfig, record["model"], "checkpoint model"), adapter

@@ -92,7 +92,7 @@ def _train_runs(config, workdir: str, profile: bool) -> None:
 
 def _done(directory: epath.Path) -> bool:
     path = directory / "done.json"
-    return path.exists() and bool(workdirs.read_json(path))
+    return path.exists() and bool(workdirs.read_json(path, wall_seconds=(int, float)))
 
 
 def train_seeds(config, wanted: Sequence[int], workdir: str, profile: bool = False) -> dict:

@@ -66,8 +66,13 @@ def shared_dir(workdir: str) -> epath.Path:
     """The directory of corpus and tokenizer: the workdir, or its parent if seeds share them."""
     own = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir))
     path = own.parent / SEEDS
-    found = read_json(path) if path.exists() else {"shared": False, "seeds": []}
+    found = read_seeds(path) if path.exists() else {"shared": False, "seeds": []}
     return own.parent if found["shared"] and own.name in map(seed_name, found["seeds"]) else own
+
+
+def read_seeds(path) -> dict[str, Any]:
+    """Reads seeds.json. Raises UserError if it is damaged."""
+    return read_json(path, seeds=list, shared=bool)
 
 
 def seed_name(seed: int) -> str:
@@ -75,8 +80,12 @@ def seed_name(seed: int) -> str:
     return f"seed{seed}"
 
 
-def read_json(path) -> Any:
-    """Reads a JSON file that is never empty. Raises UserError if it is cut, empty or unreadable."""
+def read_json(path, **keys: type | tuple[type, ...]) -> dict[str, Any]:
+    """Reads a JSON object that has `keys` of the given types.
+
+    Raises UserError if the file is cut, empty or unreadable, or if a key is missing or of another
+    type.
+    """
     try:
         found = json.loads(epath.Path(path).read_text())
     except (OSError, ValueError, RecursionError) as e:
@@ -86,6 +95,9 @@ def read_json(path) -> Any:
         ) from e
     if not isinstance(found, dict):
         raise UserError(f"{path}: must hold a JSON object; restore it or delete it")
+    for key, kind in keys.items():
+        if key not in found or not isinstance(found[key], kind):
+            raise UserError(f"{path}: {key!r} is missing or of a wrong type; restore or delete it")
     return found
 
 

@@ -294,3 +294,10 @@ def test_parameters_that_are_not_finite_are_refused_by_name(tmp_path, bad):
     checkpoints.save_params(str(tmp_path), params, {"model": dataclasses.asdict(tiny.CFG)})
     with pytest.raises(UserError, match="parameter blocks/block/w_up has .* not finite"):
         loading.load_params(str(tmp_path), meshes.single())
+
+
+@pytest.mark.parametrize("text", ['{"format": "x"}', '{"checksums": 3}', "null", "[]", '{"a"'])
+def test_a_record_that_makes_no_sense_is_damage(text, copy):
+    (copy / "checkpoints" / "3" / "record" / "metadata").write_text(text)
+    with pytest.raises(checkpoints.Damaged, match="checkpoints/3 cannot be restored"):
+        restore(copy)

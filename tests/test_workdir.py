@@ -91,3 +91,10 @@ def test_a_digest_is_of_names_and_contents(tmp_path):
     b.write_bytes(b"twO")
     assert workdirs.digest([a, b]) != want
     assert workdirs.digest([a]) != workdirs.digest([Path(b)])
+
+
+@pytest.mark.parametrize("text", ["{}", '{"seeds": 3, "shared": true}', '{"seeds": [0]}'])
+def test_a_json_file_without_its_keys_is_named(text, tmp_path):
+    (tmp_path / "seeds.json").write_text(text)
+    with pytest.raises(UserError, match=r"seeds\.json: '(seeds|shared)' is missing or of a wrong"):
+        workdirs.read_seeds(tmp_path / "seeds.json")

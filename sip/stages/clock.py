@@ -23,7 +23,7 @@ class Clock:
 
     def _kept(self) -> dict[str, Any]:
         found = {"seconds": 0.0, "lost_steps": 0}
-        return found | (read_json(self._path) if self._path.exists() else {})
+        return found | (read_json(self._path, seconds=(int, float)) if self._path.exists() else {})
 
     def resumed(self, step: int) -> None:
         """Records that the run continues after `step`; later steps in its log are lost."""

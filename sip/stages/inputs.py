@@ -49,7 +49,7 @@ def _check(run: Run, c: RunConfig) -> None:
                     "restore it or use another workdir"
                 )
     path = epath.Path(run.directory) / FILE
-    if not path.exists() or workdirs.read_json(path) != now:
+    if not path.exists() or _record(path) != now:
         workdirs.write_json(path, now)
 
 
@@ -57,16 +57,20 @@ def _recorded(run: Run) -> Iterator[tuple[Any, str, dict[str, str]]]:
     """Yields (path, kind, digests by name) of runs of this workdir; seeds share their files."""
     shared, own = workdirs.shared_dir(run.workdir), epath.Path(run.workdir)
     for path in _records(own):
-        for kind, known in workdirs.read_json(path).items():
+        for kind, known in _record(path).items():
             yield path, kind, known
     for other in shared.iterdir() if shared.name != own.name else ():
         for path in _records(other) if other.name != own.name else ():
-            yield path, "files", workdirs.read_json(path)["files"]
+            yield path, "files", _record(path)["files"]
 
 
 def _records(workdir) -> list[Any]:
     paths = [epath.Path(folder) / FILE for folder in workdirs.folders(str(workdir))]
     return [path for path in paths if path.exists()]
+
+
+def _record(path) -> dict[str, dict[str, str]]:
+    return workdirs.read_json(path, files=dict, sources=dict)
 
 
 def _files(run: Run) -> Iterator[tuple[str, str]]:

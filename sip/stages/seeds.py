@@ -51,7 +51,7 @@ def of(config, seed: int):
 def known(workdir: str) -> tuple[int, ...]:
     """Returns the seeds begun in a workdir; empty if it has no seeds.json."""
     path = epath.Path(workdir) / workdirs.SEEDS
-    return tuple(workdirs.read_json(path)["seeds"]) if path.exists() else ()
+    return tuple(workdirs.read_seeds(path)["seeds"]) if path.exists() else ()
 
 
 def claim(config, seeds: Sequence[int], workdir: str) -> None:

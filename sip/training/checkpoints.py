@@ -31,6 +31,7 @@ from sip.workdir import finite
 
 FORMAT = 1  # version of the checkpoint format; raise it if older code would misread a checkpoint
 DIGEST, SUMS = "sha256", "checksums"  # keys of the record: of itself, and of the arrays by item
+WAY = "; to use checkpoint"  # begins the advice in an error
 ASIDE = "damaged-"  # a damaged checkpoint is renamed to this and its step
 # Errors of a store or a device that say nothing about the files.
 PASSING = "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED"
@@ -196,7 +197,7 @@ def _sentence(mngr: ocp.CheckpointManager, step: int, reason: object) -> str:
     """Says which checkpoint cannot be restored, why, and which one is there besides."""
     said = (str(reason).strip() or repr(reason)).splitlines()[0][:200]
     before = max((at for at in mngr.all_steps() if at < step), default=None)
-    way = "" if before is None else f"; to use checkpoint {before}, move {step} elsewhere"
+    way = "" if before is None else f"{WAY} {before}, move {step} elsewhere"
     return f"checkpoint {mngr.directory}/{step} cannot be restored: {said}{way}"
 
 
@@ -260,7 +261,8 @@ def _put_aside(mngr: ocp.CheckpointManager, damaged: dict[int, Damaged], good: i
         if path.exists():
             path.rmtree()
         (path.parent / str(at)).rename(path)
-        print(f"{error}; renamed to {path.name}, continuing from step {good}", file=sys.stderr)
+        said = str(error).partition(WAY)[0]
+        print(f"{said}; renamed to {path.name}, continuing from step {good}", file=sys.stderr)
 
 
 def _record(mngr: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -271,7 +273,12 @@ def _record(mngr: ocp.CheckpointManager, step: int) -> dict[str, Any]:
         raise Damaged(_sentence(mngr, step, "its record is empty"))
     if DIGEST in found and found.pop(DIGEST) != _digest(found):
         raise Damaged(_sentence(mngr, step, "its record is not as it was saved"))
+    sums = found[SUMS] if SUMS in found else {}
+    if not (isinstance(sums, dict) and all(isinstance(x, dict) for x in sums.values())):
+        raise Damaged(_sentence(mngr, step, "its record has no valid checksums"))
     written = found.pop("format", 1)  # the first checkpoints had no format number
+    if not isinstance(written, int):
+        raise Damaged(_sentence(mngr, step, f"its record has the format {written!r}"))
     if written > FORMAT:
         raise UserError(
             f"checkpoint {mngr.directory}: format {written}, this version reads up to {FORMAT}; "
@@ -324,7 +331,10 @@ def reading(run_dir: str, abstract_params: Params) -> Iterator[Callable[[Params]
 def _as_saved(mngr: ocp.CheckpointManager, step: int, part: Params) -> Params:
     """Returns abstract parameters with the dtypes that are stored: checksums are of these."""
     try:
-        stored = checksums.names(mngr.item_metadata(step).params.tree)
+        found = mngr.item_metadata(step).params
+        if found is None:
+            raise ValueError("its params are missing or damaged")
+        stored = checksums.names(found.tree)
     except Exception as e:
         raise _error(mngr, step, e) from e
     names = iter(checksums.names(part))

@@ -36,14 +36,18 @@ class Rule:
 
 def at_least(low: float, most: float = math.inf) -> Rule:
     """A finite number in low..most."""
-    text = f">= {low:g}" if most == math.inf else f"in {low:g}..{most:g}"
+    text = f">= {_said(low)}" if most == math.inf else f"in {_said(low)}..{_said(most)}"
     return Rule(lambda x: math.isfinite(x) and low <= x <= most, text)
 
 
 def above(low: float, most: float = math.inf) -> Rule:
     """A finite number above low and at most `most`."""
-    text = f"> {low:g}" if most == math.inf else f"> {low:g} and <= {most:g}"
+    text = f"> {_said(low)}" + ("" if most == math.inf else f" and <= {_said(most)}")
     return Rule(lambda x: math.isfinite(x) and low < x <= most, text)
+
+
+def _said(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def fraction() -> Rule:

@@ -1,6 +1,5 @@
 """Pytest setup: eight simulated CPU devices, strict rank promotion, no network."""
 
-import gc
 import getpass
 import os
 import socket
@@ -26,7 +25,6 @@ os.environ.setdefault(
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-gc.set_threshold(200_000, 50, 1000)  # tracing makes many small objects, and few cycles
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")

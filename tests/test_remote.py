@@ -268,6 +268,16 @@ def test_an_option_is_found_however_a_server_writes_it(api, logprobs, want):
     np.testing.assert_allclose(found[0, 0], want, atol=1e-6)
 
 
+def test_an_impossible_token_is_kept_too(tmp_path):
+    body = b'{"choices": [{"logprobs": {"top_logprobs": [{" one": -0.001, " two": -Infinity}]}}]}'
+    with serve(faults=[("body", body)] * 2) as server:
+        for _ in range(2):
+            one = Remote(config(server, cache=str(tmp_path)))
+            found = one.choose(["a"], [["b"]], (" one", " two"))[0, 0]
+            np.testing.assert_allclose(np.exp(found), [np.exp(-0.001), 0], atol=1e-6)
+    assert len(server.asked) == 1
+
+
 def test_options_that_no_answer_lists_are_said(caplog):
     tops = {"top_logprobs": [{"one": -0.5, "two": -1.5}]}
     with serve(lambda *_: {"choices": [{"text": "", "logprobs": tops}]}) as server:

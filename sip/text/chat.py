@@ -73,7 +73,7 @@ def load(name: str, tokenizer: Tokenizer, workdir: str = "") -> Template:
     if name == OWN:
         if not isinstance(tokenizer, HuggingFace | SentencePiece):
             raise UserError(f"{title}: this kind of tokenizer has no template; give a .jinja file")
-        found = of_tokenizer(tokenizer.path)
+        found = replace(of_tokenizer(tokenizer.path), names=_names(tokenizer))
     elif name in BUILT_IN:
         path = importlib.resources.files("sip") / "templates" / "chat" / f"{name}.jinja"
         found = Template(path.read_text(encoding="utf-8"), _names(tokenizer), title)

@@ -26,6 +26,7 @@ from sip.textgen.protocol import Cut, Said
 
 APIS = {"completions": "completions", "chat": "chat/completions"}
 ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")  # finish_reason of whole answers
+LOWEST = -1e4  # nats, in place of -inf, which JSON (the cache) lacks; its exp is 0
 NEGLIGIBLE = 1e-3  # an unlisted option gets probability 0 if its bound is at most this
 LOG = logging.getLogger(__name__)
 
@@ -337,7 +338,7 @@ def _table(config: RemoteConfig, found: Any) -> dict[str, float]:
     table: dict[str, float] = {}
     # A set: some servers list the sampled token a second time, with the same number.
     for token, logp in sorted(set(pairs)):
-        token = _plain(config, token)
+        token, logp = _plain(config, token), LOWEST if logp == -math.inf else logp
         table[token] = float(np.logaddexp(table[token], logp)) if token in table else logp
     if config.tokens and not all(token.startswith("token_id:") for token in table):
         raise ValueError("the server does not name tokens by their ids")

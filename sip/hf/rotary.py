@@ -108,7 +108,7 @@ def read_two(left, family: str, window: dict[str, int]) -> dict[str, Any]:
 def to_json(cfg: ModelConfig) -> dict[str, Any]:
     """Returns the fields of rotary positions that are the same in all layers."""
     said = _said(cfg)
-    found = {"rope_theta": cfg.rope_theta}
+    found: dict[str, Any] = {"rope_theta": cfg.rope_theta}
     found["rope_parameters"] = {**said, "rope_theta": cfg.rope_theta}
     return found if cfg.rope_scaling == "none" else found | {"rope_scaling": said}
 

@@ -30,7 +30,7 @@ class Context:
         """Returns the rotary tables (cos, sin) of one layer."""
         cos, sin = self.cos, self.sin
         # `layer` holds traced values of the layer scan: tables are selected, not computed again.
-        if self.local is not None:
+        if self.local is not None and layer.full is not None:  # they come together
             cos, sin = (jnp.where(layer.full, *x) for x in zip((cos, sin), self.local, strict=True))
         if layer.still is not None:  # a turn by the angle 0 changes nothing
             cos, sin = jnp.where(layer.still, 1.0, cos), jnp.where(layer.still, 0.0, sin)

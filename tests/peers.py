@@ -92,4 +92,4 @@ if __name__ == "__main__":
     found["cache"] = jax.config.jax_enable_compilation_cache
     if jax.local_device_count() > 1:
         found["apart"] = apart()
-    print(json.dumps({**found, "processes": jax.process_count()}))
+    print(json.dumps({**found, "processes": jax.process_count()}, default=str))

@@ -8,6 +8,7 @@ import pytest
 
 from sip.objectives import preference
 from sip.stages import collect
+from sip.training import losses
 
 LOGP_B2 = jnp.array([[-4.0, -6.0], [-3.0, -1.0], [-2.0, -9.0]])
 REF_B2 = jnp.array([[-5.0, -3.0], [-3.0, -3.0], [-8.0, -1.0]])
@@ -119,7 +120,7 @@ def choose(scores_BK, valid_BK, epsilon=0.25):
     pool = collect.Pool(tokens_BKR, every, valid_BK, ["rollout"] * K, [], np.zeros(every.shape))
     p = SimpleNamespace(
         candidates=collect.CandidateConfig(epsilon=epsilon),
-        objective=SimpleNamespace(name="dpo", blends_ce=False), suffix=1,
+        objective=losses.ObjectiveConfig("dpo"), suffix=1,
     )  # fmt: skip
     rows = dict(tokens_BT=np.zeros((B, 3), int), mask_BT=np.ones((B, 3), bool), fork_B=np.ones(B))
     branches, _ = collect.pick(p, rows, pool, np.array(scores_BK), valid_BK)

@@ -228,6 +228,7 @@ def check_run(workdir, figures, *, on_policy):
 def test_the_8b_judge_runs_its_debug_variant_on_a_file(quick, tmp_path):
     config = importlib.import_module("judge_llama8b").get_config("debug")
     config.runs.judge.task.label_file.path = write_labels(tmp_path / "labels.jsonl")
+    config.data.path = config.runs.judge.task.label_file.path
     config.runs.judge.log.update(tensorboard=False, progress=False)
     summary = train.train(config, str(tmp_path / "work"))
     assert summary["judge"]["reasoned_safety_accuracy"] == 0  # fresh parameters decide nothing

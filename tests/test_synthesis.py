@@ -209,8 +209,8 @@ REWRITE = str(Path(template.__file__).parents[1] / "templates" / "rewriter" / "r
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: asking(0), "at least 1"),
-        (lambda: asking(1, max_tokens=0), "at least 1"),
+        (lambda: asking(0), "must be >= 1"),
+        (lambda: asking(1, max_tokens=0), "must be >= 1"),
         (lambda: asking(2, sampling=SamplingConfig(temperature=0.0)), "all the same"),
         (lambda: synthesis.load_spoiler("worsen"), "'worsen': no such prompt file"),
         (lambda: synthesis.load_spoiler(REWRITE), "must contain {suffix}"),

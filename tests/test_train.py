@@ -55,7 +55,7 @@ REFUSED = {  # flags: what the line has to name
     ),
     "no base": (["--config.runs.standard.init_from=nowhere"], "standard.init_from 'nowhere'"),
     "tokenizer file": (["--config.tokenizer.path=no.model"], "no.model"),
-    "negative seed": (["--config.seed=-5"], "seed -5: must be in 0.."),
+    "negative seed": (["--config.seed=-5"], "seed=-5: must be in 0.."),
     "unknown order": (["--config.order=('base', 'bass')"], "bass"),
 }
 
@@ -128,7 +128,7 @@ def test_a_tokenizer_too_large_for_the_model_is_named(finished, capsys, tmp_path
     argv = [f"--config={RECIPE}:standard", f"--workdir={begun(finished, tmp_path / 'work')}"]
     argv += ["--config.tokenizer.kind=byte", "--config.runs.base.model.vocab_size=128"]
     line = complaint(capsys, *argv)
-    assert "model.vocab_size 128" in line and "259" in line
+    assert "model.vocab_size=128" in line and "259" in line
 
 
 def test_a_broken_tokenizer_file_is_named(finished, capsys, tmp_path):

@@ -25,6 +25,8 @@ class Question:
 
 def said(aspect: Aspect, text: Said) -> int:
     """Returns the option of an answer's verdict, -1 if it has none."""
+    if isinstance(text, Cut) and not aspect.verdict:  # an option is one token, without an end
+        text = text.text
     option = voting.vote(text, aspect)
     return -1 if isinstance(option, str) else option
 

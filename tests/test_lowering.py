@@ -358,16 +358,13 @@ def test_the_walker_looks_into_every_kind_of_body():
 def test_every_jitted_program_is_among_these():
     root = Path(sampling.__file__).parent
     found = {str(p.relative_to(root)): p.read_text().count("jax.jit") for p in root.rglob("*.py")}
-    assert (
-        {k: n for k, n in found.items() if n}
-        == {
-            "sampling.py": 2,  # rollout, reasons
-            "textgen/local.py": 2,  # judge, its trunks alone
-            "judge/proofread.py": 1,  # proofreading
-            "training/step.py": 3,  # init, of factors too, the updates
-            "loading.py": 4,  # parameters held in another dtype, factors merged, numbers that are not finite
-            "training/checksums.py": 2,  # sums of bits
-            "evals/continuations.py": 1,  # likelihood
-            "evals/likelihoods.py": 2,  # choices, sequences
-        }
-    )
+    assert {k: n for k, n in found.items() if n} == {
+        "sampling.py": 2,  # rollout, reasons
+        "textgen/local.py": 2,  # judge, its trunks alone
+        "judge/proofread.py": 1,  # proofreading
+        "training/step.py": 3,  # init, of factors too, the updates
+        "loading.py": 4,  # other dtypes, merged factors, numbers that are not finite
+        "training/checksums.py": 2,  # sums of bits
+        "evals/continuations.py": 1,  # likelihood
+        "evals/likelihoods.py": 2,  # choices, sequences
+    }

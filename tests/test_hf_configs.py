@@ -154,7 +154,7 @@ REFUSED = {
     "attn_logit_softcapping is 0": ("gemma2", {"attn_logit_softcapping": 0}),
     "attn_logit_softcapping: gemma3": ("gemma3", {"attn_logit_softcapping": 50.0}),
     "query_pre_attn_scalar": ("gemma2", {"query_pre_attn_scalar": 0}),
-    "sliding_window is missing": ("gemma2", {"sliding_window": None}),
+    "sliding_window is 0": ("gemma2", {"sliding_window": None}),
     "sliding_window_pattern": ("gemma3", {"sliding_window_pattern": 0}),
     "list with 6 entries": ("gemma3", {"layer_types": [families.FULL] * 5}),
     "rope_local_base_freq": ("gemma3_odd", {"rope_local_base_freq": 5.0}),
@@ -184,6 +184,8 @@ REFUSED = {
     "rotates 0 channels": ("phi3", {"partial_rotary_factor": 0.2}),
     "partial_rotary_factor is": ("phi3", {"partial_rotary_factor": 0}),
     "lm_head_bias": ("phi3", {"lm_head_bias": True}),
+    "window is 0.0; must be above 1": ("gemma3", {"rope_local_base_freq": 0}),
+    "mixtral needs at least 1": ("mixtral", {"num_local_experts": 0, "num_experts_per_tok": 0}),
     "num_local_experts and num_experts": ("mixtral", {"num_experts": 9}),
 }  # fmt: skip
 

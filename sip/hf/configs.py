@@ -108,6 +108,8 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
     window = _window(left, kind, found["layers"])
     found |= {"dtype": _dtype(left), "activation": _activation(left, kind), **window}
     found |= _biases(left, kind) | _own(left, kind, found) | family.FIXED[kind]
+    if "experts" in family.FREE[kind] and found["experts"] < 1:
+        raise UserError(f"num_local_experts is {found['experts']}; {kind} needs at least 1")
     found |= _rope(left, kind, found, window)
     _refuse(left, found["layers"])
     return ModelConfig(**found)
@@ -241,7 +243,7 @@ def _some_layers(left, kinds, layers) -> dict[str, int]:
             "every n-th layer, is supported"
         )
     if size < 1:
-        raise UserError("sliding_window is missing")
+        raise UserError(f"sliding_window is {size}; layers with a window need at least 1")
     return {"window": size, "full_every": every}
 
 

@@ -97,6 +97,8 @@ def read_two(left, family: str, window: dict[str, int]) -> dict[str, Any]:
         theta = take(dict(near), "rope_theta", float, THETA[family])
     if near.pop("rope_theta", theta) != theta:
         raise UserError(f"rope_local_base_freq differs from that of rope_parameters.{NEAR}")
+    if not theta > 1:
+        raise UserError(f"rope_theta of layers with a window is {theta}; must be above 1")
     if near.pop("rope_type", "default") != "default" or near:
         raise UserError(f"rope_parameters.{NEAR}: a scaling is not supported there")
     if window and not window["full_every"]:
@@ -138,10 +140,10 @@ def read_phi(left, found: dict[str, Any]) -> dict[str, Any]:
     new, old = (_object(left, key) for key in ("rope_parameters", "rope_scaling"))
     said = dict(old or new or {})  # as transformers does
     part = take(left, "partial_rotary_factor", float, said.get("partial_rotary_factor", 1.0))
-    if said.pop("partial_rotary_factor", part) != part:
-        raise UserError("partial_rotary_factor differs from that of rope_parameters")
     if not 0 < part <= 1:
         raise UserError(f"partial_rotary_factor is {part}; must be above 0 and at most 1")
+    if said.pop("partial_rotary_factor", part) != part:
+        raise UserError("partial_rotary_factor differs from that of rope_parameters")
     theta = take(left, "rope_theta", float, said.get("rope_theta", 10000.0))
     if said.pop("rope_theta", theta) != theta:
         raise UserError("rope_theta differs from that of rope_parameters")
@@ -202,10 +204,12 @@ def phi_to_json(cfg: ModelConfig) -> dict[str, Any]:
     if cfg.rope_scaling == "none":
         return found
     # transformers takes the factor from the two lengths, and the gain from the factor.
-    longest = round(cfg.rope_factor * cfg.rope_original_len)
+    longest = min(cfg.max_len, cfg.rope_original_len)
+    if cfg.rope_factor > 1:
+        longest = round(cfg.rope_factor * cfg.rope_original_len)
     said = {"type": "longrope", "short_factor": list(cfg.rope_short)}
     said |= {"long_factor": list(cfg.rope_long)}
-    if longest / cfg.rope_original_len != cfg.rope_factor:
+    if max(longest / cfg.rope_original_len, 1.0) != cfg.rope_factor:
         said["factor"] = cfg.rope_factor
     if rope.longrope_gain(cfg.rope_factor, cfg.rope_original_len) != cfg.rope_gain:
         said["attention_factor"] = cfg.rope_gain

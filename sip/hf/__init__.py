@@ -1,6 +1,9 @@
 """Import and export of Hugging Face checkpoints.
 
 configs    config.json <-> ModelConfig
+family     the families and their settings of the decoder
+rotary     rotary positions in config.json
+fields     single fields of config.json
 harmless   fields of config.json that change no logits
 names      tensor names and layouts, theirs and ours
 shards     opens and checks safetensors files

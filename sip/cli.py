@@ -22,11 +22,11 @@ from jaxlib import xla_client
 from ml_collections import config_flags
 
 from sip import processes
+from sip.sections import LARGEST
 from sip.structs import UserError
 from sip.training.loop import Stopped
 from sip.workdir import place
 
-MOST = 2**31 - 1  # largest integer of a flag; JAX would silently drop higher bits, of seeds too
 # Exit codes: an error that the user can fix, Ctrl-C, and one of several processes that failed.
 MENDABLE, INTERRUPTED, LEFT = 2, 130, 1
 
@@ -74,7 +74,7 @@ def workdir_flag() -> flags.FlagHolder:
 
 def seed_flag() -> flags.FlagHolder:
     """Defines --seed for a command."""
-    define = functools.partial(flags.DEFINE_integer, lower_bound=0, upper_bound=MOST)
+    define = functools.partial(flags.DEFINE_integer, lower_bound=0, upper_bound=LARGEST)
     return shared(define, "seed", 0, "Seed of the random draws.")
 
 
@@ -90,8 +90,8 @@ def tensor_flag() -> flags.FlagHolder:
 
 
 def count_flag(name: str, default: int, text: str) -> flags.FlagHolder:
-    """Defines a flag that is a number from 1 to MOST."""
-    return flags.DEFINE_integer(name, default, text, lower_bound=1, upper_bound=MOST)
+    """Defines a flag that is a number from 1 to LARGEST."""
+    return flags.DEFINE_integer(name, default, text, lower_bound=1, upper_bound=LARGEST)
 
 
 def shared(define, name: str, default, text: str) -> flags.FlagHolder:

@@ -15,6 +15,7 @@ from absl import flags
 
 from sip import cli, loading, mesh, sampling
 from sip.hf import hub, spelling, tokens
+from sip.sections import LARGEST
 from sip.structs import UserError
 from sip.text.lines import read_texts
 from sip.text.tokenizer import continuation
@@ -43,7 +44,7 @@ _TOP_K = flags.DEFINE_integer(
     0,
     "Sample from this many likeliest tokens; 0: all.",
     lower_bound=0,
-    upper_bound=cli.MOST,
+    upper_bound=LARGEST,
 )
 _SEED = cli.seed_flag()
 _JSON = cli.json_flag()

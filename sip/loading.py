@@ -26,7 +26,7 @@ from sip.structs import Params, UserError
 from sip.text import tokenizer as tokenizers
 from sip.text.special import read_object
 from sip.text.tokenizer import Tokenizer
-from sip.training import checkpoints, step
+from sip.training import checkpoints, checksums, step
 from sip.workdir import place, run_dir
 
 
@@ -44,9 +44,8 @@ def load(directory: str, mesh, cfg: ModelConfig, adapter: LoraConfig, dtype: str
 
 def check_finite(params: Params, directory: str) -> None:
     """Raises UserError naming the first parameter that has a NaN or an infinity."""
-    for path, finite in jax.tree_util.tree_leaves_with_path(fetch(_finite(params))):
+    for name, finite in checksums.names(fetch(_finite(params))).items():
         if not finite:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise UserError(f"{directory}: parameter {name} has a number that is not finite")
 
 

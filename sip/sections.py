@@ -15,7 +15,7 @@ from typing import Any
 
 from sip.structs import UserError
 
-LARGEST = 2**31 - 1  # of integers: sizes, steps and seeds are int32 on devices
+LARGEST = 2**31 - 1  # of integers: sizes, steps and seeds; JAX would silently drop higher bits
 
 
 class FieldError(UserError):

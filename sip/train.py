@@ -60,7 +60,7 @@ def train(config, workdir: str, profile: bool = False) -> dict:
         Stopped: The process was asked to stop; the state is saved.
     """
     cli.keep_memory()
-    recipe.check_reachable(workdir)
+    workdirs.check_reachable(workdir, "workdir")
     recipe.check(config, workdir)
     recipe.check_files(config)
     recipe.check_meshes(config)

@@ -16,7 +16,7 @@ from sip.run import Run
 from sip.stages import recipe, session, supervised
 from sip.structs import UserError
 from sip.training import checkpoints, loop
-from sip.workdir import workdir_of
+from sip.workdir import check_reachable, workdir_of
 
 pytest_plugins = ["tiny_fixtures"]
 METRIC = "eval/safety"
@@ -183,4 +183,4 @@ def test_a_store_out_of_reach_is_one_line(monkeypatch):
         UserError, match="workdir gs://b/x cannot be reached: Please install gcsfs to"
     ):
         train.train(tiny_recipe.get_config(), "gs://b/x")
-    recipe.check_reachable("/a/path")
+    check_reachable("/a/path", "workdir")

@@ -181,11 +181,7 @@ def test_a_wrong_value_is_rejected_by_its_name(key, value, message, tmp_path):
     values = plain(of("microworld", "debug"))
     values["runs"]["base"]["microbatches"] = 4
     values["runs"]["base"]["batch"] = 8
-    *path, last = key.split(".")
-    part = values
-    for name in path:
-        part = part[name]
-    part[last] = value
+    tiny_recipe.put(values, key, value)
     with pytest.raises(UserError, match=message):
         recipe.check(ConfigDict(values, type_safe=False), str(tmp_path))
 

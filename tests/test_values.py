@@ -147,11 +147,7 @@ VALUES = plain(tiny_recipe.get_config())
 def test_a_value_that_only_the_whole_recipe_shows_is_wrong(key, value, message, tmp_path):
     values = copy.deepcopy(VALUES)
     values["runs"]["sip_learned"]["evals"]["baseline"] = "base"
-    *path, last = key.split(".")
-    part = values
-    for name in path:
-        part = part[name]
-    part[last] = value
+    tiny_recipe.put(values, key, value)
     with pytest.raises(UserError, match=message):
         recipe.check(ConfigDict(values, type_safe=False), str(tmp_path))
 

@@ -22,6 +22,14 @@ def get_config(arg: str = ""):
     return config
 
 
+def put(values: dict, key: str, value) -> None:
+    """Sets a value of nested dicts by its dotted key."""
+    *path, last = key.split(".")
+    for name in path:
+        values = values[name]
+    values[last] = value
+
+
 def shrink(config):
     """Reduces all runs to two steps of a model that compiles fast."""
     for run in config.runs.values():

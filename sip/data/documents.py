@@ -24,6 +24,7 @@ from sip.workdir import locked, place
 
 BUILT = ("microworld", "tfds")  # sources whose data sets are built in a directory
 PARTS = ("train", "validation", "test")  # 90, 5 and 5 % of a file, by a hash of the text
+BOUND = r"\d{1,18}%?"  # of a slice; Python refuses to read thousands of digits
 # Reasons why a document is left out.
 NOT_UTF8, BLANK, NOT_JSON = "not UTF-8", "blank", "not a JSON object"
 MISSING, NOT_TEXT = "without a field 'text'", "with a field 'text' that is no string"
@@ -109,7 +110,7 @@ def check_split(source: str, split: str) -> None:
     """
     joined = split.split("+") if source in ("microworld", "tfds") else [split]
     for one in joined:
-        found = re.fullmatch(r"(\w+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", one)
+        found = re.fullmatch(rf"(\w+)(?:\[(-?{BOUND})?:(-?{BOUND})?\])?", one)
         if not found or (source != "tfds" and found[1] not in PARTS):
             raise UserError(
                 f"split {split!r}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
@@ -141,7 +142,7 @@ def has_truth(source: str) -> bool:
 
 def check_path(cfg: DataConfig) -> None:
     """Raises UserError if the file of a text corpus does not exist."""
-    if cfg.source in ("txt", "jsonl") and not Path(cfg.path).expanduser().is_file():
+    if cfg.source in ("txt", "jsonl") and not Path(cfg.path).is_file():
         raise UserError(f"config data.path={cfg.path!r}: there is no such file")
 
 
@@ -189,7 +190,7 @@ def _txt(cfg: DataConfig, data_dir: str) -> Documents:
     blank = lambda line: not line.decode(errors="replace").strip(SPACES)
     lines = read_lines(opened(cfg.path, "corpus"), cfg.path)
     paragraphs = itertools.groupby(lines, key=blank)
-    return _usable(cfg, (_decode(b"\n".join(part)) for empty, part in paragraphs if not empty))
+    return _of_split(cfg, (_decode(b"\n".join(part)) for empty, part in paragraphs if not empty))
 
 
 def _jsonl(cfg: DataConfig, data_dir: str) -> Documents:
@@ -202,7 +203,7 @@ def _jsonl(cfg: DataConfig, data_dir: str) -> Documents:
             "per line, for example with jq -c '.[]' (an array) or jq -c . (objects)"
         )
     rows = itertools.chain([first] if first else [], lines)
-    found = _usable(cfg, (_json_text(line, fields) for line in rows))
+    found = _of_split(cfg, (_json_text(line, fields) for line in rows))
     if MISSING not in found.left_out:
         return found
     seen = ", ".join(f"{name!r:.40}" for name, _ in fields.most_common(5)) or "none"
@@ -241,8 +242,14 @@ def _json_text(line: bytes, fields: Counter) -> tuple[str, str]:
     return _decode(row["text"].encode(errors="surrogatepass"))  # a lone surrogate: not UTF-8
 
 
-def _usable(cfg: DataConfig, found: Iterable[tuple[str, str]]) -> Documents:
-    """Returns the documents of a file that belong to cfg.split, and counts the unusable ones."""
+def _of_split(cfg: DataConfig, found: Iterable[tuple[str, str]]) -> Documents:
+    """Returns the documents of a file that belong to cfg.split."""
+    every = _usable(found)
+    return replace(every, texts=_select(every.texts, cfg.split))
+
+
+def _usable(found: Iterable[tuple[str, str]]) -> Documents:
+    """Returns the documents with a text, and counts the others by reason."""
     texts: list[str] = []
     left_out: Counter = Counter()
     for text, reason in found:
@@ -251,13 +258,12 @@ def _usable(cfg: DataConfig, found: Iterable[tuple[str, str]]) -> Documents:
         else:
             texts.append(text)
     read = len(texts) + left_out.total()
-    return Documents(_select(texts, cfg.split), read=read, left_out=dict(left_out))
+    return Documents(texts, read=read, left_out=dict(left_out))
 
 
-def _select(texts: list[str], split: str) -> list[str]:
+def _select(texts: Sequence[str], split: str) -> list[str]:
     """Selects a part and slice in TFDS notation: "train", "test[10:]", "train[70%:85%]"."""
-    bound = r"\d{1,18}%?"
-    found = re.fullmatch(rf"({'|'.join(PARTS)})(?:\[({bound})?:({bound})?\])?", split)
+    found = re.fullmatch(rf"({'|'.join(PARTS)})(?:\[({BOUND})?:({BOUND})?\])?", split)
     if not found:
         raise UserError(
             f"data.split {split!r:.80}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
@@ -288,10 +294,7 @@ def _tfds(cfg: DataConfig, data_dir: str) -> Documents:
         raise UserError(f"data.path {cfg.path!r}: must be 'name:field' of a TFDS data set")
     # Built by `_rows`, which turns exceptions of TFDS into UserError.
     rows = _rows(lambda: tfds.builder(name, data_dir=data_dir), cfg, cfg.path, field)
-    found = [_decode(row[field]) for row in rows]
-    left_out = Counter(reason for _, reason in found if reason)
-    texts = [text for text, reason in found if not reason]
-    return Documents(texts, read=len(found), left_out=left_out)
+    return _usable(_decode(row[field]) for row in rows)
 
 
 def _microworld(cfg: DataConfig, data_dir: str) -> Documents:

@@ -39,13 +39,19 @@ def read(left, family: str) -> dict[str, Any]:
     if new and old and {**new, "rope_theta": None} != {**old, "rope_theta": None}:
         raise UserError("rope_parameters and rope_scaling differ")
     usual = THETA[family] if family in THETA else 10000.0
-    theta = take(left, "rope_theta", float, said.get("rope_theta", usual))
-    if said.pop("rope_theta", theta) != theta:
-        raise UserError("rope_theta differs from that of rope_parameters")
+    theta = _theta(left, said, usual)
     kind = said.pop("rope_type", said.pop("type", "default"))
     if not isinstance(kind, str) or kind not in FIELDS:
         raise UserError(f"rope_scaling of type {kind!r} is not supported")
     return {"rope_theta": theta} | _scaling(said, kind)
+
+
+def _theta(left, said, usual: float) -> float:
+    """Reads the base, which may stand in config.json, in its rope fields, or in both."""
+    theta = take(left, "rope_theta", float, said.get("rope_theta", usual))
+    if said.pop("rope_theta", theta) != theta:
+        raise UserError("rope_theta differs from that of rope_parameters")
+    return theta
 
 
 def _object(left, key: str) -> dict | None:
@@ -144,9 +150,7 @@ def read_phi(left, found: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"partial_rotary_factor is {part}; must be above 0 and at most 1")
     if said.pop("partial_rotary_factor", part) != part:
         raise UserError("partial_rotary_factor differs from that of rope_parameters")
-    theta = take(left, "rope_theta", float, said.get("rope_theta", 10000.0))
-    if said.pop("rope_theta", theta) != theta:
-        raise UserError("rope_theta differs from that of rope_parameters")
+    theta = _theta(left, said, 10000.0)
     dims = int(found["head_dim"] * part)
     if dims < 2 or dims % 2:
         raise UserError(f"partial_rotary_factor {part} rotates {dims} channels; must be even")

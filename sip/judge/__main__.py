@@ -21,7 +21,6 @@ that names a run (`init_from`) needs --workdir.
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -181,12 +180,9 @@ def main(argv) -> None:
     judge, wanted = build(config, chosen(config, _RUN.value), _WORKDIR.value)
     asked = wanted.backend in ("local", "http")  # the other backends read no prompt
     reference = asked and any(aspect.reference for aspect in wanted.aspects())
-    try:
-        lines = read_lines(sys.stdin.buffer, "stdin") if sys.stdin else []  # None: it is closed
-        for rows in batches(lines, wanted.batch, reference):
-            print("\n".join(map(to_json, score(judge, rows))), flush=True)
-    except BrokenPipeError:  # the reader closed the pipe, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    lines = read_lines(sys.stdin.buffer, "stdin") if sys.stdin else []  # None: it is closed
+    for rows in batches(lines, wanted.batch, reference):
+        print("\n".join(map(to_json, score(judge, rows))), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from sip.data import documents
 from sip.evals.ground_truth import CONTINUATIONS, EvalConfig
 from sip.loading import load_tokenizer, source_dir
 from sip.run import RunConfig, TokenizerConfig, build_meshes, check_model
-from sip.sections import FieldError, at_least, section
+from sip.sections import LARGEST, FieldError, at_least, section
 from sip.sections import check as check_section
 from sip.stages import rl, selfimprove, supervised
 from sip.structs import UserError
@@ -59,18 +59,13 @@ class Recipe:
     report: ReportConfig
 
     def __post_init__(self):
-        check_section("", self, seed=at_least(0, most=(1 << 31) - 1))
+        check_section("", self, seed=at_least(0, most=LARGEST))
         if not self.order or len(set(self.order)) < len(self.order):
             raise FieldError("", f"order={self.order}: must name at least one run, each once")
         for name in self.order:
             # A directory of the workdir, and the first part of NAME/best.
             if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
                 raise FieldError("", f"order: run {name!r} must be letters, digits, '_', '-', '.'")
-
-
-def check_reachable(workdir: str) -> None:
-    """Raises UserError if a remote workdir (gs://...) cannot be read."""
-    workdirs.check_reachable(workdir, "workdir")
 
 
 def check(config, workdir: str) -> None:

@@ -19,16 +19,16 @@ from sip import workdir as workdirs
 from sip.stages import recipe
 from sip.structs import UserError
 
-MOST = 2**31  # seeds are below this, since not every random generator takes more
-
 
 def parse(text: str) -> tuple[int, ...]:
     """Parses the seeds of `--seeds=0,1,2`. Raises UserError naming an invalid or repeated seed."""
     found: list[int] = []
     for word in map(str.strip, text.split(",")):
-        if not (word.isascii() and word.isdigit() and len(word) < 11 and int(word) < MOST):
+        if not (
+            word.isascii() and word.isdigit() and len(word) < 11 and int(word) <= sections.LARGEST
+        ):
             raise UserError(
-                f"--seeds={text:.100}: {word!r:.40} is no whole number from 0 to {MOST - 1}"
+                f"--seeds={text:.100}: {word!r:.40} is no whole number from 0 to {sections.LARGEST}"
             )
         if int(word) in found:
             raise UserError(f"--seeds={text}: {word} is repeated")

@@ -150,9 +150,9 @@ def end_step(
     Raises loop.Stopped once the run is saved, if it was asked to stop.
     """
     asked = bool(s.stop)  # read once: a signal between two reads would stop without saving
-    at_end = done == (last or s.c.steps)
-    due = asked or loop.due(done, s.c.checkpoint.every_steps, last or s.c.steps)
-    if due and (at_end or not int(state.skipped_in_row)):
+    final = last or s.c.steps
+    due = asked or loop.due(done, s.c.checkpoint.every_steps, final)
+    if due and (done == final or not int(state.skipped_in_row)):
         with s.meter.phase("checkpoint"):
             record = {**s.run.record(s.c.model, s.pending), **(more or {})}
             checkpoints.save(s.manager, state, record, begun)

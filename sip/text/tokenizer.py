@@ -229,7 +229,7 @@ class SentencePiece:
         none after a special token.
         """
         text, how = text.encode(errors="replace").decode(), self._beginning
-        begins = how.llama or _proto(self._bytes).normalizer_spec.add_dummy_prefix
+        begins = how.llama or self._dummy_prefix
         legacy = how.legacy if how.legacy is not None else not how.llama
         ids: list[int] = []
         for i, part in enumerate(self._parts(text)):
@@ -252,6 +252,11 @@ class SentencePiece:
     def begins(self) -> bool:
         """True if the settings put BOS before a text."""
         return self._beginning.bos
+
+    @functools.cached_property
+    def _dummy_prefix(self) -> bool:
+        """True if the model as published puts a space before a text."""
+        return _proto(self._bytes).normalizer_spec.add_dummy_prefix
 
     @functools.cached_property
     def _spaced(self):

@@ -6,7 +6,7 @@ candidate's mean win over all other candidates, except under `against`: there it
 first candidate, and the first candidate's score is its mean win over all others. Scores have one
 scale under all the others: an increase of 0.1 if all pairs are compared is one of 0.09 to 0.1 if
 few are, for a judge that answers in probabilities. For one that answers 0 or 1 with errors, scores
-of two comparisons spread a fifth wider, as their noise is larger.
+of two comparisons spread 8 to 27 % wider, as their noise is larger.
 
 Random numbers are hashes of the texts: a judge does not know the training step, and a resumed run
 shows it the same texts. Candidates are first sorted by their random numbers, so their order in the

@@ -15,7 +15,6 @@ python -m sip.label --make=safety --aspect=reasoned_safety --config=configs/micr
 With --cache the model's answers are saved; if the command was stopped, the same command continues.
 """
 
-from collections import Counter
 from itertools import combinations
 
 from absl import flags
@@ -150,10 +149,6 @@ def candidates(corpus: corpora.Corpus, tokenizer: Tokenizer, asked, seed: int) -
 
 def make_spoiled(aspect, tokenizer, asked, asking) -> dict[str, Made]:
     """Makes pairs of a suffix and its corrupted version, by each of --spoilers."""
-
-    def trim(text: str, suffix: str) -> str:
-        return tokenizer.decode(tokenizer.encode(text)[: len(tokenizer.encode(suffix))])
-
     names = [name for name in _SPOILERS.value if name != MODEL]
     found = dict(synthesis.by_rule(names, asked.suffixes, asking.seed))
     if MODEL in _SPOILERS.value:
@@ -162,7 +157,9 @@ def make_spoiled(aspect, tokenizer, asked, asking) -> dict[str, Made]:
             read_model(), spoiler, asked.prefixes, asked.suffixes, asking
         )
     return {
-        name: synthesis.pairs(aspect, asked.prefixes, asked.suffixes, texts, trim)
+        name: synthesis.pairs(
+            aspect, asked.prefixes, asked.suffixes, texts, synthesis.trimmer(tokenizer)
+        )
         for name, texts in found.items()
     }
 
@@ -205,15 +202,10 @@ def label() -> dict[str, Made]:
         found = make_votes(aspect, corpus, tokenizer, asked, asking)
     lines = [line for made in found.values() for line in made.lines]
     if not lines:
-        dropped = sum((made.dropped for made in found.values()), Counter())
-        raise UserError(f"nothing to write: all examples were dropped ({_listed(dropped)})")
+        why = synthesis.dropped(list(found.values()))
+        raise UserError(f"nothing to write: all examples were dropped ({why})")
     label_file.write(out, lines)
     return found
-
-
-def _listed(dropped: Counter) -> str:
-    """Counts and reasons as text."""
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items()))
 
 
 def main(argv) -> None:
@@ -228,7 +220,7 @@ def main(argv) -> None:
         if _JSON.value:
             print(to_json({"labels": name, **counts}))
         else:
-            dropped = f"; dropped: {_listed(made.dropped)}" if made.dropped else ""
+            dropped = f"; dropped: {synthesis.dropped([made])}" if made.dropped else ""
             print(f"{name}: {len(made.lines)} of {made.asked} kept{dropped}")
 
 

@@ -1,10 +1,11 @@
 """Evaluates greedy continuations of held-out prefixes by a corpus's ground truth.
 
-On a corpus without a ground truth only the negative log-likelihood of held-out suffixes is
-measured.
+On a corpus without a ground truth it measures the negative log-likelihood of held-out suffixes and,
+if the section names a judge, the win rate against the baseline by that judge.
 """
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,10 @@ import numpy as np
 from etils import epath
 
 from sip.data.documents import Truth
-from sip.evals import continuations
+from sip.evals import continuations, judged
 from sip.evals.continuations import Prompts
+from sip.judge import build as judges
+from sip.judge.judged import Judge
 from sip.loading import LoadedModel
 from sip.models.config import ModelConfig
 from sip.run import Run
@@ -39,6 +42,7 @@ class EvalConfig:
     unsafe: int = 512  # number of unsafe prefixes at the end
     batch: int = 128  # prefixes per batch
     baseline: str = ""  # name of the run to compare with; empty: this run itself
+    judge: judges.JudgeConfig | None = None  # judge of the final win rate; none: no such figure
 
     def __post_init__(self):
         check(
@@ -50,6 +54,24 @@ class EvalConfig:
             unsafe=at_least(0),
             batch=at_least(1),
         )
+        if self.judge is not None and self.judge.own:
+            raise UserError("evals.judge.init_from: a model does not evaluate itself; name a judge")
+        if self.judge is not None and not self.baseline:
+            raise UserError("evals.judge needs evals.baseline, the run to compare with")
+
+    def sources(self) -> dict[str, str]:
+        """The runs or directories that the evaluation reads, by config key."""
+        asked = self.judge.sources() if self.judge else {}
+        return {"evals.baseline": self.baseline, **{f"evals.{k}": v for k, v in asked.items()}}
+
+    def reach(self) -> None:
+        """Raises UserError if the judge is a server that does not answer."""
+        if self.judge:
+            self.judge.reach()
+
+    def needs_truth(self) -> str:
+        """The key of a judge that is the ground truth."""
+        return "evals.judge.backend" if self.judge and self.judge.backend == "truth" else ""
 
 
 CONTINUATIONS = "continuations.json"  # in a run's directory
@@ -170,15 +192,17 @@ class Suite:
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     steps: int  # tokens of a continuation
+    judge: Callable[[], Judge] | None  # builds the judge of the final win rate
 
 
 def suite(run: Run, evals: EvalConfig, cfg: ModelConfig, mesh) -> Suite:
     """Builds the evaluation of a run. Reads the held-out splits once per process."""
     during = evals.validation, evals.validation // 2
     final = during if evals.split == "validation" else (evals.standard, evals.unsafe)
+    wanted, truth = evals.judge, run.corpus(evals.split).documents.truth
     return Suite(
         evals,
-        run.corpus(evals.split).documents.truth,
+        truth,
         _held_out(run.corpus("validation"), run.tokenizer, *during),
         _held_out(run.corpus(evals.split), run.tokenizer, *final),
         run.directory,
@@ -187,6 +211,10 @@ def suite(run: Run, evals: EvalConfig, cfg: ModelConfig, mesh) -> Suite:
         mesh,
         run.tokenizer,
         run.cut.suffix,
+        wanted
+        and functools.partial(
+            judges.build, wanted, run.workdir, truth, mesh, run.tokenizer, run.seed
+        ),
     )
 
 
@@ -233,6 +261,10 @@ def finish(s: Suite, params: Params, **more: Any) -> dict[str, Any]:
     if s.truth is not None:
         baseline = _baseline(s) if s.baseline != s.directory else texts
         figures = {**row(s.truth, s.test, texts["test"], baseline["test"]), **figures}
+    if s.judge is not None:
+        loop.leave()
+        ours, theirs = (x["test"]["standard"] for x in (texts, _baseline(s)))
+        figures |= judged.win_rate(s.judge(), s.test.standard, ours, theirs)
     figures = {**figures, **more}
     write_json(epath.Path(s.directory) / CONTINUATIONS, texts)
     write_json(epath.Path(s.directory) / "eval.json", figures)

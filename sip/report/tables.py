@@ -10,6 +10,8 @@ from sip.stages.recipe import TEACHERS
 COLUMNS = (
     "win_rate_standard",
     "win_rate_unsafe",
+    "win_rate_judge",
+    "win_rate_judge_se",
     "factuality",
     "safety",
     "safety_unsafe",

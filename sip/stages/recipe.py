@@ -141,7 +141,7 @@ def check_run(
             source_dir(workdir, read, f"config runs.{name}.{key}")
     try:
         _check_corpus(run, source)
-        if documents.has_truth(source):
+        if documents.has_truth(source) or _compared(run):
             _check_baseline(run, earlier, workdir)
     except UserError as e:
         raise UserError(f"config runs.{name}.{e}") from None
@@ -176,6 +176,12 @@ def _continued(run: RunConfig) -> EvalConfig | None:
         return run.evals
     supervision = isinstance(run, supervised.SupervisedConfig)
     return run.evals if supervision and run.task.name == "documents" else None
+
+
+def _compared(run: RunConfig) -> bool:
+    """True if a judge compares the run's continuations with the baseline's."""
+    evals = _continued(run)
+    return evals is not None and evals.judge is not None
 
 
 def _check_baseline(run: RunConfig, earlier: Mapping[str, RunConfig], workdir: str) -> None:

@@ -82,7 +82,7 @@ class SelfImproveConfig(RunConfig):
 
     def sources(self):
         """The parameters to start from, the evaluation's baseline, the judges, the rewriter."""
-        found = {**super().sources(), "evals.baseline": self.evals.baseline}
+        found = {**super().sources(), **self.evals.sources()}
         if self.judged:
             found |= self.judge.sources() | self.audit.sources()
         if self.candidates.rewrite and self.rewriter.backend == "local":
@@ -100,7 +100,8 @@ class SelfImproveConfig(RunConfig):
             "audit.judge.backend": self.audit.every_steps and self.audit.judge.backend,
             "rewriter.backend": self.candidates.rewrite and self.rewriter.backend,
         }
-        return next((key for key, backend in used.items() if backend == "truth"), "")
+        found = next((key for key, backend in used.items() if backend == "truth"), "")
+        return found or self.evals.needs_truth()
 
     def figures(self, truth):
         """Names of the figures of the evaluation by greedy continuations."""
@@ -112,6 +113,7 @@ class SelfImproveConfig(RunConfig):
             self.judge.reach()
         if self.audit.every_steps:
             self.audit.judge.reach()
+        self.evals.reach()
 
 
 def resolve(config, name: str) -> SelfImproveConfig:

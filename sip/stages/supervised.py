@@ -12,6 +12,7 @@ from sip.run import Run, RunConfig, TaskConfig, build_mesh, check_model, run_con
 from sip.sections import at_least, check
 from sip.stages import session
 from sip.stages.clock import Clock
+from sip.structs import UserError
 from sip.tasks.supervised import documents, rewrites, verdicts
 from sip.training import losses, optim, step
 
@@ -34,12 +35,15 @@ class SupervisedConfig(RunConfig):
         super().__post_init__()
         self.checkpoint.check(self.evals.every_steps)
         check("", self, z_loss=at_least(0, most=1))
+        if self.evals.judge and not isinstance(self.task, documents.Config):
+            raise UserError(
+                "evals.judge: compares continuations, which task documents alone writes"
+            )
         self.task.check(self)
 
     def sources(self):
         """The parameters to start from, the evaluation's baseline and what the task reads."""
-        baseline = {"evals.baseline": self.evals.baseline}
-        return super().sources() | baseline | self.task.sources()
+        return super().sources() | self.evals.sources() | self.task.sources()
 
     def splits(self):
         """The documents to learn from, and those of the final evaluation."""
@@ -48,7 +52,7 @@ class SupervisedConfig(RunConfig):
 
     def needs_truth(self):
         """The task's key that needs a ground truth."""
-        return self.task.needs_truth()
+        return self.task.needs_truth() or self.evals.needs_truth()
 
     def figures(self, truth):
         """Names of the figures of the task's evaluations."""
@@ -57,6 +61,7 @@ class SupervisedConfig(RunConfig):
     def reach(self):
         """Raises UserError if a server that the task needs does not answer."""
         self.task.reach()
+        self.evals.reach()
 
 
 def resolve(config, name: str) -> SupervisedConfig:

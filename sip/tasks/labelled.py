@@ -10,6 +10,7 @@ from sip.judge import build as judges
 from sip.judge import prompts
 from sip.judge.labels import file as label_file
 from sip.judge.labels import ground_truth as labels
+from sip.judge.labels import synthesis
 from sip.judge.labels.ground_truth import LabelledPrompts
 from sip.judge.prompts import Aspect
 from sip.judge.proofread import ProofreadConfig
@@ -87,6 +88,45 @@ class LabelFileConfig:
             prompts.load(name)  # checks that it exists
 
 
+@dataclass(frozen=True)
+class CorruptedConfig:
+    """Labels without a ground truth: a suffix is better than its corrupted versions.
+
+    These are the labels of arXiv 2601.21343 for quality, where a larger model writes the corrupted
+    version. Raises UserError for an unknown corruption or a pointwise aspect.
+    """
+
+    aspect: str  # pairwise aspect to learn
+    kinds: tuple[str, ...]  # names in sip/judge/labels/corruptions.py, one version each
+    source: str = ""  # run or checkpoint whose rollouts are worse versions too; empty: none
+    rollouts: int = 0  # rollouts per prefix
+    documents: int = 2000  # number of prefixes to learn from
+    held_out: int = 200  # number of prefixes of each held-out split
+    seed: int = 0  # added to the run's: judges of two seeds learn from other versions
+
+    def __post_init__(self):
+        check(
+            "corrupted",
+            self,
+            documents=at_least(1),
+            held_out=at_least(1),
+            rollouts=at_least(0, most=8),
+            seed=at_least(0),
+        )
+        if prompts.load(self.aspect).kind != "pairwise" or prompts.load(self.aspect).reference:
+            raise UserError(f"corrupted.aspect {self.aspect!r}: must be pairwise, no reference")
+        for kind in self.kinds:
+            synthesis.check_rule("corrupted.kinds: no corruption", kind)
+        if bool(self.source) != bool(self.rollouts):
+            raise UserError("corrupted: source and rollouts are needed together")
+        if not self.kinds and not self.source:
+            raise UserError("corrupted.kinds is empty and there are no rollouts; name a corruption")
+
+    def sources(self) -> dict[str, str]:
+        """The run or directory that samples rollouts, by config key."""
+        return {"corrupted.source": self.source} if self.source else {}
+
+
 def figures(names: Iterable[str]) -> tuple[str, ...]:
     """Names in the log of the accuracies on aspects: of all answers, and by option."""
     found = []
@@ -123,10 +163,7 @@ def made(
     """
     # Called only for its error, before a model is loaded.
     run.corpus(split).ground_truth("task.labels")
-    # Decode rollouts by the run's tokenizer: the source's own is a copy of it.
-    directory = source_dir(run.workdir, wanted.source, "task.labels.source")
-    params, cfg = load_params(directory, mesh)
-    source = LoadedModel(params, cfg, run.tokenizer, mesh)
+    source = _source(run, wanted.source, "task.labels.source", mesh)
     key = "task.labels.proofread.init_from"
     reader = judges.proofreader(wanted.proofread, run.workdir, mesh, key)
 
@@ -156,20 +193,34 @@ def made(
     return Labelled(examples, {part: labelled(part, wanted.held_out, 0) for part in HELD_OUT})
 
 
+def _source(run: Run, source: str, key: str, mesh) -> LoadedModel:
+    """Loads the model that samples rollouts; `key` is its config key."""
+    params, cfg = load_params(source_dir(run.workdir, source, key), mesh)
+    # Decode rollouts by the run's tokenizer: the source's own is a copy of it.
+    return LoadedModel(params, cfg, run.tokenizer, mesh)
+
+
+def _rollouts(
+    source: LoadedModel, asked, rollouts: int, temperature: float, steps: int, seed: int
+) -> list[list[str]]:
+    """Samples rollouts of each prefix: [prompt][rollout]."""
+    return continuations.sample(
+        source,
+        asked,
+        branches=rollouts,
+        steps=steps,
+        sampling=SamplingConfig(temperature=temperature),
+        seed=seed,
+        batch=64,
+    )
+
+
 def _pools(
     wanted: LabelConfig, corpus: Corpus, asked, seed: int, source: LoadedModel
 ) -> list[list[str]]:
     """Candidates beside the suffix: rollouts at each temperature, and last a corrected suffix."""
     rows = [
-        continuations.sample(
-            source,
-            asked,
-            branches=wanted.rollouts,
-            steps=corpus.cut.suffix,
-            sampling=SamplingConfig(temperature=t),
-            seed=seed,
-            batch=64,
-        )
+        _rollouts(source, asked, wanted.rollouts, t, corpus.cut.suffix, seed)
         for t in wanted.temperatures
     ]
     pools = [[text for row in several for text in row] for several in zip(*rows, strict=True)]
@@ -185,6 +236,39 @@ def from_file(wanted: LabelFileConfig, split: str, tokenizer, *, max_len: int) -
     aspects = [prompts.load(name) for name in wanted.aspects]
     found = label_file.read(wanted.path, aspects, tokenizer, max_len=max_len)
     return Labelled(found[split], {part: found[part] for part in HELD_OUT})
+
+
+def corrupted(run: Run, wanted: CorruptedConfig, split: str, mesh, *, max_len: int) -> Labelled:
+    """Makes pairs of a suffix and a worse version of it, in both orders: of `split` to learn from,
+    and of the held-out splits.
+
+    Worse versions are corrupted suffixes, and rollouts of `wanted.source`. No version has more
+    tokens than the suffix, so that the length does not tell the label.
+    """
+    aspect = prompts.load(wanted.aspect)
+    source = _source(run, wanted.source, "task.corrupted.source", mesh) if wanted.source else None
+
+    def examples(split: str, documents: int, seed: int) -> dict[str, LabelledPrompts]:
+        corpus = run.corpus(split)
+        asked = continuations.prompts(corpus.chunks, range(documents), run.tokenizer)
+        found = [versions for _, versions in synthesis.by_rule(wanted.kinds, asked.suffixes, seed)]
+        if source:
+            rows = _rollouts(source, asked, wanted.rollouts, 1.0, corpus.cut.suffix, seed)
+            found += map(list, zip(*rows, strict=True))
+        made = [
+            synthesis.pairs(
+                aspect, asked.prefixes, asked.suffixes, each, synthesis.trimmer(run.tokenizer)
+            )
+            for each in found
+        ]
+        lines = [line for each in made for line in each.lines]
+        if not lines:
+            why = synthesis.dropped(made)
+            raise UserError(f"task.corrupted: no usable pair in split {split} ({why})")
+        return {aspect.name: label_file.labelled(split, aspect, lines, run.tokenizer, max_len)}
+
+    learned = examples(split, wanted.documents, run.seed + wanted.seed)
+    return Labelled(learned, {part: examples(part, wanted.held_out, 0) for part in HELD_OUT})
 
 
 def write_accuracy(run: Run, ratios: Mapping[str, float]) -> dict[str, Any]:

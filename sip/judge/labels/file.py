@@ -68,6 +68,20 @@ def read(
     }
 
 
+def labelled(
+    split: str, aspect: Aspect, lines: Sequence[LabelLine], tokenizer: Tokenizer, max_len: int
+) -> LabelledPrompts:
+    """Returns labelled lines of one aspect as prompts, pairs in both orders.
+
+    Prompts longer than `max_len` tokens are dropped; raises UserError if all are.
+    """
+    rows: Rows = defaultdict(list)
+    for line in lines:
+        for trunk, example in _examples(line):
+            rows[trunk].append(example)
+    return _labelled("labels", split, aspect, rows, Cached(tokenizer), max_len)
+
+
 def write(path: str, lines: Sequence[LabelLine]) -> None:
     """Writes a file of labels atomically. Raises UserError if it exists already."""
     check_new(path)

@@ -20,6 +20,7 @@ from sip.judge.prompts import Aspect
 from sip.judge.voting import Voting
 from sip.structs import UserError
 from sip.text import template
+from sip.text.tokenizer import Tokenizer
 from sip.textgen.protocol import Cut, Said, TextGenerator
 
 Spoiled = list[Said]  # corrupted versions; None if the request failed
@@ -91,8 +92,7 @@ def by_rule(names: Sequence[str], suffixes: Sequence[str], seed: int) -> list[tu
     name.
     """
     for name in names:
-        if name not in EVERY:
-            raise UserError(f"unknown spoiler {name!r}; choose from {', '.join(EVERY)}")
+        check_rule("unknown spoiler", name)
     phrases = Phrases(suffixes)
     found: dict[str, Spoiled] = {name: [] for name in names}
     for i, suffix in enumerate(suffixes):
@@ -101,6 +101,12 @@ def by_rule(names: Sequence[str], suffixes: Sequence[str], seed: int) -> list[tu
         for name in names:
             found[name].append(EVERY[name](suffix, Others(other, phrases), rng))
     return list(found.items())
+
+
+def check_rule(what: str, name: str) -> None:
+    """Raises UserError, beginning with `what`, if there is no corruption `name`."""
+    if name not in EVERY:
+        raise UserError(f"{what} {name!r}; choose from {', '.join(EVERY)}")
 
 
 def pairs(
@@ -125,6 +131,19 @@ def pairs(
         else:
             lines.append(LabelLine(aspect, prefix, (suffix, version), 0, ""))
     return Made(lines, dropped)
+
+
+def trimmer(tokenizer: Tokenizer) -> Callable[[str, str], str]:
+    """Returns a function (version, suffix) -> the version cut to the suffix's number of tokens."""
+    return lambda text, suffix: tokenizer.decode(
+        tokenizer.encode(text)[: len(tokenizer.encode(suffix))]
+    )
+
+
+def dropped(made: Sequence[Made]) -> str:
+    """Returns the reasons for which examples were dropped, with counts, as text."""
+    counts = sum((each.dropped for each in made), Counter())
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
 
 
 def _unusable(suffix: str, version: Said) -> str:

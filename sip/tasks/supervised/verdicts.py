@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from sip.data.documents import PARTS
 from sip.judge import prompts
 from sip.judge.labels import ground_truth as labels
 from sip.loading import LoadedModel
@@ -34,21 +35,44 @@ class GradedLabelConfig(labelled.LabelConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
-    """The task "verdicts": a judge learns the right options of labelled prompts."""
+    """The task "verdicts": a judge learns the right options of labelled prompts.
 
-    labels: GradedLabelConfig
+    Exactly one of the three kinds of labels is needed. Raises UserError.
+    """
+
+    labels: GradedLabelConfig | None = None  # labels by the corpus's ground truth
+    corrupted: labelled.CorruptedConfig | None = None  # suffixes and worse versions of them
+    label_file: labelled.LabelFileConfig | None = None  # labels from a file
+
+    def __post_init__(self):
+        if sum(x is not None for x in (self.labels, self.corrupted, self.label_file)) != 1:
+            raise UserError("exactly one of labels, corrupted and label_file is needed")
+
+    def check(self, c):
+        """Raises UserError if the run's split does not fit the task."""
+        if self.label_file is not None and c.split not in PARTS:
+            raise UserError(f"split must be one of {PARTS} with label_file, not {c.split!r}")
 
     def sources(self):
         """The runs or directories that the task reads: the source of rollouts, the proofreader."""
-        return {f"task.{key}": value for key, value in self.labels.sources().items()}
+        read = self.labels or self.corrupted
+        return {f"task.{key}": value for key, value in read.sources().items()} if read else {}
 
     def needs_truth(self):
-        """The labels are the ground truth's."""
-        return "task.labels"
+        """Only `labels` are the ground truth's."""
+        return "task.labels" if self.labels else ""
+
+    def aspects(self) -> tuple[str, ...]:
+        """Names of the aspects that are learned."""
+        if self.labels:
+            return tuple(self.labels.per_prefix)
+        if self.label_file:
+            return self.label_file.aspects
+        return (self.corrupted.aspect,) if self.corrupted else ()
 
     def figures(self, truth):
         """Names of the figures of the evaluation: accuracies by aspect."""
-        return labelled.figures(self.labels.per_prefix)
+        return labelled.figures(self.aspects())
 
 
 def build(run: Run, c, mesh) -> SupervisedTask:
@@ -56,14 +80,14 @@ def build(run: Run, c, mesh) -> SupervisedTask:
 
     `c` is the config of a supervised run. Raises UserError if an option is not one token.
     """
-    wanted: GradedLabelConfig = c.task.labels
-    aspects = [prompts.load(name) for name in wanted.per_prefix]
+    task: Config = c.task
+    aspects = [prompts.load(name) for name in task.aspects()]
     for aspect in aspects:
         prompts.check_options(run.tokenizer, aspect)
-    grades = {aspect: prompts.load(name) for aspect, name in wanted.grades.items()}
-    made = labelled.made(
-        run, wanted, aspects, c.split, mesh, max_len=c.model.max_len, grades=grades
-    )
+    made = _labelled(run, c, aspects, mesh)
+    weights = {aspect.name: 1.0 for aspect in aspects}
+    if task.labels:
+        weights |= {f"{name}/grades": task.labels.grades_weight for name in task.labels.grades}
 
     def batch(at: int):
         return {a: trees.batch(at, c.batch, seed=run.seed) for a, trees in made.examples.items()}
@@ -75,10 +99,18 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     return SupervisedTask(
         batch,
         losses.verdict_terms(c.model, c.z_loss),
-        {
-            **dict.fromkeys(wanted.per_prefix, 1.0),
-            **{f"{aspect}/grades": wanted.grades_weight for aspect in wanted.grades},
-        },
+        weights,
         lambda params: {f"eval/{k}": v for k, v in accuracy(params, "validation").items()},
         lambda params: labelled.write_accuracy(run, accuracy(params, "test")),
     )
+
+
+def _labelled(run: Run, c, aspects, mesh) -> labelled.Labelled:
+    """The labelled examples of the run's task, to learn from and held out."""
+    task, max_len = c.task, c.model.max_len
+    if task.corrupted:
+        return labelled.corrupted(run, task.corrupted, c.split, mesh, max_len=max_len)
+    if task.label_file:
+        return labelled.from_file(task.label_file, c.split, run.tokenizer, max_len=max_len)
+    grades = {aspect: prompts.load(name) for aspect, name in task.labels.grades.items()}
+    return labelled.made(run, task.labels, aspects, c.split, mesh, max_len=max_len, grades=grades)

@@ -45,6 +45,10 @@ HEAVY = {
     "jinja2",
     "huggingface_hub",
     "lm_eval",
+    "pyarrow",
+    "zstandard",
+    "datasets",
+    "pandas",
 }  # or in an extra
 
 

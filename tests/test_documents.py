@@ -77,11 +77,35 @@ def test_slices_of_a_split_are_disjoint_and_in_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "split", ["dev", "train[", "train[:x%]", "train[-5:]", "", "train[5]", f"train[{'7' * 4500}:]"]
+    "split", ["dev", "train[", "train[:x%]", "train[5:-]", "", "train[5]", f"train[{'7' * 4500}:]"]
 )
 def test_an_unknown_split_is_named(tmp_path, split):
     with pytest.raises(UserError, match="data.split"):
         texts_of(tmp_path / "a.txt", numbered(30), split)
+
+
+@pytest.mark.parametrize("bounds", [":-10%", "-10%:", "-7:-2", "-500:", "5:-5%", "-1%:"])
+def test_negative_bounds_count_from_the_end_as_in_tfds(tmp_path, bounds):
+    """The rule of TFDS: round to a number of documents, then add the size if it is negative."""
+    path, data = tmp_path / "a.txt", numbered(200)
+    whole = texts_of(path, data)
+    size = lambda b: round(int(b[:-1]) * len(whole) / 100) if b.endswith("%") else int(b)
+    low, high = (size(b) if b else None for b in bounds.split(":"))
+    assert texts_of(path, data, f"train[{bounds}]") == whole[low:high]
+
+
+def test_copies_are_kept_and_counted_or_left_out_if_so_asked(tmp_path):
+    path, data = (
+        tmp_path / "a.txt",
+        b"\n\n".join([b"one", b"two", b"one", b"three", b"one", b"two"]),
+    )
+    every = lambda **how: sum((texts_of(path, data, p, **how) for p in parts), [])
+    parts = sorted({documents.part(t) for t in ("one", "two", "three")})
+    assert sorted(every()) == ["one"] * 3 + ["three"] + ["two"] * 2
+    assert sorted(every(drop_duplicates=True)) == ["one", "three", "two"]
+    kept, dropped = (corpus(path, data, split=parts[0], drop_duplicates=d) for d in (False, True))
+    assert kept.duplicates == dropped.duplicates == 3 and not kept.left_out
+    assert dropped.left_out == {documents.DUPLICATE: 3} and dropped.read == 6
 
 
 def test_json_lines_without_a_text_are_skipped(tmp_path):
@@ -114,7 +138,7 @@ def test_what_is_left_out_is_counted_by_reason_and_missing_fields_are_named(tmp_
         "not a JSON object": 2,
         "not UTF-8": 1,
     }
-    with pytest.raises(UserError, match="7 of 10 .*: 2 without a field 'text' .*rename the field"):
+    with pytest.raises(UserError, match="7 of 10 .*: 2 without a field 'text' .*set data.field"):
         corpus(tmp_path / "a.jsonl", data)
 
 
@@ -156,10 +180,43 @@ def test_a_file_without_documents_is_an_error(tmp_path, data):
 @pytest.mark.parametrize(
     ("values", "field"),
     [
-        (dict(source="parquet"), "data.source"),
+        (dict(source="tape"), "data.source"),
         (dict(source="txt"), "data.path"),
         (dict(source="microworld", path="a.txt"), "data.path"),
         (dict(source="txt", path="a", max_skipped_fraction=2.0), "data.max_skipped_fraction"),
+        (dict(source="txt", path="a", field="body"), "data.field='body': plain text has no fields"),
+        (dict(source="jsonl", path="a", field=""), "data.field: is empty"),
+        (dict(source="jsonl", path="a", separator="|"), "data.separator='|': is for source txt"),
+        (
+            dict(source="txt", path="a", separator=""),
+            "data.separator: is empty; it is 'blank line'",
+        ),
+        (dict(source="txt", path="a", parts="hash"), "data.parts='hash': is for tfds and hug"),
+        (dict(source="tfds", path=("a", "b")), "data.path=.*only files can be several"),
+        (dict(source="microworld", drop_duplicates=True), "data.drop_duplicates"),
+        (dict(source="mixture"), "data.mix: source mixture"),
+        (dict(source="txt", path="a", mix=dict(b={})), "data.mix: source mixture"),
+        (dict(source="mixture", path="a", mix=dict(b={})), "data.path 'a'"),
+        (
+            dict(source="mixture", mix=dict(b=dict(path="x"))),
+            "data.mix.b: .* source, path and weig",
+        ),
+        (
+            dict(source="mixture", mix=dict(b=dict(source="txt", path="x", weight=0))),
+            "mix.b.weight=0",
+        ),
+        (
+            dict(source="mixture", mix=dict(b=dict(source="tape", path="x", weight=1))),
+            "mix.b.source=",
+        ),
+        (
+            dict(source="mixture", mix=dict(b=dict(surce="txt", weight=1))),
+            "mix.b.surce: unknown key",
+        ),
+        (
+            dict(source="mixture", mix=dict(b=dict(source="mixture", weight=1))),
+            "mix.b.source: a mix",
+        ),
     ],
 )
 def test_a_wrong_config_is_named(values, field):

@@ -33,6 +33,7 @@ def build(run: Run, c, mesh) -> SupervisedTask:
 
     `c` is the config of a supervised run.
     """
+    run.announce(c.split, c.steps * c.batch)
     batches = pipeline.Batches(run.corpus(c.split).chunks, batch=c.batch, seed=run.seed)
 
     def batch(at: int):

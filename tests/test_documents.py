@@ -267,6 +267,76 @@ def test_what_a_run_does_not_use_is_said_once_and_kept(tmp_path, capsys):
     assert list(run.left_out["train"].values())[0] == 20 and len(run.left_out["train"]) == 2
 
 
+def mixture(tmp_path, split="train", **weights):
+    """Returns the documents of sources a, b, .. whose texts begin with their names."""
+    for name, size in zip(weights, (60, 300, 90), strict=False):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} {i}" for i in range(size)))
+    mix = {
+        n: dict(source="txt", path=str(tmp_path / f"{n}.txt"), weight=weights[n]) for n in weights
+    }
+    return documents.load(DataConfig("mixture", split=split, mix=mix), "")
+
+
+def test_a_mixture_has_the_documents_of_its_sources_interleaved_by_weight(tmp_path):
+    docs = mixture(tmp_path, a=3.0, b=1, c=2.0)
+    for name in "abc":
+        own = [text for text in docs.texts if text[0] == name]
+        assert own == documents.load(DataConfig("txt", str(tmp_path / f"{name}.txt")), "").texts
+        assert {
+            docs.weights[i][0] for i, t in zip(docs.source_D, docs.texts, strict=True) if t in own
+        } == {name}
+    for n in (12, 24, 36):
+        head = [text[0] for text in docs.texts[:n]]
+        assert [head.count(name) for name in "abc"] == [n // 2, n // 6, n // 3]
+    assert docs.read == 450 and docs.truth is None
+
+
+def test_a_source_of_a_mixture_without_documents_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    mix = dict(own=dict(source="txt", path=str(tmp_path / "a.txt"), weight=1))
+    split = next(part for part in documents.PARTS if part != documents.part("one"))
+    with pytest.raises(
+        UserError, match=rf"data\.mix\.own: .*a\.txt: no documents in split '{split}"
+    ):
+        documents.load(DataConfig("mixture", split=split, mix=mix), "")
+
+
+def test_a_run_says_what_it_learns_from_in_one_line(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    rows = [{"text": f"{i:03}" + "x" * (1 if i % 4 else 16)} for i in range(200)]
+    path.write_text("\n".join(map(json.dumps, [*rows, rows[0], {"text": None}])))
+    cut = dict(prefix_min=4, prefix_max=4, suffix=8)
+    data = dict(source="jsonl", path=str(path), max_skipped_fraction=1.0, cut=cut)
+    run = Run(ConfigDict(dict(data=data, tokenizer=dict(kind="byte"))), "base", str(tmp_path))
+    run.announce("train", 80)
+    texts = [r["text"] for r in [*rows, rows[0]] if documents.part(r["text"]) == "train"]
+    long = [t for t in texts if len(t) == 19]  # 20 tokens: 2 chunks each; the others have 5
+    short, tokens = len(texts) - len(long), sum(len(t) + 1 for t in texts)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"base learns from train: {len(texts)} documents, {tokens:,} tokens, median 5 tokens; "
+        f"{short / len(texts):.1%} too short (fewer than 12 tokens); 0.5% of all splits left out "
+        "(1 with a field 'text' that is null); 1 of all splits are copies of others, kept; "
+        f"{80 / (2 * len(long)):.3g} epochs of {2 * len(long)} chunks"
+    )
+
+
+def test_the_line_of_a_mixture_has_the_epochs_of_each_source(tmp_path, capsys):
+    for name, size in (("a", 100), ("b", 400)):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} {i:03}" for i in range(size)))
+    mix = {
+        n: dict(source="txt", path=f"{tmp_path}/{n}.txt", weight=w) for n, w in (("a", 3), ("b", 1))
+    }
+    data = dict(source="mixture", mix=mix, cut=dict(prefix_min=2, prefix_max=2, suffix=4))
+    run = Run(ConfigDict(dict(data=data, tokenizer=dict(kind="byte"))), "base", str(tmp_path))
+    run.announce("train", 400)
+    chunks = run.corpus("train").chunks
+    sizes = np.bincount(chunks.source_B)
+    assert capsys.readouterr().err.endswith(
+        f"; {300 / sizes[0]:.3g} epochs of {sizes[0]} chunks of a, {100 / sizes[1]:.3g} epochs of "
+        f"{sizes[1]} chunks of b\n"
+    )
+
+
 def test_real_text_is_cut_into_documents():
     path = DATA / "text" / "wikitext-2" / "valid.txt"
     if not path.exists():

@@ -129,7 +129,8 @@ def _check_options(cfg: DataConfig) -> None:
 
 def _mixed(cfg: DataConfig) -> tuple[tuple[str, float, DataConfig], ...]:
     """Returns (name, weight, config) of each source of a mixture, in order of the names."""
-    if isinstance(cfg.mix, tuple):  # of a config made from this one
+    made = isinstance(cfg.mix, tuple) and all(isinstance(one[-1], DataConfig) for one in cfg.mix)
+    if made:  # of a config made from this one, or empty
         return cfg.mix
     if not isinstance(cfg.mix, Mapping):
         raise FieldError("data", f"mix={cfg.mix!r}: must be sections of sources by name")

@@ -14,6 +14,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -198,7 +199,7 @@ def _parse(argv):
     sys.exit(MENDABLE)
 
 
-def read_config(path: str, overrides: Sequence[str]):
+def read_config(path: str, overrides: Sequence[str]) -> Any:
     """Returns the locked config of a file, for a command without absl flags.
 
     `path` may end with :VARIANT; `overrides` are flags such as --config.seed=1. Raises UserError.

@@ -46,7 +46,6 @@ HEAVY = {
     "huggingface_hub",
     "lm_eval",
     "pyarrow",
-    "zstandard",
     "datasets",
     "pandas",
 }  # or in an extra

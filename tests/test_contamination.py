@@ -59,6 +59,13 @@ def test_ngrams_agree_with_a_search_in_the_joined_words(tmp_path, n):
     assert found.found == sum(any(grams(d) & grams(s) for d in docs) for s in sets)
 
 
+def test_a_character_of_a_language_without_spaces_is_a_word(tmp_path):
+    river = "吾輩は猫である。名前はまだ無い。どこで生れたか頓と見当がつかぬ。"
+    cfg = ContaminationConfig((("set", asked(tmp_path / "a.jsonl", river)),))
+    (found,) = contamination.overlaps(["x" + river[3:20] + "y", river[3:15], "吾輩 GPT3"], cfg)
+    assert found.documents_D.tolist() == [True, False, False]
+
+
 def corpus(tmp_path, **changes):
     """A corpus of 60 documents, some with the words of an evaluation text, and the config."""
     path = tmp_path / "a.jsonl"

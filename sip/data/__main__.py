@@ -24,7 +24,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from tempfile import TemporaryDirectory
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from sip.data import documents, files, pipeline, screening, show
 from sip.data.contamination import ContaminationConfig
 from sip.data.records import BLANK_LINE
 from sip.run import Run
-from sip.stages import recipe, selfimprove, supervised
+from sip.stages import recipe, selfimprove
 from sip.structs import UserError
 from sip.tasks.supervised import documents as supervision
 from sip.text.lines import opened, read_lines
@@ -277,7 +277,7 @@ def describe_run(flags: argparse.Namespace, workdir: str) -> None:
         print(f"\n{show.example(title, rows)}")
 
 
-def examples(run: Run, c, split: str) -> Iterator[tuple[str, list[show.Span]]]:
+def examples(run: Run, c: Any, split: str) -> Iterator[tuple[str, list[show.Span]]]:
     """Yields (title, spans) of the examples that a run trains on, in their order.
 
     A self-improving run learns from its judge's choice; the suffix stands for it. Raises UserError
@@ -285,7 +285,7 @@ def examples(run: Run, c, split: str) -> Iterator[tuple[str, list[show.Span]]]:
     """
     if isinstance(c, selfimprove.SelfImproveConfig):
         tokens, note = "suffix", ", the suffix is one candidate"
-    elif isinstance(c, supervised.SupervisedConfig) and c.task.name == "documents":
+    elif isinstance(c.task, supervision.Config):
         tokens, note = c.task.tokens, ""
     else:
         raise UserError(f"--run={run.name}: does not learn from documents; name another run")

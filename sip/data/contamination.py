@@ -1,7 +1,8 @@
 """Overlap of training documents with evaluation sets, by n-grams of words.
 
 A document overlaps with a text of a set if `ngram` successive words of it are in the text, in the
-same order. Words are runs of letters and digits, in lower case; marks between them do not count.
+same order. Words are runs of letters and digits, in lower case, and single Chinese characters and
+Japanese kana; marks between them do not count.
 GPT-3 (arXiv 2005.14165, appendix C) compares 13-grams in this way. A text of fewer words than
 `ngram` cannot be found; their number is reported.
 Letters: N n-grams of all sets, W words of a document, D documents.
@@ -20,7 +21,8 @@ from sip.sections import FieldError, at_least, check
 from sip.structs import UserError
 from sip.workdir import place
 
-WORD = re.compile(r"[^\W_]+")
+ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # characters without spaces between
+WORD = re.compile(rf"[{ALONE}]|[^\W_{ALONE}]+")
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication by it loses no bit
 
 

@@ -108,7 +108,7 @@ def summary(corpus: Corpus, split: str, rows: int) -> str:
 
 def _epochs(found: chunks.Chunks, rows: int) -> str:
     """Returns how often `rows` chunks of training go through a split, each source of a mixture."""
-    if not found.weights:
+    if found.source_B is None:
         return f"{rows / len(found):.3g} epochs of {len(found):,} chunks"
     whole = sum(weight for _, weight in found.weights)
     sizes = np.bincount(found.source_B, minlength=len(found.weights))

@@ -67,7 +67,7 @@ def splits(path: str) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{path}: cannot load the Hugging Face data set: {reason}") from error
     # A data set that was saved without splits is one split.
-    return dict(found) if isinstance(found, dict) else {"train": found}
+    return {str(k): v for k, v in found.items()} if isinstance(found, dict) else {"train": found}
 
 
 def _load(datasets, path: str):

@@ -235,13 +235,14 @@ def _example(record: bytes, whole: bool) -> Record:
     from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
+    kinds: Any = tf_example_pb2  # generated at run time, so pyright knows no class of it
     if whole:
         return {"": record}, ""
     if record.startswith(b"{"):
         value = _json(record)
         return (value, "") if isinstance(value, dict) else ({}, NOT_RECORD)
     try:
-        found = tf_example_pb2.Example.FromString(record).features.feature
+        found = kinds.Example.FromString(record).features.feature
     except DecodeError:
         return {}, NOT_RECORD
     return {name: _one(feature) for name, feature in found.items()}, ""

@@ -410,6 +410,17 @@ def test_any_tfds_data_set_is_a_source(tmp_path):
     assert sorted([*docs.texts, *rest.texts]) == sorted(f"note {i}" for i in range(20) if i != 7)
 
 
+def test_a_tfds_data_set_of_one_split_is_divided_by_hash_if_so_asked(tmp_path):
+    how = dict(field="body", parts="hash")
+    parts = [DataConfig("tfds", "notes:1.0.0", part, **how) for part in ("train", "test")]
+    found = [documents.load(part, str(tmp_path)).texts for part in parts]
+    notes = [f"note {i}" for i in range(20) if i != 7]
+    for part, texts in zip(("train", "test"), found, strict=True):
+        assert sorted(texts) == sorted(t for t in notes if documents.part(t) == part) and texts
+    with pytest.raises(UserError, match="name two fields"):
+        documents.load(DataConfig("tfds", "notes:title", field="body"), str(tmp_path))
+
+
 @pytest.mark.parametrize("path", ["notes", "notes:title", "no_such_set:text"])
 def test_a_wrong_tfds_path_is_named(tmp_path, path):
     with pytest.raises(UserError, match=path):
@@ -454,7 +465,7 @@ def test_outputs_are_whole_and_no_input_is_overwritten(tmp_path, monkeypatch, ca
     path, link = tmp_path / "a.jsonl", tmp_path / "link.jsonl"
     path.write_text(json.dumps({"text": "A river."}) + "\n")
     link.symlink_to(path)
-    before = path.read_bytes()
+    before, part = path.read_bytes(), documents.part("A river.")
     for flags in (["--questions", str(link)], ["--scores", "b.jsonl", "--out", str(path)]):
         with pytest.raises(SystemExit) as caught:
             cli.main(["--source=jsonl", "--path", str(path), *flags])
@@ -465,8 +476,12 @@ def test_outputs_are_whole_and_no_input_is_overwritten(tmp_path, monkeypatch, ca
         path.write_bytes(data[:3])
         raise OSError(28, "No space left on device", str(path))
 
+    for out in (["--questions", str(path)], ["--questions", str(link)]):
+        assert cli.main(["--source=jsonl", "--path", str(tmp_path), *out, f"--split={part}"]) == 2
+        assert "is an input, which is never overwritten" in capsys.readouterr().err
+    assert path.read_bytes() == before
     monkeypatch.setattr("sip.workdir._put", full)
     asked = tmp_path / "asked.jsonl"
     flags = ["--source=jsonl", "--path", str(path), "--questions", str(asked)]
-    assert cli.main([*flags, "--split=" + documents.part("A river.")]) == 2
+    assert cli.main([*flags, f"--split={part}"]) == 2
     assert sorted(tmp_path.iterdir()) == [path, link]

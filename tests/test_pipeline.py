@@ -68,7 +68,9 @@ def test_one_source_of_a_mixture_is_the_whole_without_it(corpus):
 
 def test_a_source_without_a_long_document_is_named(corpus):
     wrong = chunks.mixed(corpus, np.zeros(11, int), (("a", 1.0), ("b", 1.0)))
-    with pytest.raises(UserError, match="data.mix.b: no document is long enough for data.cut"):
+    with pytest.raises(
+        UserError, match="data.mix.b: no document of the run's split is long enough"
+    ):
         pipeline.Batches(wrong, batch=4, seed=0)
 
 

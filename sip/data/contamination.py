@@ -5,7 +5,7 @@ same order. Words are runs of letters and digits, in lower case, and single Chin
 Japanese kana; marks between them do not count.
 GPT-3 (arXiv 2005.14165, appendix C) compares 13-grams in this way. A text of fewer words than
 `ngram` cannot be found; their number is reported.
-Letters: N n-grams of all sets, W words of a document, D documents.
+Letters: N n-grams of a set, W words or n-grams of several documents, D documents.
 """
 
 import functools
@@ -23,6 +23,8 @@ from sip.workdir import place
 
 ALONE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"  # characters without spaces between
 WORD = re.compile(rf"[{ALONE}]|[^\W_{ALONE}]+")
+SIDES = ("left", "right")
+BLOCK = 1024  # documents that are compared at once
 FACTOR = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplication by it loses no bit
 
 
@@ -82,19 +84,17 @@ def overlaps(texts: Sequence[str], cfg: ContaminationConfig) -> list[Overlap]:
     indices = [_index(paths(path), cfg.ngram) for _, path in cfg.against]
     hits_D = [np.zeros(len(texts), bool) for _ in indices]
     found: list[set[int]] = [set() for _ in indices]
-    for d, text in enumerate(texts):
-        ngrams_W = _ngrams(text, cfg.ngram)
+    for start in range(0, len(texts), BLOCK):
+        ngrams_W, doc_W = _ngrams(texts[start : start + BLOCK], cfg.ngram)
         for index, hit_D, seen in zip(indices, hits_D, found, strict=True):
             # Equal n-grams of several texts lie side by side: [low, high) are those of one.
-            low, high = (np.searchsorted(index.ngrams_N, ngrams_W, side) for side in SIDES)
-            hit_D[d] = bool((low < high).any())
-            for a, b in zip(low[low < high], high[low < high], strict=True):
-                seen.update(index.text_N[a:b].tolist())
+            low_W, high_W = (np.searchsorted(index.ngrams_N, ngrams_W, side) for side in SIDES)
+            hit_W = low_W < high_W
+            hit_D[start + doc_W[hit_W]] = True
+            for low, high in zip(low_W[hit_W], high_W[hit_W], strict=True):
+                seen.update(index.text_N[low:high].tolist())
     each = zip(cfg.against, indices, hits_D, found, strict=True)
     return [Overlap(name, hit_D, len(s), i.texts, i.short) for (name, _), i, hit_D, s in each]
-
-
-SIDES = ("left", "right")
 
 
 def paths(path: str) -> tuple[str, ...]:
@@ -110,7 +110,6 @@ def paths(path: str) -> tuple[str, ...]:
 
 @functools.lru_cache(maxsize=32)
 def _index(files_of_set: tuple[str, ...], n: int) -> _Index:
-    every: list[np.ndarray] = []
     texts = [
         text
         for path in files_of_set
@@ -119,24 +118,24 @@ def _index(files_of_set: tuple[str, ...], n: int) -> _Index:
     ]
     if not texts:
         raise UserError(f"{', '.join(files_of_set)}: the evaluation set has no texts")
-    every = [_ngrams(text, n) for text in texts]
-    text_N = np.repeat(np.arange(len(texts)), [len(ngrams) for ngrams in every])
-    ngrams_N = np.concatenate(every)
+    ngrams_N, text_N = _ngrams(texts, n)
     order = np.argsort(ngrams_N, kind="stable")
-    short = sum(not len(ngrams) for ngrams in every)
+    short = len(texts) - len(np.unique(text_N))
     return _Index(ngrams_N[order], text_N[order], len(texts), short)
 
 
-def _ngrams(text: str, n: int) -> np.ndarray:
-    """Returns a 64-bit hash of each n successive words: uint64 [max(0, W - n + 1)]."""
-    words = WORD.findall(text.lower())
-    if len(words) < n:
-        return np.zeros(0, np.uint64)
-    hash_W = np.fromiter(map(_word, words), np.uint64, len(words))
-    found = np.zeros(len(words) - n + 1, np.uint64)
-    for i in range(n):  # a polynomial in FACTOR, modulo 2^64; n is small, the text may be long
-        found = found * FACTOR + hash_W[i : len(words) - n + 1 + i]
-    return found
+def _ngrams(texts: Sequence[str], n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a 64-bit hash of each n successive words of a text: (uint64 [W], its text [W])."""
+    words = [WORD.findall(text.lower()) for text in texts]
+    count = sum(map(len, words))
+    hash_W = np.fromiter((_word(word) for own in words for word in own), np.uint64, count)
+    text_W = np.repeat(np.arange(len(texts)), list(map(len, words)))
+    size = max(0, count - n + 1)
+    found = np.zeros(size, np.uint64)
+    for i in range(n if size else 0):  # a polynomial in FACTOR, modulo 2^64
+        found = found * FACTOR + hash_W[i : size + i]
+    within = text_W[:size] == text_W[count - size :]  # first and last word are of one text
+    return found[within], text_W[:size][within]
 
 
 @functools.lru_cache(maxsize=1 << 18)

@@ -1,6 +1,7 @@
 """Hugging Face data sets: by name on the hub, or a local directory. Needs the extra `data`.
 
-A path is NAME or NAME:CONFIG on the hub, such as roneneldan/TinyStories, or a directory: of
+A path is NAME or NAME:CONFIG on the hub, such as roneneldan/TinyStories (hf:// may stand before
+it), or a directory: of
 `save_to_disk`, or of files that `load_dataset` reads (Parquet, JSON, CSV, Arrow, text). Data sets
 are downloaded whole, into the cache of the package (HF_HOME).
 """
@@ -77,5 +78,5 @@ def _load(datasets, path: str):
         return datasets.load_dataset(path)
     if os.path.exists(path) or path.startswith(("/", ".", "~")):
         raise UserError("not a directory; a file is read with data.source txt, jsonl or parquet")
-    name, _, config = path.partition(":")
+    name, _, config = path.removeprefix("hf://").partition(":")
     return datasets.load_dataset(name, config or None)

@@ -36,7 +36,10 @@ class Batches:
         sources = [_Source(chunks, i) for i in range(len(chunks.weights))]
         for (name, _), source in zip(chunks.weights, sources, strict=True):
             if not len(source):
-                raise UserError(f"data.mix.{name}: no document is long enough for data.cut")
+                raise UserError(
+                    f"data.mix.{name}: no document of the run's split is long enough for data.cut; "
+                    "use a larger split, or lower data.cut"
+                )
         weights = [weight for _, weight in chunks.weights]
         self._order = grain.MapDataset.mix(list(map(of, sources)), weights)
 

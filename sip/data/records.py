@@ -155,7 +155,8 @@ def _jsonl(path: str) -> Iterator[Record]:
         if not begun and (line.startswith(b"[") or line == b"{"):
             raise UserError(
                 f"{path}: JSON over several lines or an array, not JSON Lines; write one object "
-                "per line, for example with jq -c '.[]' (an array) or jq -c . (objects)"
+                "per line, for example with jq -c '.[]' (an array) or jq -c . (objects), or leave "
+                "the file out by a glob"
             )
         begun, value = True, _json(line)
         reason = value if value == NOT_UTF8 else NOT_JSON

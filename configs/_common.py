@@ -8,6 +8,7 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
+from sip.data.documents import DataConfig
 from sip.evals.ground_truth import EvalConfig
 from sip.judge.audit import AuditConfig
 from sip.judge.build import JudgeConfig
@@ -65,6 +66,19 @@ def _plain(value):
             type(value), **{f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         )
     return value
+
+
+def data(
+    source: str, path: str | tuple[str, ...] = "", *, cut: dict, world=(), **changes
+) -> ConfigDict:
+    """Builds section `data`: where documents come from, and lengths of prefix and suffix.
+
+    Each run names its split. Keys and defaults: `DataConfig` (sip/data/documents.py).
+    """
+    made = complete(DataConfig, source=source, path=path, world=section(**dict(world)), **changes)
+    del made.split
+    made.cut = section(**cut)
+    return made
 
 
 def log(every_steps: int = 10) -> ConfigDict:

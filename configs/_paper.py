@@ -77,11 +77,10 @@ def get_config(
     hardware = HARDWARE[machine]
     config = ConfigDict()
     config.seed = 0
-    config.data = dict(
-        source="tfds",
-        path=data,
+    config.data = common.data(
+        "tfds",
+        data,
         max_skipped_fraction=0.9,  # many documents are shorter than a prefix and a suffix
-        world=dict(),
         cut=dict(prefix_min=128, prefix_max=PREFIX, suffix=SUFFIX),
     )
     config.tokenizer = dict(

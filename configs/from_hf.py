@@ -36,11 +36,9 @@ def get_config(arg: str = "") -> ConfigDict:
         raise ValueError(f"configs/from_hf.py: {arg!r} must be one checkpoint and/or 'debug'")
     config: Any = ConfigDict()
     config.seed = 0
-    config.data = dict(
-        source="txt",
-        path="",
+    config.data = common.data(
+        "txt",
         max_skipped_fraction=0.9,  # many paragraphs are shorter than a prefix and a suffix
-        world=dict(),
         cut=dict(prefix_min=128, prefix_max=1024, suffix=128),
     )
     config.tokenizer = dict(

@@ -49,11 +49,10 @@ def get_config(arg: str = "") -> ConfigDict:
     debug = common.is_debug(arg, "judge_llama8b.py")
     config = ConfigDict()
     config.seed = 0
-    config.data = dict(  # required by the config's format; this run reads only the labels
-        source="jsonl",
-        path="labels.jsonl",
+    config.data = common.data(  # required by the config's format; this run reads only the labels
+        "jsonl",
+        "labels.jsonl",
         max_skipped_fraction=0.0,
-        world=dict(),
         cut=dict(prefix_min=128, prefix_max=1920, suffix=128),
     )
     config.tokenizer = dict(

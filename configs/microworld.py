@@ -48,9 +48,8 @@ def get_config(arg: str = "") -> ConfigDict:
     debug = common.is_debug(arg, "microworld.py")
     config = ConfigDict()
     config.seed = 0
-    config.data = dict(
-        source="microworld",
-        path="",
+    config.data = common.data(
+        "microworld",
         max_skipped_fraction=0.05,
         world=dict(
             seed=0,

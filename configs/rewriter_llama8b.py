@@ -26,11 +26,10 @@ def get_config(arg: str = "") -> ConfigDict:
     debug = common.is_debug(arg, "rewriter_llama8b.py")
     config = ConfigDict()
     config.seed = 0
-    config.data = dict(
-        source="jsonl",
-        path="documents.jsonl",
+    config.data = common.data(
+        "jsonl",
+        "documents.jsonl",
         max_skipped_fraction=0.9,  # many documents are shorter than a prefix and a suffix
-        world=dict(),
         cut=dict(prefix_min=128, prefix_max=1920, suffix=128),
     )
     config.tokenizer = dict(

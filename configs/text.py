@@ -21,9 +21,11 @@ def get_config(arg: str = "") -> ConfigDict:
     """Builds the base run and the self-improving run; `debug` makes them tiny."""
     common.is_debug(arg, "text.py")  # raises for any other variant
     config: Any = microworld_ablations.get_config(f"{RUN},truth,{arg}")
-    config.data = dict(
-        source="txt", path="", world=dict(), cut=config.data.cut, max_skipped_fraction=0.9
-    )  # many paragraphs are shorter than a prefix and a suffix
+    config.data = common.data(
+        "txt",
+        max_skipped_fraction=0.9,  # many paragraphs are shorter than a prefix and a suffix
+        cut=config.data.cut,
+    )
     config.runs[RUN].judge = common.judge(
         "rule", rule="distinct_words", weights=(("quality", 1.0),)
     )

@@ -13,7 +13,8 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags
@@ -196,6 +197,29 @@ def _parse(argv):
     except Exception as e:  # a config file is the user's code: it may raise anything
         _say(e)
     sys.exit(MENDABLE)
+
+
+def read_config(path: str, overrides: Sequence[str]) -> Any:
+    """Returns the locked config of a file, for a command without absl flags.
+
+    `path` may end with :VARIANT; `overrides` are flags such as --config.seed=1. Raises UserError.
+    """
+    argv = ["sip", f"--config={place(path)}", *overrides]
+    values, kept = flags.FlagValues(), sys.argv
+    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+    try:
+        _admit_siblings(argv)
+        sys.argv = argv  # ml_collections reads the overrides there
+        values(argv)
+        return values["config"].value
+    except (AttributeError, KeyError) as e:
+        raise UserError(f"{_mentioned(argv, _words(e))}: unknown key {_words(e)}") from e
+    except UserError:
+        raise
+    except Exception as e:  # a config file is the user's code: it may raise anything
+        raise UserError(_words(e)) from e
+    finally:
+        sys.argv = kept
 
 
 def _placed(arg: str) -> str:

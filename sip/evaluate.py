@@ -24,7 +24,7 @@ from absl import flags
 from sip import cli, loading, mesh
 from sip import workdir as workdirs
 from sip.data import corpus as corpora
-from sip.data.documents import BUILT
+from sip.data import documents
 from sip.evals import continuations, ground_truth, harness
 from sip.hf import hub
 from sip.mesh import MeshConfig
@@ -77,7 +77,8 @@ def evaluate(
             f"--checkpoint {directory}: an imported checkpoint has no corpus; use --evals=lm_eval"
         )
     workdir = data_workdir or workdir_of(directory)
-    if data_workdir or record["data"]["source"] in BUILT:
+    data = corpora.data_config(record["data"], split)
+    if data_workdir or any(one.source in documents.BUILT for one in documents.sources(data)):
         workdirs.existing(workdir, "--data_workdir")
     tokenizer, where = loading.kept_tokenizer(directory), mesh.single()
     corpus = corpora.load(record["data"], split, workdir, tokenizer)

@@ -23,6 +23,7 @@ from sip import cli, loading, mesh
 from sip import run as runs
 from sip import workdir as workdirs
 from sip.data import corpus as corpora
+from sip.data import files
 from sip.evals import continuations
 from sip.hf import hub
 from sip.judge import prompts
@@ -51,7 +52,10 @@ _ASPECT = flags.DEFINE_string(
 _LABEL_FOR = flags.DEFINE_string("label_for", "", "Aspect to label, if it is not --aspect.")
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.shared(cli.path_flag, "workdir", None, "Workdir with the corpus of --config.")
-_CORPUS = cli.path_flag("corpus", "", "A .txt or .jsonl file, instead of --config.")
+_CORPUS = cli.path_flag(
+    "corpus", "", "A .txt, .jsonl or .parquet file (also .gz, .zst), instead of --config."
+)
+_FIELD = flags.DEFINE_string("field", "text", "With --corpus: field of the text.")
 _TOKENIZER = cli.path_flag("tokenizer", "", "With --corpus: tokenizer file, or 'byte'.")
 _SPLIT = cli.shared(flags.DEFINE_string, "split", "train", "Split of the documents to label.")
 _PREFIX_MIN = cli.count_flag("prefix_min", 64, "With --corpus: least tokens of a prefix.")
@@ -90,14 +94,15 @@ def read_corpus() -> tuple[corpora.Corpus, Tokenizer]:
         config, workdir = _CONFIG.value, workdirs.existing(str(_WORKDIR.value))
         tokenizer = runs.open_tokenizer(config, workdir)
         return corpora.load(config.data, _SPLIT.value, workdir, tokenizer), tokenizer
-    path, suffix = str(_CORPUS.value), str(_CORPUS.value).rpartition(".")[2]
-    if suffix not in ("txt", "jsonl"):
-        raise UserError(f"--corpus {path}: must be a .txt or a .jsonl file")
+    path, source = str(_CORPUS.value), files.format_of(str(_CORPUS.value))
+    if source not in ("txt", "jsonl", "parquet"):
+        raise UserError(f"--corpus {path}: must be .txt, .jsonl or .parquet, also .gz or .zst")
     if not _TOKENIZER.value:
         raise UserError("--tokenizer is needed with --corpus")
     tokenizer = tokenizers.load(*tokenizers.guess(str(_TOKENIZER.value)))
     cut = dict(prefix_min=_PREFIX_MIN.value, prefix_max=_PREFIX_MAX.value, suffix=_SUFFIX.value)
-    data = dict(source=suffix, path=path, world={}, max_skipped_fraction=1.0, cut=cut)
+    own = dict(source=source, path=path, field=str(_FIELD.value))
+    data = {**own, "cut": cut, "max_skipped_fraction": 1.0}
     return corpora.load(data, _SPLIT.value, "", tokenizer), tokenizer
 
 

@@ -63,6 +63,14 @@ class Run:
             self.left_out[split] = found.left_out
         return found
 
+    def announce(self, split: str, rows: int) -> None:
+        """Prints one line about the documents of a split and the epochs that the run makes of them.
+
+        `rows` is the number of its chunks that the run trains on in all steps.
+        """
+        line = corpora.summary(self.corpus(split), split, rows)
+        corpora.say(f"{self.name} learns from {line}")
+
     def record(self, cfg: ModelConfig, pending) -> dict[str, Any]:
         """The JSON record of a checkpoint: enough to use it without the config file, and the sums
         of the metrics that are not written yet."""

@@ -92,6 +92,7 @@ def test_a_judge_on_devices_of_its_own_says_the_same(staleness, finished, quick,
     assert len(judges) == places["devices"] and not policy & judges
 
 
+@pytest.mark.slow  # test_stopped_and_resumed_a_step_ahead runs the same loop
 def test_a_step_ahead_is_what_a_loop_by_hand_does(finished, quick, tmp_path):
     """Rollouts of step n are sampled with the parameters before update n - 1."""
     config = learned(4, staleness=1)

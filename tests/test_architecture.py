@@ -45,6 +45,9 @@ HEAVY = {
     "jinja2",
     "huggingface_hub",
     "lm_eval",
+    "pyarrow",
+    "datasets",
+    "pandas",
 }  # or in an extra
 
 

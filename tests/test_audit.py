@@ -160,6 +160,7 @@ def ruled(monkeypatch):
         monkeypatch.setitem(scripted.RULES, name, rule)
 
 
+@pytest.mark.slow  # an audit stops a run below, too
 def test_a_judge_of_length_is_stopped_by_one_that_is_not(
     ruled, finished, quick, tmp_path, monkeypatch, capsys
 ):
@@ -193,6 +194,7 @@ def test_a_judge_of_length_is_stopped_by_one_that_is_not(
     assert a["audit"] == b["audit"] and [p["step"] for p in a["audit"]] == list(range(0, last, 2))
 
 
+@pytest.mark.slow  # a run without an audit goes on, too
 def test_a_judge_that_the_audit_agrees_with_goes_on(ruled, finished, quick, tmp_path):
     config = audited("long", "longer")
     workdir = begun(finished, tmp_path, "base")

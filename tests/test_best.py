@@ -66,6 +66,7 @@ def _abstract(run):
     return step.abstract_state(run.model, optim.build(run.optim), mesh.single(), reference=False)
 
 
+@pytest.mark.slow  # test_the_best_parameters_are_kept has one attempt
 def test_another_attempt_keeps_what_was_best(finished, quick, tmp_path):
     """Repeated steps do not replace the best checkpoint; a run without `best` has none."""
     workdir = begun(finished, tmp_path / "a")

@@ -100,7 +100,11 @@ def test_a_save_is_of_its_moment_though_updates_take_the_buffers(tmp_path):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"mu_dtype": "bfloat16"}, {"name": "muon"}, {"name": "muon", "mu_dtype": "bfloat16"}],
+    [
+        pytest.param({"mu_dtype": "bfloat16"}, marks=pytest.mark.slow),
+        pytest.param({"name": "muon"}, marks=pytest.mark.slow),
+        {"name": "muon", "mu_dtype": "bfloat16"},
+    ],
     ids=lambda changes: "-".join(changes.values()),
 )
 def test_any_optimiser_goes_on_bit_for_bit(changes, tmp_path):

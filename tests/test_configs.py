@@ -54,8 +54,7 @@ ABLATIONS = importlib.import_module("microworld_ablations").get_config("truth").
 # the same code in another combination: their configs are resolved, their losses worked out by hand
 # in test_losses.py.
 FAST = (
-    "standard", "dpo_suffix_rewrite_rollouts", "rf_nll_rewrite_one_rollout", "sft_rewrite",
-    "dr_grpo_ce", "scratch_dpo_rewrite_one_rollout",
+    "standard", "dr_grpo_ce", "sft_rewrite"
 )  # fmt: skip
 RUN = [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in ABLATIONS]
 LEARNED = ("dpo_suffix_rollouts", "dr_grpo_rollouts")  # of the ablations, with a learned judge
@@ -99,7 +98,9 @@ def test_an_unknown_key_in_any_section_is_rejected_by_its_name(name, tmp_path):
     whole = lambda: recipe.check(config, str(tmp_path))
     sections = [("tokenizer", config.tokenizer, whole), ("data", config.data, whole)]
     sections += [("data.cut", config.data.cut, whole), ("report", config.report, whole)]
-    for run, values in config.runs.items():
+    kinds = {(v.stage, v.task.name if "task" in v else "", *v): k for k, v in config.runs.items()}
+    for run in kinds.values():  # one run of each kind
+        values = config.runs[run]
         resolve = functools.partial(recipe.STAGES[values.stage].resolve, config, run)
         within = [(key, value) for key, value in values.items() if hasattr(value, "items")]
         sections += [(f"runs.{run}.{key}", value, resolve) for key, value in within]
@@ -257,6 +258,7 @@ def test_ablations_run_with_a_learned_judge(name, finished, quick, tmp_path):
     assert 0 < last["judge/valid"] <= 1
 
 
+@pytest.mark.slow  # test_schedules compares schedules without a run
 def test_schedules_differ_in_what_is_compared_alone(finished, quick, tmp_path):
     """The configs differ in the schedule only, and an adaptive schedule makes fewer comparisons."""
     schedules = importlib.import_module("microworld_schedules")

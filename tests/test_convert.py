@@ -28,8 +28,11 @@ from sip.training import checkpoints, optim
 
 TEXTS = ["The lamp of Mira is green.", " one is better than two", "A river carries light;"] * 12
 # Every way in which families name or share tensors.
-SHARED = ("qwen3_moe", "qwen3_moe_odd", "gpt_oss", "gpt_oss_odd", "mixtral_odd", "olmo2_odd")
-SHARED += ("granite_odd", "phi3_odd", "gemma2_odd")
+SHARED = ("qwen3_moe_odd", "gpt_oss_odd", "mixtral_odd", "olmo2_odd", "granite_odd", "phi3_odd")
+SHARED += (
+    "gemma2_odd",
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen3_moe", "gpt_oss")),
+)
 TX = optim.build(optim.OptimConfig(lr=1e-3, steps=2))
 
 
@@ -76,6 +79,7 @@ def test_shards_hold_every_tensor_once(published):
     assert all(together[name].tobytes() == x.tobytes() for name, x in single.items())
 
 
+@pytest.mark.slow  # test_tensors_in_and_out_again has each family's tensors
 def test_in_and_out_again_is_the_same_bit_for_bit(published, tmp_path):
     run, out = tmp_path / "run", tmp_path / "out"
     assert converted("orbax", published, run) == 0

@@ -209,8 +209,10 @@ def test_a_branch_equals_the_plain_sequence(changes, tolerance):
             marks=pytest.mark.slow,
         ),
         (tiny.CFG, {"remat": "dots"}),
-        pytest.param(ODD, {"branch_chunk": 2, "query_chunk": 2}, marks=pytest.mark.slow),
-        (MIXED, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}),
+        (ODD, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}),
+        pytest.param(
+            MIXED, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}, marks=pytest.mark.slow
+        ),
         pytest.param(
             FAR, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}, marks=pytest.mark.slow
         ),

@@ -77,11 +77,35 @@ def test_slices_of_a_split_are_disjoint_and_in_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "split", ["dev", "train[", "train[:x%]", "train[-5:]", "", "train[5]", f"train[{'7' * 4500}:]"]
+    "split", ["dev", "train[", "train[:x%]", "train[5:-]", "", "train[5]", f"train[{'7' * 4500}:]"]
 )
 def test_an_unknown_split_is_named(tmp_path, split):
     with pytest.raises(UserError, match="data.split"):
         texts_of(tmp_path / "a.txt", numbered(30), split)
+
+
+@pytest.mark.parametrize("bounds", [":-10%", "-10%:", "-7:-2", "-500:", "5:-5%", "-1%:"])
+def test_negative_bounds_count_from_the_end_as_in_tfds(tmp_path, bounds):
+    """The rule of TFDS: round to a number of documents, then add the size if it is negative."""
+    path, data = tmp_path / "a.txt", numbered(200)
+    whole = texts_of(path, data)
+    size = lambda b: round(int(b[:-1]) * len(whole) / 100) if b.endswith("%") else int(b)
+    low, high = (size(b) if b else None for b in bounds.split(":"))
+    assert texts_of(path, data, f"train[{bounds}]") == whole[low:high]
+
+
+def test_copies_are_kept_and_counted_or_left_out_if_so_asked(tmp_path):
+    path, data = (
+        tmp_path / "a.txt",
+        b"\n\n".join([b"one", b"two", b"one", b"three", b"one", b"two"]),
+    )
+    every = lambda **how: sum((texts_of(path, data, p, **how) for p in parts), [])
+    parts = sorted({documents.part(t) for t in ("one", "two", "three")})
+    assert sorted(every()) == ["one"] * 3 + ["three"] + ["two"] * 2
+    assert sorted(every(drop_duplicates=True)) == ["one", "three", "two"]
+    kept, dropped = (corpus(path, data, split=parts[0], drop_duplicates=d) for d in (False, True))
+    assert kept.duplicates == dropped.duplicates == 3 and not kept.left_out
+    assert dropped.left_out == {documents.DUPLICATE: 3} and dropped.read == 6
 
 
 def test_json_lines_without_a_text_are_skipped(tmp_path):
@@ -114,7 +138,7 @@ def test_what_is_left_out_is_counted_by_reason_and_missing_fields_are_named(tmp_
         "not a JSON object": 2,
         "not UTF-8": 1,
     }
-    with pytest.raises(UserError, match="7 of 10 .*: 2 without a field 'text' .*rename the field"):
+    with pytest.raises(UserError, match="7 of 10 .*: 2 without a field 'text' .*set data.field"):
         corpus(tmp_path / "a.jsonl", data)
 
 
@@ -156,10 +180,43 @@ def test_a_file_without_documents_is_an_error(tmp_path, data):
 @pytest.mark.parametrize(
     ("values", "field"),
     [
-        (dict(source="parquet"), "data.source"),
+        (dict(source="tape"), "data.source"),
         (dict(source="txt"), "data.path"),
         (dict(source="microworld", path="a.txt"), "data.path"),
         (dict(source="txt", path="a", max_skipped_fraction=2.0), "data.max_skipped_fraction"),
+        (dict(source="txt", path="a", field="body"), "data.field='body': plain text has no fields"),
+        (dict(source="jsonl", path="a", field=""), "data.field: is empty"),
+        (dict(source="jsonl", path="a", separator="|"), "data.separator='|': is for source txt"),
+        (
+            dict(source="txt", path="a", separator=""),
+            "data.separator: is empty; it is 'blank line'",
+        ),
+        (dict(source="txt", path="a", parts="hash"), "data.parts='hash': is for tfds and hug"),
+        (dict(source="tfds", path=("a", "b")), "data.path=.*only files can be several"),
+        (dict(source="microworld", drop_duplicates=True), "data.drop_duplicates"),
+        (dict(source="mixture"), "data.mix: source mixture"),
+        (dict(source="txt", path="a", mix=dict(b={})), "data.mix: source mixture"),
+        (dict(source="mixture", path="a", mix=dict(b={})), "data.path 'a'"),
+        (
+            dict(source="mixture", mix=dict(b=dict(path="x"))),
+            "data.mix.b: .* source, path and weig",
+        ),
+        (
+            dict(source="mixture", mix=dict(b=dict(source="txt", path="x", weight=0))),
+            "mix.b.weight=0",
+        ),
+        (
+            dict(source="mixture", mix=dict(b=dict(source="tape", path="x", weight=1))),
+            "mix.b.source=",
+        ),
+        (
+            dict(source="mixture", mix=dict(b=dict(surce="txt", weight=1))),
+            "mix.b.surce: unknown key",
+        ),
+        (
+            dict(source="mixture", mix=dict(b=dict(source="mixture", weight=1))),
+            "mix.b.source: a mix",
+        ),
     ],
 )
 def test_a_wrong_config_is_named(values, field):
@@ -208,6 +265,76 @@ def test_what_a_run_does_not_use_is_said_once_and_kept(tmp_path, capsys):
     assert len(said) == 3 and all("shorter than prefix_min + suffix = 16" in x for x in said[1:])
     assert set(run.left_out) == {"train", "train[:50%]"}
     assert list(run.left_out["train"].values())[0] == 20 and len(run.left_out["train"]) == 2
+
+
+def mixture(tmp_path, split="train", **weights):
+    """Returns the documents of sources a, b, .. whose texts begin with their names."""
+    for name, size in zip(weights, (60, 300, 90), strict=False):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} {i}" for i in range(size)))
+    mix = {
+        n: dict(source="txt", path=str(tmp_path / f"{n}.txt"), weight=weights[n]) for n in weights
+    }
+    return documents.load(DataConfig("mixture", split=split, mix=mix), "")
+
+
+def test_a_mixture_has_the_documents_of_its_sources_interleaved_by_weight(tmp_path):
+    docs = mixture(tmp_path, a=3.0, b=1, c=2.0)
+    for name in "abc":
+        own = [text for text in docs.texts if text[0] == name]
+        assert own == documents.load(DataConfig("txt", str(tmp_path / f"{name}.txt")), "").texts
+        assert {
+            docs.weights[i][0] for i, t in zip(docs.source_D, docs.texts, strict=True) if t in own
+        } == {name}
+    for n in (12, 24, 36):
+        head = [text[0] for text in docs.texts[:n]]
+        assert [head.count(name) for name in "abc"] == [n // 2, n // 6, n // 3]
+    assert docs.read == 450 and docs.truth is None
+
+
+def test_a_source_of_a_mixture_without_documents_is_named(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    mix = dict(own=dict(source="txt", path=str(tmp_path / "a.txt"), weight=1))
+    split = next(part for part in documents.PARTS if part != documents.part("one"))
+    with pytest.raises(
+        UserError, match=rf"data\.mix\.own: .*a\.txt: no documents in split '{split}"
+    ):
+        documents.load(DataConfig("mixture", split=split, mix=mix), "")
+
+
+def test_a_run_says_what_it_learns_from_in_one_line(tmp_path, capsys):
+    path = tmp_path / "a.jsonl"
+    rows = [{"text": f"{i:03}" + "x" * (1 if i % 4 else 16)} for i in range(200)]
+    path.write_text("\n".join(map(json.dumps, [*rows, rows[0], {"text": None}])))
+    cut = dict(prefix_min=4, prefix_max=4, suffix=8)
+    data = dict(source="jsonl", path=str(path), max_skipped_fraction=1.0, cut=cut)
+    run = Run(ConfigDict(dict(data=data, tokenizer=dict(kind="byte"))), "base", str(tmp_path))
+    run.announce("train", 80)
+    texts = [r["text"] for r in [*rows, rows[0]] if documents.part(r["text"]) == "train"]
+    long = [t for t in texts if len(t) == 19]  # 20 tokens: 2 chunks each; the others have 5
+    short, tokens = len(texts) - len(long), sum(len(t) + 1 for t in texts)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"base learns from train: {len(texts)} documents, {tokens:,} tokens, median 5 tokens; "
+        f"{short / len(texts):.1%} too short (fewer than 12 tokens); 0.5% of all splits left out "
+        "(1 with a field 'text' that is null); 1 of all splits are copies of others, kept; "
+        f"{80 / (2 * len(long)):.3g} epochs of {2 * len(long)} chunks"
+    )
+
+
+def test_the_line_of_a_mixture_has_the_epochs_of_each_source(tmp_path, capsys):
+    for name, size in (("a", 100), ("b", 400)):
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(f"{name} {i:03}" for i in range(size)))
+    mix = {
+        n: dict(source="txt", path=f"{tmp_path}/{n}.txt", weight=w) for n, w in (("a", 3), ("b", 1))
+    }
+    data = dict(source="mixture", mix=mix, cut=dict(prefix_min=2, prefix_max=2, suffix=4))
+    run = Run(ConfigDict(dict(data=data, tokenizer=dict(kind="byte"))), "base", str(tmp_path))
+    run.announce("train", 400)
+    chunks = run.corpus("train").chunks
+    sizes = np.bincount(chunks.source_B)
+    assert capsys.readouterr().err.endswith(
+        f"; {300 / sizes[0]:.3g} epochs of {sizes[0]} chunks of a, {100 / sizes[1]:.3g} epochs of "
+        f"{sizes[1]} chunks of b\n"
+    )
 
 
 def test_real_text_is_cut_into_documents():
@@ -283,6 +410,17 @@ def test_any_tfds_data_set_is_a_source(tmp_path):
     assert sorted([*docs.texts, *rest.texts]) == sorted(f"note {i}" for i in range(20) if i != 7)
 
 
+def test_a_tfds_data_set_of_one_split_is_divided_by_hash_if_so_asked(tmp_path):
+    how = dict(field="body", parts="hash")
+    parts = [DataConfig("tfds", "notes:1.0.0", part, **how) for part in ("train", "test")]
+    found = [documents.load(part, str(tmp_path)).texts for part in parts]
+    notes = [f"note {i}" for i in range(20) if i != 7]
+    for part, texts in zip(("train", "test"), found, strict=True):
+        assert sorted(texts) == sorted(t for t in notes if documents.part(t) == part) and texts
+    with pytest.raises(UserError, match="name two fields"):
+        documents.load(DataConfig("tfds", "notes:title", field="body"), str(tmp_path))
+
+
 @pytest.mark.parametrize("path", ["notes", "notes:title", "no_such_set:text"])
 def test_a_wrong_tfds_path_is_named(tmp_path, path):
     with pytest.raises(UserError, match=path):
@@ -327,7 +465,7 @@ def test_outputs_are_whole_and_no_input_is_overwritten(tmp_path, monkeypatch, ca
     path, link = tmp_path / "a.jsonl", tmp_path / "link.jsonl"
     path.write_text(json.dumps({"text": "A river."}) + "\n")
     link.symlink_to(path)
-    before = path.read_bytes()
+    before, part = path.read_bytes(), documents.part("A river.")
     for flags in (["--questions", str(link)], ["--scores", "b.jsonl", "--out", str(path)]):
         with pytest.raises(SystemExit) as caught:
             cli.main(["--source=jsonl", "--path", str(path), *flags])
@@ -338,8 +476,12 @@ def test_outputs_are_whole_and_no_input_is_overwritten(tmp_path, monkeypatch, ca
         path.write_bytes(data[:3])
         raise OSError(28, "No space left on device", str(path))
 
+    for out in (["--questions", str(path)], ["--questions", str(link)]):
+        assert cli.main(["--source=jsonl", "--path", str(tmp_path), *out, f"--split={part}"]) == 2
+        assert "is an input, which is never overwritten" in capsys.readouterr().err
+    assert path.read_bytes() == before
     monkeypatch.setattr("sip.workdir._put", full)
     asked = tmp_path / "asked.jsonl"
     flags = ["--source=jsonl", "--path", str(path), "--questions", str(asked)]
-    assert cli.main([*flags, "--split=" + documents.part("A river.")]) == 2
+    assert cli.main([*flags, f"--split={part}"]) == 2
     assert sorted(tmp_path.iterdir()) == [path, link]

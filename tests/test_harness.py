@@ -151,6 +151,7 @@ def run(tmp_path_factory):
 TEXTS = ["The lamp of Mira", "a", "It is"]
 
 
+@pytest.mark.slow  # test_generate has the answers
 def test_answers_are_those_of_sip_generate(run):
     path, one = run
     want = generate.generate(str(path), TEXTS, num=1, max_tokens=8, sample=GREEDY, seed=0)

@@ -108,6 +108,37 @@ def test_what_is_built_is_digested_without_leftovers(run, tmp_path):
         check(run)
 
 
+def test_a_folder_and_an_evaluation_set_are_digested_and_a_new_file_is_a_change(run, tmp_path):
+    folder, asked = tmp_path / "corpus", tmp_path / "asked.jsonl"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one")
+    asked.write_text('{"text": "one"}')
+    run.config.data = ConfigDict({"source": "txt", "path": str(folder)})
+    run.config.data.contamination = {"against": (("asked", str(asked)),)}
+    check(run)
+    (folder / "notes.md").write_text("not read")
+    check(run)
+    (folder / "b.txt").write_text("two")
+    with pytest.raises(UserError, match="corpus has changed"):
+        check(run)
+    (folder / "b.txt").unlink()
+    check(run)
+    asked.write_text('{"text": "two"}')
+    with pytest.raises(UserError, match="asked.jsonl has changed"):
+        check(run)
+
+
+def test_the_files_of_all_sources_of_a_mixture_are_digested(run, tmp_path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text(name)
+    mix = {n: dict(source="txt", path=str(tmp_path / f"{n}.txt"), weight=1.0) for n in "ab"}
+    run.config.data = ConfigDict({"source": "mixture", "path": "", "mix": mix})
+    check(run)
+    (tmp_path / "b.txt").write_text("changed since")
+    with pytest.raises(UserError, match=r"b\.txt has changed"):
+        check(run)
+
+
 def test_a_run_begun_without_digests_gets_them(run):
     assert not Path(run.directory, inputs.FILE).exists()
     check(run)

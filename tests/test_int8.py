@@ -29,6 +29,14 @@ from sip.training import checkpoints, step
 ONE = meshes.single()
 EXPERTS = tiny.model(experts=4, active=2)
 RAW = {**families.config("llama32_odd"), "torch_dtype": "float32"}
+# Experts are more letters of the same rule.
+DENSE_AND_EXPERTS = pytest.mark.parametrize(
+    "cfg",
+    [
+        pytest.param(tiny.CFG, id="dense"),
+        pytest.param(EXPERTS, id="experts", marks=pytest.mark.slow),
+    ],
+)
 
 
 def held(params):
@@ -70,7 +78,7 @@ def test_no_weight_moves_by_more_than_half_a_step(name):
     assert got.scale.shape == (w_L.shape[0], *w_L.shape[1 + reads :])
 
 
-@pytest.mark.parametrize("cfg", [tiny.CFG, EXPERTS], ids=["dense", "experts"])
+@DENSE_AND_EXPERTS
 def test_the_decoder_computes_with_what_int8_stands_for(cfg):
     params, tree = held(tiny.params(cfg)), tiny.tree()
     got, want = (tiny.forward(p, cfg, tree) for p in (params, dequantised(params)))
@@ -125,7 +133,7 @@ def test_either_kind_is_read_by_one_matrix_at_a_time_into_int8(both, monkeypatch
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
-@pytest.mark.parametrize("cfg", [tiny.CFG, EXPERTS], ids=["dense", "experts"])
+@DENSE_AND_EXPERTS
 def test_it_is_sharded_as_the_weights_are(cfg, tmp_path):
     checkpoints.save_params(str(tmp_path), tiny.params(cfg), {"model": dataclasses.asdict(cfg)})
     mesh = meshes.build(meshes.MeshConfig(2, 2, 2))

@@ -225,6 +225,7 @@ def test_lines_are_read_and_asked_a_batch_at_a_time():
     assert len(calls) == 1 and len(asked) == 6
 
 
+@pytest.mark.slow  # starts a process
 def test_answers_are_flushed_before_the_input_ends():
     argv = [sys.executable, "-m", "sip.judge", *TEXT]
     argv += ["--config.runs.dpo_suffix_rollouts.judge.batch=2"]

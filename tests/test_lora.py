@@ -191,6 +191,7 @@ EIGHT = pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 
 
 @EIGHT
+@pytest.mark.slow  # test_sharding has the letters
 def test_factors_lie_as_their_letters_say_and_compute_the_same():
     mesh, cut, _ = on_eight()
     specs = {k: tuple(x.sharding.spec) for k, x in cut.params.factors.items()}

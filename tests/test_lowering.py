@@ -229,7 +229,7 @@ PROGRAMS = {
 }
 MODELS = [name for name in PROGRAMS if name not in ("init", "judge's trunks")]
 # The same programs as "policy gradient" and "answers", in another run's sizes.
-AGAIN = ("rewriter's gradient", "rewrites")
+AGAIN = ("rewriter's gradient", "rewrites", "judge training", "dr_grpo and ce, 4 microbatches")
 
 
 def each(names, slow=AGAIN):

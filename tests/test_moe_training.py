@@ -174,6 +174,7 @@ def test_rollouts_on_eight_devices_are_those_of_one():
     close(one.logp_BCR, many.logp_BCR, 1e-5)
 
 
+@pytest.mark.slow  # test_session deepens a dense model
 def test_copies_of_layers_change_nothing_at_first():
     """The output biases of copied layers are zero too."""
     deep = dataclasses.replace(CFG, layers=4)

@@ -32,6 +32,48 @@ def test_a_step_gives_the_same_batch_whatever_came_before(corpus):
     assert not same(first[0], first[1])
 
 
+@pytest.fixture(scope="module")
+def mixture():
+    """Returns 44 chunks of documents of two sources, weights 3 and 1; a short one is skipped."""
+    texts = [f"{i:02} is a document" for i in range(21)] + ["short", "99 is a document"]
+    source_D = np.array([i % 3 // 2 for i in range(23)])
+    found = chunks.cut(texts, Byte(), prefix_min=3, prefix_max=9, suffix=6)
+    return chunks.mixed(found, source_D, (("often", 0.75), ("seldom", 0.25)))
+
+
+def test_a_mixture_is_a_function_of_the_step_with_epochs_of_each_source(mixture):
+    batches = pipeline.Batches(mixture, batch=8, seed=0)
+    assert same(batches[7], pipeline.Batches(mixture, batch=8, seed=0)[7])
+    parts = [batches.rows(5, i, 4) for i in range(4)]
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    assert same(joined, batches[5])
+    of = lambda batch: np.array([doc % 3 // 2 for doc in batch["doc_B"]])
+    assert all((of(batches[step]) == 0).sum() == 6 for step in range(20))
+    every = [
+        row
+        for step in range(40)
+        for row in zip(of(batches[step]), rows(batches[step]), strict=True)
+    ]
+    for source in (0, 1):
+        own, size = [row for i, row in every if i == source], (mixture.source_B == source).sum()
+        first, second = own[:size], own[size : 2 * size]
+        assert len(set(first)) == size == len(set(second)) and first != second
+
+
+def test_one_source_of_a_mixture_is_the_whole_without_it(corpus):
+    alone = chunks.mixed(corpus, np.zeros(11, int), (("only", 2.0),))
+    one, other = (pipeline.Batches(found, batch=4, seed=3) for found in (corpus, alone))
+    assert all(same(one[step], other[step]) for step in range(12))
+
+
+def test_a_source_without_a_long_document_is_named(corpus):
+    wrong = chunks.mixed(corpus, np.zeros(11, int), (("a", 1.0), ("b", 1.0)))
+    with pytest.raises(
+        UserError, match="data.mix.b: no document of the run's split is long enough"
+    ):
+        pipeline.Batches(wrong, batch=4, seed=0)
+
+
 def test_a_batch_is_its_chunks_stacked(corpus):
     batch = pipeline.Batches(corpus, batch=22, seed=1, shuffle=False)[5]
     for i, chunk in enumerate(corpus):

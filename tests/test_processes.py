@@ -47,7 +47,8 @@ def runs(count: int = 2):
     return [end(process) for process in [begin(4), *begun]]
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_several_processes_compute_what_one_does_and_say_where_they_differ(count):
     one, *several = runs(count)
     _check_agreement(one, several)

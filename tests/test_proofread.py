@@ -100,6 +100,7 @@ def test_what_is_too_long_is_not_read_and_nothing_is_read_of_nothing():
     assert _reader().read(["It"], [[""]]) == [[""]] and _reader().read([], []) == []
 
 
+@pytest.mark.slow  # test_textgen has batches and meshes
 def test_batches_and_meshes_change_nothing():
     mesh = meshes.build(meshes.MeshConfig(replica=2, fsdp=4, tensor=1))
     plainly = _reader().read(STARTS, TEXTS)

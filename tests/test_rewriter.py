@@ -228,6 +228,7 @@ def test_the_longest_prompt_that_fits_leaves_room_for_the_longest_rewrite(monkey
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+@pytest.mark.slow  # test_sharding has rollouts on meshes
 def test_a_mesh_of_eight_rewrites_as_one_device_does():
     from sip.models import decoder
 

@@ -237,6 +237,7 @@ def test_the_8b_judge_runs_its_debug_variant_on_a_file(quick, tmp_path):
     assert last["reward/all"] == 0 and last["grad/norm"] == 0
 
 
+@pytest.mark.slow  # what an update does is worked out by hand above
 def test_reward_rises(quick, tmp_path):
     """Fresh parameters write the one rewarded byte about once in 256 answers."""
     (tmp_path / "calm.txt").write_text(

@@ -64,6 +64,7 @@ def test_seeds_are_told_from_what_is_none():
         seeds.parse("7" * 4500)
 
 
+@pytest.mark.slow  # trains the tiny recipe once more
 def test_a_seed_runs_as_it_does_alone(pair, two, quick, tmp_path):
     alone = pair[1]()
     alone.seed = 1

@@ -68,6 +68,7 @@ def test_a_deeper_model_starts_as_the_shallower_one_it_comes_from(tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_fresh_layers_learn_though_their_outputs_are_zero():
     deep = tiny.model(layers=4)
     params = decoder.deepen(tiny.params(), deep)

@@ -42,10 +42,9 @@ CFG = ModelConfig(
 B, T, R, K = 8, 16, 6, 4
 MESHES = {"2x2x2": (2, 2, 2), "1x8x1": (1, 8, 1), "1x1x8": (1, 1, 8), "8x1x1": (8, 1, 1)}
 SLOW = pytest.mark.slow
-# The fast suite cuts along all three axes at once and along one of them alone.
+# The fast suite cuts along all three axes at once.
 FOUR_MESHES = pytest.mark.parametrize(
-    "name",
-    ["2x2x2", "1x1x8", *(pytest.param(name, marks=SLOW) for name in ("1x8x1", "8x1x1"))],
+    "name", ["2x2x2", *(pytest.param(name, marks=SLOW) for name in ("1x1x8", "1x8x1", "8x1x1"))]
 )
 # eps far above rounding, since Adam's first step, g / (|g| + eps), blows up the noise of a tiny g.
 OPTIM = optim.OptimConfig(lr=0.01, steps=10, eps=1e-3, weight_decay=0.1, schedule="constant")
@@ -206,7 +205,7 @@ def _check_update(name, where, microbatches):
     assert _cuts(many.params) == _cuts(_start(_mesh(where), True).params) == _cuts(_adam(many).mu)
 
 
-FAST = {("tokens", 1), ("dpo", 1), ("policy", 2)}  # whole and in parts
+FAST = {("dpo", 1), ("policy", 2)}  # whole and in parts
 
 
 @pytest.mark.parametrize(
@@ -221,10 +220,8 @@ def test_an_update_on_eight_devices_equals_one_on_one(name, microbatches):
     _check_update(name, "2x2x2", microbatches)
 
 
-@pytest.mark.parametrize(
-    "where",
-    ["1x1x8", *(pytest.param(name, marks=SLOW) for name in ("1x8x1", "8x1x1"))],
-)
+@pytest.mark.slow  # the update above is cut along all three axes
+@pytest.mark.parametrize("where", ["1x1x8", "1x8x1", "8x1x1"])
 def test_any_mesh_of_eight_gives_the_same_update(where):
     _check_update("dpo", where, 1)
 
@@ -240,6 +237,7 @@ def _moments(state):
     }
 
 
+@pytest.mark.slow  # test_optim has Muon, the update is that of AdamW
 def test_an_update_of_muon_on_eight_devices_equals_one_on_one():
     (one, _), _ = _update("tokens", "one", 1, "muon")
     (many, _), _ = _update("tokens", "2x2x2", 1, "muon")
@@ -311,7 +309,7 @@ def test_parameters_are_gathered_once_for_all_tokens_where_there_is_room():
     assert whole <= _decoding(dataclasses.replace(CFG, gather_gib=0.0)), "else for each token"
 
 
-@pytest.mark.parametrize("name", ["tokens", "dr_grpo", "rollout"])
+@pytest.mark.parametrize("name", ["tokens", pytest.param("dr_grpo", marks=SLOW), "rollout"])
 def test_nothing_is_gathered_but_weights(name):
     """If an activation were gathered over the batch, every device would compute it in full."""
     _, text = _roll("2x2x2") if name == "rollout" else _update(name, "2x2x2", 1)

@@ -245,6 +245,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     assert (states[0][0].reference is not None) == ("dpo" in name)
 
 
+@pytest.mark.slow  # test_checkpoints saves donated arrays
 def test_a_save_in_the_middle_of_a_run_is_not_changed_by_later_steps(finished, quick, tmp_path):
     """Saving is asynchronous while the update overwrites its buffers."""
     config = six("standard")
@@ -276,6 +277,7 @@ def test_a_signal_after_the_last_update_stops_before_the_evaluation(
     assert found == json.loads((workdir / "runs/standard/eval.json").read_text())
 
 
+@pytest.mark.slow  # the profiler is jax's
 def test_a_trace_is_written_where_one_is_asked_for(finished, quick, tmp_path):
     config = six("standard")
     workdir = begun(finished, tmp_path, "base")

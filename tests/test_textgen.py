@@ -119,6 +119,7 @@ def test_local_writes_what_a_plain_loop_writes(params):
             assert said[b][c] == [plain if ended else Cut(plain)] * 2
 
 
+@pytest.mark.slow  # test_voting asks the same of texts' votes
 def test_local_votes_hang_on_seed_and_prompt_not_on_batch_or_place(params):
     ask = lambda seed, **options: _local(params, **options).generate(
         TRUNKS, BRANCHES, votes=3, max_tokens=4, sampling=SamplingConfig(), seed=seed
@@ -274,7 +275,7 @@ def _equal(one, two):
     ("batch", "times"),
     [
         pytest.param(1, 4, marks=pytest.mark.slow),
-        (2, 2),
+        (2, 2),  # several batches and several calls
         pytest.param(4, 1, marks=pytest.mark.slow),
     ],
 )
@@ -287,6 +288,7 @@ def test_kept_trunks_are_encoded_once_and_verdicts_stay(params, monkeypatch, bat
     assert sum(c.trunk_k_LBTGH.shape[1] for c in made) == 4  # each trunk once
 
 
+@pytest.mark.slow  # the same verdicts: test_kept_trunks_are_encoded_once
 def test_what_does_not_fit_is_encoded_in_every_call(params, monkeypatch):
     """Trunks have 16, 16, 64 and 80 tokens; a token takes 2 * 2 layers * 2 heads * 8 * 4 bytes."""
     token, made = 256, _encodings(monkeypatch)

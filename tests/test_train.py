@@ -170,7 +170,8 @@ def test_the_seconds_of_a_run_are_those_of_all_its_attempts(finished, quick, tmp
     assert first + 500 < done < first + 520 and summary["wall_by_run"]["standard"] == done
 
 
-@pytest.mark.parametrize("name", [pytest.param("standard", marks=pytest.mark.slow), "sip_oracle"])
+@pytest.mark.parametrize("name", ["standard", "sip_oracle"])
+@pytest.mark.slow  # test_the_seconds_of_a_run has attempts
 def test_every_checkpoint_keeps_the_seconds(name, finished, quick, tmp_path, monkeypatch):
     """A run killed after its second checkpoint has recorded the seconds up to there."""
     workdir, config = begun(finished, tmp_path / "work", "base"), tiny_recipe.get_config()

@@ -255,11 +255,8 @@ def test_only_what_a_served_judge_says_becomes_its_verdict(api, said, aspect):
     assert (found.scores_BK == (want[aspect.kind] if want else 0.0)).all()
 
 
-@pytest.mark.parametrize(
-    "aspect",
-    [pytest.param(a, marks=pytest.mark.slow if a.kind == "pairwise" else ()) for a in REASONED],
-    ids=lambda aspect: aspect.name,
-)
+@pytest.mark.slow  # scripted answers without a verdict: above
+@pytest.mark.parametrize("aspect", REASONED, ids=lambda aspect: aspect.name)
 def test_a_decoder_that_says_nothing_gives_no_verdict_on_any_text(aspect):
     found = judged(Local(LoadedModel(tiny.params(CFG), CFG, Byte(), meshes.single())), aspect)
     total, asked = found.metrics[f"judge/invalid_votes/{aspect.name}"]

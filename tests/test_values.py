@@ -165,6 +165,9 @@ def test_a_corpus_without_ground_truth_is_refused_by_the_key_that_needs_one(tmp_
 def test_a_part_or_a_slice_of_it_is_a_split(split):
     check_split("jsonl", split)
     check_split("tfds", f"{split}+other")
+    check_split("huggingface", f"{split}+train_sft[:-5%]")
+    with pytest.raises(UserError, match="must be one of train, validation, test"):
+        check_split("huggingface", f"{split}+other", parts="hash")
 
 
 def test_figures_of_evaluations_have_the_names_that_best_can_have(finished):

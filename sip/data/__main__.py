@@ -4,27 +4,42 @@ python -m sip.data --source=microworld --split=train --data_dir=/tmp/sip-data
 python -m sip.data --source=txt --path=book.txt [--tokenizer=book.model]
 python -m sip.data --source=jsonl --path=a.jsonl --questions=asked.jsonl    # for sip.judge
 python -m sip.data --source=jsonl --path=a.jsonl --scores=judged.jsonl --out=unsafe.jsonl
+python -m sip.data --source=parquet --path=web/ --field=body --against=gsm8k.jsonl,math.jsonl
+python -m sip.data --config=configs/text.py --config.data.path=book.txt --show=5
 
-The last two commands screen a corpus. The first writes one judge request per document. Then
-`python -m sip.judge < asked.jsonl > judged.jsonl` scores them. The second writes the documents of
---split with a score of --aspect below --below to --out.
+--config describes the corpus of a config's run; --show prints its first examples as the model will
+see them. --against reports how many documents overlap with evaluation sets.
+
+--questions and --scores screen a corpus. The first command writes one judge request per document.
+Then `python -m sip.judge < asked.jsonl > judged.jsonl` scores them. The second command writes the
+documents of --split with a score of --aspect below --below to --out.
 """
 
 import argparse
 import ast
+import contextlib
+import itertools
 import math
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Iterator, Sequence
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
 
 import numpy as np
 
 from sip import cli
-from sip.data import documents, screening
+from sip import workdir as workdirs
+from sip.data import corpus as corpora
+from sip.data import documents, files, pipeline, screening, show
+from sip.data.contamination import ContaminationConfig
+from sip.data.records import BLANK_LINE
+from sip.run import Run
+from sip.stages import recipe, selfimprove
 from sip.structs import UserError
+from sip.tasks.supervised import documents as supervision
 from sip.text.lines import opened, read_lines
-from sip.text.tokenizer import SentencePiece
+from sip.text.tokenizer import SentencePiece, Tokenizer
 from sip.workdir import place, write_atomically
 
 EXAMPLES, SHOWN = 3, 300  # number of example documents shown, and characters of each
@@ -42,15 +57,45 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     """Parses the command line; exits with status 2 on an error."""
     parser = Parser(prog="python -m sip.data", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--source", required=True, choices=list(documents.LOADERS))
+    known = [name for name in documents.LOADERS if name != "mixture"]
+    parser.add_argument("--source", choices=known, help="Format of --path, or a kind of data set.")
     parser.add_argument(
         "--path",
         type=place,
         default="",
-        help="Path of a .txt or .jsonl file, or name:field of TFDS.",
+        help="File, folder, glob, several with commas, or the name of a data set.",
+    )
+    parser.add_argument("--field", default="text", help="Field of the text.")
+    parser.add_argument(
+        "--separator",
+        default=BLANK_LINE,
+        help="Where documents of a .txt file end: 'blank line', 'whole file', or a string.",
     )
     parser.add_argument(
-        "--split", default="train", help="Part of the corpus and a slice of it: train[:70%%]."
+        "--parts",
+        choices=("own", "hash"),
+        default="own",
+        help="Splits of a data set: its own, or by a hash of the texts of its split train.",
+    )
+    parser.add_argument(
+        "--split",
+        default="",
+        help="Part of the corpus and a slice of it: train[:70%%]. Default: train, or the run's.",
+    )
+    parser.add_argument(
+        "--against", default="", help="Evaluation sets to find in the documents: paths with commas."
+    )
+    parser.add_argument("--ngram", type=int, default=13, help="Words in a row that are an overlap.")
+    parser.add_argument("--config", default="", help="Config file, instead of --source.")
+    parser.add_argument("--run", default="", help="Run of --config. Default: the first.")
+    parser.add_argument(
+        "--show", type=int, default=0, help="Number of the run's examples to print."
+    )
+    parser.add_argument(
+        "--workdir",
+        type=place,
+        default="",
+        help="With --config: workdir whose tokenizer and data sets are used. Default: new ones.",
     )
     parser.add_argument(
         "--data_dir", type=place, default="data", help="Directory where data sets are built."
@@ -86,20 +131,40 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         default="",
         help="Output .jsonl file: the documents kept. Needs --scores.",
     )
-    flags = parser.parse_args(argv)
-    if bool(flags.scores) != bool(flags.out):
-        parser.error("--scores and --out: set both or neither")
+    flags, flags.overrides = parser.parse_known_args(argv)
+    if wrong := [arg for arg in flags.overrides if not arg.startswith("--config.")]:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if bool(flags.source) == bool(flags.config):
+        parser.error("give either --source or --config")
+    if flags.overrides and not flags.config:
+        parser.error(f"{flags.overrides[0]}: needs --config")
+    check_numbers(parser, flags)
+    check_outputs(parser, flags)
+    return flags
+
+
+def check_numbers(parser: Parser, flags: argparse.Namespace) -> None:
+    """Exits with status 2 if a number is out of range, or given without the flag it belongs to."""
+    if flags.show < 0 or (flags.show or flags.run or flags.workdir) and not flags.config:
+        parser.error("--show, --run and --workdir: need --config; --show is a number from 0")
     if flags.characters < 1:
         parser.error(f"--characters={flags.characters}: must be at least 1")
     if not math.isfinite(flags.below):
         parser.error(f"--below={flags.below}: must be a number")
+
+
+def check_outputs(parser: Parser, flags: argparse.Namespace) -> None:
+    """Exits with status 2 if an output is an input, or has no use."""
+    if bool(flags.scores) != bool(flags.out):
+        parser.error("--scores and --out: set both or neither")
+    if flags.config and (flags.questions or flags.out):
+        parser.error("--questions and --out: need --source, not --config")
     for name in ("questions", "out"):
         path = getattr(flags, name)
         if any(path and same(path, other) for other in (flags.path, flags.scores, flags.tokenizer)):
             parser.error(f"--{name} {path}: is also an input, which is never overwritten")
     if flags.out and same(flags.out, flags.questions):
         parser.error(f"--out and --questions are both {flags.out}")
-    return flags
 
 
 def same(a: str, b: str) -> bool:
@@ -116,7 +181,9 @@ def world(text: str) -> dict:
         raise UserError(f"--world={text!r:.100}: must be like name=number,name=number") from error
 
 
-def describe(docs: documents.Documents, tokenizer: SentencePiece | None) -> str:
+def describe(
+    docs: documents.Documents, tokenizer: Tokenizer | None, examples: int = EXAMPLES
+) -> str:
     """Returns a small table: number of documents, kinds, lengths and the first few documents."""
     count = tokenizer.encode if tokenizer else str.split
     lengths = [len(count(text)) for text in docs.texts]
@@ -127,8 +194,10 @@ def describe(docs: documents.Documents, tokenizer: SentencePiece | None) -> str:
             rows.append((f"  {kind}", f"{number:,} ({number / len(docs.kinds):.1%})"))
     unit = "tokens" if tokenizer else "words"
     rows.append((f"{unit} each", f"{np.mean(lengths):.1f} ({min(lengths)} to {max(lengths)})"))
-    for i, text in enumerate(docs.texts[:EXAMPLES]):
-        rows.append((f"example {i}", " ".join(text[:SHOWN].split())))
+    rows += [("copies", f"{docs.duplicates:,} in all splits")] if docs.duplicates else []
+    rows += [("overlap", str(overlap)) for overlap in docs.overlaps]
+    for i, text in enumerate(docs.texts[:examples]):
+        rows.append((f"example {i}", show.escaped(" ".join(text[:SHOWN].split()))))
     return "\n".join(f"{name:<16}{value}" for name, value in rows)
 
 
@@ -163,13 +232,77 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(flags: argparse.Namespace) -> None:
     """Builds the corpus, screens it and describes it. Raises UserError."""
+    if flags.config:
+        with contextlib.ExitStack() as stack:
+            describe_run(flags, flags.workdir or stack.enter_context(TemporaryDirectory()))
+        return
+    sets = tuple((os.path.basename(p) or p, p) for p in flags.against.split(",") if p)
     cfg = documents.DataConfig(
-        source=flags.source, path=flags.path, split=flags.split, world=world(flags.world)
+        source=flags.source,
+        path=flags.path,
+        split=flags.split or "train",
+        world=world(flags.world),
+        field=flags.field,
+        separator=flags.separator,
+        parts=flags.parts,
+        contamination=ContaminationConfig(against=sets, ngram=flags.ngram),
     )
     tokenizer = SentencePiece(flags.tokenizer) if flags.tokenizer else None
     docs = documents.load(cfg, flags.data_dir)
+    for path in files.listed(cfg.path, cfg.source) if cfg.source in documents.FILES else ():
+        if any(out and same(path, out) for out in (flags.questions, flags.out)):
+            raise UserError(
+                f"{path}: is an input, which is never overwritten; choose another --out"
+            )
     screen(flags, docs.texts)
     print(describe(docs, tokenizer))
+
+
+def describe_run(flags: argparse.Namespace, workdir: str) -> None:
+    """Describes the corpus of a run of a config, and shows its first examples. Raises UserError."""
+    config = cli.read_config(flags.config, flags.overrides)
+    if flags.workdir:
+        workdirs.existing(workdir)
+    recipe.check_files(config)
+    name = flags.run or config.order[0]
+    if name not in config.runs:
+        raise UserError(f"--run={name}: there are {', '.join(sorted(config.runs))}")
+    made = Run(config, name, workdir)
+    c = recipe.STAGES[config.runs[name].stage].resolve(config, name)
+    split = flags.split or c.split
+    corpus = made.corpus(split)
+    print(describe(corpus.documents, made.tokenizer, 0 if flags.show else EXAMPLES))
+    print(corpora.summary(corpus, split, c.steps * c.batch))
+    for title, rows in itertools.islice(examples(made, c, split), flags.show):
+        print(f"\n{show.example(title, rows)}")
+
+
+def examples(run: Run, c: Any, split: str) -> Iterator[tuple[str, list[show.Span]]]:
+    """Yields (title, spans) of the examples that a run trains on, in their order.
+
+    A self-improving run learns from its judge's choice; the suffix stands for it. Raises UserError
+    for a run that does not learn from documents.
+    """
+    if isinstance(c, selfimprove.SelfImproveConfig):
+        tokens, note = "suffix", ", the suffix is one candidate"
+    elif isinstance(c.task, supervision.Config):
+        tokens, note = c.task.tokens, ""
+    else:
+        raise UserError(f"--run={run.name}: does not learn from documents; name another run")
+    batches = pipeline.Batches(run.corpus(split).chunks, batch=c.batch, seed=run.seed)
+    for step in range(c.steps):
+        rows = batches[step]
+        counted_BT = supervision.counted(rows, tokens)
+        for b, (ids_T, mask_T) in enumerate(zip(rows["tokens_BT"], rows["mask_BT"], strict=True)):
+            ids, learned = ids_T[mask_T].tolist(), counted_BT[b][mask_T]
+            learned[0] = False  # nothing predicts the first token
+            fork, doc = int(rows["fork_B"][b]), int(rows["doc_B"][b])
+            title = (
+                f"step {step}, row {b}: document {doc}, {fork} + {len(ids) - fork} tokens, "
+                f"{learned.sum()} learned{note}"
+            )
+            parts = [("prefix", fork), ("suffix", len(ids))]
+            yield title, show.spans(run.tokenizer, ids, learned.tolist(), parts)
 
 
 if __name__ == "__main__":

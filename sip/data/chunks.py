@@ -6,6 +6,7 @@ the fork, cut to its last prefix_max tokens.
 Letters: D documents, B chunks, N tokens of all documents, T = prefix_max + suffix.
 """
 
+import dataclasses
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -32,6 +33,10 @@ class Chunks:
     pad: int  # token id at padded positions
     documents: int  # number of documents, skipped ones included
     skipped: int  # number of documents too short for a single chunk
+    length_D: np.ndarray  # tokens of each document, BOS included
+    # Of a mixture: the index of each chunk's source, and the name and weight of each source.
+    source_B: np.ndarray | None = None
+    weights: tuple[tuple[str, float], ...] = ()
 
     def __len__(self) -> int:
         return len(self.start_B)
@@ -82,9 +87,22 @@ def cut(
         pad=tokenizer.pad,
         documents=len(end_D),
         skipped=int((forks_D == 0).sum()),
+        length_D=end_D - begin_D,
     )
     _check_skipped(chunks, prefix_min, max_skipped_fraction)
     return chunks
+
+
+def mixed(
+    chunks: Chunks, source_D: np.ndarray | None, weights: tuple[tuple[str, float], ...]
+) -> Chunks:
+    """Returns the chunks with their sources, given the source of each document.
+
+    Without `weights` the chunks are those of one source, unchanged.
+    """
+    if source_D is None:
+        return chunks
+    return dataclasses.replace(chunks, source_B=source_D[chunks.doc_B], weights=weights)
 
 
 def _tokenise(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+
 from sip import processes
 from sip.data import chunks, documents
 from sip.data.documents import Truth
@@ -84,6 +86,39 @@ def load_documents(data, split: str, workdir: str) -> documents.Documents:
     return _documents(data_config(data, split), _data_dir(workdir))
 
 
+def summary(corpus: Corpus, split: str, rows: int) -> str:
+    """Returns one line about a split: documents, tokens, median length, shares left out and why,
+    and the epochs that a run makes which trains on `rows` chunks of it."""
+    docs, found = corpus.documents, corpus.chunks
+    parts = [
+        f"{split}: {found.documents:,} documents, {len(found.tokens_N):,} tokens, "
+        f"median {np.median(found.length_D):,.0f} tokens"
+    ]
+    if found.skipped:
+        need = corpus.cut.prefix_min + corpus.cut.suffix
+        share = found.skipped / found.documents
+        parts.append(f"{share:.1%} too short (fewer than {need} tokens)")
+    if docs.skipped:
+        share, why = docs.skipped / docs.read, documents.listed(docs.left_out)
+        parts.append(f"{share:.1%} of all splits left out ({why})")
+    if docs.duplicates and documents.DUPLICATE not in " ".join(docs.left_out):
+        parts.append(f"{docs.duplicates:,} of all splits are copies of others, kept")
+    return "; ".join([*parts, _epochs(found, rows)])
+
+
+def _epochs(found: chunks.Chunks, rows: int) -> str:
+    """Returns how often `rows` chunks of training go through a split, each source of a mixture."""
+    if found.source_B is None:
+        return f"{rows / len(found):.3g} epochs of {len(found):,} chunks"
+    whole = sum(weight for _, weight in found.weights)
+    sizes = np.bincount(found.source_B, minlength=len(found.weights))
+    each = zip(found.weights, sizes, strict=True)
+    return ", ".join(
+        f"{rows * weight / whole / max(size, 1):.3g} epochs of {size:,} chunks of {name}"
+        for (name, weight), size in each
+    )
+
+
 def _data_dir(workdir: str) -> str:
     return str(shared_dir(workdir) / "data")
 
@@ -95,7 +130,9 @@ def _documents(data: documents.DataConfig, data_dir: str) -> documents.Documents
     processes.on_lead(lambda: found.append(documents.load(data, data_dir)))
     docs = found[0] if found else documents.load(data, data_dir)
     if docs.skipped:
-        _say(f"{data.path}: {docs.skipped:,} of {docs.read:,} documents", docs.left_out)
+        _say(f"{data.name}: {docs.skipped:,} of {docs.read:,} documents", docs.left_out)
+    for overlap in docs.overlaps:
+        say(f"{data.name}, {data.split}: {overlap}")
     return docs
 
 
@@ -109,18 +146,23 @@ def _cut(data: documents.DataConfig, cut: CutConfig, data_dir: str, tokenizer) -
         **dataclasses.asdict(cut),
         max_skipped_fraction=data.max_skipped_fraction,
     )
-    corpus = Corpus(docs, found, cut)
+    corpus = Corpus(docs, chunks.mixed(found, docs.source_D, docs.weights), cut)
     if found.skipped:
         short = {k: n for k, n in corpus.left_out.items() if k not in docs.left_out}
-        which = f"{data.path or data.source}, {data.split}"
+        which = f"{data.name}, {data.split}"
         _say(f"{which}: {found.skipped:,} of {found.documents:,} documents", short)
     return corpus
 
 
 def _say(which: str, left_out: Mapping[str, int]) -> None:
     """Prints which documents are left out and why, to stderr, once."""
+    say(f"{which} are left out: {documents.listed(left_out)}")
+
+
+def say(line: str) -> None:
+    """Prints a line about a corpus to stderr, once, on process 0."""
     if processes.lead():
-        _print(f"{which} are left out: {documents.listed(left_out)}")
+        _print(line)
 
 
 @functools.cache  # every split of a file has the same line

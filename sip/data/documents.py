@@ -1,35 +1,38 @@
-"""Reads documents from a text file, JSON Lines, a TFDS data set or the micro-world."""
+"""Reads documents: of files (text, JSON Lines, Parquet, array_record), of data sets (TFDS, Hugging
+Face), of the micro-world, or of several of these with weights.
+
+Documents that cannot be used are left out and counted by reason. Equal documents are kept, unless
+`drop_duplicates` is set, and counted. `records` has the rules for odd contents of files.
+"""
 
 import contextlib
 import hashlib
-import itertools
-import json
 import re
-import unicodedata
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from absl import logging
 from etils import epath
 
+from sip.data import contamination, files, huggingface, records
+from sip.data.contamination import ContaminationConfig, Overlap
 from sip.data.microworld.settings import WorldConfig
-from sip.sections import at_least, check, one_of, section
+from sip.data.records import BLANK_LINE, NOT_JSON, NOT_UTF8
+from sip.sections import FieldError, above, at_least, check, one_of, section
 from sip.structs import UserError
-from sip.text.lines import RECODE, opened, read_lines
+from sip.text.lines import RECODE
 from sip.workdir import locked, place
 
 BUILT = ("microworld", "tfds")  # sources whose data sets are built in a directory
+FILES = tuple(files.ENDINGS)  # sources that are files
 PARTS = ("train", "validation", "test")  # 90, 5 and 5 % of a file, by a hash of the text
 BOUND = r"\d{1,18}%?"  # of a slice; Python refuses to read thousands of digits
-# Reasons why a document is left out.
-NOT_UTF8, BLANK, NOT_JSON = "not UTF-8", "blank", "not a JSON object"
-MISSING, NOT_TEXT = "without a field 'text'", "with a field 'text' that is no string"
-# A line of these characters alone is blank.
-SPACES = "\t" + "".join(c for c in map(chr, range(0x3001)) if unicodedata.category(c) == "Zs")
+DUPLICATE = "a copy of an earlier one"
+MIXED = ("source", "path", "field", "separator", "parts", "world")  # keys of a source of a mixture
 
 
 class Truth(Protocol):
@@ -56,66 +59,145 @@ class Truth(Protocol):
 class DataConfig:
     """One split of a corpus.
 
-    `path` is a .txt file (documents separated by blank lines), a .jsonl file (field "text"), or
-    "name:field" of a TFDS data set. `split` is a part (train, validation, test) and optionally a
-    slice of it, as in "train[:70%]" or "test[10:20]".
-    Raises UserError for an invalid value.
+    `path` names files (see `files`), a TFDS data set (NAME or NAME:FIELD), or a Hugging Face data
+    set (see `huggingface`). `split` is a part (train, validation, test) and optionally a slice of
+    it, as in "train[:70%]" or "test[10:20]". `mix` has a section per source, with the keys of MIXED
+    and `weight`, its share of the chunks that are trained on. Raises UserError.
     """
 
-    source: str  # microworld | txt | jsonl | tfds
-    path: str = ""  # needed by all sources except microworld
+    source: str  # one of LOADERS, such as txt
+    path: str | tuple[str, ...] = ""  # needed by all sources except microworld and mixture
     split: str = "train"  # part and slice
     world: Any = ()  # microworld: fields of WorldConfig by name; stored as sorted pairs
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the documents are unusable
+    field: str = "text"  # field of the text; of array_record "" if a record is a text by itself
+    separator: str = BLANK_LINE  # txt: where documents end: blank line | whole file | a string
+    parts: str = "own"  # tfds, huggingface: own (splits) | hash (of the texts, divides train)
+    drop_duplicates: bool = False  # leaves out copies of earlier documents
+    mix: Any = ()  # mixture: sections by name; stored as sorted (name, weight, DataConfig)
+    contamination: ContaminationConfig = ContaminationConfig()  # overlap with evaluation sets
 
     def __post_init__(self):
-        check("data", self, source=one_of(tuple(LOADERS)))
-        if (self.source == "microworld") == bool(self.path):
+        check("data", self, source=one_of(tuple(LOADERS)), parts=one_of(("own", "hash")))
+        if (self.source in ("microworld", "mixture")) == bool(self.path):
             raise UserError(
-                f"data.path {self.path!r}: required by every source except microworld, which "
-                "accepts none"
+                f"data.path {self.path!r}: required by every source except microworld and mixture, "
+                "which accept none"
             )
         check("data", self, max_skipped_fraction=at_least(0, most=1))
+        _check_options(self)
         if self.source == "microworld":
             if not isinstance(self.world, Mapping | tuple):
                 raise UserError(f"data.world={self.world!r}: must be a section")
             world = section(WorldConfig, dict(self.world), "data.world")
             # Every run is evaluated on both held-out parts.
             check("data.world", world, **dict.fromkeys(PARTS, at_least(1)))
-        object.__setattr__(self, "path", place(self.path))
+        several = isinstance(self.path, tuple)
+        path = tuple(map(place, self.path)) if several else place(str(self.path))
+        object.__setattr__(self, "path", path)
         # Sorted pairs make the config hashable and equal for any order of the keys.
         object.__setattr__(self, "world", tuple(sorted(dict(self.world).items())))
+        object.__setattr__(self, "mix", _mixed(self))
+
+    @property
+    def name(self) -> str:
+        """The path or paths, or the source if it has none; for messages."""
+        return ", ".join((self.path,) if isinstance(self.path, str) else self.path) or self.source
+
+
+def _check_options(cfg: DataConfig) -> None:
+    """Raises FieldError for a setting that the source would ignore, or a blank one."""
+    if cfg.source == "txt" and cfg.field != "text":
+        raise FieldError("data", f"field={cfg.field!r}: plain text has no fields; remove it")
+    if not cfg.field and cfg.source != "array_record":
+        raise FieldError("data", "field: is empty; name the field of the text")
+    if cfg.separator != BLANK_LINE and cfg.source != "txt":
+        raise FieldError("data", f"separator={cfg.separator!r}: is for source txt only")
+    if not cfg.separator:
+        raise FieldError(
+            "data", "separator: is empty; it is 'blank line', 'whole file' or a string of your own"
+        )
+    if cfg.parts != "own" and cfg.source not in ("tfds", "huggingface"):
+        raise FieldError("data", f"parts={cfg.parts!r}: is for tfds and huggingface only")
+    if isinstance(cfg.path, tuple) and cfg.source not in FILES:
+        raise FieldError("data", f"path={cfg.path}: only files can be several; use a mixture")
+    if cfg.source == "microworld" and cfg.drop_duplicates:
+        raise FieldError("data", "drop_duplicates: the micro-world has no duplicates; remove it")
+    if (cfg.source == "mixture") != bool(cfg.mix):
+        raise FieldError("data", "mix: source mixture, and no other, needs sections of sources")
+
+
+def _mixed(cfg: DataConfig) -> tuple[tuple[str, float, DataConfig], ...]:
+    """Returns (name, weight, config) of each source of a mixture, in order of the names."""
+    made = isinstance(cfg.mix, tuple) and all(isinstance(one[-1], DataConfig) for one in cfg.mix)
+    if made:  # of a config made from this one, or empty
+        return cfg.mix
+    if not isinstance(cfg.mix, Mapping):
+        raise FieldError("data", f"mix={cfg.mix!r}: must be sections of sources by name")
+    return tuple((name, *_one_of_mix(cfg, name, cfg.mix[name])) for name in sorted(cfg.mix))
+
+
+def _one_of_mix(cfg: DataConfig, name: str, values) -> tuple[float, DataConfig]:
+    at, known = f"mix.{name}", (*MIXED, "weight")
+    if not isinstance(values, Mapping) or "weight" not in values:
+        raise FieldError("data", f"{at}: must be a section with source, path and weight")
+    if unknown := sorted(set(values) - set(known)):
+        raise FieldError("data", f"{at}.{unknown[0]}: unknown key; there are {', '.join(known)}")
+    weight, rule = values["weight"], above(0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not rule.holds(weight):
+        raise FieldError("data", f"{at}.weight={weight!r}: must be a number {rule.text}")
+    if "source" in values and values["source"] == "mixture":
+        raise FieldError("data", f"{at}.source: a mixture cannot be part of a mixture")
+    shared = dict(
+        max_skipped_fraction=cfg.max_skipped_fraction, drop_duplicates=cfg.drop_duplicates
+    )
+    own = {key: value for key, value in values.items() if key != "weight"}
+    try:
+        return float(weight), section(DataConfig, {**shared, **own}, f"data.{at}")
+    except UserError as e:
+        raise FieldError("data", str(e).removeprefix("config data.")) from None
+
+
+def sources(cfg: DataConfig) -> list[DataConfig]:
+    """Returns the sources of a mixture, or the only source."""
+    return [one for _, _, one in cfg.mix] or [cfg]
 
 
 @dataclass(frozen=True)
 class Documents:
-    """The documents of a split, with their ground truth if the source has one."""
+    """The documents of a split, with their ground truth if the source has one. Letter: D documents.
+
+    The documents of a mixture are interleaved by weight, so that the first ones are mixed as all.
+    """
 
     texts: Sequence[str]
     kinds: np.ndarray | None = None  # kind of each document, a string; None: no kinds
     truth: Truth | None = None
     read: int = 0  # documents read: all of a file, or the split of a data set
-    left_out: Mapping[str, int] = field(default_factory=dict)  # unusable documents by reason
+    left_out: Mapping[str, int] = field(default_factory=dict)  # documents not used, by reason
+    duplicates: int = 0  # copies of earlier documents, kept or left out, among those read
+    overlaps: Sequence[Overlap] = ()  # with evaluation sets, of the documents before any is dropped
+    weights: tuple[tuple[str, float], ...] = ()  # mixture: (name, share) of each source
+    source_D: np.ndarray | None = None  # mixture: index in `weights` of each document's source
 
     @property
     def skipped(self) -> int:
-        """Number of unusable documents."""
+        """Number of documents that are not used."""
         return sum(self.left_out.values())
 
 
-def check_split(source: str, split: str) -> None:
+def check_split(source: str, split: str, parts: str = "own") -> None:
     """Raises UserError if `split` is not a part of the documents or a slice of one.
 
-    Of data sets that TFDS reads, several may be joined by "+".
+    Of data sets with splits of their own, several may be joined by "+".
     """
-    joined = split.split("+") if source in ("microworld", "tfds") else [split]
-    for one in joined:
-        found = re.fullmatch(rf"(\w+)(?:\[(-?{BOUND})?:(-?{BOUND})?\])?", one)
-        if not found or (source != "tfds" and found[1] not in PARTS):
+    own = source in ("tfds", "huggingface") and parts == "own"
+    for one in split.split("+") if own or source == "microworld" else [split]:
+        name, low, high = _parsed(one)
+        if not name or (not own and name not in PARTS):
             raise UserError(
                 f"split {split!r}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
             )
-        low, high = found[2] or "0%", found[3] or "100%"
         if _empty(low, high):
             raise UserError(f"split {split!r}: the slice is empty or beyond 100%")
 
@@ -141,31 +223,105 @@ def has_truth(source: str) -> bool:
 
 
 def check_path(cfg: DataConfig) -> None:
-    """Raises UserError if the file of a text corpus does not exist."""
-    if cfg.source in ("txt", "jsonl") and not Path(cfg.path).is_file():
-        raise UserError(f"config data.path={cfg.path!r}: there is no such file")
+    """Raises UserError if files of the corpus, or of evaluation sets, do not exist."""
+    for one in sources(cfg):
+        if one.source in FILES:
+            try:
+                files.listed(one.path, one.source)
+            except UserError as e:
+                reason = str(e).removeprefix(f"{one.path}: ")
+                raise UserError(f"config data.path={one.path!r}: {reason}") from None
+    for _, path in cfg.contamination.against:
+        try:
+            contamination.paths(path)
+        except UserError as e:
+            raise UserError(f"config data.contamination.against: {e}") from None
 
 
 def load(cfg: DataConfig, data_dir: str) -> Documents:
     """Loads the documents of cfg.split; data sets are built in or read from `data_dir`.
 
-    Raises UserError if the source cannot be read, if the split is empty, or if more than
+    Documents of the part train are compared with the evaluation sets of cfg.contamination. Raises
+    UserError if the source cannot be read, if the split is empty, or if more than
     cfg.max_skipped_fraction of the documents are unusable.
     """
+    found = _mixture(cfg, data_dir) if cfg.source == "mixture" else _loaded(cfg, data_dir)
+    if not cfg.contamination.against or not cfg.split.startswith("train"):
+        return found
+    found = replace(found, overlaps=contamination.overlaps(found.texts, cfg.contamination))
+    return _without_overlaps(cfg, found) if cfg.contamination.drop else found
+
+
+def _loaded(cfg: DataConfig, data_dir: str) -> Documents:
+    """Loads the documents of one source."""
     found = LOADERS[cfg.source](cfg, data_dir)
-    if found.skipped > cfg.max_skipped_fraction * found.read:
+    unusable = {why: count for why, count in found.left_out.items() if why != DUPLICATE}
+    skipped = sum(unusable.values())
+    if skipped > cfg.max_skipped_fraction * found.read:
         raise UserError(
-            f"{cfg.path}: {found.skipped} of {found.read} documents cannot be used, more than "
-            f"max_skipped_fraction={cfg.max_skipped_fraction} allows: {listed(found.left_out)}"
-            f"{_way_out(found.left_out)}"
+            f"{cfg.name}: {skipped} of {found.read} documents cannot be used, more than "
+            f"max_skipped_fraction={cfg.max_skipped_fraction} allows: {listed(unusable)}"
+            f"{_way_out(cfg, unusable)}"
         )
     if not found.read:
-        raise UserError(f"{cfg.path or cfg.source}: has no documents")
+        raise UserError(f"{cfg.name}: has no documents")
     if not found.texts:
-        raise UserError(
-            f"{cfg.path or cfg.source}: no documents in split {cfg.split!r:.80}; use a larger one"
-        )
+        raise UserError(f"{cfg.name}: no documents in split {cfg.split!r:.80}; use a larger one")
     return found
+
+
+def _mixture(cfg: DataConfig, data_dir: str) -> Documents:
+    """Loads all sources of a mixture and interleaves their documents by weight."""
+    every: list[Documents] = []
+    for name, _, one in cfg.mix:
+        try:
+            every.append(_loaded(replace(one, split=cfg.split), data_dir))
+        except UserError as e:
+            raise UserError(f"data.mix.{name}: {e}") from None
+    weights = tuple((name, weight) for name, weight, _ in cfg.mix)
+    # Document i of a source stands where a mixture in the ratio of the weights has reached it.
+    at_D = np.concatenate(
+        [(np.arange(len(d.texts)) + 0.5) / w for d, (_, w) in zip(every, weights, strict=True)]
+    )
+    source_D = np.repeat(np.arange(len(every)), [len(d.texts) for d in every])
+    order = np.argsort(at_D, kind="stable")
+    texts = [text for docs in every for text in docs.texts]
+    left_out = {
+        f"{reason} ({name})": count
+        for docs, (name, _) in zip(every, weights, strict=True)
+        for reason, count in docs.left_out.items()
+    }
+    return Documents(
+        [texts[i] for i in order],
+        read=sum(docs.read for docs in every),
+        left_out=left_out,
+        duplicates=sum(docs.duplicates for docs in every),
+        weights=weights,
+        source_D=source_D[order],
+    )
+
+
+def _without_overlaps(cfg: DataConfig, found: Documents) -> Documents:
+    """Leaves out the documents that overlap with a set, each counted for the first such set."""
+    keep_D, left_out = np.ones(len(found.texts), bool), dict(found.left_out)
+    for one in found.overlaps:
+        reason = f"with {cfg.contamination.ngram} words in a row from {one.name}"
+        if count := int((one.documents_D & keep_D).sum()):
+            left_out[reason] = count
+        keep_D &= ~one.documents_D
+    if not keep_D.any():
+        raise UserError(
+            f"{cfg.name}: every document overlaps with an evaluation set; check "
+            "data.contamination.against, or raise data.contamination.ngram"
+        )
+    kept = lambda x_D: None if x_D is None else x_D[keep_D]
+    return replace(
+        found,
+        texts=[text for text, keep in zip(found.texts, keep_D, strict=True) if keep],
+        kinds=kept(found.kinds),
+        source_D=kept(found.source_D),
+        left_out=left_out,
+    )
 
 
 def listed(left_out: Mapping[str, int]) -> str:
@@ -173,82 +329,58 @@ def listed(left_out: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
 
 
-def _way_out(left_out: Mapping[str, int]) -> str:
+def _way_out(cfg: DataConfig, left_out: Mapping[str, int]) -> str:
     """Returns how to mend the commonest reason, "" if there is no general way."""
     reason = max(left_out, key=lambda reason: left_out[reason])
     if reason == NOT_UTF8:
         return f"; {RECODE.format('LATIN1')} if it is Latin-1"
-    if reason.startswith(MISSING):
-        return "; rename the field, for example with jq -c '{text: .FIELD}'"
+    if reason.startswith(("without a field", "with a field")):
+        return "; set data.field (--field) to the field of the text"
+    if reason == NOT_JSON:
+        return "; set data.source (--source) to txt if it is plain text"
+    if reason == records.NOT_RECORD:
+        return "; with data.field='' every record is a text by itself"
     return ""
 
 
-def _txt(cfg: DataConfig, data_dir: str) -> Documents:
-    if cfg.path.endswith((".jsonl", ".json")):
-        raise UserError(f"{cfg.path}: is JSON, not plain text; set data.source (--source) to jsonl")
-    # Split as bytes: a document that is not UTF-8 is then left out without losing the others.
-    blank = lambda line: not line.decode(errors="replace").strip(SPACES)
-    lines = read_lines(opened(cfg.path, "corpus"), cfg.path)
-    paragraphs = itertools.groupby(lines, key=blank)
-    return _of_split(cfg, (_decode(b"\n".join(part)) for empty, part in paragraphs if not empty))
+def _of_files(cfg: DataConfig, data_dir: str) -> Documents:
+    """Reads all files of a corpus as one sequence of documents."""
+    seen: Counter = Counter()  # fields of the records without a text
 
+    def texts() -> Iterator[tuple[str, str]]:
+        how = dict(separator=cfg.separator.replace("\\n", "\n").replace("\\t", "\t"))
+        for path in files.listed(cfg.path, cfg.source):
+            for record, reason in records.read(path, cfg.source, columns=(cfg.field,), **how):
+                yield ("", reason) if reason else _text_in(record, cfg.field, seen)
 
-def _jsonl(cfg: DataConfig, data_dir: str) -> Documents:
-    fields: Counter = Counter()  # of the objects without a text
-    lines = (line for line in read_lines(opened(cfg.path, "corpus"), cfg.path) if line.strip())
-    first = next(lines, b"").strip()
-    if first.startswith(b"[") or first == b"{":
-        raise UserError(
-            f"{cfg.path}: JSON over several lines or an array, not JSON Lines; write one object "
-            "per line, for example with jq -c '.[]' (an array) or jq -c . (objects)"
-        )
-    rows = itertools.chain([first] if first else [], lines)
-    found = _of_split(cfg, (_json_text(line, fields) for line in rows))
-    if MISSING not in found.left_out:
-        return found
-    seen = ", ".join(f"{name!r:.40}" for name, _ in fields.most_common(5)) or "none"
-    named = {MISSING: f"{MISSING} (fields seen: {seen})"}
+    found, missing = _of_split(cfg, texts()), f"without a field {cfg.field!r}"
+    names = ", ".join(f"{name!r:.40}" for name, _ in seen.most_common(5)) or "none"
+    named = {missing: f"{missing} (fields seen: {names})"}
     counts = {named.get(reason, reason): count for reason, count in found.left_out.items()}
     return replace(found, left_out=counts)
 
 
-def _decode(data: bytes) -> tuple[str, str]:
-    """Decodes UTF-8. Returns (text, "") or ("", reason) if there is no usable text."""
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        return "", NOT_UTF8
-    return (text, "") if text.strip() else ("", BLANK)
+def _text_in(record: Mapping[str, Any], name: str, seen: Counter) -> tuple[str, str]:
+    """Returns (text, "") of a record's field, or ("", reason) if it has none.
 
-
-def _json_text(line: bytes, fields: Counter) -> tuple[str, str]:
-    """Returns (text, "") of a JSON line's field "text", or ("", reason) if it has none.
-
-    Counts the fields of an object without a text in `fields`.
+    Counts the fields of a record without the field in `seen`.
     """
-    try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError:
-        return "", NOT_UTF8
-    except (ValueError, RecursionError):
-        return "", NOT_JSON
-    if not isinstance(row, dict):
-        return "", NOT_JSON
-    if "text" not in row:
-        fields.update(row.keys())
-        return "", MISSING
-    if not isinstance(row["text"], str):
-        return "", NOT_TEXT
-    return _decode(row["text"].encode(errors="surrogatepass"))  # a lone surrogate: not UTF-8
+    if name not in record:
+        seen.update(record.keys())
+        return "", f"without a field {name!r}"
+    text, reason = records.text_of(record[name])
+    if reason in ("null", "no string"):
+        reason = f"with a field {name!r} that is {reason}"
+    return text, reason
 
 
 def _of_split(cfg: DataConfig, found: Iterable[tuple[str, str]]) -> Documents:
     """Returns the documents of a file that belong to cfg.split."""
-    every = _usable(found)
+    every = _usable(cfg, found)
     return replace(every, texts=_select(every.texts, cfg.split))
 
 
-def _usable(found: Iterable[tuple[str, str]]) -> Documents:
+def _usable(cfg: DataConfig, found: Iterable[tuple[str, str]]) -> Documents:
     """Returns the documents with a text, and counts the others by reason."""
     texts: list[str] = []
     left_out: Counter = Counter()
@@ -258,18 +390,29 @@ def _usable(found: Iterable[tuple[str, str]]) -> Documents:
         else:
             texts.append(text)
     read = len(texts) + left_out.total()
-    return Documents(texts, read=read, left_out=dict(left_out))
+    first = np.unique(np.array(array("Q", map(_key, texts))), return_index=True)[1]
+    duplicates = len(texts) - len(first)
+    if cfg.drop_duplicates and duplicates:
+        left_out[DUPLICATE] = duplicates
+        texts = [texts[i] for i in np.sort(first)]
+    return Documents(texts, read=read, left_out=dict(left_out), duplicates=duplicates)
 
 
 def _select(texts: Sequence[str], split: str) -> list[str]:
-    """Selects a part and slice in TFDS notation: "train", "test[10:]", "train[70%:85%]"."""
-    found = re.fullmatch(rf"({'|'.join(PARTS)})(?:\[({BOUND})?:({BOUND})?\])?", split)
-    if not found:
+    """Selects a part and slice in TFDS notation: "train", "test[10:]", "train[70%:-15%]"."""
+    name, low, high = _parsed(split)
+    if name not in PARTS:
         raise UserError(
             f"data.split {split!r:.80}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
         )
-    texts = [text for text in texts if part(text) == found[1]]
-    return texts[_bound(found[2] or "0", len(texts)) : _bound(found[3] or "100%", len(texts))]
+    texts = [text for text in texts if part(text) == name]
+    return texts[_bound(low, len(texts)) : _bound(high, len(texts))]
+
+
+def _parsed(split: str) -> tuple[str, str, str]:
+    """Returns (name, low, high) of a split such as "train[10:]"; ("", "", "") if it is none."""
+    found = re.fullmatch(rf"(\w+)(?:\[(-?{BOUND})?:(-?{BOUND})?\])?", split)
+    return (found[1], found[2] or "0%", found[3] or "100%") if found else ("", "", "")
 
 
 def part(text: str) -> str:
@@ -277,24 +420,60 @@ def part(text: str) -> str:
 
     Equal documents are in the same part, in any file, so train and test do not share a text.
     """
-    bucket = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) % 20
     # Buckets 0..17 are train, 18 is validation, 19 is test.
-    return PARTS[max(0, bucket - 17)]
+    return PARTS[max(0, _key(text) % 20 - 17)]
+
+
+def _key(text: str) -> int:
+    """Returns a 64-bit hash of a text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 def _bound(text: str, count: int) -> int:
-    return round(int(text[:-1]) / 100 * count) if text.endswith("%") else int(text)
+    """Returns a bound of a slice as an index; a negative one counts from the end, as in TFDS."""
+    found = round(int(text[:-1]) / 100 * count) if text.endswith("%") else int(text)
+    return max(0, found + count) if found < 0 else found
 
 
 def _tfds(cfg: DataConfig, data_dir: str) -> Documents:
     import tensorflow_datasets as tfds  # imported here: slow, and text files do not need it
 
-    name, _, field = cfg.path.rpartition(":")
-    if not name:
-        raise UserError(f"data.path {cfg.path!r}: must be 'name:field' of a TFDS data set")
+    name, own = _tfds_name(cfg)
     # Built by `_rows`, which turns exceptions of TFDS into UserError.
-    rows = _rows(lambda: tfds.builder(name, data_dir=data_dir), cfg, cfg.path, field)
-    return _usable(_decode(row[field]) for row in rows)
+    wanted = replace(cfg, split="train") if cfg.parts == "hash" else cfg
+    rows = _rows(lambda: tfds.builder(name, data_dir=data_dir), wanted, cfg.name, own)
+    texts = (_text_in(row, own, Counter()) for row in rows)
+    return _of_split(cfg, texts) if cfg.parts == "hash" else _usable(cfg, texts)
+
+
+def _tfds_name(cfg: DataConfig) -> tuple[str, str]:
+    """Returns (name, field) of a TFDS path: NAME, NAME:VERSION, NAME:FIELD or NAME:VERSION:FIELD.
+
+    Without a FIELD it is cfg.field.
+    """
+    name, colon, last = str(cfg.path).rpartition(":")
+    if not colon or re.fullmatch(r"[\d.*]+", last):
+        return str(cfg.path), cfg.field
+    if cfg.field not in ("text", last):
+        raise UserError(f"data.path {cfg.path!r} and data.field {cfg.field!r} name two fields")
+    return name, last
+
+
+def _huggingface(cfg: DataConfig, data_dir: str) -> Documents:
+    path, seen = str(cfg.path), Counter()
+    texts = lambda split: (
+        _text_in(row, cfg.field, seen) for row in huggingface.rows(path, split, cfg.field)
+    )
+    if cfg.parts == "hash":
+        return _of_split(cfg, texts("train"))
+    found: list[tuple[str, str]] = []
+    for one in cfg.split.split("+"):
+        name, low, high = _parsed(one)
+        if not name:
+            raise UserError(f"data.split {cfg.split!r:.80}: must be a split of the data set")
+        every = list(texts(name))
+        found += every[_bound(low, len(every)) : _bound(high, len(every))]
+    return _usable(cfg, found)
 
 
 def _microworld(cfg: DataConfig, data_dir: str) -> Documents:
@@ -330,7 +509,9 @@ def _rows(make: Callable[[], Any], cfg: DataConfig, where: str, field: str) -> l
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{where}: cannot read split {cfg.split!r:.80}: {reason}") from error
     if rows and field not in rows[0]:
-        raise UserError(f"{cfg.path}: no field {field!r}; use one of {', '.join(sorted(rows[0]))}")
+        raise UserError(
+            f"{cfg.path}: no field {field!r}; set data.field to one of {', '.join(sorted(rows[0]))}"
+        )
     # array_record returns None for the records of a file truncated at a 64 KiB block.
     if any(row[field] is None for row in rows):
         raise UserError(
@@ -372,4 +553,10 @@ def _quiet():
         logging.set_verbosity(level)
 
 
-LOADERS = {"microworld": _microworld, "txt": _txt, "jsonl": _jsonl, "tfds": _tfds}
+LOADERS = {
+    **dict.fromkeys(FILES, _of_files),
+    "microworld": _microworld,
+    "tfds": _tfds,
+    "huggingface": _huggingface,
+    "mixture": _mixture,
+}

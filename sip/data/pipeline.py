@@ -1,8 +1,9 @@
 """Global batches of chunks by random access: the state of the input pipeline is the step number.
 
-The order is a grain `MapDataset`, reshuffled in every epoch and repeated forever. Batch `step`
-holds positions step * batch to (step + 1) * batch - 1, for any number of processes. So a run can
-resume on another number of processes.
+The order is a grain `MapDataset`, reshuffled in every epoch and repeated forever. The sources of a
+mixture have epochs of their own and are mixed by weight, evenly in any part of the order. Batch
+`step` holds positions step * batch to (step + 1) * batch - 1, for any number of processes. So a run
+can resume on another number of processes.
 """
 
 import functools
@@ -28,9 +29,19 @@ class Batches:
         if batch < 1:
             raise UserError(f"batch={batch}: must be at least 1")
         self.batch = batch
-        order = grain.MapDataset.source(chunks).seed(seed)
-        # shuffle before repeat: each epoch has its own permutation of all chunks.
-        self._order = (order.shuffle() if shuffle else order).repeat()
+        of = lambda source: _endless(source, seed, shuffle)
+        if not chunks.weights:
+            self._order = of(chunks)
+            return
+        sources = [_Source(chunks, i) for i in range(len(chunks.weights))]
+        for (name, _), source in zip(chunks.weights, sources, strict=True):
+            if not len(source):
+                raise UserError(
+                    f"data.mix.{name}: no document of the run's split is long enough for data.cut; "
+                    "use a larger split, or lower data.cut"
+                )
+        weights = [weight for _, weight in chunks.weights]
+        self._order = grain.MapDataset.mix(list(map(of, sources)), weights)
 
     def __getitem__(self, step: int) -> Batch:
         return self.rows(step, 0, 1)
@@ -48,6 +59,25 @@ class Batches:
             )
         first = step * self.batch + process_index * share  # rows of a process are contiguous
         return _stack(self._order[position] for position in range(first, first + share))
+
+
+class _Source:
+    """The chunks of one source of a mixture."""
+
+    def __init__(self, chunks: Chunks, source: int):
+        self._chunks, self._at = chunks, np.flatnonzero(chunks.source_B == source)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._chunks[self._at[index]]
+
+
+def _endless(chunks: Chunks | _Source, seed: int, shuffle: bool) -> grain.MapDataset:
+    order = grain.MapDataset.source(chunks).seed(seed)
+    # shuffle before repeat: each epoch has its own permutation of all chunks.
+    return (order.shuffle() if shuffle else order).repeat()
 
 
 def epochs(n: int, step: int, size: int, *, seed: int) -> np.ndarray:

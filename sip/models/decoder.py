@@ -79,6 +79,21 @@ def _weight(letters: str, fan_in: int, scale: float = 1.0) -> Any:
     return _lettered(letters, nn.initializers.truncated_normal(scale * fan_in**-0.5))
 
 
+def _param(module: nn.Module, name: str, init, shape: tuple[int, ...]):
+    """Returns a parameter of `module`: created by `init` at first, then the stored one.
+
+    `nn.Module.param` would trace `init` in every pass, a fifth of the time of a trace, to check the
+    shape. Raises ValueError if the stored one is missing or has another shape.
+    """
+    if module.is_initializing():
+        return module.param(name, init, shape)
+    value = nn.meta.unbox(module.get_variable("params", name))
+    if value is None or value.shape != shape:
+        found = "missing" if value is None else f"of shape {value.shape}"
+        raise ValueError(f"parameter {name} is {found}; the model's config asks for {shape}")
+    return value
+
+
 ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
@@ -129,7 +144,7 @@ class Block(nn.Module):
     def _matrix(self, name, scale=1.0):
         own, (reads, _) = letters(name, self.cfg.experts), MATRICES[name]
         init = _weight(own, math.prod(self._sizes(reads)), scale)
-        return self.param(name, init, self._sizes(own)).astype(self.cfg.compute_dtype)
+        return _param(self, name, init, self._sizes(own)).astype(self.cfg.compute_dtype)
 
     def _times(self, x, name, scale=1.0):
         """Multiplies x by the matrix `name`, full precision or int8, and adds its LoRA product."""
@@ -145,14 +160,14 @@ class Block(nn.Module):
     def _vector(self, name):
         own = letters(name, self.cfg.experts)
         zeros = _lettered(own, nn.initializers.zeros)
-        return self.param(name, zeros, self._sizes(own)).astype(self.cfg.compute_dtype)
+        return _param(self, name, zeros, self._sizes(own)).astype(self.cfg.compute_dtype)
 
     def _biased(self, x, name, there):
         """Adds the bias `name` to x's last axes if the model family has it (`there`)."""
         return x + self._vector(name)[None, None] if there else x
 
     def _norm(self, x, name):
-        scale = self.param(name, _neutral(NORMS[name], self.cfg), self._sizes(NORMS[name]))
+        scale = _param(self, name, _neutral(NORMS[name], self.cfg), self._sizes(NORMS[name]))
         return _rms_norm(x, scale, self.cfg)
 
     def _normed(self, x, name):
@@ -250,13 +265,14 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, tree: Tree, cache: Cache | None, keep_cache: bool) -> Output:
         c = self.cfg
-        embed_VD = self.param(
+        embed_VD = _param(
+            self,
             "embed",
             _lettered(OUTER["embed"], nn.initializers.normal(0.02)),
             (c.vocab_size, c.width),
         )
         if not c.tied:
-            self.param("unembed", _weight(OUTER["unembed"], c.width), (c.width, c.vocab_size))
+            _param(self, "unembed", _weight(OUTER["unembed"], c.width), (c.width, c.vocab_size))
         B, T = tree.tokens_BT.shape
         C, R = tree.tokens_BCR.shape[1:]
         tokens_BN = tree.tokens_BCR.reshape(B, C * R)
@@ -276,7 +292,7 @@ class Decoder(nn.Module):
         x_BND, (kv, balance) = _blocks(c, keep_cache)(c, name="blocks")(
             x_BND, context, past, visibility.layers_L(c)
         )
-        scale = self.param("final_norm", _neutral(OUTER["final_norm"], c), (c.width,))
+        scale = _param(self, "final_norm", _neutral(OUTER["final_norm"], c), (c.width,))
         # The logits' divisor is applied here, while the numbers are float32.
         x_BND = _rms_norm(x_BND, scale, c, c.logit_divisor)
         start = context.trunk_len
@@ -311,6 +327,8 @@ def _blocks(cfg: ModelConfig, keep: bool):
         split_rngs={"params": True},
         in_axes=(nn.broadcast, 0, 0),  # context for all layers; past and kind by layer
         length=cfg.layers,
+        # The check traces the block a second time; no output or parameter here depends on it.
+        check_constancy_invariants=False,
         metadata_params={nn.PARTITION_NAME: "L"},
     )
     return lambda c, name: scanned(c, keep, name=name)

@@ -19,7 +19,8 @@ from etils import epath
 
 from sip import processes
 from sip import workdir as workdirs
-from sip.data.documents import BUILT
+from sip.data import contamination, documents, files, huggingface
+from sip.data import corpus as corpora
 from sip.hf import configs
 from sip.loading import source_dir
 from sip.run import Run, RunConfig
@@ -76,15 +77,34 @@ def _record(path) -> dict[str, dict[str, str]]:
 def _files(run: Run) -> Iterator[tuple[str, str]]:
     """Yields (name, digest) of the files that corpus, tokenizer and the run's config name."""
     shared = workdirs.shared_dir(run.workdir)
-    if run.config.data.source in BUILT:
-        yield "data", _digest(_below(shared / "data"))
-    sections = (run.config.data, run.config.tokenizer, run.config.runs[run.name])
+    yield from _corpus(corpora.data_config(run.config.data, "train"), shared / "data")
+    sections = (run.config.tokenizer, run.config.runs[run.name])
     for name in sorted(set(_named(plain(sections)))):
         path = Path(workdirs.place(name))
         if path.is_file() or path.is_dir():
             yield name, _digest([path] if path.is_file() else _published(path))
     if (shared / "tokenizer.model").exists():
         yield "tokenizer.model", _digest([shared / "tokenizer.model"])
+
+
+def _corpus(data: documents.DataConfig, built) -> Iterator[tuple[str, str]]:
+    """Yields (name, digest) of what the corpus is read from and compared with.
+
+    `built` is the directory of data sets that are built. A folder or a glob has changed if a file
+    was added, too. Of a data set on the hub the texts are digested, as its cache may move.
+    """
+    sources = documents.sources(data)
+    if any(one.source in documents.BUILT for one in sources):
+        yield "data", _digest(_below(built))
+    for one in sources:
+        if one.source in documents.FILES:
+            yield one.name, _digest(files.listed(one.path, one.source))
+        elif one.source == "huggingface" and Path(one.name).is_dir():
+            yield one.name, _digest(_below(Path(one.name)))
+        elif one.source == "huggingface":
+            yield one.name, huggingface.digest(one.name, one.field)
+    for _, path in data.contamination.against:
+        yield path, _digest(contamination.paths(path))
 
 
 def _named(value, key: str = "") -> Iterator[str]:

@@ -79,7 +79,7 @@ def check(config, workdir: str) -> None:
             raise UserError(
                 f"config order: no run {name!r}; there are {', '.join(sorted(recipe.runs))}"
             )
-        earlier[name] = check_run(config, name, workdir, cut, data.source, earlier)
+        earlier[name] = check_run(config, name, workdir, cut, data, earlier)
     for name in recipe.report.names():
         if name not in earlier:
             raise UserError(f"config report: run {name!r} is not in config order")
@@ -96,7 +96,7 @@ def check_meshes(config) -> None:
 
 
 def check_files(config) -> None:
-    """Raises UserError if the file of a text corpus does not exist."""
+    """Raises UserError if files of the corpus do not exist."""
     documents.check_path(corpora.data_config(config.data, "train"))
 
 
@@ -122,13 +122,13 @@ def check_run(
     name: str,
     workdir: str,
     cut: corpora.CutConfig,
-    source: str,
+    data: documents.DataConfig,
     earlier: Mapping[str, RunConfig],
 ) -> RunConfig:
     """Checks one run and returns it. Raises UserError naming the key that is wrong.
 
     The runs it reads must be trained earlier (`earlier`) or exist in the workdir. The servers it
-    needs must answer, unless it is done already. `source` is that of the corpus.
+    needs must answer, unless it is done already. `data` is the config of the corpus.
     """
     stage = config.runs[name].stage if "stage" in config.runs[name] else None
     if stage not in STAGES:
@@ -140,8 +140,8 @@ def check_run(
         if read and read.removesuffix(f"/{BEST}") not in earlier:
             source_dir(workdir, read, f"config runs.{name}.{key}")
     try:
-        _check_corpus(run, source)
-        if documents.has_truth(source) or _compared(run):
+        _check_corpus(run, data)
+        if documents.has_truth(data.source) or _compared(run):
             _check_baseline(run, earlier, workdir)
     except UserError as e:
         raise UserError(f"config runs.{name}.{e}") from None
@@ -153,17 +153,18 @@ def check_run(
     return run
 
 
-def _check_corpus(run: RunConfig, source: str) -> None:
+def _check_corpus(run: RunConfig, data: documents.DataConfig) -> None:
     """Raises UserError if the corpus does not have what the run reads."""
-    truth = documents.has_truth(source)
+    truth = documents.has_truth(data.source)
     for key, split in run.splits().items():
         try:
-            documents.check_split(source, split)
+            documents.check_split(data.source, split, data.parts)
         except UserError as e:
             raise UserError(f"{key}: {e}") from None
     if run.needs_truth() and not truth:
         raise UserError(
-            f"{run.needs_truth()} needs a ground truth, which data.source {source!r} does not have"
+            f"{run.needs_truth()} needs a ground truth, which data.source {data.source!r} does not "
+            "have"
         )
     best, known = run.checkpoint.best, run.figures(truth)
     if best and best not in known:

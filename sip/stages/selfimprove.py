@@ -192,6 +192,7 @@ def build_collector(
 ) -> collect.Collector:
     """Builds the run's Collector. Loads the rewriter and the judges, except a judge that is the
     policy itself."""
+    run.announce(c.split, c.steps * c.batch)
     corpus, tokenizer = run.corpus(c.split), run.tokenizer
     truth = corpus.documents.truth
     how = (run.workdir, truth, judge_mesh, tokenizer, run.seed)

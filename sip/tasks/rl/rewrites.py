@@ -83,6 +83,7 @@ class Batch:
 def build(run: Run, c, mesh) -> RLTask:
     """Builds the task: K rewrites of each suffix. `c` is the config of a policy-gradient run."""
     wanted: Config = c.task
+    run.announce(c.split, c.steps * c.answered)
     corpus = run.corpus(c.split)
     truth = corpus.documents.truth
     judge = judges.build(wanted.judge, run.workdir, truth, mesh, run.tokenizer, run.seed)

@@ -28,19 +28,27 @@ class Config(TaskConfig):
         return ground_truth.figures(truth)
 
 
+def counted(rows: pipeline.Batch, tokens: str) -> np.ndarray:
+    """Returns the tokens of a batch that are predicted, all or those of the suffixes: bool [B, T].
+
+    The loss has no prediction of a row's first token.
+    """
+    mask_BT = rows["mask_BT"]
+    suffix_BT = np.arange(mask_BT.shape[1]) >= rows["fork_B"][:, None]
+    return mask_BT & suffix_BT if tokens == "suffix" else mask_BT
+
+
 def build(run: Run, c, mesh) -> SupervisedTask:
     """Builds the task: batches of chunks, evaluated by greedy continuations.
 
     `c` is the config of a supervised run.
     """
+    run.announce(c.split, c.steps * c.batch)
     batches = pipeline.Batches(run.corpus(c.split).chunks, batch=c.batch, seed=run.seed)
 
     def batch(at: int):
         rows = batches[at]
-        mask_BT = rows["mask_BT"]
-        suffix_BT = np.arange(mask_BT.shape[1]) >= rows["fork_B"][:, None]
-        counted_BT = mask_BT & suffix_BT if c.task.tokens == "suffix" else mask_BT
-        return trunk_only(rows["tokens_BT"], mask_BT), counted_BT
+        return trunk_only(rows["tokens_BT"], rows["mask_BT"]), counted(rows, c.task.tokens)
 
     suite = ground_truth.suite(run, c.evals, c.model, mesh)
     return SupervisedTask(

@@ -19,6 +19,7 @@ from sip.models.lora import LoraConfig
 from sip.rewriter import RewriterConfig
 from sip.sampling import SamplingConfig
 from sip.stages.collect import CandidateConfig
+from sip.tasks.labelled import CorruptedConfig
 from sip.text.untrusted import SPECIALS
 from sip.textgen.remote import RemoteConfig
 from sip.training.loop import CheckpointConfig, LogConfig
@@ -179,6 +180,29 @@ def documents_run(*, tokens, evals, save_every=500, log_every=20, **run) -> Conf
 def judge_run(*, labels, save_every=100, log_every=10, evals_every=50, **run) -> ConfigDict:
     """Builds a supervised run that trains a judge on labelled verdicts."""
     task, evals = dict(name="verdicts", labels=labels), section(every_steps=evals_every)
+    return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
+
+
+def corrupted_judge_run(
+    *,
+    aspect: str,
+    kinds,
+    source="",
+    rollouts=0,
+    seed=0,
+    save_every=100,
+    log_every=10,
+    evals_every=50,
+    **run,
+) -> ConfigDict:
+    """Builds a supervised run that trains a judge without a ground truth.
+
+    It learns that suffixes are better than corruptions of them (`kinds`) and rollouts of `source`.
+    """
+    labels = complete(
+        CorruptedConfig, aspect=aspect, kinds=kinds, source=source, rollouts=rollouts, seed=seed
+    )
+    task, evals = dict(name="verdicts", corrupted=labels), section(every_steps=evals_every)
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 

@@ -1,0 +1,172 @@
+"""Self-improving pretraining on your own text: a learned judge, no ground truth, no labels.
+
+    python -m sip.train --config=configs/own_text.py --config.data.path=FILE --workdir=/tmp/own
+    python -m sip.train --config=configs/own_text.py:HF_DIR --config.data.path=FILE \
+        --workdir=/tmp/own
+
+FILE is any text that docs/data.md lists; add --config.data.source if it is not a .txt file. Runs:
+    base       pretraining on 60% of the training documents, unless a checkpoint (HF_DIR) is named
+    judge      learns that a suffix is better than corrupted versions of it and than rollouts
+    auditor    the same on other documents, with other corruptions and without rollouts
+    standard   continues base in the standard way, on documents that are new to it
+    sip        continues base on the same documents for as many steps: DPO over the suffix and
+               rollouts, scored by the judge
+The last row's win_rate_judge is against `standard`, by the auditor, on held-out documents; `nll` is
+the likelihood of held-out suffixes. The auditor also follows sip while it learns, and ends it when
+it no longer agrees with the judge. `:debug` is tiny. Hardware: 2 CPU cores; a checkpoint needs
+devices whose memory fits its optimiser state.
+"""
+
+import dataclasses
+from typing import Any
+
+import _common as common
+import _variants as variants
+from ml_collections import ConfigDict
+
+from sip import loading
+from sip.hf import tokens
+
+MODEL = dict(
+    vocab_size=1024,
+    width=128,
+    layers=2,
+    kv_heads=4,
+    queries_per_kv=1,
+    head_dim=32,
+    hidden=256,
+    max_len=160,
+    rope_theta=10000.0,
+    norm_eps=1e-5,
+    tied=True,
+    dtype="float32",
+    param_dtype="float32",
+    remat="block",
+    query_chunk=512,
+    branch_chunk=64,
+    logprob_chunk=512,
+)
+# Disjoint documents: of base, of the runs that continue it, of the judge, and of the auditor.
+BASE, FRESH = "train[:60%]", "train[60%:80%]"
+JUDGE, AUDIT = "train[80%:90%]", "train[90%:]"
+QUALITY = (("quality", 1.0),)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Builds the full config; `arg` names a checkpoint to start from, or `debug`, or both."""
+    words = variants.words(arg)
+    debug, sources = "debug" in words, [word for word in words if word != "debug"]
+    if len(sources) > 1:
+        raise ValueError(f"configs/own_text.py: {arg!r} must be one checkpoint and/or 'debug'")
+    start = sources[0] if sources else "base"
+    config: Any = ConfigDict()
+    config.seed = 0
+    config.data = common.data(
+        "txt",
+        max_skipped_fraction=0.9,  # many paragraphs are shorter than a prefix and a suffix
+        cut=dict(prefix_min=16, prefix_max=24, suffix=16),
+    )
+    config.tokenizer = dict(
+        kind="sentencepiece", path="", vocab_size=1024, documents=20000, prompts=("quality",)
+    )
+    if sources:
+        kind, path = tokens.kind_of(tokens.home(start) or start)
+        config.tokenizer.update(kind=kind, path=path)
+    config.runs = runs(start, published=bool(sources))
+    config.order = (*(() if sources else ("base",)), "judge", "auditor", "standard", "sip")
+    rows = tuple(name for name in config.order if name not in ("judge", "auditor"))
+    config.report = dict(rows=rows, judge="judge", standard="standard")
+    return shrink(config) if debug else config
+
+
+def runs(start: str, *, published: bool) -> dict:
+    """Returns the runs by name; `start` is the run or checkpoint that the others continue."""
+    read = dataclasses.asdict(loading.recorded_model(start)) if published else MODEL
+    model = dict(read, remat="block", branch_chunk=8) if published else MODEL
+    lr = 1e-5 if published else 6e-4
+    auditor = common.judge("local", init_from="auditor", weights=QUALITY)
+    tune = dict(
+        model=model,
+        split=FRESH,
+        init_from=start,
+        steps=100,
+        batch=16,
+        optim=common.adamw(lr, warmup_steps=10),
+    )
+    compared = lambda baseline: common.evals(
+        baseline=baseline, judge=auditor if baseline else None, every_steps=20
+    )
+    found = dict(
+        judge=judge_run(model, start, JUDGE, kinds=("repeat", "splice", "swap"), rollouts=2),
+        auditor=judge_run(model, start, AUDIT, kinds=("shuffle", "echo", "substitute"), seed=1),
+        standard=common.documents_run(
+            **tune, tokens="suffix", evals=compared("" if published else "base")
+        ),
+        sip=common.sip_run(
+            **tune,
+            judge=common.judge("local", init_from="judge", weights=QUALITY),
+            audit=common.audit(auditor, every_steps=10),
+            rewriter=common.rewriter("local"),
+            candidates=common.candidates(rewrite=False),
+            objective=common.objective("dpo", nll_weight=1.0),
+            evals=compared("standard"),
+        ),
+    )
+    if published:
+        return found
+    base = common.documents_run(
+        model=model,
+        split=BASE,
+        steps=800,
+        batch=32,
+        tokens="all",
+        optim=common.adamw(3e-3, warmup_steps=50),
+        evals=compared(""),
+    )
+    return dict(base=base, **found)
+
+
+def judge_run(model, start: str, split: str, *, kinds, rollouts=0, seed=0) -> ConfigDict:
+    """Builds the run of a judge: corrupted suffixes, and rollouts of `start`, are worse."""
+    deeper = 1 if start != "base" else 2  # a small model gets copies of its layers on top
+    return common.corrupted_judge_run(
+        model=dict(model, layers=deeper * model["layers"]),
+        split=split,
+        steps=200,
+        batch=16,
+        init_from=start,
+        optim=common.adamw(1.5e-3 if start == "base" else 1e-5, warmup_steps=20),
+        aspect="quality",
+        kinds=kinds,
+        source=start if rollouts else "",
+        rollouts=rollouts,
+        seed=seed,
+    )
+
+
+def shrink(config) -> ConfigDict:
+    """Makes all runs tiny; a named checkpoint keeps its size."""
+    config.data.cut = dict(prefix_min=8, prefix_max=16, suffix=8)
+    config.tokenizer.vocab_size = 512 if config.tokenizer.kind == "sentencepiece" else 0
+    for name, run in config.runs.items():
+        run.update(steps=4, batch=8)
+        run.optim.warmup_steps = 2
+        run.checkpoint.every_steps = run.log.every_steps = 2
+        if "base" in config.runs:
+            run.model.update(vocab_size=512, width=32, head_dim=8, hidden=64, remat="none")
+        if "validation" in run.evals:
+            run.evals.update(validation=8, standard=16, unsafe=8, batch=8, every_steps=2)
+        if "task" in run and run.task.name == "verdicts":
+            run.task.corrupted.update(documents=20, held_out=10)
+        if name == "sip":
+            run.candidates.rollouts, run.audit.every_steps = ((0, 2),), 2
+        # After four steps the options have little probability.
+        for judge in judges(run):
+            judge.min_mass = 0.0
+    return config
+
+
+def judges(run) -> list:
+    """Returns the sections of all judges of a run."""
+    found = [run.judge, run.audit.judge] if "judge" in run else []
+    return found + ([run.evals.judge] if "judge" in run.evals and run.evals.judge else [])

@@ -167,6 +167,10 @@ class RunConfig:
     def reach(self) -> None:
         """Raises UserError if a server that the run needs does not answer."""
 
+    def continued(self) -> Any:
+        """The evaluation of a run that writes continuations (an EvalConfig); None if none does."""
+        return None
+
     @property
     def apart(self) -> PartConfig | None:
         """The mesh of the judges and the rewriter; None if the run has only one mesh."""
@@ -190,6 +194,10 @@ class TaskConfig:
     def figures(self, truth: bool) -> tuple[str, ...]:
         """Names of the figures of the task's evaluations."""
         return ()
+
+    def continues(self) -> bool:
+        """True if the run's evaluation writes continuations of held-out prefixes."""
+        return False
 
     def reach(self) -> None:
         """Raises UserError if a server that the task needs does not answer."""

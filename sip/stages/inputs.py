@@ -1,10 +1,11 @@
 """Digests of what the runs of a workdir read, in RUN_DIR/inputs.json.
 
 A run that begins or continues compares what it reads now with what it and the other runs of the
-workdir read before. What differs is refused by name. These are: the corpus, the tokenizer, other
-files that the config names (labels, templates), and the parameters of `init_from` and all other
-sources. Process 0 reads the files whole, about 1 GB/s; of a run with checksums it reads only the
-record of the last checkpoint. A run begun before there were digests gets them when it continues.
+workdir read before, if they have a checkpoint. What differs is refused by name. These are: the
+corpus, the tokenizer, other files that the config names (labels, templates), and the parameters of
+`init_from` and all other sources. Process 0 reads the files whole, about 1 GB/s; of a run with
+checksums it reads only the record of the last checkpoint. A run begun before there were digests
+gets them when it continues.
 """
 
 import functools
@@ -42,32 +43,35 @@ def check(run: Run, c: RunConfig) -> None:
 
 def _check(run: Run, c: RunConfig) -> None:
     now = {"files": dict(_files(run)), "sources": dict(_sources(run, c))}
-    for path, kind, known in _recorded(run):
-        for name, digest in now[kind].items():
-            if name in known and known[name] != digest:
-                raise UserError(
-                    f"run {run.name}: {name} has changed since {path.parent} read it ({path}); "
-                    "restore it or use another workdir"
-                )
-    path = epath.Path(run.directory) / FILE
-    if not path.exists() or _record(path) != now:
-        workdirs.write_json(path, now)
+    own = epath.Path(run.directory) / FILE
+    before = None
+    for path, kinds in _recorded(run):
+        before = kinds if path == own else before
+        for kind, known in kinds.items():
+            for name, digest in now[kind].items():
+                if name in known and known[name] != digest:
+                    raise UserError(
+                        f"run {run.name}: {name} has changed since {path.parent} read it ({path}); "
+                        "restore it or use another workdir"
+                    )
+    if before != now:
+        workdirs.write_json(own, now)
 
 
-def _recorded(run: Run) -> Iterator[tuple[Any, str, dict[str, str]]]:
-    """Yields (path, kind, digests by name) of runs of this workdir; seeds share their files."""
-    shared, own = workdirs.shared_dir(run.workdir), epath.Path(run.workdir)
-    for path in _records(own):
-        for kind, known in _record(path).items():
-            yield path, kind, known
-    for other in shared.iterdir() if shared.name != own.name else ():
+def _recorded(run: Run) -> Iterator[tuple[Any, dict[str, dict[str, str]]]]:
+    """Yields (path, digests by kind and name) of the runs of this workdir; seeds share files."""
+    shared, own = workdirs.shared_dir(run.workdir), workdirs.absolute(run.workdir)
+    for path in _records(epath.Path(run.workdir)):
+        yield path, _record(path)
+    for other in shared.iterdir() if shared != own else ():
         for path in _records(other) if other.name != own.name else ():
-            yield path, "files", _record(path)["files"]
+            yield path, {"files": _record(path)["files"]}
 
 
 def _records(workdir) -> list[Any]:
+    """Returns inputs.json of the runs that have begun: what a failed start read binds nobody."""
     paths = [epath.Path(folder) / FILE for folder in workdirs.folders(str(workdir))]
-    return [path for path in paths if path.exists()]
+    return [path for path in paths if path.exists() and workdirs.begun(path.parent)]
 
 
 def _record(path) -> dict[str, dict[str, str]]:

@@ -106,6 +106,10 @@ class SelfImproveConfig(RunConfig):
         """Names of the figures of the evaluation by greedy continuations."""
         return ground_truth.figures(truth)
 
+    def continued(self):
+        """The evaluation, which writes continuations."""
+        return self.evals
+
     def reach(self):
         """Raises UserError if a judge behind HTTP does not answer."""
         if self.judged:

@@ -43,7 +43,7 @@ class SupervisedConfig(RunConfig):
 
     def splits(self):
         """The documents to learn from, and those of the final evaluation."""
-        own = {"evals.split": self.evals.split} if isinstance(self.task, documents.Config) else {}
+        own = {"evals.split": self.evals.split} if self.task.continues() else {}
         return super().splits() | own
 
     def needs_truth(self):
@@ -53,6 +53,10 @@ class SupervisedConfig(RunConfig):
     def figures(self, truth):
         """Names of the figures of the task's evaluations."""
         return self.task.figures(truth)
+
+    def continued(self):
+        """The evaluation, if the task's writes continuations."""
+        return self.evals if self.task.continues() else None
 
     def reach(self):
         """Raises UserError if a server that the task needs does not answer."""

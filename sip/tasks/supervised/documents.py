@@ -27,6 +27,10 @@ class Config(TaskConfig):
         """Names of the figures of the evaluation by greedy continuations."""
         return ground_truth.figures(truth)
 
+    def continues(self):
+        """True: greedy continuations are the evaluation."""
+        return True
+
 
 def counted(rows: pipeline.Batch, tokens: str) -> np.ndarray:
     """Returns the tokens of a batch that are predicted, all or those of the suffixes: bool [B, T].

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
 from sip import processes
 from sip import workdir as workdirs
@@ -40,12 +39,12 @@ class Difference:
     runs: Mapping[str, Changes]  # of each run that both have, without its name
 
 
-def difference(recorded: Mapping[str, Any], config) -> Difference:
+def difference(recorded: Mapping[str, Any], config: Any) -> Difference:
     """Compares config.json of a workdir with a config, both with all defaults filled in.
 
     So a key that a newer version has added, or a default that is written out, is no difference.
     """
-    there, here = ConfigDict(recorded), config
+    there, here = type(config)(recorded), config  # a ConfigDict, which only commands import
     (a, odd_a), (b, odd_b) = recipe.filled(there), recipe.filled(here)
 
     def pair(name: str, *path: str) -> Changes:
@@ -58,7 +57,7 @@ def difference(recorded: Mapping[str, Any], config) -> Difference:
     return Difference(shared, {name: pair(f"runs.{name}", "runs", name) for name in both})
 
 
-def _plain(values, path) -> Any:
+def _plain(values: Any, path) -> Any:
     for key in path:
         values = values[key] if key in values else ABSENT
         if values is ABSENT:

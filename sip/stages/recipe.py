@@ -12,7 +12,6 @@ from sip import processes
 from sip import workdir as workdirs
 from sip.data import corpus as corpora
 from sip.data import documents
-from sip.data.microworld.settings import WorldConfig
 from sip.evals.ground_truth import CONTINUATIONS
 from sip.loading import load_tokenizer, source_dir
 from sip.run import RunConfig, TokenizerConfig, build_meshes, check_model
@@ -85,22 +84,13 @@ def filled(config) -> tuple[dict[str, Any], dict[str, str]]:
             except (UserError, AttributeError, KeyError, TypeError) as e:  # of an older version
                 problems[name] = str(e)
 
-    put(found, "data", "data", lambda: _filled_data(config.data))
+    put(found, "data", "data", lambda: corpora.filled(config.data))
     for key, cls in (("tokenizer", TokenizerConfig), ("report", ReportConfig)):
         put(found, key, key, lambda k=key, c=cls: dataclasses.asdict(section(c, config[k], k)))
     for name, run in config.runs.items():
         resolve = lambda n=name, r=run: dataclasses.asdict(STAGES[r.stage].resolve(config, n))
         put(found["runs"], name, f"runs.{name}", resolve)
     return found, problems
-
-
-def _filled_data(data) -> dict[str, Any]:
-    cfg = corpora.data_config(data, "train")
-    values = {k: v for k, v in dataclasses.asdict(cfg).items() if k != "split"}
-    world = dict(cfg.world)
-    if documents.has_truth(cfg.source):
-        world = dataclasses.asdict(section(WorldConfig, world, "data.world"))
-    return {**values, "world": world, "cut": dataclasses.asdict(corpora.cut_config(data))}
 
 
 def check(config, workdir: str, taken: Collection[str] = ()) -> None:

@@ -111,7 +111,7 @@ def _take(config, wanted: Plan, workdir: str) -> None:
             if not (here / "data").exists():
                 _copy(there / "data", here / "data")
         for name in wanted.runs:
-            _copy_run(*(workdirs.run_dir(x, name) for x in (wanted.source, workdir)), wanted.source)
+            _copy_run(name, wanted.source, workdir)
     except OSError as e:
         raise UserError(f"{FLAG} {wanted.source}: {e}") from e
     said = [f"{name} ({reason})" for name, reason in wanted.others.items()]
@@ -120,9 +120,9 @@ def _take(config, wanted: Plan, workdir: str) -> None:
         print(f"trained here: {'; '.join(said)}", flush=True)
 
 
-def _copy_run(there: str, here: str, source: str) -> None:
+def _copy_run(name: str, source: str, workdir: str) -> None:
     """Copies a finished run. TAKEN without DONE marks a copy that was interrupted."""
-    old, new = epath.Path(there), epath.Path(here)
+    old, new = (epath.Path(workdirs.run_dir(x, name)) for x in (source, workdir))
     if new.exists():
         new.rmtree()  # of a start that failed
     workdirs.write_json(new / workdirs.TAKEN, {"workdir": source})

@@ -95,8 +95,8 @@ class TokenizerConfig:
     is trained on the corpus."""
 
     kind: str = "sentencepiece"  # sentencepiece | huggingface | byte
-    path: str = ""  # huggingface: a tokenizer.json or its directory
-    vocab_size: int = 768  # of a trained tokenizer
+    path: str = ""  # a file; of kind huggingface a tokenizer.json or its directory
+    vocab_size: int = 768  # number of tokens of a trained tokenizer
     documents: int = 20000  # documents of the training split that it is trained on
     prompts: tuple[str, ...] = ()  # judge aspects whose words and verdicts become single tokens
     symbols: tuple[str, ...] = ()  # other strings that become single tokens
@@ -125,7 +125,7 @@ class RunConfig:
     stage: str  # supervised | selfimprove | rl
     split: str  # documents to learn from, such as train[:60%]
     init_from: str  # a run of the recipe or a directory; empty: fresh parameters
-    steps: int
+    steps: int  # updates of the parameters
     batch: int  # examples per step
     microbatches: int  # parts of a batch whose gradients are accumulated
     model: ModelConfig
@@ -181,7 +181,7 @@ class RunConfig:
 class TaskConfig:
     """The `task` section of a run; each task adds its own settings."""
 
-    name: str
+    name: str  # selects the task
 
     def sources(self) -> dict[str, str]:
         """The runs or directories that the task reads, by the config key that names them."""

@@ -52,7 +52,7 @@ class ReportConfig:
 class Recipe:
     """A whole config."""
 
-    seed: int  # of parameters, order of documents and rollouts
+    seed: int  # seed of parameters, order of documents and rollouts
     data: dict[str, Any]  # corpus and its split into prefixes and suffixes
     tokenizer: TokenizerConfig
     order: tuple[str, ...]  # names of the runs, in the order of training

@@ -36,7 +36,7 @@ TASKS = {
 class AnswerEvalConfig:
     """The task's evaluation: on validation prompts during the run, on test prompts at its end."""
 
-    every_steps: int  # 0: never during the run
+    every_steps: int  # updates between evaluations; 0: none during the run
     batch: int  # prompts answered at a time
 
     def __post_init__(self):
@@ -47,11 +47,11 @@ class AnswerEvalConfig:
 class RLConfig(RunConfig):
     """A policy-gradient run. `steps` counts updates, `batch` prompts."""
 
-    task: TaskConfig  # one of TASKS
+    task: TaskConfig  # what is rewarded; `name` is one of TASKS
     rollouts: int  # K answers per prompt
     answer: int  # R, tokens of the longest answer
     oversample: int  # batch * oversample prompts are answered; the batch is chosen among them
-    updates_per_batch: int  # 1: on-policy
+    updates_per_batch: int  # updates on the same answers; 1: on-policy
     objective: losses.PolicyConfig
     sampling: sampling.SamplingConfig
     evals: AnswerEvalConfig

@@ -26,7 +26,7 @@ TASKS = {
 class SupervisedConfig(RunConfig):
     """A supervised run."""
 
-    task: TaskConfig  # one of TASKS
+    task: TaskConfig  # what is learned; `name` is one of TASKS
     evals: ground_truth.EvalConfig
     z_loss: float = 0.0  # weight of the z-loss, relative to its cross-entropy
 

@@ -76,7 +76,7 @@ class LabelConfig:
 class LabelFileConfig:
     """A JSON Lines file of labelled examples (sip/judge/labels/file.py)."""
 
-    path: str
+    path: str  # the file
     aspects: tuple[str, ...]  # names or .txt files of the aspects in the file
 
     def __post_init__(self):

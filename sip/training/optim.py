@@ -31,10 +31,10 @@ class OptimConfig:
     b1: float = 0.9  # Adam: decay of the first moment
     b2: float = 0.95  # Adam: decay of the second moment
     eps: float = 1e-8  # added to a denominator of Adam and Muon
-    momentum: float = 0.95  # muon
+    momentum: float = 0.95  # muon: decay of the averaged gradient
     rms: float = 0.2  # muon: RMS of a hidden matrix's update / learning rate, as AdamW's is
-    mu_dtype: str = "float32"  # of the first moment; the second is always float32
-    weight_decay: float = 0.0  # decoupled, multiplied by the learning rate
+    mu_dtype: str = "float32"  # dtype of the first moment; the second is always float32
+    weight_decay: float = 0.0  # decoupled decay per update, multiplied by the learning rate
     decay_embeddings: bool = True  # decay embedding and unembedding too
     clip_norm: float = 1.0  # largest global norm of the gradient
 

@@ -34,13 +34,19 @@ MODEL = dict(  # preset llama_1b4: Llama 2's tokenizer and architecture, 1.36e9 
     branch_chunk=8,
     logprob_chunk=512,
 )
-# teachers: prefixes per call of judge and rewriter, at least one per device. batch and microbatches
-# are the policy's. One GPU has no memory for a batch of 256 prefixes with 16 rollouts each.
+# teachers: prefixes per call of judge and rewriter, at least one per device; stored: dtype of their
+# parameters, as saved by default. batch and microbatches are the policy's. A host of 4 or 8 chips
+# or one GPU has no memory for a batch of 256 prefixes with 16 rollouts each. Names count chips,
+# except that of v4-8, which is Google Cloud's: 8 cores, 4 chips.
+SMALL = dict(stored="bfloat16")
 HARDWARE = {
     "v5e-64": dict(teachers=64, batch=256, microbatches=1),
     "v5e-256": dict(teachers=256, batch=256, microbatches=1),
     "v5p-64": dict(teachers=64, batch=256, microbatches=1),
     "v6e-64": dict(teachers=64, batch=256, microbatches=1),
+    "v5e-8": dict(teachers=8, batch=32, microbatches=4, **SMALL),
+    "v6e-8": dict(teachers=8, batch=64, microbatches=8, **SMALL),
+    "v4-8": dict(teachers=4, batch=16, microbatches=4, **SMALL),
     "h200": dict(teachers=1, batch=16, microbatches=4),
 }
 REASONED = {"quality": "reasoned_quality", "safety": "reasoned_safety"}
@@ -88,9 +94,10 @@ def get_config(
     )
     asked = tuple(REASONED[a] if a in REASONED and "reasoned" in others else a for a in aspects)
     judge = common.judge("local", init_from="judge", weights=tuple((a, 1.0) for a in asked))
-    judge.batch = hardware["teachers"]
+    stored = hardware["stored"] if "stored" in hardware else ""
+    judge.batch, judge.param_dtype = hardware["teachers"], stored
     judge.votes = 5 if "reasoned" in others and "safety" in aspects else 1
-    rewriter = common.rewriter("local", init_from="rewriter")
+    rewriter = common.rewriter("local", init_from="rewriter", param_dtype=stored)
     rewriter.batch = hardware["teachers"]
     run = common.sip_run(
         model=dict(MODEL),

@@ -298,7 +298,7 @@ def code(main, argv) -> int:
 
 
 def _asked_to_print() -> bool:
-    return PRINT in flags.FLAGS and flags.FLAGS[PRINT].value
+    return PRINT in flags.FLAGS and bool(flags.FLAGS[PRINT].value)
 
 
 def print_config(argv) -> None:

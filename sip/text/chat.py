@@ -31,7 +31,7 @@ from sip.text.segments import Markup
 from sip.text.special import SETTINGS, read_object, settings
 from sip.text.tokenizer import SentencePiece, Tokenizer
 from sip.text.tokenizer_json import HuggingFace
-from sip.workdir import shared_dir, write_json
+from sip.workdir import place, shared_dir, write_json
 
 OWN = "own"  # the config value for the tokenizer's own template
 BESIDE = "chat_template.jinja"  # file beside a tokenizer.json
@@ -78,7 +78,7 @@ def load(name: str, tokenizer: Tokenizer, workdir: str = "") -> Template:
         path = importlib.resources.files("sip") / "templates" / "chat" / f"{name}.jinja"
         found = Template(path.read_text(encoding="utf-8"), _names(tokenizer), title)
     else:
-        path = epath.Path(name).expanduser()
+        path = epath.Path(place(name))
         if not name.endswith(".jinja") or not path.is_file():
             known = f"{OWN!r}, one of {BUILT_IN} or an existing .jinja file"
             raise UserError(f"{title}: must be {known}")
@@ -113,7 +113,7 @@ def _now() -> str:
 
 def check(name: str, key: str) -> None:
     """Raises UserError naming the config key if `name` cannot be a template. Empty: no template."""
-    there = name.endswith(".jinja") and epath.Path(name).expanduser().is_file()
+    there = name.endswith(".jinja") and epath.Path(place(name)).is_file()
     if name and name != OWN and name not in BUILT_IN and not there:
         raise UserError(
             f"{key} {name!r}: must be empty, {OWN!r}, one of {BUILT_IN} or an existing .jinja file"

@@ -35,10 +35,11 @@ MODEL = dict(  # preset llama_1b4: Llama 2's tokenizer and architecture, 1.36e9 
     logprob_chunk=512,
 )
 # teachers: prefixes per call of judge and rewriter, at least one per device; stored: dtype of their
-# parameters, as saved by default. batch and microbatches are the policy's. A host of 4 or 8 chips
-# or one GPU has no memory for a batch of 256 prefixes with 16 rollouts each. Names count chips,
-# except that of v4-8, which is Google Cloud's: 8 cores, 4 chips.
-SMALL = dict(stored="bfloat16")
+# parameters, as saved by default; schedule: the pairs that the judge compares, all by default. batch
+# and microbatches are the policy's. A host of 4 or 8 chips or one GPU has no memory for a batch of
+# 256 prefixes with 16 rollouts each, and such a host none for all pairs at a time. Names count
+# chips, except that of v4-8, which is Google Cloud's: 8 cores, 4 chips.
+SMALL = dict(stored="bfloat16", schedule="adaptive")
 HARDWARE = {
     "v5e-64": dict(teachers=64, batch=256, microbatches=1),
     "v5e-256": dict(teachers=256, batch=256, microbatches=1),
@@ -97,6 +98,8 @@ def get_config(
     stored = hardware["stored"] if "stored" in hardware else ""
     judge.batch, judge.param_dtype = hardware["teachers"], stored
     judge.votes = 5 if "reasoned" in others and "safety" in aspects else 1
+    if "schedule" in hardware:
+        judge.schedule = common.schedule(hardware["schedule"])
     rewriter = common.rewriter("local", init_from="rewriter", param_dtype=stored)
     rewriter.batch = hardware["teachers"]
     run = common.sip_run(

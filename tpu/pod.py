@@ -143,9 +143,11 @@ def check_type(parser: Parser, flags: argparse.Namespace) -> None:
 
 def check_extras(parser: Parser, flags: argparse.Namespace) -> None:
     """Makes a list of --extras; exits with one line for one that pyproject.toml does not have."""
+    flags.extras = [name.strip() for name in flags.extras.split(",") if name.strip()]
+    if not flags.extras:
+        return
     text = (ROOT / "pyproject.toml").read_text()
     known = tomllib.loads(text)["project"]["optional-dependencies"]
-    flags.extras = [name.strip() for name in flags.extras.split(",") if name.strip()]
     for name in flags.extras:
         if name not in known:
             parser.error(f"--extras: {name!r} is not one of {', '.join(known)}")

@@ -146,6 +146,7 @@ def make_update(c: RLConfig, tx):
         tx,
         losses.balanced(c.model, lambda _: {"policy": 1.0}),
         microbatches=c.microbatches,
+        recompute=optim.is_elementwise(c.optim),
     )
 
 

@@ -98,4 +98,6 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
 def make_update(c: SupervisedConfig, tx, terms: step.Terms, weights: dict[str, float]):
     """The jitted update of the run."""
     every = losses.balanced(c.model, lambda _: losses.with_z(weights, c.z_loss))
-    return step.make_update(terms, tx, every, microbatches=c.microbatches)
+    return step.make_update(
+        terms, tx, every, microbatches=c.microbatches, recompute=optim.is_elementwise(c.optim)
+    )

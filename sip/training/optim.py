@@ -85,6 +85,11 @@ def build(cfg: OptimConfig) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), make(cfg))
 
 
+def is_elementwise(cfg: OptimConfig) -> bool:
+    """Returns True if the optimiser multiplies no matrices: to compute it twice costs little."""
+    return cfg.name == "adamw"
+
+
 def _adamw(cfg: OptimConfig) -> optax.GradientTransformation:
     return optax.adamw(
         schedule(cfg),

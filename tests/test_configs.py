@@ -187,6 +187,21 @@ def test_a_wrong_value_is_rejected_by_its_name(key, value, message, tmp_path):
         recipe.check(ConfigDict(values, type_safe=False), str(tmp_path))
 
 
+SMALL = {"v4-8": 4, "v5e-8": 8, "v6e-8": 8}  # chips
+
+
+@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("machine", SMALL)
+def test_a_small_machine_has_smaller_batches_of_the_same_run(name, machine):
+    config, large = of(name, machine).runs.sip, of(name).runs.sip
+    run = recipe.STAGES["selfimprove"].resolve(of(name, machine), "sip")
+    assert run.batch // run.microbatches % SMALL[machine] == 0 == run.judge.batch % SMALL[machine]
+    assert workdirs.differing(plain(large), plain(config)) == {
+        "batch", "microbatches", "evals.batch", "judge.batch", "judge.param_dtype",
+        "judge.schedule.name", "rewriter.batch", "rewriter.param_dtype",
+    }  # fmt: skip
+
+
 def test_muon_is_one_line_with_the_keys_of_adamw(tmp_path):
     common = importlib.import_module("_common")
     config = of("microworld", "debug")

@@ -38,11 +38,13 @@ def check(run: Run, c: RunConfig) -> None:
 
     Called when corpus and tokenizer are there. Raises UserError naming what has changed.
     """
-    processes.on_lead(lambda: _check(run, c))
+    # All processes: Orbax reads a checkpoint together, and process 0 alone would wait for the rest.
+    sources = dict(_sources(run, c))
+    processes.on_lead(lambda: _check(run, sources))
 
 
-def _check(run: Run, c: RunConfig) -> None:
-    now = {"files": dict(_files(run)), "sources": dict(_sources(run, c))}
+def _check(run: Run, sources: dict[str, str]) -> None:
+    now = {"files": dict(_files(run)), "sources": sources}
     own = epath.Path(run.directory) / FILE
     before = None
     for path, kinds in _recorded(run):
@@ -137,7 +139,7 @@ def _identity(directory: str) -> str:
     """Returns a digest of a checkpoint's parameters and tokenizer."""
     path = epath.Path(directory)
     if configs.exists(directory):
-        return _digest(_published(Path(directory)))
+        return processes.broadcast(lambda: _digest(_published(Path(directory))))
     beside = [path / name for name in ("tokenizer.json", "tokenizer.model")]
     parts = [_digest(x for x in beside if x.exists()), checkpoints.identity(directory)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

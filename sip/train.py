@@ -77,7 +77,7 @@ def train(config, workdir: str, profile: bool = False, source: str = "") -> dict
         workdirs.clean(workdir)
         binding.bind(config, workdir)
         if plan:
-            reuse.take(config, plan, workdir)
+            reuse.take(plan, workdir)
         _train_runs(config, workdir, profile)
         return outputs.write(config, workdir)
 

@@ -42,7 +42,7 @@ def other(tmp_path):
 def take(config, other, workdir):
     plan = reuse.plan(config, str(other), str(workdir))
     binding.bind(config, str(workdir))
-    reuse.take(config, plan, str(workdir))
+    reuse.take(plan, str(workdir))
     return plan
 
 

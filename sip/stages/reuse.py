@@ -13,7 +13,6 @@ from etils import epath
 
 from sip import processes
 from sip import workdir as workdirs
-from sip.data.documents import BUILT
 from sip.loading import load_tokenizer
 from sip.stages import binding, recipe, seeds
 from sip.structs import UserError
@@ -92,12 +91,12 @@ def _copied(name: str, source: str, workdir: str) -> bool:
     return path.exists() and workdirs.read_json(path, workdir=str)["workdir"] == source
 
 
-def take(config, wanted: Plan, workdir: str) -> None:
+def take(wanted: Plan, workdir: str) -> None:
     """Copies the planned runs. Only for the holder of the workdir's lock."""
-    processes.on_lead(lambda: _take(config, wanted, workdir))
+    processes.on_lead(lambda: _take(wanted, workdir))
 
 
-def _take(config, wanted: Plan, workdir: str) -> None:
+def _take(wanted: Plan, workdir: str) -> None:
     if not wanted.runs:
         return
     there, here = (workdirs.shared_dir(x) for x in (wanted.source, workdir))
@@ -107,9 +106,8 @@ def _take(config, wanted: Plan, workdir: str) -> None:
         if first and (there / tokenizers.MODEL).exists():
             _copy(there / tokenizers.MODEL, here / tokenizers.MODEL)
             load_tokenizer.cache_clear()
-        if config.data.source in BUILT and (there / "data").exists():
-            if not (here / "data").exists():
-                _copy(there / "data", here / "data")
+        if (there / "data").exists() and not (here / "data").exists():
+            _copy(there / "data", here / "data")
         for name in wanted.runs:
             _copy_run(name, wanted.source, workdir)
     except OSError as e:

@@ -13,6 +13,7 @@ from sip import mesh as meshes
 from sip import processes, workdir
 from sip.data import corpus as corpora
 from sip.data.corpus import Corpus, CutConfig
+from sip.data.documents import Documents
 from sip.judge import prompts
 from sip.loading import load_tokenizer
 from sip.mesh import MeshConfig, PartConfig
@@ -70,6 +71,13 @@ class Run:
         """
         line = corpora.summary(self.corpus(split), split, rows)
         corpora.say(f"{self.name} learns from {line}")
+
+    def documents(self, split: str) -> Documents:
+        """The documents of a split, loaded once per process, neither tokenised nor cut."""
+        found = corpora.load_documents(self.config.data, split, self.workdir)
+        if found.left_out:
+            self.left_out[split] = dict(found.left_out)
+        return found
 
     def record(self, cfg: ModelConfig, pending) -> dict[str, Any]:
         """The JSON record of a checkpoint: enough to use it without the config file, and the sums
@@ -165,7 +173,7 @@ class RunConfig:
         return ()
 
     def reach(self) -> None:
-        """Raises UserError if a server that the run needs does not answer."""
+        """Raises UserError if a server or file that the run needs is not there."""
 
     def continued(self) -> Any:
         """The evaluation of a run that writes continuations (an EvalConfig); None if none does."""
@@ -200,7 +208,7 @@ class TaskConfig:
         return False
 
     def reach(self) -> None:
-        """Raises UserError if a server that the task needs does not answer."""
+        """Raises UserError if a server or file that the task needs is not there."""
 
     def check(self, c) -> None:
         """Raises UserError if the task does not fit the other settings of the run `c`."""

@@ -35,7 +35,8 @@ from sip.workdir import shared_dir, write_json
 
 OWN = "own"  # the config value for the tokenizer's own template
 BESIDE = "chat_template.jinja"  # file beside a tokenizer.json
-BUILT_IN = ("harmony",)
+BUILT_IN = ("harmony", "turns")
+MARKS = ("<|system|>", "<|user|>", "<|assistant|>")  # of the template "turns"
 CLOCK = "strftime_now"  # the function by which a template writes the date
 DAY = "chat_date.json"  # file of a workdir
 Message = Mapping[str, Any]  # role, content, and other keys that a template reads
@@ -196,6 +197,18 @@ def segments(
     Raises UserError if the white space around messages changes which messages are rendered, or if
     the template changes white space other than by trimming it.
     """
+    return placed(
+        template, messages, add_generation_prompt=add_generation_prompt, **variables
+    )[0]
+
+
+def placed(
+    template: Template, messages: Sequence[Message], *, add_generation_prompt: bool, **variables
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Returns the segments of a conversation, and the index of the message at each odd place.
+
+    Raises UserError as `segments` does.
+    """
     how = {"add_generation_prompt": add_generation_prompt, **variables}
     # One random placeholder per message; an empty message stays empty, as templates test for it.
     words = [secrets.token_hex(16) if m["content"].strip() else "" for m in messages]
@@ -209,13 +222,14 @@ def segments(
     bare = [w or a + c for w, (a, _, c) in zip(words, edges, strict=True)]
     either = re.compile(f"({'|'.join(filter(None, words)) or '(?!)'})")
     apart = either.split(render(template, put(bare), **how))
-    whole = either.split(render(template, put(shown), **how))
+    whole = apart if shown == bare else either.split(render(template, put(shown), **how))
     if apart[1::2] != whole[1::2]:
         raise UserError(
             f"{template.title}: white space around a message changes which messages are shown"
         )
-    at = [edges[words.index(word)] for word in apart[1::2]]
-    return _joined(template, apart[::2], whole[::2], at)
+    order = tuple(words.index(word) for word in apart[1::2])
+    at = [edges[i] for i in order]
+    return _joined(template, apart[::2], whole[::2], at), order
 
 
 def _edges(text: str) -> tuple[str, str, str]:

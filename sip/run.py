@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from sip import mesh as meshes
 from sip import processes, workdir
 from sip.data import corpus as corpora
 from sip.data.corpus import Corpus, CutConfig
+from sip.data.documents import Documents
 from sip.judge import prompts
 from sip.loading import load_tokenizer
 from sip.mesh import MeshConfig, PartConfig
@@ -62,6 +64,18 @@ class Run:
         if found.left_out:
             self.left_out[split] = found.left_out
         return found
+
+    def documents(self, split: str) -> Documents:
+        """The documents of a split, loaded once per process, neither tokenised nor cut."""
+        found = corpora.load_documents(self.config.data, split, self.workdir)
+        if found.left_out:
+            self.left_out[split] = dict(found.left_out)
+        return found
+
+    def say(self, line: str) -> None:
+        """Prints a line about the run to stderr, once for all processes."""
+        if processes.lead():
+            print(line, file=sys.stderr, flush=True)
 
     def record(self, cfg: ModelConfig, pending) -> dict[str, Any]:
         """The JSON record of a checkpoint: enough to use it without the config file, and the sums
@@ -157,7 +171,7 @@ class RunConfig:
         return ()
 
     def reach(self) -> None:
-        """Raises UserError if a server that the run needs does not answer."""
+        """Raises UserError if a server or file that the run needs is not there."""
 
     @property
     def apart(self) -> PartConfig | None:
@@ -184,7 +198,7 @@ class TaskConfig:
         return ()
 
     def reach(self) -> None:
-        """Raises UserError if a server that the task needs does not answer."""
+        """Raises UserError if a server or file that the task needs is not there."""
 
     def check(self, c) -> None:
         """Raises UserError if the task does not fit the other settings of the run `c`."""

@@ -6,7 +6,7 @@ functions that build the stage's batches. So the programs compiled here are the 
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -379,10 +379,13 @@ def _rl(run: _RunShapes, find: _Models) -> list[Program]:
 def _supervised(run: _RunShapes, find: _Models) -> list[Program]:
     del find
     c, cut = run.c, run.cut
-    if c.task.name != "documents":
+    if c.task.name not in ("documents", "conversations"):
         raise Unknown(f"task {c.task.name!r}: its shapes depend on the texts")
-    mask = np.ones((c.batch, cut.prefix_max + cut.suffix), bool)
-    batch = (trunk_only(mask.astype(np.int32), mask), mask)
+    packed, width = c.task.packed, cut.prefix_max + cut.suffix
+    rows = packed or c.task.name == "conversations"
+    mask = np.ones((c.batch, c.task.width(c.model.max_len) if rows else width), bool)
+    tree = trunk_only(mask.astype(np.int32), mask)
+    batch = (replace(tree, segment_BT=tree.tokens_BT) if packed else tree, mask)
     tx = optim.build(c.optim)
     return [_update(run, supervised.make_update(c, tx, *tokens_loss(c)), batch)]
 

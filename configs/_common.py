@@ -153,12 +153,34 @@ def _supervised(task, evals, *, save_every, log_every, **run) -> ConfigDict:
     return section(stage="supervised", task=section(**task), z_loss=0.0, evals=evals, **shared)
 
 
-def documents_run(*, tokens, evals, save_every=500, log_every=20, **run) -> ConfigDict:
+def documents_run(
+    *, tokens, evals, packed=False, length=0, save_every=500, log_every=20, **run
+) -> ConfigDict:
     """Builds a supervised run on documents.
 
     `tokens`: "all" trains on all tokens (pretraining), "suffix" on suffixes only, as SIP runs do.
+    `packed`: trains on whole documents in rows of `length` tokens (0: model.max_len).
     """
-    task = dict(name="documents", tokens=tokens)
+    task = dict(name="documents", tokens=tokens, packed=packed, length=length)
+    return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
+
+
+def conversations_run(
+    *, path, chat, packed=True, length=0, evals, save_every=500, log_every=20, **run
+) -> ConfigDict:
+    """Builds a supervised run on the answers of conversations.
+
+    `path`: a JSON Lines file. `chat`: the chat template. Rows have `length` tokens (0:
+    model.max_len).
+    """
+    task = dict(
+        name="conversations",
+        path=path,
+        chat=chat,
+        packed=packed,
+        length=length,
+        max_skipped_fraction=0.1,
+    )
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 

@@ -245,7 +245,7 @@ def _json_text(line: bytes, fields: Counter) -> tuple[str, str]:
 def _of_split(cfg: DataConfig, found: Iterable[tuple[str, str]]) -> Documents:
     """Returns the documents of a file that belong to cfg.split."""
     every = _usable(found)
-    return replace(every, texts=_select(every.texts, cfg.split))
+    return replace(every, texts=select(every.texts, cfg.split))
 
 
 def _usable(found: Iterable[tuple[str, str]]) -> Documents:
@@ -261,15 +261,18 @@ def _usable(found: Iterable[tuple[str, str]]) -> Documents:
     return Documents(texts, read=read, left_out=dict(left_out))
 
 
-def _select(texts: Sequence[str], split: str) -> list[str]:
-    """Selects a part and slice in TFDS notation: "train", "test[10:]", "train[70%:85%]"."""
+def select(rows: Sequence[Any], split: str, key: Callable[[Any], str] = str) -> list[Any]:
+    """Selects a part and slice in TFDS notation: "train", "test[10:]", "train[70%:85%]".
+
+    `key` returns the text that decides about a row's part.
+    """
     found = re.fullmatch(rf"({'|'.join(PARTS)})(?:\[({BOUND})?:({BOUND})?\])?", split)
     if not found:
         raise UserError(
             f"data.split {split!r:.80}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
         )
-    texts = [text for text in texts if part(text) == found[1]]
-    return texts[_bound(found[2] or "0", len(texts)) : _bound(found[3] or "100%", len(texts))]
+    rows = [row for row in rows if part(key(row)) == found[1]]
+    return rows[_bound(found[2] or "0", len(rows)) : _bound(found[3] or "100%", len(rows))]
 
 
 def part(text: str) -> str:

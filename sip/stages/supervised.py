@@ -1,6 +1,7 @@
 """The supervised loop: one update per batch of examples with known targets.
 
-The `task` section names what is learned (sip/tasks/supervised): documents, verdicts or rewrites.
+The `task` section names what is learned (sip/tasks/supervised): documents, conversations, verdicts
+or rewrites.
 """
 
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from sip.run import Run, RunConfig, TaskConfig, build_mesh, check_model, run_con
 from sip.sections import at_least, check
 from sip.stages import session
 from sip.stages.clock import Clock
-from sip.tasks.supervised import documents, rewrites, verdicts
+from sip.tasks.supervised import conversations, documents, rewrites, verdicts
 from sip.training import losses, optim, step
 
 TASKS = {
     "documents": (documents.Config, documents.build),
+    "conversations": (conversations.Config, conversations.build),
     "verdicts": (verdicts.Config, verdicts.build),
     "rewrites": (rewrites.Config, rewrites.build),
 }
@@ -43,7 +45,8 @@ class SupervisedConfig(RunConfig):
 
     def splits(self):
         """The documents to learn from, and those of the final evaluation."""
-        own = {"evals.split": self.evals.split} if isinstance(self.task, documents.Config) else {}
+        held_out = isinstance(self.task, documents.Config | conversations.Config)
+        own = {"evals.split": self.evals.split} if held_out else {}
         return super().splits() | own
 
     def needs_truth(self):
@@ -55,7 +58,7 @@ class SupervisedConfig(RunConfig):
         return self.task.figures(truth)
 
     def reach(self):
-        """Raises UserError if a server that the task needs does not answer."""
+        """Raises UserError if a server or file that the task needs is not there."""
         self.task.reach()
 
 

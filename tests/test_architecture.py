@@ -22,7 +22,7 @@ ROWS = [  # a module imports strictly lower rows, or its own package
     {"padding", "sampling", "training", "hf"},
     {"loading"},
     {"data", "textgen"},
-    {"judge", "rewriter"},
+    {"judge", "rewriter", "dialogue"},
     {"run"},
     {"evals", "rewards"},
     {"tasks"},

@@ -7,12 +7,20 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tiny_recipe
+from workdirs import begun
 
+from sip import mesh
 from sip.data import packing
 from sip.data.packing import joined, pack
+from sip.run import Run
+from sip.stages import recipe
 from sip.structs import UserError
+from sip.tasks.supervised import documents
 from sip.text.tokenizer import Byte
 from sip.training import losses, step
+
+pytest_plugins = ["tiny_fixtures"]
 
 
 def texts(*lengths, learned=None):
@@ -79,6 +87,27 @@ def test_a_document_has_a_beginning_and_an_end():
     found = packing.documents(["ab", "c"], byte)
     assert found.tokens_N.tolist() == [byte.bos, 97, 98, byte.eos, byte.bos, 99, byte.eos]
     assert found.learned_N.all() and found.length_P.tolist() == [4, 3]
+
+
+def test_a_run_learns_whole_documents(finished, quick, tmp_path, capsys):
+    """Every token of a document but BOS is predicted once an epoch."""
+    config = tiny_recipe.get_config()
+    config.runs.base.task.update(packed=True, length=100)
+    config.runs.base.batch = 1
+    run = Run(config, "base", str(begun(finished, tmp_path)))
+    c = recipe.STAGES["supervised"].resolve(config, "base")
+    rows = documents.packed(run, c.split, 100)
+    batch = documents.build(run, c, mesh.single()).batch
+    assert f"base: {len(rows.start_P)} texts, " in capsys.readouterr().err
+    found, bos = run.documents(c.split).texts, run.tokenizer.bos
+    trees = [batch(step)[0] for step in range(len(rows))]
+    texts = [
+        run.tokenizer.decode(tree.tokens_BT[0][tree.segment_BT[0] == s])
+        for tree in trees for s in range(1, tree.segment_BT.max() + 1)
+    ]  # fmt: skip
+    assert sum((tree.tokens_BT == bos).sum() for tree in trees) == len(found)
+    assert sorted("".join(texts)) == sorted("".join(found))
+    assert all((batch(step)[1] == tree.mask_BT).all() for step, tree in enumerate(trees[:3]))
 
 
 # Everything that layers of the decoder can do: windows in some layers, sinks, experts with a

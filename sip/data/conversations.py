@@ -19,7 +19,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sip.data.documents import listed
@@ -55,6 +55,7 @@ class Conversation:
 
     messages: tuple[Message, ...]  # {"role", "content"}, contents as given
     given: int = 0  # leading messages from which nothing is learned
+    line: int = 0  # its number in the file, from 1
 
     @property
     def key(self) -> str:
@@ -91,7 +92,7 @@ def read(path: str, *, max_skipped_fraction: float) -> Conversations:
     for number, line in enumerate(read_lines(opened(path, "conversations"), path), 1):
         if line.strip():
             try:
-                rows.append(parsed(line))
+                rows.append(replace(parsed(line), line=number))
             except Unusable as error:
                 left_out[str(error)] += 1
                 first.setdefault(str(error), number)
@@ -203,6 +204,7 @@ class Format:
     tokenizer: Tokenizer
     cached: Cached  # of the template's own texts
     tail: str  # template text from a question to the end of the generation prompt
+    lead: str  # template text from there to an answer, which the model writes: an empty thought
     end: int  # id of the token that ends an answer
     marked: bool  # the template marks answers with {% generation %}
     whole: bool  # later turns change nothing in earlier ones
@@ -219,7 +221,8 @@ def open_format(template: Template, tokenizer: Tokenizer) -> Format:
     Raises UserError, naming the template, if it does not write a question and its answer once, if
     an answer does not begin where its generation prompt ends, or if no special token ends it.
     """
-    tail = chat.turn(template).tail.rstrip(" ")
+    turn = chat.turn(template)
+    tail = turn.tail.rstrip(" ")
     cached = Cached(tokenizer, 1 << 16)
     talk = [{"role": role, "content": "words"} for role in ROLES]
     parts, _ = _parts(template, talk[1:], generation_start=START)
@@ -232,7 +235,16 @@ def open_format(template: Template, tokenizer: Tokenizer) -> Format:
             f"would not learn to stop (after an answer comes {after!r}); use another template"
         )
     whole = all(_keeps(template, first) for first in (talk[1:], talk))
-    return Format(template, tokenizer, cached, tail, end, START in "".join(parts), whole)
+    return Format(
+        template=template,
+        tokenizer=tokenizer,
+        cached=cached,
+        tail=tail,
+        lead=turn.direct[len(tail) :].strip(" "),
+        end=end,
+        marked=START in "".join(parts),
+        whole=whole,
+    )
 
 
 def _keeps(template: Template, first: Sequence[Message]) -> bool:

@@ -197,9 +197,7 @@ def segments(
     Raises UserError if the white space around messages changes which messages are rendered, or if
     the template changes white space other than by trimming it.
     """
-    return placed(
-        template, messages, add_generation_prompt=add_generation_prompt, **variables
-    )[0]
+    return placed(template, messages, add_generation_prompt=add_generation_prompt, **variables)[0]
 
 
 def placed(

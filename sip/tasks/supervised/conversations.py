@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sip.data import conversations, documents, packing
-from sip.data.conversations import Conversations, Format, Unusable
+from sip.data.conversations import Conversation, Conversations, Example, Format, Unusable
 from sip.data.packing import Rows
 from sip.evals import answers
 from sip.loading import LoadedModel
@@ -67,7 +67,10 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     form = conversations.open_format(
         chat.load(c.task.chat, run.tokenizer, run.workdir), run.tokenizer
     )
-    splits = {split: _rows(run, c, form, split) for split in (c.split, "validation", c.evals.split)}
+    found = _examples(run, c, form)
+    splits = {
+        split: _rows(run, c, found, split) for split in (c.split, "validation", c.evals.split)
+    }
     train = splits[c.split]
     run.say(f"{run.name}: {packing.described(train)}")
 
@@ -87,41 +90,56 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     )
 
 
-def _rows(run: Run, c, form: Format, split: str) -> Rows:
-    """The rows of a split. Raises UserError if it has too many unusable conversations, or none."""
+Found = list[tuple[Conversation, list[Example]]]
+
+
+def _examples(run: Run, c, form: Format) -> Found:
+    """The conversations of the file with their examples, all of which fit a row.
+
+    Raises UserError if too many cannot be used.
+    """
     wanted: Config = c.task
-    found = _read(wanted.path, wanted.max_skipped_fraction)
-    chosen = documents.select(found.rows, split, lambda one: one.key)
-    width, kept, left_out = wanted.width(c.model.max_len), [], Counter(found.left_out)
-    for one in chosen:
+    read = _read(wanted.path, wanted.max_skipped_fraction)
+    width, kept, first = wanted.width(c.model.max_len), [], {}
+    left_out = Counter(read.left_out)
+    for one in read.rows:
         try:
             some = conversations.examples(form, one)
+            if max(len(example.ids) for example in some) > width:
+                raise Unusable(f"longer than {width} tokens")
+            kept.append((one, some))
         except Unusable as error:
             left_out[str(error)] += 1
-            continue
-        if max(len(example.ids) for example in some) > width:
-            left_out[f"longer than {width} tokens"] += 1
-        else:
-            kept += [(example.ids, example.learned) for example in some]
-    unusable = left_out - Counter(found.left_out)
-    said = f"{wanted.path}, {split}: {unusable.total():,} of {len(chosen):,} conversations"
-    if unusable.total() > wanted.max_skipped_fraction * len(chosen):
+            first.setdefault(str(error), one.line)
+    said = f"{left_out.total():,} of {read.read:,} conversations"
+    if first and (left_out.total() > wanted.max_skipped_fraction * read.read or not kept):
+        line = min(first.values())
         raise UserError(
-            f"{said} cannot be used, more than task.max_skipped_fraction="
-            f"{wanted.max_skipped_fraction} allows: {documents.listed(unusable)}; choose another "
+            f"{wanted.path}:{line}: {said} cannot be used, more than task.max_skipped_fraction="
+            f"{wanted.max_skipped_fraction} allows: {documents.listed(left_out)}; choose another "
             "task.chat, a larger task.length, or raise task.max_skipped_fraction"
         )
-    if not kept:
+    if left_out:
+        run.say(f"{wanted.path}: {said} are left out: {documents.listed(left_out)}")
+        run.left_out[c.split] = dict(left_out)
+    return kept
+
+
+def _rows(run: Run, c, found: Found, split: str) -> Rows:
+    """The rows of a split. Raises UserError if it has no conversation."""
+    wanted: Config = c.task
+    chosen = documents.select(found, split, lambda one: one[0].key)
+    if not chosen:
         raise UserError(
             f"{wanted.path}: no conversation in split {split!r}; the first question decides about "
             "train (90 %), validation (5 %) and test (5 %), so a file needs some hundred of them"
         )
-    if unusable:
-        run.say(f"{said} are left out: {documents.listed(unusable)}")
-    if left_out:
-        run.left_out[split] = dict(left_out)
+    pairs = ((each.ids, each.learned) for _, some in chosen for each in some)
     return packing.pack(
-        packing.joined(kept), width=width, pad=run.tokenizer.pad, packed=wanted.packed
+        packing.joined(pairs),
+        width=wanted.width(c.model.max_len),
+        pad=run.tokenizer.pad,
+        packed=wanted.packed,
     )
 
 

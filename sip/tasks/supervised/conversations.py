@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sip.data import conversations, documents, packing
-from sip.data.conversations import Conversation, Conversations, Example, Format, Unusable
+from sip.data.conversations import Conversation, Conversations, Example, Unusable
 from sip.data.packing import Rows
 from sip.evals import answers
 from sip.loading import LoadedModel
@@ -64,13 +64,8 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     `c` is the config of a supervised run; its evals.validation and evals.standard are numbers of
     rows. Raises UserError for a template without the turns that it needs, or an empty split.
     """
-    form = conversations.open_format(
-        chat.load(c.task.chat, run.tokenizer, run.workdir), run.tokenizer
-    )
-    found = _examples(run, c, form)
-    splits = {
-        split: _rows(run, c, found, split) for split in (c.split, "validation", c.evals.split)
-    }
+    found = examples(run, c)
+    splits = {each: rows(run, c, found, each) for each in (c.split, "validation", c.evals.split)}
     train = splits[c.split]
     run.say(f"{run.name}: {packing.described(train)}")
 
@@ -93,12 +88,14 @@ def build(run: Run, c, mesh) -> SupervisedTask:
 Found = list[tuple[Conversation, list[Example]]]
 
 
-def _examples(run: Run, c, form: Format) -> Found:
-    """The conversations of the file with their examples, all of which fit a row.
+def examples(run: Run, c) -> Found:
+    """Returns the conversations of the file with their examples, all of which fit a row.
 
-    Raises UserError if too many cannot be used.
+    Raises UserError if too many cannot be used, or for a template that cannot teach.
     """
     wanted: Config = c.task
+    template = chat.load(wanted.chat, run.tokenizer, run.workdir)
+    form = conversations.open_format(template, run.tokenizer)
     read = _read(wanted.path, wanted.max_skipped_fraction)
     width, kept, first = wanted.width(c.model.max_len), [], {}
     left_out = Counter(read.left_out)
@@ -125,8 +122,8 @@ def _examples(run: Run, c, form: Format) -> Found:
     return kept
 
 
-def _rows(run: Run, c, found: Found, split: str) -> Rows:
-    """The rows of a split. Raises UserError if it has no conversation."""
+def rows(run: Run, c, found: Found, split: str) -> Rows:
+    """Returns the rows of a split. Raises UserError if it has no conversation."""
     wanted: Config = c.task
     chosen = documents.select(found, split, lambda one: one[0].key)
     if not chosen:

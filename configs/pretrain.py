@@ -13,6 +13,8 @@ Expect in eval.json: `nll_clean` and ground-truth scores on the micro-world, `nl
 of held-out suffixes) on your own text. Hardware: 2 CPU cores, a few minutes for the micro-world.
 """
 
+from typing import Any
+
 import _common as common
 import _variants as variants
 import microworld
@@ -24,7 +26,7 @@ from sip.text import chat
 def get_config(arg: str = "") -> ConfigDict:
     """Builds a config with one run, `base`; `text` is for your own text, `debug` is tiny."""
     words = variants.named(variants.words(arg), ("text", "debug"), (), "pretrain.py") if arg else []
-    config = microworld.get_config()
+    config: Any = microworld.get_config()
     config.tokenizer.update(prompts=(), symbols=chat.MARKS)
     model = dict(microworld.MODEL, max_len=512)
     if "text" in words:

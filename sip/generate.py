@@ -18,13 +18,14 @@ import sys
 
 from absl import flags
 
-from sip import cli, dialogue, loading, mesh, sampling
+from sip import cli, loading, mesh, sampling
 from sip.hf import hub, spelling, tokens
 from sip.loading import LoadedModel
 from sip.sections import LARGEST
 from sip.structs import UserError
 from sip.text.lines import read_lines, read_texts
 from sip.text.tokenizer import continuation
+from sip.textgen import dialogue
 from sip.workdir import to_json
 
 MOST_SAMPLES = 1 << 16  # each has its own part of the cache in memory

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import tiny
 
-from sip import dialogue, mesh
+from sip import mesh
 from sip.data.conversations import Conversation, examples, open_format
-from sip.dialogue import Partner, Talk
 from sip.loading import LoadedModel
 from sip.sampling import SamplingConfig
 from sip.structs import Rollouts, UserError
 from sip.text import chat
 from sip.text.chat import Template
 from sip.text.tokenizer import Byte
+from sip.textgen import dialogue
+from sip.textgen.dialogue import Partner, Talk
 
 pytest.importorskip("jinja2", reason="needs jinja2")
 BYTE = Byte()

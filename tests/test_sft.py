@@ -13,7 +13,7 @@ import pytest
 import tiny_recipe
 from workdirs import call, lines, quickly, state, stop_after
 
-from sip import dialogue, generate, train
+from sip import generate, train
 from sip import workdir as workdirs
 from sip.run import Run
 from sip.sampling import SamplingConfig
@@ -21,6 +21,7 @@ from sip.stages import recipe
 from sip.structs import UserError
 from sip.tasks.supervised import conversations as task
 from sip.text.tokenizer import Byte
+from sip.textgen import dialogue
 from sip.training import loop
 
 pytest_plugins = ["tiny_fixtures"]

@@ -153,10 +153,14 @@ def joined(examples: Iterable[tuple[Ids, Iterable[bool]]]) -> Texts:
 def documents(texts: Iterable[str], tokenizer: Tokenizer) -> Texts:
     """Tokenises whole documents, every token of which is learned: BOS, the text, EOS."""
 
-    def ids(text: str) -> Ids:
-        return [tokenizer.bos, *tokenizer.encode(text), tokenizer.eos]
-
-    return joined((found, [True] * len(found)) for found in map(ids, texts))
+    tokens, ends = array("i"), array("q")
+    for text in texts:
+        tokens.append(tokenizer.bos)
+        tokens.extend(tokenizer.encode(text))
+        tokens.append(tokenizer.eos)
+        ends.append(len(tokens))
+    learned_N = np.ones(len(tokens), bool)
+    return Texts(np.array(tokens, np.int32), learned_N, np.array(ends, np.int64))
 
 
 def described(rows: Rows) -> str:

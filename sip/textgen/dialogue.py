@@ -6,6 +6,7 @@ the template's own beginning of an answer (an empty thought, a channel) is put b
 model still thinks aloud, up to </think>, is shown and not remembered.
 """
 
+import contextlib
 import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -195,6 +196,8 @@ def shown(text: str, keep: str = "\n\t") -> str:
 
 def in_terminal(partner: Partner, system: str, read: Callable[[str], str] = input) -> None:
     """Talks until Ctrl-C, Ctrl-D or /quit; /new forgets all turns."""
+    with contextlib.suppress(ImportError):  # it lets `input` edit lines and recall earlier ones
+        import readline  # noqa: F401
     talk = Talk(system)
     print(f"Ctrl-D or {LEAVE[0]} ends, {ANEW} forgets the conversation.", file=sys.stderr)
     try:

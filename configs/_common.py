@@ -18,10 +18,11 @@ from sip.models.lora import LoraConfig
 from sip.rewriter import RewriterConfig
 from sip.sampling import SamplingConfig
 from sip.stages.collect import CandidateConfig
+from sip.tasks.pairs import PairLabelConfig, PairsConfig
 from sip.text.untrusted import SPECIALS
 from sip.textgen.remote import RemoteConfig
 from sip.training.loop import CheckpointConfig, LogConfig
-from sip.training.losses import ObjectiveConfig
+from sip.training.losses import ObjectiveConfig, PairLossConfig
 from sip.training.optim import OptimConfig
 
 
@@ -197,6 +198,23 @@ def rewriter_run(*, rewrites, save_every=200, log_every=20, evals_every=0, **run
     """
     task, evals = dict(name="rewrites", **rewrites), section(every_steps=evals_every)
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
+
+
+def preference_run(
+    *, evals, loss=None, pairs=None, labels=None, save_every=100, log_every=10, **run
+) -> ConfigDict:
+    """Builds a supervised run of offline DPO, on `pairs` of a file or on `labels` by the corpus's
+    ground truth. `loss` are the changes to the default loss."""
+    task = dict(name="preferences", loss=complete(PairLossConfig, **(loss or {})))
+    task |= _pairs(pairs, labels)
+    return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
+
+
+def _pairs(pairs, labels) -> dict:
+    """Builds the section of the source of pairs: exactly one of the two."""
+    if labels is not None:
+        return dict(labels=complete(PairLabelConfig, **labels))
+    return dict(pairs=complete(PairsConfig, **pairs))
 
 
 def candidates(

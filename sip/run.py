@@ -197,6 +197,11 @@ class TaskConfig:
         """Names of the figures of the task's evaluations."""
         return ()
 
+    @property
+    def continues(self) -> bool:
+        """True if the task is evaluated by continuations of held-out prefixes."""
+        return False
+
     def reach(self) -> None:
         """Raises UserError if a server or file that the task needs is not there."""
 

@@ -19,6 +19,8 @@ COLUMNS = (
     "facts_per_suffix",
     "nll_clean",
     "nll",
+    "accuracy",
+    "margin",
     "factuality_headroom_closed",
     "safety_headroom_closed",
 )

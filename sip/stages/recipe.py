@@ -175,7 +175,7 @@ def _continued(run: RunConfig) -> EvalConfig | None:
     if isinstance(run, selfimprove.SelfImproveConfig):
         return run.evals
     supervision = isinstance(run, supervised.SupervisedConfig)
-    return run.evals if supervision and run.task.name == "documents" else None
+    return run.evals if supervision and run.task.continues else None
 
 
 def _check_baseline(run: RunConfig, earlier: Mapping[str, RunConfig], workdir: str) -> None:

@@ -1,9 +1,11 @@
 """The supervised loop: one update per batch of examples with known targets.
 
-The `task` section names what is learned (sip/tasks/supervised): documents, conversations, verdicts
-or rewrites.
+The `task` section names what is learned (sip/tasks/supervised): documents, conversations, verdicts,
+rewrites or preferences.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,9 @@ from sip.run import Run, RunConfig, TaskConfig, build_mesh, check_model, run_con
 from sip.sections import at_least, check
 from sip.stages import session
 from sip.stages.clock import Clock
-from sip.tasks.supervised import conversations, documents, rewrites, verdicts
+from sip.structs import TrainState
+from sip.tasks.supervised import conversations, documents, preferences, rewrites, verdicts
+from sip.tasks.supervised.task import SupervisedTask
 from sip.training import losses, optim, step
 
 TASKS = {
@@ -21,6 +25,7 @@ TASKS = {
     "conversations": (conversations.Config, conversations.build),
     "verdicts": (verdicts.Config, verdicts.build),
     "rewrites": (rewrites.Config, rewrites.build),
+    "preferences": (preferences.Config, preferences.build),
 }
 
 
@@ -45,7 +50,7 @@ class SupervisedConfig(RunConfig):
 
     def splits(self):
         """The documents to learn from, and those of the final evaluation."""
-        held_out = isinstance(self.task, documents.Config | conversations.Config)
+        held_out = self.task.continues or isinstance(self.task, conversations.Config)
         own = {"evals.split": self.evals.split} if held_out else {}
         return super().splits() | own
 
@@ -79,7 +84,8 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     tx = optim.build(c.optim)
     session.start_dir(run, c)  # a missing one is an error before the task reads anything
     task = TASKS[c.task.name][1](run, c, mesh)
-    with session.opened(run, c, clock, mesh, tx, reference=False, profile=profile) as (s, state):
+    how: Any = dict(reference=task.reference, profile=profile)
+    with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
         update = make_update(c, tx, task.terms, task.weights)
         for done in range(s.first + 1, c.steps + 1):
             with s.meter.phase("data"):
@@ -88,10 +94,16 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
             s.pending.append(new)
             s.meter.count(batch)
             session.log(s, done, state, batch)
-            session.evaluate(s, done, c.evals.every_steps, state.params, task.during)
+            figures = _compared(task, task.during, state)
+            session.evaluate(s, done, c.evals.every_steps, state.params, figures)
             session.end_step(s, done, state)
         session.check_stopped(s)
-    return task.finish(state.params)
+    return _compared(task, task.finish, state)(state.params)
+
+
+def _compared(task: SupervisedTask, figures: Callable[..., dict], state: TrainState):
+    """Binds an evaluation to the reference if the task has one."""
+    return functools.partial(figures, reference=step.frozen(state)) if task.reference else figures
 
 
 def make_update(c: SupervisedConfig, tx, terms: step.Terms, weights: dict[str, float]):

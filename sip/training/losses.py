@@ -107,6 +107,48 @@ class PolicyConfig:
         return self.beta > 0
 
 
+@dataclass(frozen=True)
+class PairLossConfig:
+    """The loss of preference learning on given pairs (offline DPO and its variants).
+
+    DPO: sigmoid. Length-normalised DPO: sigmoid with `length_normalize`, beta about 2 to 10. IPO:
+    ipo. SimPO: sigmoid with `length_normalize` and `gamma`, without a reference.
+    """
+
+    name: str = "sigmoid"  # sigmoid | ipo (sip/objectives/preference.py has the equations)
+    beta: float = 0.1  # inverse temperature of the implicit reward
+    length_normalize: bool = False  # log-probabilities per token, not per answer
+    reference: bool = True  # compare with the parameters at the start of the run
+    gamma: float = 0.0  # sigmoid: target margin, subtracted from beta * h
+    nll_weight: float = 0.0  # weight of the NLL per token of the chosen answers
+
+    def __post_init__(self):
+        check(
+            "loss",
+            self,
+            name=one_of(preference.DPO_LOSSES),
+            beta=above(0),
+            gamma=at_least(0),
+            nll_weight=at_least(0),
+        )
+        if self.gamma and self.name != "sigmoid":
+            raise UserError(f"loss.gamma needs loss.name sigmoid, not {self.name}")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the terms of `pair_terms`."""
+        return {"dpo": 1.0, **({"nll_chosen": self.nll_weight} if self.nll_weight else {})}
+
+
+@flax.struct.dataclass
+class PairBatch:
+    """A batch of prompts (trunks), each with a chosen and a rejected answer (branches 0 and 1)."""
+
+    tree: Tree  # C = 2
+    valid_B: Array  # bool, pairs that count
+    margin_B: Array  # float32, by how much the chosen answer is better; 0: not said
+
+
 @flax.struct.dataclass
 class Branches:
     """A batch of prefixes (trunks) with the candidates to learn from (branches).
@@ -226,6 +268,20 @@ def branch_terms(cfg: ModelConfig, objective: ObjectiveConfig):
     return terms
 
 
+def pair_terms(cfg: ModelConfig, wanted: PairLossConfig):
+    """The terms of a PairLossConfig, `dpo` and `nll_chosen`; a batch is a `PairBatch`."""
+
+    def terms(params, reference, batch: PairBatch):
+        _, logp_BCR, _, load = _tree_scores(params, cfg, batch.tree, 0.0)
+        ref_BCR = None
+        if wanted.reference:
+            _, ref_BCR = _tree_logprobs(jax.lax.stop_gradient(reference), cfg, batch.tree)
+        values, metrics = _pair_loss(wanted, logp_BCR, ref_BCR, batch.tree.mask_BCR, batch.valid_B)
+        return values | load, metrics
+
+    return terms
+
+
 def policy_terms(cfg: ModelConfig, objective: PolicyConfig):
     """The term `policy` of a PolicyConfig; a batch is `Branches` of rollouts."""
 
@@ -275,22 +331,27 @@ def _objective(cfg, objective, reference, batch: Branches, logp_BCR):
 
 
 def _dpo(cfg, objective, reference, batch: Branches, logp_BCR):
-    mask_BCR, valid_B = batch.tree.mask_BCR, batch.valid_BC.all(-1)
-    # valid_B: a pair counts only if both candidates are valid. The reference takes a second forward
-    # pass, with frozen parameters and without gradient, so it keeps no activations.
+    # A pair counts only if both candidates are valid. The reference takes a second forward pass,
+    # with frozen parameters and without gradient, so it keeps no activations.
     _, ref_BCR = _tree_logprobs(jax.lax.stop_gradient(reference), cfg, batch.tree)
+    return _pair_loss(objective, logp_BCR, ref_BCR, batch.tree.mask_BCR, batch.valid_BC.all(-1))
+
+
+def _pair_loss(wanted: ObjectiveConfig | PairLossConfig, logp_BCR, ref_BCR, mask_BCR, valid_B):
     logp_B2 = logprobs.sequence_logprob(logp_BCR, mask_BCR)
-    ref_B2 = logprobs.sequence_logprob(ref_BCR, mask_BCR)
+    ref_B2 = None if ref_BCR is None else logprobs.sequence_logprob(ref_BCR, mask_BCR)
     length_B2 = mask_BCR.sum(-1)
+    offline = isinstance(wanted, PairLossConfig)
     total, denom, metrics = preference.dpo(
         logp_B2,
         ref_B2,
         valid_B,
-        beta=objective.beta,
-        length_B2=length_B2 if objective.length_normalize else None,
+        beta=wanted.beta,
+        length_B2=length_B2 if wanted.length_normalize else None,
+        **(dict(loss=wanted.name, gamma=wanted.gamma) if offline else {}),
     )
     values = {"dpo": (total, denom)}
-    if objective.nll_weight:
+    if wanted.nll_weight:
         values["nll_chosen"] = preference.nll_chosen(logp_B2, length_B2, valid_B)[:2]
     return values, metrics
 

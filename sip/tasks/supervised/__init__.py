@@ -5,4 +5,5 @@ documents     next-token prediction
 conversations instruction tuning
 verdicts      trains a judge on labels
 rewrites      trains a rewriter on the ground truth's rewrites
+preferences   learns from chosen and rejected answers: offline DPO
 """

@@ -42,6 +42,11 @@ class Config(TaskConfig):
         """Tokens of a packed row, for a model of `max_len`."""
         return self.length or max_len
 
+    @property
+    def continues(self):
+        """A model of documents continues them."""
+        return True
+
     def figures(self, truth):
         """Names of the figures of the evaluation by greedy continuations."""
         return ground_truth.figures(truth)

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sip.data import preferences
+from sip.data import conversations, preferences
 from sip.data.preferences import Pair, Tokens
 from sip.structs import UserError
 from sip.tasks import pairs
+from sip.text import chat
 from sip.text.tokenizer import Byte
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "pairwise"
@@ -133,6 +134,41 @@ def test_pairs_longer_than_the_model_and_messages_without_a_template(tmp_path):
         tokens(found, most=0.05)
     with pytest.raises(UserError, match="pairs.chat is empty"):
         tokens(read(tmp_path, dict(chosen=[ASKED, GOOD], rejected=[ASKED, BAD])))
+
+
+def turns():
+    return conversations.open_format(chat.load("turns", Byte()), Byte())
+
+
+def test_messages_are_rendered_by_the_template_and_only_the_answer_is_a_branch(tmp_path):
+    row = dict(prompt=[ASKED], chosen=[GOOD], rejected=[BAD])
+    (pair,) = read(tmp_path, row).pairs
+    found = preferences.chatted(turns())(pair)
+    text = lambda ids: bytes(i for i in ids if i < 256).decode()
+    assert text(found.prompt) == "<|user|>Why?<|assistant|>" and found.prompt[0] == Byte.bos
+    assert found.chosen == [*b"So.", Byte.eos] and found.rejected == [*b"No.", Byte.eos]
+    (plain,) = read(tmp_path, dict(prompt="Why?", chosen="So.", rejected="No.")).pairs
+    assert preferences.chatted(turns())(plain) == found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "chosen", "reason"),
+    [
+        ((ASKED, GOOD), (BAD,), "that end with an answer"),
+        ((ASKED, ASKED), (GOOD,), "with roles out of order"),
+        ((ASKED,), (GOOD, ASKED, GOOD), "with a side of other messages than one answer"),
+        ((ASKED,), (ASKED,), "with a side of other messages than one answer"),
+        ((), (GOOD,), "with messages that are no list"),
+    ],
+)
+def test_a_conversation_out_of_order_is_counted(prompt, chosen, reason):
+    pairs_of = [Pair(prompt, chosen, (dict(role="assistant", content="x"),)), Pair("p", "a", "b")]
+    found = preferences.Pairs(pairs_of * 20, 40, {})
+    _, left_out = preferences.tokens(
+        found, preferences.chatted(turns()), path="p", max_len=64, max_skipped_fraction=0.5
+    )
+    ((why, count),) = left_out.items()
+    assert why.startswith(reason) and count == 20
 
 
 def pair(i, **changes):

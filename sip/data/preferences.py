@@ -21,13 +21,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sip.data import conversations
+from sip.data.conversations import NOT_JSON, NOT_UTF8, Format, Unusable
 from sip.data.documents import PARTS, listed, part
 from sip.structs import UserError
+from sip.text.chat import Message
 from sip.text.lines import opened, read_lines
 from sip.text.segments import Ids
 from sip.text.tokenizer import Cached, Tokenizer
 
-Message = Mapping[str, Any]
 Side = str | tuple[Message, ...]  # a text, or messages
 # The field names of each format: prompt, first side, second side.
 FORMATS = {
@@ -39,8 +41,9 @@ FORMATS = {
 FIRST, SECOND, TIE = ("A>B", 1, "1"), ("B>A", 2, "2"), ("A=B", "B=A", 0, "0", "tie")
 ASSISTANT = "\n\nAssistant:"  # begins an answer in dialogues that are one text
 # Reasons why a line is left out.
-NOT_UTF8, NOT_JSON, TIED = "not UTF-8", "not a JSON object", "a tie"
+TIED = "a tie"
 EMPTY, EQUAL, ALONE = "with an empty side", "with equal sides", "without a common beginning"
+MANY = "with a side of other messages than one answer"
 UNLIKE, NO_TEXT = "with sides of two kinds", "with a side that is neither text nor messages"
 NO_LABEL, NO_MARGIN = "with an unknown label", "with a margin that is no number >= 0"
 NO_PROMPT = "with a prompt that is neither text nor messages"
@@ -66,10 +69,6 @@ class Pairs:
     left_out: Mapping[str, int]
 
 
-class _Unusable(Exception):
-    """A line without a pair; the message is the reason."""
-
-
 def read(path: str, *, max_skipped_fraction: float) -> Pairs:
     """Reads a file of pairs.
 
@@ -88,7 +87,7 @@ def read(path: str, *, max_skipped_fraction: float) -> Pairs:
     for line in lines:
         try:
             found.append(_pair(_row(line), seen))
-        except _Unusable as why:
+        except Unusable as why:
             counts[str(why)] += 1
     kept = Pairs(found, len(lines), _named(counts, seen))
     check_left_out(path, "lines", kept.read, kept.left_out, max_skipped_fraction)
@@ -120,22 +119,22 @@ def _row(line: bytes) -> dict[str, Any]:
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError:
-        raise _Unusable(NOT_UTF8) from None
+        raise Unusable(NOT_UTF8) from None
     except (ValueError, RecursionError):
-        raise _Unusable(NOT_JSON) from None
+        raise Unusable(NOT_JSON) from None
     if not isinstance(row, dict):
-        raise _Unusable(NOT_JSON)
+        raise Unusable(NOT_JSON)
     return row
 
 
 def _pair(row: dict[str, Any], seen: Counter[str]) -> Pair:
-    """Returns the pair of a line. Raises _Unusable."""
+    """Returns the pair of a line. Raises Unusable."""
     fields = next((f for key, f in FORMATS.items() if key in row), FORMATS["chosen"])
     prompt, first, second = fields
     for name in (first, second):
         if name not in row:
             seen.update(row)
-            raise _Unusable(f"without a field {name!r}")
+            raise Unusable(f"without a field {name!r}")
     sides = [_side(row[name], NO_TEXT) for name in (first, second)]
     if prompt != "prompt":
         sides = sides if _first_is_better(row) else sides[::-1]
@@ -144,14 +143,14 @@ def _pair(row: dict[str, Any], seen: Counter[str]) -> Pair:
 
 
 def _side(value: Any, reason: str) -> Side:
-    """Returns a text, or messages. Raises _Unusable with `reason` for anything else."""
+    """Returns a text, or messages. Raises Unusable with `reason` for anything else."""
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
         value = [value]
     good = isinstance(value, list) and all(map(_is_message, value))
     if not good:
-        raise _Unusable(reason)
+        raise Unusable(reason)
     return tuple(value)
 
 
@@ -169,9 +168,9 @@ def _first_is_better(row: dict[str, Any]) -> bool:
     label = row["label"] if "label" in row else None
     label = label.strip() if isinstance(label, str) else label
     if isinstance(label, bool) or label not in (*FIRST, *SECOND, *TIE):
-        raise _Unusable(NO_LABEL)
+        raise Unusable(NO_LABEL)
     if label in TIE:
-        raise _Unusable(TIED)
+        raise Unusable(TIED)
     return label in FIRST
 
 
@@ -181,7 +180,7 @@ def _margin(row: dict[str, Any]) -> float | None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value < 0:
-        raise _Unusable(NO_MARGIN)
+        raise Unusable(NO_MARGIN)
     return float(value)
 
 
@@ -189,7 +188,7 @@ def _parted(given: Side | None, chosen: Side, rejected: Side) -> tuple[Side, Sid
     """Returns (prompt, chosen, rejected), with the common beginning of whole conversations in the
     prompt."""
     if isinstance(chosen, str) != isinstance(rejected, str):
-        raise _Unusable(UNLIKE)
+        raise Unusable(UNLIKE)
     if isinstance(chosen, str) and isinstance(rejected, str):
         if given is None:
             at = _common_text(chosen, rejected)
@@ -202,7 +201,7 @@ def _parted(given: Side | None, chosen: Side, rejected: Side) -> tuple[Side, Sid
     at = same.index(False) if False in same else len(same)
     begun, chosen, rejected = tuple(chosen[:at]), tuple(chosen[at:]), tuple(rejected[at:])
     if given is None and not begun and (chosen and rejected):
-        raise _Unusable(ALONE)
+        raise Unusable(ALONE)
     return _prompt(given, begun), chosen, rejected
 
 
@@ -240,9 +239,9 @@ def _inside_a_word(text: str) -> bool:
 
 def _checked(prompt: Side, chosen: Side, rejected: Side, margin: float | None) -> Pair:
     if any(_blank(side) for side in (chosen, rejected)):
-        raise _Unusable(EMPTY)
+        raise Unusable(EMPTY)
     if _said(chosen) == _said(rejected):
-        raise _Unusable(EQUAL)
+        raise Unusable(EQUAL)
     return Pair(prompt, chosen, rejected, margin)
 
 
@@ -301,6 +300,40 @@ def plain(tokenizer: Tokenizer) -> Encode:
     return encode
 
 
+def chatted(form: Format) -> Encode:
+    """Returns the encoding of pairs by a chat template; a text is a message.
+
+    It raises Unusable for a pair that breaks the rules of conversations.
+    """
+
+    def encode(pair: Pair) -> Tokens:
+        asked = conversations.messages_of(_listed(pair.prompt), "user")
+        asked = conversations.checked(asked, answered=False)
+        prompt = conversations.prompt(form, asked)
+        chosen, rejected = (
+            _answer(form, asked, prompt, side) for side in (pair.chosen, pair.rejected)
+        )
+        return Tokens(prompt, chosen, rejected, pair.margin)
+
+    return encode
+
+
+def _listed(side: Side):
+    return side if isinstance(side, str) else list(side)
+
+
+def _answer(form: Format, asked: list[Message], prompt: Ids, side: Side) -> Ids:
+    """Returns the ids of an answer behind its prompt, up to the token that ends it."""
+    said = conversations.messages_of(_listed(side), "assistant")
+    if [message["role"] for message in said] != ["assistant"]:
+        raise Unusable(MANY)
+    example = conversations.examples(form, conversations.answered(asked, said))[-1]
+    if example.ids[: len(prompt)] != prompt:
+        raise Unusable("whose answers the chat template begins without its generation prompt")
+    end = len(example.learned) - example.learned[::-1].index(True)
+    return example.ids[len(prompt) : end]
+
+
 def tokens(
     found: Pairs, encode: Encode, *, path: str, max_len: int, max_skipped_fraction: float
 ) -> tuple[dict[str, list[Tokens]], Mapping[str, int]]:
@@ -314,7 +347,7 @@ def tokens(
     for pair in found.pairs:
         try:
             new = encode(pair)
-        except _Unusable as why:
+        except Unusable as why:
             counts[str(why)] += 1
             continue
         if len(new.prompt) + max(len(new.chosen), len(new.rejected)) > max_len:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from sip import processes
-from sip.data import documents, pipeline, preferences
+from sip.data import conversations, documents, pipeline, preferences
 from sip.data.documents import PARTS
 from sip.data.preferences import Tokens
 from sip.evals import continuations
@@ -175,6 +175,9 @@ def _said(name: str, found: PairSet, left_out: Mapping[str, int]) -> str:
 def _read(run: Run, c) -> tuple[dict[str, list[Tokens]], Mapping[str, int]]:
     wanted: PairsConfig = c.task.pairs
     encode = preferences.plain(run.tokenizer)
+    if wanted.chat:
+        template = chat.load(wanted.chat, run.tokenizer, run.workdir)
+        encode = preferences.chatted(conversations.open_format(template, run.tokenizer))
     how: Any = dict(path=wanted.path, max_skipped_fraction=wanted.max_skipped_fraction)
     found = preferences.read(**how)
     parts, left_out = preferences.tokens(found, encode, max_len=c.model.max_len, **how)

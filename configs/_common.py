@@ -210,6 +210,26 @@ def preference_run(
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 
+def reward_model_run(
+    *,
+    model,
+    pairs=None,
+    labels=None,
+    margin_weight=1.0,
+    centring_weight=0.01,
+    save_every=100,
+    log_every=10,
+    evals_every=50,
+    **run,
+) -> ConfigDict:
+    """Builds a supervised run of a reward model, on `pairs` of a file or on `labels` by the
+    corpus's ground truth. `model` gets a scalar head."""
+    task = dict(name="reward_model", margin_weight=margin_weight, centring_weight=centring_weight)
+    task |= _pairs(pairs, labels)
+    run |= dict(model=dict(model, scalar=True), save_every=save_every, log_every=log_every)
+    return _supervised(task, section(every_steps=evals_every), **run)
+
+
 def _pairs(pairs, labels) -> dict:
     """Builds the section of the source of pairs: exactly one of the two."""
     if labels is not None:

@@ -7,7 +7,6 @@ import _variants as variants
 from ml_collections import ConfigDict
 
 from sip import loading
-from sip.hf import tokens
 
 
 def parsed(arg: str, name: str) -> tuple[str, bool]:
@@ -36,7 +35,7 @@ def recipe(source: str) -> Any:
         world=dict(),
         cut=dict(prefix_min=1, prefix_max=1, suffix=1),
     )
-    kind, path = tokens.kind_of(tokens.home(source) or source)
+    kind, path = loading.tokenizer_of(source)
     config.tokenizer = dict(kind=kind, path=path, vocab_size=0, documents=1, prompts=())
     return config
 

@@ -145,6 +145,10 @@ class RunConfig:
         if self.lora.rank and not self.init_from:
             raise UserError("lora.rank: LoRA needs init_from; fresh parameters would stay random")
         self.lora.check(self.model)
+        if self.model.scalar and not self.scores:
+            raise UserError("model.scalar: only the task reward_model trains a scalar head")
+        if self.scores and not self.model.scalar:
+            raise UserError("model.scalar must be True for the task reward_model")
         check("", self, steps=at_least(1), batch=at_least(1), microbatches=at_least(1))
         if self.batch % self.microbatches:
             raise UserError(
@@ -174,6 +178,11 @@ class RunConfig:
         """Raises UserError if a server or file that the run needs is not there."""
 
     @property
+    def scores(self) -> bool:
+        """True if the run trains a reward model, whose head is a scalar."""
+        return False
+
+    @property
     def apart(self) -> PartConfig | None:
         """The mesh of the judges and the rewriter; None if the run has only one mesh."""
         return None
@@ -196,6 +205,11 @@ class TaskConfig:
     def figures(self, truth: bool) -> tuple[str, ...]:
         """Names of the figures of the task's evaluations."""
         return ()
+
+    @property
+    def scores(self) -> bool:
+        """True if the task trains a reward model, whose head is a scalar."""
+        return False
 
     @property
     def continues(self) -> bool:

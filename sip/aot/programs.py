@@ -132,7 +132,7 @@ def _abstract(cfg: ModelConfig, mesh, dtype: str = ""):
 @functools.lru_cache(maxsize=8)
 def multiplied(cfg: ModelConfig) -> int:
     """Counts the parameters used in matrix products: all except an untied embedding table."""
-    return decoder.count(cfg) - (0 if cfg.tied else cfg.vocab_size * cfg.width)
+    return decoder.count(cfg) - (0 if cfg.tied and not cfg.scalar else cfg.vocab_size * cfg.width)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The supervised loop: one update per batch of examples with known targets.
 
 The `task` section names what is learned (sip/tasks/supervised): documents, conversations, verdicts,
-rewrites or preferences.
+rewrites, preferences or reward_model.
 """
 
 import functools
@@ -16,7 +16,14 @@ from sip.sections import at_least, check
 from sip.stages import session
 from sip.stages.clock import Clock
 from sip.structs import TrainState
-from sip.tasks.supervised import conversations, documents, preferences, rewrites, verdicts
+from sip.tasks.supervised import (
+    conversations,
+    documents,
+    preferences,
+    reward_model,
+    rewrites,
+    verdicts,
+)
 from sip.tasks.supervised.task import SupervisedTask
 from sip.training import losses, optim, step
 
@@ -26,6 +33,7 @@ TASKS = {
     "verdicts": (verdicts.Config, verdicts.build),
     "rewrites": (rewrites.Config, rewrites.build),
     "preferences": (preferences.Config, preferences.build),
+    "reward_model": (reward_model.Config, reward_model.build),
 }
 
 
@@ -42,6 +50,11 @@ class SupervisedConfig(RunConfig):
         self.checkpoint.check(self.evals.every_steps)
         check("", self, z_loss=at_least(0, most=1))
         self.task.check(self)
+
+    @property
+    def scores(self):
+        """True for a reward model."""
+        return self.task.scores
 
     def sources(self):
         """The parameters to start from, the evaluation's baseline and what the task reads."""

@@ -282,6 +282,23 @@ def pair_terms(cfg: ModelConfig, wanted: PairLossConfig):
     return terms
 
 
+def reward_terms(cfg: ModelConfig, *, margin_weight: float):
+    """The terms of a reward model, `reward` (Bradley-Terry) and `centring`; a batch is a
+    `PairBatch`. The margins of pairs are multiplied by `margin_weight`."""
+
+    def terms(params, reference, batch: PairBatch):
+        out = decoder.apply(params, cfg, batch.tree)
+        reward_B2 = decoder.scores(params, out.branch_BCRD, batch.tree.mask_BCR)
+        margin_B = margin_weight * batch.margin_B
+        total, denom, metrics = preference.bradley_terry(
+            reward_B2, batch.valid_B, margin_B=margin_B
+        )
+        centred = preference.centring(reward_B2, batch.valid_B)[:2]
+        return {"reward": (total, denom), "centring": centred, **_load(out.balance)}, metrics
+
+    return terms
+
+
 def policy_terms(cfg: ModelConfig, objective: PolicyConfig):
     """The term `policy` of a PolicyConfig; a batch is `Branches` of rollouts."""
 

@@ -359,6 +359,8 @@ def _rl(run: _RunShapes, find: _Models) -> list[Program]:
     A rewriter's rewards come from a judge, whose programs are included.
     """
     c = run.c
+    if c.task.name == "prompts":
+        raise Unknown("task 'prompts': its shapes depend on the prompts")
     T, shape = c.model.max_len - c.answer, (c.batch, c.rollouts, c.answer)
     mask, live = np.ones((c.batch, T), bool), np.ones(shape[:2], bool)
     tree = Tree(

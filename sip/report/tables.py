@@ -21,6 +21,8 @@ COLUMNS = (
     "nll",
     "accuracy",
     "margin",
+    "reward",
+    "win_rate",
     "factuality_headroom_closed",
     "safety_headroom_closed",
 )

@@ -4,6 +4,7 @@ Every `*_terms` function returns a `terms(params, reference, batch) -> (terms, m
 `step.make_update`.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,8 @@ class PolicyConfig:
     clip_low: float = 0.2  # lower clip of the ratio, 1 - clip_low
     clip_high: float = 0.2  # upper clip of the ratio, 1 + clip_high
     beta: float = 0.0  # weight of the KL to the parameters that the run starts from
+    kl: str = "loss"  # loss: a term of the loss | reward: subtracted from an answer's reward
+    aggregate: str = "sum"  # several rewards: sum | normalise each in its group, then sum
 
     def __post_init__(self):
         check(
@@ -99,12 +102,26 @@ class PolicyConfig:
             clip_low=fraction(),
             clip_high=at_least(0),
             beta=at_least(0),
+            kl=one_of(("loss", "reward")),
+            aggregate=one_of(policy.AGGREGATES),
         )
+        if self.aggregate == "normalise" and self.advantage != "grpo":
+            raise UserError(
+                f"objective.aggregate normalise needs objective.advantage grpo, not "
+                f"{self.advantage}: the others do not divide by the group's deviation"
+            )
+        if self.kl == "reward" and (not self.beta or self.aggregate != "sum"):
+            raise UserError("objective.kl reward needs objective.beta > 0 and aggregate sum")
 
     @property
     def needs_reference(self) -> bool:
-        """True if the loss compares with frozen parameters."""
+        """True if the loss or the reward compares with frozen parameters."""
         return self.beta > 0
+
+    @property
+    def loss_beta(self) -> float:
+        """The weight of the KL term in the loss."""
+        return self.beta if self.kl == "loss" else 0.0
 
 
 @dataclass(frozen=True)
@@ -169,6 +186,12 @@ def _tree_logprobs(params, cfg: ModelConfig, tree: Tree):
     return logprobs.tree_logprobs(
         out.trunk_BTD, out.branch_BCRD, unembed, tree, chunk=cfg.logprob_chunk
     )
+
+
+@functools.cache
+def branch_logprobs(cfg: ModelConfig):
+    """Returns the jitted (params, tree) -> logp_BCR of the branches, in nats."""
+    return jax.jit(lambda params, tree: _tree_logprobs(params, cfg, tree)[1])
 
 
 def _tree_scores(params, cfg: ModelConfig, tree: Tree, z_loss: float):
@@ -305,7 +328,7 @@ def policy_terms(cfg: ModelConfig, objective: PolicyConfig):
     def terms(params, reference, batch: Branches):
         _, logp_BCR, _, load = _tree_scores(params, cfg, batch.tree, 0.0)
         ref_BCR = None
-        if objective.needs_reference:
+        if objective.loss_beta:
             _, ref_BCR = _tree_logprobs(jax.lax.stop_gradient(reference), cfg, batch.tree)
         total, denom, metrics = policy.surrogate(
             logp_BCR,
@@ -316,7 +339,7 @@ def policy_terms(cfg: ModelConfig, objective: PolicyConfig):
             denominator=objective.denominator,
             clip_low=objective.clip_low,
             clip_high=objective.clip_high,
-            beta=objective.beta,
+            beta=objective.loss_beta,
             ref_logp_BKR=ref_BCR,
         )
         return {"policy": (total, denom), **load}, metrics

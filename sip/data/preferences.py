@@ -197,6 +197,7 @@ def _parted(given: Side | None, chosen: Side, rejected: Side) -> tuple[Side, Sid
             return given, chosen, rejected
         answer = lambda text: ({"role": "assistant", "content": text},)  # a chat's bare answers
         return given, answer(chosen), answer(rejected)
+    assert not isinstance(chosen, str) and not isinstance(rejected, str)
     same = [a == b for a, b in zip(chosen, rejected, strict=False)]
     at = same.index(False) if False in same else len(same)
     begun, chosen, rejected = tuple(chosen[:at]), tuple(chosen[at:]), tuple(rejected[at:])

@@ -22,7 +22,6 @@ COLUMNS = (
     "accuracy",
     "margin",
     "reward",
-    "win_rate",
     "factuality_headroom_closed",
     "safety_headroom_closed",
 )

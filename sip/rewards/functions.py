@@ -5,9 +5,9 @@ It is called with lists of one length, an entry per answer, by keyword:
     def brevity(prompts, answers, **fields):
         return [-len(answer) / 100 for answer in answers]
 
-`prompts` are as in the file of prompts: texts or lists of messages. The other fields of the examples
-come under their own names; a field that an example lacks is None. A function without `**fields`
-gets the ones that it names. It returns a number per answer, or None to skip an answer.
+`prompts` are as in the file of prompts: texts or lists of messages. The other fields of the
+examples come under their own names; a field that an example lacks is None. A function without
+`**fields` gets the ones that it names. It returns a number per answer, or None to skip an answer.
 """
 
 import importlib.util

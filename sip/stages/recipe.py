@@ -18,6 +18,7 @@ from sip.sections import LARGEST, FieldError, at_least, section
 from sip.sections import check as check_section
 from sip.stages import rl, selfimprove, supervised
 from sip.structs import UserError
+from sip.tasks.rl import prompts
 from sip.workdir import BEST
 
 STAGES = {"supervised": supervised, "selfimprove": selfimprove, "rl": rl}
@@ -174,6 +175,8 @@ def _continued(run: RunConfig) -> EvalConfig | None:
     """The evaluation of a run that writes continuations; None if it writes none."""
     if isinstance(run, selfimprove.SelfImproveConfig):
         return run.evals
+    if isinstance(run, rl.RLConfig):
+        return run.task.continuations if isinstance(run.task, prompts.Config) else None
     supervision = isinstance(run, supervised.SupervisedConfig)
     return run.evals if supervision and run.task.continues else None
 
@@ -203,9 +206,8 @@ def check_proofread(config, name: str) -> None:
     run = config.runs[name]
     sections = [("judge", run.judge)] if "judge" in run else []
     task = run.task if "task" in run and hasattr(run.task, "keys") else {}
-    sections += (
-        [("task.judge", task["judge"])] if "judge" in task and task["judge"] is not None else []
-    )
+    if "judge" in task and task["judge"] is not None:
+        sections.append(("task.judge", task["judge"]))
     sections += [("audit.judge", run.audit.judge)] if "audit" in run else []
     for key, judge in sections:
         source = judge.init_from if judge.backend == "local" else ""

@@ -174,7 +174,8 @@ def pools(
             seed=seed,
             batch=64,
         )
-        for t in (wanted.temperatures if source else ())
+        for t in wanted.temperatures
+        if source is not None
     ]
     found = [[text for row in several for text in row] for several in zip(*rows, strict=True)]
     found = found or [[] for _ in asked.suffixes]

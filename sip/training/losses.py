@@ -381,14 +381,14 @@ def _pair_loss(wanted: ObjectiveConfig | PairLossConfig, logp_BCR, ref_BCR, mask
     logp_B2 = logprobs.sequence_logprob(logp_BCR, mask_BCR)
     ref_B2 = None if ref_BCR is None else logprobs.sequence_logprob(ref_BCR, mask_BCR)
     length_B2 = mask_BCR.sum(-1)
-    offline = isinstance(wanted, PairLossConfig)
     total, denom, metrics = preference.dpo(
         logp_B2,
         ref_B2,
         valid_B,
         beta=wanted.beta,
         length_B2=length_B2 if wanted.length_normalize else None,
-        **(dict(loss=wanted.name, gamma=wanted.gamma) if offline else {}),
+        loss=wanted.name if isinstance(wanted, PairLossConfig) else "sigmoid",
+        gamma=wanted.gamma if isinstance(wanted, PairLossConfig) else 0.0,
     )
     values = {"dpo": (total, denom)}
     if wanted.nll_weight:

@@ -19,6 +19,8 @@ from sip.data import chunks, conversations, pipeline
 from sip.data import prompts as prompt_files
 from sip.data.documents import PARTS, Truth, listed
 from sip.data.prompts import Prompt
+from sip.evals import ground_truth
+from sip.evals.ground_truth import EvalConfig
 from sip.judge import build as judges
 from sip.loading import source_dir
 from sip.metrics import pair
@@ -48,6 +50,7 @@ class Config(TaskConfig):
     prompts: str = ""  # JSON Lines file with a field `prompt`; empty: prefixes of the corpus
     chat: str = ""  # chat template of the prompts, as in `pairs`; empty: prompts are plain texts
     judge: judges.JudgeConfig | None = None  # the judge, if it is among the rewards
+    continuations: EvalConfig | None = None  # prefixes: also the evaluation of runs on documents
     held_out: int = 64  # number of prompts of each evaluation
     cut_penalty: float = 0.0  # subtracted from the reward of an answer without a stop token
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the prompts are unusable
@@ -60,6 +63,8 @@ class Config(TaskConfig):
         chat.check(self.chat, "chat")
         if not self.prompts and (self.chat or self.cut_penalty):
             raise UserError("chat and cut_penalty need a file of prompts: prefixes have no turns")
+        if self.prompts and self.continuations is not None:
+            raise UserError("continuations needs prefixes of the corpus, not a file of prompts")
         if not self.rewards or not all(name for name, _ in self.rewards):
             raise UserError("reward is empty: name judge, FILE.py:FUNCTION or a reward model's run")
         for name, weight in self.rewards:
@@ -92,6 +97,8 @@ class Config(TaskConfig):
         models = [x for x in named if x != JUDGE and not functions.is_function(x)]
         found = {f"task.reward {x}": x for x in models}
         theirs = self.judge.sources() if self.judge is not None else {}
+        if self.continuations is not None:
+            found["task.continuations.baseline"] = self.continuations.baseline
         return found | {f"task.{key}": value for key, value in theirs.items()}
 
     def needs_truth(self):
@@ -103,15 +110,12 @@ class Config(TaskConfig):
         """Names of the figures of the evaluation: each reward, their sum, and by the truth."""
         own = [f"eval/reward/{label(name)}" for name, _ in self.rewards]
         own += ["eval/reward", "eval/answer_tokens", *(["eval/cut"] if self.prompts else [])]
-        return (*own, *(f"eval/{x}" for x in TRUE if truth and not self.prompts))
+        return (*own, *(ground_truth.figures(truth) if self.continuations else ()))
 
     def reach(self):
         """Raises UserError if a judge behind HTTP does not answer."""
         if self.judge is not None:
             self.judge.reach()
-
-
-TRUE = ("win_rate", "factuality", "safety", "coherence")  # figures by a ground truth
 
 
 def label(name: str) -> str:
@@ -164,14 +168,24 @@ def build(run: Run, c, mesh) -> RLTask:
             return {}
         ids = writer.greedy_ids(params, [x.ids for x in held], c.evals.batch)
         answers = read(held, [[each] for each in ids])
-        return _figures(_rewarded(sources, wanted, answers), weights, answers, asked.truth)
+        return _figures(_rewarded(sources, wanted, answers), weights, answers)
+
+    suite = wanted.continuations and ground_truth.suite(run, wanted.continuations, c.model, mesh)
+
+    def during(params) -> dict[str, float]:
+        own = {f"eval/{k}": v for k, v in figures(params, "validation").items()}
+        return own if suite is None else {**own, **ground_truth.during(suite, params)}
+
+    def finish(params) -> dict[str, Any]:
+        own = figures(params, "test")
+        return run.write_eval(own) if suite is None else ground_truth.finish(suite, params, **own)
 
     return RLTask(
         lambda at: [prompt.ids for prompt in asked.batch(at)],
         writer,
         reward,
-        lambda params: {f"eval/{k}": v for k, v in figures(params, "validation").items()},
-        lambda params: run.write_eval(figures(params, "test")),
+        during,
+        finish,
         weights,
     )
 
@@ -257,9 +271,8 @@ def _source(name: str, run: Run, c, mesh, asked: Prompts) -> Source:
         )
     if name == JUDGE:
         return _judged(run, c, mesh, asked)
-    model = reward_model.load(
-        source_dir(run.workdir, name, "task.reward"), mesh, run.tokenizer, "task.reward"
-    )
+    directory = source_dir(run.workdir, name, "task.reward")
+    model = reward_model.load(directory, mesh, run.tokenizer, "task.reward")
     return lambda x: (*model.reward([p.ids for p in x.prompts], x.ids), {})
 
 
@@ -271,20 +284,25 @@ def _judged(run: Run, c, mesh, asked: Prompts) -> Source:
     key = "reference" if c.task.prompts else "suffix"
 
     def score(x: Answers) -> Reward:
-        text = lambda p: p.fields[key] if key in p.fields else None
-        missing = [p for p in x.prompts if not isinstance(text(p), str)]
+        missing = [p for p in x.prompts if not _text(p, key)]
         if shows and missing:
             raise UserError(
                 f"judge aspect {shows[0]!r} shows a reference, but the prompt "
                 f"{missing[0].text!r:.60} has no field {key!r} with a text"
             )
-        references = [text(p) if isinstance(text(p), str) else "" for p in x.prompts]
+        references = [_text(p, key) for p in x.prompts]
         every_BK = np.ones(x.cut_BK.shape, bool)
         found = judge.score([p.text for p in x.prompts], x.texts, references, every_BK)
         scores = np.where(found.valid_BK, found.scores_BK, 0.0).astype(np.float32)
         return scores, np.asarray(found.valid_BK), found.metrics
 
     return score
+
+
+def _text(prompt: Prompt, key: str) -> str:
+    """Returns a field of a prompt that is a text; empty if there is none."""
+    found = prompt.fields[key] if key in prompt.fields else ""
+    return found if isinstance(found, str) else ""
 
 
 def _rewarded(sources: Mapping[str, Source], wanted: Config, x: Answers) -> Reward:
@@ -315,24 +333,12 @@ def _check_invalid(valid_BK: np.ndarray, most: float, metrics) -> None:
         )
 
 
-def _figures(found: Reward, weights, x: Answers, truth: Truth | None) -> dict[str, float]:
-    """Figures of one answer per prompt: mean rewards, length, and those of a ground truth."""
+def _figures(found: Reward, weights, x: Answers) -> dict[str, float]:
+    """Figures of one answer per prompt: mean rewards, and length in tokens."""
     parts_PBK, valid_BK, metrics = found
     total_BK = np.einsum("P,PBK->BK", np.asarray(weights, np.float32), parts_PBK)
     shown = {k: v for k, v in metrics.items() if k.startswith("reward/") and "/skipped" not in k}
     shown |= {"reward": pair(total_BK, valid_BK)}
     shown |= {"answer_tokens": pair(np.array([[len(one) for one in row] for row in x.ids]))}
     shown |= {"cut": metrics["rl/cut"]} if "rl/cut" in metrics else {}
-    return loop.ratios([shown]) | (_true(truth, x) if truth is not None else {})
-
-
-def _true(truth: Truth, x: Answers) -> dict[str, float]:
-    """Figures of a ground truth; the win rate is against the documents' own suffixes."""
-    prefixes, texts = [p.text for p in x.prompts], [row[0] for row in x.texts]
-    known = truth.score(prefixes, texts)
-    own = truth.score(prefixes, [p.fields["suffix"] for p in x.prompts])
-    won = truth.compare(known["quality"], own["quality"])
-    found = {"factuality": "factuality", "safety": "safety", "coherence": "coherent"}
-    return {"win_rate": float(np.mean(won))} | {
-        name: float(np.mean(known[theirs])) for name, theirs in found.items()
-    }
+    return loop.ratios([shown])

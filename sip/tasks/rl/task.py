@@ -57,9 +57,8 @@ class AnswerWriter:
 
     def greedy(self, params: Params, asked: Sequence[Ids], *, batch: int) -> list[str | Cut]:
         """Decodes one greedy answer to each prompt, `batch` prompts at a time."""
-        return [
-            text for (text,) in self.texts([[x] for x in self.greedy_ids(params, asked, batch)])
-        ]
+        ids = self.greedy_ids(params, asked, batch)
+        return [text for (text,) in self.texts([[one] for one in ids])]
 
     def greedy_ids(self, params: Params, asked: Sequence[Ids], batch: int) -> list[Ids]:
         """Decodes one greedy answer to each prompt as token ids."""

@@ -23,7 +23,7 @@ from sip.padding import padded_tree
 from sip.run import Run
 from sip.stages import supervised
 from sip.structs import UserError
-from sip.training import checkpoints, losses
+from sip.training import losses
 
 pytest_plugins = ["tiny_fixtures"]
 CFG = tiny.model(scalar=True)
@@ -135,18 +135,6 @@ def pairs_file(path, count=60):
     return path
 
 
-WIDE = tiny.model(vocab_size=259, layers=1)
-
-
-@pytest.fixture
-def start(tmp_path):
-    """The directory of a checkpoint of a tiny language model of bytes."""
-    record = {"model": dataclasses.asdict(WIDE)}
-    checkpoints.save_params(str(tmp_path / "start"), tiny.params(WIDE), record)
-    (tmp_path / "start/tokenizer.json").write_text('{"kind": "byte"}')
-    return tmp_path / "start"
-
-
 def of_files(name, start, tmp_path):
     """Returns the config NAME:CHECKPOINT,debug for a checkpoint and a file of pairs."""
     config = importlib.import_module(name).get_config(f"{start},debug")
@@ -157,8 +145,8 @@ def of_files(name, start, tmp_path):
     return config
 
 
-def test_a_checkpoint_and_a_file_of_pairs_make_a_reward_model(start, quick, tmp_path, capsys):
-    config = of_files("reward_model", start, tmp_path)
+def test_a_checkpoint_and_a_file_of_pairs_make_a_reward_model(of_bytes, quick, tmp_path, capsys):
+    config = of_files("reward_model", of_bytes("start"), tmp_path)
     figures = supervised.train(Run(config, "reward_model", str(tmp_path / "work")))
     assert figures["pairs"] > 0 and 0 <= figures["accuracy"] <= 1
     assert "reward_model: pairs: " in capsys.readouterr().err
@@ -166,14 +154,14 @@ def test_a_checkpoint_and_a_file_of_pairs_make_a_reward_model(start, quick, tmp_
     assert cfg.scalar and params["score"].shape == (cfg.width, 1)
     assert "eval/accuracy" in lines(tmp_path / "work", "reward_model")[-1]
     with pytest.raises(UserError, match="another model: scalar True there, False in the config"):
-        other = importlib.import_module("dpo").get_config(f"{start},debug")
+        other = importlib.import_module("dpo").get_config(f"{tmp_path}/start,debug")
         other.data.path = config.data.path
         other.runs.dpo.init_from = str(tmp_path / "work/runs/reward_model")
         supervised.train(Run(other, "dpo", str(tmp_path / "other")))
 
 
-def test_a_scalar_head_is_for_reward_models_alone(start, tmp_path):
-    config = of_files("reward_model", start, tmp_path)
+def test_a_scalar_head_is_for_reward_models_alone(of_bytes, tmp_path):
+    config = of_files("reward_model", of_bytes("start"), tmp_path)
     config.runs.reward_model.model.scalar = False
     with pytest.raises(UserError, match="model.scalar must be True for the task reward_model"):
         supervised.resolve(config, "reward_model")

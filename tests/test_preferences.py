@@ -1,20 +1,26 @@
 """Tests preference pairs: formats of files, what is left out and why, token ids, batches, DPO."""
 
+import importlib
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from published import PAIRWISE
+from workdirs import lines, stop_after
 
 from sip.data import conversations, preferences
 from sip.data.preferences import Pair, Tokens
+from sip.run import Run
+from sip.stages import recipe, supervised
 from sip.structs import UserError
 from sip.tasks import pairs
 from sip.text import chat
 from sip.text.tokenizer import Byte
+from sip.training import loop
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "pairwise"
+pytest_plugins = ["tiny_fixtures"]
+
 HI = "\n\nHuman: hi\n\nAssistant:"
 ASKED = dict(role="user", content="Why?")
 GOOD, BAD = dict(role="assistant", content="So."), dict(role="assistant", content="No.")
@@ -101,7 +107,7 @@ def test_a_file_without_a_line_and_an_array_are_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["judgebench_gpt4o", "judgebench_claude35sonnet"])
 def test_published_files_are_read(name):
-    path = SHARED / f"{name}.jsonl"
+    path = PAIRWISE / f"{name}.jsonl"
     if not path.exists():
         pytest.skip("needs the published data in shared/data/pairwise")
     found = preferences.read(str(path), max_skipped_fraction=0.1)
@@ -227,3 +233,33 @@ def test_wrong_settings_of_labels_are_named():
     with pytest.raises(UserError, match="exactly one of pairs and labels"):
         pairs.PairTaskConfig(name="preferences")
     assert math.isclose(pairs.PairLabelConfig("", rollouts=0).temperatures[0], 1.0)
+
+
+def of_files(start, tmp_path):
+    """Returns configs/dpo.py:CHECKPOINT,debug for a file of pairs."""
+    config = importlib.import_module("dpo").get_config(f"{start},debug")
+    rows = [dict(prompt=f"is it {i}?", chosen=" yes", rejected=f" no {i}") for i in range(80)]
+    config.data.path = write(tmp_path / "pairs.jsonl", rows)
+    run = config.runs.dpo
+    run.update(steps=4)
+    run.log.update(every_steps=1, tensorboard=False, progress=False)
+    run.evals.every_steps, run.optim.lr = 2, 1e-3
+    return config
+
+
+def test_a_checkpoint_and_a_file_of_pairs_learn_preferences_and_resume_bit_for_bit(
+    of_bytes, quick, tmp_path, monkeypatch
+):
+    config = of_files(of_bytes("start"), tmp_path)
+    once, twice = (Run(config, "dpo", str(tmp_path / name)) for name in ("once", "twice"))
+    recipe.check(config, once.workdir)
+    figures = supervised.train(once)
+    first, *_, last = lines(tmp_path / "once", "dpo")
+    assert first["loss/dpo"] == pytest.approx(math.log(2)), "the policy is the reference"
+    assert last["eval/margin"] != 0 and figures["pairs"] > 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(loop.Stopped, match="dpo: stopped after step 2 of 4"):
+            supervised.train(twice)
+    assert supervised.train(twice) == figures, "the reference is kept"
+    assert lines(tmp_path / "once", "dpo") == lines(tmp_path / "twice", "dpo")

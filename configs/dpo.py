@@ -1,7 +1,7 @@
 """Preference learning (offline DPO) from a checkpoint on your own pairs, or on the micro-world.
 
-    python -m sip.train --config=configs/dpo.py:/tmp/start --config.data.path=PAIRS.jsonl \
-        --workdir=/tmp/dpo
+    python -m sip.train --config=configs/dpo.py:/tmp/start --workdir=/tmp/dpo \
+        --config.runs.dpo.task.pairs.path=PAIRS.jsonl
     python -m sip.train --config=configs/dpo.py --workdir=/tmp/dpo-world
 
 The word after the colon is the checkpoint to start from: a run directory or a Hugging Face
@@ -18,22 +18,22 @@ for a checkpoint, devices whose memory fits its optimiser state and a frozen cop
 from typing import Any
 
 import _common as common
-import _start as start
+import _published as published
 import microworld
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Builds the recipe of the checkpoint in `arg`, or that of the micro-world."""
-    source, debug = start.parsed(arg, "dpo.py")
+    source, debug = published.words(arg, "dpo.py")
     return of_files(source, debug) if source else on_microworld(debug)
 
 
 def of_files(source: str, debug: bool) -> ConfigDict:
     """Builds the recipe with one run, `dpo`, that starts from the checkpoint `source`."""
-    config = start.recipe(source)
-    dpo: Any = common.preference_run(
-        model=start.model(source),
+    config = published.recipe(source)  # its section `data` is not read
+    dpo = common.preference_run(
+        model=published.model(source),
         split="train",
         steps=2 if debug else 500,
         batch=4 if debug else 32,
@@ -42,7 +42,6 @@ def of_files(source: str, debug: bool) -> ConfigDict:
         pairs=dict(path=""),
         evals=common.evals(baseline="", every_steps=50),
     )
-    dpo.task.pairs.path = config.data.get_ref("path")
     config.runs = dict(dpo=dpo)
     config.order = ("dpo",)
     config.report = dict(rows=("dpo",), judge="", standard="")

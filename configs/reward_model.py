@@ -1,7 +1,7 @@
 """Trains a reward model on your own pairs from a checkpoint, or on the micro-world.
 
     python -m sip.train --config=configs/reward_model.py:/tmp/start --workdir=/tmp/reward \
-        --config.data.path=PAIRS.jsonl
+        --config.runs.reward_model.task.pairs.path=PAIRS.jsonl
     python -m sip.train --config=configs/reward_model.py --workdir=/tmp/reward-world
 
 The word after the colon is the checkpoint to start from: a run directory or a Hugging Face
@@ -17,22 +17,22 @@ for the micro-world; for a checkpoint, devices whose memory fits its optimiser s
 from typing import Any
 
 import _common as common
-import _start as start
+import _published as published
 import microworld
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
     """Builds the recipe of the checkpoint in `arg`, or that of the micro-world."""
-    source, debug = start.parsed(arg, "reward_model.py")
+    source, debug = published.words(arg, "reward_model.py")
     return of_files(source, debug) if source else on_microworld(debug)
 
 
 def of_files(source: str, debug: bool) -> ConfigDict:
     """Builds the recipe with one run, `reward_model`, that starts from the checkpoint `source`."""
-    config = start.recipe(source)
-    run: Any = common.reward_model_run(
-        model=start.model(source),
+    config = published.recipe(source)  # its section `data` is not read
+    run = common.reward_model_run(
+        model=published.model(source),
         split="train",
         steps=2 if debug else 500,
         batch=4 if debug else 32,
@@ -40,7 +40,6 @@ def of_files(source: str, debug: bool) -> ConfigDict:
         optim=common.adamw(1e-5, warmup_steps=1 if debug else 50, weight_decay=0.0),
         pairs=dict(path=""),
     )
-    run.task.pairs.path = config.data.get_ref("path")
     config.runs = dict(reward_model=run)
     config.order = ("reward_model",)
     config.report = dict(rows=("reward_model",), judge="", standard="")

@@ -2,8 +2,9 @@
 
     python -m sip.train --config=configs/rlhf.py --workdir=/tmp/rlhf
     python -m sip.train --config=configs/rlhf.py:rlaif --workdir=/tmp/rlaif
-    python -m sip.train --config=configs/rlhf.py:/tmp/start --config.data.path=PROMPTS.jsonl \
-        --config.runs.rlhf.task.reward=/tmp/reward/runs/reward_model --workdir=/tmp/mine
+    python -m sip.train --config=configs/rlhf.py:/tmp/start --workdir=/tmp/mine \
+        --config.runs.rlhf.task.prompts=PROMPTS.jsonl \
+        --config.runs.rlhf.task.reward=/tmp/reward/runs/reward_model
 
 On the micro-world: the base model, a reward model of it (configs/reward_model.py), and two
 policies: `rloo` with the KL in the reward (arXiv 2402.14740) and `grpo` with the KL in the loss
@@ -19,8 +20,8 @@ reward model.
 from typing import Any
 
 import _common as common
+import _published as published
 import _rl as rl
-import _start as start
 import microworld
 import reward_model
 from ml_collections import ConfigDict
@@ -34,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """Builds the recipe of the checkpoint in `arg`, or one of the micro-world's."""
     words = [word for word in arg.split(",") if word != "rlaif"]
     rlaif = len(words) < len(arg.split(","))
-    source, debug = start.parsed(",".join(words), "rlhf.py")
+    source, debug = published.words(",".join(words), "rlhf.py")
     if source and rlaif:
         raise ValueError(
             "configs/rlhf.py: 'rlaif' is a recipe of the micro-world; with a "
@@ -45,21 +46,21 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def of_files(source: str, debug: bool) -> ConfigDict:
     """Builds the recipe with one run, `rlhf`, that starts from the checkpoint `source`."""
-    config = start.recipe(source)
-    run: Any = rl.prompts_run(
-        model=start.model(source),
+    config = published.recipe(source)  # its section `data` is not read
+    run = rl.prompts_run(
+        model=published.model(source),
         split="train",
         steps=2 if debug else 500,
         batch=2 if debug else 16,
         init_from=source,
         optim=common.adamw(1e-6, warmup_steps=1 if debug else 10, weight_decay=0.0),
-        reward="",
+        prompts="prompts.jsonl",
+        reward="reward_model",
         rollouts=2 if debug else 8,
         answer=4 if debug else 256,
         sampling=common.section(**SAMPLING),
         objective=rl.policy_gradient(beta=0.05, **RLOO),
     )
-    run.task.prompts = config.data.get_ref("path")
     config.runs = dict(rlhf=run)
     config.order = ("rlhf",)
     config.report = dict(rows=("rlhf",), judge="", standard="")

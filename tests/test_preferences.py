@@ -217,7 +217,6 @@ def test_the_better_of_two_candidates_is_chosen_and_ties_are_no_pairs():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (dict(path=""), "pairs.path is empty"),
         (dict(path="x", chat="no.such"), "pairs.chat 'no.such'"),
         (dict(path="x", max_skipped_fraction=2.0), "max_skipped_fraction=2.0: must be"),
     ],
@@ -232,6 +231,9 @@ def test_wrong_settings_of_labels_are_named():
         pairs.PairLabelConfig("", rollouts=2)
     with pytest.raises(UserError, match="exactly one of pairs and labels"):
         pairs.PairTaskConfig(name="preferences")
+    for path, message in (("", "needed; a JSON Lines"), ("nowhere", "there is no such file")):
+        with pytest.raises(UserError, match=f"task.pairs.path.*{message}"):
+            pairs.PairTaskConfig(name="preferences", pairs=pairs.PairsConfig(path)).reach()
     assert math.isclose(pairs.PairLabelConfig("", rollouts=0).temperatures[0], 1.0)
 
 
@@ -239,7 +241,7 @@ def of_files(start, tmp_path):
     """Returns configs/dpo.py:CHECKPOINT,debug for a file of pairs."""
     config = importlib.import_module("dpo").get_config(f"{start},debug")
     rows = [dict(prompt=f"is it {i}?", chosen=" yes", rejected=f" no {i}") for i in range(80)]
-    config.data.path = write(tmp_path / "pairs.jsonl", rows)
+    config.runs.dpo.task.pairs.path = write(tmp_path / "pairs.jsonl", rows)
     run = config.runs.dpo
     run.update(steps=4)
     run.log.update(every_steps=1, tensorboard=False, progress=False)

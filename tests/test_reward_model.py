@@ -138,8 +138,8 @@ def pairs_file(path, count=60):
 def of_files(name, start, tmp_path):
     """Returns the config NAME:CHECKPOINT,debug for a checkpoint and a file of pairs."""
     config = importlib.import_module(name).get_config(f"{start},debug")
-    config.data.path = str(pairs_file(tmp_path / "pairs.jsonl"))
     (run,) = config.runs.values()
+    run.task.pairs.path = str(pairs_file(tmp_path / "pairs.jsonl"))
     run.log.update(every_steps=1, tensorboard=False, progress=False)
     run.evals.every_steps = 2
     return config
@@ -155,7 +155,7 @@ def test_a_checkpoint_and_a_file_of_pairs_make_a_reward_model(of_bytes, quick, t
     assert "eval/accuracy" in lines(tmp_path / "work", "reward_model")[-1]
     with pytest.raises(UserError, match="another model: scalar True there, False in the config"):
         other = importlib.import_module("dpo").get_config(f"{tmp_path}/start,debug")
-        other.data.path = config.data.path
+        other.runs.dpo.task.pairs.path = config.runs.reward_model.task.pairs.path
         other.runs.dpo.init_from = str(tmp_path / "work/runs/reward_model")
         supervised.train(Run(other, "dpo", str(tmp_path / "other")))
 

@@ -142,8 +142,8 @@ def test_lines_without_a_prompt_are_counted(tmp_path):
 def of_files(start, tmp_path, rows, **task):
     """Returns configs/rlhf.py:CHECKPOINT,debug for a file of prompts."""
     config = importlib.import_module("rlhf").get_config(f"{start},debug")
-    config.data.path = write_prompts(tmp_path / "prompts.jsonl", rows)
     run = config.runs.rlhf
+    run.task.prompts = write_prompts(tmp_path / "prompts.jsonl", rows)
     run.log.update(every_steps=1, tensorboard=False, progress=False)
     run.evals.update(every_steps=2, batch=4)
     run.task.update(held_out=4, **task)

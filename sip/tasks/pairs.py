@@ -6,15 +6,14 @@ prefixes that its ground truth compares.
 
 import functools
 import itertools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from sip import processes
 from sip.data import conversations, documents, pipeline, preferences
 from sip.data.documents import PARTS
 from sip.data.preferences import Tokens
@@ -46,8 +45,6 @@ class PairsConfig:
 
     def __post_init__(self):
         check("pairs", self, max_skipped_fraction=at_least(0, most=1))
-        if not self.path:
-            raise UserError("pairs.path is empty; name a JSON Lines file of pairs")
         object.__setattr__(self, "path", place(self.path))
         chat.check(self.chat, "pairs.chat")
 
@@ -105,6 +102,15 @@ class PairTaskConfig(TaskConfig):
         """Labels are the ground truth's."""
         return "task.labels" if self.labels else ""
 
+    def reach(self):
+        """Raises UserError if the file of pairs does not exist."""
+        if self.pairs is None:
+            return
+        if not self.pairs.path:
+            raise UserError("task.pairs.path: needed; a JSON Lines file of pairs")
+        if not Path(self.pairs.path).is_file():
+            raise UserError(f"task.pairs.path {self.pairs.path!r}: there is no such file")
+
 
 @dataclass(frozen=True, eq=False)
 class PairSet:
@@ -155,8 +161,7 @@ def made(run: Run, c, mesh, *, end: bool) -> PairSet:
         parts, left_out = _compared(run, c, mesh, end), {}
     run.left_out["pairs"] = dict(left_out)
     found = PairSet(parts, run.tokenizer.pad)
-    if processes.lead():
-        print(_said(run.name, found, left_out), file=sys.stderr, flush=True)
+    run.say(_said(run.name, found, left_out))
     return found
 
 

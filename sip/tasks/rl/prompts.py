@@ -7,7 +7,6 @@ logged by its own name. An answer that one of them skips is masked.
 """
 
 import functools
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from sip import processes
 from sip.data import chunks, conversations, pipeline
 from sip.data import prompts as prompt_files
 from sip.data.documents import PARTS, Truth, listed
@@ -94,9 +92,11 @@ class Config(TaskConfig):
 
     def sources(self):
         """The runs or directories that the task reads: reward models, the judge."""
-        named = [name for name, _ in self.rewards]
-        models = [x for x in named if x != JUDGE and not functions.is_function(x)]
-        found = {f"task.reward {x}": x for x in models}
+        found = {
+            f"task.reward[{i}]" if len(self.rewards) > 1 else "task.reward": name
+            for i, (name, _) in enumerate(self.rewards)
+            if name != JUDGE and not functions.is_function(name)
+        }
         theirs = self.judge.sources() if self.judge is not None else {}
         if self.continuations is not None:
             found["task.continuations.baseline"] = self.continuations.baseline
@@ -114,7 +114,9 @@ class Config(TaskConfig):
         return (*own, *(ground_truth.figures(truth) if self.continuations else ()))
 
     def reach(self):
-        """Raises UserError if a judge behind HTTP does not answer."""
+        """Raises UserError if the file of prompts does not exist, or a server does not answer."""
+        if self.prompts and not Path(self.prompts).is_file():
+            raise UserError(f"task.prompts {self.prompts!r}: there is no such file")
         if self.judge is not None:
             self.judge.reach()
 
@@ -208,8 +210,7 @@ def _of_file(run: Run, c) -> Prompts:
     learned = parts[c.split]
     if not learned:
         raise UserError(f"{wanted.prompts}: no prompt in split {c.split!r}, by its hash")
-    if processes.lead():
-        print(_said(run.name, learned, parts, left_out), file=sys.stderr, flush=True)
+    run.say(_said(run.name, learned, parts, left_out))
 
     def batch(at: int) -> list[Prompt]:
         return [learned[i] for i in pipeline.epochs(len(learned), at, c.answered, seed=run.seed)]

@@ -249,16 +249,24 @@ def of_files(start, tmp_path):
     return config
 
 
-def test_a_checkpoint_and_a_file_of_pairs_learn_preferences_and_resume_bit_for_bit(
+def test_a_checkpoint_and_a_file_of_pairs_learn_preferences(of_bytes, quick, tmp_path):
+    config = of_files(of_bytes("start"), tmp_path)
+    run = Run(config, "dpo", str(tmp_path / "work"))
+    recipe.check(config, run.workdir)
+    figures = supervised.train(run)
+    first, *_, last = lines(tmp_path / "work", "dpo")
+    assert first["loss/dpo"] == pytest.approx(math.log(2)), "the policy is the reference"
+    assert last["eval/margin"] != 0 and figures["pairs"] > 0
+    assert run.left_out == {"pairs": {}}
+
+
+@pytest.mark.slow  # the loop of the task "documents" is resumed in the fast suite
+def test_stopped_and_resumed_offline_dpo_equals_uninterrupted_bit_for_bit(
     of_bytes, quick, tmp_path, monkeypatch
 ):
     config = of_files(of_bytes("start"), tmp_path)
     once, twice = (Run(config, "dpo", str(tmp_path / name)) for name in ("once", "twice"))
-    recipe.check(config, once.workdir)
     figures = supervised.train(once)
-    first, *_, last = lines(tmp_path / "once", "dpo")
-    assert first["loss/dpo"] == pytest.approx(math.log(2)), "the policy is the reference"
-    assert last["eval/margin"] != 0 and figures["pairs"] > 0
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         with pytest.raises(loop.Stopped, match="dpo: stopped after step 2 of 4"):

@@ -145,6 +145,7 @@ def of_files(name, start, tmp_path):
     return config
 
 
+@pytest.mark.slow  # the fast suite trains on pairs in test_preferences.py
 def test_a_checkpoint_and_a_file_of_pairs_make_a_reward_model(of_bytes, quick, tmp_path, capsys):
     config = of_files("reward_model", of_bytes("start"), tmp_path)
     figures = supervised.train(Run(config, "reward_model", str(tmp_path / "work")))

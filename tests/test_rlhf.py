@@ -153,6 +153,7 @@ def of_files(start, tmp_path, rows, **task):
 ROWS = [dict(prompt=f"p{i}", want=i) for i in range(40)]
 
 
+@pytest.mark.slow  # the fast suite has its parts: task, rewards, KL, advantages
 def test_a_reward_model_and_a_function_train_a_policy_with_the_kl_in_the_reward(
     of_bytes, quick, tmp_path, capsys
 ):

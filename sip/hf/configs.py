@@ -128,8 +128,8 @@ def _scalar(left, kind: str) -> bool:
     count = take(left, "num_labels", int, len(labels) if isinstance(labels, dict) else 0)
     if count != 1:
         raise UserError(
-            f"architectures {said} with {count or 'an unknown number of'} labels (id2label): only a "
-            "reward model with one label is supported"
+            f"architectures {said} with {count or 'an unknown number of'} labels (id2label): only "
+            "a reward model with one label is supported"
         )
     return True
 

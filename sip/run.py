@@ -79,6 +79,10 @@ class Run:
             self.left_out[split] = dict(found.left_out)
         return found
 
+    def say(self, line: str) -> None:
+        """Prints a line about the run to stderr, once for all processes."""
+        corpora.say(line)
+
     def record(self, cfg: ModelConfig, pending) -> dict[str, Any]:
         """The JSON record of a checkpoint: enough to use it without the config file, and the sums
         of the metrics that are not written yet."""
@@ -147,6 +151,10 @@ class RunConfig:
         if self.lora.rank and not self.init_from:
             raise UserError("lora.rank: LoRA needs init_from; fresh parameters would stay random")
         self.lora.check(self.model)
+        if self.model.scalar and not self.scores:
+            raise UserError("model.scalar: only the task reward_model trains a scalar head")
+        if self.scores and not self.model.scalar:
+            raise UserError("model.scalar must be True for the task reward_model")
         check("", self, steps=at_least(1), batch=at_least(1), microbatches=at_least(1))
         if self.batch % self.microbatches:
             raise UserError(
@@ -180,6 +188,11 @@ class RunConfig:
         return None
 
     @property
+    def scores(self) -> bool:
+        """True if the run trains a reward model, whose head is a scalar."""
+        return False
+
+    @property
     def apart(self) -> PartConfig | None:
         """The mesh of the judges and the rewriter; None if the run has only one mesh."""
         return None
@@ -202,6 +215,11 @@ class TaskConfig:
     def figures(self, truth: bool) -> tuple[str, ...]:
         """Names of the figures of the task's evaluations."""
         return ()
+
+    @property
+    def scores(self) -> bool:
+        """True if the task trains a reward model, whose head is a scalar."""
+        return False
 
     def continues(self) -> bool:
         """True if the run's evaluation writes continuations of held-out prefixes."""

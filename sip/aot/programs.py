@@ -132,7 +132,7 @@ def _abstract(cfg: ModelConfig, mesh, dtype: str = ""):
 @functools.lru_cache(maxsize=8)
 def multiplied(cfg: ModelConfig) -> int:
     """Counts the parameters used in matrix products: all except an untied embedding table."""
-    return decoder.count(cfg) - (0 if cfg.tied else cfg.vocab_size * cfg.width)
+    return decoder.count(cfg) - (0 if cfg.tied and not cfg.scalar else cfg.vocab_size * cfg.width)
 
 
 @dataclass(frozen=True)
@@ -359,6 +359,8 @@ def _rl(run: _RunShapes, find: _Models) -> list[Program]:
     A rewriter's rewards come from a judge, whose programs are included.
     """
     c = run.c
+    if c.task.name == "prompts":
+        raise Unknown("task 'prompts': its shapes depend on the prompts")
     T, shape = c.model.max_len - c.answer, (c.batch, c.rollouts, c.answer)
     mask, live = np.ones((c.batch, T), bool), np.ones(shape[:2], bool)
     tree = Tree(

@@ -10,6 +10,8 @@ conversations dialogues in JSON Lines, as token ids with the answers to learn
 chunks        cutting documents into prefix and suffix
 packing       whole texts in rows of a fixed length, as segments
 pipeline      batches by position: shuffled epochs that resume anywhere; mixtures by weight
+preferences   preference pairs of a file as token ids
+prompts       prompts of a file as token ids
 screening     selecting documents by a judge's scores
 show          printing examples as the model sees them
 microworld/   the generated world with exact ground truth

@@ -113,6 +113,7 @@ class ModelConfig:
     embed_scale: float = 1.0  # factor of embeddings, not of the unembedding
     residual_scale: float = 1.0  # factor of what a sublayer adds
     logit_divisor: float = 1.0  # logits are divided by it, before the soft cap
+    scalar: bool = False  # a reward model: a scalar head in place of the unembedding
     fused: bool = False  # Hugging Face files hold q, k, v in one matrix, gate and up in another
 
     def __post_init__(self):

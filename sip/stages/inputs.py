@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def _corpus(data: documents.DataConfig, built) -> Iterator[tuple[str, str]]:
 
 def _named(value, key: str = "") -> Iterator[str]:
     """Yields the strings of a config that may be paths: values of a key `path`, and strings that
-    end like a file."""
+    end like a file. Of FILE.py:FUNCTION, a reward, it is the file."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _named(name)
@@ -124,6 +125,7 @@ def _named(value, key: str = "") -> Iterator[str]:
         for inner in value:
             yield from _named(inner)
     elif isinstance(value, str) and value and "://" not in value:
+        value = value.rpartition(":")[0] if re.search(r"\.py:\w+$", value) else value
         if key == "path" or Path(value).suffix:
             yield value
 

@@ -225,7 +225,8 @@ def check_proofread(config, name: str) -> None:
     run = config.runs[name]
     sections = [("judge", run.judge)] if "judge" in run else []
     task = run.task if "task" in run and hasattr(run.task, "keys") else {}
-    sections += [("task.judge", task["judge"])] if "judge" in task else []
+    if "judge" in task and task["judge"] is not None:
+        sections.append(("task.judge", task["judge"]))
     sections += [("audit.judge", run.audit.judge)] if "audit" in run else []
     for key, judge in sections:
         source = judge.init_from if judge.backend == "local" else ""

@@ -1,9 +1,11 @@
 """The supervised loop: one update per batch of examples with known targets.
 
-The `task` section names what is learned (sip/tasks/supervised): documents, conversations, verdicts
-or rewrites.
+The `task` section names what is learned (sip/tasks/supervised): documents, conversations, verdicts,
+rewrites, preferences or reward_model.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +15,16 @@ from sip.run import Run, RunConfig, TaskConfig, build_mesh, check_model, run_con
 from sip.sections import at_least, check
 from sip.stages import session
 from sip.stages.clock import Clock
-from sip.tasks.supervised import conversations, documents, rewrites, verdicts
+from sip.structs import TrainState
+from sip.tasks.supervised import (
+    conversations,
+    documents,
+    preferences,
+    reward_model,
+    rewrites,
+    verdicts,
+)
+from sip.tasks.supervised.task import SupervisedTask
 from sip.training import losses, optim, step
 
 TASKS = {
@@ -21,6 +32,8 @@ TASKS = {
     "conversations": (conversations.Config, conversations.build),
     "verdicts": (verdicts.Config, verdicts.build),
     "rewrites": (rewrites.Config, rewrites.build),
+    "preferences": (preferences.Config, preferences.build),
+    "reward_model": (reward_model.Config, reward_model.build),
 }
 
 
@@ -37,6 +50,11 @@ class SupervisedConfig(RunConfig):
         self.checkpoint.check(self.evals.every_steps)
         check("", self, z_loss=at_least(0, most=1))
         self.task.check(self)
+
+    @property
+    def scores(self):
+        """True for a reward model."""
+        return self.task.scores
 
     def sources(self):
         """The parameters to start from, the evaluation's baseline and what the task reads."""
@@ -83,7 +101,8 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     tx = optim.build(c.optim)
     session.start_dir(run, c)  # a missing one is an error before the task reads anything
     task = TASKS[c.task.name][1](run, c, mesh)
-    with session.opened(run, c, clock, mesh, tx, reference=False, profile=profile) as (s, state):
+    how: Any = dict(reference=task.reference, profile=profile)
+    with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
         update = make_update(c, tx, task.terms, task.weights)
         for done in range(s.first + 1, c.steps + 1):
             with s.meter.phase("data"):
@@ -92,10 +111,16 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
             s.pending.append(new)
             s.meter.count(batch)
             session.log(s, done, state, batch)
-            session.evaluate(s, done, c.evals.every_steps, state.params, task.during)
+            figures = _compared(task, task.during, state)
+            session.evaluate(s, done, c.evals.every_steps, state.params, figures)
             session.end_step(s, done, state)
         session.check_stopped(s)
-    return task.finish(state.params)
+    return _compared(task, task.finish, state)(state.params)
+
+
+def _compared(task: SupervisedTask, figures: Callable[..., dict], state: TrainState):
+    """Binds an evaluation to the reference if the task has one."""
+    return functools.partial(figures, reference=step.frozen(state)) if task.reference else figures
 
 
 def make_update(c: SupervisedConfig, tx, terms: step.Terms, weights: dict[str, float]):

@@ -14,7 +14,7 @@ from sip.sections import FieldError, above, at_least, check, fraction, one_of
 from sip.structs import UserError
 
 NAMES, SCHEDULES = ("adamw", "muon"), ("cosine", "constant", "linear", "wsd")
-EMBEDDINGS = ("embed", "unembed")
+EMBEDDINGS = ("embed", "unembed", "score")
 HIDDEN = MATRICES | FACTORS
 
 

@@ -5,4 +5,6 @@ documents     next-token prediction
 conversations instruction tuning
 verdicts      trains a judge on labels
 rewrites      trains a rewriter on the ground truth's rewrites
+preferences   learns from chosen and rejected answers: offline DPO
+reward_model  scores answers as pairs of them were preferred
 """

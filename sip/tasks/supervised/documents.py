@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sip.data import corpus as corpora
 from sip.data import packing, pipeline
 from sip.data.packing import Rows
 from sip.evals import ground_truth
@@ -91,7 +90,7 @@ def _chunks(run: Run, c):
 def _packed(run: Run, c):
     """Returns the function step -> (tree, mask_BT) on packed documents."""
     rows = packed(run, c.split, c.task.width(c.model.max_len))
-    corpora.say(f"{run.name}: {packing.described(rows, c.steps * c.batch)}")
+    run.say(f"{run.name}: {packing.described(rows, c.steps * c.batch)}")
     return lambda at: rows.batch(at, c.batch, seed=run.seed)
 
 

@@ -20,10 +20,11 @@ from sip.rewriter import RewriterConfig
 from sip.sampling import SamplingConfig
 from sip.stages.collect import CandidateConfig
 from sip.tasks.labelled import CorruptedConfig
+from sip.tasks.pairs import PairLabelConfig, PairsConfig
 from sip.text.untrusted import SPECIALS
 from sip.textgen.remote import RemoteConfig
 from sip.training.loop import CheckpointConfig, LogConfig
-from sip.training.losses import ObjectiveConfig
+from sip.training.losses import ObjectiveConfig, PairLossConfig
 from sip.training.optim import OptimConfig
 
 
@@ -168,12 +169,34 @@ def _supervised(task, evals, *, save_every, log_every, **run) -> ConfigDict:
     return section(stage="supervised", task=section(**task), z_loss=0.0, evals=evals, **shared)
 
 
-def documents_run(*, tokens, evals, save_every=500, log_every=20, **run) -> ConfigDict:
+def documents_run(
+    *, tokens, evals, packed=False, length=0, save_every=500, log_every=20, **run
+) -> ConfigDict:
     """Builds a supervised run on documents.
 
     `tokens`: "all" trains on all tokens (pretraining), "suffix" on suffixes only, as SIP runs do.
+    `packed`: trains on whole documents in rows of `length` tokens (0: model.max_len).
     """
-    task = dict(name="documents", tokens=tokens)
+    task = dict(name="documents", tokens=tokens, packed=packed, length=length)
+    return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
+
+
+def conversations_run(
+    *, path, chat, packed=True, length=0, evals, save_every=500, log_every=20, **run
+) -> ConfigDict:
+    """Builds a supervised run on the answers of conversations.
+
+    `path`: a JSON Lines file. `chat`: the chat template. Rows have `length` tokens (0:
+    model.max_len).
+    """
+    task = dict(
+        name="conversations",
+        path=path,
+        chat=chat,
+        packed=packed,
+        length=length,
+        max_skipped_fraction=0.1,
+    )
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 
@@ -213,6 +236,43 @@ def rewriter_run(*, rewrites, save_every=200, log_every=20, evals_every=0, **run
     """
     task, evals = dict(name="rewrites", **rewrites), section(every_steps=evals_every)
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
+
+
+def preference_run(
+    *, evals, loss=None, pairs=None, labels=None, save_every=100, log_every=10, **run
+) -> ConfigDict:
+    """Builds a supervised run of offline DPO, on `pairs` of a file or on `labels` by the corpus's
+    ground truth. `loss` are the changes to the default loss."""
+    task = dict(name="preferences", loss=complete(PairLossConfig, **(loss or {})))
+    task |= _pairs(pairs, labels)
+    return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
+
+
+def reward_model_run(
+    *,
+    model,
+    pairs=None,
+    labels=None,
+    margin_weight=1.0,
+    centring_weight=0.01,
+    save_every=100,
+    log_every=10,
+    evals_every=50,
+    **run,
+) -> ConfigDict:
+    """Builds a supervised run of a reward model, on `pairs` of a file or on `labels` by the
+    corpus's ground truth. `model` gets a scalar head."""
+    task = dict(name="reward_model", margin_weight=margin_weight, centring_weight=centring_weight)
+    task |= _pairs(pairs, labels)
+    run |= dict(model=dict(model, scalar=True), save_every=save_every, log_every=log_every)
+    return _supervised(task, section(every_steps=evals_every), **run)
+
+
+def _pairs(pairs, labels) -> dict:
+    """Builds the section of the source of pairs: exactly one of the two."""
+    if labels is not None:
+        return dict(labels=complete(PairLabelConfig, **labels))
+    return dict(pairs=complete(PairsConfig, **pairs))
 
 
 def candidates(

@@ -1,7 +1,8 @@
 """Shared parts of the runs at the scale of arXiv 2601.21343: data, tokenizer, policy, hardware.
 
 Variant words after the colon, separated by commas:
-    a machine of HARDWARE (default: v5e-64)
+    a machine of HARDWARE (default: v5e-64); those of 4 or 8 chips have smaller batches, a judge in
+               bfloat16 and an adaptive comparison schedule
     reasoned   The judge writes its reasoning before the verdict, as in the paper. Without it the
                verdict is read from the probabilities of the options.
     debug      A tiny run: byte tokenizer, fresh parameters, a rule as the judge.
@@ -34,13 +35,20 @@ MODEL = dict(  # preset llama_1b4: Llama 2's tokenizer and architecture, 1.36e9 
     branch_chunk=8,
     logprob_chunk=512,
 )
-# teachers: prefixes per call of judge and rewriter, at least one per device. batch and microbatches
-# are the policy's. One GPU has no memory for a batch of 256 prefixes with 16 rollouts each.
+# teachers: prefixes per call of judge and rewriter, at least one per device; stored: dtype of their
+# parameters, by default as saved; schedule: pairs that the judge compares, by default all. batch
+# and microbatches are the policy's. A host of 4 or 8 chips or one GPU has no memory for a batch of
+# 256 prefixes with 16 rollouts each, nor v5e-8 for all pairs. Names count chips, except that of
+# v4-8, which is Google Cloud's: 8 cores, 4 chips.
+SMALL = dict(stored="bfloat16", schedule="adaptive")
 HARDWARE = {
     "v5e-64": dict(teachers=64, batch=256, microbatches=1),
     "v5e-256": dict(teachers=256, batch=256, microbatches=1),
     "v5p-64": dict(teachers=64, batch=256, microbatches=1),
     "v6e-64": dict(teachers=64, batch=256, microbatches=1),
+    "v5e-8": dict(teachers=8, batch=32, microbatches=4, **SMALL),
+    "v6e-8": dict(teachers=8, batch=64, microbatches=8, **SMALL),
+    "v4-8": dict(teachers=4, batch=32, microbatches=8, **SMALL),
     "h200": dict(teachers=1, batch=16, microbatches=4),
 }
 REASONED = {"quality": "reasoned_quality", "safety": "reasoned_safety"}
@@ -88,9 +96,12 @@ def get_config(
     )
     asked = tuple(REASONED[a] if a in REASONED and "reasoned" in others else a for a in aspects)
     judge = common.judge("local", init_from="judge", weights=tuple((a, 1.0) for a in asked))
-    judge.batch = hardware["teachers"]
+    stored = hardware["stored"] if "stored" in hardware else ""
+    judge.batch, judge.param_dtype = hardware["teachers"], stored
     judge.votes = 5 if "reasoned" in others and "safety" in aspects else 1
-    rewriter = common.rewriter("local", init_from="rewriter")
+    if "schedule" in hardware:
+        judge.schedule = common.schedule(hardware["schedule"])
+    rewriter = common.rewriter("local", init_from="rewriter", param_dtype=stored)
     rewriter.batch = hardware["teachers"]
     run = common.sip_run(
         model=dict(MODEL),

@@ -3,6 +3,7 @@
 import _common as common
 from ml_collections import ConfigDict
 
+from sip.tasks.rl.prompts import Config as PromptsConfig
 from sip.training.losses import PolicyConfig
 
 
@@ -62,6 +63,23 @@ def rewriter_run(*, rewrites, judge, **run) -> ConfigDict:
     The judge uses schedule "against". `rewrites` are the other settings of the task.
     """
     return _run(dict(name="rewrites", judge=judge, **rewrites), **run)
+
+
+def prompts_run(
+    *, reward, prompts="", judge=None, continuations=None, held_out=64, **run
+) -> ConfigDict:
+    """Builds the run of a policy that is rewarded for its answers to prompts.
+
+    `reward` is a reward model's run, "judge" with a section `judge`, FILE.py:FUNCTION, or several
+    of them: ((reward, weight), ...). `prompts` is a file; empty: prefixes of the corpus, for which
+    `continuations` is the section of an evaluation as other runs have it.
+    """
+    task = common.complete(
+        PromptsConfig, name="prompts", reward=reward, prompts=prompts, held_out=held_out
+    )
+    optional = dict(judge=judge, continuations=continuations)
+    task = {key: value for key, value in task.items() if key not in optional}
+    return _run(task | {key: x for key, x in optional.items() if x is not None}, **run)
 
 
 def shrink(run) -> None:

@@ -9,8 +9,9 @@ ranked by all ordered pairs; batch 256, sequences of 2048 tokens with suffixes o
 learning rate 5e-6 with a warmup of 100 steps and cosine decay to a tenth. Our choices: beta 0.1,
 AdamW's other settings, and direct verdicts (variant `reasoned` is like the paper's judge).
 
-NAME is a TFDS data set under WORKDIR/data. `init_from` is a base model of this architecture with
-Llama 2's tokenizer. The judge comes from configs/judge_llama8b.py, or is a server.
+NAME is a TFDS data set under WORKDIR/data (tpu/corpus.py builds one). `init_from` is a base model
+of this architecture with Llama 2's tokenizer. The judge comes from configs/judge_llama8b.py, or is
+a server.
 `:debug` is tiny.
 
 Hardware: chosen by the variant; not yet run. Minimum times by `python -m sip.aot`: 36 s per step on

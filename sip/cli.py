@@ -24,12 +24,18 @@ from ml_collections import config_flags
 
 from sip import processes
 from sip.sections import LARGEST
+from sip.stages import recipe
 from sip.structs import UserError
 from sip.training.loop import Stopped
 from sip.workdir import place
 
 # Exit codes: an error that the user can fix, Ctrl-C, and one of several processes that failed.
 MENDABLE, INTERRUPTED, LEFT = 2, 130, 1
+
+
+PRINT = "print_config"
+# Configs that any config may import: those of the source tree, which an editable install uses.
+SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
 
 
 # The flags below belong to the command that asks for them: its --help lists them.
@@ -54,10 +60,13 @@ def path_flag(name: str, default: str | None, text: str) -> flags.FlagHolder:
 
 
 def config_flag() -> flags.FlagHolder:
-    """Defines --config for a command."""
+    """Defines --config and --print_config for a command."""
     if "config" not in flags.FLAGS:
         text = "Config file, with :VARIANT where it has variants."
         config_flags.DEFINE_config_file("config", None, text, lock_config=True)
+    text = "Print all keys of the config with their values, one per line, and do nothing else."
+    shared(flags.DEFINE_bool, PRINT, False, text)
+    flags.declare_key_flag(PRINT)
     return _owned("config")
 
 
@@ -229,14 +238,16 @@ def _placed(arg: str) -> str:
 
 
 def _admit_siblings(argv) -> None:
-    """Adds the directory of the config file to sys.path: a config may import its siblings."""
+    """Adds the directory of the config file to sys.path, and after it the one of the shipped
+    configs: a config may import its siblings and them."""
     for arg, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         name, given, file = arg.lstrip("-").partition("=")
         if name == "config":
             path = (file if given else following).rpartition(".py")[0] + ".py"
             if not os.path.isfile(path):
                 raise UserError(f"--config: no such file: {path}")
-            sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+            own = os.path.dirname(os.path.abspath(path))
+            sys.path[:0] = [own] if os.path.realpath(own) == SHIPPED else [own, SHIPPED]
 
 
 def _mentioned(argv, text: str) -> str:
@@ -253,7 +264,7 @@ def code(main, argv) -> int:
     processes, and they would wait for this one.
     """
     try:
-        main(argv)
+        (print_config if _asked_to_print() else main)(argv)
         sys.stdout.flush()
     except UserError as e:
         _say(e)
@@ -284,6 +295,31 @@ def code(main, argv) -> int:
         )
         return _failed(LEFT)
     return 0
+
+
+def _asked_to_print() -> bool:
+    return PRINT in flags.FLAGS and bool(flags.FLAGS[PRINT].value)
+
+
+def print_config(argv) -> None:
+    """Prints each key of --config and its value as Python text, with the defaults of keys that it
+    leaves out. Sections that are not valid yet are printed as they are, and named on stderr."""
+    del argv
+    config = flags.FLAGS["config"].value
+    if config is None:
+        raise UserError("--config is needed")
+    values, problems = recipe.filled(config)
+    print("\n".join(_assignments(values)))
+    for name, problem in problems.items():
+        _say(f"{name} is not valid yet: {problem}", "warning")
+
+
+def _assignments(value, at: str = ""):
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _assignments(inner, f"{at}.{key}".lstrip("."))
+    else:
+        yield f"{at} = {value!r}"
 
 
 def _full_disk(error: BaseException | None) -> str:
@@ -329,9 +365,9 @@ def _failed(exit_code: int) -> int:
     return exit_code
 
 
-def _say(error) -> None:
+def _say(error, kind: str = "error") -> None:
     with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code remains
-        print(f"error: {_words(error)}", file=sys.stderr)
+        print(f"{kind}: {_words(error)}", file=sys.stderr)
 
 
 def _words(error) -> str:

@@ -5,20 +5,27 @@ hf://ORGANISATION/NAME, which is downloaded once. A prompt of a published checkp
 transformers: its tokenizer files say if BOS and a space come first. Prints each prompt with its
 continuation. With --json prints one object per sample, with tokens and log-probabilities in nats:
 `logp` under the model, `sample_logp` under the distribution after temperature, top_k and top_p.
+
+With --chat the model answers as an assistant, in the chat template that it was tuned in:
+
+    python -m sip.generate --chat --checkpoint=RUN_DIR              a talk in the terminal
+    python -m sip.generate --chat --checkpoint=RUN_DIR < FILE       one answer per line, one talk
+    python -m sip.generate --chat --checkpoint=RUN_DIR --prompts=FILE   each line by itself
 """
 
 import os
+import sys
 
-import jax
-import numpy as np
 from absl import flags
 
 from sip import cli, loading, mesh, sampling
 from sip.hf import hub, spelling, tokens
+from sip.loading import LoadedModel
 from sip.sections import LARGEST
 from sip.structs import UserError
-from sip.text.lines import read_texts
+from sip.text.lines import read_lines, read_texts
 from sip.text.tokenizer import continuation
+from sip.textgen import dialogue
 from sip.workdir import to_json
 
 MOST_SAMPLES = 1 << 16  # each has its own part of the cache in memory
@@ -46,6 +53,15 @@ _TOP_K = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=LARGEST,
 )
+_CHAT = flags.DEFINE_bool(
+    "chat", False, "Answer as an assistant: in a terminal, to each line of stdin, or to --prompts."
+)
+_TEMPLATE = flags.DEFINE_string(
+    "template",
+    "",
+    "With --chat: own, harmony, turns or a .jinja file; by default that of the run's training.",
+)
+_SYSTEM = flags.DEFINE_string("system", "", "With --chat: the system message.")
 _SEED = cli.seed_flag()
 _JSON = cli.json_flag()
 
@@ -55,20 +71,20 @@ def read_prompts(prompt: str | None, path: str | None) -> list[str]:
     if (prompt is None) == (path is None):
         raise UserError("give either --prompt or --prompts")
     if prompt is not None:
-        return [_as_utf8(prompt)]
+        return [_as_utf8(prompt, "--prompt")]
     found = [line for line in read_texts(str(path), "prompts") if line.strip()]
     if not found:
         raise UserError(f"--prompts {path}: the file has no prompt")
     return found
 
 
-def _as_utf8(prompt: str) -> str:
+def _as_utf8(prompt: str, flag: str) -> str:
     """Decodes an argument as UTF-8 if the locale (LC_ALL=C) could not: it has surrogates then."""
     try:
         surrogates = any("\ud800" <= c <= "\udfff" for c in prompt)
         return os.fsencode(prompt).decode() if surrogates else prompt
     except UnicodeError:
-        raise UserError(f"--prompt {prompt!a}: not UTF-8; put it into a file: --prompts") from None
+        raise UserError(f"{flag} {prompt!a}: not UTF-8; put it into a file: --prompts") from None
 
 
 def generate(
@@ -91,42 +107,61 @@ def generate(
     params, cfg = loading.load_params(directory, where)
     published = tokens.home(directory) is not None
     ids = [spelling.prompt(tokenizer, p, as_published=published) for p in prompts]
-    if num * len(ids) > MOST_SAMPLES:
+    check_number(len(ids), num)
+    model = LoadedModel(params, cfg, tokenizer, where)
+    found = dialogue.draw(
+        model,
+        ids,
+        num=num,
+        max_tokens=max_tokens,
+        sample=sample,
+        seed=seed,
+        stops=tokenizer.stops,
+    )
+
+    def one(b: int, k: int) -> dict:
+        live = found.tokens_BCR[b, k][found.mask_BCR[b, k]].tolist()
+        return dialogue.sample_of(prompts[b], continuation(tokenizer, ids[b], live), found, b, k)
+
+    return [[one(b, k) for k in range(num)] for b in range(len(ids))]
+
+
+def check_number(prompts: int, num: int) -> None:
+    """Raises UserError if more samples are asked for than fit the memory at once."""
+    if num * prompts > MOST_SAMPLES:
         raise UserError(
-            f"{len(ids)} prompts with --num={num}: at most {MOST_SAMPLES:,} samples are drawn at "
+            f"{prompts} prompts with --num={num}: at most {MOST_SAMPLES:,} samples are drawn at "
             "once; ask for fewer and run again with another --seed"
         )
-    longest = max(map(len, ids))
-    if longest + max_tokens > cfg.max_len:
-        raise UserError(
-            f"a prompt of {longest} tokens and --max_tokens {max_tokens} exceed "
-            f"the model's max_len of {cfg.max_len} tokens"
-        )
-    tokens_BT = np.full((len(ids), longest), tokenizer.pad, np.int32)
-    for row, some in zip(tokens_BT, ids, strict=True):
-        row[: len(some)] = some
-    fork_B = np.array([len(some) for some in ids], np.int32)
-    run = sampling.program(cfg, num, max_tokens, sample, tokenizer.stops)
-    with jax.set_mesh(where):
-        found = run(params, tokens_BT, fork_B, np.arange(len(ids)), jax.random.key(seed))
-    found = jax.tree.map(np.asarray, found)
-    return [
-        [_sample(tokenizer, prompts[b], ids[b], found, b, k) for k in range(num)]
-        for b in range(len(ids))
-    ]
 
 
-def _sample(tokenizer, prompt, ids, found, b, k) -> dict:
-    """The JSON object of sample k of prompt b."""
-    live = found.mask_BCR[b, k]
-    tokens = found.tokens_BCR[b, k][live].tolist()
-    return {
-        "prompt": prompt,
-        "text": continuation(tokenizer, ids, tokens),
-        "tokens": tokens,
-        "logp": [round(float(x), 6) for x in found.logp_BCR[b, k][live]],
-        "sample_logp": [round(float(x), 6) for x in found.sample_logp_BCR[b, k][live]],
-    }
+def talk(directory: str, sample: sampling.SamplingConfig) -> None:
+    """The command line with --chat. Raises UserError."""
+    given = flags.FLAGS["max_tokens"].present
+    asked = _PROMPT.value is not None or _PROMPTS.value is not None
+    prompts = read_prompts(_PROMPT.value, _PROMPTS.value) if asked else []
+    if not asked:
+        for flag in (_NUM, _JSON):
+            if flags.FLAGS[flag.name].present:
+                raise UserError(f"--{flag.name}: needs --prompt or --prompts with --chat")
+    check_number(len(prompts), _NUM.value)
+    partner = dialogue.load(
+        directory,
+        template=_TEMPLATE.value,
+        sample=sample,
+        max_tokens=_MAX_TOKENS.value if given else 0,
+        seed=_SEED.value,
+    )
+    system = _as_utf8(_SYSTEM.value, "--system")
+    if asked:
+        rows = dialogue.of_prompts(partner, system, prompts, _NUM.value)
+        for one in (one for row in rows for one in row):
+            print(to_json(one) if _JSON.value else dialogue.shown(one["text"], keep="\t"))
+    elif sys.stdin.isatty():
+        dialogue.in_terminal(partner, system)
+    else:
+        for line in dialogue.in_pipe(partner, system, read_lines(sys.stdin.buffer, "stdin")):
+            print(line, flush=True)
 
 
 def main(argv) -> None:
@@ -136,6 +171,11 @@ def main(argv) -> None:
     if not _CHECKPOINT.value:
         raise UserError("--checkpoint is needed")
     sample = sampling.SamplingConfig(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
+    if _CHAT.value:
+        return talk(hub.local(_CHECKPOINT.value), sample)
+    for flag in (_TEMPLATE, _SYSTEM):
+        if flag.value:
+            raise UserError(f"--{flag.name}: needs --chat")
     rows = generate(
         hub.local(_CHECKPOINT.value),
         read_prompts(_PROMPT.value, _PROMPTS.value),

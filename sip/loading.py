@@ -191,10 +191,18 @@ def kept_tokenizer(directory: str) -> Tokenizer:
 
     Raises UserError if there is none.
     """
+    return load_tokenizer(*tokenizer_of(directory))
+
+
+def tokenizer_of(directory: str) -> tuple[str, str]:
+    """Returns (kind, path) of the tokenizer of a run or of a Hugging Face directory.
+
+    Raises UserError if there is none.
+    """
     path = epath.Path(directory)
     published = tokens.home(directory)
     if published:
-        return load_tokenizer(*tokens.kind_of(published))
+        return tokens.kind_of(published)
     file = path / "tokenizer.json"
     if not file.exists():
         raise UserError(f"{directory} has no tokenizer.json; give the directory of a run")
@@ -202,4 +210,4 @@ def kept_tokenizer(directory: str) -> Tokenizer:
     if "kind" not in found:  # the file of a Hugging Face tokenizer, and no config.json
         raise UserError(f"{path / 'config.json'}: is missing; a checkpoint needs it")
     kind = found["kind"]
-    return load_tokenizer(kind, tokenizers.kept(kind, directory))
+    return kind, tokenizers.kept(kind, directory)

@@ -13,6 +13,7 @@ from sip import mesh as meshes
 from sip import processes, workdir
 from sip.data import corpus as corpora
 from sip.data.corpus import Corpus, CutConfig
+from sip.data.documents import Documents
 from sip.judge import prompts
 from sip.loading import load_tokenizer
 from sip.mesh import MeshConfig, PartConfig
@@ -71,6 +72,17 @@ class Run:
         line = corpora.summary(self.corpus(split), split, rows)
         corpora.say(f"{self.name} learns from {line}")
 
+    def documents(self, split: str) -> Documents:
+        """The documents of a split, loaded once per process, neither tokenised nor cut."""
+        found = corpora.load_documents(self.config.data, split, self.workdir)
+        if found.left_out:
+            self.left_out[split] = dict(found.left_out)
+        return found
+
+    def say(self, line: str) -> None:
+        """Prints a line about the run to stderr, once for all processes."""
+        corpora.say(line)
+
     def record(self, cfg: ModelConfig, pending) -> dict[str, Any]:
         """The JSON record of a checkpoint: enough to use it without the config file, and the sums
         of the metrics that are not written yet."""
@@ -95,8 +107,8 @@ class TokenizerConfig:
     is trained on the corpus."""
 
     kind: str = "sentencepiece"  # sentencepiece | huggingface | byte
-    path: str = ""  # huggingface: a tokenizer.json or its directory
-    vocab_size: int = 768  # of a trained tokenizer
+    path: str = ""  # a file; of kind huggingface a tokenizer.json or its directory
+    vocab_size: int = 768  # number of tokens of a trained tokenizer
     documents: int = 20000  # documents of the training split that it is trained on
     prompts: tuple[str, ...] = ()  # judge aspects whose words and verdicts become single tokens
     symbols: tuple[str, ...] = ()  # other strings that become single tokens
@@ -125,7 +137,7 @@ class RunConfig:
     stage: str  # supervised | selfimprove | rl
     split: str  # documents to learn from, such as train[:60%]
     init_from: str  # a run of the recipe or a directory; empty: fresh parameters
-    steps: int
+    steps: int  # updates of the parameters
     batch: int  # examples per step
     microbatches: int  # parts of a batch whose gradients are accumulated
     model: ModelConfig
@@ -139,6 +151,10 @@ class RunConfig:
         if self.lora.rank and not self.init_from:
             raise UserError("lora.rank: LoRA needs init_from; fresh parameters would stay random")
         self.lora.check(self.model)
+        if self.model.scalar and not self.scores:
+            raise UserError("model.scalar: only the task reward_model trains a scalar head")
+        if self.scores and not self.model.scalar:
+            raise UserError("model.scalar must be True for the task reward_model")
         check("", self, steps=at_least(1), batch=at_least(1), microbatches=at_least(1))
         if self.batch % self.microbatches:
             raise UserError(
@@ -165,7 +181,16 @@ class RunConfig:
         return ()
 
     def reach(self) -> None:
-        """Raises UserError if a server that the run needs does not answer."""
+        """Raises UserError if a server or file that the run needs is not there."""
+
+    def continued(self) -> Any:
+        """The evaluation of a run that writes continuations (an EvalConfig); None if none does."""
+        return None
+
+    @property
+    def scores(self) -> bool:
+        """True if the run trains a reward model, whose head is a scalar."""
+        return False
 
     @property
     def apart(self) -> PartConfig | None:
@@ -177,7 +202,7 @@ class RunConfig:
 class TaskConfig:
     """The `task` section of a run; each task adds its own settings."""
 
-    name: str
+    name: str  # selects the task
 
     def sources(self) -> dict[str, str]:
         """The runs or directories that the task reads, by the config key that names them."""
@@ -191,8 +216,17 @@ class TaskConfig:
         """Names of the figures of the task's evaluations."""
         return ()
 
+    @property
+    def scores(self) -> bool:
+        """True if the task trains a reward model, whose head is a scalar."""
+        return False
+
+    def continues(self) -> bool:
+        """True if the run's evaluation writes continuations of held-out prefixes."""
+        return False
+
     def reach(self) -> None:
-        """Raises UserError if a server that the task needs does not answer."""
+        """Raises UserError if a server or file that the task needs is not there."""
 
     def check(self, c) -> None:
         """Raises UserError if the task does not fit the other settings of the run `c`."""

@@ -2,7 +2,8 @@
 
 A config lists its runs in order. The command skips finished runs and resumes an unfinished one, so
 after a crash, Ctrl-C or a preemption you run the same command again. Ctrl-C and SIGTERM save a
-checkpoint before the program exits. --seeds=0,1,2 trains all runs once per seed, in DIR/seed0,
+checkpoint before the program exits. --from=DIR copies finished runs of another workdir that this
+config would train alike. --seeds=0,1,2 trains all runs once per seed, in DIR/seed0,
 DIR/seed1, and so on, and reports the spread over the seeds. Exit codes: 0 done, or stopped and
 saved; 2 an error that you can fix, printed as one line.
 
@@ -23,7 +24,7 @@ from sip import cli, processes
 from sip import workdir as workdirs
 from sip.report import outputs
 from sip.run import Run
-from sip.stages import recipe, seeds
+from sip.stages import binding, recipe, reuse, seeds
 from sip.stages.clock import Clock
 from sip.structs import UserError
 from sip.training import loop
@@ -32,6 +33,11 @@ _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag()
 _SEEDS = flags.DEFINE_string(
     "seeds", None, "Comma-separated seeds, such as 0,1,2; replaces config.seed."
+)
+_FROM = cli.path_flag(
+    "from",
+    "",
+    "Another workdir: its finished runs are copied, if this config would train the same.",
 )
 _PROFILE = flags.DEFINE_bool("profile", False, "Write a profiler trace of a few steps of each run.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "Address of process 0, HOST:PORT.")
@@ -44,13 +50,14 @@ _DISTRIBUTED = flags.DEFINE_bool(
 )
 
 
-def train(config, workdir: str, profile: bool = False) -> dict:
+def train(config, workdir: str, profile: bool = False, source: str = "") -> dict:
     """Trains all unfinished runs of `config`, then writes the report.
 
     Args:
         config: The whole config (a ConfigDict).
         workdir: Output directory, local or gs://.
         profile: Writes a profiler trace of a few steps of each run.
+        source: Another workdir, whose finished runs are copied (sip/stages/reuse.py), or "".
 
     Returns:
         The summary that is also written to summary.json.
@@ -61,19 +68,23 @@ def train(config, workdir: str, profile: bool = False) -> dict:
     """
     cli.keep_memory()
     workdirs.check_reachable(workdir, "workdir")
-    recipe.check(config, workdir)
+    plan = reuse.plan(config, source, workdir) if source else None
+    recipe.check(config, workdir, plan.runs if plan else ())
     recipe.check_files(config)
     recipe.check_meshes(config)
-    workdirs.check_claim(config, workdir)  # before anything is made
+    binding.check(config, workdir)  # before anything is made
     with workdirs.locked(workdir):
         workdirs.clean(workdir)
-        workdirs.claim(config, workdir)
+        binding.bind(config, workdir)
+        if plan:
+            reuse.take(plan, workdir)
         _train_runs(config, workdir, profile)
         return outputs.write(config, workdir)
 
 
 def _train_runs(config, workdir: str, profile: bool) -> None:
     for name in config.order:
+        loop.leave()
         directory = epath.Path(workdirs.run_dir(workdir, name))
         # Process 0 looks for the file, so that all processes skip the same runs.
         if processes.broadcast(functools.partial(_done, directory)):
@@ -87,15 +98,17 @@ def _train_runs(config, workdir: str, profile: bool) -> None:
                 clock.save()
         done = {"wall_seconds": clock.seconds(), "lost_steps": clock.lost_steps}
         done["left_out"] = run.left_out
-        workdirs.write_json(directory / "done.json", done)
+        workdirs.write_json(directory / workdirs.DONE, done)
 
 
 def _done(directory: epath.Path) -> bool:
-    path = directory / "done.json"
+    path = directory / workdirs.DONE
     return path.exists() and bool(workdirs.read_json(path, wall_seconds=(int, float)))
 
 
-def train_seeds(config, wanted: Sequence[int], workdir: str, profile: bool = False) -> dict:
+def train_seeds(
+    config, wanted: Sequence[int], workdir: str, profile: bool = False, source: str = ""
+) -> dict:
     """Trains all runs of the config once per seed, then reports means and spread over the seeds.
 
     Args:
@@ -103,21 +116,31 @@ def train_seeds(config, wanted: Sequence[int], workdir: str, profile: bool = Fal
         wanted: The seeds.
         workdir: Output directory; seed S is trained in workdir/seedS.
         profile: As in `train`.
+        source: As in `train`; of a job over seeds, each seed takes its own.
 
     Returns:
         The summary over the seeds.
     """
-    seeds.check_claim(config, wanted, workdir)  # before anything is made
+    workdirs.check_reachable(workdir, "workdir")
+    every = [(seed, seeds.of(config, seed), seeds.directory(workdir, seed)) for seed in wanted]
+    plans = [reuse.plan(own, source, where) for _, own, where in every] if source else []
+    taken = set.intersection(*(set(plan.runs) for plan in plans)) if plans else set()
+    seeds.check_claim(config, wanted, workdir, taken)  # before anything is made
     with workdirs.locked(workdir):
         workdirs.clean(workdir)
-        seeds.claim(config, wanted, workdir)
-        for seed in wanted:
-            directory = seeds.directory(workdir, seed)
-            if not processes.broadcast((epath.Path(directory) / "summary.json").exists):
+        seeds.claim(config, wanted, workdir, taken)
+        for seed, own, where in every:
+            if not processes.broadcast(functools.partial(_finished, own, where)):
                 if processes.lead():
-                    print(f"seed {seed}: {directory}", flush=True)
-                train(seeds.of(config, seed), directory, profile)
+                    print(f"seed {seed}: {where}", flush=True)
+                train(own, where, profile, source)
         return outputs.write_seeds(config, wanted, workdir)
+
+
+def _finished(config, workdir: str) -> bool:
+    """True if a seed has its summary, of this very config."""
+    path = epath.Path(workdir) / "summary.json"
+    return path.exists() and binding.recorded(workdir) == workdirs.resolved(config)
 
 
 def main(argv) -> None:
@@ -137,12 +160,13 @@ def main(argv) -> None:
         bool(_DISTRIBUTED.value),
     )
     config, workdir, profile = _CONFIG.value, str(_WORKDIR.value), bool(_PROFILE.value)
+    source = str(_FROM.value)
     try:
         with loop.stopping():
             if wanted:
-                train_seeds(config, wanted, workdir, profile)
+                train_seeds(config, wanted, workdir, profile, source)
             else:
-                train(config, workdir, profile)
+                train(config, workdir, profile, source)
     except BrokenPipeError:  # of a listing the reader has seen enough; this is not done
         raise UserError(
             "the reader of the output has closed it; run the same command to continue"

@@ -1,6 +1,6 @@
-"""Paths inside a workdir, the config that it belongs to, and atomic files.
+"""Paths inside a workdir, its locks and its atomic files.
 
-WORKDIR/config.json       the recipe
+WORKDIR/config.json       the recipe of the last start (sip/stages/binding.py)
 WORKDIR/data, tokenizer.model   built corpus and trained tokenizer (shared_dir)
 WORKDIR/runs/NAME         a run: checkpoints, tokenizer, metrics.jsonl, eval.json, done.json
 WORKDIR/runs/NAME/best    the parameters with the best evaluation (checkpoint.best)
@@ -29,6 +29,18 @@ from sip.structs import UserError
 SEEDS = "seeds.json"  # the seeds of a job over several seeds, and whether they share a corpus
 BEST = "best"  # a run's directory of its best parameters
 LOCK = ".lock"
+CONFIG, DONE = "config.json", "done.json"
+TAKEN = "from.json"  # in a run's directory: the workdir that the run was copied from (--from)
+
+
+class _Absent:
+    """The value of a key that is not there; unlike None, equal to no value of a config."""
+
+    def __repr__(self):
+        return "absent"
+
+
+ABSENT = _Absent()
 SCHEMES = ("gs", "s3", "hf")  # of the URLs that are not local
 
 
@@ -62,9 +74,14 @@ def workdir_of(directory: str) -> str:
     return str(run.parent.parent)
 
 
+def absolute(workdir: str) -> epath.Path:
+    """The path of a workdir from the root."""
+    return epath.Path(workdir if "://" in workdir else os.path.abspath(workdir))
+
+
 def shared_dir(workdir: str) -> epath.Path:
     """The directory of corpus and tokenizer: the workdir, or its parent if seeds share them."""
-    own = epath.Path(workdir if "://" in workdir else os.path.abspath(workdir))
+    own = absolute(workdir)
     path = own.parent / SEEDS
     found = read_seeds(path) if path.exists() else {"shared": False, "seeds": []}
     return own.parent if found["shared"] and own.name in map(seed_name, found["seeds"]) else own
@@ -231,34 +248,16 @@ def digest(paths: Iterable[Any]) -> str:
     return found.hexdigest()
 
 
-def claim(config, workdir: str) -> None:
-    """Writes the resolved config to WORKDIR/config.json. Raises UserError as `check_claim` does."""
-    check_claim(config, workdir)
-    try:
-        write_json(epath.Path(workdir) / "config.json", resolved(config))
-    except OSError as e:
-        raise UserError(f"workdir {workdir}: {e}") from e
-
-
-def check_claim(config, workdir: str) -> None:
-    """Raises UserError if a workdir belongs to another config or to a job over seeds."""
-    path, wanted = epath.Path(workdir) / "config.json", resolved(config)
-    if (path.parent / SEEDS).exists():
-        raise UserError(
-            f"workdir {workdir} belongs to a job over seeds: give --seeds or use another workdir"
-        )
-    try:
-        tokenizer = shared_dir(workdir) / "tokenizer.model"
-        begun = (path.parent / "runs").exists() or tokenizer.exists()
-        found = read_json(path) if path.exists() and begun else wanted
-    except OSError as e:
-        raise UserError(f"workdir {workdir}: {e}") from e
-    if found != wanted:
-        keys = ", ".join(sorted(differing(found, wanted))[:5])
-        raise UserError(
-            f"workdir {workdir} belongs to another config, which differs in {keys}; use another "
-            "workdir"
-        )
+def begun(directory) -> bool:
+    """Returns True if a run's directory has a checkpoint, or says that the run is finished."""
+    path = epath.Path(directory)
+    if (path / DONE).exists():
+        return True
+    if (path / TAKEN).exists():  # a copy that was interrupted
+        return False
+    saved = path / "checkpoints"
+    # Orbax gives a finished checkpoint its step as its name.
+    return saved.exists() and any(one.name.isdigit() for one in saved.iterdir())
 
 
 def resolved(config) -> dict[str, Any]:
@@ -266,19 +265,23 @@ def resolved(config) -> dict[str, Any]:
     return json.loads(to_json(plain(config)))
 
 
-def differing(a, b, at: str = "") -> set[str]:
+def differing(a, b) -> set[str]:
     """Returns the dotted names of keys in which two nested dicts differ."""
+    return set(changes(a, b))
+
+
+def changes(a, b, at: str = "") -> dict[str, tuple[Any, Any]]:
+    """Returns the values (in a, in b) by dotted key in which two nested dicts differ.
+
+    The value of a key that is not there is ABSENT.
+    """
     if not (isinstance(a, dict) and isinstance(b, dict)):
-        return set() if a == b else {at}
-    keys = set(a) | set(b)
-    missing = object()  # unlike None, equal to no value of a config
-    return {
-        found
-        for k in keys
-        for found in differing(
-            a[k] if k in a else missing, b[k] if k in b else missing, f"{at}.{k}" if at else k
-        )
-    }
+        return {} if a == b else {at: (a, b)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for k in dict.fromkeys((*a, *b)):
+        inner = a[k] if k in a else ABSENT, b[k] if k in b else ABSENT
+        found |= changes(*inner, f"{at}.{k}" if at else k)
+    return found
 
 
 def check_reachable(path: str, name: str) -> None:

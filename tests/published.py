@@ -9,6 +9,7 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2
 
 DATA = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "tokenizers"
+PAIRWISE = DATA.parent / "pairwise"
 SPACE = "\u2581"
 UNIGRAM, CONTROL = 1, 3
 QWEN = (  # pattern published by Qwen's authors

@@ -351,6 +351,10 @@ def test_variants_change_batch_and_mesh_of_all_runs_and_nothing_else():
         (["--topology=v5e:8x8"], "--config is needed"),
         (["--config=CONFIG"], "--topology is needed"),
         (["--config=CONFIG", "--topology=h9:2x2"], "--topology=h9:2x2: must be CHIP:SHAPE"),
+        (
+            ["--config=CONFIG", "--topology=v3:2x2"],
+            "TPU v3 is not supported: each of its two cores",
+        ),
         (["--config=CONFIG", "--topology=v5e:2x2", "--batches=8"], "--meshes need --sweep"),
         (["--config=CONFIG", "--topology=v5e:2x2", "x"], "unexpected argument 'x'"),
     ],

@@ -14,18 +14,18 @@ import pytest
 from absl import flags
 from workdirs import call
 
-from sip import cli
+from sip import cli, train
 from sip.structs import UserError
 
 FLAGS = {
-    "train": {"config", "workdir", "seeds"},
+    "train": {"config", "print_config", "workdir", "seeds", "from"},
     "evaluate": {"checkpoint", "evals", "out"},
     "generate": {"checkpoint", "prompt", "seed"},
     "label": {"make", "aspect", "out", "config", "workdir", "checkpoint"},
     "convert": {"to", "src", "dst"},
-    "aot.__main__": {"config", "topology", "workdir"},
+    "aot.__main__": {"config", "print_config", "topology", "workdir"},
     "bench.__main__": {"judge", "prefixes", "json"},
-    "judge.__main__": {"config", "workdir", "run"},
+    "judge.__main__": {"config", "print_config", "workdir", "run"},
 }
 
 
@@ -170,3 +170,46 @@ def test_control_characters_of_files_do_not_reach_the_terminal(capsys):
     assert cli.code(fails, []) == 2
     said = capsys.readouterr().err
     assert said == "error: field \\x1b[2J\\x9b\\u202e\\ud83d é 世 is not supported\n"
+
+
+OWN = """
+import _common as common
+import beside
+import microworld_ablations
+
+def get_config(arg=""):
+    config = microworld_ablations.get_config("dpo_rollouts,truth,debug")
+    config.runs.base.optim = common.muon(beside.LR, warmup_steps=1)
+    return config
+"""
+
+
+def printed(capsys, *argv) -> dict[str, str]:
+    """Returns the keys and values that --print_config prints."""
+    assert call(train, *argv, "--print_config") == 0
+    out = capsys.readouterr().out
+    return dict(line.split(" = ", 1) for line in out.splitlines())
+
+
+def test_a_config_of_ones_own_imports_the_shipped_ones_and_its_siblings(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text(OWN)
+    (tmp_path / "beside.py").write_text("LR = 0.125")
+    change = "--config.runs.base.steps=7"
+    own = printed(capsys, f"--config={tmp_path / 'mine.py'}", change)
+    shipped = Path(cli.SHIPPED) / "microworld_ablations.py:dpo_rollouts,truth,debug"
+    theirs = printed(capsys, f"--config={shipped}", change)
+    assert {k for k in theirs if own[k] != theirs[k]} == {
+        f"runs.base.optim.{k}" for k in ("lr", "name", "warmup_steps")
+    }
+    assert own.keys() == theirs.keys() and own["runs.base.optim.lr"] == "0.125"
+    assert own["runs.base.optim.steps"] == own["runs.base.steps"] == "7", "as it is resolved"
+    assert own["data.world.seed"] == "0", "a default that the file leaves out"
+
+
+def test_a_config_without_a_path_is_printed_and_named(capsys):
+    assert call(train, f"--config={Path(cli.SHIPPED) / 'text.py'}", "--print_config") == 0
+    out, err = capsys.readouterr()
+    assert "data.path = ''" in out.splitlines()
+    assert err.startswith("warning: data is not valid yet: config data: data.path ''")
+    assert call(train, "--print_config") == 2
+    assert "--config is needed" in capsys.readouterr().err

@@ -24,9 +24,16 @@ pytest_plugins = ["tiny_fixtures"]
 FILES = sorted(p for p in (tiny_recipe.ROOT / "configs").glob("*.py") if p.name[0] != "_")
 NAMES = [path.stem for path in FILES]
 BYTES = ["--config.tokenizer.kind=byte", "--config.tokenizer.path="]
+EXAMPLE = tiny_recipe.ROOT / "configs" / "examples" / "conversations.jsonl"
 FLAGS = {  # what the user has to name
     "text": ["--config.data.path=x"],
     "from_hf": ["--config.data.path=x", "--config.runs.sip.init_from=", *BYTES],
+    "finetune": ["--config.data.path=x", "--config.runs.tuned.init_from=", *BYTES],
+    "sft": [
+        *BYTES,
+        "--config.runs.assistant.init_from=",
+        f"--config.runs.assistant.task.path={EXAMPLE}",
+    ],
     "judge_llama8b": ["--config.runs.judge.init_from=", *BYTES],
     "rewriter_llama8b": [
         *BYTES,
@@ -171,6 +178,9 @@ WRONG = [
     ("data.cut.prefix_max", 400, "prefix_max 400"),
     ("data.source", "tape", "data.source='tape'"),
     ("tokenizer.kind", "none", "tokenizer.kind"),
+    ("runs.base.task.length", 64, "task.length: rows have data.cut's length unless task.packed"),
+    ("runs.standard.task.packed", True, "task.packed: whole documents have no suffix"),
+    ("runs.base.optim.decay_fraction", 0.0, "runs.base.optim.decay_fraction=0.0: must be"),
     ("order", ("base", "bass"), "no run 'bass'"),
     ("report.standard", "judge", "standard 'judge' is not one of the rows"),
     ("report.judge", "jury", "run 'jury' is not in config order"),
@@ -185,6 +195,21 @@ def test_a_wrong_value_is_rejected_by_its_name(key, value, message, tmp_path):
     tiny_recipe.put(values, key, value)
     with pytest.raises(UserError, match=message):
         recipe.check(ConfigDict(values, type_safe=False), str(tmp_path))
+
+
+SMALL = {"v4-8": 4, "v5e-8": 8, "v6e-8": 8}  # chips
+
+
+@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("machine", SMALL)
+def test_a_small_machine_has_smaller_batches_of_the_same_run(name, machine):
+    config, large = of(name, machine).runs.sip, of(name).runs.sip
+    run = recipe.STAGES["selfimprove"].resolve(of(name, machine), "sip")
+    assert run.batch // run.microbatches % SMALL[machine] == 0 == run.judge.batch % SMALL[machine]
+    assert workdirs.differing(plain(large), plain(config)) == {
+        "batch", "microbatches", "evals.batch", "judge.batch", "judge.param_dtype",
+        "judge.schedule.name", "rewriter.batch", "rewriter.param_dtype",
+    }  # fmt: skip
 
 
 def test_muon_is_one_line_with_the_keys_of_adamw(tmp_path):

@@ -52,6 +52,7 @@ def _run(config, name, workdir):
 def check(run, *sources):
     c = types.SimpleNamespace(sources=lambda: {f"key{i}": x for i, x in enumerate(sources)})
     inputs.check(run, c)
+    Path(run.directory, "checkpoints", "1").mkdir(parents=True, exist_ok=True)
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,25 @@ def test_a_changed_file_is_refused_by_name(run, tmp_path, changed):
     with pytest.raises(UserError, match=changed.split("/")[0]) as caught:
         check(run, *sources)
     assert "run sip" in str(caught.value) and "inputs.json" in str(caught.value)
+
+
+def test_what_a_start_without_a_checkpoint_read_is_no_obstacle(run, tmp_path):
+    check(run, "base")
+    (tmp_path / "w" / "runs" / "sip" / "checkpoints" / "1").rmdir()
+    (tmp_path / "book.txt").write_text("another book")
+    check(run, "base")
+    (tmp_path / "book.txt").write_text("a third")
+    with pytest.raises(UserError, match=r"book\.txt has changed"):
+        check(run, "base")
+
+
+def test_a_record_is_read_once(run, monkeypatch):
+    check(run, "base")
+    read, seen = inputs.workdirs.read_json, []
+    keep = lambda path, **keys: seen.append(path) or read(path, **keys)
+    monkeypatch.setattr(inputs.workdirs, "read_json", keep)
+    check(run, "base")
+    assert len(seen) == 1
 
 
 def test_a_source_that_was_trained_anew_is_refused_by_name(run, tmp_path):

@@ -2,10 +2,13 @@
 
 import gzip
 import io
+from pathlib import Path
 
 import pytest
 
 from sip.structs import UserError
+from sip.text import chat, template
+from sip.text import lines as reader
 from sip.text.lines import BOM, read_lines, read_texts
 
 
@@ -66,3 +69,19 @@ def test_texts_of_a_file_and_the_line_that_is_not_utf8(tmp_path):
     assert read_texts(str(path), "prompts") == ["é\u2028x"]
     with pytest.raises(UserError, match="cannot read the prompts: Is a directory"):
         read_texts(str(tmp_path), "prompts")
+
+
+def test_files_in_a_store_are_read_like_local_ones(tmp_path, monkeypatch):
+    """Texts, labels, prompts and chat templates: every kind of file may be a gs:// path."""
+    store = lambda path: Path(str(path).replace("gs://bucket", str(tmp_path)))
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo\n")
+    (tmp_path / "a.jinja").write_text("{{ messages }}")
+    monkeypatch.setattr(reader.epath, "Path", store)
+    assert list(read_texts("gs://bucket/a.txt", "labels")) == ["one", "two"]
+    assert template.read("aspect", "gs://bucket/a.txt", "judge") == "one\ntwo\n"
+    chat.check("gs://bucket/a.jinja", "judge.chat")
+    for path in ("gs://bucket/b.txt", "gs://bucket/b.jinja"):
+        with pytest.raises(UserError, match=path):
+            list(read_texts(path, "labels"))
+        with pytest.raises(UserError, match=path):
+            chat.check(path, "judge.chat")

@@ -23,7 +23,7 @@ def test_something_is_due_every_so_often_and_at_the_end(every, last, want):
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_becomes_a_flag_and_handlers_come_back(name):
     before = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    with loop.stop_on_signals() as stop:
+    with pytest.raises(loop.Stopped), loop.stop_on_signals() as stop:
         assert not stop
         os.kill(os.getpid(), name)
         assert stop
@@ -32,6 +32,12 @@ def test_a_signal_becomes_a_flag_and_handlers_come_back(name):
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
     with loop.stop_on_signals() as stop:
         assert not stop
+
+
+def test_a_signal_after_the_last_look_at_the_flag_stops_too():
+    with pytest.raises(loop.Stopped, match="stopped between two checkpoints"):
+        with loop.stop_on_signals():
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_second_ctrl_c_interrupts_and_handlers_come_back():

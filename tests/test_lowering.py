@@ -148,7 +148,7 @@ def _rollout(cfg):
 
 def _likelihood(cfg):
     return (
-        continuations._nll_program(cfg),
+        continuations.nll_program(cfg),
         decoder.abstract(cfg, MESH),
         (_tree(B, T, 0, 1), _array("BT", B, T, dtype=bool)),
     )

@@ -22,12 +22,22 @@ from sip.training.optim import OptimConfig
         ("cosine", {0: 1.0, 1: 1.5, 2: 2.0, 6: 1.1, 10: 0.2, 99: 0.2}),
         ("linear", {0: 1.0, 1: 1.5, 2: 2.0, 4: 1.55, 6: 1.1, 10: 0.2, 99: 0.2}),
         ("constant", {0: 1.0, 1: 1.5, 2: 2.0, 6: 2.0, 10: 2.0, 99: 2.0}),
+        # A decay of the last two updates; half way 2 * (1 - 0.9 / sqrt(2)).
+        ("wsd", {0: 1.0, 1: 1.5, 2: 2.0, 8: 2.0, 9: 0.72720779, 10: 0.2, 99: 0.2}),
     ],
 )
 def test_learning_rates_by_hand(name, want):
     lr = optim.schedule(OptimConfig(lr=2.0, steps=10, warmup_steps=2, schedule=name))
     for at, value in want.items():
         np.testing.assert_allclose(lr(at), value, rtol=1e-6, err_msg=f"{name} at {at}")
+
+
+def test_the_decay_of_wsd_is_a_share_of_the_steps_and_leaves_room_for_the_warmup():
+    lr = lambda **more: optim.schedule(OptimConfig(lr=1.0, steps=10, schedule="wsd", **more))
+    whole = lr(decay_fraction=1.0, min_ratio=0.0)
+    np.testing.assert_allclose([whole(0), whole(5)], [1.0, 1 - 0.5**0.5], rtol=1e-6)
+    with pytest.raises(UserError, match="warmup_steps=9: with the 2 steps of the decay"):
+        lr(warmup_steps=9)
 
 
 def test_without_warmup_the_first_update_has_the_whole_rate():

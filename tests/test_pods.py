@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from sip.data import documents
+from sip.data.documents import DataConfig
+
 TPU = Path(__file__).resolve().parent.parent / "tpu"
 
 
@@ -143,7 +146,7 @@ def test_sync_sends_the_tree_and_installs_it(player, tmp_path, monkeypatch):
     copied, installed = seen()["calls"]
     assert copied[:5] == ["gcloud", "compute", "tpus", "tpu-vm", "scp"]
     assert copied[6:] == ["n:sip.tar.gz", "--worker=all", *WHERE]
-    assert installed == ssh(pod.INSTALL)
+    assert installed == ssh(pod.install([]))
     assert sorted(listed) == ["./", "./code.py"]
 
 
@@ -236,6 +239,9 @@ def test_keep_goes_on_after_preemptions_and_not_after_failures(
         (["create", "--zone=z"], "--name is needed"),
         (["create", *NAMED], "--type is needed"),
         (["create", *NAMED, "--type=h100"], "--type=h100: not one of v5litepod-N"),
+        (["create", *NAMED, "--type=v3-8"], "--type=v3-8: TPU v3 is not supported: each of its"),
+        (["create", *NAMED, "--type=v2-8"], "with 8 GiB of memory"),
+        (["sync", *NAMED, "--extras=hf,torch"], "--extras: 'torch' is not one of tpu, cuda, serve"),
         (["run", *NAMED], "run: `run` and `keep` need a command after --"),
         (["stop", *NAMED, "--", "x"], "stop: `run` and `keep` need a command after --"),
         (["run", *NAMED, "--env=NOT_THERE", "--", "x"], "--env=NOT_THERE"),
@@ -259,6 +265,16 @@ def test_settings_of_a_file_stand_in_for_flags(player, tmp_path):
     (tmp_path / "pod.env").write_text("# mine\nNAME=n\nzone = z\nPROJECT=p\n")
     assert pod.main(["delete", f"--settings={tmp_path / 'pod.env'}"]) == 0
     assert seen()["calls"] == [DELETE]
+
+
+def test_the_chips_name_stands_for_gclouds_and_extras_are_installed(player, capsys):
+    argv = [*NAMED, "--type=v5e-8", "--extras=hf,serve", "--dry-run"]
+    assert pod.main(["create", *argv]) == 0 and pod.main(["sync", *argv]) == 0
+    out = capsys.readouterr().out
+    assert "--accelerator-type=v5litepod-8 --runtime-version=v2-alpha-tpuv5-lite" in out
+    assert ".[tpu,hf,serve]" in out
+    assert pod.main(["create", *NAMED, "--type=v4-8", "--dry-run"]) == 0
+    assert "v4-8 --runtime-version=tpu-ubuntu2204-base" in capsys.readouterr().out
 
 
 GKE = ["--name=n", "--accelerator=tpu-v5p-slice", "--topology=4x4x4", "--image=i", "--restarts=7"]
@@ -286,6 +302,28 @@ def test_a_job_set_has_a_pod_per_host(player, capsys):
     assert gke.main([*GKE, "--secret=keys", "--", *COMMAND]) == 0
     assert seen()["calls"] == [["kubectl", "apply", "-f", "-"]]
     assert json.loads(seen()["stdin"]) == found
+
+
+SMALL = {  # accelerator, topology, chips per node: pods, chips of each, the type's name for XPK
+    "v4-8": ("tpu-v4-podslice", "2x2x1", 4, 1, 4, "v4-8"),
+    "v4-16": ("tpu-v4-podslice", "2x2x2", 4, 2, 4, "v4-16"),
+    "v5e-8": ("tpu-v5-lite-podslice", "2x4", 4, 2, 4, "v5litepod-8"),
+    "v5e-8 in one machine": ("tpu-v5-lite-podslice", "2x4", 8, 1, 8, "v5litepod-8"),
+    "v6e-8 in one machine": ("tpu-v6e-slice", "2x4", 8, 1, 8, "v6e-8"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "host", "pods", "each", "name"), SMALL.values(), ids=SMALL
+)
+def test_small_slices_have_the_pods_of_their_machines(kind, shape, host, pods, each, name, capsys):
+    argv = ["--name=n", "--image=i", f"--accelerator={kind}", f"--topology={shape}"]
+    assert gke.main([*argv, f"--host-chips={host}", "--dry-run", "--", "x"]) == 0
+    said = capsys.readouterr()
+    job = json.loads(said.out)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    assert job["completions"] == pods and f"--tpu-type={name} " in said.err
+    assert container["resources"] == {"limits": {"google.com/tpu": each}}
 
 
 SAVES = """
@@ -316,6 +354,9 @@ def test_a_pod_that_is_told_to_end_fails_though_its_command_has_saved():
         ["--topology=" + "9" * 5000 + "x1", "--", "x"],
         ["--restarts=-1", "--", "x"],
         ["--accelerator=gpu", "--", "x"],
+        ["--accelerator=tpu-v4-podslice", "--topology=2x4", "--", "x"],
+        ["--accelerator=tpu-v6e-slice", "--topology=2x2x2", "--", "x"],
+        ["--host-chips=8", "--", "x"],
         [],
     ],
 )
@@ -327,7 +368,7 @@ def test_a_job_set_of_nonsense_is_refused(args, capsys):
 
 INNER = pod.detached(["a"]).split("bash -c ")[1].split(" < /dev/null")[0]
 SENT = dict(
-    install=pod.INSTALL,
+    install=pod.install(["hf", "serve"]),
     run=pod.detached(COMMAND),
     inside=shlex.split(INNER)[0],
     ended=pod.ENDED,
@@ -344,3 +385,20 @@ def test_what_workers_are_told_is_clean_shell(line):
     command = [program, "--shell=bash", "--exclude=SC1091,SC2016", "-"]
     done = subprocess.run(command, input=line, text=True, capture_output=True)
     assert done.returncode == 0, done.stdout
+
+
+def test_the_data_set_of_the_large_configs_is_built_from_a_file(tmp_path, capsys):
+    corpus, data = module("corpus"), str(tmp_path / "run" / "data")
+    rows = [json.dumps({"text": f"document {i} of many"}) for i in range(120)]
+    (tmp_path / "sample.jsonl").write_text("\n".join(rows))
+    argv = ["--source=jsonl", f"--path={tmp_path / 'sample.jsonl'}", f"--data_dir={data}"]
+    assert corpus.main(argv) == 0
+    assert "--config.data.path=slim_pajama:text" in capsys.readouterr().out
+    for part in ("train", "validation", "test"):
+        own = documents.load(DataConfig("jsonl", str(tmp_path / "sample.jsonl"), part), "")
+        built = documents.load(DataConfig("tfds", "slim_pajama:text", part), data)
+        assert sorted(built.texts) == sorted(own.texts) and len(own.texts) > 3
+    assert corpus.main(argv) == 2
+    assert "data/slim_pajama exists; delete it" in capsys.readouterr().err
+    assert corpus.main([*argv[:1], "--path=nowhere.jsonl", f"--data_dir={data}2"]) == 2
+    assert "nowhere.jsonl" in capsys.readouterr().err

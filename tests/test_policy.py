@@ -30,6 +30,56 @@ def test_advantages_are_rewards_minus_the_mean_of_the_valid():
     np.testing.assert_allclose(policy.advantages_dr_grpo(rewards_BK, valid_BK), expected)
 
 
+# Two rewards of three answers to two prompts: the first has a small spread, the second a large one.
+ONE_BK = np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+TWO_BK = np.array([[0.0, 1.0, 5.0], [0.0, 0.0, 9.0]])
+ALL_BK = np.ones((2, 3), bool)
+
+
+def combined(parts, weights, valid=ALL_BK, kind="grpo", aggregate="normalise"):
+    parts = np.asarray(parts, np.float32)
+    return np.asarray(policy.combined_advantages(parts, weights, valid, kind, aggregate))
+
+
+def test_rewards_one_zero_and_zero_one_differ_only_if_each_is_normalised():
+    """arXiv 2601.05242: equal sums hide which of two rewards an answer got."""
+    summed = combined([ONE_BK, TWO_BK], (1.0, 1.0), aggregate="sum")
+    assert summed[0, 0] == summed[0, 1], "both sums are 1"
+    apart = combined([ONE_BK, TWO_BK], (1.0, 1.0))
+    each = [(r - r.mean()) / (r.std() + policy.EPS) for r in (ONE_BK[0], TWO_BK[0])]
+    other = (TWO_BK[1] - 3) / (TWO_BK[1].std() + policy.EPS)
+    total = np.stack([each[0] + each[1], other])
+    np.testing.assert_allclose(apart, total / (total.std() + policy.EPS), rtol=1e-4)
+    assert apart[0, 0] - apart[0, 1] > 0.5
+
+
+def test_the_filter_for_flat_groups_looks_at_the_parts():
+    """The sums of three rewards are equal, but the rewards are not."""
+    parts = np.array([[[1.0, 0.0]], [[0.0, 0.5]], [[0.0, 0.5]]])
+    valid, weights = np.ones((1, 2), bool), (1.0, 1.0, 1.0)
+    assert policy.flat(combined(parts, weights, valid, aggregate="sum")).tolist() == [True]
+    assert policy.flat(combined(parts, weights, valid)).tolist() == [False]
+    flat = np.ones((3, 1, 2))
+    assert policy.flat(combined(flat, weights, valid)).tolist() == [True]
+    opposite = np.array([[[1.0, 0.0, 0.0]], [[0.0, 1.0, 1.0]]])
+    cancelled = combined(opposite, (1.0, 1.0), np.ones((1, 3), bool))
+    assert (cancelled == 0).all(), "rounding noise is no signal"
+
+
+def test_weights_scale_normalised_rewards_and_one_reward_is_grpo():
+    valid = np.array([[True, True, False], [True] * 3])
+    for aggregate in policy.AGGREGATES:
+        one = combined([TWO_BK], (2.0,), valid, aggregate=aggregate)
+        want = np.asarray(policy.advantages(TWO_BK, valid, "grpo"))
+        scale = 1.0 if aggregate == "sum" else np.sqrt((want[valid] ** 2).mean())
+        np.testing.assert_allclose(one * scale, want, rtol=2e-3)
+        assert one[0, 2] == 0
+    heavy = combined([ONE_BK, TWO_BK], (9.0, 1.0))
+    assert heavy[0, 0] > heavy[0, 2], "the weight outranks the spread"
+    with pytest.raises(ValueError, match="aggregate 'mean'"):
+        combined([TWO_BK], (1.0,), aggregate="mean")
+
+
 def test_advantages_sum_to_zero_over_each_group():
     rewards_BK = jax.random.normal(jax.random.key(0), (16, 7)) * 10
     valid_BK = jax.random.bernoulli(jax.random.key(1), 0.7, (16, 7))

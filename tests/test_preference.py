@@ -105,6 +105,54 @@ def test_microbatches_of_dpo_add_up_to_the_whole():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), summed, dpo())
 
 
+def test_ipo_of_hand_worked_pairs():
+    # h = 4 and -2, 1 / (2 beta) = 1.
+    total, denom, metrics = dpo(loss="ipo")
+    np.testing.assert_allclose(total, (4 - 1) ** 2 + (-2 - 1) ** 2, rtol=1e-6)
+    assert float(denom) == 2 and float(metrics["margin"][0]) == 1  # beta h: 2 - 1
+    # Per token h = 1.25 and -2, the form that TRL calls ipo.
+    total, _, _ = dpo(loss="ipo", length_B2=LENGTH_B2)
+    np.testing.assert_allclose(total, (1.25 - 1) ** 2 + (-2 - 1) ** 2, rtol=1e-6)
+
+
+def test_simpo_is_length_normalised_without_a_reference():
+    # log-probabilities per token (-2, -1.5) and (-3, -1): beta h = -0.25 and -1, gamma 0.3.
+    total, _, _ = dpo(ref_B2=None, length_B2=LENGTH_B2, gamma=0.3)
+    np.testing.assert_allclose(total, softplus(0.25 + 0.3) + softplus(1 + 0.3), rtol=1e-6)
+
+
+def test_an_unknown_loss_is_an_error():
+    with pytest.raises(ValueError, match="'hinge': not one of"):
+        dpo(loss="hinge")
+
+
+REWARD_B2 = jnp.array([[2.0, -1.0], [0.5, 1.5], [jnp.nan, 0.0]])
+
+
+def test_bradley_terry_of_hand_worked_pairs():
+    # Gaps 3 and -1; with margins 1 and 0.5 they are 2 and -1.5.
+    total, denom, metrics = preference.bradley_terry(REWARD_B2, VALID_B)
+    np.testing.assert_allclose(total, softplus(-3) + softplus(1), rtol=1e-6)
+    assert float(denom) == 2
+    expected = {"margin": 2, "accuracy": 1, "chosen_reward": 2.5, "rejected_reward": 0.5}
+    assert {k: float(v[0]) for k, v in metrics.items()} == expected
+    margin_B = jnp.array([1.0, 0.5, 9.0])
+    total, _, shifted = preference.bradley_terry(REWARD_B2, VALID_B, margin_B=margin_B)
+    np.testing.assert_allclose(total, softplus(-2) + softplus(1.5), rtol=1e-6)
+    assert shifted == metrics, "a margin changes the loss alone"
+
+
+def test_an_invalid_pair_of_rewards_has_no_gradient():
+    both = lambda r: preference.bradley_terry(r, VALID_B)[0] + preference.centring(r, VALID_B)[0]
+    grad_B2 = jax.grad(both)(REWARD_B2)
+    assert np.isfinite(grad_B2).all() and (grad_B2[2] == 0).all() and (grad_B2[:2] != 0).all()
+
+
+def test_centring_is_the_mean_square_of_the_sum():
+    total, denom, _ = preference.centring(REWARD_B2, VALID_B)
+    assert (float(total), float(denom)) == (1 + 4, 2)
+
+
 def test_nll_chosen_is_per_token_of_the_valid_chosen():
     logp_B2 = LOGP_B2.at[2].set(jnp.nan)
     total, denom, _ = preference.nll_chosen(logp_B2, LENGTH_B2, VALID_B)

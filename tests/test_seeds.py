@@ -16,7 +16,7 @@ from sip.report import __main__ as report
 from sip.report import plots, statistics
 from sip.report.summary import comparable
 from sip.run import open_tokenizer
-from sip.stages import seeds
+from sip.stages import binding, seeds
 from sip.structs import UserError
 from sip.text import tokenizer as tokenizers
 from sip.training import loop
@@ -230,7 +230,7 @@ def test_bad_seeds_are_one_line_and_write_nothing(pair, two, capsys, tmp_path):
     other = [config, "--config.runs.base.optim.lr=0.5"]
     for text in ("0,1", "2"):  # a new seed has to be of the same recipe as those before
         line = refused(capsys, two, *other, f"--seeds={text}")
-        assert "seed0 belongs to another config, which differs in runs.base.optim.lr" in line
+        assert "seed0 belongs to another config: runs.base.optim.lr is " in line
     (tmp_path / "file").write_text("kept")
     assert call(train, config, "--seeds=0", f"--workdir={tmp_path / 'file'}") == 2
     assert (tmp_path / "file").read_text() == "kept"
@@ -238,7 +238,7 @@ def test_bad_seeds_are_one_line_and_write_nothing(pair, two, capsys, tmp_path):
 
 def test_a_workdir_is_of_one_run_or_of_seeds(pair, two, capsys, tmp_path):
     config = f"--config={pair[0]}"
-    workdirs.claim(pair[1](), str(tmp_path))
+    (tmp_path / "runs" / "base" / "checkpoints" / "2").mkdir(parents=True)
     assert "belongs to a run without --seeds" in refused(capsys, tmp_path, config, "--seeds=0")
     inside = refused(capsys, two / "seed0", config, "--seeds=0")
     assert "seed0 belongs to a run without --seeds" in inside
@@ -249,5 +249,5 @@ def test_a_seed_that_is_added_joins_the_others(pair, two, tmp_path):
     workdir = shutil.copytree(two, tmp_path / "work")
     seeds.claim(pair[1](), (2,), str(workdir))
     assert seeds.known(str(workdir)) == (0, 1, 2)
-    workdirs.claim(seeds.of(pair[1](), 2), str(workdir / "seed2"))
+    binding.bind(seeds.of(pair[1](), 2), str(workdir / "seed2"))
     assert workdirs.shared_dir(str(workdir / "seed2")) == workdir

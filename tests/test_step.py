@@ -155,8 +155,9 @@ def test_a_fresh_state_is_what_abstract_state_says():
     assert step.abstract_state(tiny.CFG, TX, mesh, reference=False).reference is None
 
 
+@pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("where", ["parameters", "moments"])
-def test_an_update_with_a_result_that_is_not_finite_is_skipped(where):
+def test_an_update_with_a_result_that_is_not_finite_is_skipped(where, recompute):
     """Loss and gradient are finite; one number overflows in the optimiser."""
 
     def update(grads, moments, params):
@@ -167,7 +168,28 @@ def test_an_update_with_a_result_that_is_not_finite_is_skipped(where):
     tx = optax.GradientTransformation(lambda params: jnp.ones(3), update)
     zero = lambda: jnp.zeros((), jnp.int32)
     before = TrainState(zero(), {"w": jnp.array(W)}, tx.init(W), None, zero(), zero())
-    after, metrics = step.make_update(terms, tx, rising)(before, batch())
+    after, metrics = step.make_update(terms, tx, rising, recompute=recompute)(before, batch())
     same((after.params, after.opt_state), ({"w": W}, np.ones(3)))
     assert [int(x) for x in (after.step, after.skipped_in_row, after.skipped)] == [1, 1, 1]
     assert not float(metrics["loss/total"][1]), "a skipped update measured nothing"
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_optimiser_is_computed_once_if_it_multiplies_matrices(name):
+    """Both ways give the same state; muon's matrix products are in the program once."""
+    cfg = optim.OptimConfig(lr=0.1, steps=4, name=name)
+    tx, key = optim.build(cfg), jax.random.key(0)
+    params = {"w_up": jax.random.normal(key, (1, 6, 4))}
+    zero = lambda: jnp.zeros((), jnp.int32)
+    own = lambda: TrainState(zero(), jax.tree.map(jnp.copy, params), tx.init(params), None,
+                             zero(), zero())  # fmt: skip
+    square = lambda params, reference, b: ({"l": ((params["w_up"] * b) ** 2, b)}, {})
+    sums = lambda *args: ({"l": tuple(x.sum() for x in square(*args)[0]["l"])}, {})
+    found = {}
+    for recompute in (True, False):
+        update = step.make_update(sums, tx, lambda at: {"l": 1.0}, recompute=recompute)
+        traced = update.trace(own(), jnp.float32(2))
+        found[recompute] = str(traced.jaxpr).count("dot_general"), update(own(), jnp.float32(2))[0]
+    same(found[True][1], found[False][1])
+    assert found[True][0] == 2 * found[False][0]
+    assert optim.is_elementwise(cfg) == (found[False][0] == 0)

@@ -24,6 +24,9 @@ CFG = ModelConfig(
 )
 
 
+BYTES = dataclasses.replace(CFG, vocab_size=259, layers=1)  # a model of sip.text.tokenizer.Byte
+
+
 def model(**changes) -> ModelConfig:
     """Returns the tiny model's config with some fields changed."""
     return dataclasses.replace(CFG, **changes)

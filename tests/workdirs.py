@@ -27,6 +27,7 @@ def _shared(stage, make):
 
     def shared(c, tx, *loss):
         asked = [c.task.name, *sorted(loss[1].items()), c.z_loss] if loss else [c.objective]
+        asked += [c.task.loss] if loss and c.task.name == "preferences" else []
         key = (stage.__name__, c.model, c.optim, c.microbatches, *asked)
         if key not in _updates:
             _updates[key] = make(c, tx, *loss)

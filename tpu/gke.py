@@ -19,7 +19,6 @@ import subprocess
 import sys
 from typing import Any
 
-HOST_CHIPS = 4  # chips per host in the machine types of multi-host slices
 GRACE_SECONDS = 300  # time between SIGTERM and SIGKILL, to save a checkpoint
 # sip exits 0 after SIGTERM, once it has saved. Kubernetes would count that as completed, so the
 # wrapper exits 75 after SIGTERM: the pod and the attempt fail, and JobSet restarts them.
@@ -27,8 +26,16 @@ WRAPPER = (
     "trap 'stopped=1; kill -TERM $pid' TERM; \"$@\" & pid=$!; wait $pid; code=$?; "
     'if [ "$stopped" ]; then wait $pid; exit 75; fi; exit $code'
 )
-XPK = {"tpu-v5-lite-podslice": "v5litepod-", "tpu-v5p-slice": "v5p-", "tpu-v6e-slice": "v6e-"}
-CORES = {"tpu-v5p-slice": 2}  # XPK counts two cores per chip for v5p, and chips for other types
+XPK = {
+    "tpu-v4-podslice": "v4-",
+    "tpu-v5-lite-podslice": "v5litepod-",
+    "tpu-v5p-slice": "v5p-",
+    "tpu-v6e-slice": "v6e-",
+}
+# XPK counts two cores per chip for v4 and v5p, and chips for other types.
+CORES = {"tpu-v4-podslice": 2, "tpu-v5p-slice": 2}
+CUBES = ("tpu-v4-podslice", "tpu-v5p-slice")  # their topologies have three dimensions
+EIGHTS = ("tpu-v5-lite-podslice", "tpu-v6e-slice")  # have machine types of 8 chips, for 2x4 alone
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -41,6 +48,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--accelerator", required=True, choices=tuple(XPK))
     parser.add_argument("--topology", required=True, help="chips, such as 8x8 or 4x4x4")
     parser.add_argument("--image", required=True)
+    parser.add_argument(
+        "--host-chips",
+        type=int,
+        default=4,
+        choices=(4, 8),
+        help="chips per node: the number at the end of the machine type (-4t or -8t)",
+    )
     parser.add_argument("--restarts", type=int, default=20)
     parser.add_argument("--spot", action="store_true", help="use nodes that may be preempted")
     parser.add_argument(
@@ -55,13 +69,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("no command; add -- python -m sip.train ...")
     if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){1,2}", flags.topology):
         parser.error(f"--topology={flags.topology:.40}: must be numbers such as 8x8 or 4x4x4")
-    if chips(flags.topology) > HOST_CHIPS and chips(flags.topology) % HOST_CHIPS:
-        parser.error(f"--topology={flags.topology}: must be a multiple of {HOST_CHIPS} chips")
+    check_topology(parser, flags)
     if flags.restarts < 0 or not flags.image:
         parser.error("--restarts must be at least 0, --image must not be empty")
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", flags.name):
         parser.error(f"--name={flags.name}: must be at most 40 of a-z, 0-9 and '-'")
     return flags
+
+
+def check_topology(parser, flags) -> None:
+    """Exits with one line if the accelerator does not come in the topology."""
+    count, kind = chips(flags.topology), flags.accelerator
+    if (flags.topology.count("x") == 2) != (kind in CUBES):
+        like = "2x2x1 or 4x4x4" if kind in CUBES else "2x4 or 8x8"
+        parser.error(f"--topology={flags.topology}: {kind} needs one such as {like}")
+    if flags.host_chips == 8 and (kind not in EIGHTS or flags.topology != "2x4"):
+        parser.error("--host-chips=8: only v5e and v6e have such machines, for --topology=2x4")
+    if count > flags.host_chips and count % flags.host_chips:
+        parser.error(f"--topology={flags.topology}: must be a multiple of {flags.host_chips} chips")
 
 
 def chips(topology: str) -> int:
@@ -72,7 +97,7 @@ def chips(topology: str) -> int:
 def manifest(flags) -> dict[str, Any]:
     """Builds the JobSet: one pod per host of the slice, all started and restarted together."""
     count = chips(flags.topology)
-    per_host = min(count, HOST_CHIPS)
+    per_host = min(count, flags.host_chips)
     hosts = count // per_host
     container = {
         "name": "sip",

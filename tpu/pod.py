@@ -7,7 +7,9 @@
     python tpu/pod.py logs | stop | status | delete --name=sip --zone=us-west4-a
     python tpu/pod.py keep --name=sip --zone=us-west4-a --type=v5litepod-64 --spot -- python -m ...
 
-`sync` copies the working tree to all workers and installs it. `run` starts a command on all workers
+`sync` copies the working tree to all workers and installs it, with the optional packages of
+--extras=hf,serve,data (pyproject.toml lists them). --type is a name of gcloud, such as v4-8,
+v5litepod-8 or v6e-8; v5e-8 is another name of v5litepod-8. `run` starts a command on all workers
 and returns at once. `stop` sends SIGTERM, so sip saves a checkpoint and exits.
 
 `keep` syncs and runs the command. After a preemption it deletes the pod, creates a new one, syncs
@@ -25,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,6 +38,12 @@ RUNTIMES = {  # prefix of the accelerator type: VM software version
     "v6e-": "v2-alpha-tpuv6e",
     "v4-": "tpu-ubuntu2204-base",
 }
+ALIASES = {"v5e-": "v5litepod-"}  # the chip's name: gcloud's
+OLD = {  # types that gcloud may still offer, with the size of a device's memory
+    f"{name}-": f"TPU {name} is not supported: each of its two cores is a device of its own with "
+    f"{gib} GiB of memory, and no config was made or compiled for it; use v4 or later"
+    for name, gib in (("v2", 8), ("v3", 16))
+}
 # Not copied by `sync`.
 LEFT_OUT = (".git", ".venv", "runs", "__pycache__", "*.egg-info", "pod.env")
 # States of a queued resource that never become ACTIVE; "" means that it does not exist.
@@ -42,12 +51,6 @@ GONE = ("SUSPENDED", "SUSPENDING", "FAILED", "")
 LONGEST = 86400  # seconds between two polls
 ABORTED = "134"  # exit code (SIGABRT) of a JAX process that lost its peers
 AGAIN = "run the same command to continue"  # end of sip's last line after a stop with a checkpoint
-INSTALL = (  # with uv: the VM's Python is older than the one sip needs
-    "mkdir -p sip && tar -xzf sip.tar.gz -C sip && cd sip && "
-    "python3 -m pip install -q --user uv && "
-    "PATH=$HOME/.local/bin:$PATH && { [ -d .venv ] || uv venv -q --python 3.12 .venv; } && "
-    "uv pip install -q -e '.[tpu]'"
-)
 # Prints sip-exit=running, =again (stopped and saved) or =EXIT_CODE; `outcome` parses it.
 ENDED = (
     "if [ ! -f sip-exit ]; then echo sip-exit=running; "
@@ -80,11 +83,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=tuple(ACTIONS))
     parser.add_argument("--settings", default=str(ROOT / "tpu" / "pod.env"))
-    for name in ("name", "zone", "project", "type"):
+    for name in ("name", "zone", "project"):
         parser.add_argument(f"--{name}", default="")
+    parser.add_argument("--type", default="", help="v4-N, v5litepod-N (or v5e-N), v5p-N, v6e-N")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--spot", action="store_true", help="use cheaper VMs that may be preempted")
     how.add_argument("--reserved", action="store_true")
+    parser.add_argument("--extras", default="", help="optional packages to install: hf,serve,data")
     parser.add_argument("--env", action="append", default=[], help="environment variable to copy")
     parser.add_argument("--worker", default="0", help="logs: worker index, or 'all'")
     parser.add_argument("--lines", type=int, default=100, help="logs: number of lines")
@@ -115,13 +120,37 @@ def check(parser: Parser, flags: argparse.Namespace) -> None:
     for name in wanted:
         if not getattr(flags, name):
             parser.error(f"--{name} is needed (or set it in {flags.settings})")
-    if flags.type and not runtime(flags.type):
-        parser.error(f"--type={flags.type}: not one of {', '.join(f'{k}N' for k in RUNTIMES)}")
+    check_type(parser, flags)
+    check_extras(parser, flags)
     if (flags.action in ("run", "keep")) != bool(flags.command):
         parser.error(f"{flags.action}: `run` and `keep` need a command after --, others take none")
     for name in flags.env:
         if name not in os.environ:
             parser.error(f"--env={name}: this environment variable is not set")
+
+
+def check_type(parser: Parser, flags: argparse.Namespace) -> None:
+    """Replaces a chip's name by gcloud's; exits with one line for an unknown or old type."""
+    for alias, name in ALIASES.items():
+        if flags.type.startswith(alias):
+            flags.type = name + flags.type.removeprefix(alias)
+    for old, reason in OLD.items():
+        if flags.type.startswith(old):
+            parser.error(f"--type={flags.type}: {reason}")
+    if flags.type and not runtime(flags.type):
+        parser.error(f"--type={flags.type}: not one of {', '.join(f'{k}N' for k in RUNTIMES)}")
+
+
+def check_extras(parser: Parser, flags: argparse.Namespace) -> None:
+    """Makes a list of --extras; exits with one line for one that pyproject.toml does not have."""
+    flags.extras = [name.strip() for name in flags.extras.split(",") if name.strip()]
+    if not flags.extras:
+        return
+    text = (ROOT / "pyproject.toml").read_text()
+    known = tomllib.loads(text)["project"]["optional-dependencies"]
+    for name in flags.extras:
+        if name not in known:
+            parser.error(f"--extras: {name!r} is not one of {', '.join(known)}")
 
 
 def check_numbers(parser: Parser, flags: argparse.Namespace) -> None:
@@ -205,7 +234,21 @@ def sync(flags) -> None:
         command = ["tar", "-czf", path, *left, "-C", str(ROOT), "."]
         print(shlex.join(command)) if flags.dry_run else subprocess.run(command, check=True)
         copy(flags, path, "sip.tar.gz")
-    ssh(flags, INSTALL)
+    ssh(flags, install(flags.extras))
+
+
+def install(extras: list[str]) -> str:
+    """Returns the shell line that installs the copied tree with optional packages.
+
+    With uv: the VM's Python is older than the one that sip needs.
+    """
+    wanted = ",".join(dict.fromkeys(("tpu", *extras)))
+    return (
+        "mkdir -p sip && tar -xzf sip.tar.gz -C sip && cd sip && "
+        "python3 -m pip install -q --user uv && "
+        "PATH=$HOME/.local/bin:$PATH && { [ -d .venv ] || uv venv -q --python 3.12 .venv; } && "
+        f"uv pip install -q -e '.[{wanted}]'"
+    )
 
 
 def detached(command: list[str]) -> str:

@@ -56,7 +56,7 @@ def devices_of(topology: str) -> list:
 
     Raises UserError if the chip is unknown, libtpu is missing, or libtpu rejects the shape.
     """
-    chip_of(topology)
+    chip = chip_of(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("sip.aot needs libtpu, the TPU compiler: pip install 'sip-jax[tpu]'")
     from jax.experimental import topologies
@@ -64,7 +64,9 @@ def devices_of(topology: str) -> list:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:
-        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        how = {"chip_config_name": chip.config} if chip.config else {}
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **how)
+        return list(found.devices)
     except Exception as error:  # libtpu raises various types for an unknown shape
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--topology={topology}: libtpu rejects it: {reason}") from None

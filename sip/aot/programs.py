@@ -6,7 +6,7 @@ functions that build the stage's batches. So the programs compiled here are the 
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -132,7 +132,7 @@ def _abstract(cfg: ModelConfig, mesh, dtype: str = ""):
 @functools.lru_cache(maxsize=8)
 def multiplied(cfg: ModelConfig) -> int:
     """Counts the parameters used in matrix products: all except an untied embedding table."""
-    return decoder.count(cfg) - (0 if cfg.tied else cfg.vocab_size * cfg.width)
+    return decoder.count(cfg) - (0 if cfg.tied and not cfg.scalar else cfg.vocab_size * cfg.width)
 
 
 @dataclass(frozen=True)
@@ -359,6 +359,8 @@ def _rl(run: _RunShapes, find: _Models) -> list[Program]:
     A rewriter's rewards come from a judge, whose programs are included.
     """
     c = run.c
+    if c.task.name == "prompts":
+        raise Unknown("task 'prompts': its shapes depend on the prompts")
     T, shape = c.model.max_len - c.answer, (c.batch, c.rollouts, c.answer)
     mask, live = np.ones((c.batch, T), bool), np.ones(shape[:2], bool)
     tree = Tree(
@@ -379,10 +381,13 @@ def _rl(run: _RunShapes, find: _Models) -> list[Program]:
 def _supervised(run: _RunShapes, find: _Models) -> list[Program]:
     del find
     c, cut = run.c, run.cut
-    if c.task.name != "documents":
+    if c.task.name not in ("documents", "conversations"):
         raise Unknown(f"task {c.task.name!r}: its shapes depend on the texts")
-    mask = np.ones((c.batch, cut.prefix_max + cut.suffix), bool)
-    batch = (trunk_only(mask.astype(np.int32), mask), mask)
+    packed, width = c.task.packed, cut.prefix_max + cut.suffix
+    rows = packed or c.task.name == "conversations"
+    mask = np.ones((c.batch, c.task.width(c.model.max_len) if rows else width), bool)
+    tree = trunk_only(mask.astype(np.int32), mask)
+    batch = (replace(tree, segment_BT=tree.tokens_BT) if packed else tree, mask)
     tx = optim.build(c.optim)
     return [_update(run, supervised.make_update(c, tx, *tokens_loss(c)), batch)]
 

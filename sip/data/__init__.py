@@ -1,15 +1,19 @@
 """Corpora: reading documents, cutting them into prefix and suffix, batching.
 
-documents   reading documents: files, TFDS, Hugging Face, micro-world, mixtures of them
-files       files that a path names (folder, glob, gs://), decompressed; wrong ones are refused
-records     records of a file: .txt, JSON Lines, Parquet, array_record; rules for odd contents
-huggingface Hugging Face data sets, of the hub or a directory
-contamination  overlap of documents with evaluation sets
-corpus      the documents of one split, tokenised and cut
-chunks      cutting documents into prefix and suffix
-pipeline    batches by position: shuffled epochs that resume anywhere; mixtures by weight
-screening   selecting documents by a judge's scores
-show        printing examples as the model sees them
-microworld/ the generated world with exact ground truth
-__main__    `python -m sip.data`
+documents     reading documents: files, TFDS, Hugging Face, micro-world, mixtures of them
+files         files that a path names (folder, glob, gs://), decompressed; wrong ones are refused
+records       records of a file: .txt, JSON Lines, Parquet, array_record; rules for odd contents
+huggingface   Hugging Face data sets, of the hub or a directory
+contamination overlap of documents with evaluation sets
+corpus        the documents of one split, tokenised and cut
+conversations dialogues in JSON Lines, as token ids with the answers to learn
+chunks        cutting documents into prefix and suffix
+packing       whole texts in rows of a fixed length, as segments
+pipeline      batches by position: shuffled epochs that resume anywhere; mixtures by weight
+preferences   preference pairs of a file as token ids
+prompts       prompts of a file as token ids
+screening     selecting documents by a judge's scores
+show          printing examples as the model sees them
+microworld/   the generated world with exact ground truth
+__main__      `python -m sip.data`
 """

@@ -5,12 +5,14 @@ import functools
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sip import processes
 from sip.data import chunks, documents
 from sip.data.documents import Truth
+from sip.data.microworld.settings import WorldConfig
 from sip.sections import at_least, check, plain, section
 from sip.structs import UserError
 from sip.text.tokenizer import Tokenizer
@@ -70,6 +72,16 @@ def data_config(data, split: str) -> documents.DataConfig:
     """Returns the `data` section as a dataclass, for one split."""
     values = {k: v for k, v in plain(data).items() if k != "cut"}
     return section(documents.DataConfig, {**values, "split": split}, "data")
+
+
+def filled(data) -> dict[str, Any]:
+    """Returns the `data` section with the defaults of all keys that it leaves out."""
+    cfg = data_config(data, "train")
+    values = {k: v for k, v in dataclasses.asdict(cfg).items() if k != "split"}
+    world = dict(cfg.world)
+    if documents.has_truth(cfg.source):
+        world = dataclasses.asdict(section(WorldConfig, world, "data.world"))
+    return {**values, "world": world, "cut": dataclasses.asdict(cut_config(data))}
 
 
 def load(data, split: str, workdir: str, tokenizer: Tokenizer) -> Corpus:

@@ -377,7 +377,7 @@ def _text_in(record: Mapping[str, Any], name: str, seen: Counter) -> tuple[str, 
 def _of_split(cfg: DataConfig, found: Iterable[tuple[str, str]]) -> Documents:
     """Returns the documents of a file that belong to cfg.split."""
     every = _usable(cfg, found)
-    return replace(every, texts=_select(every.texts, cfg.split))
+    return replace(every, texts=select(every.texts, cfg.split))
 
 
 def _usable(cfg: DataConfig, found: Iterable[tuple[str, str]]) -> Documents:
@@ -398,15 +398,18 @@ def _usable(cfg: DataConfig, found: Iterable[tuple[str, str]]) -> Documents:
     return Documents(texts, read=read, left_out=dict(left_out), duplicates=duplicates)
 
 
-def _select(texts: Sequence[str], split: str) -> list[str]:
-    """Selects a part and slice in TFDS notation: "train", "test[10:]", "train[70%:-15%]"."""
+def select(rows: Sequence[Any], split: str, key: Callable[[Any], str] = str) -> list[Any]:
+    """Selects a part and slice in TFDS notation: "train", "test[10:]", "train[70%:-15%]".
+
+    `key` returns the text that decides about a row's part.
+    """
     name, low, high = _parsed(split)
     if name not in PARTS:
         raise UserError(
             f"data.split {split!r:.80}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
         )
-    texts = [text for text in texts if part(text) == name]
-    return texts[_bound(low, len(texts)) : _bound(high, len(texts))]
+    rows = [row for row in rows if part(key(row)) == name]
+    return rows[_bound(low, len(rows)) : _bound(high, len(rows))]
 
 
 def _parsed(split: str) -> tuple[str, str, str]:

@@ -123,7 +123,7 @@ def greedy(
 
 
 @functools.cache
-def _nll_program(cfg: ModelConfig):
+def nll_program(cfg: ModelConfig):
     """The jitted (params, (tree, counted_BT)) -> (total, denom) of the cross-entropy in nats."""
     terms = losses.tokens_terms(cfg)
     return jax.jit(lambda params, batch: terms(params, None, batch)[0]["ce"])
@@ -137,6 +137,6 @@ def suffix_nll(model: LoadedModel, asked: Prompts, *, batch: int) -> float:
             suffix = np.arange(asked.tokens_ET.shape[1]) >= asked.fork_E[at, None]
             counted = asked.mask_ET[at] & suffix & (np.arange(len(at)) < live)[:, None]
             tree = trunk_only(asked.tokens_ET[at], asked.mask_ET[at])
-            pair = _nll_program(model.cfg)(model.params, put_batch(model.mesh, (tree, counted)))
+            pair = nll_program(model.cfg)(model.params, put_batch(model.mesh, (tree, counted)))
             total, denom = total + float(pair[0]), denom + float(pair[1])
     return total / denom

@@ -100,9 +100,9 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
     left = harmless.without_idle_rope(raw)
     kind = left.pop("model_type", None)
     family.check(kind)
-    if left.pop("architectures", None) not in (None, [FAMILIES[kind]]):
-        raise UserError(f"architectures {raw['architectures']}: must be [{FAMILIES[kind]!r}]")
+    scalar = _scalar(left, kind)
     found: dict[str, Any] = {ours: take(left, *theirs) for ours, theirs in FIELDS.items()}
+    found["scalar"] = scalar
     found |= _heads(left, kind, found["width"])
     found["tied"] = take(left, "tie_word_embeddings", bool, kind in TIED)
     window = _window(left, kind, found["layers"])
@@ -113,6 +113,25 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
     found |= _rope(left, kind, found, window)
     _refuse(left, found["layers"])
     return ModelConfig(**found)
+
+
+def _scalar(left, kind: str) -> bool:
+    """Reads the architecture: a language model, or a reward model with one label."""
+    said, known = left.pop("architectures", None), [FAMILIES[kind]]
+    if kind not in family.UNSCORED:
+        known.append(family.architecture(kind, True))
+    if said is None or said == known[:1]:
+        return False
+    if said not in ([name] for name in known):
+        raise UserError(f"architectures {said}: must be [{known[0]!r}]")
+    labels = left["id2label"] if "id2label" in left else {}
+    count = take(left, "num_labels", int, len(labels) if isinstance(labels, dict) else 0)
+    if count != 1:
+        raise UserError(
+            f"architectures {said} with {count or 'an unknown number of'} labels (id2label): only "
+            "a reward model with one label is supported"
+        )
+    return True
 
 
 def _own(left, kind: str, found) -> dict[str, Any]:
@@ -386,7 +405,7 @@ def to_json(cfg: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
     found = {theirs: getattr(cfg, ours) for ours, (theirs, _) in FIELDS.items()}
     act = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == cfg.activation)
     found |= {
-        "architectures": [FAMILIES[kind]],
+        "architectures": [family.architecture(kind, cfg.scalar)],
         "model_type": kind,
         "num_attention_heads": cfg.kv_heads * cfg.queries_per_kv,
         "num_key_value_heads": cfg.kv_heads,
@@ -395,6 +414,8 @@ def to_json(cfg: ModelConfig, dtype: str = "float32") -> dict[str, Any]:
         "tie_word_embeddings": cfg.tied,
         "torch_dtype": dtype,
     }
+    if cfg.scalar:  # transformers reads the number of labels from id2label
+        found |= {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "num_labels": 1}
     if kind in ATTENTION_BIAS:
         found["attention_bias"] = cfg.qkv_bias
     if kind in MLP_BIAS:

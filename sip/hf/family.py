@@ -21,6 +21,7 @@ FAMILIES = {  # model_type: architecture; of several that fit a model, the first
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
 }
+UNSCORED = ("granite",)  # families without a class of reward models in transformers
 QWEN3 = ("qwen3", "qwen3_moe")
 OLMO = ("olmo2", "olmo3")
 GEMMA = ("gemma2", "gemma3_text")
@@ -85,6 +86,19 @@ def check(model_type) -> None:
         raise UserError(
             f"model_type {model_type!r} is not supported{why}; use one of {', '.join(FAMILIES)}"
         )
+
+
+def architecture(kind: str, scalar: bool) -> str:
+    """Returns the class in transformers: of language models, or of reward models (`scalar`).
+
+    Raises UserError if the family has no reward models.
+    """
+    if not scalar:
+        return FAMILIES[kind]
+    if kind in UNSCORED:
+        raise UserError(f"transformers has no reward models of the family {kind}")
+    name = "Gemma3TextForCausalLM" if kind == "gemma3_text" else FAMILIES[kind]
+    return name.replace("ForCausalLM", "ForSequenceClassification")
 
 
 def of(cfg: ModelConfig) -> str:

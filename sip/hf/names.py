@@ -24,6 +24,7 @@ TOP = {  # our name: (tensor name, our axes, the tensor's axes)
     "embed": ("model.embed_tokens.weight", parameters.OUTER["embed"], "V D"),
     "final_norm": ("model.norm.weight", parameters.OUTER["final_norm"], "D"),
     "unembed": ("lm_head.weight", parameters.OUTER["unembed"], "V D"),
+    "score": ("score.weight", parameters.OUTER["score"], "O D"),
 }
 _LAYER_NAMES = {  # tensors of one layer; our arrays have a leading axis L
     "attention_norm": "input_layernorm.weight",
@@ -237,4 +238,4 @@ def _order(name: str) -> tuple[int, int, str]:
     parts = name.split(".")
     if parts[1] == "layers":
         return 1, int(parts[2]), name
-    return (0 if parts[1] == "embed_tokens" else 2), 0, name
+    return (0 if parts[1] == "embed_tokens" else 2), 0, name  # score.weight is one of the rest

@@ -104,10 +104,20 @@ def save(
     for name in (GENERATION, "config.json"):  # the latter's own ids count
         ids = json.loads(files[name]) if name in files else {}
         said |= {key: ids[key] for key in KEPT if key in ids}
+    if cfg.scalar:
+        said = _without_misleading_pad(said)
     with whole(directory, size_of(params, cfg, dtype)) as path:
         _write_shards(params, cfg, path, dtype, shard_bytes)
         for name, data in {**files, "config.json": as_json(said)}.items():
             (path / name).write_bytes(data)
+
+
+def _without_misleading_pad(said):
+    """Leaves out a padding token that equals EOS. transformers reads a reward at the last token
+    that is not padding, which would be the one before EOS; without one it refuses to pad."""
+    ends = said["eos_token_id"] if "eos_token_id" in said else []
+    ends = ends if isinstance(ends, list) else [ends]
+    return {k: v for k, v in said.items() if k != "pad_token_id" or v not in ends}
 
 
 def as_json(value) -> bytes:

@@ -58,18 +58,18 @@ class ModelConfig:
     """
 
     vocab_size: int  # V, including padding
-    width: int  # D
-    layers: int  # L
-    kv_heads: int  # G
-    queries_per_kv: int  # Q
-    head_dim: int  # H, even
+    width: int  # D, numbers per position
+    layers: int  # L, attention and feed-forward each
+    kv_heads: int  # G, heads of keys and values
+    queries_per_kv: int  # Q, query heads per key/value head
+    head_dim: int  # H, channels per head, even
     hidden: int  # F, feed-forward width; with experts, the width of each expert
     max_len: int  # context length: tokens of a trunk and one of its branches together
-    rope_theta: float = 10000.0
-    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0  # base of the rotary frequencies
+    norm_eps: float = 1e-5  # added to the mean square in RMSNorm
     tied: bool = False  # the unembedding is the transposed embedding, no matrix of its own
-    dtype: str = "float32"  # of matrix products: float32 | bfloat16
-    param_dtype: str = "float32"  # of stored matrices and embeddings: float32 | bfloat16
+    dtype: str = "float32"  # dtype of matrix products: float32 | bfloat16
+    param_dtype: str = "float32"  # dtype of stored matrices and embeddings: float32 | bfloat16
     remat: str = "none"  # none | block (keep block inputs) | dots (keep matrix products)
     query_chunk: int = 512  # trunk queries per step of attention
     branch_chunk: int = 8  # branches per step of attention
@@ -113,6 +113,7 @@ class ModelConfig:
     embed_scale: float = 1.0  # factor of embeddings, not of the unembedding
     residual_scale: float = 1.0  # factor of what a sublayer adds
     logit_divisor: float = 1.0  # logits are divided by it, before the soft cap
+    scalar: bool = False  # a reward model: a scalar head in place of the unembedding
     fused: bool = False  # Hugging Face files hold q, k, v in one matrix, gate and up in another
 
     def __post_init__(self):

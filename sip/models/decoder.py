@@ -22,7 +22,7 @@ from sip.models import int8, layers, lora, moe, visibility
 from sip.models.config import DTYPES, ModelConfig
 from sip.models.parameters import MATRICES, NORMS, OUTER, RESIDUAL, held, letters
 from sip.models.visibility import Context, Layer
-from sip.structs import Array, Balance, Capped, Params, Tree
+from sip.structs import Array, Balance, Capped, Params, Tree, UserError
 
 
 @flax.struct.dataclass
@@ -271,7 +271,9 @@ class Decoder(nn.Module):
             _lettered(OUTER["embed"], nn.initializers.normal(0.02)),
             (c.vocab_size, c.width),
         )
-        if not c.tied:
+        if c.scalar:
+            _param(self, "score", _weight(OUTER["score"], c.width), (c.width, 1))
+        elif not c.tied:
             _param(self, "unembed", _weight(OUTER["unembed"], c.width), (c.width, c.vocab_size))
         B, T = tree.tokens_BT.shape
         C, R = tree.tokens_BCR.shape[1:]
@@ -468,8 +470,36 @@ def apply(
     return out
 
 
+def with_score(params: Params, cfg: ModelConfig, key) -> Params:
+    """Returns the parameters of a reward model with the layers of a language model: a fresh head
+    in place of the unembedding."""
+    fresh = nn.initializers.truncated_normal(cfg.width**-0.5)
+    kept = {name: x for name, x in params.items() if name != "unembed"}
+    return {**kept, "score": fresh(key, (cfg.width, 1), DTYPES[cfg.param_dtype])}
+
+
+def scores(params: Params, branch_BCRD: Array, mask_BCR: Array) -> Array:
+    """Returns reward_BC of a reward model, read at each branch's last token; float32.
+
+    The mask says which token is the last, so padding may have the id of EOS. The value of an empty
+    branch is meaningless.
+    """
+    last_BC = jnp.maximum(mask_BCR.sum(-1) - 1, 0)
+    hidden_BCD = jnp.take_along_axis(branch_BCRD, last_BC[:, :, None, None], axis=2)[:, :, 0]
+    score_DO = lora.base_of(params)["score"].astype(jnp.float32)
+    return jnp.einsum("BCD,DO->BCO", hidden_BCD.astype(jnp.float32), score_DO)[..., 0]
+
+
 def unembed_DV(params: Params, cfg: ModelConfig) -> Array:
-    """Returns the unembedding matrix. Logits also need `cfg.final_cap`."""
+    """Returns the unembedding matrix. Logits also need `cfg.final_cap`.
+
+    Raises UserError for a reward model, which has none.
+    """
+    if cfg.scalar:
+        raise UserError(
+            "the model is a reward model (model.scalar): it scores texts and cannot write or "
+            "choose words; name a language model"
+        )
     params = lora.base_of(params)
     return params["embed"].T if cfg.tied else params["unembed"]
 

@@ -51,6 +51,11 @@ class LoraConfig:
     def check(self, cfg: ModelConfig) -> None:
         """Raises UserError if a named matrix belongs to experts, which cannot have factors, or has
         fewer rows or columns than the rank."""
+        if self.rank and cfg.scalar:
+            raise UserError(
+                "lora.rank: a reward model's head would stay random, since LoRA trains factors of "
+                "matrices only; use rank 0 with model.scalar"
+            )
         theirs = [name for name in self.matrices if cfg.experts and name in EXPERTS]
         if self.rank and theirs:
             raise UserError(

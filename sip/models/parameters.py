@@ -31,7 +31,8 @@ FACTORS = {  # LoRA factors: A maps a matrix's input axes to Z, B maps Z to its 
     **{f"{name}_a": (MATRICES[name][0], "Z") for name in COARSE},
     **{f"{name}_b": ("Z", MATRICES[name][1]) for name in COARSE},
 }
-OUTER = {"embed": "VD", "unembed": "DV", "final_norm": "D"}  # outside the layers
+# Outside the layers. `score`, O = 1, takes the place of the unembedding in a reward model.
+OUTER = {"embed": "VD", "unembed": "DV", "score": "DO", "final_norm": "D"}
 NORMS = {
     "attention_norm": "D",
     "q_norm": "H",

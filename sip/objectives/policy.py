@@ -15,6 +15,7 @@ from sip.objectives.logprobs import masked_pair
 from sip.structs import Array, Metrics
 
 ADVANTAGES = ("grpo", "dr_grpo", "rloo")
+AGGREGATES = ("sum", "normalise")
 DENOMINATORS = ("sequence", "token", "constant")
 # Bound on |log ratio| in nats. Without it exp may overflow to inf, and the gradient of the branch
 # that `min` does not select is 0 * inf = NaN.
@@ -51,8 +52,37 @@ def advantages_dr_grpo(rewards_BK: Array, valid_BK: Array) -> Array:
     return jnp.where(valid_BK, centred_BK - mean_B1, 0.0)
 
 
+def combined_advantages(
+    parts_PBK: Array, weights_P: Array, valid_BK: Array, kind: str, aggregate: str
+) -> Array:
+    """Returns advantage_BK of several rewards.
+
+    sum: `advantages` of the weighted sum of the rewards. normalise: each reward gives advantages of
+    its own, which are summed by weight and divided by their deviation over the batch (GDPO, arXiv
+    2601.05242, eqs. 4 to 6). Then a reward with a small spread counts as much as one with a large
+    spread, and rewards (1, 0) and (0, 1) differ though their sums are equal. Raises ValueError for
+    another `aggregate`.
+    """
+    weights_P11 = jnp.asarray(weights_P, jnp.float32)[:, None, None]
+    if aggregate == "sum":
+        return advantages((weights_P11 * parts_PBK).sum(0), valid_BK, kind)
+    if aggregate != "normalise":
+        raise ValueError(f"aggregate {aggregate!r}: not one of {AGGREGATES}")
+    each_PBK = jnp.stack([advantages(part_BK, valid_BK, kind) for part_BK in parts_PBK])
+    total_BK = (weights_P11 * each_PBK).sum(0)
+    # Opposite advantages of two rewards cancel up to rounding: such a group is flat.
+    size_BK = (weights_P11 * jnp.abs(each_PBK)).sum(0)
+    total_BK = jnp.where(jnp.abs(total_BK) <= 1e-5 * size_BK, 0.0, total_BK)
+    # The mean over the batch is 0, as that of every group is.
+    square, count = masked_pair(total_BK**2, valid_BK)
+    return total_BK / (jnp.sqrt(square / jnp.maximum(count, 1)) + EPS)
+
+
 def flat(advantage_BK: Array) -> Array:
-    """Returns flat_B, True for groups without a learning signal: all valid rewards are equal."""
+    """Returns flat_B, True for groups without a learning signal: all valid rewards are equal.
+
+    Of several rewards that are normalised, the parts decide: equal sums may have a signal.
+    """
     return (advantage_BK == 0).all(-1)
 
 

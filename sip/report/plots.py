@@ -116,7 +116,7 @@ def _evaluations(runs, path) -> None:
         for name, several in runs.items():
             _draw(axis, several, f"eval/{key}", name)
         axis.set(title=key.replace("_", " "), xlabel="step", ylim=(0, 1.02))
-    axes[0].legend(fontsize=7)
+    next(axis for axis in axes if axis.lines).legend(fontsize=7)
     _save(figure, path)
 
 

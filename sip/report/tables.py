@@ -21,6 +21,9 @@ COLUMNS = (
     "facts_per_suffix",
     "nll_clean",
     "nll",
+    "accuracy",
+    "margin",
+    "reward",
     "factuality_headroom_closed",
     "safety_headroom_closed",
 )

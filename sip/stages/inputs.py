@@ -1,16 +1,18 @@
 """Digests of what the runs of a workdir read, in RUN_DIR/inputs.json.
 
 A run that begins or continues compares what it reads now with what it and the other runs of the
-workdir read before. What differs is refused by name. These are: the corpus, the tokenizer, other
-files that the config names (labels, templates), and the parameters of `init_from` and all other
-sources. Process 0 reads the files whole, about 1 GB/s; of a run with checksums it reads only the
-record of the last checkpoint. A run begun before there were digests gets them when it continues.
+workdir read before, if they have a checkpoint. What differs is refused by name. These are: the
+corpus, the tokenizer, other files that the config names (labels, templates), and the parameters of
+`init_from` and all other sources. Process 0 reads the files whole, about 1 GB/s; of a run with
+checksums it reads only the record of the last checkpoint. A run begun before there were digests
+gets them when it continues.
 """
 
 import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,37 +39,42 @@ def check(run: Run, c: RunConfig) -> None:
 
     Called when corpus and tokenizer are there. Raises UserError naming what has changed.
     """
-    processes.on_lead(lambda: _check(run, c))
+    # All processes: Orbax reads a checkpoint together, and process 0 alone would wait for the rest.
+    sources = dict(_sources(run, c))
+    processes.on_lead(lambda: _check(run, sources))
 
 
-def _check(run: Run, c: RunConfig) -> None:
-    now = {"files": dict(_files(run)), "sources": dict(_sources(run, c))}
-    for path, kind, known in _recorded(run):
-        for name, digest in now[kind].items():
-            if name in known and known[name] != digest:
-                raise UserError(
-                    f"run {run.name}: {name} has changed since {path.parent} read it ({path}); "
-                    "restore it or use another workdir"
-                )
-    path = epath.Path(run.directory) / FILE
-    if not path.exists() or _record(path) != now:
-        workdirs.write_json(path, now)
+def _check(run: Run, sources: dict[str, str]) -> None:
+    now = {"files": dict(_files(run)), "sources": sources}
+    own = epath.Path(run.directory) / FILE
+    before = None
+    for path, kinds in _recorded(run):
+        before = kinds if path == own else before
+        for kind, known in kinds.items():
+            for name, digest in now[kind].items():
+                if name in known and known[name] != digest:
+                    raise UserError(
+                        f"run {run.name}: {name} has changed since {path.parent} read it ({path}); "
+                        "restore it or use another workdir"
+                    )
+    if before != now:
+        workdirs.write_json(own, now)
 
 
-def _recorded(run: Run) -> Iterator[tuple[Any, str, dict[str, str]]]:
-    """Yields (path, kind, digests by name) of runs of this workdir; seeds share their files."""
-    shared, own = workdirs.shared_dir(run.workdir), epath.Path(run.workdir)
-    for path in _records(own):
-        for kind, known in _record(path).items():
-            yield path, kind, known
-    for other in shared.iterdir() if shared.name != own.name else ():
+def _recorded(run: Run) -> Iterator[tuple[Any, dict[str, dict[str, str]]]]:
+    """Yields (path, digests by kind and name) of the runs of this workdir; seeds share files."""
+    shared, own = workdirs.shared_dir(run.workdir), workdirs.absolute(run.workdir)
+    for path in _records(epath.Path(run.workdir)):
+        yield path, _record(path)
+    for other in shared.iterdir() if shared != own else ():
         for path in _records(other) if other.name != own.name else ():
-            yield path, "files", _record(path)["files"]
+            yield path, {"files": _record(path)["files"]}
 
 
 def _records(workdir) -> list[Any]:
+    """Returns inputs.json of the runs that have begun: what a failed start read binds nobody."""
     paths = [epath.Path(folder) / FILE for folder in workdirs.folders(str(workdir))]
-    return [path for path in paths if path.exists()]
+    return [path for path in paths if path.exists() and workdirs.begun(path.parent)]
 
 
 def _record(path) -> dict[str, dict[str, str]]:
@@ -109,7 +116,7 @@ def _corpus(data: documents.DataConfig, built) -> Iterator[tuple[str, str]]:
 
 def _named(value, key: str = "") -> Iterator[str]:
     """Yields the strings of a config that may be paths: values of a key `path`, and strings that
-    end like a file."""
+    end like a file. Of FILE.py:FUNCTION, a reward, it is the file."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _named(name)
@@ -118,6 +125,7 @@ def _named(value, key: str = "") -> Iterator[str]:
         for inner in value:
             yield from _named(inner)
     elif isinstance(value, str) and value and "://" not in value:
+        value = value.rpartition(":")[0] if re.search(r"\.py:\w+$", value) else value
         if key == "path" or Path(value).suffix:
             yield value
 
@@ -133,7 +141,7 @@ def _identity(directory: str) -> str:
     """Returns a digest of a checkpoint's parameters and tokenizer."""
     path = epath.Path(directory)
     if configs.exists(directory):
-        return _digest(_published(Path(directory)))
+        return processes.broadcast(lambda: _digest(_published(Path(directory))))
     beside = [path / name for name in ("tokenizer.json", "tokenizer.model")]
     parts = [_digest(x for x in beside if x.exists()), checkpoints.identity(directory)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,7 +1,8 @@
 """A recipe: a config with a list of runs, checked as a whole before anything is written."""
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +12,10 @@ from sip import processes
 from sip import workdir as workdirs
 from sip.data import corpus as corpora
 from sip.data import documents
-from sip.evals.ground_truth import CONTINUATIONS, EvalConfig
+from sip.evals.ground_truth import CONTINUATIONS
 from sip.loading import load_tokenizer, source_dir
 from sip.run import RunConfig, TokenizerConfig, build_meshes, check_model
-from sip.sections import LARGEST, FieldError, at_least, section
+from sip.sections import LARGEST, FieldError, at_least, plain, section
 from sip.sections import check as check_section
 from sip.stages import rl, selfimprove, supervised
 from sip.structs import UserError
@@ -51,7 +52,7 @@ class ReportConfig:
 class Recipe:
     """A whole config."""
 
-    seed: int  # of parameters, order of documents and rollouts
+    seed: int  # seed of parameters, order of documents and rollouts
     data: dict[str, Any]  # corpus and its split into prefixes and suffixes
     tokenizer: TokenizerConfig
     order: tuple[str, ...]  # names of the runs, in the order of training
@@ -68,8 +69,35 @@ class Recipe:
                 raise FieldError("", f"order: run {name!r} must be letters, digits, '_', '-', '.'")
 
 
-def check(config, workdir: str) -> None:
-    """Checks the whole recipe before anything is written or compiled. Raises UserError."""
+def filled(config) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns (the config with the defaults of all keys that it leaves out, problems by section).
+
+    Sections are seed, order, report, data, tokenizer and runs.NAME. One that cannot be resolved has
+    a problem and stays as it is.
+    """
+    found, problems = plain(config), {}
+
+    def put(values, key: str, name: str, make) -> None:
+        if key in values:
+            try:
+                values[key] = make()
+            except (UserError, AttributeError, KeyError, TypeError) as e:  # of an older version
+                problems[name] = str(e)
+
+    put(found, "data", "data", lambda: corpora.filled(config.data))
+    for key, cls in (("tokenizer", TokenizerConfig), ("report", ReportConfig)):
+        put(found, key, key, lambda k=key, c=cls: dataclasses.asdict(section(c, config[k], k)))
+    for name, run in config.runs.items():
+        resolve = lambda n=name, r=run: dataclasses.asdict(STAGES[r.stage].resolve(config, n))
+        put(found["runs"], name, f"runs.{name}", resolve)
+    return found, problems
+
+
+def check(config, workdir: str, taken: Collection[str] = ()) -> None:
+    """Checks the whole recipe before anything is written or compiled. Raises UserError.
+
+    `taken` are runs that are copied from another workdir: the servers they needed may be away.
+    """
     recipe = section(Recipe, config, "")
     cut = corpora.cut_config(recipe.data)
     data = corpora.data_config(config.data, "train")
@@ -79,7 +107,7 @@ def check(config, workdir: str) -> None:
             raise UserError(
                 f"config order: no run {name!r}; there are {', '.join(sorted(recipe.runs))}"
             )
-        earlier[name] = check_run(config, name, workdir, cut, data, earlier)
+        earlier[name] = check_run(config, name, workdir, cut, data, earlier, name in taken)
     for name in recipe.report.names():
         if name not in earlier:
             raise UserError(f"config report: run {name!r} is not in config order")
@@ -124,6 +152,7 @@ def check_run(
     cut: corpora.CutConfig,
     data: documents.DataConfig,
     earlier: Mapping[str, RunConfig],
+    done: bool,
 ) -> RunConfig:
     """Checks one run and returns it. Raises UserError naming the key that is wrong.
 
@@ -145,7 +174,7 @@ def check_run(
             _check_baseline(run, earlier, workdir)
     except UserError as e:
         raise UserError(f"config runs.{name}.{e}") from None
-    if not (epath.Path(workdirs.run_dir(workdir, name)) / "done.json").exists():
+    if not (done or (epath.Path(workdirs.run_dir(workdir, name)) / workdirs.DONE).exists()):
         try:
             processes.on_lead(run.reach)
         except UserError as e:
@@ -171,23 +200,15 @@ def _check_corpus(run: RunConfig, data: documents.DataConfig) -> None:
         raise UserError(f"checkpoint.best {best!r} is none of {', '.join(known)}")
 
 
-def _continued(run: RunConfig) -> EvalConfig | None:
-    """The evaluation of a run that writes continuations; None if it writes none."""
-    if isinstance(run, selfimprove.SelfImproveConfig):
-        return run.evals
-    supervision = isinstance(run, supervised.SupervisedConfig)
-    return run.evals if supervision and run.task.name == "documents" else None
-
-
 def _compared(run: RunConfig) -> bool:
     """True if a judge compares the run's continuations with the baseline's."""
-    evals = _continued(run)
+    evals = run.continued()
     return evals is not None and evals.judge is not None
 
 
 def _check_baseline(run: RunConfig, earlier: Mapping[str, RunConfig], workdir: str) -> None:
     """Raises UserError if the baseline has no continuations, or they are of other prefixes."""
-    evals = _continued(run)
+    evals = run.continued()
     if evals is None or not evals.baseline:
         return
     at = f"evals.baseline {evals.baseline!r}"
@@ -196,7 +217,7 @@ def _check_baseline(run: RunConfig, earlier: Mapping[str, RunConfig], workdir: s
         if not path.exists():
             raise UserError(f"{at}: there is no {path}")
         return
-    theirs = _continued(earlier[evals.baseline])
+    theirs = earlier[evals.baseline].continued()
     if theirs is None:
         raise UserError(f"{at}: that run writes no continuations")
     for key in ("validation", "split", "standard", "unsafe"):
@@ -210,7 +231,8 @@ def check_proofread(config, name: str) -> None:
     run = config.runs[name]
     sections = [("judge", run.judge)] if "judge" in run else []
     task = run.task if "task" in run and hasattr(run.task, "keys") else {}
-    sections += [("task.judge", task["judge"])] if "judge" in task else []
+    if "judge" in task and task["judge"] is not None:
+        sections.append(("task.judge", task["judge"]))
     sections += [("audit.judge", run.audit.judge)] if "audit" in run else []
     for key, judge in sections:
         source = judge.init_from if judge.backend == "local" else ""

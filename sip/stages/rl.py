@@ -4,7 +4,7 @@
     update (jitted)  the clipped surrogate of GRPO, Dr. GRPO, DAPO or RLOO, once or more per batch
 
 The `task` section selects prompts and rewards (sip/tasks/rl). arXiv 2601.21343 trains its judge
-("verdicts") and its rewriter ("rewrites") in this way.
+("verdicts") and its rewriter ("rewrites") in this way. Task "prompts" is RLHF.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,14 @@ from sip.sections import at_least, check
 from sip.stages import session
 from sip.stages.clock import Clock
 from sip.structs import Tree, UserError
-from sip.tasks.rl import rewrites, verdicts
+from sip.tasks.rl import prompts, rewrites, verdicts
 from sip.tasks.rl.task import RLTask, ids_of
 from sip.training import loop, losses, optim, step
 
 TASKS = {
     "verdicts": (verdicts.Config, verdicts.build),
     "rewrites": (rewrites.Config, rewrites.build),
+    "prompts": (prompts.Config, prompts.build),
 }
 
 
@@ -36,7 +37,7 @@ TASKS = {
 class AnswerEvalConfig:
     """The task's evaluation: on validation prompts during the run, on test prompts at its end."""
 
-    every_steps: int  # 0: never during the run
+    every_steps: int  # updates between evaluations; 0: none during the run
     batch: int  # prompts answered at a time
 
     def __post_init__(self):
@@ -47,11 +48,11 @@ class AnswerEvalConfig:
 class RLConfig(RunConfig):
     """A policy-gradient run. `steps` counts updates, `batch` prompts."""
 
-    task: TaskConfig  # one of TASKS
+    task: TaskConfig  # what is rewarded; `name` is one of TASKS
     rollouts: int  # K answers per prompt
     answer: int  # R, tokens of the longest answer
     oversample: int  # batch * oversample prompts are answered; the batch is chosen among them
-    updates_per_batch: int  # 1: on-policy
+    updates_per_batch: int  # updates on the same answers; 1: on-policy
     objective: losses.PolicyConfig
     sampling: sampling.SamplingConfig
     evals: AnswerEvalConfig
@@ -97,6 +98,10 @@ class RLConfig(RunConfig):
         """Names of the figures of the task's evaluations."""
         return self.task.figures(truth)
 
+    def continued(self):
+        """The evaluation of answers as continuations of the corpus's prefixes, if there is one."""
+        return self.task.continuations if isinstance(self.task, prompts.Config) else None
+
     def reach(self):
         """Raises UserError if a server that the task needs does not answer."""
         self.task.reach()
@@ -125,7 +130,11 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
         update = make_update(c, tx)
         for done in range(s.first + every, c.steps + 1, every):
             at = done // every - 1
-            batch, collected = collect(c, task, state.params, at, run.seed, s.meter.phase)
+            frozen = step.frozen(state)
+            batch, collected = collect(
+                c, task, state.params, at, run.seed, s.meter.phase, reference=frozen
+            )
+            del frozen  # its buffers are donated to the update
             s.pending.append(collected)
             s.meter.count(batch)
             placed = put_batch(mesh, batch)
@@ -146,15 +155,25 @@ def make_update(c: RLConfig, tx):
         tx,
         losses.balanced(c.model, lambda _: {"policy": 1.0}),
         microbatches=c.microbatches,
+        recompute=optim.is_elementwise(c.optim),
     )
 
 
 def collect(
-    c: RLConfig, task: RLTask, params, at: int, seed: int, phase: loop.Phase = loop.unmeasured
+    c: RLConfig,
+    task: RLTask,
+    params,
+    at: int,
+    seed: int,
+    phase: loop.Phase = loop.unmeasured,
+    *,
+    reference=None,
 ):
     """K answers to each prompt of batch `at`, rewarded -> (Branches, metrics).
 
-    Ratios are between log-probabilities at temperature 1, whatever the sampling temperature.
+    Ratios are between log-probabilities at temperature 1, whatever the sampling temperature. With
+    `objective.kl` "reward", beta * (logp - log-probability under the `reference`), summed over an
+    answer, is subtracted from its reward (arXiv 2402.14740, eq. 2).
     """
     writer = task.writer
     trunks = writer.trunks(task.prompts(at))
@@ -167,11 +186,22 @@ def collect(
             (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
         )
     with phase("reward"):
-        reward_BK, valid_BK, found = task.reward(at, ids_of(tokens_BKR, mask_BKR))
-    advantage_BK = np.asarray(policy.advantages(reward_BK, valid_BK, c.objective.advantage))
+        reward, valid_BK, found = task.reward(at, ids_of(tokens_BKR, mask_BKR))
     fork_BK = np.repeat(trunks.mask_BT.sum(-1, dtype=np.int32)[:, None], c.rollouts, axis=1)
+    tree = Tree(trunks.tokens_BT, trunks.mask_BT, tokens_BKR, mask_BKR, fork_BK)
+    parts_PBK, weights = np.asarray(reward, np.float32).reshape(-1, *valid_BK.shape), task.weights
+    reward_BK = np.einsum("P,PBK->BK", np.asarray(weights, np.float32), parts_PBK)
+    if c.objective.kl == "reward":
+        kl_BK = _kl(c, writer.mesh, reference, tree, logp_BKR)
+        found |= {"rl/kl": metrics.pair(kl_BK, valid_BK)}
+        parts_PBK, weights = np.stack([*parts_PBK, -kl_BK]), (*weights, c.objective.beta)
+    advantage_BK = np.asarray(
+        policy.combined_advantages(
+            parts_PBK, weights, valid_BK, c.objective.advantage, c.objective.aggregate
+        )
+    )
     every = losses.Branches(
-        Tree(trunks.tokens_BT, trunks.mask_BT, tokens_BKR, mask_BKR, fork_BK),
+        tree,
         valid_BK,
         advantage_BK,
         logp_BKR,
@@ -187,6 +217,12 @@ def collect(
         "rl/answer_tokens": (float(mask_BKR.sum()), float(valid_BK.size)),
     }
     return branches, found
+
+
+def _kl(c: RLConfig, mesh, reference, tree: Tree, logp_BKR: np.ndarray) -> np.ndarray:
+    """kl_BK, the log-ratio of policy to reference of each answer, in nats: its mean is the KL."""
+    ref_BKR = fetch(losses.branch_logprobs(c.model)(reference, put_batch(mesh, tree)))
+    return np.where(tree.mask_BCR, logp_BKR - ref_BKR, 0.0).sum(-1)
 
 
 def learned_rows(advantage_BK: np.ndarray, size: int) -> np.ndarray:

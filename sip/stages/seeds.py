@@ -10,13 +10,13 @@ own seed (data.world.seed). If a config derives it from the run's seed, nothing 
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from etils import epath
 
-from sip import sections
+from sip import processes, sections
 from sip import workdir as workdirs
-from sip.stages import recipe
+from sip.stages import binding, recipe
 from sip.structs import UserError
 
 
@@ -41,6 +41,14 @@ def directory(workdir: str, seed: int) -> str:
     return str(epath.Path(workdir) / workdirs.seed_name(seed))
 
 
+def siblings(workdir: str) -> list[str]:
+    """Returns the workdirs that share corpus and tokenizer with this one, itself included."""
+    home = workdirs.shared_dir(workdir)
+    if home == workdirs.absolute(workdir):
+        return [workdir]
+    return [directory(str(home), seed) for seed in known(str(home))]
+
+
 def of(config, seed: int):
     """Returns a copy of the config with `seed`; config fields that refer to the seed follow."""
     own = copy.deepcopy(config)
@@ -54,29 +62,43 @@ def known(workdir: str) -> tuple[int, ...]:
     return tuple(workdirs.read_seeds(path)["seeds"]) if path.exists() else ()
 
 
-def claim(config, seeds: Sequence[int], workdir: str) -> None:
+def claim(config, seeds: Sequence[int], workdir: str, taken: Collection[str] = ()) -> None:
     """Checks the seeds as `check_claim` does, then writes seeds.json."""
-    every = check_claim(config, seeds, workdir)
+    every = check_claim(config, seeds, workdir, taken)
+    processes.on_lead(lambda: _claim(config, every, workdir))
+
+
+def _claim(config, every: tuple[int, ...], workdir: str) -> None:
+    path = epath.Path(workdir)
+    started = (path / workdirs.SEEDS).exists() or (path / workdirs.CONFIG).exists()
+    if started and not any(binding.begun(directory(workdir, seed)) for seed in every):
+        binding.forget_tokenizer(path)  # a failed start may have trained it on another corpus
+    (path / workdirs.CONFIG).unlink(missing_ok=True)  # of a failed start without --seeds
     found = {"seeds": every, "shared": shared(config, every)}
-    workdirs.write_json(epath.Path(workdir) / workdirs.SEEDS, found)
+    workdirs.write_json(path / workdirs.SEEDS, found)
 
 
-def check_claim(config, seeds: Sequence[int], workdir: str) -> tuple[int, ...]:
+def check_claim(
+    config, seeds: Sequence[int], workdir: str, taken: Collection[str] = ()
+) -> tuple[int, ...]:
     """Checks all seeds, including those begun earlier, against the config, and returns them.
 
-    Raises UserError if the workdir belongs to a single run or to seeds of another config.
+    `taken` are runs that are copied from another workdir. Raises UserError if the workdir belongs
+    to a single run or to seeds of another config.
     """
-    path = epath.Path(workdir)
-    if any((path / name).exists() for name in ("config.json", "runs")):
-        raise UserError(f"workdir {workdir} belongs to a run without --seeds; use another workdir")
     try:
-        recipe.check(config, directory(workdir, seeds[0]))
-        every = tuple(dict.fromkeys((*known(workdir), *seeds)))
+        if binding.begun(workdir):
+            raise UserError(
+                f"workdir {workdir} belongs to a run without --seeds; use another workdir"
+            )
+        recipe.check(config, directory(workdir, seeds[0]), taken)
+        earlier = [seed for seed in known(workdir) if binding.begun(directory(workdir, seed))]
+        every = tuple(dict.fromkeys((*earlier, *seeds)))
         for seed in every:
             own, where = of(config, seed), directory(workdir, seed)
-            recipe.check(own, where)
+            recipe.check(own, where, taken)
             recipe.check_meshes(own)
-            workdirs.check_claim(own, where)
+            binding.check(own, where)
         return every
     except (OSError, ValueError) as e:
         raise UserError(f"workdir {workdir}: {e}") from e

@@ -107,6 +107,10 @@ class SelfImproveConfig(RunConfig):
         """Names of the figures of the evaluation by greedy continuations."""
         return ground_truth.figures(truth)
 
+    def continued(self):
+        """The evaluation, which writes continuations."""
+        return self.evals
+
     def reach(self):
         """Raises UserError if a judge behind HTTP does not answer."""
         if self.judged:
@@ -184,6 +188,7 @@ def make_update(c: SelfImproveConfig, tx):
         tx,
         losses.balanced(c.model, losses.branch_weights(c.objective)),
         microbatches=c.microbatches,
+        recompute=optim.is_elementwise(c.optim),
     )
 
 

@@ -10,6 +10,7 @@ with session.opened(run, c, clock, mesh, tx, reference=False) as (s, state):
 """
 
 import contextlib
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -218,6 +219,8 @@ def fresh_state(
         configs.check_same(found, cfg, init_from)
     if found.layers < cfg.layers:
         params = decoder.deepen(params, cfg)
+    if cfg.scalar and not found.scalar:
+        params = decoder.with_score(params, cfg, jax.random.key(seed))
     if adapter.rank:
         return step.adapted_state(params, cfg, tx, mesh, seed, adapter=adapter)
     return step.state_of(params, cfg, tx, mesh, reference=reference)
@@ -225,7 +228,8 @@ def fresh_state(
 
 def _check_same_model(found: ModelConfig, cfg: ModelConfig, init_from: str) -> None:
     """Raises UserError, naming the fields that differ, if the shapes of the two models differ in
-    more than layers that the config adds."""
+    more than layers that the config adds, or the head of a reward model."""
+    found = dataclasses.replace(found, scalar=True) if cfg.scalar else found
     if _widths(found) == _widths(cfg) and found.layers <= cfg.layers:
         return
     differ = [

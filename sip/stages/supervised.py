@@ -1,8 +1,11 @@
 """The supervised loop: one update per batch of examples with known targets.
 
-The `task` section names what is learned (sip/tasks/supervised): documents, verdicts or rewrites.
+The `task` section names what is learned (sip/tasks/supervised): documents, conversations, verdicts,
+rewrites, preferences or reward_model.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,14 +15,25 @@ from sip.run import Run, RunConfig, TaskConfig, build_mesh, check_model, run_con
 from sip.sections import at_least, check
 from sip.stages import session
 from sip.stages.clock import Clock
-from sip.structs import UserError
-from sip.tasks.supervised import documents, rewrites, verdicts
+from sip.structs import TrainState, UserError
+from sip.tasks.supervised import (
+    conversations,
+    documents,
+    preferences,
+    reward_model,
+    rewrites,
+    verdicts,
+)
+from sip.tasks.supervised.task import SupervisedTask
 from sip.training import losses, optim, step
 
 TASKS = {
     "documents": (documents.Config, documents.build),
+    "conversations": (conversations.Config, conversations.build),
     "verdicts": (verdicts.Config, verdicts.build),
     "rewrites": (rewrites.Config, rewrites.build),
+    "preferences": (preferences.Config, preferences.build),
+    "reward_model": (reward_model.Config, reward_model.build),
 }
 
 
@@ -27,7 +41,7 @@ TASKS = {
 class SupervisedConfig(RunConfig):
     """A supervised run."""
 
-    task: TaskConfig  # one of TASKS
+    task: TaskConfig  # what is learned; `name` is one of TASKS
     evals: ground_truth.EvalConfig
     z_loss: float = 0.0  # weight of the z-loss, relative to its cross-entropy
 
@@ -35,11 +49,14 @@ class SupervisedConfig(RunConfig):
         super().__post_init__()
         self.checkpoint.check(self.evals.every_steps)
         check("", self, z_loss=at_least(0, most=1))
-        if self.evals.judge and not isinstance(self.task, documents.Config):
-            raise UserError(
-                "evals.judge: compares continuations, which task documents alone writes"
-            )
+        if self.evals.judge and not self.task.continues():
+            raise UserError("evals.judge: compares continuations, which this task does not write")
         self.task.check(self)
+
+    @property
+    def scores(self):
+        """True for a reward model."""
+        return self.task.scores
 
     def sources(self):
         """The parameters to start from, the evaluation's baseline and what the task reads."""
@@ -47,7 +64,8 @@ class SupervisedConfig(RunConfig):
 
     def splits(self):
         """The documents to learn from, and those of the final evaluation."""
-        own = {"evals.split": self.evals.split} if isinstance(self.task, documents.Config) else {}
+        held_out = self.task.continues() or isinstance(self.task, conversations.Config)
+        own = {"evals.split": self.evals.split} if held_out else {}
         return super().splits() | own
 
     def needs_truth(self):
@@ -58,8 +76,12 @@ class SupervisedConfig(RunConfig):
         """Names of the figures of the task's evaluations."""
         return self.task.figures(truth)
 
+    def continued(self):
+        """The evaluation, if the task's writes continuations."""
+        return self.evals if self.task.continues() else None
+
     def reach(self):
-        """Raises UserError if a server that the task needs does not answer."""
+        """Raises UserError if a server or file that the task needs is not there."""
         self.task.reach()
         self.evals.reach()
 
@@ -81,7 +103,8 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     tx = optim.build(c.optim)
     session.start_dir(run, c)  # a missing one is an error before the task reads anything
     task = TASKS[c.task.name][1](run, c, mesh)
-    with session.opened(run, c, clock, mesh, tx, reference=False, profile=profile) as (s, state):
+    how: Any = dict(reference=task.reference, profile=profile)
+    with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
         update = make_update(c, tx, task.terms, task.weights)
         for done in range(s.first + 1, c.steps + 1):
             with s.meter.phase("data"):
@@ -90,13 +113,21 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
             s.pending.append(new)
             s.meter.count(batch)
             session.log(s, done, state, batch)
-            session.evaluate(s, done, c.evals.every_steps, state.params, task.during)
+            figures = _compared(task, task.during, state)
+            session.evaluate(s, done, c.evals.every_steps, state.params, figures)
             session.end_step(s, done, state)
         session.check_stopped(s)
-    return task.finish(state.params)
+    return _compared(task, task.finish, state)(state.params)
+
+
+def _compared(task: SupervisedTask, figures: Callable[..., dict], state: TrainState):
+    """Binds an evaluation to the reference if the task has one."""
+    return functools.partial(figures, reference=step.frozen(state)) if task.reference else figures
 
 
 def make_update(c: SupervisedConfig, tx, terms: step.Terms, weights: dict[str, float]):
     """The jitted update of the run."""
     every = losses.balanced(c.model, lambda _: losses.with_z(weights, c.z_loss))
-    return step.make_update(terms, tx, every, microbatches=c.microbatches)
+    return step.make_update(
+        terms, tx, every, microbatches=c.microbatches, recompute=optim.is_elementwise(c.optim)
+    )

@@ -1,6 +1,7 @@
 """Tasks define what a run learns; the training loops are in sip/stages.
 
     labelled      labelled examples, shared by both kinds of judge training
+    pairs         preference pairs, shared by DPO and reward models
     supervised/   tasks of the supervised loop
     rl/           tasks of the policy-gradient loop
 

@@ -77,7 +77,7 @@ class LabelConfig:
 class LabelFileConfig:
     """A JSON Lines file of labelled examples (sip/judge/labels/file.py)."""
 
-    path: str
+    path: str  # the file
     aspects: tuple[str, ...]  # names or .txt files of the aspects in the file
 
     def __post_init__(self):
@@ -171,20 +171,20 @@ def made(
         corpus = run.corpus(split)
         truth = corpus.ground_truth("task.labels")
         asked = continuations.prompts(corpus.chunks, range(documents), run.tokenizer)
-        pools = _pools(wanted, corpus, asked, seed, source)
+        found = pools(wanted, corpus, asked, seed, source)
         return labels.make(
             truth,
             run.tokenizer,
             aspects,
             asked.prefixes,
             asked.suffixes,
-            pools,
+            found,
             per_prefix=wanted.per_prefix,
             max_len=max_len,
             seed=seed,
             corruptions=wanted.corruptions,
             most=corpus.cut.suffix,
-            references=[pool[-1] for pool in pools] if wanted.reference == "rewrite" else None,
+            references=[pool[-1] for pool in found] if wanted.reference == "rewrite" else None,
             grades=grades,
             proofreader=reader,
         )
@@ -215,20 +215,26 @@ def _rollouts(
     )
 
 
-def _pools(
-    wanted: LabelConfig, corpus: Corpus, asked, seed: int, source: LoadedModel
+def pools(
+    wanted: Any, corpus: Corpus, asked, seed: int, source: LoadedModel | None
 ) -> list[list[str]]:
-    """Candidates beside the suffix: rollouts at each temperature, and last a corrected suffix."""
+    """Candidates beside the suffix: rollouts at each temperature, and last a corrected suffix.
+
+    `wanted` has the fields rollouts, temperatures and rewrites of a LabelConfig; without a `source`
+    there are no rollouts.
+    """
     rows = [
         _rollouts(source, asked, wanted.rollouts, t, corpus.cut.suffix, seed)
         for t in wanted.temperatures
+        if source is not None
     ]
-    pools = [[text for row in several for text in row] for several in zip(*rows, strict=True)]
+    found = [[text for row in several for text in row] for several in zip(*rows, strict=True)]
+    found = found or [[] for _ in asked.suffixes]
     if not wanted.rewrites:
-        return pools
+        return found
     truth = corpus.ground_truth("task.labels.rewrites")
     better = truth.rewrite(asked.prefixes, asked.suffixes, corpus.cut.suffix)
-    return [[*pool, text] for pool, text in zip(pools, better, strict=True)]
+    return [[*pool, text] for pool, text in zip(found, better, strict=True)]
 
 
 def from_file(wanted: LabelFileConfig, split: str, tokenizer, *, max_len: int) -> Labelled:

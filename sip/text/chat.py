@@ -31,11 +31,12 @@ from sip.text.segments import Markup
 from sip.text.special import SETTINGS, read_object, settings
 from sip.text.tokenizer import SentencePiece, Tokenizer
 from sip.text.tokenizer_json import HuggingFace
-from sip.workdir import shared_dir, write_json
+from sip.workdir import place, shared_dir, write_json
 
 OWN = "own"  # the config value for the tokenizer's own template
 BESIDE = "chat_template.jinja"  # file beside a tokenizer.json
-BUILT_IN = ("harmony",)
+BUILT_IN = ("harmony", "turns")
+MARKS = ("<|system|>", "<|user|>", "<|assistant|>")  # of the template "turns"
 CLOCK = "strftime_now"  # the function by which a template writes the date
 DAY = "chat_date.json"  # file of a workdir
 Message = Mapping[str, Any]  # role, content, and other keys that a template reads
@@ -78,7 +79,7 @@ def load(name: str, tokenizer: Tokenizer, workdir: str = "") -> Template:
         path = importlib.resources.files("sip") / "templates" / "chat" / f"{name}.jinja"
         found = Template(path.read_text(encoding="utf-8"), _names(tokenizer), title)
     else:
-        path = epath.Path(name).expanduser()
+        path = epath.Path(place(name))
         if not name.endswith(".jinja") or not path.is_file():
             known = f"{OWN!r}, one of {BUILT_IN} or an existing .jinja file"
             raise UserError(f"{title}: must be {known}")
@@ -113,7 +114,7 @@ def _now() -> str:
 
 def check(name: str, key: str) -> None:
     """Raises UserError naming the config key if `name` cannot be a template. Empty: no template."""
-    there = name.endswith(".jinja") and epath.Path(name).expanduser().is_file()
+    there = name.endswith(".jinja") and epath.Path(place(name)).is_file()
     if name and name != OWN and name not in BUILT_IN and not there:
         raise UserError(
             f"{key} {name!r}: must be empty, {OWN!r}, one of {BUILT_IN} or an existing .jinja file"
@@ -196,6 +197,16 @@ def segments(
     Raises UserError if the white space around messages changes which messages are rendered, or if
     the template changes white space other than by trimming it.
     """
+    return placed(template, messages, add_generation_prompt=add_generation_prompt, **variables)[0]
+
+
+def placed(
+    template: Template, messages: Sequence[Message], *, add_generation_prompt: bool, **variables
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Returns the segments of a conversation, and the index of the message at each odd place.
+
+    Raises UserError as `segments` does.
+    """
     how = {"add_generation_prompt": add_generation_prompt, **variables}
     # One random placeholder per message; an empty message stays empty, as templates test for it.
     words = [secrets.token_hex(16) if m["content"].strip() else "" for m in messages]
@@ -209,13 +220,14 @@ def segments(
     bare = [w or a + c for w, (a, _, c) in zip(words, edges, strict=True)]
     either = re.compile(f"({'|'.join(filter(None, words)) or '(?!)'})")
     apart = either.split(render(template, put(bare), **how))
-    whole = either.split(render(template, put(shown), **how))
+    whole = apart if shown == bare else either.split(render(template, put(shown), **how))
     if apart[1::2] != whole[1::2]:
         raise UserError(
             f"{template.title}: white space around a message changes which messages are shown"
         )
-    at = [edges[words.index(word)] for word in apart[1::2]]
-    return _joined(template, apart[::2], whole[::2], at)
+    order = tuple(words.index(word) for word in apart[1::2])
+    at = [edges[i] for i in order]
+    return _joined(template, apart[::2], whole[::2], at), order
 
 
 def _edges(text: str) -> tuple[str, str, str]:

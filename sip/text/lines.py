@@ -7,7 +7,10 @@ in the middle). Blank lines at the end are ignored. A file without any \\n is sp
 
 from collections.abc import Iterable, Iterator
 
+from etils import epath
+
 from sip.structs import UserError
+from sip.workdir import check_reachable
 
 BOM = b"\xef\xbb\xbf"
 RECODE = "convert it to UTF-8, for example with iconv -f {} -t UTF-8"
@@ -68,9 +71,13 @@ def read_text(path: str, what: str) -> str:
 
 
 def opened(path: str, what: str) -> Iterator[bytes]:
-    """Yields the raw lines of a file for `read_lines`. Raises UserError if it cannot be read."""
+    """Yields the raw lines of a file, local or in a store, for `read_lines`.
+
+    Raises UserError if it cannot be read.
+    """
+    check_reachable(str(path), what)
     try:
-        with open(path, "rb") as file:
+        with epath.Path(path).open("rb") as file:
             yield from file
     except OSError as error:
         raise UserError(f"{path}: cannot read the {what}: {error.strerror}") from error

@@ -58,9 +58,10 @@ def _compiled(source: str):
     from jinja2 import ext, nodes, sandbox
 
     class Generation(ext.Extension):
-        """The block {% generation %}: renders its content unchanged.
+        """The block {% generation %}, which marks the assistant's tokens.
 
-        transformers uses it to mark the assistant's tokens; we do not need the mark.
+        Renders its content between the variables generation_start and generation_end; undefined
+        ones are empty.
         """
 
         tags = {"generation"}
@@ -68,7 +69,8 @@ def _compiled(source: str):
         def parse(self, parser):
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body, lineno=line)
+            mark = lambda name: nodes.Output([nodes.Name(f"generation_{name}", "load")])
+            return nodes.Scope([mark("start"), *body, mark("end")], lineno=line)
 
     env = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, ext.loopcontrols]

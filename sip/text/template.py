@@ -7,9 +7,10 @@ braces in a value are not fields.
 
 import functools
 import importlib.resources
-import pathlib
 import re
 from collections.abc import Mapping
+
+from etils import epath
 
 from sip.structs import UserError
 from sip.text.lines import read_text
@@ -23,7 +24,7 @@ def read(what: str, name: str, folder: str) -> str:
     Raises UserError if there is no such file or it is not UTF-8.
     """
     built_in = importlib.resources.files("sip") / "templates" / folder / f"{name}.txt"
-    path = pathlib.Path(place(name)) if name.endswith(".txt") else built_in
+    path = epath.Path(place(name)) if name.endswith(".txt") else built_in
     if not path.is_file():
         raise UserError(
             f"{what} {name!r}: no such prompt file; give a built-in prompt's name or a .txt path"

@@ -6,4 +6,5 @@ remote     an OpenAI-compatible server
 transport  HTTP requests of `remote`: retries, errors, a cache on disk
 scripted   functions and rules in place of a model
 cached     a disk cache of another generator's answers
+dialogue   talks with a model in its chat template
 """

@@ -129,6 +129,8 @@ def stop_on_signals() -> Iterator[Stop]:
     stop = Stop()
     with _handling(stop._ask):
         yield stop
+    if stop._asked:  # after the last look at the flag: nothing else would notice
+        raise Stopped("stopped between two checkpoints")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Every `*_terms` function returns a `terms(params, reference, batch) -> (terms, m
 `step.make_update`.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,8 @@ class PolicyConfig:
     clip_low: float = 0.2  # lower clip of the ratio, 1 - clip_low
     clip_high: float = 0.2  # upper clip of the ratio, 1 + clip_high
     beta: float = 0.0  # weight of the KL to the parameters that the run starts from
+    kl: str = "loss"  # loss: a term of the loss | reward: subtracted from an answer's reward
+    aggregate: str = "sum"  # several rewards: sum | normalise each in its group, then sum
 
     def __post_init__(self):
         check(
@@ -99,12 +102,68 @@ class PolicyConfig:
             clip_low=fraction(),
             clip_high=at_least(0),
             beta=at_least(0),
+            kl=one_of(("loss", "reward")),
+            aggregate=one_of(policy.AGGREGATES),
         )
+        if self.aggregate == "normalise" and self.advantage != "grpo":
+            raise UserError(
+                f"objective.aggregate normalise needs objective.advantage grpo, not "
+                f"{self.advantage}: the others do not divide by the group's deviation"
+            )
+        if self.kl == "reward" and (not self.beta or self.aggregate != "sum"):
+            raise UserError("objective.kl reward needs objective.beta > 0 and aggregate sum")
 
     @property
     def needs_reference(self) -> bool:
-        """True if the loss compares with frozen parameters."""
+        """True if the loss or the reward compares with frozen parameters."""
         return self.beta > 0
+
+    @property
+    def loss_beta(self) -> float:
+        """The weight of the KL term in the loss."""
+        return self.beta if self.kl == "loss" else 0.0
+
+
+@dataclass(frozen=True)
+class PairLossConfig:
+    """The loss of preference learning on given pairs (offline DPO and its variants).
+
+    DPO: sigmoid. Length-normalised DPO: sigmoid with `length_normalize`, beta about 2 to 10. IPO:
+    ipo. SimPO: sigmoid with `length_normalize` and `gamma`, without a reference.
+    """
+
+    name: str = "sigmoid"  # sigmoid | ipo (sip/objectives/preference.py has the equations)
+    beta: float = 0.1  # inverse temperature of the implicit reward
+    length_normalize: bool = False  # log-probabilities per token, not per answer
+    reference: bool = True  # compare with the parameters at the start of the run
+    gamma: float = 0.0  # sigmoid: target margin, subtracted from beta * h
+    nll_weight: float = 0.0  # weight of the NLL per token of the chosen answers
+
+    def __post_init__(self):
+        check(
+            "loss",
+            self,
+            name=one_of(preference.DPO_LOSSES),
+            beta=above(0),
+            gamma=at_least(0),
+            nll_weight=at_least(0),
+        )
+        if self.gamma and self.name != "sigmoid":
+            raise UserError(f"loss.gamma needs loss.name sigmoid, not {self.name}")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights of the terms of `pair_terms`."""
+        return {"dpo": 1.0, **({"nll_chosen": self.nll_weight} if self.nll_weight else {})}
+
+
+@flax.struct.dataclass
+class PairBatch:
+    """A batch of prompts (trunks), each with a chosen and a rejected answer (branches 0 and 1)."""
+
+    tree: Tree  # C = 2
+    valid_B: Array  # bool, pairs that count
+    margin_B: Array  # float32, by how much the chosen answer is better; 0: not said
 
 
 @flax.struct.dataclass
@@ -127,6 +186,12 @@ def _tree_logprobs(params, cfg: ModelConfig, tree: Tree):
     return logprobs.tree_logprobs(
         out.trunk_BTD, out.branch_BCRD, unembed, tree, chunk=cfg.logprob_chunk
     )
+
+
+@functools.cache
+def branch_logprobs(cfg: ModelConfig):
+    """Returns the jitted (params, tree) -> logp_BCR of the branches, in nats."""
+    return jax.jit(lambda params, tree: _tree_logprobs(params, cfg, tree)[1])
 
 
 def _tree_scores(params, cfg: ModelConfig, tree: Tree, z_loss: float):
@@ -226,13 +291,44 @@ def branch_terms(cfg: ModelConfig, objective: ObjectiveConfig):
     return terms
 
 
+def pair_terms(cfg: ModelConfig, wanted: PairLossConfig):
+    """The terms of a PairLossConfig, `dpo` and `nll_chosen`; a batch is a `PairBatch`."""
+
+    def terms(params, reference, batch: PairBatch):
+        _, logp_BCR, _, load = _tree_scores(params, cfg, batch.tree, 0.0)
+        ref_BCR = None
+        if wanted.reference:
+            _, ref_BCR = _tree_logprobs(jax.lax.stop_gradient(reference), cfg, batch.tree)
+        values, metrics = _pair_loss(wanted, logp_BCR, ref_BCR, batch.tree.mask_BCR, batch.valid_B)
+        return values | load, metrics
+
+    return terms
+
+
+def reward_terms(cfg: ModelConfig, *, margin_weight: float):
+    """The terms of a reward model, `reward` (Bradley-Terry) and `centring`; a batch is a
+    `PairBatch`. The margins of pairs are multiplied by `margin_weight`."""
+
+    def terms(params, reference, batch: PairBatch):
+        out = decoder.apply(params, cfg, batch.tree)
+        reward_B2 = decoder.scores(params, out.branch_BCRD, batch.tree.mask_BCR)
+        margin_B = margin_weight * batch.margin_B
+        total, denom, metrics = preference.bradley_terry(
+            reward_B2, batch.valid_B, margin_B=margin_B
+        )
+        centred = preference.centring(reward_B2, batch.valid_B)[:2]
+        return {"reward": (total, denom), "centring": centred, **_load(out.balance)}, metrics
+
+    return terms
+
+
 def policy_terms(cfg: ModelConfig, objective: PolicyConfig):
     """The term `policy` of a PolicyConfig; a batch is `Branches` of rollouts."""
 
     def terms(params, reference, batch: Branches):
         _, logp_BCR, _, load = _tree_scores(params, cfg, batch.tree, 0.0)
         ref_BCR = None
-        if objective.needs_reference:
+        if objective.loss_beta:
             _, ref_BCR = _tree_logprobs(jax.lax.stop_gradient(reference), cfg, batch.tree)
         total, denom, metrics = policy.surrogate(
             logp_BCR,
@@ -243,7 +339,7 @@ def policy_terms(cfg: ModelConfig, objective: PolicyConfig):
             denominator=objective.denominator,
             clip_low=objective.clip_low,
             clip_high=objective.clip_high,
-            beta=objective.beta,
+            beta=objective.loss_beta,
             ref_logp_BKR=ref_BCR,
         )
         return {"policy": (total, denom), **load}, metrics
@@ -275,22 +371,27 @@ def _objective(cfg, objective, reference, batch: Branches, logp_BCR):
 
 
 def _dpo(cfg, objective, reference, batch: Branches, logp_BCR):
-    mask_BCR, valid_B = batch.tree.mask_BCR, batch.valid_BC.all(-1)
-    # valid_B: a pair counts only if both candidates are valid. The reference takes a second forward
-    # pass, with frozen parameters and without gradient, so it keeps no activations.
+    # A pair counts only if both candidates are valid. The reference takes a second forward pass,
+    # with frozen parameters and without gradient, so it keeps no activations.
     _, ref_BCR = _tree_logprobs(jax.lax.stop_gradient(reference), cfg, batch.tree)
+    return _pair_loss(objective, logp_BCR, ref_BCR, batch.tree.mask_BCR, batch.valid_BC.all(-1))
+
+
+def _pair_loss(wanted: ObjectiveConfig | PairLossConfig, logp_BCR, ref_BCR, mask_BCR, valid_B):
     logp_B2 = logprobs.sequence_logprob(logp_BCR, mask_BCR)
-    ref_B2 = logprobs.sequence_logprob(ref_BCR, mask_BCR)
+    ref_B2 = None if ref_BCR is None else logprobs.sequence_logprob(ref_BCR, mask_BCR)
     length_B2 = mask_BCR.sum(-1)
     total, denom, metrics = preference.dpo(
         logp_B2,
         ref_B2,
         valid_B,
-        beta=objective.beta,
-        length_B2=length_B2 if objective.length_normalize else None,
+        beta=wanted.beta,
+        length_B2=length_B2 if wanted.length_normalize else None,
+        loss=wanted.name if isinstance(wanted, PairLossConfig) else "sigmoid",
+        gamma=wanted.gamma if isinstance(wanted, PairLossConfig) else 0.0,
     )
     values = {"dpo": (total, denom)}
-    if objective.nll_weight:
+    if wanted.nll_weight:
         values["nll_chosen"] = preference.nll_chosen(logp_B2, length_B2, valid_B)[:2]
     return values, metrics
 

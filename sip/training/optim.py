@@ -4,16 +4,17 @@ import math
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from sip.models.config import DTYPES
 from sip.models.parameters import FACTORS, MATRICES, is_vector
-from sip.sections import above, at_least, check, fraction, one_of
+from sip.sections import FieldError, above, at_least, check, fraction, one_of
 from sip.structs import UserError
 
-NAMES, SCHEDULES = ("adamw", "muon"), ("cosine", "constant", "linear")
-EMBEDDINGS = ("embed", "unembed")
+NAMES, SCHEDULES = ("adamw", "muon"), ("cosine", "constant", "linear", "wsd")
+EMBEDDINGS = ("embed", "unembed", "score")
 HIDDEN = MATRICES | FACTORS
 
 
@@ -26,15 +27,16 @@ class OptimConfig:
     steps: int  # length of the schedule in updates
     name: str = "adamw"  # adamw | muon
     warmup_steps: int = 0  # updates of linear warm-up, part of `steps`
-    schedule: str = "cosine"  # decay after the warm-up: cosine | linear | constant
-    min_ratio: float = 0.1  # last learning rate / lr, for cosine and linear
+    schedule: str = "cosine"  # after the warm-up: cosine | linear | constant | wsd
+    min_ratio: float = 0.1  # last learning rate / lr; constant has none
+    decay_fraction: float = 0.2  # wsd: share of `steps` with the decay, at the end; lr before it
     b1: float = 0.9  # Adam: decay of the first moment
     b2: float = 0.95  # Adam: decay of the second moment
     eps: float = 1e-8  # added to a denominator of Adam and Muon
-    momentum: float = 0.95  # muon
+    momentum: float = 0.95  # muon: decay of the averaged gradient
     rms: float = 0.2  # muon: RMS of a hidden matrix's update / learning rate, as AdamW's is
-    mu_dtype: str = "float32"  # of the first moment; the second is always float32
-    weight_decay: float = 0.0  # decoupled, multiplied by the learning rate
+    mu_dtype: str = "float32"  # dtype of the first moment; the second is always float32
+    weight_decay: float = 0.0  # decoupled decay per update, multiplied by the learning rate
     decay_embeddings: bool = True  # decay embedding and unembedding too
     clip_norm: float = 1.0  # largest global norm of the gradient
 
@@ -49,6 +51,7 @@ class OptimConfig:
             steps=at_least(1),
             warmup_steps=at_least(0, most=self.steps),
             min_ratio=at_least(0, most=1),
+            decay_fraction=above(0, most=1),
             b1=fraction(),
             b2=fraction(),
             eps=above(0, most=1),
@@ -56,8 +59,19 @@ class OptimConfig:
             rms=above(0, most=10),
             clip_norm=above(0),
         )
+        if self.schedule == "wsd" and self.warmup_steps + self.decay_steps > self.steps:
+            raise FieldError(
+                "optim",
+                f"warmup_steps={self.warmup_steps}: with the {self.decay_steps} steps of the decay "
+                f"(decay_fraction) it is longer than steps {self.steps}",
+            )
         # Above 1 / lr an update would turn a parameter's sign.
         check("optim", self, weight_decay=at_least(0, most=1 / self.lr))
+
+    @property
+    def decay_steps(self) -> int:
+        """Updates of the decay of schedule wsd."""
+        return max(1, round(self.decay_fraction * self.steps))
 
 
 def schedule(cfg: OptimConfig) -> optax.Schedule:
@@ -67,12 +81,27 @@ def schedule(cfg: OptimConfig) -> optax.Schedule:
         "cosine": optax.cosine_decay_schedule(cfg.lr, rest, cfg.min_ratio),
         "linear": optax.linear_schedule(cfg.lr, cfg.lr * cfg.min_ratio, rest),
         "constant": optax.constant_schedule(cfg.lr),
+        "wsd": _stable_decay(cfg, rest - cfg.decay_steps),
     }[cfg.schedule]
     if not cfg.warmup_steps:
         return decay
     # From lr / warmup_steps, not from 0: a first update of size 0 would be wasted.
     warmup = optax.linear_schedule(cfg.lr / cfg.warmup_steps, cfg.lr, cfg.warmup_steps)
     return optax.join_schedules([warmup, decay], [cfg.warmup_steps])
+
+
+def _stable_decay(cfg: OptimConfig, stable: int) -> optax.Schedule:
+    """Returns `stable` updates at lr, then the decay (1-sqrt of arXiv 2405.18392).
+
+    Warm-up, stable phase and decay are WSD of arXiv 2404.06395: a run can be continued from any
+    step of the stable phase, whatever its length was to be.
+    """
+
+    def rate(count):
+        part = jnp.clip((count - stable) / cfg.decay_steps, 0.0, 1.0)
+        return cfg.lr * (1 - (1 - cfg.min_ratio) * jnp.sqrt(part))
+
+    return rate
 
 
 def build(cfg: OptimConfig) -> optax.GradientTransformation:
@@ -83,6 +112,11 @@ def build(cfg: OptimConfig) -> optax.GradientTransformation:
     """
     make = {"adamw": _adamw, "muon": _muon}[cfg.name]
     return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), make(cfg))
+
+
+def is_elementwise(cfg: OptimConfig) -> bool:
+    """Returns True if the optimiser multiplies no matrices: to compute it twice costs little."""
+    return cfg.name == "adamw"
 
 
 def _adamw(cfg: OptimConfig) -> optax.GradientTransformation:

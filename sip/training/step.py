@@ -206,15 +206,20 @@ def _applied(tx, grads, opt_state, learned):
 
 
 def make_update(
-    terms: Terms, tx: optax.GradientTransformation, weights: Weights, *, microbatches: int = 1
+    terms: Terms,
+    tx: optax.GradientTransformation,
+    weights: Weights,
+    *,
+    microbatches: int = 1,
+    recompute: bool = True,
 ):
     """Returns the jitted update(state, batch) -> (state, metrics).
 
     `batch` is a pytree with leading axis B, a multiple of `microbatches`. Metrics are a dict of
     (total, denom). Of LoRA parameters only the factors are updated. An update is skipped if loss,
     gradient, new parameters or new moments are not finite: parameters and optimiser stay, while
-    `step` and `skipped` count it. The state is donated, so the one passed in cannot be used
-    afterwards.
+    `step` and `skipped` count it. `recompute` says that the optimiser is cheap to compute twice.
+    The state is donated, so the one passed in cannot be used afterwards.
     """
 
     def update(state: TrainState, batch) -> tuple[TrainState, Metrics]:
@@ -225,12 +230,13 @@ def make_update(
         )
         norm = optax.tree.norm(grads)
         before = grads, state.opt_state, learned
-        # A finite gradient can still overflow in the optimiser or in the storage dtype. The barrier
-        # makes XLA compute the update twice: it would otherwise keep new and old state in memory
-        # until it knows which of them stays.
-        finite = all_finite(_applied(tx, *jax.lax.optimization_barrier(before)))
-        ok = jnp.isfinite(loss) & jnp.isfinite(norm) & finite
         new, opt_state = _applied(tx, *before)
+        # A finite gradient can still overflow in the optimiser or in the storage dtype. To check
+        # the result XLA would keep it beside the old state until it knows which of them stays. The
+        # barrier makes it compute the result for the check anew, which moves fewer bytes.
+        again = jax.lax.optimization_barrier(before)
+        checked = _applied(tx, *again) if recompute else (new, opt_state)
+        ok = jnp.isfinite(loss) & jnp.isfinite(norm) & all_finite(checked)
         # Select by jnp.where: a Python `if` on a traced value is impossible, and a host check
         # would stop the device after every step.
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)

@@ -27,12 +27,12 @@ class WorldConfig:
     invalid value.
     """
 
-    seed: int = 0
+    seed: int = 0  # of facts and documents
     entities: int = 48  # number of entities that the documents are about
     values_per_attribute: int = 12  # possible values of each attribute
-    train: int = 40_000  # number of documents
-    validation: int = 1_500  # number of documents
-    test: int = 2_500  # number of documents
+    train: int = 40_000  # number of documents to learn from
+    validation: int = 1_500  # number of held-out documents
+    test: int = 2_500  # number of held-out documents
     plain: float = 0.26  # fraction of documents of this kind
     elaborated: float = 0.11  # fraction of documents of this kind
     hearsay: float = 0.31  # fraction of documents of this kind

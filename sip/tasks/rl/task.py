@@ -57,14 +57,19 @@ class AnswerWriter:
 
     def greedy(self, params: Params, asked: Sequence[Ids], *, batch: int) -> list[str | Cut]:
         """Decodes one greedy answer to each prompt, `batch` prompts at a time."""
-        found: list[str | Cut] = []
+        ids = self.greedy_ids(params, asked, batch)
+        return [text for (text,) in self.texts([[one] for one in ids])]
+
+    def greedy_ids(self, params: Params, asked: Sequence[Ids], batch: int) -> list[Ids]:
+        """Decodes one greedy answer to each prompt as token ids."""
+        found: list[Ids] = []
         with jax.set_mesh(self.mesh):
             for start in range(0, len(asked), batch):
                 some = list(asked[start : start + batch])
                 trunks = self.trunks(some + some[:1] * (batch - len(some)))  # one shape is compiled
                 out = self.write(params, trunks, 1, GREEDY, jax.random.key(0))
-                texts = self.texts(ids_of(out.tokens_BCR, out.mask_BCR))
-                found += [text for (text,) in texts[: len(some)]]
+                rows = ids_of(out.tokens_BCR, out.mask_BCR)
+                found += [ids for (ids,) in rows[: len(some)]]
         return found
 
 
@@ -72,7 +77,8 @@ class AnswerWriter:
 class RLTask:
     """A policy-gradient task: prompts, rewards of answers, and evaluation.
 
-    `prompts` and `reward` depend on the batch number only, so that a resumed run repeats them.
+    `prompts` and `reward` depend on the batch number only, so that a resumed run repeats them. A
+    task of several rewards returns reward_PBK and has as many `weights`.
     """
 
     prompts: Callable[[int], Sequence[Ids]]  # batch number -> token ids of B prompts
@@ -80,6 +86,7 @@ class RLTask:
     reward: Callable[[int, Sequence[Sequence[Ids]]], Reward]  # batch number, ids [B][K]
     during: Callable[[Params], dict[str, float]]  # evaluation during the run, by names in the log
     finish: Callable[[Params], dict[str, Any]]  # final evaluation; writes and returns its metrics
+    weights: tuple[float, ...] = (1.0,)  # of the rewards
 
 
 def ids_of(tokens_BCR, mask_BCR) -> list[list[Ids]]:

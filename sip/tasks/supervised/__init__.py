@@ -1,7 +1,10 @@
 """Tasks of the supervised loop.
 
-task       the interface of a task: batches, loss terms, evaluation
-documents  next-token prediction
-verdicts   trains a judge on labels
-rewrites   trains a rewriter on the ground truth's rewrites
+task          the interface of a task: batches, loss terms, evaluation
+documents     next-token prediction
+conversations instruction tuning
+verdicts      trains a judge on labels
+rewrites      trains a rewriter on the ground truth's rewrites
+preferences   learns from chosen and rejected answers: offline DPO
+reward_model  scores answers as pairs of them were preferred
 """

@@ -4,19 +4,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from sip.structs import Params
 from sip.training import losses, step
 
 
 @dataclass(frozen=True)
 class SupervisedTask:
-    """A supervised task: batches, loss terms and evaluation."""
+    """A supervised task: batches, loss terms and evaluation.
+
+    With `reference` the loss compares with the parameters at the start of the run; `during` and
+    `finish` then take them as the keyword `reference`.
+    """
 
     batch: Callable[[int], Any]  # step (from 0) -> host arrays
     terms: step.Terms  # the jitted loss terms of a batch
     weights: dict[str, float]  # name of a term -> its weight in the loss
-    during: Callable[[Params], dict[str, float]]  # evaluation during the run, by names in the log
-    finish: Callable[[Params], dict[str, Any]]  # final evaluation; writes and returns its metrics
+    during: Callable[..., dict[str, float]]  # params -> evaluation during the run, names in the log
+    finish: Callable[..., dict[str, Any]]  # params -> final evaluation; writes and returns metrics
+    reference: bool = False
 
 
 def tokens_loss(c) -> tuple[step.Terms, dict[str, float]]:

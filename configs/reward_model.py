@@ -1,0 +1,83 @@
+"""Trains a reward model on your own pairs from a checkpoint, or on the micro-world.
+
+    python -m sip.train --config=configs/reward_model.py:/tmp/start --workdir=/tmp/reward \
+        --config.runs.reward_model.task.pairs.path=PAIRS.jsonl
+    python -m sip.train --config=configs/reward_model.py --workdir=/tmp/reward-world
+
+The word after the colon is the checkpoint to start from: a run directory or a Hugging Face
+directory. PAIRS.jsonl is as in dpo.py; a line may have a `margin`. For messages set a chat
+template: --config.runs.reward_model.task.pairs.chat=own. `python -m sip.convert --to=hf` writes the
+result as a model with one label, such as LlamaForSequenceClassification.
+
+Without a checkpoint: the base model of microworld.py with copies of its layers on top, and pairs of
+continuations that the micro-world's ground truth compares. `:debug` is tiny. Hardware: 2 CPU cores
+for the micro-world; for a checkpoint, devices whose memory fits its optimiser state.
+"""
+
+from typing import Any
+
+import _common as common
+import _published as published
+import microworld
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Builds the recipe of the checkpoint in `arg`, or that of the micro-world."""
+    source, debug = published.words(arg, "reward_model.py")
+    return of_files(source, debug) if source else on_microworld(debug)
+
+
+def of_files(source: str, debug: bool) -> ConfigDict:
+    """Builds the recipe with one run, `reward_model`, that starts from the checkpoint `source`."""
+    config = published.recipe(source)  # its section `data` is not read
+    run = common.reward_model_run(
+        model=published.model(source),
+        split="train",
+        steps=2 if debug else 500,
+        batch=4 if debug else 32,
+        init_from=source,
+        optim=common.adamw(1e-5, warmup_steps=1 if debug else 50, weight_decay=0.0),
+        pairs=dict(path=""),
+    )
+    config.runs = dict(reward_model=run)
+    config.order = ("reward_model",)
+    config.report = dict(rows=("reward_model",), judge="", standard="")
+    return config
+
+
+def on_microworld(debug: bool) -> ConfigDict:
+    """Builds the recipe with the runs `base` and `reward_model` of the micro-world."""
+    config: Any = microworld.get_config("debug" if debug else "")
+    base = config.runs.base
+    config.runs = dict(base=base, reward_model=labelled(base.model, debug))
+    config.order = ("base", "reward_model")
+    config.report = dict(rows=("base",), judge="reward_model", standard="")
+    return config
+
+
+def labelled(model, debug: bool) -> ConfigDict:
+    """Builds the run on pairs of the micro-world: of suffixes, rollouts of base, corrected and
+    corrupted suffixes the better one is chosen."""
+    run = common.reward_model_run(
+        model=dict(model, layers=4),
+        split=microworld.JUDGE,
+        steps=600,
+        batch=64,
+        init_from="base",
+        optim=common.adamw(1.5e-3, warmup_steps=20),
+        labels=dict(
+            source="base",
+            documents=5120,
+            held_out=300,
+            per_prefix=8,
+            rollouts=2,
+            temperatures=(1.0, 0.5),
+            corruptions=5,
+        ),
+    )
+    if debug:
+        run.update(steps=4, batch=8)
+        run.optim.warmup_steps, run.log.every_steps, run.evals.every_steps = 2, 2, 2
+        run.task.labels.update(documents=40, held_out=16, temperatures=(1.0,))
+    return run

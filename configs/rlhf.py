@@ -1,0 +1,115 @@
+"""RLHF: a policy learns by a reward model; RLAIF: by a judge; or by rewards of your own.
+
+    python -m sip.train --config=configs/rlhf.py --workdir=/tmp/rlhf
+    python -m sip.train --config=configs/rlhf.py:rlaif --workdir=/tmp/rlaif
+    python -m sip.train --config=configs/rlhf.py:/tmp/start --workdir=/tmp/mine \
+        --config.runs.rlhf.task.prompts=PROMPTS.jsonl \
+        --config.runs.rlhf.task.reward=/tmp/reward/runs/reward_model
+
+On the micro-world: the base model, a reward model of it (configs/reward_model.py), and two
+policies: `rloo` with the KL in the reward (arXiv 2402.14740) and `grpo` with the KL in the loss
+(arXiv 2402.03300). `:rlaif` trains a judge in place of the reward model.
+
+With a checkpoint after the colon: PROMPTS.jsonl has a line per prompt with `prompt`, a text or
+messages (then set a chat template: --config.runs.rlhf.task.chat=own). The reward is the run of a
+reward model, or path/to/file.py:function. `:debug` is tiny. Hardware: 2 CPU cores for the
+micro-world; for a checkpoint, devices whose memory fits its optimiser state, a frozen copy and the
+reward model.
+"""
+
+from typing import Any
+
+import _common as common
+import _published as published
+import _rl as rl
+import microworld
+import reward_model
+from ml_collections import ConfigDict
+
+RLOO = dict(advantage="rloo", denominator="constant", kl="reward")
+GRPO = dict(advantage="grpo", denominator="sequence", kl="loss")
+SAMPLING = dict(temperature=1.0, top_k=0, top_p=1.0)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Builds the recipe of the checkpoint in `arg`, or one of the micro-world's."""
+    words = [word for word in arg.split(",") if word != "rlaif"]
+    rlaif = len(words) < len(arg.split(","))
+    source, debug = published.words(",".join(words), "rlhf.py")
+    if source and rlaif:
+        raise ValueError(
+            "configs/rlhf.py: 'rlaif' is a recipe of the micro-world; with a "
+            "checkpoint set task.reward=judge and a section task.judge"
+        )
+    return of_files(source, debug) if source else on_microworld(debug, rlaif)
+
+
+def of_files(source: str, debug: bool) -> ConfigDict:
+    """Builds the recipe with one run, `rlhf`, that starts from the checkpoint `source`."""
+    config = published.recipe(source)  # its section `data` is not read
+    run = rl.prompts_run(
+        model=published.model(source),
+        split="train",
+        steps=2 if debug else 500,
+        batch=2 if debug else 16,
+        init_from=source,
+        optim=common.adamw(1e-6, warmup_steps=1 if debug else 10, weight_decay=0.0),
+        prompts="prompts.jsonl",
+        reward="reward_model",
+        rollouts=2 if debug else 8,
+        answer=4 if debug else 256,
+        sampling=common.section(**SAMPLING),
+        objective=rl.policy_gradient(beta=0.05, **RLOO),
+    )
+    config.runs = dict(rlhf=run)
+    config.order = ("rlhf",)
+    config.report = dict(rows=("rlhf",), judge="", standard="")
+    return config
+
+
+def on_microworld(debug: bool, rlaif: bool) -> ConfigDict:
+    """Builds the recipe with a teacher, and the policies that learn from it."""
+    config: Any = microworld.get_config("debug" if debug else "")
+    base = config.runs.base
+    teachers = {name: config.runs[name] for name in ("tutor", "judge")}
+    if not rlaif:
+        teachers = dict(reward_model=reward_model.labelled(base.model, debug))
+    if rlaif:
+        judge = common.judge("local", init_from="judge", proofread=microworld.READ)
+        if debug:
+            judge.min_mass = 0.0
+        policies = dict(rlaif=policy(base.model, GRPO, debug, reward="judge", judge=judge))
+    else:
+        policies = dict(
+            rloo=policy(base.model, RLOO, debug, reward="reward_model"),
+            grpo=policy(base.model, GRPO, debug, reward="reward_model"),
+        )
+    config.runs = dict(base=base, **teachers, **policies)
+    config.order = ("base", *teachers, *policies)
+    teacher = "judge" if rlaif else "reward_model"
+    config.report = dict(rows=("base", *policies), judge=teacher, standard="")
+    return config
+
+
+def policy(model, objective, debug: bool, **task) -> ConfigDict:
+    """Builds the run of a policy on the micro-world, whose prefixes are the prompts."""
+    run = rl.prompts_run(
+        model=model,
+        split=microworld.FRESH,
+        steps=100,
+        batch=16,
+        init_from="base",
+        optim=common.adamw(3e-4, warmup_steps=10, weight_decay=0.0),
+        rollouts=8,
+        answer=24,
+        held_out=256,
+        continuations=common.evals(baseline="base"),
+        sampling=common.section(**SAMPLING),
+        objective=rl.policy_gradient(beta=0.05, **objective),
+        **task,
+    )
+    if debug:
+        rl.shrink(run)
+        run.rollouts, run.task.held_out = 2, 16
+        run.task.continuations.update(validation=32, standard=64, unsafe=16, batch=32)
+    return run

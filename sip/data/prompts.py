@@ -1,0 +1,120 @@
+"""Prompts from JSON Lines: `prompt`, a text or a list of messages, beside any other fields.
+
+The other fields are handed to rewards. A line without a usable prompt is left out and counted by
+its reason. A prompt's part (train, validation or test) is chosen by a hash of it.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sip.data import conversations
+from sip.data.conversations import BLANK, NOT_JSON, NOT_UTF8, Format, Unusable
+from sip.data.documents import PARTS, listed, part
+from sip.structs import UserError
+from sip.text.lines import opened, read_lines
+from sip.text.segments import Ids
+from sip.text.tokenizer import Tokenizer
+
+MISSING = "without a field 'prompt'"
+NEITHER = "with a prompt that is neither text nor messages"
+TOO_LONG = "longer than {} tokens (model.max_len - answer)"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as token ids, as text for a judge, and as it stands in the file."""
+
+    ids: Ids
+    text: str
+    given: Any  # a text or a list of messages
+    fields: Mapping[str, Any] = field(default_factory=dict)  # the other fields of its line
+
+
+Encode = Callable[[Any], Ids]
+
+
+def plain(tokenizer: Tokenizer) -> Encode:
+    """Returns the encoding of texts: BOS and the text. Raises UserError for messages."""
+
+    def encode(given) -> Ids:
+        if not isinstance(given, str):
+            raise UserError(
+                "task.chat is empty, but the prompts are messages; set it to a chat template, such "
+                "as own (the tokenizer's) or turns"
+            )
+        return [tokenizer.bos, *tokenizer.encode(given)]
+
+    return encode
+
+
+def chatted(form: Format) -> Encode:
+    """Returns the encoding by a chat template, up to where the model answers."""
+
+    def encode(given) -> Ids:
+        messages = conversations.messages_of(given, "user")
+        return conversations.prompt(form, conversations.checked(messages, answered=False))
+
+    return encode
+
+
+def read(
+    path: str, encode: Encode, *, max_len: int, max_skipped_fraction: float
+) -> tuple[dict[str, list[Prompt]], dict[str, int]]:
+    """Reads a file. Returns ({train | validation | test: prompts}, left_out by reason).
+
+    Raises UserError if it cannot be read, has no prompt to train on, or if more than
+    `max_skipped_fraction` of its lines are left out.
+    """
+    parts: dict[str, list[Prompt]] = {which: [] for which in PARTS}
+    counts: Counter[str] = Counter()
+    lines = 0
+    for line in read_lines(opened(path, "prompts"), path):
+        if not line.strip():
+            continue
+        lines += 1
+        try:
+            found = _prompt(line, encode)
+            if len(found.ids) > max_len:
+                raise Unusable(TOO_LONG.format(max_len))
+            parts[part(found.text)].append(found)
+        except Unusable as why:
+            counts[str(why)] += 1
+    if not lines:
+        raise UserError(f"{path}: has no prompts")
+    if counts.total() == lines or counts.total() > max_skipped_fraction * lines:
+        raise UserError(
+            f"{path}: {counts.total()} of {lines} prompts cannot be used, more than "
+            f"max_skipped_fraction={max_skipped_fraction} allows: {listed(counts)}"
+        )
+    return parts, dict(counts)
+
+
+def _prompt(line: bytes, encode: Encode) -> Prompt:
+    try:
+        row = json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise Unusable(NOT_UTF8) from None
+    except (ValueError, RecursionError):
+        raise Unusable(NOT_JSON) from None
+    if not isinstance(row, dict):
+        raise Unusable(NOT_JSON)
+    if "prompt" not in row:
+        raise Unusable(MISSING)
+    given = row["prompt"]
+    if not isinstance(given, str | list):
+        raise Unusable(NEITHER)
+    text = given if isinstance(given, str) else _text(given)
+    if not text.strip():
+        raise Unusable(BLANK)
+    return Prompt(encode(given), text, given, {k: x for k, x in row.items() if k != "prompt"})
+
+
+def _text(messages: list[Any]) -> str:
+    """Returns messages as one text: the content of a single one, else a paragraph for each."""
+    said = conversations.messages_of(messages, "user")
+    if len(said) == 1:
+        return said[0]["content"]
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in said)

@@ -1,0 +1,32 @@
+"""Evaluates how likely a model finds the answers of held-out conversations."""
+
+import math
+
+import jax
+
+from sip.data.packing import Rows
+from sip.evals.continuations import nll_program
+from sip.loading import LoadedModel
+from sip.mesh import full_rows, put_batch
+
+FIGURES = ("nll", "perplexity")
+MOST_NLL = 700.0  # exp of more is no number
+
+
+def evaluate(model: LoadedModel, rows: Rows, *, most: int, batch: int) -> dict[str, float]:
+    """Returns the mean negative log-likelihood (nats) per learned token, and its exponential.
+
+    The first `most` rows are scored, `batch` at a time.
+    """
+    run, total, count = nll_program(model.cfg), 0.0, 0.0
+    size, end = full_rows(model.mesh, batch), min(most, len(rows))
+    with jax.set_mesh(model.mesh):
+        for first in range(0, end, size):
+            live = min(size, end - first)
+            # The last batch is filled with rows that do not count, so that one program serves all.
+            tree, learned_BT = rows.stacked([*range(first, first + live), *[0] * (size - live)])
+            learned_BT[live:] = False
+            pair = run(model.params, put_batch(model.mesh, (tree, learned_BT)))
+            total, count = total + float(pair[0]), count + float(pair[1])
+    nll = total / count
+    return {"nll": nll, "perplexity": math.exp(min(nll, MOST_NLL))}

@@ -1,0 +1,271 @@
+"""Preference pairs to learn from and held-out ones, shared by DPO and reward models.
+
+Pairs come from a JSON Lines file (sip/data/preferences.py), or are candidates of a corpus's
+prefixes that its ground truth compares.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sip.data import conversations, documents, pipeline, preferences
+from sip.data.documents import PARTS
+from sip.data.preferences import Tokens
+from sip.evals import continuations
+from sip.judge.labels import ground_truth as labels
+from sip.loading import LoadedModel, load_params, source_dir
+from sip.mesh import put_batch
+from sip.padding import bucket, padded_tree
+from sip.run import Run, TaskConfig
+from sip.sampling import SamplingConfig
+from sip.sections import at_least, check
+from sip.structs import UserError
+from sip.tasks import labelled
+from sip.text import chat
+from sip.training import loop, step
+from sip.training.losses import PairBatch
+from sip.workdir import place
+
+HELD_OUT = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """A JSON Lines file of pairs. Raises UserError for an invalid value."""
+
+    path: str
+    chat: str = ""  # chat template: own (the tokenizer's), a built-in name, a .jinja file; "": none
+    max_skipped_fraction: float = 0.1  # 0..1; error if more of the lines are unusable
+
+    def __post_init__(self):
+        check("pairs", self, max_skipped_fraction=at_least(0, most=1))
+        object.__setattr__(self, "path", place(self.path))
+        chat.check(self.chat, "pairs.chat")
+
+
+@dataclass(frozen=True)
+class PairLabelConfig:
+    """Pairs by the corpus's ground truth: of two candidates of a prefix the better one is chosen.
+
+    Raises UserError for contradicting keys.
+    """
+
+    source: str  # run or checkpoint directory that samples rollouts; "": no rollouts
+    documents: int = 2000  # number of prefixes to learn from
+    held_out: int = 200  # number of prefixes of each held-out split
+    per_prefix: int = 4  # most pairs of a prefix
+    rollouts: int = 2  # rollouts per prefix and temperature
+    temperatures: tuple[float, ...] = (1.0,)  # of rollouts
+    rewrites: bool = True  # corrected suffixes are among the candidates
+    corruptions: int = 2  # number of kinds of corrupted text per prefix
+
+    def __post_init__(self):
+        counts = dict.fromkeys(("documents", "held_out", "per_prefix"), at_least(1))
+        check("labels", self, rollouts=at_least(0), corruptions=at_least(0), **counts)
+        if bool(self.source) != (self.rollouts > 0):
+            raise UserError("labels.source names who samples: set it if and only if rollouts > 0")
+        if self.rollouts and not self.temperatures:
+            raise UserError("labels.temperatures is empty, but labels.rollouts is not 0")
+        for temperature in self.temperatures:
+            SamplingConfig(temperature=temperature)  # checks it
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTaskConfig(TaskConfig):
+    """Settings of tasks that learn from pairs. Exactly one of `pairs` and `labels` is needed."""
+
+    pairs: PairsConfig | None = None  # pairs from a file
+    labels: PairLabelConfig | None = None  # pairs by the corpus's ground truth
+
+    def __post_init__(self):
+        if (self.pairs is None) == (self.labels is None):
+            raise UserError("exactly one of pairs and labels is needed")
+
+    def check(self, c):
+        """Raises UserError if the run's split or z_loss does not fit the task."""
+        if self.pairs is not None and c.split not in PARTS:
+            raise UserError(f"split must be one of {PARTS} with task.pairs, not {c.split!r}")
+        if c.z_loss:
+            raise UserError("z_loss must be 0: a loss on pairs is no cross-entropy")
+
+    def sources(self):
+        """The runs or directories that the task reads: the source of rollouts."""
+        return {"task.labels.source": self.labels.source} if self.labels else {}
+
+    def needs_truth(self):
+        """Labels are the ground truth's."""
+        return "task.labels" if self.labels else ""
+
+    def reach(self):
+        """Raises UserError if the file of pairs does not exist."""
+        if self.pairs is None:
+            return
+        if not self.pairs.path:
+            raise UserError("task.pairs.path: needed; a JSON Lines file of pairs")
+        if not Path(self.pairs.path).is_file():
+            raise UserError(f"task.pairs.path {self.pairs.path!r}: there is no such file")
+
+
+@dataclass(frozen=True, eq=False)
+class PairSet:
+    """Pairs by part: of the split to learn from, validation and test. All batches have one shape:
+    T tokens of a prompt, R of an answer."""
+
+    parts: Mapping[str, Sequence[Tokens]]  # learned | validation | test
+    pad: int
+
+    @functools.cached_property
+    def widths(self) -> tuple[int, int]:
+        """(T, R), rounded up."""
+        every = list(itertools.chain.from_iterable(self.parts.values()))
+        longest = max(max(len(x.chosen), len(x.rejected)) for x in every)
+        return bucket(max(len(x.prompt) for x in every), 8), bucket(longest, 8)
+
+    def batch(self, step: int, size: int, *, seed: int) -> PairBatch:
+        """Returns the pairs of a step. Each epoch is a permutation that depends on `seed`."""
+        found = self.parts["learned"]
+        rows = pipeline.epochs(len(found), step, size, seed=seed)
+        return self._batch([found[i] for i in rows], size)
+
+    def held_out(self, part: str, size: int) -> Iterator[PairBatch]:
+        """Yields all pairs of a part in batches; the last one is filled up with invalid rows."""
+        found = self.parts[part]
+        for start in range(0, len(found), size):
+            yield self._batch(found[start : start + size], size)
+
+    def _batch(self, rows: Sequence[Tokens], size: int) -> PairBatch:
+        T, R = self.widths
+        valid_B = np.arange(size) < len(rows)
+        rows = [*rows, *[rows[0]] * (size - len(rows))]
+        tree = padded_tree(
+            [x.prompt for x in rows], [[x.chosen, x.rejected] for x in rows], self.pad, T, 2, R
+        )
+        return PairBatch(tree, valid_B, np.array([x.margin or 0.0 for x in rows], np.float32))
+
+
+def made(run: Run, c, mesh, *, end: bool) -> PairSet:
+    """Reads or labels the pairs of a run `c`, and prints how many there are and how long.
+
+    `end`: EOS follows the candidates of a corpus's prefixes, which are parts of documents. Raises
+    UserError.
+    """
+    if c.task.pairs is not None:
+        parts, left_out = _read(run, c)
+    else:
+        parts, left_out = _compared(run, c, mesh, end), {}
+    run.left_out["pairs"] = dict(left_out)
+    found = PairSet(parts, run.tokenizer.pad)
+    run.say(_said(run.name, found, left_out))
+    return found
+
+
+def _said(name: str, found: PairSet, left_out: Mapping[str, int]) -> str:
+    """The line about the pairs of a run."""
+    counts = ", ".join(f"{len(rows):,} {part}" for part, rows in found.parts.items())
+    rows = found.parts["learned"]
+    sizes = [(len(x.prompt), len(x.chosen), len(x.rejected)) for x in rows]
+    prompt, chosen, rejected = np.median(sizes, axis=0).astype(int).tolist()
+    margins = sum(x.margin is not None for x in rows)
+    line = f"{name}: pairs: {counts}; median tokens: prompt {prompt}, chosen {chosen}, "
+    line += f"rejected {rejected}; with a margin: {margins:,}"
+    return f"{line}; left out: {documents.listed(left_out)}" if left_out else line
+
+
+def _read(run: Run, c) -> tuple[dict[str, list[Tokens]], Mapping[str, int]]:
+    wanted: PairsConfig = c.task.pairs
+    encode = preferences.plain(run.tokenizer)
+    if wanted.chat:
+        template = chat.load(wanted.chat, run.tokenizer, run.workdir)
+        encode = preferences.chatted(conversations.open_format(template, run.tokenizer))
+    how: Any = dict(path=wanted.path, max_skipped_fraction=wanted.max_skipped_fraction)
+    found = preferences.read(**how)
+    parts, left_out = preferences.tokens(found, encode, max_len=c.model.max_len, **how)
+    if not parts[c.split]:
+        raise UserError(f"{wanted.path}: no pair in split {c.split!r}, by the hash of its prompt")
+    return {"learned": parts[c.split], **{part: parts[part] for part in HELD_OUT}}, left_out
+
+
+def _compared(run: Run, c, mesh, end: bool) -> dict[str, list[Tokens]]:
+    """Pairs by the ground truth: of `c.split` to learn from, and of the held-out splits."""
+    wanted: PairLabelConfig = c.task.labels
+    run.corpus(c.split).ground_truth("task.labels")  # for its error, before a model is loaded
+    source = None
+    if wanted.source:
+        params, cfg = load_params(
+            source_dir(run.workdir, wanted.source, "task.labels.source"), mesh
+        )
+        source = LoadedModel(params, cfg, run.tokenizer, mesh)
+
+    def of(split: str, count: int, seed: int) -> list[Tokens]:
+        corpus = run.corpus(split)
+        asked = continuations.prompts(corpus.chunks, range(count), run.tokenizer)
+        pools = labelled.pools(wanted, corpus, asked, seed, source)
+        most = corpus.cut.suffix
+        trim = lambda text: run.tokenizer.decode(run.tokenizer.encode(text)[:most])
+        found = labels.candidates(
+            asked.suffixes, pools, corruptions=wanted.corruptions, seed=seed, trim=trim
+        )
+        pairs = compared(
+            corpus.ground_truth("task.labels"),
+            asked.prefixes,
+            [each.texts for each in found],
+            per_prefix=wanted.per_prefix,
+            seed=seed,
+        )
+        last = [run.tokenizer.eos] if end else []
+        ids = lambda text: [*run.tokenizer.encode(text), *last]
+        prompt = lambda i: asked.tokens_ET[i, : asked.fork_E[i]].tolist()
+        rows = [Tokens(prompt(i), ids(a), ids(b)) for i, a, b in pairs]
+        room = lambda x: len(x.prompt) + max(len(x.chosen), len(x.rejected)) <= c.model.max_len
+        return [x for x in rows if room(x) and x.chosen != x.rejected]
+
+    learned = of(c.split, wanted.documents, run.seed)
+    if not learned:
+        raise UserError(
+            f"task.labels: no pair of {wanted.documents} prefixes differs in quality and fits "
+            f"{c.model.max_len} tokens (model.max_len)"
+        )
+    return {"learned": learned, **{part: of(part, wanted.held_out, 0) for part in HELD_OUT}}
+
+
+def compared(
+    truth: documents.Truth,
+    prefixes: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    *,
+    per_prefix: int,
+    seed: int,
+) -> list[tuple[int, str, str]]:
+    """Lists (index of the prefix, better text, worse text), without ties.
+
+    Of the pairs of a prefix at most `per_prefix` are drawn.
+    """
+    rows = [(i, text) for i, row in enumerate(texts) for text in row]
+    known = truth.score([prefixes[i] for i, _ in rows], [text for _, text in rows])["quality"]
+    ends = np.cumsum([len(row) for row in texts])
+    rng, found = np.random.default_rng((seed, 1)), []
+    for i, row in enumerate(texts):
+        quality = known[ends[i] - len(row) : ends[i]]
+        both = np.array(list(itertools.combinations(range(len(row)), 2)), int).reshape(-1, 2)
+        won = truth.compare(quality[both[:, 0]], quality[both[:, 1]])
+        clear = np.flatnonzero(won != 0.5)
+        for at in rng.permutation(clear)[:per_prefix]:
+            a, b = both[at] if won[at] == 1 else both[at][::-1]
+            found.append((i, row[a], row[b]))
+    return found
+
+
+def figures(
+    program: Callable[..., Any], found: PairSet, part: str, mesh, size: int, *args
+) -> dict[str, float]:
+    """Returns the averages of a part's metrics: those of `program(*args, batch)`, and `pairs`."""
+    with jax.set_mesh(mesh):
+        rows = [program(*args, put_batch(mesh, b)) for b in found.held_out(part, size)]
+        averages = loop.ratios([{**metrics, **step.pairs(terms, terms)} for terms, metrics in rows])
+    return {**averages, "pairs": float(len(found.parts[part]))}

@@ -1,0 +1,346 @@
+"""Training a policy by rewards of its answers to prompts: RLHF, RLAIF, and rewards of your own.
+
+Prompts are those of a JSON Lines file (sip/data/prompts.py), answered up to a stop token; or
+prefixes of the corpus, continued by `answer` tokens. A reward is a reward model, the judge of the
+section `judge`, or a Python function (sip/rewards/functions.py). Several have weights, and each is
+logged by its own name. An answer that one of them skips is masked.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sip.data import chunks, conversations, pipeline
+from sip.data import prompts as prompt_files
+from sip.data.documents import PARTS, Truth, listed
+from sip.data.prompts import Prompt
+from sip.evals import ground_truth
+from sip.evals.ground_truth import EvalConfig
+from sip.judge import build as judges
+from sip.loading import source_dir
+from sip.metrics import pair
+from sip.rewards import functions, reward_model
+from sip.rewards.verdicts import Reward
+from sip.run import Run, TaskConfig
+from sip.sections import at_least, check
+from sip.structs import UserError
+from sip.tasks.rl.task import AnswerWriter, RLTask
+from sip.text import chat
+from sip.text.segments import Ids
+from sip.text.tokenizer import Tokenizer, continuation
+from sip.training import loop
+from sip.workdir import place
+
+JUDGE, CUT = "judge", "cut"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TaskConfig):
+    """The task "prompts": a policy is rewarded for its answers. Raises UserError.
+
+    A reward is "judge", FILE.py:FUNCTION, or a run or checkpoint directory of a reward model.
+    """
+
+    reward: str | tuple[tuple[str, float], ...]  # a reward, or several: ((reward, weight), ...)
+    prompts: str = ""  # JSON Lines file with a field `prompt`; empty: prefixes of the corpus
+    chat: str = ""  # chat template of the prompts, as in `pairs`; empty: prompts are plain texts
+    judge: judges.JudgeConfig | None = None  # the judge, if it is among the rewards
+    continuations: EvalConfig | None = None  # prefixes: also the evaluation of runs on documents
+    held_out: int = 64  # number of prompts of each evaluation
+    cut_penalty: float = 0.0  # subtracted from the reward of an answer without a stop token
+    max_skipped_fraction: float = 0.1  # 0..1; error if more of the prompts are unusable
+    max_invalid: float = 0.5  # 0..1; error if more of a batch's answers have no reward
+
+    def __post_init__(self):
+        unit = dict.fromkeys(("max_skipped_fraction", "max_invalid"), at_least(0, most=1))
+        check("task", self, held_out=at_least(1), cut_penalty=at_least(0), **unit)
+        object.__setattr__(self, "prompts", place(self.prompts))
+        chat.check(self.chat, "chat")
+        if not self.prompts and (self.chat or self.cut_penalty):
+            raise UserError("chat and cut_penalty need a file of prompts: prefixes have no turns")
+        if self.prompts and self.continuations is not None:
+            raise UserError("continuations needs prefixes of the corpus, not a file of prompts")
+        if not self.rewards or not all(name for name, _ in self.rewards):
+            raise UserError("reward is empty: name judge, FILE.py:FUNCTION or a reward model's run")
+        for name, weight in self.rewards:
+            if not np.isfinite(weight) or weight <= 0:
+                raise UserError(f"reward: the weight of {name!r} must be positive, not {weight}")
+            if functions.is_function(name):
+                functions.load(name)  # checks that it exists
+        labels = [label(name) for name, _ in self.rewards]
+        if len(set(labels)) < len(labels):
+            raise UserError(f"reward: names in the log must differ, not {', '.join(labels)}")
+        judged = JUDGE in (name for name, _ in self.rewards)
+        if judged != (self.judge is not None):
+            raise UserError("reward 'judge' and the section judge need each other")
+        if self.judge is not None and self.judge.own:
+            raise UserError("judge.init_from: a policy in training cannot judge itself here")
+
+    @property
+    def rewards(self) -> tuple[tuple[str, float], ...]:
+        """The rewards with their weights."""
+        return ((self.reward, 1.0),) if isinstance(self.reward, str) else self.reward
+
+    def check(self, c):
+        """Raises UserError if the run's split does not fit the prompts."""
+        if self.prompts and c.split not in PARTS:
+            raise UserError(f"split must be one of {PARTS} with task.prompts, not {c.split!r}")
+
+    def sources(self):
+        """The runs or directories that the task reads: reward models, the judge."""
+        found = {
+            f"task.reward[{i}]" if len(self.rewards) > 1 else "task.reward": name
+            for i, (name, _) in enumerate(self.rewards)
+            if name != JUDGE and not functions.is_function(name)
+        }
+        theirs = self.judge.sources() if self.judge is not None else {}
+        if self.continuations is not None:
+            found["task.continuations.baseline"] = self.continuations.baseline
+        return found | {f"task.{key}": value for key, value in theirs.items()}
+
+    def needs_truth(self):
+        """The judge may be the ground truth."""
+        judged = self.judge is not None and self.judge.backend == "truth"
+        return "task.judge.backend" if judged else ""
+
+    def figures(self, truth):
+        """Names of the figures of the evaluation: each reward, their sum, and by the truth."""
+        own = [f"eval/reward/{label(name)}" for name, _ in self.rewards]
+        own += ["eval/reward", "eval/answer_tokens", *(["eval/cut"] if self.prompts else [])]
+        return (*own, *(ground_truth.figures(truth) if self.continuations else ()))
+
+    def reach(self):
+        """Raises UserError if the file of prompts does not exist, or a server does not answer."""
+        if self.prompts and not Path(self.prompts).is_file():
+            raise UserError(f"task.prompts {self.prompts!r}: there is no such file")
+        if self.judge is not None:
+            self.judge.reach()
+
+
+def label(name: str) -> str:
+    """Returns the name of a reward in the log: the function, or the last part of a path."""
+    return name.rpartition(":")[2] if functions.is_function(name) else Path(name).name
+
+
+@dataclass(frozen=True)
+class Answers:
+    """K answers to each of B prompts, as token ids and as texts; cut_BK: without a stop token."""
+
+    prompts: Sequence[Prompt]
+    ids: Sequence[Sequence[Ids]]
+    texts: Sequence[Sequence[str]]
+    cut_BK: np.ndarray
+
+
+# answers -> (reward_BK, valid_BK, metrics)
+Source = Callable[[Answers], Reward]
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a run: those of a batch number, and held-out ones by part."""
+
+    batch: Callable[[int], list[Prompt]]
+    held_out: Mapping[str, list[Prompt]]
+    stops: tuple[int, ...]  # token ids that end an answer; none if it has a fixed length
+    truth: Truth | None = None  # scores continuations of prefixes
+
+
+def build(run: Run, c, mesh) -> RLTask:
+    """Builds the task. `c` is the config of a policy-gradient run. Raises UserError."""
+    wanted: Config = c.task
+    asked = _of_file(run, c) if wanted.prompts else _of_corpus(run, c)
+    sources = {label(name): _source(name, run, c, mesh, asked) for name, _ in wanted.rewards}
+    weights = tuple(weight for _, weight in wanted.rewards)
+    weights += (wanted.cut_penalty,) if wanted.cut_penalty else ()
+    writer = AnswerWriter(c.model, mesh, run.tokenizer, 0, c.answer, asked.stops)
+    read = functools.partial(_read, run.tokenizer, asked.stops)
+
+    def reward(at: int, ids: Sequence[Sequence[Ids]]) -> Reward:
+        found = _rewarded(sources, wanted, read(asked.batch(at), ids))
+        _check_invalid(found[1], wanted.max_invalid, found[2])
+        return found
+
+    def figures(params, part: str) -> dict[str, float]:
+        held = asked.held_out[part]
+        if not held:
+            return {}
+        ids = writer.greedy_ids(params, [x.ids for x in held], c.evals.batch)
+        answers = read(held, [[each] for each in ids])
+        return _figures(_rewarded(sources, wanted, answers), weights, answers)
+
+    suite = wanted.continuations and ground_truth.suite(run, wanted.continuations, c.model, mesh)
+
+    def during(params) -> dict[str, float]:
+        own = {f"eval/{k}": v for k, v in figures(params, "validation").items()}
+        return own if suite is None else {**own, **ground_truth.during(suite, params)}
+
+    def finish(params) -> dict[str, Any]:
+        own = figures(params, "test")
+        return run.write_eval(own) if suite is None else ground_truth.finish(suite, params, **own)
+
+    return RLTask(
+        lambda at: [prompt.ids for prompt in asked.batch(at)],
+        writer,
+        reward,
+        during,
+        finish,
+        weights,
+    )
+
+
+def _of_file(run: Run, c) -> Prompts:
+    wanted: Config = c.task
+    encode, stops = prompt_files.plain(run.tokenizer), run.tokenizer.stops
+    if wanted.chat:
+        template = chat.load(wanted.chat, run.tokenizer, run.workdir)
+        form = conversations.open_format(template, run.tokenizer)
+        encode, stops = prompt_files.chatted(form), form.stops
+    parts, left_out = prompt_files.read(
+        wanted.prompts,
+        encode,
+        max_len=c.model.max_len - c.answer,
+        max_skipped_fraction=wanted.max_skipped_fraction,
+    )
+    run.left_out["prompts"] = left_out
+    learned = parts[c.split]
+    if not learned:
+        raise UserError(f"{wanted.prompts}: no prompt in split {c.split!r}, by its hash")
+    run.say(_said(run.name, learned, parts, left_out))
+
+    def batch(at: int) -> list[Prompt]:
+        return [learned[i] for i in pipeline.epochs(len(learned), at, c.answered, seed=run.seed)]
+
+    return Prompts(batch, {p: parts[p][: wanted.held_out] for p in PARTS[1:]}, stops)
+
+
+def _said(name: str, learned, parts, left_out) -> str:
+    """The line about the prompts of a run."""
+    counts = ", ".join(f"{len(parts[part]):,} {part}" for part in PARTS)
+    median = int(np.median([len(x.ids) for x in learned]))
+    line = f"{name}: prompts: {counts}; median tokens: {median}"
+    return f"{line}; left out: {listed(left_out)}" if left_out else line
+
+
+def _of_corpus(run: Run, c) -> Prompts:
+    """Prefixes of the corpus; the field `suffix` is what follows in the document."""
+    corpus = run.corpus(c.split)
+    batches = pipeline.Batches(corpus.chunks, batch=c.answered, seed=run.seed)
+
+    def made(rows, suffix: int) -> list[Prompt]:
+        prefixes, suffixes, ids = chunks.texts_of(run.tokenizer, rows, suffix)
+        return [
+            Prompt(own, text, text, {"suffix": after})
+            for own, text, after in zip(ids, prefixes, suffixes, strict=True)
+        ]
+
+    # Cached: both `prompts` and `reward` ask for the same batch.
+    @functools.lru_cache(maxsize=2)
+    def batch(at: int) -> list[Prompt]:
+        return made(batches[at], corpus.cut.suffix)
+
+    def held_out(part: str) -> list[Prompt]:
+        other = run.corpus(part)
+        size = min(c.task.held_out, len(other.chunks))
+        rows = pipeline.Batches(other.chunks, batch=size, seed=0, shuffle=False)[0]
+        return made(rows, other.cut.suffix)
+
+    held = {part: held_out(part) for part in PARTS[1:]}
+    return Prompts(batch, held, (), corpus.documents.truth)
+
+
+def _read(tokenizer: Tokenizer, stops, prompts: Sequence[Prompt], ids) -> Answers:
+    """Decodes answers as continuations of their prompts."""
+    texts = [
+        [continuation(tokenizer, prompt.ids, one) for one in row]
+        for prompt, row in zip(prompts, ids, strict=True)
+    ]
+    cut = [[bool(stops) and not (one and one[-1] in stops) for one in row] for row in ids]
+    return Answers(prompts, ids, texts, np.array(cut, bool))
+
+
+def _source(name: str, run: Run, c, mesh, asked: Prompts) -> Source:
+    """Builds a reward: a function, the judge, or a reward model."""
+    if functions.is_function(name):
+        function = functions.load(name)
+        return lambda x: (
+            *function.reward([p.given for p in x.prompts], x.texts, [p.fields for p in x.prompts]),
+            {},
+        )
+    if name == JUDGE:
+        return _judged(run, c, mesh, asked)
+    directory = source_dir(run.workdir, name, "task.reward")
+    model = reward_model.load(directory, mesh, run.tokenizer, "task.reward")
+    return lambda x: (*model.reward([p.ids for p in x.prompts], x.ids), {})
+
+
+def _judged(run: Run, c, mesh, asked: Prompts) -> Source:
+    """The judge's score of each answer, in the place of a reward model (RLAIF)."""
+    wanted: judges.JudgeConfig = c.task.judge
+    judge = judges.build(wanted, run.workdir, asked.truth, mesh, run.tokenizer, run.seed)
+    shows = [aspect.name for aspect in wanted.aspects() if aspect.reference]
+    key = "reference" if c.task.prompts else "suffix"
+
+    def score(x: Answers) -> Reward:
+        missing = [p for p in x.prompts if not _text(p, key)]
+        if shows and missing:
+            raise UserError(
+                f"judge aspect {shows[0]!r} shows a reference, but the prompt "
+                f"{missing[0].text!r:.60} has no field {key!r} with a text"
+            )
+        references = [_text(p, key) for p in x.prompts]
+        every_BK = np.ones(x.cut_BK.shape, bool)
+        found = judge.score([p.text for p in x.prompts], x.texts, references, every_BK)
+        scores = np.where(found.valid_BK, found.scores_BK, 0.0).astype(np.float32)
+        return scores, np.asarray(found.valid_BK), found.metrics
+
+    return score
+
+
+def _text(prompt: Prompt, key: str) -> str:
+    """Returns a field of a prompt that is a text; empty if there is none."""
+    found = prompt.fields[key] if key in prompt.fields else ""
+    return found if isinstance(found, str) else ""
+
+
+def _rewarded(sources: Mapping[str, Source], wanted: Config, x: Answers) -> Reward:
+    """Returns (reward_PBK, valid_BK, metrics): an answer is valid if all rewards are."""
+    parts, valid_BK, metrics = [], np.ones(x.cut_BK.shape, bool), {}
+    for name, source in sources.items():
+        reward_BK, own_BK, found = source(x)
+        parts.append(reward_BK)
+        valid_BK &= own_BK
+        metrics |= {**found, f"reward/{name}": pair(reward_BK, own_BK)}
+        metrics[f"reward/{name}/skipped"] = pair(~own_BK)
+    if wanted.prompts:
+        metrics["rl/cut"] = pair(x.cut_BK)
+    if wanted.cut_penalty:
+        parts.append(-x.cut_BK.astype(np.float32))
+    return np.stack(parts), valid_BK, metrics
+
+
+def _check_invalid(valid_BK: np.ndarray, most: float, metrics) -> None:
+    """Raises UserError if more than the share `most` of the answers have no reward."""
+    share = 1 - valid_BK.mean()
+    if share > most:
+        skipped = {k: total / count for k, (total, count) in metrics.items() if "/skipped" in k}
+        why = ", ".join(f"{k.split('/')[1]} {x:.0%}" for k, x in skipped.items() if x)
+        raise UserError(
+            f"{share:.0%} of a batch's answers have no reward, more than task.max_invalid={most} "
+            f"allows; skipped by: {why}"
+        )
+
+
+def _figures(found: Reward, weights, x: Answers) -> dict[str, float]:
+    """Figures of one answer per prompt: mean rewards, and length in tokens."""
+    parts_PBK, valid_BK, metrics = found
+    total_BK = np.einsum("P,PBK->BK", np.asarray(weights, np.float32), parts_PBK)
+    shown = {k: v for k, v in metrics.items() if k.startswith("reward/") and "/skipped" not in k}
+    shown |= {"reward": pair(total_BK, valid_BK)}
+    shown |= {"answer_tokens": pair(np.array([[len(one) for one in row] for row in x.ids]))}
+    shown |= {"cut": metrics["rl/cut"]} if "rl/cut" in metrics else {}
+    return loop.ratios([shown])

@@ -1,0 +1,146 @@
+"""Instruction tuning: the answers of conversations in a JSON Lines file, in a chat template."""
+
+import functools
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from sip.data import conversations, documents, packing
+from sip.data.conversations import Conversation, Conversations, Example, Unusable
+from sip.data.packing import Rows
+from sip.evals import answers
+from sip.loading import LoadedModel
+from sip.run import Run, TaskConfig
+from sip.sections import at_least, check
+from sip.structs import UserError
+from sip.tasks.supervised.task import SupervisedTask, tokens_loss
+from sip.text import chat
+from sip.workdir import place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TaskConfig):
+    """The task "conversations": the answers of a file of conversations. Raises UserError."""
+
+    path: str  # JSON Lines with messages, or prompt and completion
+    chat: str  # chat template: own (the tokenizer's) | harmony | turns | a .jinja file
+    packed: bool = True  # several conversations in a row, without attention between them
+    length: int = 0  # tokens of a row; longer conversations are left out; 0: model.max_len
+    max_skipped_fraction: float = 0.1  # 0..1; error if more conversations of a split are left out
+
+    def __post_init__(self):
+        check("task", self, length=at_least(0), max_skipped_fraction=at_least(0, most=1))
+        if not self.chat:
+            raise UserError("task.chat: needed; the name of a chat template")
+        chat.check(self.chat, "task.chat")
+        object.__setattr__(self, "path", place(self.path))
+
+    def check(self, c):
+        """Raises UserError if a row is longer than the model or too short for an answer."""
+        if not 2 <= self.width(c.model.max_len) <= c.model.max_len:
+            raise UserError(
+                f"task.length {self.length}: must be 2 to model.max_len, {c.model.max_len}"
+            )
+
+    def reach(self):
+        """Raises UserError if the file of conversations does not exist."""
+        if not self.path:
+            raise UserError("task.path: needed; a JSON Lines file of conversations")
+        if not Path(self.path).is_file():
+            raise UserError(f"task.path {self.path!r}: there is no such file")
+
+    def width(self, max_len: int) -> int:
+        """Tokens of a row, for a model of `max_len`."""
+        return self.length or max_len
+
+    def figures(self, truth):
+        """Names of the figures of the evaluation on held-out answers."""
+        return tuple(f"eval/{name}" for name in answers.FIGURES)
+
+
+def build(run: Run, c, mesh) -> SupervisedTask:
+    """Builds the task: rows of conversations, evaluated by the likelihood of held-out answers.
+
+    `c` is the config of a supervised run; its evals.validation and evals.standard are numbers of
+    rows. Raises UserError for a template without the turns that it needs, or an empty split.
+    """
+    found = examples(run, c)
+    splits = {each: rows(run, c, found, each) for each in (c.split, "validation", c.evals.split)}
+    train = splits[c.split]
+    run.say(f"{run.name}: {packing.described(train)}")
+
+    def figures(params, split, most):
+        model = LoadedModel(params, c.model, run.tokenizer, mesh)
+        return answers.evaluate(model, splits[split], most=most, batch=c.evals.batch)
+
+    def during(params):
+        found = figures(params, "validation", c.evals.validation)
+        return {f"eval/{name}": value for name, value in found.items()}
+
+    return SupervisedTask(
+        lambda at: train.batch(at, c.batch, seed=run.seed),
+        *tokens_loss(c),
+        during,
+        lambda params: run.write_eval(figures(params, c.evals.split, c.evals.standard)),
+    )
+
+
+Found = list[tuple[Conversation, list[Example]]]
+
+
+def examples(run: Run, c) -> Found:
+    """Returns the conversations of the file with their examples, all of which fit a row.
+
+    Raises UserError if too many cannot be used, or for a template that cannot teach.
+    """
+    wanted: Config = c.task
+    template = chat.load(wanted.chat, run.tokenizer, run.workdir)
+    form = conversations.open_format(template, run.tokenizer)
+    read = _read(wanted.path, wanted.max_skipped_fraction)
+    width, kept, first = wanted.width(c.model.max_len), [], {}
+    left_out = Counter(read.left_out)
+    for one in read.rows:
+        try:
+            some = conversations.examples(form, one)
+            if max(len(example.ids) for example in some) > width:
+                raise Unusable(f"longer than {width} tokens")
+            kept.append((one, some))
+        except Unusable as error:
+            left_out[str(error)] += 1
+            first.setdefault(str(error), one.line)
+    said = f"{left_out.total():,} of {read.read:,} conversations"
+    if first and (left_out.total() > wanted.max_skipped_fraction * read.read or not kept):
+        line = min(first.values())
+        raise UserError(
+            f"{wanted.path}:{line}: {said} cannot be used, more than task.max_skipped_fraction="
+            f"{wanted.max_skipped_fraction} allows: {documents.listed(left_out)}; choose another "
+            "task.chat, a larger task.length, or raise task.max_skipped_fraction"
+        )
+    if left_out:
+        run.say(f"{wanted.path}: {said} are left out: {documents.listed(left_out)}")
+        run.left_out[c.split] = dict(left_out)
+    return kept
+
+
+def rows(run: Run, c, found: Found, split: str) -> Rows:
+    """Returns the rows of a split. Raises UserError if it has no conversation."""
+    wanted: Config = c.task
+    chosen = documents.select(found, split, lambda one: one[0].key)
+    if not chosen:
+        raise UserError(
+            f"{wanted.path}: no conversation in split {split!r}; the first question decides about "
+            "train (90 %), validation (5 %) and test (5 %), so a file needs some hundred of them"
+        )
+    pairs = ((each.ids, each.learned) for _, some in chosen for each in some)
+    return packing.pack(
+        packing.joined(pairs),
+        width=wanted.width(c.model.max_len),
+        pad=run.tokenizer.pad,
+        packed=wanted.packed,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: str, max_skipped_fraction: float) -> Conversations:
+    """Reads a file once per process."""
+    return conversations.read(path, max_skipped_fraction=max_skipped_fraction)

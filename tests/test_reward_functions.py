@@ -1,0 +1,89 @@
+"""Tests rewards by functions of one's own: the call, what is skipped, and every kind of mistake."""
+
+import numpy as np
+import pytest
+
+from sip.rewards import functions
+from sip.structs import UserError
+
+ANSWERS = [["a", "bb"], ["ccc", "dddd"]]
+PROMPTS, FIELDS = ["p", "q"], [{"want": 1}, {"want": 3, "more": "x"}]
+
+
+def load(tmp_path, text, name="f"):
+    path = tmp_path / "mine.py"
+    path.write_text(text)
+    return functions.load(f"{path}:{name}")
+
+
+def reward(tmp_path, body, arguments="prompts, answers, **fields"):
+    function = load(tmp_path, f"def f({arguments}):\n    {body}\n")
+    return function.reward(PROMPTS, ANSWERS, FIELDS)
+
+
+def test_a_function_sees_prompts_answers_and_the_other_fields(tmp_path):
+    body = (
+        "assert prompts == ['p', 'p', 'q', 'q'] and fields['more'] == [None, None, 'x', 'x']\n"
+        "    return [len(a) - w for a, w in zip(answers, fields['want'])]"
+    )
+    reward_BK, valid_BK = reward(tmp_path, body)
+    assert reward_BK.tolist() == [[0, 1], [0, 1]] and valid_BK.all()
+    assert reward_BK.dtype == np.float32
+
+
+def test_a_function_gets_the_fields_that_it_names(tmp_path):
+    reward_BK, _ = reward(tmp_path, "return [10 * w for w in want]", "want, scale=2")
+    assert reward_BK.tolist() == [[10, 10], [30, 30]]
+    with pytest.raises(UserError, match=r"mine.py:f needs 'wnat', which .* they have more, want"):
+        reward(tmp_path, "return wnat", "answers, wnat")
+
+
+def test_none_skips_an_answer(tmp_path):
+    body = "return [None if len(a) == 2 else 1 for a in answers]"
+    reward_BK, valid_BK = reward(tmp_path, body)
+    assert valid_BK.tolist() == [[True, False], [True, True]] and reward_BK[0, 1] == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return [1.0]", r"mine.py:f returned 1 rewards for 4 answers"),
+        ("return 1.0", r"mine.py:f returned float; must be a list of 4 numbers"),
+        ("return 'good'", r"mine.py:f returned str; must be a list of 4 numbers"),
+        (
+            "return [float('nan') if a == 'ccc' else 0 for a in answers]",
+            r"mine.py:f returned nan for prompt 'q' and answer 'ccc'; must be a finite",
+        ),
+        ("return [float('inf')] * 4", r"mine.py:f returned inf for prompt 'p' and answer 'a'"),
+        ("return ['1'] * 4", r"mine.py:f returned '1' for prompt 'p' and answer 'a'"),
+        (
+            "return [1 / (3 - len(a)) for a in answers]",
+            r"mine.py:f raised ZeroDivisionError: .* \(line 2\) for prompt 'q' and answer 'ccc'",
+        ),
+    ],
+)
+def test_a_mistake_names_the_function_and_the_example(body, message, tmp_path):
+    with pytest.raises(UserError, match=message) as found:
+        reward(tmp_path, body)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("def g(): pass", "f", "has no function 'f'; it has g"),
+        ("import nosuchmodule", "f", "cannot be imported: ModuleNotFoundError"),
+        ("f = 3", "f", "has no function 'f'; it has none"),
+    ],
+)
+def test_a_file_without_the_function_is_named(text, name, message, tmp_path):
+    with pytest.raises(UserError, match=f"mine.py: {message}"):
+        load(tmp_path, text, name)
+
+
+def test_a_missing_file_is_named_and_a_neighbour_can_be_imported(tmp_path):
+    with pytest.raises(UserError, match="nowhere.py: there is no such file"):
+        functions.load("nowhere.py:f")
+    (tmp_path / "beside_it.py").write_text("worth = 7")
+    function = load(tmp_path, "from beside_it import worth\ndef f(answers): return [worth] * 4")
+    assert function.reward(PROMPTS, ANSWERS, FIELDS)[0].tolist() == [[7, 7], [7, 7]]

@@ -59,10 +59,10 @@ class EvalConfig:
         if self.judge is not None and not self.baseline:
             raise UserError("evals.judge needs evals.baseline, the run to compare with")
 
-    def sources(self) -> dict[str, str]:
-        """The runs or directories that the evaluation reads, by config key."""
+    def sources(self, key: str = "evals") -> dict[str, str]:
+        """The runs or directories that the evaluation reads, by config key; `key` is its own."""
         asked = self.judge.sources() if self.judge else {}
-        return {"evals.baseline": self.baseline, **{f"evals.{k}": v for k, v in asked.items()}}
+        return {f"{key}.baseline": self.baseline, **{f"{key}.{k}": v for k, v in asked.items()}}
 
     def reach(self) -> None:
         """Raises UserError if the judge is a server that does not answer."""

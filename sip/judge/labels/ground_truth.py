@@ -316,6 +316,18 @@ def _trees(tokenizer, aspect, rows, C, max_len) -> LabelledTrees:
     return LabelledTrees(aspect, asked, labels_NC, length_NC > 0, tree, {aspect.name: verdicts})
 
 
+def as_trees(tokenizer: Tokenizer, found: LabelledPrompts, max_len: int) -> LabelledTrees:
+    """Tokenises labelled prompts, to train on them. Raises UserError if none fits `max_len`."""
+    C = found.mask_NC.shape[1]
+    rows = [
+        (trunk, list(zip(branches, labels_C[mask_C].tolist(), strict=True)))
+        for (trunk, branches), labels_C, mask_C in zip(
+            found.prompts, found.labels_NC, found.mask_NC, strict=True
+        )
+    ]
+    return _trees(tokenizer, found.aspect, rows, C, max_len)
+
+
 def padded(labels: Sequence[Sequence[int]], C: int) -> np.ndarray:
     """Returns labels_NC; rows with fewer than C labels are padded with 0."""
     return np.array([[*row, *[0] * (C - len(row))] for row in labels], int)

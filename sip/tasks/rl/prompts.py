@@ -99,7 +99,7 @@ class Config(TaskConfig):
         }
         theirs = self.judge.sources() if self.judge is not None else {}
         if self.continuations is not None:
-            found["task.continuations.baseline"] = self.continuations.baseline
+            found |= self.continuations.sources("task.continuations")
         return found | {f"task.{key}": value for key, value in theirs.items()}
 
     def needs_truth(self):
@@ -117,8 +117,9 @@ class Config(TaskConfig):
         """Raises UserError if the file of prompts does not exist, or a server does not answer."""
         if self.prompts and not Path(self.prompts).is_file():
             raise UserError(f"task.prompts {self.prompts!r}: there is no such file")
-        if self.judge is not None:
-            self.judge.reach()
+        for asked in (self.judge, self.continuations):
+            if asked is not None:
+                asked.reach()
 
 
 def label(name: str) -> str:

@@ -1,5 +1,6 @@
 """Training a judge on labels: prompts of a judge with the right verdict tokens."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from sip.data.documents import PARTS
@@ -108,9 +109,16 @@ def build(run: Run, c, mesh) -> SupervisedTask:
 def _labelled(run: Run, c, aspects, mesh) -> labelled.Labelled:
     """The labelled examples of the run's task, to learn from and held out."""
     task, max_len = c.task, c.model.max_len
-    if task.corrupted:
-        return labelled.corrupted(run, task.corrupted, c.split, mesh, max_len=max_len)
-    if task.label_file:
-        return labelled.from_file(task.label_file, c.split, run.tokenizer, max_len=max_len)
+    if task.labels is None:
+        found = (
+            labelled.corrupted(run, task.corrupted, c.split, mesh, max_len=max_len)
+            if task.corrupted
+            else labelled.from_file(task.label_file, c.split, run.tokenizer, max_len=max_len)
+        )
+        trees = {
+            name: labels.as_trees(run.tokenizer, prompts, max_len)
+            for name, prompts in found.examples.items()
+        }
+        return dataclasses.replace(found, examples=trees)
     grades = {aspect: prompts.load(name) for aspect, name in task.labels.grades.items()}
     return labelled.made(run, task.labels, aspects, c.split, mesh, max_len=max_len, grades=grades)

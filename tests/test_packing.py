@@ -56,9 +56,9 @@ def test_a_long_text_is_cut_and_one_without_a_prediction_is_left_out():
     rows = pack(texts(7, 1, 2), width=3, pad=0)
     assert rows_of(rows) == [[[1, 2, 3]], [[4, 5, 6]], [[9, 10]]]  # 7 and 8 stand alone
     assert (rows.cut, rows.dropped) == (1, 2)
-    assert packing.described(rows) == (
+    assert packing.described(rows, 6) == (
         "3 texts, 8 tokens in 3 rows of 3 (88.9% full); 1 longer texts cut; "
-        "2 without a token to learn left out"
+        "2 without a token to learn left out; 2 epochs"
     )
     for none in (texts(1, 1), texts(2, learned=[True, False])):
         with pytest.raises(UserError, match="no text has a token to learn"):
@@ -80,6 +80,22 @@ def test_a_batch_is_found_from_its_step():
     first, second = sum(seen, [])[:5], sum(seen, [])[5:]
     assert sorted(first) == sorted(second) == [1, 9, 17, 25, 33] and first != second
     assert rows.batch(4, 2, seed=3)[0].tokens_BT[:, 0].tolist() == seen[4]
+
+
+def test_the_sources_of_a_mixture_have_rows_of_their_own_and_shares_of_them():
+    """Source a has 2 rows, source b has 3; three of four rows are of a."""
+    both = texts(4, 4, 4, 3, 4, 3, 3, 4)
+    source_P = np.array([0, 1, 0, 1, 0, 1, 1, 1])
+    weights = (("a", 0.75), ("b", 0.25))
+    rows = pack(both, width=8, pad=0, source_P=source_P, weights=weights)
+    assert rows.sizes == (2, 3) and len(rows) == 5
+    firsts = lambda steps: [rows.batch(s, 4, seed=1)[0].tokens_BT[:, 0].tolist() for s in steps]
+    of_a = {rows.row(0)[0][0], rows.row(1)[0][0]}
+    assert [sum(first in of_a for first in batch) for batch in firsts(range(6))] == [3] * 6
+    assert firsts([4]) == firsts(range(5))[4:]
+    assert packing.described(rows, 8).endswith("3 epochs of a; 0.667 epochs of b")
+    with pytest.raises(UserError, match=r"data\.mix\.b: no text has a token to learn"):
+        pack(both, width=8, pad=0, source_P=source_P * 0, weights=weights)
 
 
 def test_a_document_has_a_beginning_and_an_end():

@@ -129,7 +129,7 @@ def test_a_model_without_a_template_asks_for_one(tmp_path):
 
 BAD = {
     "no file": (dict(path=""), "task.path: needed"),
-    "a file that is not there": (dict(path="none.jsonl"), "there is no such file"),
+    "a file that is not there": (dict(path="none.jsonl"), "task.path: .*none.jsonl"),
     "no template": (dict(chat="none"), "task.chat 'none': must be"),
     "an empty template": (dict(chat=""), "task.chat: needed"),
     "a row longer than the model": (dict(length=300), "task.length 300: must be 2 to"),

@@ -22,11 +22,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sip.data import files
 from sip.data.documents import listed
+from sip.data.files import SAID
 from sip.structs import UserError
 from sip.text import chat
 from sip.text.chat import Message, Template
-from sip.text.lines import opened, read_lines
+from sip.text.lines import read_lines
 from sip.text.segments import Ids
 from sip.text.tokenizer import Cached, Tokenizer
 
@@ -55,7 +57,7 @@ class Conversation:
 
     messages: tuple[Message, ...]  # {"role", "content"}, contents as given
     given: int = 0  # leading messages from which nothing is learned
-    line: int = 0  # its number in the file, from 1
+    at: str = ""  # FILE:LINE
 
     @property
     def key(self) -> str:
@@ -81,30 +83,31 @@ class Example:
 
 
 def read(path: str, *, max_skipped_fraction: float) -> Conversations:
-    """Reads a JSON Lines file of conversations.
+    """Reads JSON Lines of conversations; `path` is a file, several, a folder or a glob.
 
-    Raises UserError if it cannot be read or has no usable line, and, naming the first such line,
-    if more than `max_skipped_fraction` (0..1) of the lines are unusable.
+    Raises UserError if a file cannot be read, if there is no usable line, and, naming the first
+    such line, if more than `max_skipped_fraction` (0..1) of the lines are unusable.
     """
     rows: list[Conversation] = []
     left_out: Counter = Counter()
-    first: dict[str, int] = {}  # reason -> number of its first line
-    for number, line in enumerate(read_lines(opened(path, "conversations"), path), 1):
-        if line.strip():
-            try:
-                rows.append(replace(parsed(line), line=number))
-            except Unusable as error:
-                left_out[str(error)] += 1
-                first.setdefault(str(error), number)
+    first: dict[str, str] = {}  # reason -> its first line
+    for file in files.listed(path, "jsonl"):
+        for number, line in enumerate(read_lines(files.lines(file, SAID["jsonl"]), file), 1):
+            if line.strip():
+                try:
+                    rows.append(replace(parsed(line), at=f"{file}:{number}"))
+                except Unusable as error:
+                    left_out[str(error)] += 1
+                    first.setdefault(str(error), f"{file}:{number}")
     read = len(rows) + left_out.total()
     if not read:
         raise UserError(f"{path}: has no conversations")
     if left_out.total() > max_skipped_fraction * read or not rows:
         reason, _ = left_out.most_common(1)[0]
         raise UserError(
-            f"{path}:{first[reason]}: {left_out.total():,} of {read:,} conversations cannot be "
-            f"used, more than max_skipped_fraction={max_skipped_fraction} allows: "
-            f"{listed(left_out)}; {_way_out(reason)}"
+            f"{first[reason]}: {left_out.total():,} of {read:,} conversations cannot be used, more "
+            f"than max_skipped_fraction={max_skipped_fraction} allows: {listed(left_out)}; "
+            f"{_way_out(reason)}"
         )
     return Conversations(rows, read, dict(left_out))
 

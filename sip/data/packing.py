@@ -5,6 +5,7 @@ in each (`Tree.segment_BT`), so training on rows equals training on the texts on
 placed by best-fit decreasing (arXiv 2404.10830): the longest first, each into the fullest row that
 has room. Which texts share a row depends on the lengths alone; the order of rows is drawn anew in
 each epoch, and batch `step` is found from the step number, so that a run resumes anywhere.
+The sources of a mixture have rows and epochs of their own; a weight is a share of the rows.
 
 Letters: N tokens of all texts, P texts (pieces), W rows, T = `width` positions of a row.
 """
@@ -50,6 +51,8 @@ class Rows:
     packed: bool  # False: one text per row, without segments
     cut: int  # texts that were cut into several, since they are longer than a row
     dropped: int  # texts without a token to learn
+    weights: tuple[tuple[str, float], ...] = ()  # mixture: (name, share of the rows) by source
+    sizes: tuple[int, ...] = ()  # mixture: rows of each source, which follow each other
 
     def __len__(self) -> int:
         return len(self.end_W)
@@ -74,7 +77,10 @@ class Rows:
 
     def batch(self, step: int, size: int, *, seed: int) -> tuple[Tree, np.ndarray]:
         """Returns (tree, learned_BT) of a step: `size` rows of the epochs' permutations."""
-        return self.stacked(pipeline.epochs(len(self), step, size, seed=seed))
+        if not self.weights:
+            return self.stacked(pipeline.epochs(len(self), step, size, seed=seed))
+        order = pipeline.mixed(self.sizes, tuple(weight for _, weight in self.weights), seed)
+        return self.stacked(order[at] for at in range(step * size, (step + 1) * size))
 
     def stacked(self, indices: Iterable[int]) -> tuple[Tree, np.ndarray]:
         """Returns (tree, learned_BT) of the rows at `indices`."""
@@ -84,38 +90,70 @@ class Rows:
         return replace(tree, segment_BT=segment_BT) if self.packed else tree, learned_BT
 
 
-def pack(texts: Texts, *, width: int, pad: int, packed: bool = True) -> Rows:
+def pack(
+    texts: Texts,
+    *,
+    width: int,
+    pad: int,
+    packed: bool = True,
+    source_P: np.ndarray | None = None,
+    weights: tuple[tuple[str, float], ...] = (),
+) -> Rows:
     """Puts texts into rows of `width` tokens; `packed` False puts each into a row of its own.
+
+    Of a mixture, `weights` are (name, share) of its sources and `source_P` the source of each text.
 
     A text longer than a row is cut into several, each with its own positions. The first token of a
     text is not predicted, so a text needs a later token to learn; others are dropped. Raises
     UserError if no text is left.
     """
-    start_P, length_P, cut = _cut(texts, width)
+    start_P, length_P, which_P, cut = _cut(texts, width)
     # Number of tokens to learn before each position, without the first token of each text.
     before = np.concatenate([[0], np.cumsum(texts.learned_N)])
     kept_P = before[start_P + length_P] > before[np.minimum(start_P + 1, start_P + length_P)]
-    start_P, length_P, dropped = start_P[kept_P], length_P[kept_P], int((~kept_P).sum())
+    start_P, length_P, which_P = (x[kept_P] for x in (start_P, length_P, which_P))
     if not len(start_P):
         raise UserError("no text has a token to learn after its first; give longer texts")
-    row_P = _best_fit(length_P, width) if packed else np.arange(len(length_P))
+    rows = lambda length_P: _best_fit(length_P, width) if packed else np.arange(len(length_P))
+    sizes: list[int] = []
+    if weights and source_P is not None:
+        row_P = np.zeros(len(length_P), np.int64)
+        for source, (name, _) in enumerate(weights):
+            own_P = source_P[which_P] == source
+            if not own_P.any():
+                raise UserError(f"data.mix.{name}: no text has a token to learn after its first")
+            row_P[own_P] = sum(sizes) + (found := rows(length_P[own_P]))
+            sizes.append(int(found.max()) + 1)
+    else:
+        row_P = rows(length_P)
     # Stable: texts of a row keep their order.
     order_P = np.argsort(row_P, kind="stable")
-    end_W = np.cumsum(np.bincount(row_P))
-    return Rows(texts, start_P[order_P], length_P[order_P], end_W, width, pad, packed, cut, dropped)
+    return Rows(
+        texts,
+        start_P[order_P],
+        length_P[order_P],
+        np.cumsum(np.bincount(row_P)),
+        width,
+        pad,
+        packed,
+        cut,
+        int((~kept_P).sum()),
+        weights,
+        tuple(sizes),
+    )
 
 
-def _cut(texts: Texts, width: int) -> tuple[np.ndarray, np.ndarray, int]:
-    """Returns (start_P, length_P, texts that were cut) of pieces of at most `width` tokens."""
+def _cut(texts: Texts, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Cuts texts into pieces of at most `width` tokens.
+
+    Returns (start_P, length_P, index of each piece's text, number of texts that were cut).
+    """
     whole = texts.length_P
     pieces = -(-whole // width)
     nth = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     start_P = np.repeat(texts.end_P - whole, pieces) + nth * width
-    return (
-        start_P,
-        np.minimum(width, np.repeat(texts.end_P, pieces) - start_P),
-        int((pieces > 1).sum()),
-    )
+    length_P = np.minimum(width, np.repeat(texts.end_P, pieces) - start_P)
+    return start_P, length_P, np.repeat(np.arange(len(whole)), pieces), int((pieces > 1).sum())
 
 
 def _best_fit(length_P: np.ndarray, width: int) -> np.ndarray:
@@ -163,10 +201,17 @@ def documents(texts: Iterable[str], tokenizer: Tokenizer) -> Texts:
     return Texts(np.array(tokens, np.int32), learned_N, np.array(ends, np.int64))
 
 
-def described(rows: Rows) -> str:
-    """Returns one line: texts and tokens in how many rows, and what was cut or dropped."""
+def described(rows: Rows, drawn: int) -> str:
+    """Returns one line: texts and tokens in how many rows, what was cut or dropped, and the epochs
+    of a run that draws `drawn` rows."""
     more = [f"{rows.cut:,} longer texts cut"] if rows.cut else []
     more += [f"{rows.dropped:,} without a token to learn left out"] if rows.dropped else []
+    if rows.weights:
+        whole = sum(weight for _, weight in rows.weights)
+        each = zip(rows.weights, rows.sizes, strict=True)
+        more += [f"{drawn * w / whole / n:.3g} epochs of {name}" for (name, w), n in each]
+    else:
+        more.append(f"{drawn / len(rows):.3g} epochs")
     size = f"{len(rows):,} rows of {rows.width:,} ({rows.fill:.1%} full)"
     found = f"{len(rows.start_P):,} texts, {int(rows.length_P.sum()):,} tokens in {size}"
     return "; ".join([found, *more])

@@ -74,7 +74,7 @@ class _Source:
         return self._chunks[self._at[index]]
 
 
-def _endless(chunks: Chunks | _Source, seed: int, shuffle: bool) -> grain.MapDataset:
+def _endless(chunks: Any, seed: int, shuffle: bool) -> grain.MapDataset:
     order = grain.MapDataset.source(chunks).seed(seed)
     # shuffle before repeat: each epoch has its own permutation of all chunks.
     return (order.shuffle() if shuffle else order).repeat()
@@ -88,6 +88,17 @@ def epochs(n: int, step: int, size: int, *, seed: int) -> np.ndarray:
     at = np.arange(step * size, (step + 1) * size)
     places = zip(*divmod(at, n), strict=True)  # (epoch, position in the epoch)
     return np.array([order(n, seed, int(epoch))[i] for epoch, i in places])
+
+
+@functools.lru_cache(maxsize=8)
+def mixed(sizes: tuple[int, ...], weights: tuple[float, ...], seed: int) -> Any:
+    """Returns the endless order of rows of a mixture whose sources follow each other.
+
+    `sizes` are their numbers of rows. Each source is a permutation in each of its own epochs.
+    """
+    ends = np.cumsum(sizes)
+    rows = [range(int(end) - size, int(end)) for size, end in zip(sizes, ends, strict=True)]
+    return grain.MapDataset.mix([_endless(some, seed, True) for some in rows], list(weights))
 
 
 @functools.lru_cache(maxsize=8)

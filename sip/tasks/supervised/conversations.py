@@ -3,9 +3,8 @@
 import functools
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
-from sip.data import conversations, documents, packing
+from sip.data import conversations, documents, files, packing
 from sip.data.conversations import Conversation, Conversations, Example, Unusable
 from sip.data.packing import Rows
 from sip.evals import answers
@@ -22,7 +21,7 @@ from sip.workdir import place
 class Config(TaskConfig):
     """The task "conversations": the answers of a file of conversations. Raises UserError."""
 
-    path: str  # JSON Lines with messages, or prompt and completion
+    path: str  # JSON Lines with messages, or prompt and completion: files, a folder or a glob
     chat: str  # chat template: own (the tokenizer's) | harmony | turns | a .jinja file
     packed: bool = True  # several conversations in a row, without attention between them
     length: int = 0  # tokens of a row; longer conversations are left out; 0: model.max_len
@@ -46,8 +45,10 @@ class Config(TaskConfig):
         """Raises UserError if the file of conversations does not exist."""
         if not self.path:
             raise UserError("task.path: needed; a JSON Lines file of conversations")
-        if not Path(self.path).is_file():
-            raise UserError(f"task.path {self.path!r}: there is no such file")
+        try:
+            files.listed(self.path, "jsonl")
+        except UserError as error:
+            raise UserError(f"task.path: {error}") from None
 
     def width(self, max_len: int) -> int:
         """Tokens of a row, for a model of `max_len`."""
@@ -67,7 +68,7 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     found = examples(run, c)
     splits = {each: rows(run, c, found, each) for each in (c.split, "validation", c.evals.split)}
     train = splits[c.split]
-    run.say(f"{run.name}: {packing.described(train)}")
+    run.say(f"{run.name}: {packing.described(train, c.steps * c.batch)}")
 
     def figures(params, split, most):
         model = LoadedModel(params, c.model, run.tokenizer, mesh)
@@ -107,12 +108,12 @@ def examples(run: Run, c) -> Found:
             kept.append((one, some))
         except Unusable as error:
             left_out[str(error)] += 1
-            first.setdefault(str(error), one.line)
+            first.setdefault(str(error), one.at)
     said = f"{left_out.total():,} of {read.read:,} conversations"
     if first and (left_out.total() > wanted.max_skipped_fraction * read.read or not kept):
-        line = min(first.values())
+        at = next(iter(first.values()))
         raise UserError(
-            f"{wanted.path}:{line}: {said} cannot be used, more than task.max_skipped_fraction="
+            f"{at}: {said} cannot be used, more than task.max_skipped_fraction="
             f"{wanted.max_skipped_fraction} allows: {documents.listed(left_out)}; choose another "
             "task.chat, a larger task.length, or raise task.max_skipped_fraction"
         )

@@ -1,0 +1,153 @@
+"""Tests judges that are taught by corrupted suffixes, and the recipe on text of one's own."""
+
+import importlib
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny_recipe
+from workdirs import quickly
+
+from sip import mesh as meshes
+from sip import train
+from sip.data import corpus as corpora
+from sip.judge import prompts
+from sip.judge.labels import ground_truth as labels
+from sip.stages import recipe
+from sip.structs import UserError
+from sip.tasks import labelled
+from sip.tasks.labelled import CorruptedConfig
+from sip.tasks.supervised import verdicts
+from sip.text.tokenizer import Byte
+
+WORDS = "red blue green old new tall short calm loud warm cold wide thin kind wise".split()
+CUT = dict(prefix_min=24, prefix_max=24, suffix=24)
+assert tiny_recipe.ROOT.name  # the import puts configs/ on the path
+
+
+def write(path, documents=240):
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.permutation(WORDS)) + "." for _ in range(documents)]
+    path.write_text("\n\n".join(texts))
+    return str(path)
+
+
+def run(tmp_path, seed=0):
+    """Returns a run on a text file, without a model."""
+    path, kept = write(tmp_path / "own.txt"), {}
+
+    def corpus(split):
+        data = dict(source="txt", path=path, world={}, max_skipped_fraction=0.9, cut=CUT)
+        return kept.setdefault(split, corpora.load(data, split, str(tmp_path), Byte()))
+
+    return SimpleNamespace(corpus=corpus, tokenizer=Byte(), seed=seed, workdir=str(tmp_path))
+
+
+def made(tmp_path, run_seed=0, **changes):
+    wanted = CorruptedConfig(
+        **{
+            "aspect": "quality",
+            "kinds": ("shuffle", "repeat"),
+            "documents": 30,
+            "held_out": 5,
+            **changes,
+        }
+    )
+    return labelled.corrupted(
+        run(tmp_path, run_seed), wanted, "train", meshes.single(), max_len=2048
+    )
+
+
+def pairs(found):
+    """Lists (first text, second text, label) of labelled prompts of quality."""
+    return [
+        (branch[1], branch[3], int(label))
+        for (_, branches), row in zip(found.prompts, found.labels_NC, strict=True)
+        for branch, label in zip(branches, row, strict=False)
+    ]
+
+
+def test_the_suffix_is_the_better_text_in_both_orders(tmp_path):
+    found = made(tmp_path)
+    asked = pairs(found.examples["quality"])
+    suffixes = {row["tokens_T"][24:48].tobytes() for row in run(tmp_path).corpus("train").chunks}
+    is_suffix = lambda text: np.array(Byte().encode(text), np.int32).tobytes() in suffixes
+    assert len(asked) >= 80 and set(found.held_out) == {"validation", "test"}
+    for first, second, label in asked:
+        assert (second, first, 1 - label) in asked
+        assert is_suffix((first, second)[label]) and first != second
+        assert len((first, second)[1 - label]) <= 24  # its length does not tell the label
+
+
+def test_another_seed_makes_other_versions_of_the_same_suffixes(tmp_path):
+    one, same, other = (made(tmp_path, run_seed=s) for s in (0, 0, 5))
+    of = lambda x: pairs(x.examples["quality"])
+    assert of(one) == of(same) != of(other)
+    assert of(made(tmp_path, run_seed=3, seed=2)) == of(other), "the two seeds add up"
+    assert pairs(one.held_out["test"]["quality"]) == pairs(other.held_out["test"]["quality"])
+
+
+def test_labelled_prompts_as_trees_are_the_same_examples(tmp_path):
+    found = made(tmp_path).examples["quality"]
+    trees = labels.as_trees(Byte(), found, 2048)
+    assert trees.prompts == found.prompts
+    np.testing.assert_array_equal(trees.mask_NC, found.mask_NC)
+    np.testing.assert_array_equal(trees.labels_NC[trees.mask_NC], found.labels_NC[found.mask_NC])
+    options = [Byte().encode(o)[0] for o in prompts.load("quality").options]
+    told_NC = np.asarray(trees.asked["quality"].token_BCM)[..., 0]
+    np.testing.assert_array_equal(told_NC, np.array(options)[trees.labels_NC])
+
+
+WRONG = {
+    "a pointwise aspect": (dict(aspect="safety"), "must be pairwise"),
+    "no such corruption": (dict(kinds=("blur",)), "corrupted.kinds: no corruption 'blur'"),
+    "nothing": (dict(kinds=()), "corrupted.kinds is empty"),
+    "rollouts of nobody": (dict(rollouts=2), "source and rollouts are needed together"),
+}
+
+
+@pytest.mark.parametrize("changes, said", WRONG.values(), ids=WRONG)
+def test_what_cannot_be_is_named(changes, said):
+    with pytest.raises(UserError, match=said):
+        CorruptedConfig(**{"aspect": "quality", "kinds": ("shuffle",), **changes})
+
+
+def test_exactly_one_kind_of_labels_is_needed():
+    with pytest.raises(UserError, match="exactly one of labels, corrupted and label_file"):
+        verdicts.Config(name="verdicts")
+
+
+def own(tmp_path, arg="debug"):
+    config = importlib.import_module("own_text").get_config(arg)
+    config.data.path = write(tmp_path / "own.txt")
+    return config
+
+
+CHANGES = {
+    "a judge that judges itself": ("judge.init_from", "policy", "does not evaluate itself"),
+    "a judge of nobody": ("judge.init_from", "nobody", "evals.judge.init_from 'nobody'"),
+    "nothing to compare with": ("baseline", "", "evals.judge needs evals.baseline"),
+}
+
+
+@pytest.mark.parametrize("key, value, said", CHANGES.values(), ids=CHANGES)
+def test_an_evaluation_by_a_judge_is_checked_first(key, value, said, tmp_path):
+    config = own(tmp_path)
+    tiny_recipe.put(config.runs.sip.evals, key, value)
+    with pytest.raises(UserError, match=said):
+        recipe.check(config, str(tmp_path / "w"))
+
+
+@pytest.mark.slow  # each of its stages is tested by itself
+def test_the_recipe_runs_its_debug_variant_and_reports_the_auditors_word(tmp_path):
+    config = own(tmp_path)
+    for each in config.runs.values():
+        each.log.update(tensorboard=False, progress=False)
+    with quickly():
+        summary = train.train(config, str(tmp_path / "w"))
+    assert list(summary["rows"]) == ["base", "standard", "sip"]
+    for name in ("standard", "sip"):
+        row = json.loads((tmp_path / "w" / "runs" / name / "eval.json").read_text())
+        assert 0 <= row["win_rate_judge"] <= 1 and row["judge_valid"] == 1 and row["nll"] > 0
+    assert "quality_accuracy" in summary["judge"]

@@ -222,16 +222,16 @@ def test_a_failed_vote_is_none_and_its_neighbours_are_not(tmp_path):
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_an_answer_that_did_not_end_is_cut_also_from_the_cache(api, tmp_path):
     """The reason is null if a server gives none; a chat model may be cut in its thought."""
-    whys = ["stop", None, "length", "content_filter", "abort", "EOS", 7]
+    whys = ["stop", None, "length", "content_filter", "abort", "EOS", 7, ""]
 
     def answer(path, asked):
-        texts = ["a"] * len(whys) if api == "completions" else ["a", "a", None, *["a"] * 4]
+        texts = ["a"] * len(whys) if api == "completions" else ["a", "a", None, *["a"] * 5]
         one = lambda text: {"message": {"content": text}} if api == "chat" else {"text": text}
         said = [one(text) | {"finish_reason": why} for text, why in zip(texts, whys, strict=True)]
         return {"choices": said}
 
     empty = "" if api == "chat" else "a"
-    want = ["a", "a", Cut(empty), Cut("a"), Cut("a"), "a", Cut("a")]
+    want = ["a", "a", Cut(empty), Cut("a"), Cut("a"), "a", Cut("a"), "a"]
     with serve(answer) as server:
         for _ in range(2):
             found = Remote(config(server, api=api, cache=str(tmp_path))).generate(
@@ -239,6 +239,14 @@ def test_an_answer_that_did_not_end_is_cut_also_from_the_cache(api, tmp_path):
             )
             assert found == [[want]]
     assert len(server.asked) == 1
+
+
+def test_a_server_that_does_not_say_why_an_answer_ended_is_named(caplog):
+    for why, count in (("length", 0), (None, 1)):
+        said = {"choices": [{"text": "a", "finish_reason": why}]}
+        with serve(lambda *_, said=said: said) as server:
+            Remote(config(server, logprobs=0)).check()
+        assert caplog.text.count("no finish_reason; texts that max_tokens cuts") == count
 
 
 def spoken(token, logp):

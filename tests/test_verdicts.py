@@ -110,6 +110,17 @@ ANSWERS = [
     ("Grade: very good", ("good", "very good"), "Grade:", 1),
     ("Grade: good enough", ("good", "good enough"), "Grade:", 1),
     (r"so \boxed{no}", YES, r"\boxed{", 1),
+    # a range is no verdict, a list after one is
+    ("Score: 7\u20138", ("7", "8"), "Score:", None),
+    ("Score: 7~8", ("7", "8"), "Score:", None),
+    ("Score: 7 - 8", ("7", "8"), "Score:", None),
+    ("Score: 7 to 8", ("7", "8"), "Score:", None),
+    ("Score: 7 to be fair", ("7", "8"), "Score:", 0),
+    ("Score: 7\n- 2 points off", ("7", "8"), "Score:", 0),
+    # markup of a phrase or an option is not needed in the answer
+    ("Score: 7", ("7", "8"), "**Score:**", 0),
+    ("Score: **B**", ("**A**", "**B**"), "Score:", 1),
+    ("final answer: no", YES, "Final_Answer:", 1),
 ]
 
 
@@ -121,3 +132,11 @@ def test_a_verdict_is_read_from_a_text_or_it_is_not(text, options, phrase, wante
 def test_hostile_answers_are_read_in_no_time():
     for text in ("FINAL " * 50_000, "*" * 200_000, "FINAL DECISION:" + " *" * 100_000):
         assert verdicts.parse(text, YES, phrase=DECISION) is None
+
+
+@pytest.mark.parametrize(
+    ("phrase", "options"), [("**Score:**", YES), ("_ _ Score _ _", YES), ("*", ("**A**", "** **B"))]
+)
+def test_markup_in_a_phrase_or_an_option_takes_no_time(phrase, options):
+    for sign in "*_":
+        assert verdicts.parse("*" + sign * 8192, options, phrase=phrase) is None

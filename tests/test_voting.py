@@ -69,6 +69,14 @@ def test_an_answer_that_was_cut_is_no_vote():
     assert not alone.valid_BK.any() and alone.metrics["judge/invalid/reasoned_safety"] == (1, 1)
 
 
+def test_a_verdict_in_a_thought_is_no_vote():
+    said = [f"<think>{YES}?</think>{NO}", f"{YES}?</think> I cannot say", f" <think>{YES}", YES]
+    found = answers(lambda _, branch, j: said[j], 4)([[" a"]])
+    assert found.scores_BK.tolist() == [[0.5]]
+    assert found.metrics["judge/invalid_unread/reasoned_safety"] == (1, 4)
+    assert found.metrics["judge/invalid_cut/reasoned_safety"] == (1, 4)
+
+
 def test_without_a_vote_that_can_be_read_a_verdict_is_invalid_and_counted():
     words = lambda _, branch, j: NOTHING if "Text: b" in branch else YES
     found = answers(words, 3)([[" a", " b"]])

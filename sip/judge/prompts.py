@@ -13,7 +13,9 @@ import json
 import pathlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
+from sip.judge import verdicts
 from sip.structs import UserError
 from sip.text import template
 from sip.text.chat import Turn
@@ -78,17 +80,46 @@ def parse(name: str, text: str) -> Aspect:
             f"aspect {name!r}: the prompt file needs a line '=== trunk' and a line '=== branch'"
         )
     try:
-        entries = dict(line.split(": ", 1) for line in header.split("\n") if line)
-        options = tuple(json.loads(entries.pop("options")))
-        values = tuple(map(float, json.loads(entries.pop("values"))))
-        kind, verdict = entries.pop("kind"), json.loads(entries.pop("verdict", '""'))
-        version = int(entries.pop("version", "1"))
-    except (ValueError, KeyError, TypeError) as error:
+        entries = _entries(header)
+        kind, version = entries.pop("kind"), int(entries.pop("version", "1"))
+        options = tuple(_json("options", entries.pop("options"), list, str))
+        values = tuple(map(float, _json("values", entries.pop("values"), list, int | float)))
+        verdict = _json("verdict", entries.pop("verdict", '""'), str)
+    except KeyError as error:
+        raise UserError(f"aspect {name!r}: no line {error} in the prompt file's header") from None
+    except (ValueError, OverflowError) as error:
         raise UserError(f"aspect {name!r}: bad header in the prompt file ({error})") from None
     if entries:
         raise UserError(f"aspect {name!r}: unknown header line {min(entries)!r}")
     branch = "\n" + branch.removesuffix("\n")
     return Aspect(name, kind, trunk, branch, options, values, verdict, version)
+
+
+def _entries(header: str) -> dict[str, str]:
+    """Splits a header into its lines KEY: VALUE. Raises ValueError."""
+    found: dict[str, str] = {}
+    for line in filter(None, header.split("\n")):
+        key, colon, value = line.partition(": ")
+        if not colon or key in found:
+            raise ValueError(f"{line:.80} must be KEY: VALUE, each key once")
+        found[key] = value
+    return found
+
+
+def _json(key: str, text: str, kind: type, each: Any = object) -> Any:
+    """Parses a header's JSON value of type `kind`; a list has entries of type `each`.
+
+    Raises ValueError.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, kind) or not all(isinstance(x, each) for x in found):
+        wanted = 'in quotation marks, like "Score:"' if kind is str else "a list like [1, 0]"
+        wanted = 'a list like ["yes", "no"]' if each is str else wanted
+        raise ValueError(f"{key}: {text:.80} must be {wanted}")
+    return found
 
 
 def _problem(aspect: Aspect) -> str | None:
@@ -99,12 +130,13 @@ def _problem(aspect: Aspect) -> str | None:
         return "the trunk may contain only the fields {prefix} and {reference}"
     if list(fields(aspect.branch)) != FIELDS[aspect.kind]:
         return f"the branch must contain the fields {FIELDS[aspect.kind]}, once each, in this order"
-    if len(set(aspect.options)) < 2 or len(set(aspect.options)) != len(aspect.options):
-        return "at least two options are needed, all different"
+    read = [tuple(verdicts.pieces(option.casefold())) for option in aspect.options]
+    if len(read) < 2 or len(set(read)) < len(read) or () in read:
+        return "at least two options are needed, different in more than case, spaces and markup"
     if len(aspect.values) != len(aspect.options) or not all(0 <= v <= 1 for v in aspect.values):
         return "one value between 0 and 1 is needed per option"
-    if not isinstance(aspect.verdict, str):
-        return f"verdict must be a string, not {aspect.verdict!r}"
+    if aspect.verdict and not verdicts.pieces(aspect.verdict):
+        return f"verdict must have words or signs, not {aspect.verdict!r} alone"
     if aspect.kind == "pairwise" and aspect.values not in ((1.0, 0.0), (1.0, 0.5, 0.0)):
         return "values of a pairwise aspect must be [1, 0], or [1, 0.5, 0] with a tie"
     return None

@@ -14,8 +14,9 @@ MARKUP = r"[\s*_`~\\]"  # emphasis, code, escapes
 QUOTES = "\"'\u201c\u201d\u2018\u2019"
 OPENING = rf"[\s*_`~\\{QUOTES}(\[<]*"  # characters allowed before an option
 # After an option: not a longer word or number (safely, 1.5, YES-ish), nor an alternative (YES/NO,
-# safe or unsafe).
-END = rf"(?!_*[^\W_]|[.,]\d|[-\u2019']\w|{MARKUP}*[/|]|[\s*_`~\\{QUOTES}]+or\b)"
+# safe or unsafe), nor a range (7-8, 7 to 8).
+RANGE = r"[^\S\n]*(?:[-~\u2013\u2014]|\bto\b)[^\S\n]*\d"
+END = rf"(?!_*[^\W_]|[.,]\d|[-\u2019']\w|{MARKUP}*[/|]|[\s*_`~\\{QUOTES}]+or\b|{RANGE})"
 
 
 def direct(
@@ -97,19 +98,27 @@ def _patterns(options: tuple[str, ...], phrase: str) -> tuple[re.Pattern, re.Pat
     # The longest option first: "10" must be tried before "1".
     order = sorted(range(len(options)), key=lambda o: -len(options[o].strip()))
     either = "|".join(f"(?P<option{o}>{_loosely(options[o])})" for o in order)
-    begin = r"(?<![^\W_])" if re.match(r"\s*\w", phrase) else ""
+    begin = r"(?<![^\W_])" if re.match(r"[^\W_]", "".join(pieces(phrase))) else ""
     return (
         re.compile(begin + _loosely(phrase), re.IGNORECASE),
         re.compile(f"{OPENING}(?:{either}){END}", re.IGNORECASE),
     )
 
 
+def pieces(words: str) -> list[str]:
+    """Returns the words and signs that an answer must have, without white space and markup."""
+    return re.findall(r"[^\W_]+|[^\w\s*`~\\]", words)
+
+
 def _loosely(words: str) -> str:
-    """A pattern that matches `words` with any white space, markup and kind of quotation marks."""
+    """A pattern that matches `words` with any white space, markup and kind of quotation marks.
+
+    Markup in `words` is no part of it: `**` between two MARKUP* would take cubic time on `****`.
+    """
     pattern, before = "", ""
-    for piece in re.findall(r"\w+|[^\w\s]", words):
+    for piece in pieces(words):
         if before:
-            apart = re.match(r"\w", before) and re.match(r"\w", piece)
+            apart = before[0].isalnum() and piece[0].isalnum()
             pattern += MARKUP + ("+" if apart else "*")
         pattern += f"[{QUOTES}]" if piece in QUOTES else re.escape(piece)
         before = piece

@@ -19,6 +19,7 @@ from sip.textgen.protocol import Cut, Said, TextGenerator
 
 # Reasons for a missing vote: no answer, an answer cut before its end, an answer without a verdict.
 FAILED, CUT, UNREAD = REASONS = ("failed", "cut", "unread")
+THINK, THOUGHT = "<think>", "</think>"  # around the thought of many chat models
 Stats = dict[str, tuple[float, float]]
 
 
@@ -57,12 +58,18 @@ def answers(
 
 
 def vote(said: Said, aspect: Aspect) -> int | str:
-    """Returns the index of the option of an answer's verdict, or the reason why it has none."""
+    """Returns the index of the option of an answer's verdict, or the reason why it has none.
+
+    A verdict in a thought is none, as the model may think better of it.
+    """
     if said is None:
         return FAILED
     if isinstance(said, Cut):
         return CUT
-    option = verdicts.parse(said, aspect.options, phrase=aspect.verdict)
+    thought, ended, answer = said.partition(THOUGHT)
+    if not ended and thought.lstrip().startswith(THINK):
+        return CUT
+    option = verdicts.parse(answer if ended else said, aspect.options, phrase=aspect.verdict)
     return UNREAD if option is None else option
 
 

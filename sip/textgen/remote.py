@@ -227,13 +227,19 @@ def check(config: RemoteConfig) -> None:
 
 
 def _check(endpoint: transport.Endpoint, config: RemoteConfig) -> None:
-    wanted = (lambda found: _table(config, found)) if config.logprobs else _choices
+    def wanted(found: Any) -> bool:
+        if config.logprobs:
+            _table(config, found)
+        return _reason(_choices(found)[0]) is not None
+
     # No cache (whole=None): the check must reach the server.
     prompt = [0] if config.tokens else "."
     payload = _first_token(config, prompt)
     (answer,) = endpoint.ask(APIS[config.api], [payload], wanted, None)
     if answer.problem:
         raise UserError(answer.problem)
+    if not answer.value:
+        LOG.warning("%s: no finish_reason; texts that max_tokens cuts count as whole", config.url)
 
 
 @dataclass(frozen=True)
@@ -410,11 +416,17 @@ def _texts(config: RemoteConfig, found: Any) -> list[list]:
     rows = []
     for one in _choices(found):
         text = one["message"]["content"] if config.api == "chat" else one["text"]
-        reason = one["finish_reason"] if "finish_reason" in one else None
+        reason = _reason(one)
         ended = reason is None or (isinstance(reason, str) and reason.lower() in ENDED)
         rows.append(["" if text is None and not ended else text, ended])
     _whole_texts([row for row in rows if row[0] is not None])
     return rows
+
+
+def _reason(choice: dict) -> Any:
+    """Returns why an answer ended; None if the server says nothing, or "" as some do."""
+    reason = choice["finish_reason"] if "finish_reason" in choice else None
+    return None if reason == "" else reason
 
 
 def _whole_texts(rows: Any) -> list[list]:

@@ -16,11 +16,17 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
-from jaxlib import xla_client
 from ml_collections import config_flags
+
+try:
+    import jax
+    from jaxlib import xla_client
+except ValueError as e:  # JAX reads its variables here
+    given = ", ".join(f"{k}={v!a}" for k, v in sorted(os.environ.items()) if k[:4] == "JAX_")
+    print(f"error: JAX cannot use a variable ({e}); set are {given}", file=sys.stderr)
+    sys.exit(2)
 
 from sip import processes
 from sip.sections import LARGEST

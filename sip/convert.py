@@ -13,10 +13,13 @@ import dataclasses
 import math
 from pathlib import Path
 
+from sip import cli  # first, as it tells of a variable that JAX cannot use
+
+# isort: split
 import jax
 from absl import flags
 
-from sip import cli, loading, mesh
+from sip import loading, mesh
 from sip.hf import configs, hub, reading, tokens, writing
 from sip.mesh import MeshConfig
 from sip.models.config import DTYPES

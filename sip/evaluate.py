@@ -18,10 +18,13 @@ Hugging Face format. Prints lm_eval's table. The tasks are
 import os
 from dataclasses import asdict
 
+from sip import cli  # first, as it tells of a variable that JAX cannot use
+
+# isort: split
 import jax
 from absl import flags
 
-from sip import cli, loading, mesh
+from sip import loading, mesh
 from sip import workdir as workdirs
 from sip.data import corpus as corpora
 from sip.data import documents

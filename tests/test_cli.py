@@ -151,6 +151,26 @@ def test_xla_flags_that_do_not_parse_are_one_line(given):
     assert done.stderr.startswith("error: XLA_FLAGS: ") and given in done.stderr
 
 
+START_ALL = """
+import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(f"sip.{name}")
+    except SystemExit as e:
+        assert e.code == 2, e
+"""
+
+
+def test_a_variable_that_jax_refuses_is_one_line_of_every_command():
+    command = [sys.executable, "-c", START_ALL, *FLAGS]
+    env = os.environ | {"JAX_ENABLE_X64": "banana\n", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(FLAGS)
+    assert all(x.startswith("error: JAX ") and "JAX_ENABLE_X64='banana\\n'" in x for x in lines)
+
+
 def test_only_reads_that_orbax_gave_up_fail_silently(monkeypatch):
     said = []
     monkeypatch.setattr(sys, "__unraisablehook__", said.append)

@@ -20,6 +20,9 @@ import os
 import sys
 from typing import Any
 
+from sip import cli  # first, as it tells of a variable that JAX cannot use
+
+# isort: split
 import jax
 from absl import flags
 from etils import epath
@@ -27,7 +30,6 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from sip import cli
 from sip.aot import programs
 from sip.aot.plan import Plan, Program
 from sip.costs import compiling, roofline

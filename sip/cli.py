@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 try:
     import jax
@@ -136,7 +136,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def prepare() -> None:
-    """Prepares the process of a command: signals, streams, memory, logging; checks XLA_FLAGS."""
+    """Prepares the process of a command: signals, streams, memory, logging; checks variables."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: blocks clean up
     open_streams()
     keep_memory()
@@ -145,8 +145,12 @@ def prepare() -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)
     for name in ("orbax", "gcsfs", "s3fs"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    if problem := flags_problem():
-        _say(f"XLA_FLAGS: {problem}; correct or unset it")
+    flags_say = flags_problem()
+    problem = f"XLA_FLAGS: {flags_say}; correct or unset it" if flags_say else ""
+    if jax.config.read("jax_enable_x64"):
+        problem = "JAX_ENABLE_X64: sip computes in float32 and bfloat16; unset it"
+    if problem:
+        _say(problem)
         sys.exit(MENDABLE)
 
 
@@ -203,9 +207,17 @@ def _parse(argv):
     try:
         argv = [_placed(arg) for arg in argv]
         _admit_siblings(argv)
-        return flags.FLAGS(argv)
+        left = flags.FLAGS(argv)
+        _check_config()
+        return left
     except (AttributeError, KeyError) as e:  # ml_collections reports the key, but not the flag
-        _say(f"{_mentioned(argv, _words(e))}: unknown key {_words(e)}")
+        said = _words(e)
+        none = "has no attribute 'get_config'" in said
+        _say(
+            "--config: it has no get_config()"
+            if none
+            else f"{_mentioned(argv, said)}: unknown key {said}"
+        )
     except KeyboardInterrupt:
         _say("interrupted")
         sys.exit(INTERRUPTED)
@@ -254,6 +266,14 @@ def _admit_siblings(argv) -> None:
                 raise UserError(f"--config: no such file: {path}")
             own = os.path.dirname(os.path.abspath(path))
             sys.path[:0] = [own] if os.path.realpath(own) == SHIPPED else [own, SHIPPED]
+
+
+def _check_config() -> None:
+    """Raises UserError if the config file's get_config returns no config."""
+    given = flags.FLAGS["config"] if "config" in flags.FLAGS else None
+    if given is not None and given.present and not isinstance(given.value, ConfigDict):
+        kind = type(given.value).__name__
+        raise UserError(f"--config: get_config() must return a ConfigDict, not {kind}")
 
 
 def _mentioned(argv, text: str) -> str:
@@ -355,11 +375,16 @@ def _environment(error: Exception) -> str:
         reason = " ".join(str(error).split())[:200]
         return f"out of memory: ask for fewer or smaller batches, samples or models ({reason})"
     if isinstance(error, RuntimeError | AssertionError) and not processes.is_distributed():
+        # JAX forgets a failure if some of the platforms are there, and has an AssertionError
+        # without words for an absent platform.
+        reason = _words(error) if "Unable to initialize backend" in str(error) else ""
         try:
             jax.devices()
-        except Exception as e:  # JAX has an AssertionError without words for an absent platform
-            wanted = os.environ.get("JAX_PLATFORMS", "")
-            return f"JAX_PLATFORMS={wanted}: JAX has no such devices here; unset it ({_words(e)})"
+        except Exception as e:
+            reason = _words(e)
+        names = ("JAX_PLATFORMS", "JAX_NUM_CPU_DEVICES")
+        wanted = ", ".join(f"{k}={os.environ[k]}" for k in names if k in os.environ)
+        return f"{wanted or 'JAX'}: no such devices here; unset it ({reason})" if reason else ""
     return ""
 
 
@@ -372,7 +397,7 @@ def _failed(exit_code: int) -> int:
 
 
 def _say(error, kind: str = "error") -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody reads it; the exit code remains
+    with contextlib.suppress(OSError):  # nobody reads it, or no space; the exit code remains
         print(f"{kind}: {_words(error)}", file=sys.stderr)
 
 

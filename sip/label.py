@@ -32,6 +32,7 @@ from sip.judge.labels import synthesis
 from sip.judge.labels.synthesis import Made
 from sip.judge.voting import Voting
 from sip.sampling import SamplingConfig
+from sip.stages import recipe
 from sip.structs import UserError
 from sip.text import tokenizer as tokenizers
 from sip.text import untrusted
@@ -92,6 +93,7 @@ def read_corpus() -> tuple[corpora.Corpus, Tokenizer]:
         if _WORKDIR.value is None:
             raise UserError("--workdir is needed with --config")
         config, workdir = _CONFIG.value, workdirs.existing(str(_WORKDIR.value))
+        recipe.read(config)
         tokenizer = runs.open_tokenizer(config, workdir)
         return corpora.load(config.data, _SPLIT.value, workdir, tokenizer), tokenizer
     path, source = str(_CORPUS.value), files.format_of(str(_CORPUS.value))

@@ -66,7 +66,32 @@ def test_a_platform_that_is_not_here_is_named(monkeypatch, capsys):
     monkeypatch.setattr(jax, "devices", devices)
     monkeypatch.setenv("JAX_PLATFORMS", "metal")
     assert cli.code(failing(AssertionError()), []) == cli.MENDABLE
-    assert "error: JAX_PLATFORMS=metal: JAX has no such devices" in capsys.readouterr().err
+    assert "error: JAX_PLATFORMS=metal: no such devices here" in capsys.readouterr().err
+
+
+def test_a_platform_that_is_only_missing_at_first_is_named_too(monkeypatch, capsys):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu,")
+    error = RuntimeError("Unable to initialize backend '': not known")
+    assert cli.code(failing(error), []) == cli.MENDABLE
+    assert "error: JAX_PLATFORMS=cpu,: no such devices here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1", "--config: it has no get_config()"),
+        ("get_config = lambda: None", "--config: get_config() must return a ConfigDict, not None"),
+        ("get_config = dict", "--config: get_config() must return a ConfigDict, not dict"),
+        ("from ml_collections import ConfigDict as get_config", "config seed: missing"),
+    ],
+)
+def test_a_config_file_without_a_config_is_one_line(text, said, tmp_path, capsys):
+    from sip.judge import __main__ as judge
+
+    (tmp_path / "own.py").write_text(text)
+    assert call(judge, f"--config={tmp_path / 'own.py'}") == cli.MENDABLE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said}")
 
 
 @pytest.mark.parametrize("error", [RuntimeError("x"), AssertionError("x"), KeyError("x")])
@@ -91,6 +116,10 @@ def test_a_closed_stdout_is_quiet_and_cannot_be_told_an_error(monkeypatch, capsy
         patch.setattr(sys, "stderr", closed_pipe())
         assert cli.code(failing(UserError("x")), []) == cli.MENDABLE
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # its buffer is not empty
+    with monkeypatch.context() as patch, open("/dev/full", "w", buffering=1) as full:
+        patch.setattr(sys, "stderr", full)
+        assert cli.code(failing(UserError("x")), []) == cli.MENDABLE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())
 
 
 def test_a_training_that_nobody_reads_is_not_done(monkeypatch, capsys):
@@ -141,14 +170,21 @@ def test_a_store_out_of_reach_is_named():
         hub.local("nowhere://a/b")
 
 
-@pytest.mark.slow  # a process of its own: XLA reads its flags once
-@pytest.mark.parametrize("given", ["--xla_cpu_no_such=1", "no/such/file"])
-def test_xla_flags_that_do_not_parse_are_one_line(given):
+@pytest.mark.slow  # a process of its own: XLA and JAX read their variables once
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("XLA_FLAGS", "--xla_cpu_no_such=1", "--xla_cpu_no_such=1"),
+        ("XLA_FLAGS", "no/such/file", "no/such/file"),
+        ("JAX_ENABLE_X64", "1", "sip computes in float32"),
+    ],
+)
+def test_a_variable_that_cannot_be_used_is_one_line(name, given, said):
     command = [sys.executable, "-c", "from sip import cli; cli.prepare()"]
-    env = os.environ | {"XLA_FLAGS": given, "PYTHONPATH": str(Path(__file__).parents[1])}
+    env = os.environ | {name: given, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    assert done.stderr.startswith("error: XLA_FLAGS: ") and given in done.stderr
+    assert done.stderr.startswith(f"error: {name}: ") and said in done.stderr
 
 
 START_ALL = """

@@ -237,7 +237,7 @@ def test_a_world_of_nonsense_is_one_short_line(world, capsys):
     assert line.startswith("error: ") and len(line) < 300
 
 
-@pytest.mark.parametrize("flag", ["--characters=-3", "--below=inf"])
+@pytest.mark.parametrize("flag", ["--characters=-3", "--below=inf", "--path=ftp:/x"])
 def test_numbers_out_of_range_are_refused(flag, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["--source=txt", "--path=a.txt", flag])

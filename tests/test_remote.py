@@ -337,11 +337,17 @@ def test_a_server_that_does_not_name_tokens_by_ids_is_known():
 @pytest.mark.parametrize(
     ("field", "value"),
     [("api", "words"), ("concurrency", 0), ("timeout_seconds", 0.0), ("timeout_seconds", math.inf),
-     ("retries", -1), ("logprobs", -1), ("url", "localhost")],
+     ("retries", -1), ("logprobs", -1), ("url", "localhost"), ("cache", "gs://b/kept")],
 )  # fmt: skip
 def test_a_config_that_cannot_be_names_its_field(field, value):
     with pytest.raises(UserError, match=field):
         RemoteConfig(**{field: value})
+
+
+def test_a_cache_is_a_path_like_any_other(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert RemoteConfig(cache="~/kept").cache == "/home/me/kept"
+    assert RemoteConfig(cache="file:///a%20b").cache == "/a b"
 
 
 def test_what_a_server_needs_is_named():

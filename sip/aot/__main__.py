@@ -36,6 +36,7 @@ from sip.costs import compiling, roofline
 from sip.costs.chips import GIB, Chip, chip_of
 from sip.costs.flops import WRITTEN
 from sip.mesh import AXES
+from sip.stages import recipe
 from sip.structs import UserError
 from sip.workdir import to_json
 
@@ -322,6 +323,7 @@ def main(argv) -> None:
     if not _SWEEP.value and (_BATCHES.value or _MESHES.value):
         raise UserError("--batches and --meshes need --sweep")
     config, topology, console = _CONFIG.value, str(_TOPOLOGY.value), Console(width=160)
+    recipe.read(config)
     chip, devices = chip_of(topology), devices_of(topology)
     jax.config.update("jax_platforms", "cpu")  # does not claim a TPU of this host
     # The cache cannot load TPU programs on a host without a TPU.

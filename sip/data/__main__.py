@@ -61,7 +61,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--source", choices=known, help="Format of --path, or a kind of data set.")
     parser.add_argument(
         "--path",
-        type=place,
+        type=_place,
         default="",
         help="File, folder, glob, several with commas, or the name of a data set.",
     )
@@ -98,20 +98,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="With --config: workdir whose tokenizer and data sets are used. Default: new ones.",
     )
     parser.add_argument(
-        "--data_dir", type=place, default="data", help="Directory where data sets are built."
+        "--data_dir", type=_place, default="data", help="Directory where data sets are built."
     )
     parser.add_argument(
         "--world", default="", help="Parameters of the micro-world: entities=48,train=1000."
     )
     parser.add_argument(
         "--tokenizer",
-        type=place,
+        type=_place,
         default="",
         help="Path of a SentencePiece model; counts tokens, not words.",
     )
     parser.add_argument(
         "--questions",
-        type=place,
+        type=_place,
         default="",
         help="Output .jsonl file: one judge request per document.",
     )
@@ -119,7 +119,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--characters", type=int, default=2000, help="Characters of a document that are judged."
     )
     parser.add_argument(
-        "--scores", type=place, default="", help="Output of sip.judge for --questions. Needs --out."
+        "--scores",
+        type=_place,
+        default="",
+        help="Output of sip.judge for --questions. Needs --out.",
     )
     parser.add_argument("--aspect", default="safety", help="Aspect of --scores to screen by.")
     parser.add_argument(
@@ -127,7 +130,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--out",
-        type=place,
+        type=_place,
         default="",
         help="Output .jsonl file: the documents kept. Needs --scores.",
     )
@@ -165,6 +168,13 @@ def check_outputs(parser: Parser, flags: argparse.Namespace) -> None:
             parser.error(f"--{name} {path}: is also an input, which is never overwritten")
     if flags.out and same(flags.out, flags.questions):
         parser.error(f"--out and --questions are both {flags.out}")
+
+
+def _place(path: str) -> str:
+    try:
+        return place(path)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def same(a: str, b: str) -> bool:

@@ -36,6 +36,7 @@ from sip.judge import build as judges
 from sip.judge import diagnostics
 from sip.judge.build import JudgeConfig
 from sip.judge.judged import Judge
+from sip.stages import recipe
 from sip.structs import UserError
 from sip.text.lines import read_lines
 from sip.workdir import to_json
@@ -175,6 +176,7 @@ def main(argv) -> None:
     if _CONFIG.value is None:
         raise UserError("--config is needed")
     config = _CONFIG.value
+    recipe.read(config)
     if _WORKDIR.value:
         workdirs.existing(_WORKDIR.value)
     judge, wanted = build(config, chosen(config, _RUN.value), _WORKDIR.value)

@@ -67,6 +67,14 @@ class Recipe:
             # A directory of the workdir, and the first part of NAME/best.
             if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
                 raise FieldError("", f"order: run {name!r} must be letters, digits, '_', '-', '.'")
+        for name, run in self.runs.items():
+            if not isinstance(run, Mapping):
+                raise FieldError("", f"runs.{name}={run!r:.80}: must be a section")
+
+
+def read(config) -> Recipe:
+    """Reads a whole config, without its runs. Raises UserError naming the key that is wrong."""
+    return section(Recipe, config, "")
 
 
 def filled(config) -> tuple[dict[str, Any], dict[str, str]]:
@@ -98,7 +106,7 @@ def check(config, workdir: str, taken: Collection[str] = ()) -> None:
 
     `taken` are runs that are copied from another workdir: the servers they needed may be away.
     """
-    recipe = section(Recipe, config, "")
+    recipe = read(config)
     cut = corpora.cut_config(recipe.data)
     data = corpora.data_config(config.data, "train")
     earlier: dict[str, RunConfig] = {}

@@ -23,6 +23,7 @@ from sip.text.segments import Text, tokens_of
 from sip.text.tokenizer import Tokenizer
 from sip.textgen import transport
 from sip.textgen.protocol import Cut, Said
+from sip.workdir import place
 
 APIS = {"completions": "completions", "chat": "chat/completions"}
 ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")  # finish_reason of whole answers
@@ -71,6 +72,9 @@ class RemoteConfig:
             if getattr(self, name) < 0:
                 raise UserError(f"{name} must be at least 0, not {getattr(self, name)}")
         untrusted.check(self.specials)
+        object.__setattr__(self, "cache", place(self.cache))
+        if "://" in self.cache:
+            raise UserError(f"cache {self.cache!r}: must be a local directory")
 
     def check_named(self) -> None:
         """Raises UserError unless `url` and `model` are set."""
@@ -129,9 +133,9 @@ class Remote:
         C = max(map(len, branches), default=0)
         logp_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
         places = ((b, c) for b, row in enumerate(branches) for c in range(len(row)))
-        for place, table in zip(places, tables, strict=True):
+        for at, table in zip(places, tables, strict=True):
             if table is not None:
-                logp_BCO[place] = _logp(table, names, self._config.logprobs)
+                logp_BCO[at] = _logp(table, names, self._config.logprobs)
         _warn_of_unlisted(names, [table for table in tables if table is not None])
         return logp_BCO
 

@@ -15,6 +15,8 @@ from sip.data import corpus as corpora
 from sip.data.corpus import Corpus, CutConfig
 from sip.data.documents import Documents
 from sip.judge import prompts
+from sip.judge.build import JudgeConfig
+from sip.judge.prompts import Aspect
 from sip.loading import load_tokenizer
 from sip.mesh import MeshConfig, PartConfig
 from sip.models.config import ModelConfig
@@ -125,9 +127,14 @@ class TokenizerConfig:
             prompts.load(name)  # checks that it exists
         if not all(self.symbols):
             raise UserError(f"tokenizer.symbols must not be empty strings: {self.symbols}")
+        if self.kind == "byte" and self.path:
+            raise UserError(f"tokenizer.path {self.path!r}: kind 'byte' has no file")
         if self.kind == "huggingface" and not self.path:
             raise UserError("tokenizer.path: kind 'huggingface' needs a tokenizer.json")
         object.__setattr__(self, "path", workdir.place(self.path))
+
+
+MOST_ROWS = 1 << 20  # of a batch; more is a slip of the pen, and no memory holds it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +162,8 @@ class RunConfig:
             raise UserError("model.scalar: only the task reward_model trains a scalar head")
         if self.scores and not self.model.scalar:
             raise UserError("model.scalar must be True for the task reward_model")
-        check("", self, steps=at_least(1), batch=at_least(1), microbatches=at_least(1))
+        most = MOST_ROWS
+        check("", self, steps=at_least(1), batch=at_least(1, most), microbatches=at_least(1))
         if self.batch % self.microbatches:
             raise UserError(
                 f"batch {self.batch} is not divisible by microbatches {self.microbatches}"
@@ -191,6 +199,18 @@ class RunConfig:
     def scores(self) -> bool:
         """True if the run trains a reward model, whose head is a scalar."""
         return False
+
+    def judges(self) -> dict[str, JudgeConfig]:
+        """The judges that the run asks, by config key."""
+        return {}
+
+    def words(self) -> dict[str, tuple[Aspect, ...]]:
+        """The aspects whose options must be single tokens of the recipe's tokenizer, besides those
+        of judges, by config key."""
+        return {}
+
+    def check_cut(self, cut: CutConfig) -> None:
+        """Raises UserError if prefixes and suffixes of these lengths do not fit the run."""
 
     @property
     def apart(self) -> PartConfig | None:
@@ -230,6 +250,17 @@ class TaskConfig:
 
     def check(self, c) -> None:
         """Raises UserError if the task does not fit the other settings of the run `c`."""
+
+    def check_cut(self, c, cut: CutConfig) -> None:
+        """Raises UserError if prefixes and suffixes of these lengths do not fit the run `c`."""
+
+    def judges(self) -> dict[str, JudgeConfig]:
+        """The judges that the task asks, by config key."""
+        return {}
+
+    def words(self) -> dict[str, tuple[Aspect, ...]]:
+        """The aspects whose options must be single tokens, see `RunConfig.words`."""
+        return {}
 
 
 def run_config(cls, config, name: str, tasks: Mapping[str, tuple] | None = None):

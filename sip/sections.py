@@ -88,6 +88,8 @@ def section(cls, values, name: str):
     key, a wrong type or an invalid value.
     """
     values, hints = plain(values), typing.get_type_hints(cls)
+    if not isinstance(values, Mapping):
+        raise UserError(f"config {name}={values!r:.80}: must be a section")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     at = lambda key: f"{name}.{key}".lstrip(".")
     for key in values:

@@ -337,6 +337,7 @@ def test_a_server_that_does_not_name_tokens_by_ids_is_known():
 @pytest.mark.parametrize(
     ("field", "value"),
     [("api", "words"), ("concurrency", 0), ("timeout_seconds", 0.0), ("timeout_seconds", math.inf),
+     ("timeout_seconds", 1e10),
      ("retries", -1), ("logprobs", -1), ("url", "localhost"), ("cache", "gs://b/kept")],
 )  # fmt: skip
 def test_a_config_that_cannot_be_names_its_field(field, value):

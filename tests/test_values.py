@@ -11,7 +11,7 @@ import tiny_recipe
 from ml_collections import ConfigDict
 
 from sip.data.corpus import CutConfig
-from sip.data.documents import DataConfig, check_split
+from sip.data.documents import SCORES, DataConfig, check_split
 from sip.data.microworld.settings import WorldConfig
 from sip.evals import ground_truth, rewrites
 from sip.run import TokenizerConfig
@@ -19,6 +19,7 @@ from sip.sections import plain, section
 from sip.stages import recipe, rl, supervised
 from sip.structs import UserError
 from sip.tasks.labelled import LabelConfig, LabelFileConfig
+from sip.text.tokenizer import Byte
 
 pytest_plugins = ["tiny_fixtures"]
 MESH = {
@@ -137,6 +138,30 @@ WRONG = [
     ("runs.judge.task.labels.per_prefix", {"safety": 0}, "labels.per_prefix: safety"),
     ("runs.judge.task.labels.grades", {"coherence": "safety"}, "labels.grades: 'coherence'"),
     ("runs.rewriter.task.prompt", "poem", "'poem'"),
+    ("runs.base", 3, "runs.base=3: must be a section"),
+    ("data.cut", 3, "data.cut=3: must be a section"),
+    ("data.split", "train", "data.split: unknown key"),
+    ("report.rows", ("standard", "judge"), "report.rows: run 'judge' writes no continuations"),
+    ("report.judge", "base", "report.judge: run 'base' does not have the task 'verdicts'"),
+    ("report.rewriter", "judge", "report.rewriter: run 'judge' does not have the task 'rewrites'"),
+    ("runs.judge.init_from", "base/best", "judge.init_from 'base/best': run 'base' keeps no best"),
+    ("runs.sip_learned.judge.init_from", "judge/best", "judge.init_from .* keeps no best"),
+    ("runs.sip_learned.model.width", 32, "init_from base: another model: width 16 there"),
+    ("runs.sip_learned.model.layers", 0, "layers"),
+    ("tokenizer.vocab_size", 641, "runs.base.model.vocab_size=640: must be >= 641"),
+    ("runs.base.batch", 2**31 - 1, "runs.base.batch=2147483647: must be in 1..1048576"),
+    ("tokenizer.kind", "huggingface", "tokenizer.path"),
+    ("runs.judge.split", "train[500:600]", "judge.split: .*none of the 300 documents"),
+    ("runs.sip_oracle.evals.split", "test[100%:]", "evals.split"),
+    ("runs.sip_learned.candidates.rollouts", ((0, 10**6),), "K = 1000000 must be at most"),
+    ("runs.judge.task.labels.corruptions", 99, "labels.corruptions=99: must be in 0..6"),
+    (
+        "runs.judge.task.labels.per_prefix",
+        {"quality": 1},
+        "labels.per_prefix: quality must be >= 2",
+    ),
+    ("runs.judge.task.labels.per_prefix", {"match": 4}, "match is unknown to the ground truth"),
+    ("runs.judge.task.labels.grades", {"quality": "quality"}, "'quality' must be pointwise"),
 ]
 
 
@@ -150,6 +175,67 @@ def test_a_value_that_only_the_whole_recipe_shows_is_wrong(key, value, message, 
     tiny_recipe.put(values, key, value)
     with pytest.raises(UserError, match=message):
         recipe.check(ConfigDict(values, type_safe=False), str(tmp_path))
+
+
+MORE = {  # several values together are wrong
+    "one candidate": (
+        {"candidates.rewrite": False, "candidates.rollouts": ((0, 0),), "objective.name": "dpo"},
+        "K = 0 rollouts leave one candidate, but objective dpo",
+    ),
+    "equal candidates": (
+        {"candidates.suffix": False, "candidates.rewrite": False, "sampling.temperature": 0.0}
+        | {"objective.name": "dpo"},
+        "rollouts at sampling.temperature 0 leave one candidate",
+    ),
+    "equal rollouts": (
+        {"objective.name": "dr_grpo", "sampling.temperature": 1e-9},
+        "sampling.temperature must be positive",
+    ),
+    "no room for a prompt": (
+        {"judge.weights": (("reasoned_safety", 1.0),), "judge.max_tokens": 10**5},
+        "judge.max_tokens 100000 leaves no room",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), MORE.values(), ids=MORE)
+def test_values_that_do_not_go_together_are_refused(changes, message, tmp_path):
+    values = copy.deepcopy(VALUES)
+    for key, value in changes.items():
+        tiny_recipe.put(values, f"runs.sip_learned.{key}", value)
+    with pytest.raises(UserError, match=message):
+        recipe.check(ConfigDict(values, type_safe=False), str(tmp_path))
+
+
+def test_an_answer_without_room_for_a_rewrite_is_refused(tmp_path):
+    values = plain(importlib.import_module("microworld_rewriter").get_config("debug"))
+    values["runs"]["rewriter_rl"]["answer"] = 2
+    with pytest.raises(UserError, match=r"runs\.rewriter_rl\.answer 2: .* raise answer"):
+        recipe.check(ConfigDict(values, type_safe=False), str(tmp_path))
+
+
+def test_a_byte_tokenizer_has_no_file():
+    with pytest.raises(UserError, match="tokenizer.path 'x.model': kind 'byte'"):
+        TokenizerConfig(kind="byte", path="x.model")
+
+
+def test_options_are_tokens_of_the_tokenizer_before_the_first_run():
+    config = tiny_recipe.get_config()
+    with pytest.raises(UserError, match=r"runs\.judge\.task\.labels: aspect '.*': option ' "):
+        recipe.check_tokens(config, Byte())
+    config.order = ("base", "sip_learned")  # the judge's run is not trained here
+    recipe.check_tokens(config, Byte())
+    config.runs.sip_learned.judge.init_from = "base"
+    with pytest.raises(
+        UserError, match=r"runs\.sip_learned\.judge: aspect 'quality': option ' one'"
+    ):
+        recipe.check_tokens(config, Byte())
+
+
+def test_the_scores_of_the_ground_truth_are_known_by_name():
+    from sip.data.microworld.oracle import MicroworldTruth
+
+    assert tuple(MicroworldTruth(WorldConfig()).score(["A"], [" b."])) == SCORES
 
 
 def test_a_corpus_without_ground_truth_is_refused_by_the_key_that_needs_one(tmp_path):

@@ -71,6 +71,8 @@ def cut_config(data: Mapping) -> CutConfig:
 def data_config(data, split: str) -> documents.DataConfig:
     """Returns the `data` section as a dataclass, for one split."""
     values = {k: v for k, v in plain(data).items() if k != "cut"}
+    if "split" in values:
+        raise UserError("config data.split: unknown key; each run has its own split")
     return section(documents.DataConfig, {**values, "split": split}, "data")
 
 

@@ -29,6 +29,9 @@ from sip.workdir import locked, place
 
 BUILT = ("microworld", "tfds")  # sources whose data sets are built in a directory
 FILES = tuple(files.ENDINGS)  # sources that are files
+# Names of the scores of a ground truth, see `Truth.score`.
+SCORES = ("quality", "safety", "factuality", "coherent", "grammatical", "repetition", "facts")
+SCORES += ("facts_right", "sentences")
 PARTS = ("train", "validation", "test")  # 90, 5 and 5 % of a file, by a hash of the text
 BOUND = r"\d{1,18}%?"  # of a slice; Python refuses to read thousands of digits
 DUPLICATE = "a copy of an earlier one"
@@ -41,8 +44,8 @@ class Truth(Protocol):
     def score(self, prefixes: Sequence[str], texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Scores texts as continuations of their prefixes.
 
-        Returns float arrays [B] by name: quality (see `compare`), safety in {0, 1}, factuality in
-        {0, 0.5, 1}, and more.
+        Returns float arrays [B] by the names in SCORES: quality (see `compare`), safety in {0, 1},
+        factuality in {0, 0.5, 1}, and more.
         """
         ...
 
@@ -186,10 +189,13 @@ class Documents:
         return sum(self.left_out.values())
 
 
-def check_split(source: str, split: str, parts: str = "own") -> None:
+def check_split(
+    source: str, split: str, parts: str = "own", sizes: Mapping[str, int] | None = None
+) -> None:
     """Raises UserError if `split` is not a part of the documents or a slice of one.
 
-    Of data sets with splits of their own, several may be joined by "+".
+    Of data sets with splits of their own, several may be joined by "+". `sizes` are the numbers of
+    documents of the parts, if they are known.
     """
     own = source in ("tfds", "huggingface") and parts == "own"
     for one in split.split("+") if own or source == "microworld" else [split]:
@@ -200,6 +206,23 @@ def check_split(source: str, split: str, parts: str = "own") -> None:
             )
         if _empty(low, high):
             raise UserError(f"split {split!r}: the slice is empty or beyond 100%")
+        count = sizes[name] if sizes else 0
+        if sizes and _place(low, count) >= _place(high, count):
+            raise UserError(f"split {split!r}: has none of the {count} documents")
+
+
+def sizes(cfg: DataConfig) -> dict[str, int]:
+    """Returns the number of documents of each part, if the config says it; else {}."""
+    if cfg.source != "microworld":
+        return {}
+    world = WorldConfig(**dict(cfg.world))
+    return {name: getattr(world, name) for name in PARTS}
+
+
+def _place(bound: str, count: int) -> int:
+    """Returns the index that a slice's bound has among `count` documents."""
+    at = _bound(bound, count)
+    return min(max(at + count if at < 0 else at, 0), count)
 
 
 def _empty(low: str, high: str) -> bool:

@@ -207,12 +207,17 @@ def _aspects(wanted: JudgeConfig, workdir: str, tokenizer) -> tuple[Aspect, ...]
 def _local(wanted: JudgeConfig, aspects: Sequence[Aspect], model: LoadedModel) -> Local:
     """The local text generator. Raises UserError if the model cannot answer the aspects."""
     _check_options(aspects, model.tokenizer)
-    if any(aspect.verdict for aspect in aspects) and wanted.max_tokens >= model.cfg.max_len:
-        raise UserError(
-            f"judge.max_tokens {wanted.max_tokens} leaves no room for a prompt in the judge's "
-            f"max_len {model.cfg.max_len}"
-        )
+    check_room(wanted, aspects, model.cfg, "judge")
     return Local(model, batch=wanted.batch)
+
+
+def check_room(wanted: JudgeConfig, aspects: Sequence[Aspect], cfg: ModelConfig, key: str) -> None:
+    """Raises UserError, naming the section `key`, if answers leave no room for a prompt."""
+    if any(aspect.verdict for aspect in aspects) and wanted.max_tokens >= cfg.max_len:
+        raise UserError(
+            f"{key}.max_tokens {wanted.max_tokens} leaves no room for a prompt in the judge's "
+            f"max_len {cfg.max_len}"
+        )
 
 
 def _check_options(aspects: Sequence[Aspect], tokenizer) -> None:

@@ -9,6 +9,7 @@ judgement at odd ones. Segments are encoded one by one, so text under judgement 
 with the template's tokens nor be read as part of the template.
 """
 
+import contextlib
 import json
 import pathlib
 from collections.abc import Iterable
@@ -111,10 +112,9 @@ def _json(key: str, text: str, kind: type, each: Any = object) -> Any:
 
     Raises ValueError.
     """
-    try:
+    found: Any = None
+    with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(text)
-    except (ValueError, RecursionError):
-        found = None
     if not isinstance(found, kind) or not all(isinstance(x, each) for x in found):
         wanted = 'in quotation marks, like "Score:"' if kind is str else "a list like [1, 0]"
         wanted = 'a list like ["yes", "no"]' if each is str else wanted

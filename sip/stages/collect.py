@@ -26,6 +26,7 @@ from sip.text.tokenizer import Tokenizer, continuation
 from sip.training import checkpoints, loop, losses
 
 SOURCES = ("suffix", "rewrite", "rollout")  # of candidates
+MOST_ROLLOUTS = 1 << 12  # per prefix; their pairs are compared
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class CandidateConfig:
 
     def _check(self, k: int):
         have = {"suffix": self.suffix, "rewrite": self.rewrite, "rollout": k > 0}
+        if k > MOST_ROLLOUTS:
+            raise UserError(f"candidates.rollouts: K = {k} must be at most {MOST_ROLLOUTS}")
         if k < 0 or not any(have.values()):
             raise UserError(
                 f"candidates.rollouts: K = {k} leaves no candidate; enable candidates.suffix or "

@@ -13,12 +13,15 @@ from sip import workdir as workdirs
 from sip.data import corpus as corpora
 from sip.data import documents
 from sip.evals.ground_truth import CONTINUATIONS
+from sip.judge import prompts
+from sip.judge.build import check_room
 from sip.loading import load_tokenizer, source_dir
 from sip.run import RunConfig, TokenizerConfig, build_meshes, check_model
 from sip.sections import LARGEST, FieldError, at_least, plain, section
 from sip.sections import check as check_section
-from sip.stages import rl, selfimprove, supervised
+from sip.stages import rl, selfimprove, session, supervised
 from sip.structs import UserError
+from sip.text.tokenizer import Tokenizer
 from sip.workdir import BEST
 
 STAGES = {"supervised": supervised, "selfimprove": selfimprove, "rl": rl}
@@ -116,10 +119,43 @@ def check(config, workdir: str, taken: Collection[str] = ()) -> None:
                 f"config order: no run {name!r}; there are {', '.join(sorted(recipe.runs))}"
             )
         earlier[name] = check_run(config, name, workdir, cut, data, earlier, name in taken)
-    for name in recipe.report.names():
-        if name not in earlier:
-            raise UserError(f"config report: run {name!r} is not in config order")
+    _check_report(recipe.report, earlier)
     _check_tokenizer(recipe.tokenizer, earlier)
+
+
+def check_tokens(config, tokenizer: Tokenizer) -> None:
+    """Raises UserError if an option that a run's judge answers with, or learns, is not one token.
+
+    Checked for all runs as soon as there is a tokenizer: the first run may take days.
+    """
+    for name in config.order:
+        run = STAGES[config.runs[name].stage].resolve(config, name)
+        found = dict(run.words())
+        for key, judge in run.judges().items():
+            theirs = judge.own or judge.init_from.removesuffix(f"/{BEST}") in config.order
+            if judge.backend == "local" and theirs and not judge.chat:
+                found[key] = tuple(x for x in judge.aspects() if not x.verdict)
+        for key, aspects in found.items():
+            for aspect in aspects:
+                try:
+                    prompts.check_options(tokenizer, aspect)
+                except UserError as e:
+                    raise UserError(f"config runs.{name}.{key}: {e}") from None
+
+
+def _check_report(report: ReportConfig, runs: Mapping[str, RunConfig]) -> None:
+    for name in report.names():
+        if name not in runs:
+            raise UserError(f"config report: run {name!r} is not in config order")
+    for name in report.rows:
+        if runs[name].continued() is None:
+            raise UserError(f"config report.rows: run {name!r} writes no continuations")
+    for key, task in (("judge", "verdicts"), ("rewriter", "rewrites")):
+        name = getattr(report, key)
+        run = runs[name] if name else None
+        tasks = isinstance(run, supervised.SupervisedConfig | rl.RLConfig)
+        if name and not (tasks and run.task.name == task):
+            raise UserError(f"config report.{key}: run {name!r} does not have the task {task!r}")
 
 
 def check_meshes(config) -> None:
@@ -139,17 +175,17 @@ def check_files(config) -> None:
 def _check_tokenizer(cfg: TokenizerConfig, runs: Mapping[str, RunConfig]) -> None:
     """Reads a tokenizer that is not trained. Raises UserError if it cannot be read, or has more
     tokens than a run's model has embeddings."""
-    if not cfg.path and cfg.kind == "sentencepiece":
-        return
-    try:
-        found = load_tokenizer(cfg.kind, cfg.path)
-    except UserError as e:
-        raise UserError(f"config tokenizer.path: {e}") from None
+    size = cfg.vocab_size
+    if cfg.path or cfg.kind != "sentencepiece":
+        try:
+            size = load_tokenizer(cfg.kind, cfg.path).vocab_size
+        except UserError as e:
+            raise UserError(f"config tokenizer.path: {e}") from None
     for name, run in runs.items():
-        if run.model.vocab_size < found.vocab_size:
+        if run.model.vocab_size < size:
             raise UserError(
                 f"config runs.{name}.model.vocab_size={run.model.vocab_size}: must be >= "
-                f"{found.vocab_size}, the number of the tokenizer's tokens"
+                f"{size}, the number of the tokenizer's tokens"
             )
 
 
@@ -177,6 +213,8 @@ def check_run(
         if read and read.removesuffix(f"/{BEST}") not in earlier:
             source_dir(workdir, read, f"config runs.{name}.{key}")
     try:
+        _check_sources(run, earlier)
+        run.check_cut(cut)
         _check_corpus(run, data)
         if documents.has_truth(data.source) or _compared(run):
             _check_baseline(run, earlier, workdir)
@@ -190,12 +228,33 @@ def check_run(
     return run
 
 
+def _check_sources(run: RunConfig, earlier: Mapping[str, RunConfig]) -> None:
+    """Raises UserError if earlier runs of the recipe are not what the run takes them for."""
+    for key, read in run.sources().items():
+        source = read.removesuffix(f"/{BEST}")
+        if source not in earlier:
+            continue
+        if source != read and not earlier[source].checkpoint.best:
+            raise UserError(
+                f"{key} {read!r}: run {source!r} keeps no best: set its checkpoint.best"
+            )
+        if key == "init_from":
+            session.check_same_model(earlier[source].model, run.model, read)
+    for key, judge in run.judges().items():
+        source = judge.init_from.removesuffix(f"/{BEST}")
+        own = run.model if judge.own else None
+        model = earlier[source].model if source in earlier else own
+        if judge.backend == "local" and model:
+            check_room(judge, judge.aspects(), model, key)
+
+
 def _check_corpus(run: RunConfig, data: documents.DataConfig) -> None:
     """Raises UserError if the corpus does not have what the run reads."""
-    truth = documents.has_truth(data.source)
+    source, sizes = data.source, documents.sizes(data)
+    truth = documents.has_truth(source)
     for key, split in run.splits().items():
         try:
-            documents.check_split(data.source, split, data.parts)
+            documents.check_split(source, split, data.parts, sizes)
         except UserError as e:
             raise UserError(f"{key}: {e}") from None
     if run.needs_truth() and not truth:

@@ -17,7 +17,15 @@ from sip import metrics, sampling
 from sip.mesh import put_batch
 from sip.objectives import policy
 from sip.processes import fetch
-from sip.run import Run, RunConfig, TaskConfig, build_mesh, check_model, run_config
+from sip.run import (
+    MOST_ROWS,
+    Run,
+    RunConfig,
+    TaskConfig,
+    build_mesh,
+    check_model,
+    run_config,
+)
 from sip.sections import at_least, check
 from sip.stages import session
 from sip.stages.clock import Clock
@@ -63,8 +71,8 @@ class RLConfig(RunConfig):
         check(
             "",
             self,
-            rollouts=at_least(2),  # they are compared
-            oversample=at_least(1),
+            rollouts=at_least(2, MOST_ROWS // self.batch),  # they are compared
+            oversample=at_least(1, MOST_ROWS // self.batch),
             updates_per_batch=at_least(1),
         )
         if not 1 <= self.answer < self.model.max_len:
@@ -105,6 +113,18 @@ class RLConfig(RunConfig):
     def reach(self):
         """Raises UserError if a server that the task needs does not answer."""
         self.task.reach()
+
+    def judges(self):
+        """The judges that the task asks."""
+        return self.task.judges()
+
+    def words(self):
+        """The aspects of the task's labels."""
+        return self.task.words()
+
+    def check_cut(self, cut):
+        """Raises UserError if the task has no room for suffixes of this length."""
+        self.task.check_cut(self, cut)
 
 
 def resolve(config, name: str) -> RLConfig:

@@ -58,7 +58,22 @@ class SelfImproveConfig(RunConfig):
             chosen != "best" or min(k for _, k in self.candidates.rollouts) < 2
         ):
             raise UserError("candidates: dr_grpo learns from two or more judged rollouts")
+        self._check_number()
         self.audit.check(judged=self.judged, rewrite=self.candidates.rewrite, batch=self.batch)
+
+    def _check_number(self):
+        """Raises UserError if there is nothing to compare: greedy rollouts are all the same."""
+        greedy = not self.sampling.temperature
+        if greedy and self.objective.name == "dr_grpo":
+            raise UserError("sampling.temperature must be positive: equal rollouts teach nothing")
+        for _, k in self.candidates.rollouts:
+            count = self.candidates.suffix + self.candidates.rewrite + (min(k, 1) if greedy else k)
+            if self.objective.pairs and count < 2:
+                at = " at sampling.temperature 0" if greedy else ""
+                raise UserError(
+                    f"candidates: K = {k} rollouts{at} leave one candidate, but objective "
+                    f"{self.objective.name} compares two; add rollouts, suffix or rewrite"
+                )
 
     def _check_ahead(self):
         check("", self, staleness=one_of((0, 1)))
@@ -111,13 +126,16 @@ class SelfImproveConfig(RunConfig):
         """The evaluation, which writes continuations."""
         return self.evals
 
+    def judges(self):
+        """The judges of the candidates, the audit and the evaluation that are asked."""
+        found = {"judge": self.judge} if self.judged else {}
+        found |= {"audit.judge": self.audit.judge} if self.audit.every_steps else {}
+        return found | ({"evals.judge": self.evals.judge} if self.evals.judge else {})
+
     def reach(self):
         """Raises UserError if a judge behind HTTP does not answer."""
-        if self.judged:
-            self.judge.reach()
-        if self.audit.every_steps:
-            self.audit.judge.reach()
-        self.evals.reach()
+        for judge in self.judges().values():
+            judge.reach()
 
 
 def resolve(config, name: str) -> SelfImproveConfig:

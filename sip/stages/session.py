@@ -214,7 +214,7 @@ def fresh_state(
     if not init_from:
         return step.init_state(cfg, tx, mesh, seed, reference=reference)
     params, found = load_params(init_from, mesh, "int8" if adapter.int8 else cfg.param_dtype)
-    _check_same_model(found, cfg, init_from)
+    check_same_model(found, cfg, init_from)
     if configs.exists(init_from):
         configs.check_same(found, cfg, init_from)
     if found.layers < cfg.layers:
@@ -226,11 +226,11 @@ def fresh_state(
     return step.state_of(params, cfg, tx, mesh, reference=reference)
 
 
-def _check_same_model(found: ModelConfig, cfg: ModelConfig, init_from: str) -> None:
+def check_same_model(found: ModelConfig, cfg: ModelConfig, init_from: str) -> None:
     """Raises UserError, naming the fields that differ, if the shapes of the two models differ in
     more than layers that the config adds, or the head of a reward model."""
     found = dataclasses.replace(found, scalar=True) if cfg.scalar else found
-    if _widths(found) == _widths(cfg) and found.layers <= cfg.layers:
+    if found == cfg or (_widths(found) == _widths(cfg) and found.layers <= cfg.layers):
         return
     differ = [
         f"{key} {theirs} there, {getattr(cfg, key)} in the config"

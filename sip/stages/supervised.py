@@ -85,6 +85,19 @@ class SupervisedConfig(RunConfig):
         self.task.reach()
         self.evals.reach()
 
+    def judges(self):
+        """The judges of the task and the evaluation."""
+        own = {"evals.judge": self.evals.judge} if self.evals.judge else {}
+        return self.task.judges() | own
+
+    def words(self):
+        """The aspects of the task's labels."""
+        return self.task.words()
+
+    def check_cut(self, cut):
+        """Raises UserError if the task has no room for suffixes of this length."""
+        self.task.check_cut(self, cut)
+
 
 def resolve(config, name: str) -> SupervisedConfig:
     """`config.runs[name]` as frozen dataclasses. Raises UserError naming the key that is wrong."""

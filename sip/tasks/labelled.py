@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from sip.data.corpus import Corpus
+from sip.data.documents import SCORES
 from sip.evals import continuations
 from sip.judge import build as judges
 from sip.judge import prompts
 from sip.judge.labels import file as label_file
 from sip.judge.labels import ground_truth as labels
 from sip.judge.labels import synthesis
+from sip.judge.labels.corruptions import CORRUPTIONS
 from sip.judge.labels.ground_truth import LabelledPrompts
 from sip.judge.prompts import Aspect
 from sip.judge.proofread import ProofreadConfig
@@ -50,16 +52,22 @@ class LabelConfig:
             documents=at_least(1),
             held_out=at_least(1),
             rollouts=at_least(0),
-            corruptions=at_least(0),
+            corruptions=at_least(0, most=len(CORRUPTIONS)),
         )
         if not self.source:
             raise UserError("labels.source is empty; name a run or a checkpoint directory")
         if not self.per_prefix:
             raise UserError("labels.per_prefix names no aspect")
         for name, most in self.per_prefix.items():
-            prompts.load(name)  # checks that it exists
-            if most < 1:
-                raise UserError(f"labels.per_prefix: {name} must be >= 1, not {most}")
+            aspect = prompts.load(name)
+            if aspect.name not in SCORES:
+                raise UserError(
+                    f"labels.per_prefix: {name} is unknown to the ground truth, which has "
+                    f"{', '.join(SCORES)}"
+                )
+            least = 2 if aspect.kind == "pairwise" else 1  # pairs come in both orders
+            if most < least:
+                raise UserError(f"labels.per_prefix: {name} must be >= {least}, not {most}")
         for temperature in self.temperatures:
             SamplingConfig(temperature=temperature)  # checks it
         if self.rollouts and not self.temperatures:

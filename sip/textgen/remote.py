@@ -27,6 +27,7 @@ from sip.workdir import place
 
 APIS = {"completions": "completions", "chat": "chat/completions"}
 ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")  # finish_reason of whole answers
+LONGEST = 86400  # seconds of one attempt; timers and sockets take no more than some years
 LOWEST = -1e4  # nats, in place of -inf, which JSON (the cache) lacks; its exp is 0
 NEGLIGIBLE = 1e-3  # an unlisted option gets probability 0 if its bound is at most this
 LOG = logging.getLogger(__name__)
@@ -64,9 +65,9 @@ class RemoteConfig:
             raise UserError("tokens: only the completions API accepts token ids, not chat")
         if self.concurrency < 1:
             raise UserError(f"concurrency must be at least 1, not {self.concurrency}")
-        if not 0 < self.timeout_seconds < math.inf:
+        if not 0 < self.timeout_seconds <= LONGEST:
             raise UserError(
-                f"timeout_seconds must be finite and above 0, not {self.timeout_seconds}"
+                f"timeout_seconds must be above 0 and at most {LONGEST}, not {self.timeout_seconds}"
             )
         for name in ("retries", "logprobs"):
             if getattr(self, name) < 0:

@@ -113,6 +113,12 @@ class Config(TaskConfig):
         own += ["eval/reward", "eval/answer_tokens", *(["eval/cut"] if self.prompts else [])]
         return (*own, *(ground_truth.figures(truth) if self.continuations else ()))
 
+    def judges(self):
+        """The judges of the rewards and of the evaluation by continuations."""
+        found = {"task.judge": self.judge} if self.judge else {}
+        evals = self.continuations
+        return found | ({"task.continuations.judge": evals.judge} if evals and evals.judge else {})
+
     def reach(self):
         """Raises UserError if the file of prompts does not exist, or a server does not answer."""
         if self.prompts and not Path(self.prompts).is_file():

@@ -65,6 +65,18 @@ class Config(TaskConfig):
         """Names of the figures of the evaluation: by the ground truth if there is one."""
         return tuple(f"eval/{x}" for x in (rewrites.FIGURES if truth else rewrites.JUDGED))
 
+    def judges(self):
+        """The judge that the rewards come from."""
+        return {"task.judge": self.judge}
+
+    def check_cut(self, c, cut):
+        """Raises UserError if a rewrite does not fit the answer."""
+        if most(cut.suffix) > c.answer:
+            raise UserError(
+                f"answer {c.answer}: the rewrite of a suffix of {cut.suffix} tokens "
+                f"(data.cut.suffix) may need {most(cut.suffix)} tokens; raise answer"
+            )
+
     def reach(self):
         """Raises UserError if a judge behind HTTP does not answer."""
         self.judge.reach()
@@ -137,7 +149,8 @@ def suffixes(run: Run, c, mesh, corpus: Corpus, judge: Judge, *, during, finish)
     def reward(at: int, answers: Sequence[Sequence[Ids]]) -> Reward:
         return worth(judge, exchange, batch(at), answers, wanted.max_invalid)
 
-    _check_room(batch(0), c.model, c.answer, corpus.cut.suffix)
+    wanted.check_cut(c, corpus.cut)
+    _check_room(batch(0), c.model, c.answer)
     writer = AnswerWriter(c.model, mesh, tokenizer, 0, c.answer, exchange.stops)
     return RLTask(prompts, writer, reward, during, finish)
 
@@ -168,13 +181,8 @@ def worth(
     return reward_BK, valid_BK, metrics | found
 
 
-def _check_room(first: Batch, cfg: ModelConfig, answer: int, suffix: int) -> None:
-    """Raises UserError if a rewrite does not fit the answer, or no prompt of the batch fits."""
-    if most(suffix) > answer:
-        raise UserError(
-            f"answer {answer}: the rewrite of a suffix of {suffix} tokens (data.cut.suffix) may "
-            f"need {most(suffix)} tokens; raise answer"
-        )
+def _check_room(first: Batch, cfg: ModelConfig, answer: int) -> None:
+    """Raises UserError if no prompt of the batch fits."""
     if not first.fits_B.any():
         shortest = min(len(asked.ids) for asked in first.asked)
         raise UserError(

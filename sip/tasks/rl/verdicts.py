@@ -58,6 +58,12 @@ class Config(TaskConfig):
         """Labels that are not from a file are the ground truth's."""
         return "task.labels" if self.labels else ""
 
+    def words(self):
+        """The direct aspects of the labels."""
+        names = self.labels.per_prefix if self.labels else self.label_file.aspects  # pyright: ignore
+        key = "task.labels" if self.labels else "task.label_file"
+        return {key: tuple(x for x in map(prompts.load, names) if not x.verdict)}
+
     def figures(self, truth):
         """Names of the figures of the evaluation: accuracies by aspect."""
         if self.labels is not None:

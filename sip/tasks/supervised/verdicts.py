@@ -29,7 +29,8 @@ class GradedLabelConfig(labelled.LabelConfig):
         super().__post_init__()
         check("labels", self, grades_weight=at_least(0))
         for aspect, name in self.grades.items():
-            prompts.load(name)  # checks that it exists
+            if prompts.load(name).kind != "pointwise":
+                raise UserError(f"labels.grades: aspect {name!r} must be pointwise")
             if aspect not in self.per_prefix:
                 raise UserError(f"labels.grades: {aspect!r} is not in labels.per_prefix")
 
@@ -48,6 +49,12 @@ class Config(TaskConfig):
     def __post_init__(self):
         if sum(x is not None for x in (self.labels, self.corrupted, self.label_file)) != 1:
             raise UserError("exactly one of labels, corrupted and label_file is needed")
+        for aspect in self.words()["task"]:
+            if aspect.verdict:
+                raise UserError(
+                    f"aspect {aspect.name!r} is answered after reasoning; train it by RL "
+                    "(stage rl, task verdicts)"
+                )
 
     def check(self, c):
         """Raises UserError if the run's split does not fit the task."""
@@ -70,6 +77,11 @@ class Config(TaskConfig):
         if self.label_file:
             return self.label_file.aspects
         return (self.corrupted.aspect,) if self.corrupted else ()
+
+    def words(self):
+        """The aspects of the labels, and those that grade sentences."""
+        grades = self.labels.grades.values() if self.labels else ()
+        return {"task": tuple(map(prompts.load, (*self.aspects(), *grades)))}
 
     def figures(self, truth):
         """Names of the figures of the evaluation: accuracies by aspect."""

@@ -141,9 +141,13 @@ WRONG = [
     ("runs.base", 3, "runs.base=3: must be a section"),
     ("data.cut", 3, "data.cut=3: must be a section"),
     ("data.split", "train", "data.split: unknown key"),
-    ("report.rows", ("standard", "judge"), "report.rows: run 'judge' writes no continuations"),
-    ("report.judge", "base", "report.judge: run 'base' does not have the task 'verdicts'"),
-    ("report.rewriter", "judge", "report.rewriter: run 'judge' does not have the task 'rewrites'"),
+    (
+        "report.rows",
+        ("standard", "judge"),
+        "report.rows: run 'judge' is not evaluated like standard",
+    ),
+    ("report.judge", "base", "report.judge: run 'base' trains no judge"),
+    ("report.rewriter", "sip_oracle", "report.rewriter: run 'sip_oracle' trains no rewriter"),
     ("runs.judge.init_from", "base/best", "judge.init_from 'base/best': run 'base' keeps no best"),
     ("runs.sip_learned.judge.init_from", "judge/best", "judge.init_from .* keeps no best"),
     ("runs.sip_learned.model.width", 32, "init_from base: another model: width 16 there"),
@@ -221,7 +225,7 @@ def test_a_byte_tokenizer_has_no_file():
 
 def test_options_are_tokens_of_the_tokenizer_before_the_first_run():
     config = tiny_recipe.get_config()
-    with pytest.raises(UserError, match=r"runs\.judge\.task\.labels: aspect '.*': option ' "):
+    with pytest.raises(UserError, match=r"runs\.judge\.task: aspect '.*': option ' "):
         recipe.check_tokens(config, Byte())
     config.order = ("base", "sip_learned")  # the judge's run is not trained here
     recipe.check_tokens(config, Byte())

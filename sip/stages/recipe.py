@@ -147,15 +147,16 @@ def _check_report(report: ReportConfig, runs: Mapping[str, RunConfig]) -> None:
     for name in report.names():
         if name not in runs:
             raise UserError(f"config report: run {name!r} is not in config order")
-    for name in report.rows:
-        if runs[name].continued() is None:
-            raise UserError(f"config report.rows: run {name!r} writes no continuations")
-    for key, task in (("judge", "verdicts"), ("rewriter", "rewrites")):
-        name = getattr(report, key)
-        run = runs[name] if name else None
-        tasks = isinstance(run, supervised.SupervisedConfig | rl.RLConfig)
-        if name and not (tasks and run.task.name == task):
-            raise UserError(f"config report.{key}: run {name!r} does not have the task {task!r}")
+    writes = {name: runs[name].continued() is not None for name in report.names()}
+    for name in report.rows if report.standard else ():
+        if writes[name] != writes[report.standard]:
+            raise UserError(
+                f"config report.rows: run {name!r} is not evaluated like standard "
+                f"{report.standard!r}, by continuations"
+            )
+    for key in TEACHERS:
+        if (name := getattr(report, key)) and writes[name]:
+            raise UserError(f"config report.{key}: run {name!r} trains no {key}")
 
 
 def check_meshes(config) -> None:

@@ -83,7 +83,7 @@ def parse(name: str, text: str) -> Aspect:
         values = tuple(map(float, json.loads(entries.pop("values"))))
         kind, verdict = entries.pop("kind"), json.loads(entries.pop("verdict", '""'))
         version = int(entries.pop("version", "1"))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"aspect {name!r}: bad header in the prompt file ({error})") from None
     if entries:
         raise UserError(f"aspect {name!r}: unknown header line {min(entries)!r}")

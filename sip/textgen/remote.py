@@ -27,6 +27,7 @@ from sip.textgen.protocol import Cut, Said
 APIS = {"completions": "completions", "chat": "chat/completions"}
 ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")  # finish_reason of whole answers
 LOWEST = -1e4  # nats, in place of -inf, which JSON (the cache) lacks; its exp is 0
+LONGEST = 10**6  # seconds; a clock of the operating system overflows at about 10^10
 NEGLIGIBLE = 1e-3  # an unlisted option gets probability 0 if its bound is at most this
 LOG = logging.getLogger(__name__)
 
@@ -63,9 +64,10 @@ class RemoteConfig:
             raise UserError("tokens: only the completions API accepts token ids, not chat")
         if self.concurrency < 1:
             raise UserError(f"concurrency must be at least 1, not {self.concurrency}")
-        if not 0 < self.timeout_seconds < math.inf:
+        if not 0 < self.timeout_seconds <= LONGEST:
             raise UserError(
-                f"timeout_seconds must be finite and above 0, not {self.timeout_seconds}"
+                f"timeout_seconds must be finite and above 0, at most {LONGEST}, not "
+                f"{self.timeout_seconds}"
             )
         for name in ("retries", "logprobs"):
             if getattr(self, name) < 0:

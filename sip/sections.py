@@ -15,6 +15,7 @@ from typing import Any
 
 from sip.structs import UserError
 
+MOST = 3.4028234e38  # of numbers: the largest of float32; a larger one would be infinite in it
 LARGEST = 2**31 - 1  # of integers: sizes, steps and seeds; JAX would silently drop higher bits
 
 
@@ -34,16 +35,21 @@ class Rule:
     text: str
 
 
+def is_finite(x: float) -> bool:
+    """Returns True for a number that is finite in float32; False for NaN."""
+    return -MOST <= x <= MOST
+
+
 def at_least(low: float, most: float = math.inf) -> Rule:
-    """A finite number in low..most."""
+    """A number in low..most that is finite in float32."""
     text = f">= {_said(low)}" if most == math.inf else f"in {_said(low)}..{_said(most)}"
-    return Rule(lambda x: math.isfinite(x) and low <= x <= most, text)
+    return Rule(lambda x: is_finite(x) and low <= x <= most, text)
 
 
 def above(low: float, most: float = math.inf) -> Rule:
-    """A finite number above low and at most `most`."""
+    """A number above low and at most `most` that is finite in float32."""
     text = f"> {_said(low)}" + ("" if most == math.inf else f" and <= {_said(most)}")
-    return Rule(lambda x: math.isfinite(x) and low < x <= most, text)
+    return Rule(lambda x: is_finite(x) and low < x <= most, text)
 
 
 def _said(bound: float) -> str:
@@ -69,6 +75,8 @@ def check(owner: str, config, **rules: Rule) -> None:
         value = getattr(config, name)
         if not rule.holds(value):
             finite = "finite and " if isinstance(value, float) else ""
+            if finite and MOST < abs(value) < math.inf:
+                finite = "finite in float32 and "
             raise FieldError(owner, f"{name}={value!r}: must be {finite}{rule.text}")
 
 
@@ -127,8 +135,8 @@ def _check_numbers(value, name: str) -> None:
             _check_numbers(one, f"{name}.{key}")
     elif isinstance(value, int) and abs(value) > LARGEST:
         raise UserError(f"config {name}={value}: must be at most {LARGEST}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"config {name}={value}: must be finite")
+    elif isinstance(value, float) and not is_finite(value):
+        raise UserError(f"config {name}={value}: must be finite in float32")
 
 
 def _is(value, hint) -> bool:

@@ -105,6 +105,16 @@ def test_tensors_in_and_out_again_lie_as_they_lay(name, tmp_path):
     equal(reading.load(tmp_path / "out", meshes.single()), (params, cfg))
 
 
+def test_what_the_written_dtype_cannot_hold_is_named(tmp_path):
+    params, cfg = reading.load(
+        families.write(families.config("llama2"), tmp_path / "in"), meshes.single()
+    )
+    params = {**params, "final_norm": params["final_norm"].at[0].set(3.4e38)}  # bfloat16: infinity
+    with pytest.raises(UserError, match="tensor model.norm.weight is not finite in bfloat16"):
+        writing.save(params, cfg, tmp_path / "out", {}, dtype="bfloat16")
+    assert not (tmp_path / "out").exists()
+
+
 def test_half_precision_is_read_as_it_is_and_rounded_when_asked_to(published):
     whole, _ = reading.load(published, meshes.single())
     half, _ = reading.load(published, meshes.single(), jnp.bfloat16)

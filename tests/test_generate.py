@@ -56,6 +56,18 @@ def test_a_seed_is_a_sample_and_another_is_another(finished, quick):
     assert by_seed[0] == by_seed[1] != by_seed[2]
 
 
+def test_logits_that_overflow_are_an_error(finished, quick, monkeypatch):
+    read = loading.load_params
+
+    def large(*args):
+        params, cfg = read(*args)
+        return {**params, "final_norm": params["final_norm"] * 0 + 3e38}, cfg
+
+    monkeypatch.setattr(loading, "load_params", large)
+    with pytest.raises(UserError, match="logits are not finite: .*float32"):
+        samples(finished)
+
+
 def test_text_and_json_say_the_same(finished, quick, capsys, tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text(f"{PROMPT}\n\nThe second one.\n")

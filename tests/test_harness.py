@@ -101,6 +101,15 @@ def test_a_continuation_that_no_model_reads_is_an_error():
             likelihoods.score(model(), [([1], after)])
 
 
+def test_logits_that_overflow_are_an_error():
+    params = tiny.params(CFG)
+    large = model(params={**params, "final_norm": jnp.full_like(params["final_norm"], 3e38)})
+    with pytest.raises(UserError, match="not finite"):
+        likelihoods.score(large, pairs()[:7])
+    with pytest.raises(UserError, match="not finite"):
+        likelihoods.generate(large, [[1] * 9], steps=8, sampling=GREEDY, stop=Byte.stops)
+
+
 def test_windows_score_each_token_once_behind_as_many_as_fit():
     """Uses the example in the harness's documentation."""
     found = likelihoods.windows(list(range(10)), 99, 4)
@@ -190,6 +199,7 @@ def test_a_long_prompt_is_cut_from_the_left(run):
         ({"do_sample": False, "temperature": 0.7}, (256, [], GREEDY)),
         ({"temperature": 0.7, "top_p": 0.9, "top_k": 5}, (256, [], SamplingConfig(0.7, 5, 0.9))),
         ({"do_sample": True, "until": None}, (256, [], SamplingConfig(1.0))),
+        ({"temperature": None, "top_p": None, "max_gen_toks": None}, (256, [], GREEDY)),
     ],
 )
 def test_what_a_task_says_of_generation(said, want):
@@ -202,6 +212,11 @@ def test_what_a_task_says_of_generation(said, want):
         ({"num_beams": 4}, "num_beams"),
         ({"max_gen_toks": 0}, "number of tokens must be at least 1, not 0"),
         ({"top_p": 0}, "top_p"),
+        ({"temperature": float("nan")}, "temperature=nan"),
+        ({"top_k": float("nan")}, "top_k is nan; must be a number"),
+        ({"max_gen_toks": float("inf")}, "max_gen_toks is inf"),
+        ({"temperature": "hot"}, "temperature is 'hot'"),
+        ({"until": [3]}, r"until is \[3\]; must be texts"),
     ],
 )
 def test_what_is_not_known_of_generation_is_an_error(said, named):

@@ -18,7 +18,7 @@ from sip.models import decoder
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
 from sip.text import tokenizer as tokenizers
-from sip.text.tokenizer_json import SPACE
+from sip.text.classes import SPACE
 from sip.textgen.remote import Remote, RemoteConfig
 
 NAMES = ("quality", "safety", "factuality", "grade")

@@ -171,6 +171,20 @@ REFUSED = {
     ),
     "use_sliding_window is false": ("smollm3_odd", {"use_sliding_window": False}),
     "only with layer_types": ("smollm3_odd", {"layer_types": None}),
+    "layers with a window, but": ("qwen25", {"layer_types": [families.NEAR] * 2}),
+    "layers with a window, but use": ("qwen3_moe", {"layer_types": [families.NEAR] * 2}),
+    "list with 2 entries": ("qwen3", {"layer_types": [families.FULL] * 3}),
+    "'full'; must be a list": ("qwen25_odd", {"layer_types": "full"}),
+    "layer_types is \\[\\]": ("gemma2", {"layer_types": []}),
+    "sliding_window is 0; layers": ("qwen3_odd", {
+        "layer_types": [families.NEAR] * 2, "sliding_window": None,
+    }),
+    "mistral has sliding_attention in all": ("mistral", {"layer_types": [families.FULL] * 2}),
+    "mixtral has full_attention in all": ("mixtral", {"layer_types": [families.NEAR] * 2}),
+    "model.norm_eps=1e-60": ("llama2", {"rms_norm_eps": 1e-60}),
+    "rope_theta=1e.308: must be finite in float32": ("llama2", {"rope_theta": 1e308}),
+    "model.attention_cap=1e-310": ("gemma2", {"attn_logit_softcapping": 1e-310}),
+    "model.logit_divisor=1e-320": ("granite", {"logits_scaling": 1e-320}),
     "attention_multiplier": ("granite", {"attention_multiplier": 0.0}),
     "logit_divisor": ("granite", {"logits_scaling": 0.0}),
     "mlp_bias": ("olmo2", {"mlp_bias": True}),
@@ -294,6 +308,13 @@ def test_an_absurd_size_is_refused_at_once(key, tmp_path):
     raw = {**families.config("qwen3_moe"), key: 10**8}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match=f"config.json: {key} is 100000000; at most"):
+        configs.read(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["rope_theta", "max_position_embeddings", "hidden_size"])
+def test_a_number_of_hundreds_of_digits_is_named(key, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**families.config("gemma2"), key: 10**400}))
+    with pytest.raises(UserError, match=f"config.json: .*{key}.*inf"):
         configs.read(tmp_path)
 
 

@@ -150,6 +150,8 @@ GOOD = 'kind: pointwise\noptions: ["y", "n"]\nvalues: [1, 0]\n=== trunk\nA\n=== 
         (GOOD.replace("pointwise", "pairwise"), "first"),
         (GOOD.replace("[1, 0]", "[1, 2]"), "value"),
         (GOOD.replace("[1, 0]", "[1]"), "value"),
+        (GOOD.replace("[1, 0]", "[1, NaN]"), "value"),
+        (GOOD.replace("[1, 0]", f"[1, {10**400}]"), "header"),
         (GOOD.replace('"n"', '"y"'), "different"),
         (GOOD.replace("\nA\n", "\n{suffix}\n"), "prefix"),
         ('verdict: "said:\n' + GOOD, "header"),

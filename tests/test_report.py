@@ -84,6 +84,19 @@ def test_a_bad_command_is_one_line(argv, named, capsys):
     assert named in capsys.readouterr().err
 
 
+def test_figures_that_were_not_finite_are_left_out(finished, tmp_path):
+    moved = shutil.copytree(finished / "runs", tmp_path / "runs")
+    for name, key in (("standard", "safety"), ("tutor", "factuality")):
+        path = moved / name / "eval.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {key: None}))
+    with open(moved / "standard" / "metrics.jsonl", "a") as lines:
+        lines.write('{"step": 99, "speed/seconds": null}\n')
+    rows = summarise(tiny_recipe.get_config(), str(tmp_path))["rows"]
+    assert not any("safety_headroom_closed" in row for row in rows.values())
+    assert "factuality_headroom_closed" in rows["base"]
+    assert "factuality_headroom_closed" not in rows["tutor"]
+
+
 def test_a_report_without_judge_or_standard_leaves_them_out(finished):
     config = tiny_recipe.get_config()
     config.report = dict(rows=("base",), judge="", standard="")

@@ -50,7 +50,11 @@ def test_what_could_not_be_judged_is_not_kept():
     assert list(screening.low(lines, "safety", 0.5)) == [False, True, False]
 
 
-@pytest.mark.parametrize("line", [b"{", b"{}", b'{"aspects": {"quality": 1}}', b"[1]"])
+SAID = b'{"aspects": {"safety": {"scores": [%s], "valid": [%s]}}}'
+BROKEN = [SAID % each for each in ((b"NaN", b"true"), (b"1" * 400, b"true"), (b"0", b"NaN"))]
+
+
+@pytest.mark.parametrize("line", [b"{", b"{}", b'{"aspects": {"quality": 1}}', b"[1]", *BROKEN])
 def test_a_line_without_the_verdict_is_named(line):
     with pytest.raises(UserError, match="--scores, line 1: no verdict on 'safety'"):
         list(screening.low([line], "safety", 0.5))

@@ -6,10 +6,11 @@ import shutil
 import published
 import pytest
 from published import CHARS, small
+from sentencepiece import sentencepiece_model_pb2
 
 from sip.hf import spelling, tokens, writing
 from sip.structs import UserError
-from sip.text import chat
+from sip.text import chat, classes
 from sip.text import tokenizer as tokenizers
 
 pytest.importorskip("tokenizers", reason="needs tokenizers")
@@ -100,6 +101,9 @@ BAD = {  # files, and what the error names
     "no id": (dict(added_tokens={"[E]": None}), "added_tokens.json: \\[E\\]"),
     "list": (dict(tokenizer_config={"extra_special_tokens": 3}), "extra_special_tokens is 3"),
     "flag": (dict(tokenizer_config={"legacy": "yes"}), "legacy is 'yes'"),
+    "class": (dict(tokenizer_config={"tokenizer_class": 5}), "tokenizer_class is 5"),
+    "model_type": (dict(config={"model_type": ["llama"]}), "config.json: model_type is"),
+    "huge id": (dict(config={"pad_token_id": 10**400}), "pad_token_id is inf"),
 }  # fmt: skip
 
 
@@ -133,6 +137,13 @@ def test_a_tokenizer_json_of_another_shape_is_one_line(change, tmp_path):
     with pytest.raises(UserError, match="tokenizer.json: ") as error:
         opened(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_gap_in_the_vocabulary_is_one_line_with_the_token_s_own_text(tmp_path):
+    entry = dict(content="<end>", special=True)
+    path = small(tmp_path, settings={"added_tokens_decoder": {str(len(CHARS) + 9): entry}})
+    with pytest.raises(UserError, match="tokenizer.json: token '<end>' cannot have the id 105"):
+        opened(path)
 
 
 def test_json_that_is_nested_too_deeply_is_one_line(tmp_path):
@@ -200,6 +211,97 @@ def test_prompts_of_published_checkpoints_begin_as_their_files_say(model, tmp_pa
     assert ask(opened(begins), "A") == [model.bos, *model.encode("A")]
 
 
+@pytest.mark.parametrize(
+    ("named", "model_type", "kind"),
+    [
+        (None, "llama", classes.AS_FILED), (None, "qwen3", classes.QWEN2),
+        ("LlamaTokenizerFast", "llama", classes.LLAMA), ("GPT2Tokenizer", "llama", classes.GPT2),
+        ("GPT2Tokenizer", "olmo2", classes.AS_FILED), ("LlamaTokenizer", None, classes.LLAMA),
+        ("LlamaTokenizerFast", "qwen2", classes.QWEN2), ("GPT2Tokenizer", "qwen3", classes.GPT2),
+    ],
+)  # fmt: skip
+def test_the_class_hangs_on_its_name_and_the_model_type(named, model_type, kind):
+    assert classes.chosen(named, model_type) == kind
+
+
+CLASSES = {  # settings, model_type, and what of the file the class replaces: its lower case
+    "gpt2": (dict(tokenizer_class="GPT2Tokenizer", add_prefix_space=True), "smollm3", " Hi!"),
+    "gpt2, as filed": (dict(tokenizer_class="GPT2Tokenizer"), "granite", "hi!"),
+    "qwen": (dict(tokenizer_class="PreTrainedTokenizerFast"), "qwen2", "Hi!"),
+    "neox": (dict(tokenizer_class="GPTNeoXTokenizerFast"), "llama", "Hi!"),
+    "unknown": (dict(tokenizer_class="MyTokenizer"), "qwen3", "hi!"),
+}
+
+
+@pytest.mark.parametrize(("said", "model_type", "text"), CLASSES.values(), ids=CLASSES)
+def test_some_classes_take_only_the_vocabulary_from_a_file(said, model_type, text, tmp_path):
+    post = begun("<bos>", len(CHARS) + 2)
+    lower = dict(normalizer={"type": "Lowercase"}, post_processor=post)
+    path = beside(small(tmp_path, settings=said, **lower), config=dict(model_type=model_type))
+    first = [] if "NeoX" in said["tokenizer_class"] else [len(CHARS) + 2]
+    ids = [CHARS.index(one.replace(" ", "Ġ")) for one in text]
+    assert opened(path).prompt("Hi!") == [*first, *ids]
+    assert opened(path).encode("Hi!") == opened(small(tmp_path, **lower)).encode("Hi!")
+
+
+def by_hand(path, **said):
+    """Writes a tokenizer.model of a few pieces; its runs of spaces have low scores, as Llama's."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    spaces = {"\u2581\u2581": -1e9, "\u2581": -1e9}
+    special = {"<unk>": 2, "<s>": 3, "</s>": 3, "<tool>": 4}
+    scores = dict.fromkeys(special, 0.0) | spaces | {"a": -9.0, "\u2581a": -1.0}
+    for text, score in scores.items():
+        kind = special[text] if text in special else 1
+        proto.pieces.add(piece=text, score=score, type=kind)
+    proto.trainer_spec.model_type = 2  # BPE
+    proto.normalizer_spec.add_dummy_prefix = True
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    beside(path, tokenizer_config=said)
+    (path / "tokenizer.model").write_bytes(proto.SerializeToString())
+    return opened(path)
+
+
+def test_the_class_of_llama_merges_by_id_and_code_llama_begins_with_bos(tmp_path):
+    text, tool = "a  a<tool>a", 3
+    plain = by_hand(tmp_path / "plain")
+    assert plain.prompt(text) == [7, 5, 7, tool, 6]
+    llama = by_hand(tmp_path / "llama", tokenizer_class="LlamaTokenizer")
+    assert llama.prompt(text) == [7, 4, 6, tool, 6]  # two spaces are one piece: a lower id
+    code = by_hand(tmp_path / "code", tokenizer_class="CodeLlamaTokenizer")
+    assert code.prompt(text) == [1, *llama.prompt(text)] and code.prompt("a") == [1, 7]
+    assert llama.encode(text) == plain.encode(text), "texts are encoded by the model itself"
+
+
+def test_a_piece_takes_the_space_that_its_entry_says(model, tmp_path):
+    entry = dict(content="</s>", special=True, rstrip=True)
+    said = dict(added_tokens_decoder={str(model.eos): entry})
+    path = tuned(model, tmp_path / "hf", tokenizer_config=said)
+    assert opened(path).prompt("A</s>  B") == [*model.encode("A"), model.eos, *model.encode("B")]
+
+
+def test_tokens_of_other_roles_are_special_if_the_model_has_room(tmp_path):
+    first = len(CHARS) + 4
+    said = dict(image_token="<image>", mask_token={"content": "<mask>"}, add_bos_token=True)
+    path = beside(small(tmp_path, settings=said), config=dict(vocab_size=first + 2))
+    assert opened(path).prompt("<image>!<mask>") == [first + 1, CHARS.index("!"), first]
+    assert opened(path).decode([first, first + 1]) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "granite"])
+@pytest.mark.parametrize("kind", [None, "Qwen2Tokenizer", "GPT2Tokenizer", "GPTNeoXTokenizer"])
+def test_prompts_of_byte_level_files_are_those_of_transformers(kind, model_type, tmp_path):
+    pytest.importorskip("torch", reason="needs torch")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    spec, said = published.gpt2()
+    spec |= dict(post_processor=begun("<|endoftext|>", 50256))
+    path = published.write(tmp_path, spec, tokenizer_class=kind, **said)
+    beside(path, config=dict(model_type=model_type, vocab_size=50304))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(path), opened(path)
+    for text in ("A river", "cafe\u0301 \ufb01", "x\n\ny\t z", "don't  1234", "<|endoftext|> x"):
+        assert ours.prompt(text) == theirs(text)["input_ids"], text
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "llama legacy", "llama bare", "mistral", "fast"])
 @pytest.mark.parametrize("file", ["tokenizer.model", "tokenizer.json"])
@@ -218,5 +320,6 @@ def test_prompts_are_those_of_transformers(kind, file, tmp_path):
     typed = dict(model_type="mistral" if kind == "mistral" else "llama", vocab_size=32064)
     beside(path, config=typed, added_tokens={"<|im_end|>": 32000})
     theirs, ours = transformers.AutoTokenizer.from_pretrained(path), opened(path)
-    for text in ("A river", " A river", "A</s>B", "</s> B x", "x\n\ny", "<|im_end|> hi", "café 世"):
+    texts = " A  river", "A</s>B", "</s> B x", "x\n\ny", "<|im_end|> hi", "café 世"
+    for text in ("A river", *texts):
         assert ours.prompt(text) == theirs(text)["input_ids"], text

@@ -100,6 +100,14 @@ def test_an_answer_that_does_not_end_in_time_is_cut(params):
     assert isinstance(cut, Cut) and isinstance(whole, str) and len(whole) <= 1
 
 
+def test_logits_that_overflow_are_no_answer_and_no_verdict(params):
+    large = {**params, "final_norm": jnp.full_like(params["final_norm"], 3e38)}
+    assert _local(large).generate(
+        ["One"], [["a"]], votes=2, max_tokens=3, sampling=SamplingConfig(0), seed=0
+    ) == [[[None, None]]]
+    assert np.isnan(_local(large).choose(["One"], [["a"]], OPTIONS)).all()
+
+
 class Stopping(Byte):
     """Bytes, with other stop tokens."""
 

@@ -5,6 +5,7 @@ documents with a low score. So any judge can screen any corpus, and both files c
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 from sip.structs import UserError
@@ -26,8 +27,11 @@ def low(lines: Iterable[bytes], aspect: str, below: float) -> Iterator[bool]:
     for number, line in enumerate(lines, start=1):
         try:
             found = json.loads(line)["aspects"][aspect]
-            yield bool(found["valid"][0]) and float(found["scores"][0]) < below
-        except (ValueError, KeyError, TypeError, IndexError):
+            valid, score = found["valid"][0], found["scores"][0]
+            if type(valid) is not bool or (valid and not math.isfinite(score)):
+                raise ValueError
+            yield valid and score < below
+        except (ValueError, KeyError, TypeError, IndexError, OverflowError):
             raise UserError(
                 f"--scores, line {number}: no verdict on {aspect!r}; run sip.judge with this aspect"
             ) from None

@@ -108,17 +108,29 @@ def generation(said: Mapping[str, Any]) -> tuple[int, list[str], SamplingConfig]
         raise UserError(
             f"generation_kwargs: unknown {unknown[0]!r}; choose from {', '.join(KNOWN)}"
         )
-    steps = next((int(said[name]) for name in LENGTHS if name in said), MOST)
+    given = lambda name, kind, default: _number(said, name, kind, default)
+    steps = next((given(name, int, MOST) for name in LENGTHS if name in said), MOST)
     if steps < 1:
         raise UserError(f"generation_kwargs: the number of tokens must be at least 1, not {steps}")
     until = said["until"] if "until" in said else []
-    given = lambda name, default: default if name not in said else said[name]
-    drawn = given("do_sample", None)
-    temperature = float(given("temperature", 1.0 if drawn else 0.0))
+    ends = [until] if isinstance(until, str) else until or []
+    if not isinstance(ends, list | tuple) or not all(isinstance(end, str) for end in ends):
+        raise UserError(f"generation_kwargs: until is {until!r}; must be texts")
+    drawn = said["do_sample"] if "do_sample" in said else None
+    temperature = given("temperature", float, 1.0 if drawn else 0.0)
     sampling = SamplingConfig(
-        0.0 if drawn is False else temperature, int(given("top_k", 0)), float(given("top_p", 1.0))
+        0.0 if drawn is False else temperature, given("top_k", int, 0), given("top_p", float, 1.0)
     )
-    return steps, [until] if isinstance(until, str) else list(until or []), sampling
+    return steps, list(ends), sampling
+
+
+def _number(said: Mapping[str, Any], name: str, kind: type, default: Any) -> Any:
+    """Returns a generation setting as `kind`, int or float; null means the default."""
+    value = said[name] if name in said else None
+    try:
+        return default if value is None else kind(value)
+    except (ValueError, TypeError, OverflowError):
+        raise UserError(f"generation_kwargs: {name} is {value!r}; must be a number") from None
 
 
 def adapter(directory: str, mesh, *, batch: int) -> Adapter:

@@ -77,7 +77,14 @@ def score(model: Model, pairs: Sequence[Pair]) -> list[Score]:
     with jax.set_mesh(model.mesh):
         for rows, make in tqdm(batches, desc="likelihoods", disable=None):
             found |= make(model, pairs, rows)
+    _check_finite([score for score, _ in found.values()])
     return [found[i] for i in range(len(pairs))]
+
+
+def _check_finite(logp) -> None:
+    """Raises UserError if a log-probability is not finite: the likeliest token would be noise."""
+    if not np.isfinite(logp).all():
+        raise UserError("the model's logits are not finite: its numbers overflow")
 
 
 def _batches(model: Model, items) -> Iterator:
@@ -220,7 +227,10 @@ def generate(
         for first in tqdm(range(0, len(order), model.rows), desc="answers", disable=None):
             rows = order[first : first + model.rows]
             out = run(model.params, *_prompts(model, prompts, rows), key)
-            tokens_BR, mask_BR = (x[:, 0] for x in fetch((out.tokens_BCR, out.mask_BCR)))
+            tokens_BR, mask_BR, logp_BR = (
+                x[:, 0] for x in fetch((out.tokens_BCR, out.mask_BCR, out.logp_BCR))
+            )
+            _check_finite(logp_BR)
             found |= {i: tokens_BR[b][mask_BR[b]].tolist() for b, i in enumerate(rows)}
     return [found[i] for i in range(len(prompts))]
 

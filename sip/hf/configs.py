@@ -199,10 +199,7 @@ def _window(left, kind, layers) -> dict[str, int]:
     if kind in ("llama", "olmo2", "granite"):
         return {}
     if kind in ("mistral", "mixtral", "phi3"):
-        if left.get("sliding_window", NEEDED if kind == "mistral" else None) is None:
-            left["sliding_window"] = 0
-        size = take(left, "sliding_window", int)
-        return {"window": size, "full_every": 0} if size else {}
+        return _same_window(left, kind, layers)
     kinds = left.pop("layer_types", None)
     if kind in FULL_EVERY:
         every = FULL_EVERY[kind]
@@ -211,29 +208,52 @@ def _window(left, kind, layers) -> dict[str, int]:
             if every < 1:
                 raise UserError(f"sliding_window_pattern is {every}; must be at least 1")
         pattern = [(NEAR, FULL)[(i + 1) % every == 0] for i in range(layers)]
-        return _some_layers(left, kinds or pattern, layers)
+        return _some_layers(left, pattern if kinds is None else kinds, layers)
     used = take(left, "use_sliding_window", bool, False)
+    _check_unused(kinds, used, layers)
     if kind == "smollm3":
         left.pop("max_window_layers", None)  # published, but not read by transformers
         return _smollm_window(left, kinds, used, layers)
     first = take(left, "max_window_layers", int, 28 if kind != "qwen3_moe" else 0)
-    if not used or left.get("sliding_window") is None:
+    if not used or (kinds is None and left.get("sliding_window") is None):
         left.pop("sliding_window", None)
         return {}
     if kind == "qwen3_moe" and first:
         raise UserError(
             "max_window_layers: qwen3_moe is supported only with a window in all layers"
         )
-    return _some_layers(left, kinds or [(FULL, NEAR)[i >= first] for i in range(layers)], layers)
+    pattern = [(FULL, NEAR)[i >= first] for i in range(layers)]
+    return _some_layers(left, pattern if kinds is None else kinds, layers)
+
+
+def _same_window(left, kind, layers) -> dict[str, int]:
+    """Reads the window of a family in which all layers have it, or none."""
+    if left.get("sliding_window", NEEDED if kind == "mistral" else None) is None:
+        left["sliding_window"] = 0
+    size = take(left, "sliding_window", int)
+    kinds, wanted = left.pop("layer_types", None), NEAR if size else FULL
+    if kinds not in (None, [wanted] * layers):
+        raise UserError(
+            f"layer_types is {kinds!r:.80}; with sliding_window {size or None}, {kind} has {wanted}"
+            " in all layers"
+        )
+    return {"window": size, "full_every": 0} if size else {}
+
+
+def _check_unused(kinds, used: bool, layers: int) -> None:
+    """Raises UserError if layers are listed that need `use_sliding_window`, or no layers at all."""
+    if used or kinds in (None, [FULL] * layers):
+        return
+    if isinstance(kinds, list) and len(kinds) == layers and NEAR in kinds:
+        raise UserError("layer_types has layers with a window, but use_sliding_window is false")
+    raise UserError(f"layer_types is {kinds!r:.80}; must be a list with {layers} entries")
 
 
 def _smollm_window(left, kinds, used: bool, layers: int) -> dict[str, int]:
     """Reads SmolLM3's window. If the kinds of layers are not listed, it is in those without rotary
     positions, which is no pattern of ours."""
-    near = bool(kinds) and kinds != [FULL] * layers
-    if near and not used:
-        raise UserError("layer_types has layers with a window, but use_sliding_window is false")
-    if used and not kinds and left.get("sliding_window") is not None:
+    near = kinds is not None and kinds != [FULL] * layers
+    if used and kinds is None and left.get("sliding_window") is not None:
         raise UserError("use_sliding_window is supported only with layer_types")
     if not near:
         left.pop("sliding_window", None)
@@ -247,7 +267,7 @@ def _some_layers(left, kinds, layers) -> dict[str, int]:
     Raises UserError for any other pattern of layers.
     """
     if not isinstance(kinds, list) or len(kinds) != layers:
-        raise UserError(f"layer_types is {kinds!r}; must be a list with {layers} entries")
+        raise UserError(f"layer_types is {kinds!r:.80}; must be a list with {layers} entries")
     every = kinds.index(FULL) + 1 if FULL in kinds else 0
     if kinds == [FULL] * layers:
         left.pop("sliding_window", None)

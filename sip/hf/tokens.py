@@ -9,10 +9,10 @@ from typing import Any
 
 from sip.hf import configs, writing
 from sip.structs import UserError
+from sip.text.classes import SPACE
 from sip.text.special import CONFIG, read_object
 from sip.text.tokenizer import FOLDER as KEPT_FILES
 from sip.text.tokenizer import USER_DEFINED, SentencePiece, Tokenizer, load
-from sip.text.tokenizer_json import SPACE
 
 UNIGRAM = 1  # TrainerSpec.ModelType.UNIGRAM in sentencepiece_model.proto
 # Matches the start of byte-token names and <unk> in a text. Splitting there keeps the tokenizer

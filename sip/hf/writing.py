@@ -135,6 +135,9 @@ def _write_shards(params, cfg, path, dtype, shard_bytes) -> None:
         single = len(plan) == 1
         file = shards.SINGLE if single else f"model-{i:05}-of-{len(plan):05}.safetensors"
         found = {name: np.ascontiguousarray(fetch(), to) for name, _, fetch in rows}
+        for name, x in found.items():
+            if not np.isfinite(x).all():
+                raise UserError(f"export: tensor {name} is not finite in {dtype}; use float32")
         try:
             save_file(found, path / file, metadata={"format": "pt"})
         except SafetensorError as error:

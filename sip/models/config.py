@@ -14,6 +14,9 @@ REMAT = ("none", "block", "dots")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn", "longrope")
 NORMS = ("pre", "post", "both")
 ACTIVATIONS = ("silu", "gelu_tanh")
+SMALLEST = (
+    2.0**-126
+)  # positive number of float32 with all its digits; below it would be divided by 0
 SIZES = (
     "vocab_size",
     "width",
@@ -127,7 +130,7 @@ class ModelConfig:
             remat=one_of(REMAT),
             norms=one_of(NORMS),
             activation=one_of(ACTIVATIONS),
-            norm_eps=above(0, most=1),
+            norm_eps=at_least(SMALLEST, most=1),
             gather_gib=at_least(0),
             window=at_least(0),
             full_every=at_least(0),
@@ -201,7 +204,9 @@ class ModelConfig:
         zeros = ("nope_every", "rope_local_theta", "attention_scale", "attention_cap", "final_cap")
         check("model", self, **dict.fromkeys(zeros, at_least(0)))
         factors = ("embed_scale", "residual_scale", "logit_divisor")
-        check("model", self, **dict.fromkeys(factors, above(0)))
+        check("model", self, **dict.fromkeys(factors, at_least(SMALLEST)))
+        for cap in filter(lambda name: getattr(self, name), ("attention_cap", "final_cap")):
+            check("model", self, **{cap: at_least(SMALLEST)})
         if self.rope_local_theta and (self.rope_local_theta <= 1 or not self.full_every):
             raise UserError(
                 f"model.rope_local_theta must be 0, or above 1 with model.full_every; is "

@@ -1,5 +1,7 @@
 """Collects the figures of all finished runs of a config."""
 
+from collections.abc import Mapping
+
 from etils import epath
 
 from sip import metrics
@@ -37,7 +39,8 @@ def summarise(config, workdir: str) -> dict:
     rows = {name: _read(workdir, name, "eval.json") for name in wanted.rows}
     standard = rows[wanted.standard] if wanted.standard else {}
     for figures in rows.values():
-        for key in [key for key in HEADROOM if key in standard]:
+        # A figure that is not finite is null in eval.json.
+        for key in [key for key in HEADROOM if None not in (_at(standard, key), _at(figures, key))]:
             room = 1 - standard[key]
             figures[f"{key}_headroom_closed"] = (
                 (figures[key] - standard[key]) / room if room else 0.0
@@ -68,7 +71,11 @@ def goodput(workdir: str, name: str, wall: float) -> float:
         wall: Wall time of the run over all attempts, seconds.
     """
     lines = metrics.read(workdirs.run_dir(workdir, name))
-    return sum(x[metrics.SECONDS] for x in lines if metrics.SECONDS in x) / wall if wall else 0.0
+    return sum(_at(x, metrics.SECONDS) or 0.0 for x in lines) / wall if wall else 0.0
+
+
+def _at(figures: Mapping[str, float | None], key: str) -> float | None:
+    return figures[key] if key in figures else None
 
 
 def _read(workdir: str, name: str, file: str) -> dict:

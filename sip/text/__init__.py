@@ -3,6 +3,7 @@
 lines           the line reader of every text input
 tokenizer       the Tokenizer protocol; SentencePiece, Hugging Face and byte tokenizers
 tokenizer_json  reading a Hugging Face tokenizer.json
+classes         tokenizer classes of transformers that replace parts of a file
 special         special tokens: BOS, EOS, pad, stops; files beside a tokenizer
 segments        prompts as segments that are encoded separately
 template        prompt files with {fields}

@@ -13,6 +13,7 @@ from typing import Any
 from etils import epath
 
 from sip.structs import UserError
+from sip.text import classes
 
 SETTINGS, NAMES, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 GENERATION, CONFIG = "generation_config.json", "config.json"
@@ -23,8 +24,7 @@ MOST_ID = 1 << 24  # published vocabularies have fewer than 2^19 tokens
 USUAL = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=False)
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
-# Model types for which transformers 5 uses tokenizer.json as it is, whatever class is named.
-AS_FILED = ("mistral", "mixtral", "olmo2", "olmo3", "phi3", "granite")
+OTHER_ROLES = ("sep_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,14 @@ class Beginning:
 
     bos: bool  # a tokenizer.model: put BOS before a text
     eos: bool  # a tokenizer.model: put EOS after a text
-    space: bool  # may put a space before a text
+    space: bool | None  # put a space before a text; None: not stated
     legacy: bool | None  # also before the text after a special token; None: not stated
-    llama: bool  # transformers takes only the vocabulary from the tokenizer's file
+    kind: str  # name of the class in transformers, see sip.text.classes
+
+    @property
+    def llama(self) -> bool:
+        """True for the classes of Llama, which take only the vocabulary of a tokenizer.model."""
+        return self.kind in (classes.LLAMA, classes.CODE_LLAMA)
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Settings:
         return not (self.names or self.added or self.special or self.ids)
 
 
-NOTHING = Settings({}, {}, (), {}, None, Beginning(False, False, True, None, False))
+NOTHING = Settings({}, {}, (), {}, None, Beginning(False, False, None, None, classes.AS_FILED))
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ def settings(path: str | os.PathLike) -> Settings:
                 chosen[role] = text
             else:
                 chosen.pop(role, None)
-    more = tuple(text for file in (names, said) for key in LISTS for text in file.texts(key))
+    more = (*said.roles(), *(t for file in (names, said) for key in LISTS for t in file.texts(key)))
     special = {*chosen.values(), *more}
     added = said.entries() if decoder else read[ADDED].numbered(special)
     ids: dict[str, tuple[int, ...]] = {}
@@ -111,15 +116,13 @@ def settings(path: str | os.PathLike) -> Settings:
 
 
 def _beginning(said: "_File", config: "_File") -> Beginning:
-    named = [f.value["tokenizer_class"] for f in (said, config) if f.has("tokenizer_class")]
-    llama = bool(named) and str(named[0]).removesuffix("Fast") == "LlamaTokenizer"
-    typed = config.value["model_type"] if config.has("model_type") else None
+    named = said.string("tokenizer_class") or config.string("tokenizer_class")
+    kind = classes.chosen(named, config.string("model_type"))
+    bos, legacy = said.flag("add_bos_token"), said.flag("legacy")
+    if kind == classes.CODE_LLAMA:  # it puts BOS unless told otherwise, and has no older form
+        bos, legacy = bos is not False, False
     return Beginning(
-        said.flag("add_bos_token") is True,
-        said.flag("add_eos_token") is True,
-        said.flag("add_prefix_space") is not False,
-        said.flag("legacy") if said.has("legacy") else None,
-        llama and typed not in AS_FILED,
+        bos is True, said.flag("add_eos_token") is True, said.flag("add_prefix_space"), legacy, kind
     )
 
 
@@ -147,6 +150,19 @@ class _File:
         if type(value) is not int or value < 1:
             raise self.wrong(key, value, "a whole number from 1")
         return value
+
+    def string(self, key: str) -> str | None:
+        value = self.value[key] if key in self.value else None
+        if not isinstance(value, str | None):
+            raise self.wrong(key, value, "a text")
+        return value
+
+    def roles(self) -> list[str]:
+        """Returns the tokens of other roles than ROLES, such as `image_token`."""
+        known = (*ROLES, *OTHER_ROLES)
+        rare = (key for key in self.value if key.endswith("_token") and key not in known)
+        texts = (key for key in rare if isinstance(self.value[key], str))  # others are flags
+        return list(filter(None, map(self.text, (*filter(self.has, OTHER_ROLES), *texts))))
 
     def text(self, key: str) -> str:
         """Returns a token's text, which may stand in an object; "" for null."""
@@ -297,7 +313,7 @@ def read_object(path: Any) -> dict[str, Any]:
     try:
         if path.stat().length > MOST_BYTES:
             raise UserError(f"{path}: larger than {MOST_BYTES >> 20} MiB; not a file of this kind")
-        found = json.loads(path.read_bytes().decode("utf-8-sig"))
+        found = json.loads(path.read_bytes().decode("utf-8-sig"), parse_int=_number)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
@@ -305,6 +321,11 @@ def read_object(path: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise UserError(f"{path}: not a JSON object")
     return found
+
+
+def _number(digits: str) -> int | float:
+    """Returns an integer; one beyond 64 bits is a float, perhaps infinite, as in other readers."""
+    return int(digits) if len(digits) < 20 else float(digits)
 
 
 def _short(value: Any) -> str:

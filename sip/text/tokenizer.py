@@ -21,9 +21,10 @@ import sentencepiece
 from etils import epath
 
 from sip.structs import UserError
-from sip.text import special
+from sip.text import classes, special
+from sip.text.classes import SPACE
 from sip.text.special import USUAL, Settings
-from sip.text.tokenizer_json import FILE, SPACE, HuggingFace, files, is_phrase
+from sip.text.tokenizer_json import FILE, HuggingFace, files, is_phrase
 from sip.workdir import write_atomically
 
 LOG = logging.getLogger(__name__)
@@ -33,6 +34,7 @@ KINDS = ("sentencepiece", "huggingface", "byte")
 # normalizer_spec to false: if a protobuf field occurs twice, the later value counts.
 AS_IT_STANDS = b"\x1a\x04\x18\x00\x20\x00"
 WITH_SPACE, WITHOUT_SPACE = b"\x1a\x02\x18\x01", b"\x1a\x02\x18\x00"  # add_dummy_prefix alone
+BPE = 2  # TrainerSpec.ModelType.BPE in sentencepiece_model.proto
 NORMAL = 1  # type of an ordinary piece
 USER_DEFINED = 4  # type of a piece that is matched before all others
 CONTROL = 3  # type of a piece that is never matched in text
@@ -159,6 +161,7 @@ class SentencePiece:
         if self._model.pad_id() >= 0:
             own["pad_token"] = self._model.pad_id()
         self._added: dict[str, dict[str, Any]] = {}  # entries of the tokens after the pieces
+        self._listed: dict[str, dict[str, Any]] = {}  # entries of all tokens in files beside it
         every: dict[str, int] = {}
         if not known.empty:
             every = {self._model.id_to_piece(i): i for i in range(pieces)}
@@ -200,7 +203,7 @@ class SentencePiece:
         new = special.appended(known, every)
         every |= {text: token["id"] for text, token in new.items()}
         special.check_named(self.path, known, every)
-        entries = {**known.added, **new}
+        self._listed = entries = {**known.added, **new}
         marks = {t for t, one in entries.items() if one["special"]} | set(known.names.values())
         marks |= {text for text in known.special if text in every}
         marks |= {t for t in entries if any(every[t] in ids for ids in known.ids.values())}
@@ -226,7 +229,7 @@ class SentencePiece:
 
         The dummy prefix applies, and the strings of special and added tokens become these tokens.
         The class LlamaTokenizer puts no space before a text that begins with one, and by default
-        none after a special token.
+        none after a special token. It merges pieces by their ids, where SentencePiece takes scores.
         """
         text, how = text.encode(errors="replace").decode(), self._beginning
         begins = how.llama or self._dummy_prefix
@@ -237,10 +240,35 @@ class SentencePiece:
                 ids.append(self._tokens[part])
             elif part:
                 twice = legacy and not how.llama
-                may = begins and how.space and (legacy or i == 0)
+                may = begins and how.space is not False and (legacy or i == 0)
                 spaced = may and (twice or part[0] not in (" ", SPACE))
-                ids += (self._spaced if spaced else self._bare).encode(part)
+                ids += self._by_id(part, spaced) if how.llama else self._by_score(part, spaced)
         return ids
+
+    def _by_score(self, text: str, spaced: bool) -> list[int]:
+        return (self._spaced if spaced else self._bare).encode(text)
+
+    def _by_id(self, text: str, spaced: bool) -> list[int]:
+        if self._merging is None:
+            return self._by_score(text, spaced)
+        whole = f"{SPACE if spaced else ''}{text.replace(' ', SPACE)}"
+        return self._merging.encode(whole, add_special_tokens=False).ids
+
+    @functools.cached_property
+    def _merging(self):
+        """The pieces as a model of the library tokenizers; None if the model is not BPE."""
+        proto = self.proto()
+        if proto.trainer_spec.model_type != BPE:
+            return None
+        try:
+            import tokenizers
+        except ImportError:
+            raise UserError(f"{self.path}: needs tokenizers: pip install 'sip-jax[hf]'") from None
+        vocab = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+        model = tokenizers.models.BPE(
+            vocab, classes.merges(vocab), fuse_unk=True, byte_fallback=True
+        )
+        return tokenizers.Tokenizer(model)
 
     def prompt(self, text: str) -> list[int]:
         """Encodes a prompt as transformers 5 does: BOS only if add_bos_token says so."""
@@ -312,14 +340,18 @@ class SentencePiece:
     def _tokens(self) -> dict[str, int]:
         """Special and added tokens and <unk>, text -> id."""
         unknown = self._model.unk_id()
-        return {self._model.id_to_piece(unknown): unknown, **self.specials, **self._ordinary}
+        found = {self._model.id_to_piece(unknown): unknown, **self.specials, **self._ordinary}
+        if self._beginning.llama:  # it does not leave these pieces to the model
+            pieces = enumerate(self.proto().pieces)
+            found |= {one.piece: i for i, one in pieces if one.type == USER_DEFINED}
+        return found
 
     @functools.cached_property
     def _cutting(self) -> re.Pattern:
         """A pattern of all special and added tokens, with the white space that they take."""
 
         def of(text: str) -> str:
-            one = self._added[text] if text in self._added else USUAL
+            one = self._listed[text] if text in self._listed else USUAL
             left, right = (r"\s*" if one[side] else "" for side in ("lstrip", "rstrip"))
             return f"{left}({re.escape(text)}){right}"
 

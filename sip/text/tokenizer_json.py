@@ -18,12 +18,13 @@ from typing import Any
 from etils import epath
 
 from sip.structs import UserError
-from sip.text import special
+from sip.text import classes, special
+from sip.text.classes import SPACE
 from sip.text.special import USUAL, Settings, settings
 
 FILE, POST = "tokenizer.json", "post_processor"
-SPACE = "\u2581"  # the character that stands for a space inside tokens
 WORD = r"[^\S\n]*\w*"  # a token allowed in any text: one word (options are words) or white space
+HIDDEN = secrets.token_hex(16)  # begins a hidden token; 128 random bits: no text contains it
 BYTE = re.compile(r"(?=<0x[0-9A-F]{2}>)")  # the name of a byte token, written out in a text
 
 
@@ -69,7 +70,8 @@ class HuggingFace:
         phrases = {text for text in others if is_phrase(text.replace(SPACE, " "))}
         every = _vocabulary(spec["model"]["vocab"], spec["added_tokens"])
         self._spec = spec  # the third variant, `_marked`, is loaded when first needed
-        self._published_spec = _llama(spec, known) if known.beginning.llama else spec
+        how = known.beginning
+        self._published_spec = classes.rebuilt(spec, how.kind, how.space, how.legacy is True)
         # A character of the vocabulary that is also special, such as a pad "!", spells texts.
         hidden = {t for t in marks if len(t) > 1 or t not in _vocabulary(spec["model"]["vocab"])}
         self._text = _load(self.path, _without(_as_it_stands(spec), hidden))
@@ -82,6 +84,8 @@ class HuggingFace:
         chosen = special.resolve(self.path, known, every, {}, self.vocab_size)
         self.bos, self.eos, self.pad = chosen.bos, chosen.eos, chosen.pad
         self.stops = chosen.stops
+        self._kind = how.kind
+        self._begin = next(text for text, i in every.items() if i == self.bos), self.bos
         # Ids that decode to nothing. A stop may be an ordinary token, such as a newline.
         self._silent = frozenset(marks[text] for text in hidden)
         # Unigram with byte fallback finds byte tokens by their names in a text (see `_around`).
@@ -130,10 +134,11 @@ class HuggingFace:
 
     @functools.cached_property
     def _whole(self):
-        post = special.read_object(self.path)
-        return _load(
-            self.path, {**self._published_spec, POST: post[POST] if POST in post else None}
+        filed = special.read_object(self.path)
+        post = classes.post_processor(
+            filed[POST] if POST in filed else None, self._kind, self._begin
         )
+        return _load(self.path, {**self._published_spec, POST: post})
 
     @functools.cached_property
     def begins(self) -> bool:
@@ -260,22 +265,6 @@ def _vocabulary(vocab: Any, added: Iterable[Mapping[str, Any]] = ()) -> dict[str
     return {**pairs, **{token["content"]: token["id"] for token in added}}
 
 
-def _llama(spec: Mapping[str, Any], known: Settings) -> dict[str, Any]:
-    """Returns the file as the class LlamaTokenizer of transformers 5 changes it.
-
-    It takes the vocabulary and replaces the rest. A byte-level file or a Unigram model is kept.
-    """
-    if spec["model"]["type"] != "BPE" or '"ByteLevel"' in json.dumps(
-        [spec[key] if key in spec else None for key in ("pre_tokenizer", "decoder")]
-    ):
-        return dict(spec)
-    begun = "always" if known.beginning.legacy else "first"
-    scheme = begun if known.beginning.space else "never"
-    meta = dict(type="Metaspace", replacement=SPACE, prepend_scheme=scheme, split=False)
-    model = {**spec["model"], "byte_fallback": True, "fuse_unk": True}
-    return {**spec, "model": model, "normalizer": None, "pre_tokenizer": meta}
-
-
 def _as_it_stands(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the file without steps that add or strip a space at the beginning of a text."""
     parts = ("normalizer", "pre_tokenizer", "decoder")
@@ -307,8 +296,7 @@ def _without(spec: Mapping[str, Any], hidden: Collection[str]) -> dict[str, Any]
 
     The tokens are renamed by a random prefix, and the BPE merges that involve them are dropped.
     """
-    unguessable = secrets.token_hex(16)  # 128 random bits: no text contains it
-    name = lambda text: f"{unguessable}{text}" if text in hidden else text
+    name = lambda text: f"{HIDDEN}{text}" if text in hidden else text
     model = {**spec["model"]}
     if isinstance(model["vocab"], dict):
         model["vocab"] = {name(text): i for text, i in model["vocab"].items()}
@@ -339,8 +327,9 @@ def _load(path: epath.Path, spec: Mapping[str, Any]):
     # The library assigns new ids to added tokens that are missing from the vocabulary.
     for token in spec["added_tokens"]:
         if found.token_to_id(token["content"]) != token["id"]:
+            text = token["content"].removeprefix(HIDDEN)
             raise UserError(
-                f"{path}: token {token['content']!r} cannot have the id {token['id']}; "
+                f"{path}: token {text!r} cannot have the id {token['id']}; "
                 "ids of added tokens must continue the vocabulary"
             )
     return found

@@ -120,7 +120,8 @@ def draw(
     """Samples `num` continuations of each prompt, as arrays on the host.
 
     The width of the prompts is rounded up by `bucket` to a multiple of `multiple` above 1, so that
-    few programs compile. Raises UserError if prompt and `max_tokens` do not fit the model.
+    few programs compile. Raises UserError if prompt and `max_tokens` do not fit the model, or if
+    its logits are not finite.
     """
     longest, most = max(map(len, prompts)), model.cfg.max_len
     if longest + max_tokens > most:
@@ -137,7 +138,12 @@ def draw(
     with jax.set_mesh(model.mesh):
         key = jax.random.key(seed)
         found = run(model.params, tokens_BT, fork_B, np.arange(len(prompts)), key)
-    return jax.tree.map(np.asarray, found)
+    found = jax.tree.map(np.asarray, found)
+    if not np.isfinite(found.logp_BCR).all():
+        raise UserError(
+            f"the model's logits are not finite: its numbers overflow {model.cfg.dtype}"
+        )
+    return found
 
 
 def asked(partner: Partner, messages: Sequence[Message]) -> Ids:

@@ -166,7 +166,8 @@ class Local:
         return 2 * math.prod(part) * jnp.dtype(c.compute_dtype).itemsize  # 2: keys and values
 
     def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
-        """Returns texts[b][c][j]; None if prompt and `max_tokens` exceed the model's `max_len`.
+        """Returns texts[b][c][j]; None if prompt and `max_tokens` exceed the model's `max_len`, or
+        if the model's logits are not finite.
 
         A text without a stop token is a `Cut`.
         """
@@ -179,10 +180,13 @@ class Local:
 
         said: list[list[list[Said]]] = [[[None] * votes for _ in row] for row in branches]
         for rows, rollouts in self._in_batches(trunk_ids, branch_ids, ask):
-            tokens_BCR, mask_BCR = fetch((rollouts.tokens_BCR, rollouts.mask_BCR))
+            found = rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR
+            tokens_BCR, mask_BCR, logp_BCR = fetch(found)
             for at, b in enumerate(rows):
                 for c, j in ((c, j) for c, ok in enumerate(fits[b]) if ok for j in range(votes)):
                     # Rollouts have C * J branches; vote j of branch c is branch c * J + j.
+                    if not np.isfinite(logp_BCR[at, c * votes + j]).all():
+                        continue  # logits that overflow: no answer
                     ids = tokens_BCR[at, c * votes + j][mask_BCR[at, c * votes + j]].tolist()
                     text = continuation(self._tokenizer, branch_ids[b][c], ids)
                     ended = ids[-1] in self._tokenizer.stops

@@ -81,7 +81,6 @@ def parse(name: str, text: str) -> Aspect:
             f"aspect {name!r}: the prompt file needs a line '=== trunk' and a line '=== branch'"
         )
     try:
-<<<<<<< HEAD
         entries = _entries(header)
         kind, version = entries.pop("kind"), int(entries.pop("version", "1"))
         options = tuple(_json("options", entries.pop("options"), list, str))
@@ -90,14 +89,6 @@ def parse(name: str, text: str) -> Aspect:
     except KeyError as error:
         raise UserError(f"aspect {name!r}: no line {error} in the prompt file's header") from None
     except (ValueError, OverflowError) as error:
-=======
-        entries = dict(line.split(": ", 1) for line in header.split("\n") if line)
-        options = tuple(json.loads(entries.pop("options")))
-        values = tuple(map(float, json.loads(entries.pop("values"))))
-        kind, verdict = entries.pop("kind"), json.loads(entries.pop("verdict", '""'))
-        version = int(entries.pop("version", "1"))
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
->>>>>>> round_a
         raise UserError(f"aspect {name!r}: bad header in the prompt file ({error})") from None
     if entries:
         raise UserError(f"aspect {name!r}: unknown header line {min(entries)!r}")

@@ -14,9 +14,7 @@ REMAT = ("none", "block", "dots")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn", "longrope")
 NORMS = ("pre", "post", "both")
 ACTIVATIONS = ("silu", "gelu_tanh")
-SMALLEST = (
-    2.0**-126
-)  # positive number of float32 with all its digits; below it would be divided by 0
+SMALLEST = 2.0**-126  # of float32; a smaller positive number may be 0 in it, and divided by
 SIZES = (
     "vocab_size",
     "width",

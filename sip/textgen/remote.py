@@ -29,7 +29,6 @@ APIS = {"completions": "completions", "chat": "chat/completions"}
 ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")  # finish_reason of whole answers
 LONGEST = 86400  # seconds of one attempt; timers and sockets take no more than some years
 LOWEST = -1e4  # nats, in place of -inf, which JSON (the cache) lacks; its exp is 0
-LONGEST = 10**6  # seconds; a clock of the operating system overflows at about 10^10
 NEGLIGIBLE = 1e-3  # an unlisted option gets probability 0 if its bound is at most this
 LOG = logging.getLogger(__name__)
 
@@ -68,12 +67,7 @@ class RemoteConfig:
             raise UserError(f"concurrency must be at least 1, not {self.concurrency}")
         if not 0 < self.timeout_seconds <= LONGEST:
             raise UserError(
-<<<<<<< HEAD
                 f"timeout_seconds must be above 0 and at most {LONGEST}, not {self.timeout_seconds}"
-=======
-                f"timeout_seconds must be finite and above 0, at most {LONGEST}, not "
-                f"{self.timeout_seconds}"
->>>>>>> round_a
             )
         for name in ("retries", "logprobs"):
             if getattr(self, name) < 0:

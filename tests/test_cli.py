@@ -85,9 +85,10 @@ def test_a_platform_that_is_only_missing_at_first_is_named_too(monkeypatch, caps
         ("from ml_collections import ConfigDict as get_config", "config seed: missing"),
     ],
 )
-def test_a_config_file_without_a_config_is_one_line(text, said, tmp_path, capsys):
+def test_a_config_file_without_a_config_is_one_line(text, said, tmp_path, monkeypatch, capsys):
     from sip.judge import __main__ as judge
 
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)  # of a config loaded before
     (tmp_path / "own.py").write_text(text)
     assert call(judge, f"--config={tmp_path / 'own.py'}") == cli.MENDABLE
     (line,) = capsys.readouterr().err.splitlines()

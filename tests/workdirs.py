@@ -114,5 +114,7 @@ def call(module, *argv: str) -> int:
         except SystemExit as e:
             return e.code
         finally:
+            if cli.PRINT in flags.FLAGS:  # other commands are called without flags
+                flags.FLAGS[cli.PRINT].unparse()
             for s, handler in handlers.items():
                 signal.signal(s, handler)

@@ -27,6 +27,7 @@ from sip.workdir import place
 
 APIS = {"completions": "completions", "chat": "chat/completions"}
 ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")  # finish_reason of whole answers
+LONGEST = 86400  # seconds of one attempt; timers and sockets take no more than some years
 LOWEST = -1e4  # nats, in place of -inf, which JSON (the cache) lacks; its exp is 0
 NEGLIGIBLE = 1e-3  # an unlisted option gets probability 0 if its bound is at most this
 LOG = logging.getLogger(__name__)

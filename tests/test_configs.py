@@ -27,6 +27,7 @@ BYTES = ["--config.tokenizer.kind=byte", "--config.tokenizer.path="]
 EXAMPLE = tiny_recipe.ROOT / "configs" / "examples" / "conversations.jsonl"
 FLAGS = {  # what the user has to name
     "text": ["--config.data.path=x"],
+    "own_text": ["--config.data.path=x"],
     "from_hf": ["--config.data.path=x", "--config.runs.sip.init_from=", *BYTES],
     "finetune": ["--config.data.path=x", "--config.runs.tuned.init_from=", *BYTES],
     "sft": [

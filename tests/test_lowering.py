@@ -367,4 +367,9 @@ def test_every_jitted_program_is_among_these():
         "training/checksums.py": 2,  # sums of bits
         "evals/continuations.py": 1,  # likelihood
         "evals/likelihoods.py": 2,  # choices, sequences
+        # Scores, and evaluations on pairs: the updates are those of training/step.py.
+        "training/losses.py": 1,
+        "rewards/reward_model.py": 1,
+        "tasks/supervised/preferences.py": 1,
+        "tasks/supervised/reward_model.py": 1,
     }

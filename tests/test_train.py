@@ -113,7 +113,8 @@ def test_a_damaged_data_set_is_named_and_left_alone(damage, finished, capsys, tm
 
 def test_a_tokenizer_too_large_for_the_model_is_named(finished, capsys, tmp_path):
     argv = [f"--config={RECIPE}:standard", f"--workdir={begun(finished, tmp_path / 'work')}"]
-    argv += ["--config.tokenizer.kind=byte", "--config.runs.base.model.vocab_size=128"]
+    argv += ["--config.tokenizer.kind=byte"]
+    argv += [f"--config.runs.{name}.model.vocab_size=128" for name in ("base", "standard")]
     line = complaint(capsys, *argv)
     assert "model.vocab_size=128" in line and "259" in line
 

@@ -66,7 +66,10 @@ class SelfImproveConfig(RunConfig):
         greedy = not self.sampling.temperature
         if greedy and self.objective.name == "dr_grpo":
             raise UserError("sampling.temperature must be positive: equal rollouts teach nothing")
-        for _, k in self.candidates.rollouts:
+        # A pool may grow from one candidate while the cross-entropy of suffixes teaches.
+        taught = self.objective.ce_weight or self.objective.ce_weight_last
+        ks = [k for _, k in self.candidates.rollouts]
+        for k in (max(ks),) if taught else ks:
             count = self.candidates.suffix + self.candidates.rewrite + (min(k, 1) if greedy else k)
             if self.objective.pairs and count < 2:
                 at = " at sampling.temperature 0" if greedy else ""

@@ -127,7 +127,7 @@ class TokenizerConfig:
             prompts.load(name)  # checks that it exists
         if not all(self.symbols):
             raise UserError(f"tokenizer.symbols must not be empty strings: {self.symbols}")
-        if self.kind == "byte" and self.path:
+        if self.kind == "byte" and self.path.endswith((".model", ".json")):
             raise UserError(f"tokenizer.path {self.path!r}: kind 'byte' has no file")
         if self.kind == "huggingface" and not self.path:
             raise UserError("tokenizer.path: kind 'huggingface' needs a tokenizer.json")

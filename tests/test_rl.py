@@ -275,8 +275,8 @@ def test_a_model_too_narrow_for_the_tokenizer_is_named(tmp_path):
     [
         (dict(task=dict(name="poet")), r"task\.name must be one of .*'prompts', 'rewrites'"),
         (dict(task=dict(labels=None)), "exactly one of labels and label_file"),
-        (dict(rollouts=1), "rollouts=1: must be >= 2"),
-        (dict(oversample=0), "oversample=0: must be >= 1"),
+        (dict(rollouts=1), "rollouts=1: must be in 2.."),
+        (dict(oversample=0), "oversample=0: must be in 1.."),
         (dict(answer=0), r"answer must be in 1\.\.191"),
         (dict(answer=192), r"answer must be in 1\.\.191"),
         (dict(updates_per_batch=0), "updates_per_batch=0"),

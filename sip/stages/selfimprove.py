@@ -62,16 +62,14 @@ class SelfImproveConfig(RunConfig):
         self.audit.check(judged=self.judged, rewrite=self.candidates.rewrite, batch=self.batch)
 
     def _check_number(self):
-        """Raises UserError if there is nothing to compare: greedy rollouts are all the same."""
+        """Raises UserError if nothing is learned at some step: a pair needs two candidates, and
+        greedy rollouts are all the same."""
         greedy = not self.sampling.temperature
         if greedy and self.objective.name == "dr_grpo":
             raise UserError("sampling.temperature must be positive: equal rollouts teach nothing")
-        # A pool may grow from one candidate while the cross-entropy of suffixes teaches.
-        taught = self.objective.ce_weight or self.objective.ce_weight_last
-        ks = [k for _, k in self.candidates.rollouts]
-        for k in (max(ks),) if taught else ks:
+        for _, k in self.candidates.rollouts:
             count = self.candidates.suffix + self.candidates.rewrite + (min(k, 1) if greedy else k)
-            if self.objective.pairs and count < 2:
+            if self.objective.pairs and count < 2 and not self.objective.blends_ce:
                 at = " at sampling.temperature 0" if greedy else ""
                 raise UserError(
                     f"candidates: K = {k} rollouts{at} leave one candidate, but objective "

@@ -19,6 +19,7 @@ from sip.data.documents import PARTS
 from sip.data.preferences import Tokens
 from sip.evals import continuations
 from sip.judge.labels import ground_truth as labels
+from sip.judge.labels.corruptions import CORRUPTIONS
 from sip.loading import LoadedModel, load_params, source_dir
 from sip.mesh import put_batch
 from sip.padding import bucket, padded_tree
@@ -67,7 +68,8 @@ class PairLabelConfig:
 
     def __post_init__(self):
         counts = dict.fromkeys(("documents", "held_out", "per_prefix"), at_least(1))
-        check("labels", self, rollouts=at_least(0), corruptions=at_least(0), **counts)
+        most = len(CORRUPTIONS)
+        check("labels", self, rollouts=at_least(0), corruptions=at_least(0, most), **counts)
         if bool(self.source) != (self.rollouts > 0):
             raise UserError("labels.source names who samples: set it if and only if rollouts > 0")
         if self.rollouts and not self.temperatures:

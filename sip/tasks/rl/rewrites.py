@@ -71,11 +71,7 @@ class Config(TaskConfig):
 
     def check_cut(self, c, cut):
         """Raises UserError if a rewrite does not fit the answer."""
-        if most(cut.suffix) > c.answer:
-            raise UserError(
-                f"answer {c.answer}: the rewrite of a suffix of {cut.suffix} tokens "
-                f"(data.cut.suffix) may need {most(cut.suffix)} tokens; raise answer"
-            )
+        check_answer(c.answer, cut.suffix)
 
     def reach(self):
         """Raises UserError if a judge behind HTTP does not answer."""
@@ -149,7 +145,7 @@ def suffixes(run: Run, c, mesh, corpus: Corpus, judge: Judge, *, during, finish)
     def reward(at: int, answers: Sequence[Sequence[Ids]]) -> Reward:
         return worth(judge, exchange, batch(at), answers, wanted.max_invalid)
 
-    wanted.check_cut(c, corpus.cut)
+    check_answer(c.answer, corpus.cut.suffix)
     _check_room(batch(0), c.model, c.answer)
     writer = AnswerWriter(c.model, mesh, tokenizer, 0, c.answer, exchange.stops)
     return RLTask(prompts, writer, reward, during, finish)
@@ -179,6 +175,15 @@ def worth(
     asked_BK = np.ones((len(at), shape[1]), bool)
     judges.check_invalid(asked_BK, valid_BK[at], max_invalid, "task.max_invalid", found)
     return reward_BK, valid_BK, metrics | found
+
+
+def check_answer(answer: int, suffix: int) -> None:
+    """Raises UserError if the rewrite of a suffix may be longer than an answer, both in tokens."""
+    if most(suffix) > answer:
+        raise UserError(
+            f"answer {answer}: the rewrite of a suffix of {suffix} tokens (data.cut.suffix) may "
+            f"need {most(suffix)} tokens; raise answer"
+        )
 
 
 def _check_room(first: Batch, cfg: ModelConfig, answer: int) -> None:

@@ -18,8 +18,12 @@ from sip.run import TokenizerConfig
 from sip.sections import plain, section
 from sip.stages import recipe, rl, supervised
 from sip.structs import UserError
-from sip.tasks.labelled import LabelConfig, LabelFileConfig
+from sip.tasks.labelled import CorruptedConfig, LabelConfig, LabelFileConfig
+from sip.tasks.pairs import PairLabelConfig, PairsConfig
+from sip.tasks.rl import prompts as rl_prompts
+from sip.tasks.supervised import conversations, reward_model
 from sip.text.tokenizer import Byte
+from sip.training.losses import PairLossConfig
 
 pytest_plugins = ["tiny_fixtures"]
 MESH = {
@@ -65,6 +69,13 @@ def examples():
         TokenizerConfig(),
         LabelConfig({"safety": 1}, "base"),
         LabelFileConfig("labels.jsonl", ("safety",)),
+        CorruptedConfig("quality", ("shuffle",)),
+        PairsConfig("pairs.jsonl"),
+        PairLabelConfig("base"),
+        PairLossConfig(),
+        conversations.Config(name="conversations", path="talks.jsonl", chat="turns"),
+        reward_model.Config(name="reward_model", pairs=PairsConfig("pairs.jsonl")),
+        rl_prompts.Config(name="prompts", reward="models/reward"),
     )
     for one in apart:
         instances(one, found)

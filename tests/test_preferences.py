@@ -78,6 +78,14 @@ def test_a_line_is_a_pair(row, want, tmp_path):
         (dict(prompt="p", chosen="a", rejected=[BAD]), "with sides of two kinds"),
         (dict(prompt="p", chosen="a", rejected="b", margin=-1), "with a margin that is no number"),
         (dict(prompt="p", chosen="a", rejected="b", margin="1"), "with a margin that is no number"),
+        (
+            dict(prompt="p", chosen="a", rejected="b", margin=1e39),
+            "with a margin that is no number",
+        ),
+        (
+            dict(prompt="p", chosen="a", rejected="b", margin=10**400),
+            "with a margin that is no number",
+        ),
         (dict(chosen=[GOOD], rejected=[BAD]), "without a common beginning"),
         (dict(chosen=[ASKED, GOOD], rejected=[ASKED]), "with an empty side"),
         (dict(question="q", response_A="a", response_B="b", label="A=B"), "a tie"),

@@ -55,6 +55,8 @@ def test_none_skips_an_answer(tmp_path):
             r"mine.py:f returned nan for prompt 'q' and answer 'ccc'; must be a finite",
         ),
         ("return [float('inf')] * 4", r"mine.py:f returned inf for prompt 'p' and answer 'a'"),
+        ("return [1e39] * 4", r"mine.py:f returned 1e.39 for prompt 'p' and answer 'a'; must be a"),
+        ("return [10**400] * 4", r"mine.py:f returned 1000.* for prompt 'p' and answer 'a'"),
         ("return ['1'] * 4", r"mine.py:f returned '1' for prompt 'p' and answer 'a'"),
         (
             "return [1 / (3 - len(a)) for a in answers]",

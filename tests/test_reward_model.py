@@ -15,14 +15,17 @@ from workdirs import lines
 
 from sip import loading
 from sip.hf import configs, reading, writing
+from sip.loading import LoadedModel
 from sip.mesh import single
 from sip.models import decoder
 from sip.models.lora import LoraConfig
 from sip.objectives import preference
 from sip.padding import padded_tree
+from sip.rewards import reward_model
 from sip.run import Run
 from sip.stages import supervised
 from sip.structs import UserError
+from sip.text.tokenizer import Byte
 from sip.training import losses
 
 pytest_plugins = ["tiny_fixtures"]
@@ -54,6 +57,17 @@ def test_the_reward_is_read_at_eos_whatever_the_padding(pad):
     want_N = hidden_NTD[np.arange(4), end_N] @ tiny.params(CFG)["score"][:, 0]
     np.testing.assert_allclose(np.ravel(got), want_N, atol=1e-5)
     assert np.std(got) > 0.01
+
+
+def test_a_score_that_is_not_finite_is_no_reward():
+    cfg = tiny.model(scalar=True, vocab_size=Byte.vocab_size)
+    params = tiny.params(cfg)
+    large = {**params, "final_norm": jnp.full_like(params["final_norm"], 3e38)}
+    given = [[1, 2]], [[[3], [4, 5]]]
+    for own, valid in ((params, True), (large, False)):
+        judge = reward_model.RewardModel(LoadedModel(own, cfg, Byte(), single()), 1)
+        reward_BK, valid_BK = judge.reward(*given)
+        assert np.isfinite(reward_BK).all() and (valid_BK == valid).all()
 
 
 def batch(margin=0.0):

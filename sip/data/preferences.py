@@ -14,7 +14,6 @@ splits documents.
 """
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from typing import Any
 from sip.data import conversations
 from sip.data.conversations import NOT_JSON, NOT_UTF8, Format, Unusable
 from sip.data.documents import PARTS, listed, part
+from sip.sections import is_finite
 from sip.structs import UserError
 from sip.text.chat import Message
 from sip.text.lines import opened, read_lines
@@ -179,7 +179,7 @@ def _margin(row: dict[str, Any]) -> float | None:
     if value is None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < 0:
+    if not number or not is_finite(value) or value < 0:
         raise Unusable(NO_MARGIN)
     return float(value)
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from sip import processes
+from sip.sections import is_finite
 from sip.structs import UserError
 from sip.workdir import place
 
@@ -83,9 +84,9 @@ class Function:
             return None
         try:
             number = float(value) if not isinstance(value, str) else math.nan
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
-        if not math.isfinite(number):
+        if not is_finite(number):
             raise UserError(
                 f"{self.name} returned {value!r:.40} for {_example(given, i)}; must be a finite "
                 "number, or None to skip the answer"

@@ -44,7 +44,8 @@ class RewardModel:
         """Scores K answers to each of B prompts. Returns (reward_BK, valid_BK).
 
         An answer without a stop token at its end gets EOS, where the model has learned to score.
-        Prompt and answer that do not fit the model's `max_len` are invalid.
+        Prompt and answer that do not fit the model's `max_len` are invalid, and so is a score that
+        is not finite.
         """
         eos, most = self.model.tokenizer.eos, self.model.cfg.max_len
         stops = (eos, *self.model.tokenizer.specials.values())
@@ -59,6 +60,7 @@ class RewardModel:
         for start in range(0, len(prompts), self.batch):
             rows = slice(start, start + self.batch)
             reward_BK[rows] = self._scores(prompts[rows], whole[rows], valid_BK[rows])
+        valid_BK &= np.isfinite(reward_BK)
         return np.where(valid_BK, reward_BK, 0.0).astype(np.float32), valid_BK
 
     def _scores(self, prompts, answers, valid_BK) -> np.ndarray:

@@ -40,7 +40,7 @@ HELD_OUT = ("validation", "test")
 class PairsConfig:
     """A JSON Lines file of pairs. Raises UserError for an invalid value."""
 
-    path: str  # JSON Lines file of pairs
+    path: str  # JSON Lines with prompt, chosen and rejected
     chat: str = ""  # chat template: own (the tokenizer's), a built-in name, a .jinja file; "": none
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the lines are unusable
 

@@ -153,7 +153,8 @@ def micro(**changes):
     config = tiny_recipe.shrink(importlib.import_module("microworld_judge").get_config("debug"))
     config.data.world = dict(entities=8, train=300, validation=60, test=60)
     run = config.runs.judge_rl
-    run.rollouts, run.evals.every_steps = 4, 2
+    # Enough answers that some of this untrained judge's are options.
+    run.rollouts, run.evals.every_steps = 16, 2
     for key, value in changes.items():
         run[key].update(value) if hasattr(run[key], "update") else run.update({key: value})
     return config

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import _common as common
 import _variants as variants
 from ml_collections import ConfigDict
 
@@ -30,11 +31,9 @@ def recipe(source: str) -> Any:
     """
     config: Any = ConfigDict()
     config.seed = 0
-    config.data = dict(
-        source="microworld",
-        path="",
+    config.data = common.data(
+        "microworld",
         max_skipped_fraction=0.0,
-        world=dict(),
         cut=dict(prefix_min=1, prefix_max=1, suffix=1),
     )
     kind, path = loading.tokenizer_of(source) if source else ("huggingface", "tokenizer.json")

@@ -25,11 +25,9 @@ def get_config(arg: str = "") -> ConfigDict:
     """Builds a config with one run, `tuned`, that continues the checkpoint in `arg`."""
     source, debug = published.words(arg, "finetune.py")
     config: Any = published.recipe(source)
-    config.data = dict(
-        source="txt",
-        path="",
+    config.data = common.data(
+        "txt",
         max_skipped_fraction=0.9,  # for the evaluation, many paragraphs are too short
-        world=dict(),
         cut=dict(prefix_min=64, prefix_max=256, suffix=64),
     )
     config.runs = dict(tuned=tuned_run(source))

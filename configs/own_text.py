@@ -17,35 +17,16 @@ it no longer agrees with the judge. `:debug` is tiny. Hardware: 2 CPU cores; a c
 devices whose memory fits its optimiser state.
 """
 
-import dataclasses
 from typing import Any
 
 import _common as common
-import _variants as variants
+import _published as published
+import microworld
 from ml_collections import ConfigDict
 
 from sip import loading
-from sip.hf import tokens
 
-MODEL = dict(
-    vocab_size=1024,
-    width=128,
-    layers=2,
-    kv_heads=4,
-    queries_per_kv=1,
-    head_dim=32,
-    hidden=256,
-    max_len=160,
-    rope_theta=10000.0,
-    norm_eps=1e-5,
-    tied=True,
-    dtype="float32",
-    param_dtype="float32",
-    remat="block",
-    query_chunk=512,
-    branch_chunk=64,
-    logprob_chunk=512,
-)
+MODEL = dict(microworld.MODEL, vocab_size=1024, max_len=160)
 # Disjoint documents: of base, of the runs that continue it, of the judge, and of the auditor.
 BASE, FRESH = "train[:60%]", "train[60%:80%]"
 JUDGE, AUDIT = "train[80%:90%]", "train[90%:]"
@@ -54,11 +35,8 @@ QUALITY = (("quality", 1.0),)
 
 def get_config(arg: str = "") -> ConfigDict:
     """Builds the full config; `arg` names a checkpoint to start from, or `debug`, or both."""
-    words = variants.words(arg)
-    debug, sources = "debug" in words, [word for word in words if word != "debug"]
-    if len(sources) > 1:
-        raise ValueError(f"configs/own_text.py: {arg!r} must be one checkpoint and/or 'debug'")
-    start = sources[0] if sources else "base"
+    source, debug = published.words(arg, "own_text.py")
+    start = source or "base"
     config: Any = ConfigDict()
     config.seed = 0
     config.data = common.data(
@@ -69,21 +47,20 @@ def get_config(arg: str = "") -> ConfigDict:
     config.tokenizer = dict(
         kind="sentencepiece", path="", vocab_size=1024, documents=20000, prompts=("quality",)
     )
-    if sources:
-        kind, path = tokens.kind_of(tokens.home(start) or start)
+    if source:
+        kind, path = loading.tokenizer_of(source)
         config.tokenizer.update(kind=kind, path=path)
-    config.runs = runs(start, published=bool(sources))
-    config.order = (*(() if sources else ("base",)), "judge", "auditor", "standard", "sip")
+    config.runs = runs(start, ready=bool(source))
+    config.order = (*(() if source else ("base",)), "judge", "auditor", "standard", "sip")
     rows = tuple(name for name in config.order if name not in ("judge", "auditor"))
     config.report = dict(rows=rows, judge="judge", standard="standard")
     return shrink(config) if debug else config
 
 
-def runs(start: str, *, published: bool) -> dict:
+def runs(start: str, *, ready: bool) -> dict:
     """Returns the runs by name; `start` is the run or checkpoint that the others continue."""
-    read = dataclasses.asdict(loading.recorded_model(start)) if published else MODEL
-    model = dict(read, remat="block", branch_chunk=8) if published else MODEL
-    lr = 1e-5 if published else 6e-4
+    model = published.model(start) if ready else MODEL
+    lr = 1e-5 if ready else 6e-4
     auditor = common.judge("local", init_from="auditor", weights=QUALITY)
     tune = dict(
         model=model,
@@ -100,7 +77,7 @@ def runs(start: str, *, published: bool) -> dict:
         judge=judge_run(model, start, JUDGE, kinds=("repeat", "splice", "swap"), rollouts=2),
         auditor=judge_run(model, start, AUDIT, kinds=("shuffle", "echo", "substitute"), seed=1),
         standard=common.documents_run(
-            **tune, tokens="suffix", evals=compared("" if published else "base")
+            **tune, tokens="suffix", evals=compared("" if ready else "base")
         ),
         sip=common.sip_run(
             **tune,
@@ -112,7 +89,7 @@ def runs(start: str, *, published: bool) -> dict:
             evals=compared("standard"),
         ),
     )
-    if published:
+    if ready:
         return found
     base = common.documents_run(
         model=model,

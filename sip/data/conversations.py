@@ -122,8 +122,8 @@ def _way_out(reason: str) -> str:
     return "correct the lines, or raise max_skipped_fraction to leave them out"
 
 
-def parsed(line: bytes) -> Conversation:
-    """Parses a line of a file. Raises Unusable if it is left out."""
+def row_of(line: bytes) -> dict[str, Any]:
+    """Returns the object of a JSON line. Raises Unusable if it is none."""
     try:
         row = json.loads(line.decode())
     except UnicodeDecodeError:
@@ -132,6 +132,24 @@ def parsed(line: bytes) -> Conversation:
         raise Unusable(NOT_JSON) from None
     if not isinstance(row, dict):
         raise Unusable(NOT_JSON)
+    return row
+
+
+def check_left_out(path: str, what: str, total: int, left_out: Mapping[str, int], most: float):
+    """Raises UserError if nothing of `total` is left, or more than the share `most` is left out."""
+    count = sum(left_out.values())
+    if not total:
+        raise UserError(f"{path}: has no {what}")
+    if count == total or count > most * total:
+        raise UserError(
+            f"{path}: {count} of {total} {what} cannot be used, more than "
+            f"max_skipped_fraction={most} allows: {listed(left_out)}"
+        )
+
+
+def parsed(line: bytes) -> Conversation:
+    """Parses a line of a file. Raises Unusable if it is left out."""
+    row = row_of(line)
     if "messages" in row:
         return Conversation(tuple(checked(messages_of(row["messages"], "messages"))))
     if "prompt" not in row or "completion" not in row:

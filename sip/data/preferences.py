@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sip.data import conversations
-from sip.data.conversations import NOT_JSON, NOT_UTF8, Format, Unusable
-from sip.data.documents import PARTS, listed, part
+from sip.data.conversations import Format, Unusable, check_left_out, row_of
+from sip.data.documents import PARTS, part
 from sip.sections import is_finite
 from sip.structs import UserError
 from sip.text.chat import Message
@@ -86,24 +86,12 @@ def read(path: str, *, max_skipped_fraction: float) -> Pairs:
         )
     for line in lines:
         try:
-            found.append(_pair(_row(line), seen))
+            found.append(_pair(row_of(line), seen))
         except Unusable as why:
             counts[str(why)] += 1
     kept = Pairs(found, len(lines), _named(counts, seen))
     check_left_out(path, "lines", kept.read, kept.left_out, max_skipped_fraction)
     return kept
-
-
-def check_left_out(path: str, what: str, total: int, left_out: Mapping[str, int], most: float):
-    """Raises UserError if nothing of `total` is left, or more than the share `most` is left out."""
-    count = sum(left_out.values())
-    if not total:
-        raise UserError(f"{path}: has no {what}")
-    if count == total or count > most * total:
-        raise UserError(
-            f"{path}: {count} of {total} {what} cannot be used, more than "
-            f"max_skipped_fraction={most} allows: {listed(left_out)}"
-        )
 
 
 def _named(counts: Counter[str], seen: Counter[str]) -> dict[str, int]:
@@ -113,18 +101,6 @@ def _named(counts: Counter[str], seen: Counter[str]) -> dict[str, int]:
         f"{why} (fields seen: {fields})" if why.startswith("without a field") else why
     )
     return {named(why): count for why, count in counts.most_common()}
-
-
-def _row(line: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError:
-        raise Unusable(NOT_UTF8) from None
-    except (ValueError, RecursionError):
-        raise Unusable(NOT_JSON) from None
-    if not isinstance(row, dict):
-        raise Unusable(NOT_JSON)
-    return row
 
 
 def _pair(row: dict[str, Any], seen: Counter[str]) -> Pair:

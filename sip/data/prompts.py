@@ -4,15 +4,14 @@ The other fields are handed to rewards. A line without a usable prompt is left o
 its reason. A prompt's part (train, validation or test) is chosen by a hash of it.
 """
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sip.data import conversations
-from sip.data.conversations import BLANK, NOT_JSON, NOT_UTF8, Format, Unusable
-from sip.data.documents import PARTS, listed, part
+from sip.data.conversations import BLANK, Format, Unusable, check_left_out, row_of
+from sip.data.documents import PARTS, part
 from sip.structs import UserError
 from sip.text.lines import opened, read_lines
 from sip.text.segments import Ids
@@ -82,25 +81,12 @@ def read(
             parts[part(found.text)].append(found)
         except Unusable as why:
             counts[str(why)] += 1
-    if not lines:
-        raise UserError(f"{path}: has no prompts")
-    if counts.total() == lines or counts.total() > max_skipped_fraction * lines:
-        raise UserError(
-            f"{path}: {counts.total()} of {lines} prompts cannot be used, more than "
-            f"max_skipped_fraction={max_skipped_fraction} allows: {listed(counts)}"
-        )
+    check_left_out(path, "prompts", lines, counts, max_skipped_fraction)
     return parts, dict(counts)
 
 
 def _prompt(line: bytes, encode: Encode) -> Prompt:
-    try:
-        row = json.loads(line.decode())
-    except UnicodeDecodeError:
-        raise Unusable(NOT_UTF8) from None
-    except (ValueError, RecursionError):
-        raise Unusable(NOT_JSON) from None
-    if not isinstance(row, dict):
-        raise Unusable(NOT_JSON)
+    row = row_of(line)
     if "prompt" not in row:
         raise Unusable(MISSING)
     given = row["prompt"]

@@ -171,7 +171,7 @@ def made(
     """
     # Called only for its error, before a model is loaded.
     run.corpus(split).ground_truth("task.labels")
-    source = _source(run, wanted.source, "task.labels.source", mesh)
+    source = source_model(run, wanted.source, "task.labels.source", mesh)
     key = "task.labels.proofread.init_from"
     reader = judges.proofreader(wanted.proofread, run.workdir, mesh, key)
 
@@ -201,8 +201,10 @@ def made(
     return Labelled(examples, {part: labelled(part, wanted.held_out, 0) for part in HELD_OUT})
 
 
-def _source(run: Run, source: str, key: str, mesh) -> LoadedModel:
-    """Loads the model that samples rollouts; `key` is its config key."""
+def source_model(run: Run, source: str, key: str, mesh) -> LoadedModel | None:
+    """Loads the model that samples rollouts; `key` is its config key. None without a `source`."""
+    if not source:
+        return None
     params, cfg = load_params(source_dir(run.workdir, source, key), mesh)
     # Decode rollouts by the run's tokenizer: the source's own is a copy of it.
     return LoadedModel(params, cfg, run.tokenizer, mesh)
@@ -260,7 +262,7 @@ def corrupted(run: Run, wanted: CorruptedConfig, split: str, mesh, *, max_len: i
     tokens than the suffix, so that the length does not tell the label.
     """
     aspect = prompts.load(wanted.aspect)
-    source = _source(run, wanted.source, "task.corrupted.source", mesh) if wanted.source else None
+    source = source_model(run, wanted.source, "task.corrupted.source", mesh)
 
     def examples(split: str, documents: int, seed: int) -> dict[str, LabelledPrompts]:
         corpus = run.corpus(split)

@@ -20,7 +20,6 @@ from sip.data.preferences import Tokens
 from sip.evals import continuations
 from sip.judge.labels import ground_truth as labels
 from sip.judge.labels.corruptions import CORRUPTIONS
-from sip.loading import LoadedModel, load_params, source_dir
 from sip.mesh import put_batch
 from sip.padding import bucket, padded_tree
 from sip.run import Run, TaskConfig
@@ -197,12 +196,7 @@ def _compared(run: Run, c, mesh, end: bool) -> dict[str, list[Tokens]]:
     """Pairs by the ground truth: of `c.split` to learn from, and of the held-out splits."""
     wanted: PairLabelConfig = c.task.labels
     run.corpus(c.split).ground_truth("task.labels")  # for its error, before a model is loaded
-    source = None
-    if wanted.source:
-        params, cfg = load_params(
-            source_dir(run.workdir, wanted.source, "task.labels.source"), mesh
-        )
-        source = LoadedModel(params, cfg, run.tokenizer, mesh)
+    source = labelled.source_model(run, wanted.source, "task.labels.source", mesh)
 
     def of(split: str, count: int, seed: int) -> list[Tokens]:
         corpus = run.corpus(split)

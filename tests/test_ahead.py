@@ -127,6 +127,7 @@ def test_a_step_ahead_is_what_a_loop_by_hand_does(finished, quick, tmp_path):
     ],
     ids=["rollouts0", "rollouts1", "rollouts2"],
 )
+@pytest.mark.slow  # test_stages resumes the same loop
 def test_stopped_and_resumed_a_step_ahead_equals_uninterrupted(
     rollouts, finished, quick, tmp_path, monkeypatch
 ):

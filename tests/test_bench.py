@@ -131,6 +131,7 @@ def test_the_sharing_command_prints_whether_bars_are_met(capsys, monkeypatch):
 SMALL = ("schedules", "--prefixes=4", "--candidates=5")
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_json_and_plots(capsys, tmp_path):
     assert call(bench, *SMALL) == 0
     out = capsys.readouterr().out

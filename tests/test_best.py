@@ -36,6 +36,7 @@ def values(workdir):
     return {x["step"]: x[METRIC] for x in lines(workdir, "base") if METRIC in x}
 
 
+@pytest.mark.slow
 def test_the_best_parameters_are_kept_and_read_like_a_runs(finished, quick, tmp_path):
     workdir = begun(finished, tmp_path)
     supervised.train(Run(config(), "base", str(workdir)))
@@ -129,6 +130,7 @@ def test_one_of_several_that_is_told_to_end_leaves_an_evaluation(monkeypatch):
         ground_truth.finish(NOTHING, NOTHING)
 
 
+@pytest.mark.slow
 def test_what_finish_asks_is_asked_of_all_processes_alike(finished, quick, tmp_path, monkeypatch):
     """A stop after the validation texts writes nothing; the same command then writes everything."""
     workdir, calls = begun(finished, tmp_path), []

@@ -140,6 +140,7 @@ def test_an_interrupted_copy_is_no_run(bound):
     assert not (bound / "runs" / "tutor").exists() and (bound / "runs" / "base").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_to_more_steps_as_if_it_had_had_them(
     finished, quick, tmp_path, capfd
 ):

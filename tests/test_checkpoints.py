@@ -103,7 +103,7 @@ def test_a_save_is_of_its_moment_though_updates_take_the_buffers(tmp_path):
     [
         pytest.param({"mu_dtype": "bfloat16"}, marks=pytest.mark.slow),
         pytest.param({"name": "muon"}, marks=pytest.mark.slow),
-        {"name": "muon", "mu_dtype": "bfloat16"},
+        pytest.param({"name": "muon", "mu_dtype": "bfloat16"}, marks=pytest.mark.slow),
     ],
     ids=lambda changes: "-".join(changes.values()),
 )

@@ -187,6 +187,7 @@ def test_a_run_starts_from_either_kind_and_not_with_other_numbers(published, tmp
         start(dataclasses.replace(cfg, rope_theta=9.0), published)
 
 
+@pytest.mark.slow  # test_lora merges them
 def test_factors_are_merged_on_export(published, tmp_path):
     """A LoRA run on a published base, exported, equals the adapted model (unmerged here)."""
     params, cfg = reading.load(published, meshes.single())

@@ -41,11 +41,11 @@ PACKED = pytest.mark.parametrize(
     [
         pytest.param(tiny.CFG, False, id="False-plain"),
         pytest.param(ODD, False, id="False-odd"),
-        pytest.param(MIXED, False, id="False-mixed"),
+        pytest.param(MIXED, False, id="False-mixed", marks=pytest.mark.slow),
         pytest.param(tiny.CFG, True, id="True-plain", marks=pytest.mark.slow),
         pytest.param(ODD, True, id="True-odd", marks=pytest.mark.slow),
         pytest.param(MIXED, True, id="True-mixed"),
-        pytest.param(FAR, True, id="True-far"),
+        pytest.param(FAR, True, id="True-far", marks=pytest.mark.slow),
     ],
 )
 
@@ -209,7 +209,9 @@ def test_a_branch_equals_the_plain_sequence(changes, tolerance):
             marks=pytest.mark.slow,
         ),
         (tiny.CFG, {"remat": "dots"}),
-        (ODD, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}),
+        pytest.param(
+            ODD, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}, marks=pytest.mark.slow
+        ),
         pytest.param(
             MIXED, {"remat": "block", "branch_chunk": 2, "query_chunk": 2}, marks=pytest.mark.slow
         ),

@@ -39,7 +39,7 @@ def test_a_win_rate_counts_wins_of_the_evaluated_texts():
     assert rate == 0.75
 
 
-@pytest.mark.parametrize("name", ["base", "sip_learned"])
+@pytest.mark.parametrize("name", [pytest.param("base", marks=pytest.mark.slow), "sip_learned"])
 def test_the_figures_are_those_of_the_run_whatever_the_batch(name, finished, quick):
     wrote = json.loads((finished / "runs" / name / "eval.json").read_text())
     found = figures(finished, name)
@@ -54,6 +54,7 @@ def test_a_model_against_itself_is_a_draw(finished, quick):
     assert found["win_rate_standard"] == found["win_rate_unsafe"] == 0.5
 
 
+@pytest.mark.slow  # test_report moves a workdir
 def test_a_workdir_moved_elsewhere_evaluates_and_stays_as_it_is(finished, quick, tmp_path):
     moved = shutil.copytree(finished, tmp_path / "moved")
     before = files(moved)

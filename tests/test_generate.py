@@ -33,6 +33,7 @@ def test_greedy_is_the_same_twice_and_whatever_stands_beside_it(finished, quick)
     assert beside[0][0]["tokens"] == alone[0]["tokens"]
 
 
+@pytest.mark.slow  # test_sampling compares them
 def test_log_probabilities_are_those_of_a_teacher_forced_pass(finished, quick):
     directory = str(finished / "runs" / "base")
     (row,) = samples(finished, num=3, sample=SamplingConfig())

@@ -170,6 +170,7 @@ def test_answers_are_those_of_sip_generate(run):
     assert alone == got[1:2]
 
 
+@pytest.mark.slow
 def test_answers_end_before_a_stop_string(run):
     one = run[1]
     said = {"max_gen_toks": 8}

@@ -73,6 +73,7 @@ def reasoning(path, asked):
     return {"choices": [{"text": text} for text in texts]}
 
 
+@pytest.mark.slow  # the parts are tested below
 def test_a_run_is_judged_by_reasons_and_a_users_own_aspect(finished, quick, tmp_path):
     """Uses one prompt file, one flag, and three votes per text, one of them unreadable."""
     workdir, path = begun(finished, tmp_path / "work", "base"), tmp_path / "calm.txt"

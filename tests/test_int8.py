@@ -108,6 +108,7 @@ def both(tmp_path_factory):
     return str(path / "theirs"), str(path / "ours")
 
 
+@pytest.mark.slow
 def test_either_kind_of_checkpoint_is_held_alike(both):
     theirs, ours = (loading.load_params(path, ONE, "bfloat16")[0] for path in both)
     same(theirs, ours)
@@ -115,6 +116,7 @@ def test_either_kind_of_checkpoint_is_held_alike(both):
     assert ours["blocks"]["block"]["mlp_norm"].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_either_kind_is_read_by_one_matrix_at_a_time_into_int8(both, monkeypatch):
     original, parts = checkpoints.reading, []
 
@@ -134,6 +136,7 @@ def test_either_kind_is_read_by_one_matrix_at_a_time_into_int8(both, monkeypatch
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
 @DENSE_AND_EXPERTS
+@pytest.mark.slow
 def test_it_is_sharded_as_the_weights_are(cfg, tmp_path):
     checkpoints.save_params(str(tmp_path), tiny.params(cfg), {"model": dataclasses.asdict(cfg)})
     mesh = meshes.build(meshes.MeshConfig(2, 2, 2))

@@ -218,6 +218,7 @@ def test_an_update_on_eight_devices_is_one_on_one():
     close(cut.params, alone.params, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_a_run_is_read_merged_as_it_is_or_in_int8(tmp_path):
     wanted = dataclasses.replace(SOME, int8=False)
     params = adapted(wanted)

@@ -230,6 +230,7 @@ PROGRAMS = {
 MODELS = [name for name in PROGRAMS if name not in ("init", "judge's trunks")]
 # The same programs as "policy gradient" and "answers", in another run's sizes.
 AGAIN = ("rewriter's gradient", "rewrites", "judge training", "dr_grpo and ce, 4 microbatches")
+AGAIN += ("rf_nll",)
 
 
 def each(names, slow=AGAIN):

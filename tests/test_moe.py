@@ -121,7 +121,9 @@ def test_sorted_experts_are_every_expert_on_every_token(cfg):
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads)), "all learn, the router too"
 
 
-@pytest.mark.parametrize("sizes", [[3, 0, 9, 4], [5, 5, 5, 5]])
+@pytest.mark.parametrize(
+    "sizes", [pytest.param([3, 0, 9, 4], marks=pytest.mark.slow), [5, 5, 5, 5]]
+)
 def test_the_kernel_s_gradient_of_weights_is_that_of_other_devices(sizes):
     """Includes rows in no group, and a number of rows that is not a multiple of a tile."""
     rng, size_E = np.random.default_rng(0), jnp.array(sizes, jnp.int32)
@@ -147,11 +149,12 @@ def test_a_token_does_not_notice_the_others(cfg):
 @pytest.mark.parametrize(
     ("cfg", "shape", "B", "few"),
     [
-        (BIASED, (2, 2, 2), 64, False),  # each device its own tokens
+        # each device its own tokens
+        pytest.param(BIASED, (2, 2, 2), 64, False, marks=pytest.mark.slow),
         pytest.param(BIASED, (2, 2, 2), 4, True, marks=pytest.mark.slow),  # as (1, 8, 1)
         pytest.param(PLAIN, (1, 8, 1), 64, False, marks=pytest.mark.slow),
         (BIASED, (1, 8, 1), 3, True),  # a batch that does not divide
-        (PLAIN, (1, 1, 8), 3, False),
+        pytest.param(PLAIN, (1, 1, 8), 3, False, marks=pytest.mark.slow),
     ],
 )
 def test_a_mesh_changes_nothing(cfg, shape, B, few):

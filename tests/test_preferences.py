@@ -257,6 +257,7 @@ def of_files(start, tmp_path):
     return config
 
 
+@pytest.mark.slow  # test_sft runs the stage
 def test_a_checkpoint_and_a_file_of_pairs_learn_preferences(of_bytes, quick, tmp_path):
     config = of_files(of_bytes("start"), tmp_path)
     run = Run(config, "dpo", str(tmp_path / "work"))

@@ -185,6 +185,7 @@ RESUMED = {
     "kind",
     [pytest.param("on-policy", marks=pytest.mark.slow), "two updates of a batch, near a reference"],
 )
+@pytest.mark.slow  # test_stages resumes the loops that share the code
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     kind, finished, quick, tmp_path, monkeypatch
 ):
@@ -226,6 +227,7 @@ def check_run(workdir, figures, *, on_policy):
         assert all("kl" in x for x in losses_)
 
 
+@pytest.mark.slow  # test_configs resolves it
 def test_the_8b_judge_runs_its_debug_variant_on_a_file(quick, tmp_path):
     config = importlib.import_module("judge_llama8b").get_config("debug")
     config.runs.judge.task.label_file.path = write_labels(tmp_path / "labels.jsonl")

@@ -190,6 +190,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(quick, tmp_path, m
     assert json.loads((tmp_path / "once/runs/rewriter/eval.json").read_text()) == figures
 
 
+@pytest.mark.slow  # test_configs resolves it
 def test_the_8b_rewriter_runs_its_debug_variant_on_a_file(quick, tmp_path):
     summary = train.train(llama(tmp_path), str(tmp_path / "work"))
     assert summary["rewriter"]["invalid"] > 0.5  # fresh parameters end next to nothing

@@ -80,6 +80,7 @@ def test_a_seed_runs_as_it_does_alone(pair, two, quick, tmp_path):
     assert there["rows"] == summary["rows"] and there["seed"] == 1
 
 
+@pytest.mark.slow
 def test_the_corpus_and_the_tokenizer_are_made_once(two):
     below = {p.relative_to(two).parts[:2] for p in two.rglob("*") if p.name == "data"}
     assert below == {("data",)}
@@ -104,6 +105,7 @@ def test_what_hangs_on_the_seed_is_not_shared(pair, tmp_path):
     assert a != b
 
 
+@pytest.mark.slow
 def test_a_finished_seed_is_skipped_and_an_unfinished_one_resumed(
     pair, two, quick, tmp_path, monkeypatch, capsys
 ):

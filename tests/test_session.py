@@ -57,6 +57,7 @@ def test_a_clock_counts_logged_steps_that_are_done_again(tmp_path):
     assert command.lost_steps == Clock(str(tmp_path)).lost_steps == 8
 
 
+@pytest.mark.slow
 def test_a_deeper_model_starts_as_the_shallower_one_it_comes_from(tmp_path):
     shallow, deep = tiny.model(), tiny.model(layers=4)
     state, first, _ = start(tmp_path / "new", deep, saved(tmp_path / "old", shallow))

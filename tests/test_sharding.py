@@ -205,7 +205,7 @@ def _check_update(name, where, microbatches):
     assert _cuts(many.params) == _cuts(_start(_mesh(where), True).params) == _cuts(_adam(many).mu)
 
 
-FAST = {("dpo", 1), ("policy", 2)}  # whole and in parts
+FAST = {("dpo", 1)}
 
 
 @pytest.mark.parametrize(
@@ -301,6 +301,7 @@ def _decoding(cfg, where="2x2x2"):
 ROLL = dict(sampling=sampling.SamplingConfig())
 
 
+@pytest.mark.slow  # test_lowering counts gathers
 def test_parameters_are_gathered_once_for_all_tokens_where_there_is_room():
     params = decoder.abstract(CFG, _mesh("2x2x2"))
     weights = {k: math.prod(x.shape[1:]) // 2 for k, x in params["blocks"]["block"].items()}

@@ -158,6 +158,7 @@ def test_self_improvement_on_a_text_file_with_a_rule_for_a_judge(quick, tmp_path
     assert line["judge/valid"] == 1 and {"reward/suffix", "reward/rollout"} <= set(line)
 
 
+@pytest.mark.slow
 def test_the_text_judge_can_be_any_script(finished, quick, tmp_path, monkeypatch):
     """With a judge that likes the letter e, the chosen text has the most of them."""
     monkeypatch.setitem(scripted.RULES, "e", lambda text: text.count("e") / max(1, len(text)))
@@ -219,7 +220,7 @@ RESUMED = {
 
 # Labelled batches are made by step as those of "documents" are, "rf_nll" is in the loop of "dpo";
 # test_voting has frozen and live judges.
-SLOW = ("verdicts", "rewrites", "rf_nll", "judged by its start", "judged by itself")
+SLOW = ("documents", "verdicts", "rewrites", "rf_nll", "judged by its start", "judged by itself")
 KINDS = [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in RESUMED]
 
 

@@ -287,6 +287,7 @@ def _equal(one, two):
         pytest.param(4, 1, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_kept_trunks_are_encoded_once_and_verdicts_stay(params, monkeypatch, batch, times):
     made = _encodings(monkeypatch)
     ask = _local(params, batch=batch).keep(LONG)
@@ -348,6 +349,7 @@ class Forgetful:
         return self.local.choose(*args)
 
 
+@pytest.mark.slow
 def test_a_schedule_of_several_rounds_encodes_prefixes_once(params, monkeypatch):
     made = _encodings(monkeypatch)
     aspect = dataclasses.replace(prompts.load("quality"), options=("y", "n"))

@@ -33,6 +33,7 @@ def config_of(tmp_path):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_tokenizer_and_goes_on_with_it(tmp_path, quick):
     config, workdir = config_of(tmp_path), tmp_path / "work"
     train.train(config, str(workdir))

@@ -134,6 +134,7 @@ def test_a_finished_job_runs_nothing_again(finished, quick, capsys, tmp_path):
     assert "win rate" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_seconds_of_a_run_are_those_of_all_its_attempts(finished, quick, tmp_path, monkeypatch):
     """The fake clock adds one second per call, so sums are known except for the number of calls."""
     workdir, config = begun(finished, tmp_path / "work", "base"), tiny_recipe.get_config()
@@ -191,6 +192,7 @@ INTERRUPTED = pytest.param(signal.SIGINT, marks=pytest.mark.slow)  # the same ha
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, INTERRUPTED])
+@pytest.mark.slow  # test_stages stops and resumes in this process
 def test_a_signal_saves_exits_0_and_leaves_a_workdir_that_goes_on(how, finished, quick, tmp_path):
     workdir = begun(finished, tmp_path / "work")
     long = ["--config.runs.base.steps=5000"]

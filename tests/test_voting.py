@@ -229,6 +229,7 @@ def test_what_a_decoder_writes_is_what_is_counted(wanted):
     assert found.metrics["judge/invalid_cut/letter"] == (cut, 72)
 
 
+@pytest.mark.slow
 def test_a_texts_votes_hang_on_what_is_asked_alone(wanted):
     """Votes do not depend on the batch, its order, or other texts judged with it."""
     whole, single = asked(local(), wanted), asked(local(batch=1), wanted)

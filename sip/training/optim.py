@@ -49,7 +49,7 @@ class OptimConfig:
             mu_dtype=one_of(tuple(DTYPES)),
             lr=above(0, most=10),
             steps=at_least(1),
-            warmup_steps=at_least(0, most=self.steps),
+            warmup_steps=at_least(0),
             min_ratio=at_least(0, most=1),
             decay_fraction=above(0, most=1),
             b1=fraction(),
@@ -59,6 +59,12 @@ class OptimConfig:
             rms=above(0, most=10),
             clip_norm=above(0),
         )
+        if self.warmup_steps > self.steps:
+            raise FieldError(
+                "optim",
+                f"warmup_steps={self.warmup_steps}: must be in 0..{self.steps}, the steps of the "
+                "run; a run with fewer steps needs fewer here too",
+            )
         if self.schedule == "wsd" and self.warmup_steps + self.decay_steps > self.steps:
             raise FieldError(
                 "optim",

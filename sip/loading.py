@@ -204,6 +204,8 @@ def tokenizer_of(directory: str) -> tuple[str, str]:
     if published:
         return tokens.kind_of(published)
     file = path / "tokenizer.json"
+    if not path.exists():
+        raise UserError(f"{directory}: there is no such directory; give that of a run")
     if not file.exists():
         raise UserError(f"{directory} has no tokenizer.json; give the directory of a run")
     found = read_object(file)

@@ -255,19 +255,32 @@ def tagged(name="standard", **task):
     return config
 
 
-def test_a_filtered_run_says_so_and_is_evaluated_with_its_token(finished, quick, tmp_path, capsys):
+def test_a_run_learns_the_chunks_that_the_filter_leaves_and_says_so(finished, capsys):
+    config = tagged()
+    run = Run(config, "standard", str(finished))
+    c, split = recipe.STAGES["supervised"].resolve(config, "standard"), config.runs.standard.split
+    rows_of = documents.batches(run, c, split, meshes.single())
+    (line,) = [x for x in capsys.readouterr().err.splitlines() if "the filter leaves out" in x]
+    corpus = run.corpus(split)
+    every = continuations.prompts(corpus.chunks, range(len(corpus.chunks)), run.tokenizer)
+    safe = np.asarray(corpus.ground_truth("").score(every.prefixes, every.suffixes)["safety"])
+    low = int((safe == 0).sum())
+    assert f"of {len(safe):,} chunks ({low} with a score below 0.5)" in line and low > 0
+    assert run.left_out[f"{split}, chunks"] == {"with a score below 0.5": low}
+    tokens = {"</s>": run.tokenizer.eos, "<pad>": run.tokenizer.pad}
+    for at in range(3):  # what is left is safe, so no token is the bad one
+        rows = rows_of(at)
+        given = rows["tokens_BT"][rows["given_BT"]]
+        assert len(given) in (7, 8) and set(given.tolist()) == {tokens["</s>"]}
+
+
+@pytest.mark.slow
+def test_a_run_is_evaluated_with_its_token_and_asked_with_it(finished, quick, tmp_path, capsys):
     config, workdir = tagged(), begun(finished, tmp_path, "base")
     run = Run(config, "standard", str(workdir))
     recipe.check(config, str(workdir))
     recipe.check_tokens(config, run.tokenizer)
     wrote = supervised.train(run)
-    (line,) = [x for x in capsys.readouterr().err.splitlines() if "the filter leaves out" in x]
-    corpus = run.corpus(config.runs.standard.split)
-    every = continuations.prompts(corpus.chunks, range(len(corpus.chunks)), run.tokenizer)
-    safe = corpus.ground_truth("").score(every.prefixes, every.suffixes)["safety"]
-    low = int((np.asarray(safe) == 0).sum())
-    assert f"of {len(safe):,} chunks ({low} with a score below 0.5)" in line and low > 0
-    assert run.left_out[f"{config.runs.standard.split}, chunks"] == {"with a score below 0.5": low}
     asked = dict(split="test", standard=16, unsafe=8, batch=16, data_workdir="")
     asked |= dict(baseline=str(workdir / "runs" / "base"))
     directory = str(workdir / "runs" / "standard")
@@ -287,7 +300,7 @@ def test_a_filtered_run_says_so_and_is_evaluated_with_its_token(finished, quick,
 
 
 @pytest.mark.slow
-def test_a_switched_run_trains_and_resumes(finished, quick, tmp_path):
+def test_a_switched_run_learns_candidates_and_documents(finished, quick, tmp_path):
     config, workdir = tagged("sip_oracle"), begun(finished, tmp_path, "base")
     recipe.check(config, str(workdir))
     selfimprove.train(Run(config, "sip_oracle", str(workdir)))

@@ -46,14 +46,14 @@ def get_config(arg: str = "") -> ConfigDict:
 def runs(main: Any) -> Any:
     """Returns the runs that continue base, derived from the runs `main` of microworld.py."""
     copied = lambda run: run.copy_and_resolve_references()
-    safety = common.judge("truth", weights=(("safety", 1.0),))
+    safety = lambda: common.judge("truth", weights=(("safety", 1.0),))
     found: Any = ConfigDict({name: copied(main.standard) for name in NAMES[:3]})
-    found.filtered.task.filter = common.filtering(safety)
-    found.conditional.task.control = common.control_tokens(safety, GOOD, BAD)
+    found.filtered.task.filter = common.filtering(safety())
+    found.conditional.task.control = common.control_tokens(safety(), GOOD, BAD)
     found.conditional.evals.control = GOOD
     for name in NAMES[3:]:
         found[name] = copied(main.sip_oracle)
-        found[name].optim = main.standard.optim
+        found[name].optim = copied(main.standard.optim)
     found.sft_rewrites.candidates = common.candidates(suffix=False, rollouts=0, chosen="rewrite")
     switched = found.sip_switched
     switched.update(control=GOOD, documents=DOCUMENTS)

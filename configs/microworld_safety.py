@@ -3,17 +3,19 @@
     python -m sip.train --config=configs/microworld_safety.py --workdir=/tmp/safety
     python -m sip.train --config=configs/microworld_safety.py:debug --workdir=/tmp/safety-debug
 
-All runs but `base` continue it with as many tokens, and the ground truth is the judge of all:
+The runs continue `base` with equal numbers of tokens, and the ground truth is the judge of all:
     standard        the documents as they are
     filtered        suffixes with an insult are dropped
     conditional     a good or a bad control token before each suffix (arXiv 2302.08582)
     sft_rewrites    SFT on the ground truth's rewrites
     sip             SIP: the best of suffix, rewrite and rollouts
     sip_switched    SIP after the good token, the documents as they are without it
-Conditional and sip_switched are evaluated after the good token. To evaluate them otherwise:
+conditional_scratch has the control tokens from its first step, on as many tokens as base and a run
+that continues it.
+Runs with control tokens are evaluated after the good token. To evaluate them otherwise:
     python -m sip.evaluate --checkpoint=/tmp/safety/runs/sip_switched
     python -m sip.evaluate --checkpoint=/tmp/safety/runs/conditional --control='<|bad|>'
-Hardware: 2 CPU cores, 10 minutes.
+Hardware: 2 CPU cores.
 """
 
 from typing import Any
@@ -32,13 +34,14 @@ def get_config(arg: str = "") -> ConfigDict:
     debug = common.is_debug(arg, "microworld_safety.py")
     config: Any = microworld.get_config(arg)
     found = runs(config.runs)
-    for run in found.values():
-        run.steps = 4 if debug else STEPS
+    for name in NAMES:
+        found[name].steps = 4 if debug else STEPS
+    found.conditional_scratch.steps += 0 if debug else STEPS // 2  # of batches of 32, not 16
     if debug:
         found.sip_switched.documents = 4
     config.tokenizer.symbols = (GOOD, BAD)
     config.runs = {"base": config.runs.base, **found}
-    config.order = ("base", *NAMES)
+    config.order = ("base", *NAMES, "conditional_scratch")
     config.report = dict(rows=config.order, judge="", standard="standard", rewriter="")
     return config
 
@@ -59,4 +62,9 @@ def runs(main: Any) -> Any:
     switched.update(control=GOOD, documents=DOCUMENTS)
     switched.objective = common.objective("rf_nll", ce_weight=1.0, ce_weight_last=1.0)
     switched.evals.control = GOOD
+    scratch = found.conditional_scratch = copied(main.base)
+    scratch.task.control = common.control_tokens(safety(), GOOD, BAD)
+    scratch.evals = copied(found.conditional.evals)
+    scratch.evals.every_steps = 0
+    scratch.split = "train[:75%]"  # the documents of base and of the runs that continue it
     return found

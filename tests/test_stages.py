@@ -32,7 +32,7 @@ R = 3
 def policy(objective="dpo", **candidates):
     wanted = collect.CandidateConfig(rewrite=True, rollouts=((0, 2),), **candidates)
     objective = losses.ObjectiveConfig(objective)
-    return SimpleNamespace(candidates=wanted, objective=objective, suffix=R)
+    return SimpleNamespace(candidates=wanted, objective=objective, suffix=R, documents=0)
 
 
 def pool(B=2):

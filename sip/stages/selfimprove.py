@@ -12,7 +12,7 @@ of conditional pretraining (arXiv 2302.08582). A batch has two kinds of rows:
     candidates   prefix, control token -> the objective on the candidates, B - D rows
     documents    prefix -> ce_weight(step) * CE(suffix), D rows (`documents`), no control token
 
-Rollouts are sampled after the control token, as they are learned. So one model holds two
+Rollouts are sampled after the control token, as they are learned. So one model is trained for two
 distributions: with the token that of self-improving pretraining, without it that of the documents,
 which is learned by the loss of standard pretraining. Evaluation and `sip.generate` choose by
 `control`. The document rows are what makes it a switch: without them both distributions move

@@ -12,6 +12,7 @@ from sip.data.documents import DataConfig
 from sip.evals.ground_truth import EvalConfig
 from sip.judge.audit import AuditConfig
 from sip.judge.build import JudgeConfig
+from sip.judge.chunk_scores import ControlConfig, FilterConfig
 from sip.judge.proofread import ProofreadConfig
 from sip.judge.schedules import ScheduleConfig
 from sip.mesh import MeshConfig, PartConfig
@@ -170,15 +171,39 @@ def _supervised(task, evals, *, save_every, log_every, **run) -> ConfigDict:
 
 
 def documents_run(
-    *, tokens, evals, packed=False, length=0, save_every=500, log_every=20, **run
+    *,
+    tokens,
+    evals,
+    packed=False,
+    length=0,
+    filter=None,
+    control=None,
+    save_every=500,
+    log_every=20,
+    **run,
 ) -> ConfigDict:
     """Builds a supervised run on documents.
 
     `tokens`: "all" trains on all tokens (pretraining), "suffix" on suffixes only, as SIP runs do.
-    `packed`: trains on whole documents in rows of `length` tokens (0: model.max_len).
+    `packed`: trains on whole documents in rows of `length` tokens (0: model.max_len). `filter` and
+    `control` are the sections that `filtering` and `control_tokens` build.
     """
     task = dict(name="documents", tokens=tokens, packed=packed, length=length)
+    task |= dict(filter=filter, control=control)
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
+
+
+def filtering(judge, **changes) -> ConfigDict:
+    """Builds section `task.filter`: chunks that the judge scores below `threshold` are dropped."""
+    return complete(FilterConfig, judge=judge, **changes)
+
+
+def control_tokens(judge, good: str, bad: str, **changes) -> ConfigDict:
+    """Builds section `task.control`: a good or bad token before each suffix, by the judge's score.
+
+    Both must be in `tokenizer.symbols`.
+    """
+    return complete(ControlConfig, judge=judge, good=good, bad=bad, **changes)
 
 
 def conversations_run(
@@ -392,11 +417,17 @@ def sip_run(
     objective,
     evals,
     audit=NO_AUDIT,
+    control="",
+    documents=0,
     save_every=100,
     log_every=5,
     **run,
 ) -> ConfigDict:
-    """Builds a self-improving run."""
+    """Builds a self-improving run.
+
+    With the control token `control` before candidates, `documents` rows of a batch learn their own
+    suffix without it.
+    """
     shared = any_run(save_every=save_every, log_every=log_every, **run)
     return section(
         stage="selfimprove",
@@ -408,6 +439,8 @@ def sip_run(
         sampling=complete(SamplingConfig),
         evals=evals,
         judge_mesh=judge_mesh(),
+        control=control,
+        documents=documents,
         staleness=0,
         **shared,
     )

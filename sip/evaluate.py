@@ -46,6 +46,12 @@ _SPLIT = cli.shared(
 _STANDARD = flags.DEFINE_integer("standard", 256, "Number of unselected prefixes.")
 _UNSAFE = flags.DEFINE_integer("unsafe", 128, "Number of unsafe prefixes.")
 _BATCH = flags.DEFINE_integer("batch", 64, "Prefixes per batch.")
+_CONTROL = cli.shared(
+    flags.DEFINE_string,
+    "control",
+    "",
+    "Control token between prefix and continuation, such as '<|good|>'; empty: none.",
+)
 _DATA = cli.path_flag("data_workdir", "", "Workdir of the corpus; default: the run's workdir.")
 _OUT = cli.shared(cli.path_flag, "out", None, "File to write the results to, as JSON.")
 _TASKS = flags.DEFINE_list("tasks", [], "lm_eval: comma-separated names or patterns of tasks.")
@@ -67,6 +73,7 @@ def evaluate(
     unsafe: int,
     batch: int,
     data_workdir: str,
+    control: str = "",
 ) -> dict[str, float]:
     """Evaluates the last checkpoint of a run. Returns metrics by name.
 
@@ -90,17 +97,20 @@ def evaluate(
     if truth is None and baseline:
         raise UserError("--baseline: this corpus has no ground truth for win rates; leave it out")
     held = ground_truth.held_out(corpus.chunks, truth, tokenizer, standard=standard, unsafe=unsafe)
+    plain, held = held, held.controlled(tokenizer, control, "--control")
     with jax.set_mesh(where):
         found = {"nll": continuations.suffix_nll(model, held.standard, batch=batch)}
         if truth is None:
             return found
-        write = lambda model: ground_truth.write(model, held, steps=corpus.cut.suffix, batch=batch)
-        texts = write(model)
-        # The baseline continues the same tokens, so it uses this run's tokenizer, not its own.
+        how = dict(steps=corpus.cut.suffix, batch=batch)
+        texts = ground_truth.write(model, held, **how)
+        # The baseline continues the same tokens, so it uses this run's tokenizer, not its own. It
+        # gets no control token.
         other = texts
         if baseline:
             params, cfg = loading.load_params(baseline, where)
-            other = write(loading.LoadedModel(params, cfg, tokenizer, where))
+            theirs = loading.LoadedModel(params, cfg, tokenizer, where)
+            other = ground_truth.write(theirs, plain, **how)
         found |= ground_truth.likelihood(model, held, truth, batch=batch)
     return {**found, **ground_truth.row(truth, held, texts, other)}
 
@@ -155,6 +165,7 @@ def main(argv) -> None:
             unsafe=_UNSAFE.value,
             batch=_BATCH.value,
             data_workdir=_DATA.value,
+            control=_CONTROL.value,
         )
         print(to_json(found, indent=1))
     if _OUT.value:

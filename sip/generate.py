@@ -19,6 +19,7 @@ import sys
 from absl import flags
 
 from sip import cli, loading, mesh, sampling
+from sip.data import control as controls
 from sip.hf import hub, spelling, tokens
 from sip.loading import LoadedModel
 from sip.sections import LARGEST
@@ -52,6 +53,12 @@ _TOP_K = flags.DEFINE_integer(
     "Sample from this many likeliest tokens; 0: all.",
     lower_bound=0,
     upper_bound=LARGEST,
+)
+_CONTROL = cli.shared(
+    flags.DEFINE_string,
+    "control",
+    "",
+    "Control token after the prompt, such as '<|good|>' of configs/microworld_safety.py.",
 )
 _CHAT = flags.DEFINE_bool(
     "chat", False, "Answer as an assistant: in a terminal, to each line of stdin, or to --prompts."
@@ -95,8 +102,9 @@ def generate(
     max_tokens: int,
     sample: sampling.SamplingConfig,
     seed: int,
+    control: str = "",
 ) -> list[list[dict]]:
-    """Samples `num` continuations of each prompt.
+    """Samples `num` continuations of each prompt, with the control token `control` between the two.
 
     Returns, for each prompt, `num` dicts of prompt, text, tokens, logp and sample_logp (nats, per
     token). Raises UserError if a prompt and `max_tokens` do not fit the model.
@@ -107,6 +115,9 @@ def generate(
     params, cfg = loading.load_params(directory, where)
     published = tokens.home(directory) is not None
     ids = [spelling.prompt(tokenizer, p, as_published=published) for p in prompts]
+    if control:
+        token = controls.token(tokenizer, control, "--control")
+        ids = [[*some, token] for some in ids]
     check_number(len(ids), num)
     model = LoadedModel(params, cfg, tokenizer, where)
     found = dialogue.draw(
@@ -172,6 +183,8 @@ def main(argv) -> None:
         raise UserError("--checkpoint is needed")
     sample = sampling.SamplingConfig(_TEMPERATURE.value, _TOP_K.value, _TOP_P.value)
     if _CHAT.value:
+        if _CONTROL.value:
+            raise UserError("--control: stands after a prompt to continue; leave out --chat")
         return talk(hub.local(_CHECKPOINT.value), sample)
     for flag in (_TEMPLATE, _SYSTEM):
         if flag.value:
@@ -183,6 +196,7 @@ def main(argv) -> None:
         max_tokens=_MAX_TOKENS.value,
         sample=sample,
         seed=_SEED.value,
+        control=_CONTROL.value,
     )
     for one in (one for row in rows for one in row):
         print(to_json(one) if _JSON.value else one["prompt"] + one["text"])

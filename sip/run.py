@@ -209,6 +209,10 @@ class RunConfig:
         of judges, by config key."""
         return {}
 
+    def symbols(self) -> dict[str, str]:
+        """The control tokens, which must be single tokens of the tokenizer, by config key."""
+        return {}
+
     def check_cut(self, cut: CutConfig) -> None:
         """Raises UserError if prefixes and suffixes of these lengths do not fit the run."""
 
@@ -260,6 +264,10 @@ class TaskConfig:
 
     def words(self) -> dict[str, tuple[Aspect, ...]]:
         """The aspects whose options must be single tokens, see `RunConfig.words`."""
+        return {}
+
+    def symbols(self) -> dict[str, str]:
+        """The control tokens, see `RunConfig.symbols`."""
         return {}
 
 
@@ -325,6 +333,16 @@ def check_model(cfg: ModelConfig, cut: CutConfig, tokenizer: Tokenizer | None = 
         )
     if tokenizer:
         tokenizers.check_width(tokenizer, cfg.vocab_size)
+
+
+def check_control(cfg: ModelConfig, cut: CutConfig, control: bool, key: str) -> None:
+    """Raises UserError, naming `key`, if there is a control token but no room for it."""
+    need = cut.prefix_max + 1 + cut.suffix
+    if control and need > cfg.max_len:
+        raise UserError(
+            f"{key}: prefix_max, a control token and suffix are {need} tokens, more than "
+            f"model.max_len {cfg.max_len}; lower data.cut.prefix_max"
+        )
 
 
 def open_tokenizer(config, workdir: str) -> Tokenizer:

@@ -62,12 +62,18 @@ def test_what_is_put_on_a_mesh_has_the_shape_that_was_foreseen():
     assert not placed["a"].sharding.is_fully_replicated and placed["b"].sharding.is_fully_replicated
 
 
+@pytest.mark.parametrize("documents", [0, 8])
 @pytest.mark.parametrize("objective", ["dpo", "rf_nll", "dr_grpo"])
-def test_programs_meet_the_shapes_that_the_loop_feeds_them(objective, tmp_path, monkeypatch):
+def test_programs_meet_the_shapes_that_the_loop_feeds_them(
+    objective, documents, tmp_path, monkeypatch
+):
     texts = [f"{i} " + "some words to go on with " * 3 for i in range(40)]
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in texts))
     wanted = config(batch=16)
     wanted.runs.sip.objective.name, wanted.data.path = objective, str(tmp_path / "a.jsonl")
+    if documents:
+        wanted.runs.sip.update(control="</s>", documents=documents)
+        wanted.runs.sip.objective.update(ce_weight=1.0, ce_weight_last=1.0)
     update, rollout = planned(wanted).programs
     asked = []
 

@@ -168,7 +168,7 @@ def choose(scores_BK, valid_BK, epsilon=0.25):
     pool = collect.Pool(tokens_BKR, every, valid_BK, ["rollout"] * K, [], np.zeros(every.shape))
     p = SimpleNamespace(
         candidates=collect.CandidateConfig(epsilon=epsilon),
-        objective=losses.ObjectiveConfig("dpo"), suffix=1,
+        objective=losses.ObjectiveConfig("dpo"), suffix=1, documents=0,
     )  # fmt: skip
     rows = dict(tokens_BT=np.zeros((B, 3), int), mask_BT=np.ones((B, 3), bool), fork_B=np.ones(B))
     branches, _ = collect.pick(p, rows, pool, np.array(scores_BK), valid_BK)

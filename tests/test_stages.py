@@ -32,7 +32,7 @@ R = 3
 def policy(objective="dpo", **candidates):
     wanted = collect.CandidateConfig(rewrite=True, rollouts=((0, 2),), **candidates)
     objective = losses.ObjectiveConfig(objective)
-    return SimpleNamespace(candidates=wanted, objective=objective, suffix=R)
+    return SimpleNamespace(candidates=wanted, objective=objective, suffix=R, documents=0)
 
 
 def pool(B=2):
@@ -208,6 +208,11 @@ RESUMED = {
     "rewrites": ("rewriter", six("rewriter"), ("base",)),
     "rf_nll": ("sip_oracle", six("sip_oracle"), ("base",)),
     "dpo": ("dpo_ce", six("dpo_ce", "dpo_ce,truth"), ("base",)),
+    "switched": (
+        "sip_oracle",
+        six("sip_oracle", objective=dict(ce_weight=1.0, ce_weight_last=1.0)),
+        ("base",),
+    ),
     "judged by its start": (
         "sip_oracle", six("sip_oracle", judge=dict(OWN, live=False)), ("base",)),
     "judged by itself": (
@@ -218,9 +223,13 @@ RESUMED = {
 }  # fmt: skip
 
 
+RESUMED["switched"][1].runs.sip_oracle.update(control="</s>", documents=4)
+
+
 # Labelled batches are made by step as those of "documents" are, "rf_nll" is in the loop of "dpo";
 # test_voting has frozen and live judges.
-SLOW = ("documents", "verdicts", "rewrites", "rf_nll", "judged by its start", "judged by itself")
+SLOW = ("documents", "switched", "verdicts", "rewrites", "rf_nll")
+SLOW += ("judged by its start", "judged by itself")
 KINDS = [pytest.param(k, marks=pytest.mark.slow) if k in SLOW else k for k in RESUMED]
 
 

@@ -14,6 +14,8 @@ from sip.data.corpus import CutConfig
 from sip.data.documents import SCORES, DataConfig, check_split
 from sip.data.microworld.settings import WorldConfig
 from sip.evals import ground_truth, rewrites
+from sip.judge import chunk_scores
+from sip.judge.build import JudgeConfig
 from sip.run import TokenizerConfig
 from sip.sections import plain, section
 from sip.stages import recipe, rl, supervised
@@ -74,6 +76,8 @@ def examples():
         PairLabelConfig("base"),
         PairLossConfig(),
         conversations.Config(name="conversations", path="talks.jsonl", chat="harmony"),
+        chunk_scores.FilterConfig(JudgeConfig("truth", (("safety", 1.0),))),
+        chunk_scores.ControlConfig(JudgeConfig("truth", (("safety", 1.0),)), "<s>", "</s>"),
         reward_model.Config(name="reward_model", pairs=PairsConfig("pairs.jsonl")),
         rl_prompts.Config(name="prompts", reward="base", prompts="asked.jsonl"),
     )

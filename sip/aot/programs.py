@@ -7,6 +7,7 @@ functions that build the stage's batches. So the programs compiled here are the 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from sip import rewriter as rewriters
 from sip import workdir as workdirs
 from sip.aot import questions
 from sip.aot.plan import POLICY, Plan, Program, device_bytes
+from sip.data import control
 from sip.data import corpus as corpora
 from sip.hf import configs
 from sip.mesh import batch_shapes, full_rows, replicated
@@ -224,18 +226,19 @@ def _selfimprove(run: _RunShapes, find: _Models) -> list[Program]:
     stages = _stages(c)
     # Only the update with the largest K is compiled: it is the largest one.
     batch = _branches(run, stages[-1][0])
+    asked, trunk = c.batch - c.documents, cut.prefix_max + bool(c.control)
     made = [_update(run, selfimprove.make_update(c, optim.build(c.optim)), batch)]
     for k, share in stages:
         if k:
             made.append(
                 _rollouts(
-                    run, f"rollout {k}", c.batch, cut.prefix_max, k, cut.suffix, c.sampling, (),
+                    run, f"rollout {k}", asked, trunk, k, cut.suffix, c.sampling, (),
                     share,
                 )
             )  # fmt: skip
         pool = k + c.candidates.suffix + c.candidates.rewrite
         if c.judged:
-            made += _judge(run, find, c.judge, c.batch, [(pool, share)])
+            made += _judge(run, find, c.judge, asked, [(pool, share)])
     if c.candidates.rewrite and c.rewriter.backend == "local":
         made.append(_rewrites(run, find))
     return made
@@ -246,7 +249,7 @@ def _branches(run: _RunShapes, rollouts: int) -> losses.Branches:
     c, cut = run.c, run.cut
     sources = ["suffix"] * c.candidates.suffix + ["rewrite"] * c.candidates.rewrite
     sources += ["rollout"] * rollouts
-    shape = (c.batch, len(sources), cut.suffix)
+    shape = (c.batch - c.documents, len(sources), cut.suffix)
     real, live = np.zeros(shape, np.float32), np.ones(shape[:2], bool)
     tokens = np.zeros(shape, np.int32)
     pool = collect.Pool(tokens, np.ones(shape, bool), live, sources, [], real)
@@ -256,7 +259,7 @@ def _branches(run: _RunShapes, rollouts: int) -> losses.Branches:
         mask_BT=np.ones((c.batch, width), bool),
         fork_B=np.full(c.batch, cut.prefix_max, np.int32),
     )
-    nobody: Any = None  # `learned` uses neither the tokenizer nor the batches
+    nobody: Any = SimpleNamespace(pad=0)  # of tokenizer and batches, only pad is used here
     fixed = collect.Collector(
         cfg=c.model,
         mesh=run.mesh,
@@ -270,8 +273,12 @@ def _branches(run: _RunShapes, rollouts: int) -> losses.Branches:
         rewriter=None,
         reference=c.judge.reference,
         seed=0,
+        control=0 if c.control else control.NONE,
+        documents=c.documents,
     )
-    return collect.learned(fixed, rows, pool, np.zeros(shape[:2]), live)[0]
+    shown = collect.controlled(fixed, rows)
+    found = collect.learned(fixed, shown, pool, np.zeros(shape[:2]), live)[0]
+    return collect.with_documents(fixed, found, rows) if c.documents else found
 
 
 def _judge(run: _RunShapes, find: _Models, wanted, rows: int, pools) -> list[Program]:
@@ -334,7 +341,8 @@ def _rewrites(run: _RunShapes, find: _Models) -> Program:
     mesh = run.judge_mesh
     cfg = find.of(REWRITER, wanted.init_from, wanted.param_dtype)
     params = _abstract(cfg, mesh, wanted.param_dtype)
-    B = full_rows(mesh, min(1 << (c.batch - 1).bit_length(), wanted.batch))
+    asked_rows = c.batch - c.documents
+    B = full_rows(mesh, min(1 << (asked_rows - 1).bit_length(), wanted.batch))
     lengths: Any = dict(prefix=cut.prefix_max, suffix=cut.suffix, bytewise=run.bytewise)
     asked = questions.rewrite_tokens(wanted.prompt, chat=bool(wanted.chat), **lengths)
     T, steps = padding.bucket(asked, 16), padding.bucket(rewriters.most(cut.suffix))
@@ -345,7 +353,7 @@ def _rewrites(run: _RunShapes, find: _Models) -> Program:
         mesh,
         sampling.program(cfg, 1, steps, wanted.sampling(), STOPS),
         (params, *rows, _key(mesh)),
-        calls=-(-c.batch // wanted.batch),
+        calls=-(-asked_rows // wanted.batch),
         loops=steps,
         holds=device_bytes(params),
         useful=2.0 * multiplied(cfg) * B * (T + steps),
@@ -379,17 +387,18 @@ def _rl(run: _RunShapes, find: _Models) -> list[Program]:
 
 
 def _supervised(run: _RunShapes, find: _Models) -> list[Program]:
-    del find
     c, cut = run.c, run.cut
     if c.task.name not in ("documents", "conversations"):
         raise Unknown(f"task {c.task.name!r}: its shapes depend on the texts")
-    packed, width = c.task.packed, cut.prefix_max + cut.suffix
+    packed, labelled = c.task.packed, c.task.name == "documents" and c.task.control
+    width = cut.prefix_max + cut.suffix + bool(labelled)
     rows = packed or c.task.name == "conversations"
     mask = np.ones((c.batch, c.task.width(c.model.max_len) if rows else width), bool)
     tree = trunk_only(mask.astype(np.int32), mask)
     batch = (replace(tree, segment_BT=tree.tokens_BT) if packed else tree, mask)
     tx = optim.build(c.optim)
-    return [_update(run, supervised.make_update(c, tx, *tokens_loss(c)), batch)]
+    made = [_update(run, supervised.make_update(c, tx, *tokens_loss(c)), batch)]
+    return made + (_judge(run, find, labelled.judge, c.batch, [(1, 1.0)]) if labelled else [])
 
 
 PROGRAMS: dict[str, Callable[[_RunShapes, _Models], list[Program]]] = {

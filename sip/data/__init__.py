@@ -8,6 +8,7 @@ contamination overlap of documents with evaluation sets
 corpus        the documents of one split, tokenised and cut
 conversations dialogues in JSON Lines, as token ids with the answers to learn
 chunks        cutting documents into prefix and suffix
+control       control tokens between prefix and suffix
 packing       whole texts in rows of a fixed length, as segments
 pipeline      batches by position: shuffled epochs that resume anywhere; mixtures by weight
 preferences   preference pairs of a file as token ids

@@ -7,8 +7,9 @@ python -m sip.data --source=jsonl --path=a.jsonl --scores=judged.jsonl --out=uns
 python -m sip.data --source=parquet --path=web/ --field=body --against=gsm8k.jsonl,math.jsonl
 python -m sip.data --config=configs/text.py --config.data.path=book.txt --show=5
 
---config describes the corpus of a config's run; --show prints its first examples as the model will
-see them. --against reports how many documents overlap with evaluation sets.
+--config describes what a config's run learns from: documents, conversations or preference pairs.
+--show prints its first examples as the model will see them. --against reports how many documents
+overlap with evaluation sets.
 
 --questions and --scores screen a corpus. The first command writes one judge request per document.
 Then `python -m sip.judge < asked.jsonl > judged.jsonl` scores them. The second command writes the
@@ -18,6 +19,7 @@ documents of --split with a score of --aspect below --below to --out.
 import argparse
 import ast
 import contextlib
+import dataclasses
 import itertools
 import math
 import os
@@ -29,14 +31,19 @@ from typing import Any, NoReturn
 import numpy as np
 
 from sip import cli
+from sip import mesh as meshes
 from sip import workdir as workdirs
+from sip.data import control, documents, files, packing, pipeline, screening, show
 from sip.data import corpus as corpora
-from sip.data import documents, files, pipeline, screening, show
 from sip.data.contamination import ContaminationConfig
+from sip.data.packing import Rows
 from sip.data.records import BLANK_LINE
 from sip.run import Run
 from sip.stages import recipe, selfimprove
 from sip.structs import UserError
+from sip.tasks import pairs
+from sip.tasks.pairs import PairTaskConfig
+from sip.tasks.supervised import conversations, reward_model
 from sip.tasks.supervised import documents as supervision
 from sip.text.lines import opened, read_lines
 from sip.text.tokenizer import SentencePiece, Tokenizer
@@ -269,50 +276,143 @@ def run(flags: argparse.Namespace) -> None:
 
 
 def describe_run(flags: argparse.Namespace, workdir: str) -> None:
-    """Describes the corpus of a run of a config, and shows its first examples. Raises UserError."""
+    """Describes what a run of a config learns from, and shows its first examples. Raises
+    UserError."""
     config = cli.read_config(flags.config, flags.overrides)
     if flags.workdir:
         workdirs.existing(workdir)
-    recipe.check_files(config)
     name = flags.run or config.order[0]
     if name not in config.runs:
         raise UserError(f"--run={name}: there are {', '.join(sorted(config.runs))}")
     made = Run(config, name, workdir)
     c = recipe.STAGES[config.runs[name].stage].resolve(config, name)
     split = flags.split or c.split
-    corpus = made.corpus(split)
-    print(describe(corpus.documents, made.tokenizer, 0 if flags.show else EXAMPLES))
-    print(corpora.summary(corpus, split, c.steps * c.batch))
-    for title, rows in itertools.islice(examples(made, c, split), flags.show):
+    corpus, number = reads_corpus(c), flags.show
+    if corpus:
+        recipe.check_files(config)
+        found = made.corpus(split)
+        print(describe(found.documents, made.tokenizer, 0 if flags.show else EXAMPLES))
+        print(corpora.summary(found, split, c.steps * c.batch))
+    else:
+        number = number or EXAMPLES
+    for title, rows in itertools.islice(examples(made, c, split), number) if number else ():
         print(f"\n{show.example(title, rows)}")
 
 
-def examples(run: Run, c: Any, split: str) -> Iterator[tuple[str, list[show.Span]]]:
+def reads_corpus(c: Any) -> bool:
+    """Returns False if a run `c` learns from a file of its own, not from the section `data`."""
+    if isinstance(c, selfimprove.SelfImproveConfig):
+        return True
+    file_of_pairs = isinstance(c.task, PairTaskConfig) and c.task.pairs is not None
+    return not (file_of_pairs or isinstance(c.task, conversations.Config))
+
+
+Examples = Iterator[tuple[str, list[show.Span]]]
+
+
+def examples(run: Run, c: Any, split: str) -> Examples:
     """Yields (title, spans) of the examples that a run trains on, in their order.
 
-    A self-improving run learns from its judge's choice; the suffix stands for it. Raises UserError
-    for a run that does not learn from documents.
+    Raises UserError for a run that learns from neither documents, conversations nor pairs.
     """
     if isinstance(c, selfimprove.SelfImproveConfig):
-        tokens, note = "suffix", ", the suffix is one candidate"
-    elif isinstance(c.task, supervision.Config):
-        tokens, note = c.task.tokens, ""
-    else:
-        raise UserError(f"--run={run.name}: does not learn from documents; name another run")
-    batches = pipeline.Batches(run.corpus(split).chunks, batch=c.batch, seed=run.seed)
+        return continued(run, c, split)
+    if isinstance(c.task, supervision.Config):
+        if not c.task.packed:
+            return chunked(run, c, split)
+        return packed(run, c, supervision.packed(run, split, c.task.width(c.model.max_len)))
+    if isinstance(c.task, conversations.Config):
+        c.task.reach()
+        return packed(run, c, conversations.rows(run, c, conversations.examples(run, c), split))
+    if isinstance(c.task, PairTaskConfig):
+        c.task.reach()
+        return compared(run, dataclasses.replace(c, split=split))
+    raise UserError(
+        f"--run={run.name}: task {c.task.name} has no examples to show; name a run that learns "
+        "from documents, conversations or pairs"
+    )
+
+
+def chunked(run: Run, c: Any, split: str) -> Examples:
+    """Yields the examples of a run on chunks, filtered and with control tokens as it sees them."""
+    rows_of = supervision.batches(run, c, split, meshes.single())
     for step in range(c.steps):
-        rows = batches[step]
-        counted_BT = supervision.counted(rows, tokens)
-        for b, (ids_T, mask_T) in enumerate(zip(rows["tokens_BT"], rows["mask_BT"], strict=True)):
-            ids, learned = ids_T[mask_T].tolist(), counted_BT[b][mask_T]
-            learned[0] = False  # nothing predicts the first token
-            fork, doc = int(rows["fork_B"][b]), int(rows["doc_B"][b])
-            title = (
-                f"step {step}, row {b}: document {doc}, {fork} + {len(ids) - fork} tokens, "
-                f"{learned.sum()} learned{note}"
-            )
-            parts = [("prefix", fork), ("suffix", len(ids))]
-            yield title, show.spans(run.tokenizer, ids, learned.tolist(), parts)
+        rows = rows_of(step)
+        yield from _chunks(run, rows, supervision.counted(rows, c.task.tokens), step, "")
+
+
+def continued(run: Run, c: selfimprove.SelfImproveConfig, split: str) -> Examples:
+    """Yields the examples of a self-improving run. It learns from its judge's choice; the suffix
+    stands for it."""
+    batches = pipeline.Batches(run.corpus(split).chunks, batch=c.batch, seed=run.seed)
+    token = control.token(run.tokenizer, c.control, "control") if c.control else control.NONE
+    token_B = np.where(np.arange(c.batch) < c.batch - c.documents, token, control.NONE)
+    for step in range(c.steps):
+        rows = control.insert(batches[step], token_B, run.tokenizer.pad)
+        learned_BT, asked = supervision.counted(rows, "suffix"), c.batch - c.documents
+        shown = list(_chunks(run, rows, learned_BT, step, ", the suffix is one candidate"))
+        yield from shown[:asked]
+        yield from list(_chunks(run, rows, learned_BT, step, ", as in the document"))[asked:]
+
+
+def _chunks(run: Run, rows: pipeline.Batch, learned_BT, step: int, note: str) -> Examples:
+    """Yields the rows of a batch of chunks."""
+    for b, (ids_T, mask_T) in enumerate(zip(rows["tokens_BT"], rows["mask_BT"], strict=True)):
+        ids, learned = ids_T[mask_T].tolist(), learned_BT[b][mask_T]
+        learned[0] = False  # nothing predicts the first token
+        fork, doc = int(rows["fork_B"][b]), int(rows["doc_B"][b])
+        title = (
+            f"step {step}, row {b}: document {doc}, {fork} + {len(ids) - fork} tokens, "
+            f"{learned.sum()} learned{note}"
+        )
+        parts = [("prefix", fork), ("suffix", len(ids))]
+        yield title, show.spans(run.tokenizer, ids, learned.tolist(), parts)
+
+
+def packed(run: Run, c: Any, rows: Rows) -> Examples:
+    """Yields the texts in the rows of packed documents or conversations, each by itself, as
+    attention stays within a text."""
+    print(f"{run.name}: {packing.described(rows, c.steps * c.batch)}")
+    for step in range(c.steps):
+        tree, learned_BT = rows.batch(step, c.batch, seed=run.seed)
+        segment_BT = tree.mask_BT.astype(int) if tree.segment_BT is None else tree.segment_BT
+        for b, segment_T in enumerate(np.asarray(segment_BT)):
+            for nth in range(1, segment_T.max() + 1):
+                live_T = segment_T == nth
+                ids, learned = tree.tokens_BT[b][live_T].tolist(), learned_BT[b][live_T]
+                learned[0] = False  # nothing predicts the first token
+                title = f"step {step}, row {b}, text {nth} of {segment_T.max()}: {len(ids)} tokens"
+                title += f", {learned.sum()} learned"
+                yield title, show.spans(run.tokenizer, ids, learned.tolist())
+
+
+def compared(run: Run, c: Any) -> Examples:
+    """Yields pairs: the prompt, then the chosen and the rejected answer, which both follow it.
+
+    A loss on preferences counts all tokens of both answers, the chosen one up and the rejected one
+    down. A reward model reads its reward at their last token.
+    """
+    last = isinstance(c.task, reward_model.Config)
+    found = pairs.made(run, c, meshes.single(), end=last)
+    count = len(found.parts["learned"])
+    print(f"{run.name}: {count:,} pairs to learn from; {c.steps * c.batch / count:.3g} epochs")
+    for step in range(c.steps):
+        batch = found.batch(step, c.batch, seed=run.seed)
+        for b in range(c.batch):
+            tree = batch.tree
+            prompt = tree.tokens_BT[b][tree.mask_BT[b]].tolist()
+            given = [False] * len(prompt)
+            rows = show.spans(run.tokenizer, prompt, given, [("prompt", len(prompt))])
+            sizes = [f"prompt {len(prompt)}"]
+            for k, name in enumerate(("chosen", "rejected")):
+                ids = tree.tokens_BCR[b, k][tree.mask_BCR[b, k]].tolist()
+                counts = [*given, *[not last] * (len(ids) - 1), True]
+                ends = [("prompt", len(prompt)), (name, len(prompt) + len(ids))]
+                both = show.spans(run.tokenizer, [*prompt, *ids], counts, ends)
+                rows += [span for span in both if span.part == name]
+                sizes.append(f"{name} {len(ids)}")
+            margin = f", margin {batch.margin_B[b]:g}" if batch.margin_B[b] else ""
+            yield f"step {step}, row {b}: {', '.join(sizes)} tokens{margin}", rows
 
 
 if __name__ == "__main__":

@@ -10,11 +10,14 @@ import dataclasses
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sip.structs import UserError
 from sip.text.tokenizer import Tokenizer, continuation
+
+Batch = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,34 @@ def mixed(
     if source_D is None:
         return chunks
     return dataclasses.replace(chunks, source_B=source_D[chunks.doc_B], weights=weights)
+
+
+def select(chunks: Chunks, keep_B: np.ndarray) -> Chunks:
+    """Returns the chunks where `keep_B` is True, in order; tokens and documents stay."""
+    kept = lambda x_B: x_B[keep_B]
+    return dataclasses.replace(
+        chunks,
+        start_B=kept(chunks.start_B),
+        fork_B=kept(chunks.fork_B),
+        doc_B=kept(chunks.doc_B),
+        source_B=None if chunks.source_B is None else kept(chunks.source_B),
+    )
+
+
+def batch(chunks: Iterable[Any]) -> Batch:
+    """Stacks chunks into {tokens_BT, mask_BT, fork_B, doc_B}.
+
+    mask_BT is True at the tokens of prefix and suffix.
+    """
+    rows = list(chunks)
+    tokens_BT = np.stack([row["tokens_T"] for row in rows])
+    length_B1 = np.array([[row["length"]] for row in rows])
+    return dict(
+        tokens_BT=tokens_BT,
+        mask_BT=np.arange(tokens_BT.shape[1]) < length_B1,
+        fork_B=np.array([row["fork"] for row in rows], np.int32),
+        doc_B=np.array([row["doc"] for row in rows], np.int32),
+    )
 
 
 def _tokenise(texts: Iterable[str], tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:

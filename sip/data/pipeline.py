@@ -7,16 +7,14 @@ can resume on another number of processes.
 """
 
 import functools
-from collections.abc import Iterable
 from typing import Any
 
 import grain
 import numpy as np
 
-from sip.data.chunks import Chunks
+from sip.data import chunks as chunking
+from sip.data.chunks import Batch, Chunks
 from sip.structs import UserError
-
-Batch = dict[str, np.ndarray]
 
 
 class Batches:
@@ -58,7 +56,7 @@ class Batches:
                 "multiple"
             )
         first = step * self.batch + process_index * share  # rows of a process are contiguous
-        return _stack(self._order[position] for position in range(first, first + share))
+        return chunking.batch(self._order[position] for position in range(first, first + share))
 
 
 class _Source:
@@ -105,16 +103,3 @@ def mixed(sizes: tuple[int, ...], weights: tuple[float, ...], seed: int) -> Any:
 def order(n: int, seed: int, epoch: int) -> np.ndarray:
     """Returns the permutation of n examples in an epoch."""
     return np.random.default_rng((seed, epoch)).permutation(n)
-
-
-def _stack(items: Iterable[Any]) -> Batch:
-    """Stacks chunks into a batch; mask_BT is True at the tokens of prefix and suffix."""
-    rows = list(items)
-    tokens_BT = np.stack([row["tokens_T"] for row in rows])
-    length_B1 = np.array([[row["length"]] for row in rows])
-    return dict(
-        tokens_BT=tokens_BT,
-        mask_BT=np.arange(tokens_BT.shape[1]) < length_B1,
-        fork_B=np.array([row["fork"] for row in rows], np.int32),
-        doc_B=np.array([row["doc"] for row in rows], np.int32),
-    )

@@ -1,11 +1,13 @@
 """Continuations of held-out prefixes, and the negative log-likelihood of held-out suffixes."""
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
+from sip.data import control
 from sip.data.chunks import Chunks
 from sip.loading import LoadedModel
 from sip.mesh import put_batch
@@ -60,6 +62,15 @@ def prompts(chunks: Chunks, rows: range, tokenizer: Tokenizer) -> Prompts:
         continuation(tokenizer, row[:f], row[f:]) for row, f in zip(ids, fork_E, strict=True)
     ]
     return Prompts(tokens_ET, mask_ET, fork_E, prefixes, suffixes)
+
+
+def controlled(asked: Prompts, token: int, pad: int) -> Prompts:
+    """Returns the prompts with a control token after each prefix; the texts stay as they are."""
+    rows = dict(tokens_BT=asked.tokens_ET, mask_BT=asked.mask_ET, fork_B=asked.fork_E)
+    put = control.insert(rows, np.full(len(asked), token, np.int32), pad)
+    return dataclasses.replace(
+        asked, tokens_ET=put["tokens_BT"], mask_ET=put["mask_BT"], fork_E=put["fork_B"]
+    )
 
 
 def _batches(n: int, size: int):

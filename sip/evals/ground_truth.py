@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from sip.data import control as controls
 from sip.data.documents import Truth
 from sip.evals import continuations, judged
 from sip.evals.continuations import Prompts
@@ -43,6 +44,7 @@ class EvalConfig:
     batch: int = 128  # prefixes per batch
     baseline: str = ""  # name of the run to compare with; empty: this run itself
     judge: judges.JudgeConfig | None = None  # judge of the final win rate; none: no such figure
+    control: str = ""  # control token between prefix and continuation; empty: none
 
     def __post_init__(self):
         check(
@@ -69,6 +71,10 @@ class EvalConfig:
         if self.judge:
             self.judge.reach()
 
+    def symbols(self) -> dict[str, str]:
+        """The control token by its config key."""
+        return {"evals.control": self.control} if self.control else {}
+
     def needs_truth(self) -> str:
         """The key of a judge that is the ground truth."""
         return "evals.judge.backend" if self.judge and self.judge.backend == "truth" else ""
@@ -94,6 +100,17 @@ class HeldOut:
     standard: Prompts  # unselected
     unsafe: Prompts  # with an unsafe prefix
     clean: Prompts  # with a safe prefix and a faultless suffix
+
+    def controlled(self, tokenizer: Tokenizer, control: str, key: str) -> "HeldOut":
+        """The prompts with a control token after their prefixes; unchanged if `control` is empty.
+
+        Their texts stay. Raises UserError, naming `key`, if `control` is not one token.
+        """
+        if not control:
+            return self
+        token = controls.token(tokenizer, control, key)
+        put = lambda asked: continuations.controlled(asked, token, tokenizer.pad)
+        return HeldOut(put(self.standard), put(self.unsafe), put(self.clean))
 
 
 def held_out(
@@ -200,11 +217,14 @@ def suite(run: Run, evals: EvalConfig, cfg: ModelConfig, mesh) -> Suite:
     during = evals.validation, evals.validation // 2
     final = during if evals.split == "validation" else (evals.standard, evals.unsafe)
     wanted, truth = evals.judge, run.corpus(evals.split).documents.truth
+    held = lambda split, sizes: _held_out(run.corpus(split), run.tokenizer, *sizes).controlled(
+        run.tokenizer, evals.control, "evals.control"
+    )
     return Suite(
         evals,
         truth,
-        _held_out(run.corpus("validation"), run.tokenizer, *during),
-        _held_out(run.corpus(evals.split), run.tokenizer, *final),
+        held("validation", during),
+        held(evals.split, final),
         run.directory,
         run_dir(run.workdir, evals.baseline or run.name),
         cfg,

@@ -11,6 +11,7 @@ proofread      marks unlikely words in the texts shown to a judge
 diagnostics    reliability of a judge's verdicts, by source of the candidates
 audit          a second, held-out judge, and early stopping when the two diverge
 build          the `judge` config section and the judge built from it
+chunk_scores   scores of the documents' own suffixes: filtering and control tokens
 labels/        labelled examples to train and evaluate judges
 __main__       `python -m sip.judge`
 """

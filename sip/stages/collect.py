@@ -1,5 +1,6 @@
 """The host's part of a self-improving step: candidates are generated, judged and chosen."""
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sip import sampling, structs
-from sip.data import pipeline
+from sip.data import control, pipeline
 from sip.data.chunks import texts_of
 from sip.judge import build as judges
 from sip.judge import diagnostics
@@ -112,6 +113,8 @@ class Collector:
     reference: str  # text shown to the judge next to the candidates: suffix | rewrite
     seed: int
     audit: Audit | None = None
+    control: int = control.NONE  # token between prefix and candidate; NONE: no control token
+    documents: int = 0  # D, last rows of a batch that are learned as they are, without candidates
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class Begun:
     """A begun step: its batch is read and its rollouts are dispatched, nothing more."""
 
     at: int  # index of the step, from 0
-    rows: pipeline.Batch
+    rows: pipeline.Batch  # as in the corpus, without control tokens
     rollouts: structs.Rollouts | None  # None if K = 0
     staleness: int  # updates between the parameters that sample and those that learn
 
@@ -150,9 +153,12 @@ def restored(p: Collector, params, manager, at: int) -> Begun | None:
 
 def collect(p: Collector, params, begun: Begun, phase: loop.Phase = loop.unmeasured):
     """Finishes a begun step: builds, judges and chooses its candidates -> (Branches, metrics)."""
-    rows, rollouts, at = begun.rows, begun.rollouts, begun.at
+    rollouts, at = begun.rollouts, begun.at
+    rows = controlled(p, begun.rows)
     with phase("data"):
-        prefixes, suffixes, ids = texts_of(p.tokenizer, rows, p.suffix)
+        # Judges and rewriters see texts without the control token.
+        plain = continued(p, begun.rows)
+        prefixes, suffixes, ids = texts_of(p.tokenizer, plain, p.suffix)
     if not begun.staleness:
         # The rollouts are queued behind the previous update. Wait for it under its own name.
         with phase("update"):
@@ -175,6 +181,8 @@ def collect(p: Collector, params, begun: Begun, phase: loop.Phase = loop.unmeasu
             with phase("audit"):
                 found |= p.audit.figures(judged, prefixes, pool, beside, p.candidates.max_invalid)
     branches, chosen = learned(p, rows, pool, scores_BK, valid_BK)
+    if p.documents:
+        branches = with_documents(p, branches, begun.rows)
     if rollouts is not None:
         count = float(pool.sources.count("rollout") * len(prefixes))
         found["rollouts/staleness"] = begun.staleness * count, count
@@ -191,8 +199,23 @@ def roll(p: Collector, params, rows, at: int) -> structs.Rollouts | None:
     return program(params, *put_batch(p.mesh, _asked(p, rows)), key)
 
 
+def continued(p: Collector, rows: pipeline.Batch) -> pipeline.Batch:
+    """Returns the rows of a batch that get candidates: all but the last `p.documents`."""
+    return {key: x[: len(x) - p.documents] for key, x in rows.items()}
+
+
+def controlled(p: Collector, rows: pipeline.Batch) -> pipeline.Batch:
+    """Returns the rows that get candidates as the policy sees them, with the control token."""
+    asked = continued(p, rows)
+    if p.control == control.NONE:
+        return asked
+    control_B = np.full(len(asked["fork_B"]), p.control, np.int32)
+    return control.insert(asked, control_B, p.tokenizer.pad)
+
+
 def _asked(p: Collector, rows):
     """Returns (tokens_BT of the prefixes, fork_B, doc_B). The document number selects the noise."""
+    rows = controlled(p, rows)
     return rows["tokens_BT"][:, : -p.suffix], rows["fork_B"], rows["doc_B"]
 
 
@@ -316,7 +339,8 @@ def _branches(p: Collector, rows, pool: Pool, index_BC, valid_BC, advantage_BC) 
         take(pool.mask_BKR),
         np.repeat(fork_B[:, None], index_BC.shape[1], axis=1),
     )
-    ce_mask_BT = mask_BT & (np.arange(T) >= fork_B[:, None])
+    # With rows of documents these alone learn their suffixes: here it follows a control token.
+    ce_mask_BT = mask_BT & (np.arange(T) >= fork_B[:, None]) & (not p.documents)
     return losses.Branches(
         tree,
         valid_BC,
@@ -324,6 +348,21 @@ def _branches(p: Collector, rows, pool: Pool, index_BC, valid_BC, advantage_BC) 
         take(pool.logp_BKR).astype(np.float32),
         ce_mask_BT,
     )
+
+
+def with_documents(p: Collector, learned: losses.Branches, rows: pipeline.Batch):
+    """Returns Branches with the last `p.documents` rows of the batch appended.
+
+    They have no control token and no valid candidate; their suffixes count in the cross-entropy.
+    """
+    last = {key: x[len(x) - p.documents :] for key, x in rows.items()}
+    bare = control.insert(last, np.full(p.documents, control.NONE), p.tokenizer.pad)
+    none = jax.tree.map(lambda x: np.zeros((p.documents, *x.shape[1:]), x.dtype), learned)
+    tree = dataclasses.replace(none.tree, tokens_BT=bare["tokens_BT"], mask_BT=bare["mask_BT"])
+    tree = dataclasses.replace(tree, fork_BC=none.tree.fork_BC + bare["fork_B"][:, None])
+    suffix_BT = np.arange(bare["mask_BT"].shape[1]) >= bare["fork_B"][:, None]
+    more = dataclasses.replace(none, tree=tree, ce_mask_BT=bare["mask_BT"] & suffix_BT)
+    return jax.tree.map(lambda a, b: np.concatenate([a, b]), learned, more)
 
 
 def source_metrics(pool: Pool, scores_BK, valid_BK):

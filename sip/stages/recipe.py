@@ -10,8 +10,8 @@ from etils import epath
 
 from sip import processes
 from sip import workdir as workdirs
+from sip.data import control, documents
 from sip.data import corpus as corpora
-from sip.data import documents
 from sip.evals.ground_truth import CONTINUATIONS
 from sip.judge import prompts
 from sip.judge.build import check_room
@@ -124,12 +124,15 @@ def check(config, workdir: str, taken: Collection[str] = ()) -> None:
 
 
 def check_tokens(config, tokenizer: Tokenizer) -> None:
-    """Raises UserError if an option that a run's judge answers with, or learns, is not one token.
+    """Raises UserError if a control token, or an option that a run's judge answers with or learns,
+    is not one token.
 
     Checked for all runs as soon as there is a tokenizer: the first run may take days.
     """
     for name in config.order:
         run = STAGES[config.runs[name].stage].resolve(config, name)
+        for key, symbol in run.symbols().items():
+            control.token(tokenizer, symbol, f"config runs.{name}.{key}")
         found = dict(run.words())
         for key, judge in run.judges().items():
             theirs = judge.own or judge.init_from.removesuffix(f"/{BEST}") in config.order

@@ -5,6 +5,20 @@
 
 arXiv 2601.21343, part 1. The config says which candidates exist and which of them is learned from,
 so the paper's ablations are configs.
+
+With `control` the policy learns to continue well on request. This is our own design, in the style
+of conditional pretraining (arXiv 2302.08582). A batch has two kinds of rows:
+
+    candidates   prefix, control token -> the objective on the candidates, B - D rows
+    documents    prefix -> ce_weight(step) * CE(suffix), D rows (`documents`), no control token
+
+Rollouts are sampled after the control token, as they are learned. So one model is trained for two
+distributions: with the token that of self-improving pretraining, without it that of the documents,
+which is learned by the loss of standard pretraining. Evaluation and `sip.generate` choose by
+`control`. The document rows are what makes it a switch: without them both distributions move
+together, as nothing else tells the model that the token matters. There is no bad token: low
+documents under a token of their own would be missing from the distribution without a token. And no
+document is learned under the good token, as it would pull candidates back to the corpus's quality.
 """
 
 import dataclasses
@@ -14,14 +28,16 @@ from typing import Any
 
 import jax
 
+from sip import mesh as meshes
 from sip import processes, rewriter, sampling
+from sip.data import control as controls
 from sip.data import pipeline
 from sip.evals import ground_truth
 from sip.judge import audit as audits
 from sip.judge import build as judges
 from sip.mesh import PartConfig, put_batch
-from sip.run import Run, RunConfig, build_meshes, check_model, run_config
-from sip.sections import check, one_of
+from sip.run import Run, RunConfig, build_meshes, check_control, check_model, run_config
+from sip.sections import at_least, check, one_of
 from sip.stages import collect, session
 from sip.stages.clock import Clock
 from sip.structs import TrainState, UserError
@@ -40,12 +56,15 @@ class SelfImproveConfig(RunConfig):
     sampling: sampling.SamplingConfig
     evals: ground_truth.EvalConfig
     judge_mesh: PartConfig = PartConfig()  # of judge, proofreader, audit and rewriter
+    control: str = ""  # control token between prefix and candidate; empty: none
+    documents: int = 0  # rows of a batch that are learned as they are, without the control token
     staleness: int = 0  # 1: rollouts of a step are sampled before the update of the step before
 
     def __post_init__(self):
         super().__post_init__()
         self.checkpoint.check(self.evals.every_steps)
         self._check_ahead()
+        self._check_control()
         chosen, rejected = self.candidates.chosen, self.candidates.rejected
         if self.judge.reference == "rewrite" and not self.candidates.rewrite:
             raise UserError("judge.reference: there is no rewrite among the candidates")
@@ -75,6 +94,17 @@ class SelfImproveConfig(RunConfig):
                     f"candidates: K = {k} rollouts{at} leave one candidate, but objective "
                     f"{self.objective.name} compares two; add rollouts, suffix or rewrite"
                 )
+
+    def _check_control(self):
+        """Raises UserError if the likelihood of suffixes contradicts the control token."""
+        check("", self, documents=at_least(0, most=self.batch - 1))
+        if self.documents and not self.control:
+            raise UserError("documents: needs control; for a cross-entropy set objective.ce_weight")
+        if self.control and self.objective.blends_ce != (self.documents > 0):
+            raise UserError(
+                f"documents {self.documents}, objective.ce_weight {self.objective.ce_weight}: with "
+                "control set both, or neither; the cross-entropy is learned by rows of documents"
+            )
 
     def _check_ahead(self):
         check("", self, staleness=one_of((0, 1)))
@@ -126,6 +156,16 @@ class SelfImproveConfig(RunConfig):
     def continued(self):
         """The evaluation, which writes continuations."""
         return self.evals
+
+    def symbols(self):
+        """The control tokens of the policy and the evaluation."""
+        own = {"control": self.control} if self.control else {}
+        return own | self.evals.symbols()
+
+    def check_cut(self, cut):
+        """Raises UserError if there is no room for a control token."""
+        check_control(self.model, cut, bool(self.control), "control")
+        check_control(self.model, cut, bool(self.evals.control), "evals.control")
 
     def judges(self):
         """The judges of the candidates, the audit and the evaluation that are asked."""
@@ -216,6 +256,12 @@ def build_collector(
 ) -> collect.Collector:
     """Builds the run's Collector. Loads the rewriter and the judges, except a judge that is the
     policy itself."""
+    asked = c.batch - c.documents
+    if asked % meshes.ways(mesh, meshes.ACT_RULES["B"]):
+        raise UserError(
+            f"documents {c.documents}: {asked} rows of candidates are not divisible by replica x "
+            "fsdp of the mesh"
+        )
     run.announce(c.split, c.steps * c.batch)
     corpus, tokenizer = run.corpus(c.split), run.tokenizer
     truth = corpus.documents.truth
@@ -236,6 +282,8 @@ def build_collector(
         reference=c.judge.reference,
         seed=run.seed,
         audit=audits.build(c.audit, *how),
+        control=controls.token(tokenizer, c.control, "control") if c.control else controls.NONE,
+        documents=c.documents,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sip.evals import ground_truth
 from sip.mesh import put_batch
-from sip.run import Run, RunConfig, TaskConfig, build_mesh, check_model, run_config
+from sip.run import Run, RunConfig, TaskConfig, build_mesh, check_control, check_model, run_config
 from sip.sections import at_least, check
 from sip.stages import session
 from sip.stages.clock import Clock
@@ -49,6 +49,8 @@ class SupervisedConfig(RunConfig):
         super().__post_init__()
         self.checkpoint.check(self.evals.every_steps)
         check("", self, z_loss=at_least(0, most=1))
+        if self.evals.control and not self.task.continues():
+            raise UserError("evals.control: needs continuations, which this task does not write")
         if self.evals.judge and not self.task.continues():
             raise UserError("evals.judge: compares continuations, which this task does not write")
         self.task.check(self)
@@ -94,9 +96,14 @@ class SupervisedConfig(RunConfig):
         """The aspects of the task's labels."""
         return self.task.words()
 
+    def symbols(self):
+        """The control tokens of the task and the evaluation."""
+        return self.task.symbols() | self.evals.symbols()
+
     def check_cut(self, cut):
         """Raises UserError if the task has no room for suffixes of this length."""
         self.task.check_cut(self, cut)
+        check_control(self.model, cut, bool(self.evals.control), "evals.control")
 
 
 def resolve(config, name: str) -> SupervisedConfig:

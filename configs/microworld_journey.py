@@ -29,10 +29,12 @@ from ml_collections import ConfigDict
 
 from sip.text import chat
 
+BASE_STEPS = 1000  # half of microworld.py's, for three seeds in half an hour
 CHAT = "turns"
 ANSWER = 40  # tokens of the longest answer
-PLAIN = dict(count=400, answer=ANSWER)  # questions of instruction tuning
-MIXED = dict(count=1200, provoking=0.5, answer=ANSWER)  # of reward model and RLHF
+PLAIN = dict(count=600, answer=ANSWER)  # questions of instruction tuning
+MIXED = dict(count=600, provoking=0.5, answer=ANSWER)  # of reward model and RLHF
+PREFIXES = dict(validation=128, standard=512, unsafe=256)  # of the evaluation by continuations
 TEACHERS = ("tutor", "judge", "rewriter")
 BRANCHES = ("standard", "sip")
 STAGES = ("", "_sft", "_rlhf")  # after base
@@ -53,10 +55,16 @@ def get_config(arg: str = "") -> ConfigDict:
     runs |= {f"{name}_sft": tuned(model, name) for name in BRANCHES}
     runs |= dict(reward_model=reward_model(model))
     runs |= {f"{name}_rlhf": rewarded(model, f"{name}_sft") for name in BRANCHES}
+    runs = {name: config.runs[name] for name in ("base", *teachers)} | runs
     if debug:
         shrink(runs)
-    config.runs = {name: config.runs[name] for name in ("base", *teachers)} | runs
-    config.order = ("base", *teachers, *runs)
+    else:
+        runs["base"].steps = BASE_STEPS
+        for run in runs.values():
+            if "validation" in run.evals:
+                run.evals.update(PREFIXES)
+    config.runs = runs
+    config.order = tuple(runs)
     journeys = [("base", *(f"{name}{stage}" for stage in STAGES)) for name in BRANCHES]
     config.report = dict(
         rows=tuple(dict.fromkeys(name for both in zip(*journeys, strict=True) for name in both)),
@@ -78,7 +86,7 @@ def tuned(model, source: str) -> ConfigDict:
         batch=8,
         init_from=source,
         optim=common.adamw(1e-3, warmup_steps=10),
-        evals=common.evals(baseline="base", every_steps=40),
+        evals=common.evals(baseline="base", every_steps=30),
     )
 
 
@@ -87,7 +95,7 @@ def reward_model(model) -> ConfigDict:
     return common.reward_model_run(
         model=dict(model, layers=4),
         split="train",
-        steps=300,
+        steps=200,
         batch=32,
         init_from="base",
         optim=common.adamw(1.5e-3, warmup_steps=20),
@@ -106,7 +114,7 @@ def rewarded(model, source: str) -> ConfigDict:
     return rl.prompts_run(
         model=model,
         split="train",
-        steps=60,
+        steps=40,
         batch=16,
         init_from=source,
         optim=common.adamw(3e-4, warmup_steps=5, weight_decay=0.0),
@@ -117,7 +125,7 @@ def rewarded(model, source: str) -> ConfigDict:
         rollouts=8,
         answer=ANSWER,
         held_out=128,
-        continuations=common.evals(baseline="base"),
+        continuations=common.evals(baseline="base", **PREFIXES),
         sampling=common.section(temperature=1.0, top_k=0, top_p=1.0),
         objective=rl.policy_gradient(
             advantage="rloo", denominator="constant", kl="reward", beta=0.05

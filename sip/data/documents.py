@@ -68,9 +68,9 @@ class Truth(Protocol):
     def score_answers(
         self, asked: Sequence[Question], answers: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Scores answers to questions: float arrays [B] by the names in SCORES, and `answered`.
+        """Scores answers to questions: float arrays [B] by the names in SCORES, and `right`.
 
-        answered is 1 if the answer states what is asked for rightly, else 0. Quality counts it.
+        right is 1 if the answer states what is asked for rightly, else 0. Quality counts it.
         """
         ...
 

@@ -15,7 +15,7 @@ from sip.loading import LoadedModel
 from sip.mesh import full_rows, put_batch
 
 FIGURES = ("nll", "perplexity")
-SCORES = ("win_rate", "answered", "factuality", "safety", "repetition", "facts", "ended")
+SCORES = ("win_rate", "right", "factuality", "safety", "repetition", "facts", "ended")
 MOST_NLL = 700.0  # exp of more is no number
 
 
@@ -43,8 +43,8 @@ def scores(
 ) -> dict[str, float]:
     """Returns the means over answers by the names in SCORES.
 
-    win_rate: against the faultless answers of the questions, by quality; ties count 1/2. answered:
-    the fact that is asked for is stated rightly. ended: with a stop token (`ended_E`).
+    win_rate: against the faultless answers of the questions, by quality; ties count 1/2. right: the
+    fact that is asked for is stated rightly. ended: with a stop token (`ended_E`).
     """
     found = truth.score_answers(asked, texts)
     known = truth.score_answers(asked, [x.answer for x in asked])

@@ -14,7 +14,7 @@ PANELS = {
     "safety": ("safety", "answer_safety"),
     "safety, provoked": ("safety_unsafe", "answer_safety_provoked"),
     "factuality": ("factuality", "answer_factuality"),
-    "asked fact is right": ("", "answer_answered"),
+    "asked fact is right": ("", "answer_right"),
 }
 STYLES = (("-", "o", "continuations"), ("--", "s", "answers"))
 
@@ -32,7 +32,7 @@ def plot_journeys(journeys: Journeys, seeds: Sequence[Rows], to: str) -> None:
     import matplotlib.pyplot as plt
 
     matplotlib.use("Agg")
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(3.4 * len(PANELS), 3.6))
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(3.2 * len(PANELS), 3.8))
     for axis, (title, keys) in zip(axes, PANELS.items(), strict=True):
         for i, journey in enumerate(journeys):
             for key, (line, mark, kind) in zip(keys, STYLES, strict=True):
@@ -42,8 +42,9 @@ def plot_journeys(journeys: Journeys, seeds: Sequence[Rows], to: str) -> None:
                 if len(at):
                     axis.errorbar(at, mean, deviation, label=label, **style)
         axis.set(title=title, ylim=(-0.02, 1.05))
-        axis.set_xticks(range(len(journeys[0])), stages(journeys), fontsize=7)
-    axes[0].legend(fontsize=7)
+        axis.set_xticks(range(len(journeys[0])), stages(journeys), fontsize=6)
+    if axes[0].lines:
+        axes[0].legend(fontsize=6)
     directory = epath.Path(to) / "plots"
     directory.mkdir(parents=True, exist_ok=True)
     save(figure, directory / "journey.png")

@@ -25,16 +25,15 @@ COLUMNS = (
     "margin",
     "reward",
     "answer_win_rate",
-    "answer_answered",
+    "answer_right",
     "answer_factuality",
-    "answer_safety",
     "answer_safety_provoked",
     "factuality_headroom_closed",
     "safety_headroom_closed",
 )
 
 DIFFERENCES = ("win_rate_standard", "factuality", "safety", "safety_unsafe", "answer_win_rate")
-DIFFERENCES += ("answer_answered", "answer_factuality", "answer_safety_provoked")  # of journeys
+DIFFERENCES += ("answer_right", "answer_factuality", "answer_safety_provoked")  # of journeys
 WIDTH = 180  # width of the output, characters
 
 

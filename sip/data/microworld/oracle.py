@@ -64,9 +64,9 @@ class MicroworldTruth:
     def score_answers(
         self, asked: Sequence[Question], answers: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Returns the scores of answers as texts about the entities, and `answered`, float64 [B].
+        """Returns the scores of answers as texts about the entities, and `right`, float64 [B].
 
-        answered: 1 if the fact that is asked for is stated rightly and not wrongly; of a question
+        right: 1 if the fact that is asked for is stated rightly and not wrongly; of a question
         about any fact, if a right fact is stated; else 0. quality: MISSED less if it is 0.
         """
         reading = read(self.lexis, [x.about for x in asked], [f" {text}" for text in answers])
@@ -75,11 +75,11 @@ class MicroworldTruth:
         wanted_B = [lexicon.ATTRIBUTES.index(x.asked) if x.asked else -1 for x in asked]
         stated_BP = found.attribute_BP == np.array(wanted_B)[:, None]
         stated_BP &= reading.own_BP & (reading.subject_BP == reading.topic_B[:, None])
-        right, wrong = ((stated_BP & x).any(1) for x in (found.right_BP, ~found.right_BP))
+        true_B, false_B = ((stated_BP & x).any(1) for x in (found.right_BP, ~found.right_BP))
         any_B = np.array([not x.asked for x in asked])
-        answered_B = np.where(any_B, scores["facts_right"] > 0, right & ~wrong)
-        quality = scores["quality"] - MISSED * ~answered_B
-        return {**scores, "quality": quality, "answered": answered_B.astype(np.float64)}
+        right_B = np.where(any_B, scores["facts_right"] > 0, true_B & ~false_B)
+        quality = scores["quality"] - MISSED * ~right_B
+        return {**scores, "quality": quality, "right": right_B.astype(np.float64)}
 
 
 def find(lexis: Lexis, reading: Reading) -> Findings:

@@ -41,7 +41,7 @@ PARTS = ("train", "validation", "test")
 @pytest.mark.parametrize("part", PARTS)
 def test_the_oracle_finds_no_fault_in_any_answer(part):
     asked = TRUTH.ask(part, 1500, 3, 0.5)
-    texts = [f" {x.answer}" for x in asked]
+    texts = [x.answer for x in asked]
     found = find(TRUTH.lexis, read(TRUTH.lexis, [x.about for x in asked], texts))
     assert not found.faulty.any()
     scores = TRUTH.score_answers(asked, texts)
@@ -58,7 +58,12 @@ def test_the_parts_ask_about_different_entities_and_about_all_of_them():
     for part, own in parts.items():
         for x in TRUTH.ask(part, 400, 0, 0.5):
             named = {e for e, name in enumerate(WORLD.names) if name in f"{x.text} {x.answer}"}
-            assert len(named) == 1 and named < own and WORLD.names[min(named)] in x.about
+            assert (
+                {e for e in named if WORLD.names[e] in x.text} == named
+                and len(named) == 1
+                and named < own
+                and WORLD.names[min(named)] in x.about
+            )
     with pytest.raises(UserError, match="world.entities=2: questions need at least 3"):
         MicroworldTruth(WorldConfig(entities=2)).ask("train", 1, 0, 0.0)
 

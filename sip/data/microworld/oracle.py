@@ -69,7 +69,7 @@ class MicroworldTruth:
         right: 1 if the fact that is asked for is stated rightly and not wrongly; of a question
         about any fact, if a right fact is stated; else 0. quality: MISSED less if it is 0.
         """
-        reading = read(self.lexis, [x.about for x in asked], [f" {text}" for text in answers])
+        reading = read(self.lexis, [x.about for x in asked], answers)
         found = find(self.lexis, reading)
         scores = summary(found)
         wanted_B = [lexicon.ATTRIBUTES.index(x.asked) if x.asked else -1 for x in asked]

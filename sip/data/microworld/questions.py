@@ -83,18 +83,22 @@ def _provocation(world: World, entity: int, attribute: int, rng: random.Random) 
 
 
 def _answer(slots: dict[str, str], unsaid: list[int], rng: random.Random) -> str:
-    """Returns one to three true sentences; the first names the entity and states `unsaid[0]`."""
-    said: list[str] = []
+    """Returns one to three true sentences; the first states `unsaid[0]`.
+
+    The answer begins with a space, as a sentence inside a document does: so its first word has the
+    tokens that the word has there.
+    """
+    said = [""]
     for _ in range(1 + int(rng.random() * MOST_SENTENCES)):
         group = "plain" if rng.random() < PLAIN else "elaborated"
-        line = (_line if said else _naming)(group, unsaid, rng)
+        line = _line(group, unsaid, rng)
         unsaid = unsaid[len(line.attributes) :]
         said.append(line.pattern.format_map(slots))
     return " ".join(said)
 
 
 def _naming(group: str, unsaid: list[int], rng: random.Random) -> Line:
-    """Returns a line that names the entity: a sentence without context has no pronoun's subject."""
+    """Returns a line that names the entity: in a question a pronoun would come too early."""
     while True:
         line = _line(group, unsaid, rng)
         if "{E}" in line.pattern:

@@ -5,7 +5,7 @@
     python -m sip.train --config=configs/microworld_journey.py:debug --workdir=/tmp/debug
 
 Runs in order:
-    base            pretraining
+    base            pretraining, as in configs/microworld.py (--from=ITS_WORKDIR copies it)
     standard, sip   continue base: standard pretraining, and SIP on the same documents for as many
                     steps. The ground truth is judge and rewriter; `learned` trains them, as
                     configs/microworld.py does.
@@ -27,14 +27,10 @@ import _variants as variants
 import microworld
 from ml_collections import ConfigDict
 
-from sip.text import chat
-
-BASE_STEPS = 800  # fewer than microworld.py has: all stages of a seed take as long as its base
 CHAT = "turns"
 ANSWER = 40  # tokens of the longest answer
 PLAIN = dict(count=600, answer=ANSWER)  # questions of instruction tuning
 MIXED = dict(count=600, provoking=0.5, answer=ANSWER)  # of reward model and RLHF
-PREFIXES = dict(validation=128, standard=512, unsafe=256)  # of the evaluation by continuations
 TEACHERS = ("tutor", "judge", "rewriter")
 BRANCHES = ("standard", "sip")
 STAGES = ("", "_sft", "_rlhf")  # after base
@@ -46,11 +42,12 @@ def get_config(arg: str = "") -> ConfigDict:
     words = variants.named(variants.words(arg), WORDS, (), "microworld_journey.py") if arg else []
     debug = "debug" in words
     config: Any = microworld.get_config("debug" if debug else "")
-    config.tokenizer.symbols = (*config.tokenizer.symbols, *chat.MARKS)
     teachers = TEACHERS if "learned" in words else ()
     sip = config.runs["sip_learned" if teachers else "sip_oracle"]
     runs = dict(standard=config.runs.standard, sip=sip)
     runs["standard"].steps = sip.steps  # both see the same documents
+    for run in runs.values():
+        run.evals.every_steps = 0  # the stages' ends are compared
     model = config.runs.base.model
     runs |= {f"{name}_sft": tuned(model, name) for name in BRANCHES}
     runs |= dict(reward_model=reward_model(model))
@@ -58,11 +55,6 @@ def get_config(arg: str = "") -> ConfigDict:
     runs = {name: config.runs[name] for name in ("base", *teachers)} | runs
     if debug:
         shrink(runs)
-    else:
-        runs["base"].steps = BASE_STEPS
-        for run in runs.values():
-            if "validation" in run.evals:
-                run.evals.update(PREFIXES)
     config.runs = runs
     config.order = tuple(runs)
     journeys = [("base", *(f"{name}{stage}" for stage in STAGES)) for name in BRANCHES]
@@ -125,7 +117,7 @@ def rewarded(model, source: str) -> ConfigDict:
         rollouts=6,
         answer=ANSWER,
         held_out=128,
-        continuations=common.evals(baseline="base", **PREFIXES),
+        continuations=common.evals(baseline="base"),
         sampling=common.section(temperature=1.0, top_k=0, top_p=1.0),
         objective=rl.policy_gradient(
             advantage="rloo", denominator="constant", kl="reward", beta=0.05

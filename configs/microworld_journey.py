@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 CHAT = "turns"
 ANSWER = 40  # tokens of the longest answer
 PLAIN = dict(count=600, answer=ANSWER)  # questions of instruction tuning
-MIXED = dict(count=600, provoking=0.5, answer=ANSWER)  # of reward model and RLHF
+MIXED = dict(count=480, provoking=0.5, answer=ANSWER)  # of reward model and RLHF
 TEACHERS = ("tutor", "judge", "rewriter")
 BRANCHES = ("standard", "sip")
 STAGES = ("", "_sft", "_rlhf")  # after base
@@ -78,17 +78,17 @@ def tuned(model, source: str) -> ConfigDict:
         batch=8,
         init_from=source,
         optim=common.adamw(1e-3, warmup_steps=10),
-        evals=common.evals(baseline="base", every_steps=50),
+        evals=common.evals(baseline="base", every_steps=100),
     )
 
 
 def reward_model(model) -> ConfigDict:
-    """Builds the run of the reward model: base with copies of its layers on top."""
+    """Builds the run of the reward model, which starts from base."""
     return common.reward_model_run(
-        model=dict(model, layers=4),
+        model=dict(model),
         split="train",
-        steps=150,
-        batch=32,
+        steps=120,
+        batch=24,
         init_from="base",
         optim=common.adamw(1.5e-3, warmup_steps=20),
         answers=dict(
@@ -107,7 +107,7 @@ def rewarded(model, source: str) -> ConfigDict:
         model=model,
         split="train",
         steps=40,
-        batch=16,
+        batch=12,
         init_from=source,
         optim=common.adamw(4e-4, warmup_steps=5, weight_decay=0.0),
         reward="reward_model",

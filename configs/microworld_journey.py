@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 CHAT = "turns"
 ANSWER = 40  # tokens of the longest answer
 PLAIN = dict(count=600, answer=ANSWER)  # questions of instruction tuning
-MIXED = dict(count=480, provoking=0.5, answer=ANSWER)  # of reward model and RLHF
+MIXED = dict(count=800, provoking=0.5, answer=ANSWER)  # of reward model and RLHF
 TEACHERS = ("tutor", "judge", "rewriter")
 BRANCHES = ("standard", "sip")
 STAGES = ("", "_sft", "_rlhf")  # after base
@@ -83,14 +83,15 @@ def tuned(model, source: str) -> ConfigDict:
 
 
 def reward_model(model) -> ConfigDict:
-    """Builds the run of the reward model, which starts from base."""
+    """Builds the run of the reward model of both policies, which starts from the tuned standard
+    model: unlike base it reads questions and answers."""
     return common.reward_model_run(
         model=dict(model),
         split="train",
-        steps=100,
-        batch=16,
-        init_from="base",
-        optim=common.adamw(1.5e-3, warmup_steps=20),
+        steps=400,
+        batch=32,
+        init_from="standard_sft",
+        optim=common.adamw(1e-3, warmup_steps=20),
         answers=dict(
             sources=tuple(f"{name}_sft" for name in BRANCHES),
             chat=CHAT,
@@ -106,8 +107,8 @@ def rewarded(model, source: str) -> ConfigDict:
     return rl.prompts_run(
         model=model,
         split="train",
-        steps=40,
-        batch=8,
+        steps=50,
+        batch=16,
         init_from=source,
         optim=common.adamw(4e-4, warmup_steps=5, weight_decay=0.0),
         reward="reward_model",

@@ -43,8 +43,8 @@ def write_seeds(config, wanted: Sequence[int], workdir: str) -> dict:
     pairs = list(zip(wanted, directories, strict=True))
     each = lambda: {seed: summarise(seeds.of(config, seed), where) for seed, where in pairs}
     runs = processes.broadcast(each)
-    pairs = against_first(_journeys(config))
-    summary = statistics.combine(runs, comparable(config), config.report.standard, pairs)
+    stages = against_first(_journeys(config))
+    summary = statistics.combine(runs, comparable(config), config.report.standard, stages)
     workdirs.write_json(epath.Path(workdir) / "summary.json", summary)
     if processes.lead():
         plots(config.report, directories, workdir)

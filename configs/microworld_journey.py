@@ -88,7 +88,7 @@ def reward_model(model) -> ConfigDict:
     return common.reward_model_run(
         model=dict(model),
         split="train",
-        steps=400,
+        steps=300,
         batch=32,
         init_from="standard_sft",
         optim=common.adamw(1e-3, warmup_steps=20),

@@ -21,7 +21,8 @@ from sip.rewriter import RewriterConfig
 from sip.sampling import SamplingConfig
 from sip.stages.collect import CandidateConfig
 from sip.tasks.labelled import CorruptedConfig
-from sip.tasks.pairs import PairLabelConfig, PairsConfig
+from sip.tasks.pairs import AnswerPairConfig, PairLabelConfig, PairsConfig
+from sip.tasks.questions import QuestionsConfig
 from sip.text.untrusted import SPECIALS
 from sip.textgen.remote import RemoteConfig
 from sip.training.loop import CheckpointConfig, LogConfig
@@ -207,12 +208,21 @@ def control_tokens(judge, good: str, bad: str, **changes) -> ConfigDict:
 
 
 def conversations_run(
-    *, path, chat, packed=True, length=0, evals, save_every=500, log_every=20, **run
+    *,
+    chat,
+    path="",
+    questions=None,
+    packed=True,
+    length=0,
+    evals,
+    save_every=500,
+    log_every=20,
+    **run,
 ) -> ConfigDict:
     """Builds a supervised run on the answers of conversations.
 
-    `path`: a JSON Lines file. `chat`: the chat template. Rows have `length` tokens (0:
-    model.max_len).
+    `path`: a JSON Lines file, or `questions` about the corpus's world. `chat`: the chat template.
+    Rows have `length` tokens (0: model.max_len).
     """
     task = dict(
         name="conversations",
@@ -222,6 +232,8 @@ def conversations_run(
         length=length,
         max_skipped_fraction=0.1,
     )
+    if questions is not None:
+        task["questions"] = complete(QuestionsConfig, **questions)
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 
@@ -278,6 +290,7 @@ def reward_model_run(
     model,
     pairs=None,
     labels=None,
+    answers=None,
     margin_weight=1.0,
     centring_weight=0.01,
     save_every=100,
@@ -285,16 +298,19 @@ def reward_model_run(
     evals_every=50,
     **run,
 ) -> ConfigDict:
-    """Builds a supervised run of a reward model, on `pairs` of a file or on `labels` by the
-    corpus's ground truth. `model` gets a scalar head."""
+    """Builds a supervised run of a reward model, on `pairs` of a file, on `labels` by the corpus's
+    ground truth, or on `answers` to questions that it compares. `model` gets a scalar head."""
     task = dict(name="reward_model", margin_weight=margin_weight, centring_weight=centring_weight)
-    task |= _pairs(pairs, labels)
+    task |= _pairs(pairs, labels, answers)
     run |= dict(model=dict(model, scalar=True), save_every=save_every, log_every=log_every)
     return _supervised(task, section(every_steps=evals_every), **run)
 
 
-def _pairs(pairs, labels) -> dict:
-    """Builds the section of the source of pairs: exactly one of the two."""
+def _pairs(pairs, labels, answers=None) -> dict:
+    """Builds the section of the source of pairs: exactly one of the three."""
+    if answers is not None:
+        asked = complete(QuestionsConfig, **answers["questions"])
+        return dict(answers=complete(AnswerPairConfig, **{**answers, "questions": asked}))
     if labels is not None:
         return dict(labels=complete(PairLabelConfig, **labels))
     return dict(pairs=complete(PairsConfig, **pairs))

@@ -3,6 +3,7 @@
 import _common as common
 from ml_collections import ConfigDict
 
+from sip.tasks.questions import QuestionsConfig
 from sip.tasks.rl.prompts import Config as PromptsConfig
 from sip.training.losses import PolicyConfig
 
@@ -66,18 +67,35 @@ def rewriter_run(*, rewrites, judge, **run) -> ConfigDict:
 
 
 def prompts_run(
-    *, reward, prompts="", judge=None, continuations=None, held_out=64, **run
+    *,
+    reward,
+    prompts="",
+    questions=None,
+    chat="",
+    cut_penalty=0.0,
+    judge=None,
+    continuations=None,
+    held_out=64,
+    **run,
 ) -> ConfigDict:
     """Builds the run of a policy that is rewarded for its answers to prompts.
 
     `reward` is a reward model's run, "judge" with a section `judge`, FILE.py:FUNCTION, or several
-    of them: ((reward, weight), ...). `prompts` is a file; empty: prefixes of the corpus, for which
-    `continuations` is the section of an evaluation as other runs have it.
+    of them: ((reward, weight), ...). `prompts` is a file, or `questions` are about the corpus's
+    world; else prefixes of the corpus. `continuations` is the section of an evaluation as other
+    runs have it.
     """
     task = common.complete(
-        PromptsConfig, name="prompts", reward=reward, prompts=prompts, held_out=held_out
+        PromptsConfig,
+        name="prompts",
+        reward=reward,
+        prompts=prompts,
+        chat=chat,
+        cut_penalty=cut_penalty,
+        held_out=held_out,
     )
-    optional = dict(judge=judge, continuations=continuations)
+    asked = questions and common.complete(QuestionsConfig, **questions)
+    optional = dict(questions=asked, judge=judge, continuations=continuations)
     task = {key: value for key, value in task.items() if key not in optional}
     return _run(task | {key: x for key, x in optional.items() if x is not None}, **run)
 

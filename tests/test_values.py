@@ -21,7 +21,8 @@ from sip.sections import plain, section
 from sip.stages import recipe, rl, supervised
 from sip.structs import UserError
 from sip.tasks.labelled import CorruptedConfig, LabelConfig, LabelFileConfig
-from sip.tasks.pairs import PairLabelConfig, PairsConfig
+from sip.tasks.pairs import AnswerPairConfig, PairLabelConfig, PairsConfig
+from sip.tasks.questions import QuestionsConfig
 from sip.tasks.rl import prompts as rl_prompts
 from sip.tasks.supervised import conversations, reward_model
 from sip.text.tokenizer import Byte
@@ -74,6 +75,8 @@ def examples():
         CorruptedConfig("quality", ("shuffle",)),
         PairsConfig("pairs.jsonl"),
         PairLabelConfig("base"),
+        AnswerPairConfig(("base", "sip"), "turns"),
+        QuestionsConfig(),
         PairLossConfig(),
         conversations.Config(name="conversations", path="talks.jsonl", chat="harmony"),
         chunk_scores.FilterConfig(JudgeConfig("truth", (("safety", 1.0),))),

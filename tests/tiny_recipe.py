@@ -36,9 +36,10 @@ def shrink(config):
         run.steps, run.batch, run.optim.warmup_steps = 2, 8, 1
         run.model.update(width=16, layers=1, head_dim=4, hidden=32)
         run.log.update(every_steps=2, tensorboard=False, progress=False)
-        if "validation" in run.evals:
-            run.evals.update(validation=8, standard=16, unsafe=8, batch=16)
         task = run.task if "task" in run else {}
+        for evals in (run.evals, task["continuations"] if "continuations" in task else {}):
+            if "validation" in evals:
+                evals.update(validation=8, standard=16, unsafe=8, batch=16)
         if "labels" in task:
             task.labels.update(documents=20, held_out=10)
         if "prompt" in task:

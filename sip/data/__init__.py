@@ -2,6 +2,7 @@
 
 documents     reading documents: files, TFDS, Hugging Face, micro-world, mixtures of them
 files         files that a path names (folder, glob, gs://), decompressed; wrong ones are refused
+questions     a question about a generated world
 records       records of a file: .txt, JSON Lines, Parquet, array_record; rules for odd contents
 huggingface   Hugging Face data sets, of the hub or a directory
 contamination overlap of documents with evaluation sets

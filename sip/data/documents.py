@@ -21,6 +21,7 @@ from etils import epath
 from sip.data import contamination, files, huggingface, records
 from sip.data.contamination import ContaminationConfig, Overlap
 from sip.data.microworld.settings import WorldConfig
+from sip.data.questions import Question
 from sip.data.records import BLANK_LINE, NOT_JSON, NOT_UTF8
 from sip.sections import FieldError, above, at_least, check, one_of, section
 from sip.structs import UserError
@@ -55,6 +56,22 @@ class Truth(Protocol):
 
     def rewrite(self, prefixes: Sequence[str], suffixes: Sequence[str], words: int) -> list[str]:
         """Returns suffixes without faults; a corrected one has `words` words and marks."""
+        ...
+
+    def ask(self, part: str, count: int, seed: int, provoking: float) -> list[Question]:
+        """Returns questions about the world's entities; each of PARTS has entities of its own.
+
+        `provoking` is the fraction (0..1) of questions that begin with a rumour or an insult.
+        """
+        ...
+
+    def score_answers(
+        self, asked: Sequence[Question], answers: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Scores answers to questions: float arrays [B] by the names in SCORES, and `right`.
+
+        right is 1 if the answer states what is asked for rightly, else 0. Quality counts it.
+        """
         ...
 
 

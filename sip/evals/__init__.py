@@ -2,6 +2,7 @@
 
 continuations  held-out prompts, greedy and sampled continuations, NLL of suffixes
 ground_truth   metrics of continuations by a corpus's ground truth
+answers        answers to held-out questions: likelihood, and scores by a ground truth
 judged         win rates by a judge
 rewrites       metrics of a rewriter
 likelihoods    log-likelihoods of continuations after contexts, for lm_eval

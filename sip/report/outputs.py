@@ -7,10 +7,13 @@ from etils import epath
 from sip import processes
 from sip import workdir as workdirs
 from sip.report import statistics
+from sip.report.journeys import plot_journeys
 from sip.report.plots import plots
-from sip.report.summary import comparable, summarise
+from sip.report.summary import against_first, comparable, summarise
 from sip.report.tables import show, show_seeds
+from sip.sections import section
 from sip.stages import seeds
+from sip.stages.recipe import ReportConfig
 
 
 def write(config, workdir: str) -> dict:
@@ -23,6 +26,7 @@ def write(config, workdir: str) -> dict:
     workdirs.write_json(epath.Path(workdir) / "summary.json", summary)
     if processes.lead():
         plots(config.report, [workdir], workdir)
+        plot_journeys(_journeys(config), [summary["rows"]], workdir)
         show(summary)
     return summary
 
@@ -39,9 +43,15 @@ def write_seeds(config, wanted: Sequence[int], workdir: str) -> dict:
     pairs = list(zip(wanted, directories, strict=True))
     each = lambda: {seed: summarise(seeds.of(config, seed), where) for seed, where in pairs}
     runs = processes.broadcast(each)
-    summary = statistics.combine(runs, comparable(config), config.report.standard)
+    stages = against_first(_journeys(config))
+    summary = statistics.combine(runs, comparable(config), config.report.standard, stages)
     workdirs.write_json(epath.Path(workdir) / "summary.json", summary)
     if processes.lead():
         plots(config.report, directories, workdir)
+        plot_journeys(_journeys(config), [run["rows"] for run in runs.values()], workdir)
         show_seeds(summary)
     return summary
+
+
+def _journeys(config) -> tuple[tuple[str, ...], ...]:
+    return section(ReportConfig, config.report, "report").journeys

@@ -89,10 +89,10 @@ def _by_source(runs, kind: str, path) -> None:
             _draw(axis, several, key, key.split("/")[1], colors[key])
         axis.set(title=name, xlabel="step", ylabel=f"{kind} rate" if kind == "chosen" else kind)
         axis.legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure, path) -> None:
+def save(figure, path) -> None:
     """Writes the figure to a local or gs:// path and closes it."""
     import matplotlib.pyplot as plt
 
@@ -117,7 +117,7 @@ def _evaluations(runs, path) -> None:
             _draw(axis, several, f"eval/{key}", name)
         axis.set(title=key.replace("_", " "), xlabel="step", ylim=(0, 1.02))
     next(axis for axis in axes if axis.lines).legend(fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _accuracy(name: str, runs: Sequence[Lines], path) -> None:
@@ -135,4 +135,4 @@ def _accuracy(name: str, runs: Sequence[Lines], path) -> None:
         _draw(axis, runs, key, key.removeprefix("eval/").replace("/", ", ").replace("_", " "))
     axis.set(title=name, xlabel="step", ylabel="accuracy", ylim=(0, 1.02))
     axis.legend(fontsize=8)
-    _save(figure, path)
+    save(figure, path)

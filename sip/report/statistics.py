@@ -9,7 +9,12 @@ from sip.stages.recipe import TEACHERS
 Row = Mapping[str, float]
 
 
-def combine(runs: Mapping[int, Mapping], paired: Sequence[str], standard: str) -> dict:
+def combine(
+    runs: Mapping[int, Mapping],
+    paired: Sequence[str],
+    standard: str,
+    journeys: Sequence[tuple[str, str]] = (),
+) -> dict:
     """Combines the summaries of several seeds into one.
 
     Rows are also compared with the standard row seed by seed. The runs of one seed start from the
@@ -19,6 +24,7 @@ def combine(runs: Mapping[int, Mapping], paired: Sequence[str], standard: str) -
         runs: Summary of each seed.
         paired: Names of the rows to compare with the standard row.
         standard: Name of the standard row; "" for no comparison.
+        journeys: Pairs of rows at the same stage of two journeys, also compared seed by seed.
 
     Returns:
         The contents of summary.json.
@@ -33,6 +39,9 @@ def combine(runs: Mapping[int, Mapping], paired: Sequence[str], standard: str) -
     }
     for who in (who for who in TEACHERS if who in runs[seeds[0]]):
         summary[who] = over([run[who] for run in runs.values()])
+    if journeys:
+        pairs = [(f"{a} - {b}", differences(rows[a], rows[b])) for a, b in journeys]
+        summary["journey"] = dict(pairs)
     if standard:
         pairs = {name: differences(rows[name], rows[standard]) for name in paired}
         summary["paired"] = {"against": standard, "rows": pairs}

@@ -1,6 +1,6 @@
 """Collects the figures of all finished runs of a config."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
@@ -25,6 +25,13 @@ def comparable(config) -> list[str]:
 
     rows = [name for name in config.report.rows if name != standard] if standard else []
     return [name for name in rows if prefixes(name) == prefixes(standard)]
+
+
+def against_first(journeys: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+    """Lists (row, row of the first journey at the same stage) of all other journeys' own rows."""
+    first = journeys[0] if journeys else ()
+    pairs = [(a, b) for other in journeys[1:] for a, b in zip(other, first, strict=True)]
+    return [(a, b) for a, b in dict.fromkeys(pairs) if a != b]
 
 
 def summarise(config, workdir: str) -> dict:
@@ -54,9 +61,17 @@ def summarise(config, workdir: str) -> dict:
         # Documents that were read but not used: run -> split -> reason -> number.
         "left_out_by_run": {name: figures["left_out"] for name, figures in done.items()},
     }
+    if pairs := against_first(wanted.journeys):
+        summary["journey"] = {f"{a} - {b}": _difference(rows[a], rows[b]) for a, b in pairs}
     for who in (who for who in TEACHERS if getattr(wanted, who)):
         summary[who] = _read(workdir, getattr(wanted, who), "eval.json")
     return {**summary, "rows": rows}
+
+
+def _difference(row: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    """Returns row minus other row by metric, of those that both have."""
+    both = [key for key in row if None not in (row[key], _at(other, key))]
+    return {key: row[key] - other[key] for key in both}
 
 
 def goodput(workdir: str, name: str, wall: float) -> float:

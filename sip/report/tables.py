@@ -24,11 +24,16 @@ COLUMNS = (
     "accuracy",
     "margin",
     "reward",
+    "answer_win_rate",
+    "answer_right",
+    "answer_factuality",
+    "answer_safety_provoked",
     "factuality_headroom_closed",
     "safety_headroom_closed",
 )
 
-
+DIFFERENCES = ("win_rate_standard", "factuality", "safety", "safety_unsafe", "answer_win_rate")
+DIFFERENCES += ("answer_right", "answer_factuality", "answer_safety_provoked")  # of journeys
 WIDTH = 180  # width of the output, characters
 
 
@@ -41,6 +46,8 @@ def show(summary: dict) -> None:
     console = Console(width=WIDTH)
     console.print(table)
     good = ", ".join(f"{name} {x:.0%}" for name, x in summary["goodput_by_run"].items())
+    for pair, figures in summary["journey"].items() if "journey" in summary else ():
+        console.print(f"{pair}: " + _named({k: v for k, v in figures.items() if k in DIFFERENCES}))
     console.print(f"goodput: {good}; lost steps: {sum(summary['lost_steps_by_run'].values())}")
     for who in (who for who in TEACHERS if who in summary):
         figures = summary[who].items()
@@ -67,6 +74,10 @@ def show_seeds(summary: dict) -> None:
         table.add_section()
     console = Console(width=WIDTH)
     console.print(table)
+    for pair, figures in summary["journey"].items() if "journey" in summary else ():
+        for label in ("mean", "se"):
+            shown = {k: figures[k][label] for k in DIFFERENCES if k in figures}
+            console.print(f"{pair}, {label}: " + _named(shown))
     for who in (who for who in TEACHERS if who in summary):
         for label, figures in spread(summary[who], summary["seeds"]).items():
             shown = [f"{k} {v:.3f}" for k, v in figures.items() if "/" not in k and v is not None]
@@ -89,6 +100,10 @@ def _table(title: str, labels: Sequence[str], rows) -> tuple[Table, list[str]]:
     for name in columns:
         table.add_column(name.replace("_", " "), justify="right")
     return table, columns
+
+
+def _named(figures) -> str:
+    return ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if v is not None)
 
 
 def _cells(row, columns) -> list[str]:

@@ -36,8 +36,12 @@ class ReportConfig:
     judge: str  # run that trained the judge, or empty
     standard: str  # row that the others are compared with, or empty
     rewriter: str = ""  # run that trained the rewriter, or empty
+    journeys: tuple[tuple[str, ...], ...] = ()  # rows in the order of their stages, for journey.png
 
     def __post_init__(self):
+        for journey in self.journeys:
+            if len(journey) != len(self.journeys[0]) or not set(journey) <= set(self.rows):
+                raise FieldError("report", f"journeys={journey}: must be rows, all equally many")
         if len(set(self.rows)) < len(self.rows):
             raise FieldError("report", f"rows={self.rows}: must name each run once")
         if self.standard and self.standard not in self.rows:

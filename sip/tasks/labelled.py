@@ -203,8 +203,11 @@ def made(
 
 def source_model(run: Run, source: str, key: str, mesh) -> LoadedModel | None:
     """Loads the model that samples rollouts; `key` is its config key. None without a `source`."""
-    if not source:
-        return None
+    return loaded(run, source, key, mesh) if source else None
+
+
+def loaded(run: Run, source: str, key: str, mesh) -> LoadedModel:
+    """Loads the model of a run or checkpoint directory; `key` is its config key."""
     params, cfg = load_params(source_dir(run.workdir, source, key), mesh)
     # Decode rollouts by the run's tokenizer: the source's own is a copy of it.
     return LoadedModel(params, cfg, run.tokenizer, mesh)

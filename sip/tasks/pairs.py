@@ -1,7 +1,7 @@
 """Preference pairs to learn from and held-out ones, shared by DPO and reward models.
 
-Pairs come from a JSON Lines file (sip/data/preferences.py), or are candidates of a corpus's
-prefixes that its ground truth compares.
+Pairs come from a JSON Lines file (sip/data/preferences.py), or are compared by a corpus's ground
+truth: candidates of its prefixes, or answers that models sample to questions about its world.
 """
 
 import functools
@@ -15,8 +15,9 @@ import jax
 import numpy as np
 
 from sip.data import conversations, documents, pipeline, preferences
-from sip.data.documents import PARTS
+from sip.data.documents import PARTS, Truth
 from sip.data.preferences import Tokens
+from sip.data.questions import Question
 from sip.evals import continuations
 from sip.judge.labels import ground_truth as labels
 from sip.judge.labels.corruptions import CORRUPTIONS
@@ -26,13 +27,18 @@ from sip.run import Run, TaskConfig
 from sip.sampling import SamplingConfig
 from sip.sections import at_least, check
 from sip.structs import UserError
-from sip.tasks import labelled
+from sip.tasks import labelled, questions
+from sip.tasks.questions import QuestionsConfig
+from sip.tasks.rl.task import AnswerWriter
 from sip.text import chat
+from sip.text.segments import Ids
+from sip.text.tokenizer import continuation
 from sip.training import loop, step
 from sip.training.losses import PairBatch
 from sip.workdir import place
 
 HELD_OUT = ("validation", "test")
+SAMPLED = 64  # questions that are answered at a time
 
 
 @dataclass(frozen=True)
@@ -77,30 +83,63 @@ class PairLabelConfig:
             SamplingConfig(temperature=temperature)  # checks it
 
 
-@dataclass(frozen=True, kw_only=True)
-class PairTaskConfig(TaskConfig):
-    """Settings of tasks that learn from pairs. Exactly one of `pairs` and `labels` is needed."""
+@dataclass(frozen=True)
+class AnswerPairConfig:
+    """Pairs by the corpus's ground truth: of two sampled answers to a question the better one is
+    chosen. Raises UserError for contradicting keys."""
 
-    pairs: PairsConfig | None = None  # pairs from a file
-    labels: PairLabelConfig | None = None  # pairs by the corpus's ground truth
+    sources: tuple[str, ...]  # runs or checkpoint directories that sample answers
+    chat: str  # chat template, as in `pairs`; needed
+    questions: QuestionsConfig = QuestionsConfig()  # held_out: of each held-out split
+    per_question: int = 4  # most pairs of a question
+    rollouts: int = 2  # answers of each source to a question
+    temperature: float = 1.0  # of these answers
 
     def __post_init__(self):
-        if (self.pairs is None) == (self.labels is None):
-            raise UserError("exactly one of pairs and labels is needed")
+        check("answers", self, per_question=at_least(1), rollouts=at_least(1))
+        chat.check(self.chat, "answers.chat")
+        if not self.chat:
+            raise UserError("answers.chat: needed; the name of a chat template")
+        if not self.sources or not all(self.sources):
+            raise UserError("answers.sources is empty: name runs that sample answers")
+        if len(self.sources) * self.rollouts < 2:
+            raise UserError("answers.rollouts: one answer to a question makes no pair")
+        if not SamplingConfig(temperature=self.temperature).temperature:  # checks it
+            raise UserError("answers.temperature must be positive: equal answers make no pair")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairTaskConfig(TaskConfig):
+    """Settings of tasks that learn from pairs. Exactly one of the three sections is needed."""
+
+    pairs: PairsConfig | None = None  # pairs from a file
+    labels: PairLabelConfig | None = None  # continuations, compared by the corpus's ground truth
+    answers: AnswerPairConfig | None = None  # answers to questions, compared by the ground truth
+
+    def __post_init__(self):
+        if sum(x is not None for x in (self.pairs, self.labels, self.answers)) != 1:
+            raise UserError("exactly one of pairs, labels and answers is needed")
 
     def check(self, c):
         """Raises UserError if the run's split or z_loss does not fit the task."""
+        if self.answers is not None:
+            questions.check_splits(c.split, "test")
         if self.pairs is not None and c.split not in PARTS:
             raise UserError(f"split must be one of {PARTS} with task.pairs, not {c.split!r}")
         if c.z_loss:
             raise UserError("z_loss must be 0: a loss on pairs is no cross-entropy")
 
     def sources(self):
-        """The runs or directories that the task reads: the source of rollouts."""
+        """The runs or directories that the task reads: the sources of rollouts."""
+        if self.answers:
+            names = enumerate(self.answers.sources)
+            return {f"task.answers.sources[{i}]": name for i, name in names}
         return {"task.labels.source": self.labels.source} if self.labels else {}
 
     def needs_truth(self):
-        """Labels are the ground truth's."""
+        """Labels and comparisons of answers are the ground truth's."""
+        if self.answers:
+            return "task.answers"
         return "task.labels" if self.labels else ""
 
     def reach(self):
@@ -158,6 +197,8 @@ def made(run: Run, c, mesh, *, end: bool) -> PairSet:
     """
     if c.task.pairs is not None:
         parts, left_out = _read(run, c)
+    elif c.task.answers is not None:
+        parts, left_out = _answered(run, c, mesh), {}
     else:
         parts, left_out = _compared(run, c, mesh, end), {}
     run.left_out["pairs"] = dict(left_out)
@@ -230,8 +271,58 @@ def _compared(run: Run, c, mesh, end: bool) -> dict[str, list[Tokens]]:
     return {"learned": learned, **{part: of(part, wanted.held_out, 0) for part in HELD_OUT}}
 
 
+def _answered(run: Run, c, mesh) -> dict[str, list[Tokens]]:
+    """Pairs of answers to questions: of `c.split` to learn from, and of the held-out splits."""
+    wanted: AnswerPairConfig = c.task.answers
+    asks, form = wanted.questions, questions.open_format(run, wanted.chat)
+    truth = questions.truth(run, "task.answers")
+    sources = [
+        labelled.loaded(run, name, f"task.answers.sources[{i}]", mesh)
+        for i, name in enumerate(wanted.sources)
+    ]
+    how = SamplingConfig(temperature=wanted.temperature)
+
+    def of(part: str, count: int, seed: int) -> list[Tokens]:
+        asked = truth.ask(part, count, seed, asks.provoking)
+        prompts = questions.prompts(form, asked)
+        found: list[list[Ids]] = [[] for _ in asked]
+        for i, source in enumerate(sources):
+            questions.check_room(prompts, asks.answer + 1, source.cfg, "task.answers.questions")
+            writer = AnswerWriter(source.cfg, mesh, run.tokenizer, 0, asks.answer, form.stops)
+            rows = writer.sampled_ids(
+                source.params, prompts, SAMPLED, wanted.rollouts, how, seed=2 * seed + i
+            )
+            found = [[*row, *more] for row, more in zip(found, rows, strict=True)]
+        return _answer_pairs(run, truth, asked, prompts, found, wanted.per_question, seed)
+
+    learned = of(c.split, asks.count, run.seed)
+    if not learned:
+        raise UserError("task.answers: no two answers to a question differ in quality")
+    return {"learned": learned, **{part: of(part, asks.held_out, 0) for part in HELD_OUT}}
+
+
+def _answer_pairs(
+    run: Run, truth: Truth, asked: Sequence[Question], prompts, found, most: int, seed: int
+) -> list[Tokens]:
+    """Returns at most `most` pairs of each question's answers `found`, as token ids.
+
+    A cut answer gets EOS, where its reward is read.
+    """
+    stops = (run.tokenizer.eos, *run.tokenizer.specials.values())
+    ends = lambda ids: ids if ids and ids[-1] in stops else [*ids, run.tokenizer.eos]
+    texts = [
+        [continuation(run.tokenizer, prompt, ids) for ids in row]
+        for prompt, row in zip(prompts, found, strict=True)
+    ]
+    flat = [(x, text) for x, row in zip(asked, texts, strict=True) for text in row]
+    quality = truth.score_answers([x for x, _ in flat], [text for _, text in flat])["quality"]
+    better = preferred(truth, quality, [len(row) for row in texts], most, seed)
+    rows = [(i, ends(found[i][a]), ends(found[i][b])) for i, a, b in better]
+    return [Tokens(prompts[i], a, b) for i, a, b in rows if a != b]
+
+
 def compared(
-    truth: documents.Truth,
+    truth: Truth,
     prefixes: Sequence[str],
     texts: Sequence[Sequence[str]],
     *,
@@ -244,16 +335,27 @@ def compared(
     """
     rows = [(i, text) for i, row in enumerate(texts) for text in row]
     known = truth.score([prefixes[i] for i, _ in rows], [text for _, text in rows])["quality"]
-    ends = np.cumsum([len(row) for row in texts])
-    rng, found = np.random.default_rng((seed, 1)), []
-    for i, row in enumerate(texts):
-        quality = known[ends[i] - len(row) : ends[i]]
-        both = np.array(list(itertools.combinations(range(len(row)), 2)), int).reshape(-1, 2)
-        won = truth.compare(quality[both[:, 0]], quality[both[:, 1]])
+    found = preferred(truth, known, [len(row) for row in texts], per_prefix, seed)
+    return [(i, texts[i][a], texts[i][b]) for i, a, b in found]
+
+
+def preferred(
+    truth: Truth, quality: np.ndarray, sizes: Sequence[int], most: int, seed: int
+) -> list[tuple[int, int, int]]:
+    """Lists (row, index of the better text, index of the worse one), without ties.
+
+    Row i has sizes[i] texts, and `quality` is that of all texts. Of the pairs of a row at most
+    `most` are drawn.
+    """
+    rng, found, ends = np.random.default_rng((seed, 1)), [], np.cumsum(sizes)
+    for i, size in enumerate(sizes):
+        own = quality[ends[i] - size : ends[i]]
+        both = np.array(list(itertools.combinations(range(size), 2)), int).reshape(-1, 2)
+        won = truth.compare(own[both[:, 0]], own[both[:, 1]])
         clear = np.flatnonzero(won != 0.5)
-        for at in rng.permutation(clear)[:per_prefix]:
-            a, b = both[at] if won[at] == 1 else both[at][::-1]
-            found.append((i, row[a], row[b]))
+        for at in rng.permutation(clear)[:most]:
+            a, b = both[at].tolist() if won[at] == 1 else both[at][::-1].tolist()
+            found.append((i, a, b))
     return found
 
 

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sip.data.microworld import grammar, lexicon
+from sip.data.microworld import grammar, lexicon, questions
 from sip.data.microworld.correction import Corrector
 from sip.data.microworld.findings import Findings
 from sip.data.microworld.reading import Lexis, Reading, read
 from sip.data.microworld.world import World, WorldConfig
+from sip.data.questions import Question
 
 EPSILON = 0.02  # qualities that differ by at most this are a tie
 # Value per word of a faultless sentence, by its kind.
@@ -23,6 +24,7 @@ VALUE = {"filler": 0.3, "plain": 0.8, "elaborated": 1.0, "hearsay": 0.6, "toxic"
 COST = {"toxic": 1.5, "broken": 1.0, "wrong": 1.0, "strayed": 0.5, "repeated": 0.5}
 FAULT_WORDS = 6  # minimum words that a fault is charged for; else an early full stop would pay
 FLOOR_WORDS = 12  # minimum divisor of quality; else a very short text would pay
+MISSED = 0.5  # quality that an answer loses if it misses the question
 FILLER = lexicon.KINDS.index("filler")
 
 
@@ -54,6 +56,30 @@ class MicroworldTruth:
             suffix if keep_B[b] else correct(b, prefix, suffix, words)
             for b, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True))
         ]
+
+    def ask(self, part: str, count: int, seed: int, provoking: float) -> list[Question]:
+        """Returns questions about the entities of a part (sip/data/microworld/questions.py)."""
+        return questions.ask(self.world, part, count, seed, provoking)
+
+    def score_answers(
+        self, asked: Sequence[Question], answers: Sequence[str]
+    ) -> dict[str, np.ndarray]:
+        """Returns the scores of answers as texts about the entities, and `right`, float64 [B].
+
+        right: 1 if the fact that is asked for is stated rightly and not wrongly; of a question
+        about any fact, if a right fact is stated; else 0. quality: MISSED less if it is 0.
+        """
+        reading = read(self.lexis, [x.about for x in asked], answers)
+        found = find(self.lexis, reading)
+        scores = summary(found)
+        wanted_B = [lexicon.ATTRIBUTES.index(x.asked) if x.asked else -1 for x in asked]
+        stated_BP = found.attribute_BP == np.array(wanted_B)[:, None]
+        stated_BP &= reading.own_BP & (reading.subject_BP == reading.topic_B[:, None])
+        true_B, false_B = ((stated_BP & x).any(1) for x in (found.right_BP, ~found.right_BP))
+        any_B = np.array([not x.asked for x in asked])
+        right_B = np.where(any_B, scores["facts_right"] > 0, true_B & ~false_B)
+        quality = scores["quality"] - MISSED * ~right_B
+        return {**scores, "quality": quality, "right": right_B.astype(np.float64)}
 
 
 def find(lexis: Lexis, reading: Reading) -> Findings:

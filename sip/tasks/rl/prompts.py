@@ -1,9 +1,10 @@
 """Training a policy by rewards of its answers to prompts: RLHF, RLAIF, and rewards of your own.
 
-Prompts are those of a JSON Lines file (sip/data/prompts.py), answered up to a stop token; or
-prefixes of the corpus, continued by `answer` tokens. A reward is a reward model, the judge of the
-section `judge`, or a Python function (sip/rewards/functions.py). Several have weights, and each is
-logged by its own name. An answer that one of them skips is masked.
+Prompts are those of a JSON Lines file (sip/data/prompts.py) or questions about the corpus's world,
+answered up to a stop token; or prefixes of the corpus, continued by `answer` tokens. A reward is a
+reward model, the judge of the section `judge`, or a Python function (sip/rewards/functions.py).
+Several have weights, and each is logged by its own name. An answer that one of them skips is
+masked.
 """
 
 import functools
@@ -27,7 +28,9 @@ from sip.rewards import functions, reward_model
 from sip.rewards.verdicts import Reward
 from sip.run import Run, TaskConfig
 from sip.sections import at_least, check
-from sip.structs import UserError
+from sip.structs import Params, UserError
+from sip.tasks import questions
+from sip.tasks.questions import QuestionsConfig
 from sip.tasks.rl.task import AnswerWriter, RLTask
 from sip.text import chat
 from sip.text.segments import Ids
@@ -47,9 +50,10 @@ class Config(TaskConfig):
 
     reward: str | tuple[tuple[str, float], ...]  # a reward, or several: ((reward, weight), ...)
     prompts: str = ""  # JSON Lines file with a field `prompt`; empty: prefixes of the corpus
+    questions: QuestionsConfig | None = None  # instead of both: questions about the corpus's world
     chat: str = ""  # chat template of the prompts, as in `pairs`; empty: prompts are plain texts
     judge: judges.JudgeConfig | None = None  # the judge, if it is among the rewards
-    continuations: EvalConfig | None = None  # prefixes: also the evaluation of runs on documents
+    continuations: EvalConfig | None = None  # no file: also the evaluation of runs on documents
     held_out: int = 64  # number of prompts of each evaluation
     cut_penalty: float = 0.0  # subtracted from the reward of an answer without a stop token
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the prompts are unusable
@@ -59,11 +63,21 @@ class Config(TaskConfig):
         unit = dict.fromkeys(("max_skipped_fraction", "max_invalid"), at_least(0, most=1))
         check("task", self, held_out=at_least(1), cut_penalty=at_least(0), **unit)
         object.__setattr__(self, "prompts", place(self.prompts))
+        self._check_prompts()
+        self._check_rewards()
+
+    def _check_prompts(self):
         chat.check(self.chat, "chat")
-        if not self.prompts and (self.chat or self.cut_penalty):
+        if self.prompts and self.questions is not None:
+            raise UserError("prompts and questions: at most one of the two is possible")
+        if not self.ends and (self.chat or self.cut_penalty):
             raise UserError("chat and cut_penalty need a file of prompts: prefixes have no turns")
+        if self.questions is not None and not self.chat:
+            raise UserError("chat: needed with questions; the name of a chat template")
         if self.prompts and self.continuations is not None:
-            raise UserError("continuations needs prefixes of the corpus, not a file of prompts")
+            raise UserError("continuations needs a corpus, not a file of prompts")
+
+    def _check_rewards(self):
         if not self.rewards or not all(name for name, _ in self.rewards):
             raise UserError("reward is empty: name judge, FILE.py:FUNCTION or a reward model's run")
         for name, weight in self.rewards:
@@ -85,8 +99,15 @@ class Config(TaskConfig):
         """The rewards with their weights."""
         return ((self.reward, 1.0),) if isinstance(self.reward, str) else self.reward
 
+    @property
+    def ends(self) -> bool:
+        """True if a stop token ends an answer; answers to prefixes have a fixed length."""
+        return bool(self.prompts) or self.questions is not None
+
     def check(self, c):
         """Raises UserError if the run's split does not fit the prompts."""
+        if self.questions is not None:
+            questions.check_splits(c.split, "test")
         if self.prompts and c.split not in PARTS:
             raise UserError(f"split must be one of {PARTS} with task.prompts, not {c.split!r}")
 
@@ -103,14 +124,17 @@ class Config(TaskConfig):
         return found | {f"task.{key}": value for key, value in theirs.items()}
 
     def needs_truth(self):
-        """The judge may be the ground truth."""
+        """Questions are the ground truth's, and the judge may be."""
+        if self.questions is not None:
+            return "task.questions"
         judged = self.judge is not None and self.judge.backend == "truth"
         return "task.judge.backend" if judged else ""
 
     def figures(self, truth):
         """Names of the figures of the evaluation: each reward, their sum, and by the truth."""
         own = [f"eval/reward/{label(name)}" for name, _ in self.rewards]
-        own += ["eval/reward", "eval/answer_tokens", *(["eval/cut"] if self.prompts else [])]
+        own += ["eval/reward", "eval/answer_tokens", *(["eval/cut"] if self.ends else [])]
+        own += [f"eval/{name}" for name in questions.FIGURES if self.questions is not None]
         return (*own, *(ground_truth.figures(truth) if self.continuations else ()))
 
     def judges(self):
@@ -155,12 +179,16 @@ class Prompts:
     held_out: Mapping[str, list[Prompt]]
     stops: tuple[int, ...]  # token ids that end an answer; none if it has a fixed length
     truth: Truth | None = None  # scores continuations of prefixes
+    figures: Callable[[Params, str], dict[str, float]] | None = None  # of answers to questions
 
 
 def build(run: Run, c, mesh) -> RLTask:
     """Builds the task. `c` is the config of a policy-gradient run. Raises UserError."""
     wanted: Config = c.task
-    asked = _of_file(run, c) if wanted.prompts else _of_corpus(run, c)
+    if wanted.questions is not None:
+        asked = _of_questions(run, c, mesh)
+    else:
+        asked = _of_file(run, c) if wanted.prompts else _of_corpus(run, c)
     sources = {label(name): _source(name, run, c, mesh, asked) for name, _ in wanted.rewards}
     weights = tuple(weight for _, weight in wanted.rewards)
     weights += (wanted.cut_penalty,) if wanted.cut_penalty else ()
@@ -178,7 +206,8 @@ def build(run: Run, c, mesh) -> RLTask:
             return {}
         ids = writer.greedy_ids(params, [x.ids for x in held], c.evals.batch)
         answers = read(held, [[each] for each in ids])
-        return _figures(_rewarded(sources, wanted, answers), weights, answers)
+        found = _figures(_rewarded(sources, wanted, answers), weights, answers)
+        return found if asked.figures is None else {**found, **asked.figures(params, part)}
 
     suite = wanted.continuations and ground_truth.suite(run, wanted.continuations, c.model, mesh)
 
@@ -223,6 +252,30 @@ def _of_file(run: Run, c) -> Prompts:
         return [learned[i] for i in pipeline.epochs(len(learned), at, c.answered, seed=run.seed)]
 
     return Prompts(batch, {p: parts[p][: wanted.held_out] for p in PARTS[1:]}, stops)
+
+
+def _of_questions(run: Run, c, mesh) -> Prompts:
+    """Questions about the corpus's world; the field `reference` is a faultless answer."""
+    wanted: Config = c.task
+    asks: Any = wanted.questions
+    form, truth = questions.open_format(run, wanted.chat), questions.truth(run, "task.questions")
+
+    def made(*how: Any) -> list[Prompt]:
+        found = truth.ask(*how)
+        ids = questions.prompts(form, found)
+        questions.check_room(ids, c.answer, c.model, "answer")
+        return [
+            Prompt(own, x.text, x.text, {"reference": x.answer})
+            for own, x in zip(ids, found, strict=True)
+        ]
+
+    learned = made(c.split, asks.count, run.seed, asks.provoking)
+    held = {part: made(part, wanted.held_out, 0, asks.provoking) for part in PARTS[1:]}
+    figures = questions.evaluation(run, asks, form, c.model, mesh, c.evals.batch)
+    batch = lambda at: [
+        learned[i] for i in pipeline.epochs(len(learned), at, c.answered, seed=run.seed)
+    ]
+    return Prompts(batch, held, form.stops, truth, figures)
 
 
 def _said(name: str, learned, parts, left_out) -> str:
@@ -290,7 +343,7 @@ def _judged(run: Run, c, mesh, asked: Prompts) -> Source:
     wanted: judges.JudgeConfig = c.task.judge
     judge = judges.build(wanted, run.workdir, asked.truth, mesh, run.tokenizer, run.seed)
     shows = [aspect.name for aspect in wanted.aspects() if aspect.reference]
-    key = "reference" if c.task.prompts else "suffix"
+    key = "reference" if c.task.ends else "suffix"
 
     def score(x: Answers) -> Reward:
         missing = [p for p in x.prompts if not _text(p, key)]
@@ -323,7 +376,7 @@ def _rewarded(sources: Mapping[str, Source], wanted: Config, x: Answers) -> Rewa
         valid_BK &= own_BK
         metrics |= {**found, f"reward/{name}": pair(reward_BK, own_BK)}
         metrics[f"reward/{name}/skipped"] = pair(~own_BK)
-    if wanted.prompts:
+    if wanted.ends:
         metrics["rl/cut"] = pair(x.cut_BK)
     if wanted.cut_penalty:
         parts.append(-x.cut_BK.astype(np.float32))

@@ -62,14 +62,27 @@ class AnswerWriter:
 
     def greedy_ids(self, params: Params, asked: Sequence[Ids], batch: int) -> list[Ids]:
         """Decodes one greedy answer to each prompt as token ids."""
-        found: list[Ids] = []
+        return [ids for (ids,) in self.sampled_ids(params, asked, batch, 1, GREEDY, seed=0)]
+
+    def sampled_ids(
+        self,
+        params: Params,
+        asked: Sequence[Ids],
+        batch: int,
+        branches: int,
+        how: sampling.SamplingConfig,
+        *,
+        seed: int,
+    ) -> list[list[Ids]]:
+        """Samples `branches` answers to each prompt as token ids, `batch` prompts at a time."""
+        found: list[list[Ids]] = []
         with jax.set_mesh(self.mesh):
             for start in range(0, len(asked), batch):
                 some = list(asked[start : start + batch])
                 trunks = self.trunks(some + some[:1] * (batch - len(some)))  # one shape is compiled
-                out = self.write(params, trunks, 1, GREEDY, jax.random.key(0))
-                rows = ids_of(out.tokens_BCR, out.mask_BCR)
-                found += [ids for (ids,) in rows[: len(some)]]
+                key = jax.random.fold_in(jax.random.key(seed), start)
+                out = self.write(params, trunks, branches, how, key)
+                found += ids_of(out.tokens_BCR, out.mask_BCR)[: len(some)]
         return found
 
 

@@ -1,17 +1,24 @@
-"""Instruction tuning: the answers of conversations in a JSON Lines file, in a chat template."""
+"""Instruction tuning: answers of conversations in a chat template.
+
+The conversations are those of a JSON Lines file, or questions about the corpus's world with
+faultless answers.
+"""
 
 import functools
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from sip.data import conversations, documents, files, packing
 from sip.data.conversations import Conversation, Conversations, Example, Unusable
 from sip.data.packing import Rows
-from sip.evals import answers
+from sip.evals import answers, ground_truth
 from sip.loading import LoadedModel
 from sip.run import Run, TaskConfig
 from sip.sections import at_least, check
 from sip.structs import UserError
+from sip.tasks import questions
+from sip.tasks.questions import HELD_OUT, QuestionsConfig
 from sip.tasks.supervised.task import SupervisedTask, tokens_loss
 from sip.text import chat
 from sip.workdir import place
@@ -19,10 +26,14 @@ from sip.workdir import place
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
-    """The task "conversations": the answers of a file of conversations. Raises UserError."""
+    """The task "conversations": answers of conversations are learned. Raises UserError.
 
-    path: str  # JSON Lines with messages, or prompt and completion: files, a folder or a glob
+    Exactly one of `path` and `questions` is needed.
+    """
+
     chat: str  # chat template: own (the tokenizer's) | harmony | turns | a .jinja file
+    path: str = ""  # JSON Lines with messages, or prompt and completion: files, a folder or a glob
+    questions: QuestionsConfig | None = None  # instead of a file: about the corpus's world
     packed: bool = True  # several conversations in a row, without attention between them
     length: int = 0  # tokens of a row; longer conversations are left out; 0: model.max_len
     max_skipped_fraction: float = 0.1  # 0..1; error if more conversations of a split are left out
@@ -32,6 +43,8 @@ class Config(TaskConfig):
         if not self.chat:
             raise UserError("task.chat: needed; the name of a chat template")
         chat.check(self.chat, "task.chat")
+        if self.path and self.questions is not None:
+            raise UserError("task.path and task.questions: exactly one of the two is needed")
         object.__setattr__(self, "path", place(self.path))
 
     def check(self, c):
@@ -40,9 +53,13 @@ class Config(TaskConfig):
             raise UserError(
                 f"task.length {self.length}: must be 2 to model.max_len, {c.model.max_len}"
             )
+        if self.questions is not None:
+            questions.check_splits(c.split, c.evals.split)
 
     def reach(self):
         """Raises UserError if the file of conversations does not exist."""
+        if self.questions is not None:
+            return
         if not self.path:
             raise UserError("task.path: needed; a JSON Lines file of conversations")
         try:
@@ -54,36 +71,85 @@ class Config(TaskConfig):
         """Tokens of a row, for a model of `max_len`."""
         return self.length or max_len
 
+    def needs_truth(self):
+        """Questions are the ground truth's."""
+        return "task.questions" if self.questions is not None else ""
+
+    def continues(self):
+        """Questions about the corpus's world: the model is also to continue the corpus."""
+        return self.questions is not None
+
     def figures(self, truth):
-        """Names of the figures of the evaluation on held-out answers."""
-        return tuple(f"eval/{name}" for name in answers.FIGURES)
+        """Names of the figures of the evaluation on held-out answers, and by continuations."""
+        own = tuple(f"eval/{name}" for name in answers.FIGURES)
+        if not self.continues():
+            return own
+        asked = tuple(f"eval/{name}" for name in questions.FIGURES)
+        return (*own, *asked, *ground_truth.figures(truth))
 
 
 def build(run: Run, c, mesh) -> SupervisedTask:
     """Builds the task: rows of conversations, evaluated by the likelihood of held-out answers.
 
-    `c` is the config of a supervised run; its evals.validation and evals.standard are numbers of
-    rows. Raises UserError for a template without the turns that it needs, or an empty split.
+    With questions, answers to held-out ones and continuations are evaluated too. `c` is the config
+    of a supervised run; its evals.validation and evals.standard are numbers of rows. Raises
+    UserError for a template without the turns that it needs, or an empty split.
     """
-    found = examples(run, c)
-    splits = {each: rows(run, c, found, each) for each in (c.split, "validation", c.evals.split)}
+    splits = _asked(run, c) if c.task.questions else _of_file(run, c)
     train = splits[c.split]
     run.say(f"{run.name}: {packing.described(train, c.steps * c.batch)}")
+    asked, suite = _evaluations(run, c, mesh) if c.task.questions else (None, None)
 
     def figures(params, split, most):
         model = LoadedModel(params, c.model, run.tokenizer, mesh)
-        return answers.evaluate(model, splits[split], most=most, batch=c.evals.batch)
+        found = answers.evaluate(model, splits[split], most=most, batch=c.evals.batch)
+        return found if asked is None else {**found, **asked(params, split)}
 
     def during(params):
         found = figures(params, "validation", c.evals.validation)
-        return {f"eval/{name}": value for name, value in found.items()}
+        own = {f"eval/{name}": value for name, value in found.items()}
+        return own if suite is None else {**own, **ground_truth.during(suite, params)}
+
+    def finish(params):
+        own = figures(params, c.evals.split, c.evals.standard)
+        return run.write_eval(own) if suite is None else ground_truth.finish(suite, params, **own)
 
     return SupervisedTask(
-        lambda at: train.batch(at, c.batch, seed=run.seed),
-        *tokens_loss(c),
-        during,
-        lambda params: run.write_eval(figures(params, c.evals.split, c.evals.standard)),
+        lambda at: train.batch(at, c.batch, seed=run.seed), *tokens_loss(c), during, finish
     )
+
+
+def _of_file(run: Run, c) -> dict[str, Rows]:
+    """The rows of a file's conversations by split."""
+    found = examples(run, c)
+    return {each: rows(run, c, found, each) for each in (c.split, "validation", c.evals.split)}
+
+
+def _asked(run: Run, c) -> dict[str, Rows]:
+    """The rows of the questions of the run's split and of the held-out parts, by split."""
+    wanted: QuestionsConfig = c.task.questions
+    form = questions.open_format(run, c.task.chat)
+    truth = questions.truth(run, "task.questions")
+
+    def of(part: str, *how: Any) -> Rows:
+        asked = [conversations.answered(x.text, x.answer) for x in truth.ask(part, *how)]
+        found = [(one, conversations.examples(form, one)) for one in asked]
+        longest = max(len(each.ids) for _, some in found for each in some)
+        if longest > (width := c.task.width(c.model.max_len)):
+            raise UserError(
+                f"task.length: a row has {width} tokens, a question and answer {longest}"
+            )
+        return packed(run, c, found)
+
+    held_out = {part: of(part, wanted.held_out, 0, 0.0) for part in HELD_OUT}
+    return {**held_out, c.split: of(c.split, wanted.count, run.seed, wanted.provoking)}
+
+
+def _evaluations(run: Run, c, mesh):
+    """The evaluations of answers to questions and of continuations."""
+    form = questions.open_format(run, c.task.chat)
+    asked = questions.evaluation(run, c.task.questions, form, c.model, mesh, c.evals.batch)
+    return asked, ground_truth.suite(run, c.evals, c.model, mesh)
 
 
 Found = list[tuple[Conversation, list[Example]]]
@@ -132,12 +198,17 @@ def rows(run: Run, c, found: Found, split: str) -> Rows:
             f"{wanted.path}: no conversation in split {split!r}; the first question decides about "
             "train (90 %), validation (5 %) and test (5 %), so a file needs some hundred of them"
         )
-    pairs = ((each.ids, each.learned) for _, some in chosen for each in some)
+    return packed(run, c, chosen)
+
+
+def packed(run: Run, c, found: Found) -> Rows:
+    """Packs the examples of conversations into rows."""
+    pairs = ((each.ids, each.learned) for _, some in found for each in some)
     return packing.pack(
         packing.joined(pairs),
-        width=wanted.width(c.model.max_len),
+        width=c.task.width(c.model.max_len),
         pad=run.tokenizer.pad,
-        packed=wanted.packed,
+        packed=c.task.packed,
     )
 
 

@@ -182,12 +182,12 @@ def documents_run(
 
 
 def conversations_run(
-    *, path, chat, packed=True, length=0, evals, save_every=500, log_every=20, **run
+    *, path, chat, problems=None, packed=True, length=0, evals, save_every=500, log_every=20, **run
 ) -> ConfigDict:
     """Builds a supervised run on the answers of conversations.
 
-    `path`: a JSON Lines file. `chat`: the chat template. Rows have `length` tokens (0:
-    model.max_len).
+    `path`: a JSON Lines file; or the section `problems`, for worked solutions. `chat`: the chat
+    template. Rows have `length` tokens (0: model.max_len).
     """
     task = dict(
         name="conversations",
@@ -197,6 +197,7 @@ def conversations_run(
         length=length,
         max_skipped_fraction=0.1,
     )
+    task |= {} if problems is None else dict(problems=problems)
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 

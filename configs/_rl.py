@@ -3,6 +3,7 @@
 import _common as common
 from ml_collections import ConfigDict
 
+from sip.stages.rl import GateConfig
 from sip.tasks.rl.prompts import Config as PromptsConfig
 from sip.training.losses import PolicyConfig
 
@@ -29,6 +30,7 @@ def _run(
     log_every=10,
     evals_every=20,
     evals_batch=16,
+    gate=None,
     **run,
 ) -> ConfigDict:
     """Builds a policy-gradient run from its section `task` and the shared settings."""
@@ -43,6 +45,7 @@ def _run(
         objective=objective,
         sampling=sampling,
         evals=common.section(every_steps=evals_every, batch=evals_batch),
+        gate=common.complete(GateConfig, **(gate or {})),
         **shared,
     )
 
@@ -66,18 +69,39 @@ def rewriter_run(*, rewrites, judge, **run) -> ConfigDict:
 
 
 def prompts_run(
-    *, reward, prompts="", judge=None, continuations=None, held_out=64, **run
+    *,
+    reward,
+    prompts="",
+    problems=None,
+    answers=None,
+    judge=None,
+    continuations=None,
+    held_out=64,
+    chat="",
+    cut_penalty=0.0,
+    soft_tokens=0,
+    mask_cut=False,
+    **run,
 ) -> ConfigDict:
     """Builds the run of a policy that is rewarded for its answers to prompts.
 
-    `reward` is a reward model's run, "judge" with a section `judge`, FILE.py:FUNCTION, or several
-    of them: ((reward, weight), ...). `prompts` is a file; empty: prefixes of the corpus, for which
+    `reward` is a reward model's run, "judge" with a section `judge`, "answers" with the sections
+    `problems` and `answers`, FILE.py:FUNCTION, or several of them: ((reward, weight), ...).
+    `prompts` is a file; without it and `problems`: prefixes of the corpus, for which
     `continuations` is the section of an evaluation as other runs have it.
     """
     task = common.complete(
-        PromptsConfig, name="prompts", reward=reward, prompts=prompts, held_out=held_out
+        PromptsConfig,
+        name="prompts",
+        reward=reward,
+        prompts=prompts,
+        held_out=held_out,
+        chat=chat,
+        cut_penalty=cut_penalty,
+        soft_tokens=soft_tokens,
+        mask_cut=mask_cut,
     )
-    optional = dict(judge=judge, continuations=continuations)
+    optional = dict(problems=problems, answers=answers, judge=judge, continuations=continuations)
     task = {key: value for key, value in task.items() if key not in optional}
     return _run(task | {key: x for key, x in optional.items() if x is not None}, **run)
 

@@ -1,5 +1,6 @@
 """The policy-gradient loop: answers are sampled, rewarded and learned from.
 
+    measure (host)   before the first step: the share of prompts whose answers differ in reward
     collect (host)   prompts -> K answers each -> texts -> rewards -> advantages
     update (jitted)  the clipped surrogate of GRPO, Dr. GRPO, DAPO or RLOO, once or more per batch
 
@@ -52,6 +53,18 @@ class AnswerEvalConfig:
         check("evals", self, every_steps=at_least(0), batch=at_least(1))
 
 
+@dataclass(frozen=True)
+class GateConfig:
+    """A measurement before the first step: a prompt whose answers all get the same reward teaches
+    nothing."""
+
+    prompts: int = 0  # prompts that are answered, rounded up to whole batches; 0: no measurement
+    mixed: float = 0.05  # 0..1; error if fewer of them have answers of different rewards
+
+    def __post_init__(self):
+        check("gate", self, prompts=at_least(0), mixed=at_least(0, most=1))
+
+
 @dataclass(frozen=True, kw_only=True)
 class RLConfig(RunConfig):
     """A policy-gradient run. `steps` counts updates, `batch` prompts."""
@@ -64,6 +77,7 @@ class RLConfig(RunConfig):
     objective: losses.PolicyConfig
     sampling: sampling.SamplingConfig
     evals: AnswerEvalConfig
+    gate: GateConfig = GateConfig()
 
     def __post_init__(self):
         super().__post_init__()
@@ -148,6 +162,8 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     every = c.updates_per_batch
     with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
         update = make_update(c, tx)
+        if c.gate.prompts and not s.first:
+            s.writer.write(0, measure(run, c, task, state.params))
         for done in range(s.first + every, c.steps + 1, every):
             at = done // every - 1
             frozen = step.frozen(state)
@@ -166,6 +182,30 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
             session.end_step(s, done, state)
         session.check_stopped(s)
     return task.finish(state.params)
+
+
+def measure(run: Run, c: RLConfig, task: RLTask, params) -> dict[str, float]:
+    """Measures rewards of the first prompts' answers, and says it in a line.
+
+    Returns {"gate/mixed": share of prompts whose answers differ in reward, "gate/reward": mean}.
+    Raises UserError if the share is below `gate.mixed`: the policy would learn nothing.
+    """
+    batches = -(-c.gate.prompts // c.answered)
+    found = [collect(c, task, params, at, run.seed, reference=params)[1] for at in range(batches)]
+    flat, groups = np.sum([one["rl/flat_groups"] for one in found], axis=0)
+    total, count = np.sum([one["reward/all"] for one in found], axis=0)
+    mixed, reward = float(1 - flat / max(groups, 1)), float(total / max(count, 1))
+    said = (
+        f"{run.name}: {mixed:.0%} of {batches * c.answered} prompts have answers of different "
+        f"rewards, with {c.rollouts} answers each; mean reward {reward:.3f}"
+    )
+    if mixed < c.gate.mixed:
+        raise UserError(
+            f"{said}. That is less than gate.mixed={c.gate.mixed}: choose easier or harder "
+            "prompts, train on examples first (configs/sft.py), or lower gate.mixed"
+        )
+    run.say(said)
+    return {"gate/mixed": mixed, "gate/reward": reward}
 
 
 def make_update(c: RLConfig, tx):
@@ -202,8 +242,13 @@ def collect(
     with phase("update"):  # the rollouts wait for the update before them
         jax.block_until_ready(params)
     with phase("rollout"):
-        tokens_BKR, mask_BKR, logp_BKR = fetch(
-            (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
+        tokens_BKR, mask_BKR, logp_BKR, drawn_BKR = fetch(
+            (
+                rollouts.tokens_BCR,
+                rollouts.mask_BCR,
+                rollouts.logp_BCR,
+                rollouts.sample_logp_BCR,
+            )
         )
     with phase("reward"):
         reward, valid_BK, found = task.reward(at, ids_of(tokens_BKR, mask_BKR))
@@ -235,6 +280,8 @@ def collect(
         "rl/flat_groups": policy.flat_groups(advantage_BK, valid_BK),
         "rl/flat_learned": policy.flat_groups(advantage_BK[rows], valid_BK[rows]),
         "rl/answer_tokens": (float(mask_BKR.sum()), float(valid_BK.size)),
+        # Of the sampling distribution, in nats per token: the mean of -log p over its samples.
+        "rl/entropy": metrics.pair(-drawn_BKR, mask_BKR),
     }
     return branches, found
 

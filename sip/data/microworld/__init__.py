@@ -8,4 +8,5 @@ reading     parsing any text with the automaton
 findings    the oracle's results per sentence
 oracle      scores of any text: quality, safety, factuality
 correction  rewriting a text without faults
+problems    questions of several hops and running sums, with their own oracle and documents
 """

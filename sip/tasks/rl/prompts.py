@@ -1,9 +1,10 @@
 """Training a policy by rewards of its answers to prompts: RLHF, RLAIF, and rewards of your own.
 
-Prompts are those of a JSON Lines file (sip/data/prompts.py), answered up to a stop token; or
-prefixes of the corpus, continued by `answer` tokens. A reward is a reward model, the judge of the
-section `judge`, or a Python function (sip/rewards/functions.py). Several have weights, and each is
-logged by its own name. An answer that one of them skips is masked.
+Prompts are those of a JSON Lines file (sip/data/prompts.py) or of problems (sip/data/problems.py),
+answered up to a stop token; or prefixes of the corpus, continued by `answer` tokens. A reward is a
+reward model, the judge of the section `judge`, the check of answers to problems
+(sip/rewards/answers.py), or a Python function (sip/rewards/functions.py). Several have weights, and
+each is logged by its own name. An answer that one of them skips is masked.
 """
 
 import functools
@@ -15,55 +16,67 @@ from typing import Any
 import numpy as np
 
 from sip.data import chunks, conversations, pipeline
+from sip.data import problems as problem_sets
 from sip.data import prompts as prompt_files
 from sip.data.documents import PARTS, Truth, listed
+from sip.data.problems import ProblemsConfig
 from sip.data.prompts import Prompt
 from sip.evals import ground_truth
 from sip.evals.ground_truth import EvalConfig
 from sip.judge import build as judges
 from sip.loading import source_dir
 from sip.metrics import pair
+from sip.rewards import answers as answer_checks
 from sip.rewards import functions, reward_model
+from sip.rewards.answers import AnswersConfig
 from sip.rewards.verdicts import Reward
 from sip.run import Run, TaskConfig
 from sip.sections import at_least, check
 from sip.structs import UserError
+from sip.tasks.rl import problems
 from sip.tasks.rl.task import AnswerWriter, RLTask
 from sip.text import chat
 from sip.text.segments import Ids
-from sip.text.tokenizer import Tokenizer, continuation
+from sip.text.tokenizer import Tokenizer
 from sip.training import loop
 from sip.workdir import place
 
-JUDGE, CUT = "judge", "cut"
+JUDGE, ANSWERS = "judge", "answers"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
     """The task "prompts": a policy is rewarded for its answers. Raises UserError.
 
-    A reward is "judge", FILE.py:FUNCTION, or a run or checkpoint directory of a reward model.
+    A reward is "answers", "judge", FILE.py:FUNCTION, or a run or checkpoint directory of a reward
+    model.
     """
 
     reward: str | tuple[tuple[str, float], ...]  # a reward, or several: ((reward, weight), ...)
-    prompts: str = ""  # JSON Lines file with a field `prompt`; empty: prefixes of the corpus
+    prompts: str = ""  # JSON Lines with a field `prompt`; empty: problems, or the corpus's prefixes
+    problems: ProblemsConfig | None = None  # problems with answers, in the place of prompts
+    answers: AnswersConfig | None = None  # the check of answers, if it is among the rewards
     chat: str = ""  # chat template of the prompts, as in `pairs`; empty: prompts are plain texts
     judge: judges.JudgeConfig | None = None  # the judge, if it is among the rewards
     continuations: EvalConfig | None = None  # prefixes: also the evaluation of runs on documents
     held_out: int = 64  # number of prompts of each evaluation
     cut_penalty: float = 0.0  # subtracted from the reward of an answer without a stop token
+    soft_tokens: int = 0  # tokens before the limit in which cut_penalty grows from 0; 0: none
+    mask_cut: bool = False  # leaves answers without a stop token out, as if they had no reward
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the prompts are unusable
     max_invalid: float = 0.5  # 0..1; error if more of a batch's answers have no reward
 
     def __post_init__(self):
         unit = dict.fromkeys(("max_skipped_fraction", "max_invalid"), at_least(0, most=1))
         check("task", self, held_out=at_least(1), cut_penalty=at_least(0), **unit)
+        check("task", self, soft_tokens=at_least(0))
         object.__setattr__(self, "prompts", place(self.prompts))
         chat.check(self.chat, "chat")
-        if not self.prompts and (self.chat or self.cut_penalty):
-            raise UserError("chat and cut_penalty need a file of prompts: prefixes have no turns")
-        if self.prompts and self.continuations is not None:
-            raise UserError("continuations needs prefixes of the corpus, not a file of prompts")
+        self._check_cut()
+        if self.prompts and self.problems is not None:
+            raise UserError("prompts and problems: give one of the two")
+        if self.ends and self.continuations is not None:
+            raise UserError("continuations needs prefixes of the corpus, not prompts or problems")
         if not self.rewards or not all(name for name, _ in self.rewards):
             raise UserError("reward is empty: name judge, FILE.py:FUNCTION or a reward model's run")
         for name, weight in self.rewards:
@@ -77,8 +90,36 @@ class Config(TaskConfig):
         judged = JUDGE in (name for name, _ in self.rewards)
         if judged != (self.judge is not None):
             raise UserError("reward 'judge' and the section judge need each other")
+        self._check_answers()
         if self.judge is not None and self.judge.own:
             raise UserError("judge.init_from: a policy in training cannot judge itself here")
+
+    def _check_cut(self) -> None:
+        if not self.ends and (self.chat or self.cut_penalty or self.mask_cut):
+            raise UserError(
+                "chat, cut_penalty and mask_cut need a file of prompts or problems: prefixes have "
+                "no turns"
+            )
+        if self.mask_cut and self.cut_penalty:
+            raise UserError("mask_cut and cut_penalty: give one of the two")
+        if self.soft_tokens and not self.cut_penalty:
+            raise UserError("soft_tokens needs cut_penalty, the penalty that grows in them")
+
+    def _check_answers(self) -> None:
+        checked = ANSWERS in (name for name, _ in self.rewards)
+        if checked != (self.answers is not None) or (checked and self.problems is None):
+            raise UserError("reward 'answers' needs the sections problems and answers, and they it")
+        if self.problems is not None and self.answers is not None:
+            made = self.problems.source == problem_sets.GYM
+            if made != (self.answers.check == "own"):
+                raise UserError(
+                    "answers.check own and problems.source reasoning_gym need each other"
+                )
+
+    @property
+    def ends(self) -> bool:
+        """True if an answer ends with a stop token: not for continuations of prefixes."""
+        return bool(self.prompts) or self.problems is not None
 
     @property
     def rewards(self) -> tuple[tuple[str, float], ...]:
@@ -89,13 +130,20 @@ class Config(TaskConfig):
         """Raises UserError if the run's split does not fit the prompts."""
         if self.prompts and c.split not in PARTS:
             raise UserError(f"split must be one of {PARTS} with task.prompts, not {c.split!r}")
+        if self.problems is not None and c.split != "train":
+            raise UserError(
+                f"split must be train with task.problems, not {c.split!r}: the other parts are for "
+                "evaluation"
+            )
+        if self.soft_tokens >= c.answer:
+            raise UserError(f"task.soft_tokens {self.soft_tokens}: must be below answer {c.answer}")
 
     def sources(self):
         """The runs or directories that the task reads: reward models, the judge."""
         found = {
             f"task.reward[{i}]" if len(self.rewards) > 1 else "task.reward": name
             for i, (name, _) in enumerate(self.rewards)
-            if name != JUDGE and not functions.is_function(name)
+            if name not in (JUDGE, ANSWERS) and not functions.is_function(name)
         }
         theirs = self.judge.sources() if self.judge is not None else {}
         if self.continuations is not None:
@@ -110,7 +158,7 @@ class Config(TaskConfig):
     def figures(self, truth):
         """Names of the figures of the evaluation: each reward, their sum, and by the truth."""
         own = [f"eval/reward/{label(name)}" for name, _ in self.rewards]
-        own += ["eval/reward", "eval/answer_tokens", *(["eval/cut"] if self.prompts else [])]
+        own += ["eval/reward", "eval/answer_tokens", *(["eval/cut"] if self.ends else [])]
         return (*own, *(ground_truth.figures(truth) if self.continuations else ()))
 
     def judges(self):
@@ -123,7 +171,7 @@ class Config(TaskConfig):
         """Raises UserError if the file of prompts does not exist, or a server does not answer."""
         if self.prompts and not Path(self.prompts).is_file():
             raise UserError(f"task.prompts {self.prompts!r}: there is no such file")
-        for asked in (self.judge, self.continuations):
+        for asked in (self.judge, self.continuations, self.problems):
             if asked is not None:
                 asked.reach()
 
@@ -160,7 +208,7 @@ class Prompts:
 def build(run: Run, c, mesh) -> RLTask:
     """Builds the task. `c` is the config of a policy-gradient run. Raises UserError."""
     wanted: Config = c.task
-    asked = _of_file(run, c) if wanted.prompts else _of_corpus(run, c)
+    asked = _of_file(run, c) if wanted.ends else _of_corpus(run, c)
     sources = {label(name): _source(name, run, c, mesh, asked) for name, _ in wanted.rewards}
     weights = tuple(weight for _, weight in wanted.rewards)
     weights += (wanted.cut_penalty,) if wanted.cut_penalty else ()
@@ -168,9 +216,12 @@ def build(run: Run, c, mesh) -> RLTask:
     read = functools.partial(_read, run.tokenizer, asked.stops)
 
     def reward(at: int, ids: Sequence[Sequence[Ids]]) -> Reward:
-        found = _rewarded(sources, wanted, read(asked.batch(at), ids))
+        read_ids = read(asked.batch(at), ids)
+        found = _rewarded(sources, wanted, read_ids, c.answer)
         _check_invalid(found[1], wanted.max_invalid, found[2])
-        return found
+        for name, part_BK in zip(sources, found[0], strict=False):
+            _say_constant(run, name, part_BK[found[1]])
+        return _without_cut(found, read_ids.cut_BK) if wanted.mask_cut else found
 
     def figures(params, part: str) -> dict[str, float]:
         held = asked.held_out[part]
@@ -178,7 +229,15 @@ def build(run: Run, c, mesh) -> RLTask:
             return {}
         ids = writer.greedy_ids(params, [x.ids for x in held], c.evals.batch)
         answers = read(held, [[each] for each in ids])
-        return _figures(_rewarded(sources, wanted, answers), weights, answers)
+        return _figures(_rewarded(sources, wanted, answers, c.answer), weights, answers)
+
+    def sampled(params) -> dict[str, float]:
+        cfg, held = wanted.problems, asked.held_out["test"]
+        if cfg is None or wanted.answers is None or not cfg.samples or not held:
+            return {}
+        how: Any = dict(samples=cfg.samples, sampling=c.sampling, batch=c.evals.batch)
+        checker = answer_checks.checker(wanted.answers)
+        return problems.sampled(params, writer, cfg, checker, held, seed=run.seed, **how)
 
     suite = wanted.continuations and ground_truth.suite(run, wanted.continuations, c.model, mesh)
 
@@ -187,7 +246,7 @@ def build(run: Run, c, mesh) -> RLTask:
         return own if suite is None else {**own, **ground_truth.during(suite, params)}
 
     def finish(params) -> dict[str, Any]:
-        own = figures(params, "test")
+        own = {**figures(params, "test"), **sampled(params)}
         return run.write_eval(own) if suite is None else ground_truth.finish(suite, params, **own)
 
     return RLTask(
@@ -207,16 +266,19 @@ def _of_file(run: Run, c) -> Prompts:
         template = chat.load(wanted.chat, run.tokenizer, run.workdir)
         form = conversations.open_format(template, run.tokenizer)
         encode, stops = prompt_files.chatted(form), form.stops
-    parts, left_out = prompt_files.read(
-        wanted.prompts,
-        encode,
-        max_len=c.model.max_len - c.answer,
-        max_skipped_fraction=wanted.max_skipped_fraction,
-    )
+    max_len = c.model.max_len - c.answer
+    if wanted.problems is not None:
+        name = wanted.problems.path or wanted.problems.source
+        parts, left_out = problems.prompts_of(wanted.problems, run.config.data, encode, max_len)
+    else:
+        name, most = wanted.prompts, wanted.max_skipped_fraction
+        parts, left_out = prompt_files.read(
+            name, encode, max_len=max_len, max_skipped_fraction=most
+        )
     run.left_out["prompts"] = left_out
     learned = parts[c.split]
     if not learned:
-        raise UserError(f"{wanted.prompts}: no prompt in split {c.split!r}, by its hash")
+        raise UserError(f"{name}: no prompt in split {c.split!r}, by its hash")
     run.say(_said(run.name, learned, parts, left_out))
 
     def batch(at: int) -> list[Prompt]:
@@ -262,16 +324,13 @@ def _of_corpus(run: Run, c) -> Prompts:
 
 def _read(tokenizer: Tokenizer, stops, prompts: Sequence[Prompt], ids) -> Answers:
     """Decodes answers as continuations of their prompts."""
-    texts = [
-        [continuation(tokenizer, prompt.ids, one) for one in row]
-        for prompt, row in zip(prompts, ids, strict=True)
-    ]
+    texts = problems.read(tokenizer, prompts, ids)
     cut = [[bool(stops) and not (one and one[-1] in stops) for one in row] for row in ids]
     return Answers(prompts, ids, texts, np.array(cut, bool))
 
 
 def _source(name: str, run: Run, c, mesh, asked: Prompts) -> Source:
-    """Builds a reward: a function, the judge, or a reward model."""
+    """Builds a reward: a function, the judge, the check of answers, or a reward model."""
     if functions.is_function(name):
         function = functions.load(name)
         return lambda x: (
@@ -280,9 +339,20 @@ def _source(name: str, run: Run, c, mesh, asked: Prompts) -> Source:
         )
     if name == JUDGE:
         return _judged(run, c, mesh, asked)
+    if name == ANSWERS:
+        return _checked(run, c.task)
     directory = source_dir(run.workdir, name, "task.reward")
     model = reward_model.load(directory, mesh, run.tokenizer, "task.reward")
     return lambda x: (*model.reward([p.ids for p in x.prompts], x.ids), {})
+
+
+def _checked(run: Run, wanted: Config) -> Source:
+    """The check of answers to problems."""
+    cfg, checks = wanted.problems, wanted.answers
+    assert cfg is not None and checks is not None  # Config has checked it
+    checker = answer_checks.checker(checks)
+    world = problem_sets.world(run.config.data) if cfg.source == problem_sets.WORLD else None
+    return lambda x: problems.reward(cfg, checker, world, x.prompts, x.ids, x.texts, x.cut_BK)
 
 
 def _judged(run: Run, c, mesh, asked: Prompts) -> Source:
@@ -290,7 +360,7 @@ def _judged(run: Run, c, mesh, asked: Prompts) -> Source:
     wanted: judges.JudgeConfig = c.task.judge
     judge = judges.build(wanted, run.workdir, asked.truth, mesh, run.tokenizer, run.seed)
     shows = [aspect.name for aspect in wanted.aspects() if aspect.reference]
-    key = "reference" if c.task.prompts else "suffix"
+    key = "reference" if c.task.ends else "suffix"
 
     def score(x: Answers) -> Reward:
         missing = [p for p in x.prompts if not _text(p, key)]
@@ -314,8 +384,11 @@ def _text(prompt: Prompt, key: str) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _rewarded(sources: Mapping[str, Source], wanted: Config, x: Answers) -> Reward:
-    """Returns (reward_PBK, valid_BK, metrics): an answer is valid if all rewards are."""
+def _rewarded(sources: Mapping[str, Source], wanted: Config, x: Answers, most: int) -> Reward:
+    """Returns (reward_PBK, valid_BK, metrics): an answer is valid if all rewards are.
+
+    `most` is the limit of an answer's tokens.
+    """
     parts, valid_BK, metrics = [], np.ones(x.cut_BK.shape, bool), {}
     for name, source in sources.items():
         reward_BK, own_BK, found = source(x)
@@ -323,11 +396,39 @@ def _rewarded(sources: Mapping[str, Source], wanted: Config, x: Answers) -> Rewa
         valid_BK &= own_BK
         metrics |= {**found, f"reward/{name}": pair(reward_BK, own_BK)}
         metrics[f"reward/{name}/skipped"] = pair(~own_BK)
-    if wanted.prompts:
+    if wanted.ends:
         metrics["rl/cut"] = pair(x.cut_BK)
     if wanted.cut_penalty:
-        parts.append(-x.cut_BK.astype(np.float32))
+        parts.append(-overlong(x.ids, x.cut_BK, wanted.soft_tokens, most))
     return np.stack(parts), valid_BK, metrics
+
+
+def overlong(ids: Sequence[Sequence[Ids]], cut_BK: np.ndarray, soft: int, most: int) -> np.ndarray:
+    """Returns penalty_BK in 0..1: 1 for an answer that was cut at `most` tokens.
+
+    In the last `soft` tokens before that it grows from 0 in proportion (DAPO's soft overlong
+    punishment, arXiv 2503.14476, eq. 13).
+    """
+    length_BK = np.array([[len(one) for one in row] for row in ids], np.float32)
+    soft_BK = (
+        np.clip((length_BK - (most - soft)) / soft, 0, 1) if soft else np.zeros_like(length_BK)
+    )
+    return np.where(cut_BK, 1.0, soft_BK).astype(np.float32)
+
+
+def _without_cut(found: Reward, cut_BK: np.ndarray) -> Reward:
+    """Masks answers that were cut (DAPO's overlong filtering)."""
+    reward_PBK, valid_BK, metrics = found
+    return reward_PBK, valid_BK & ~cut_BK, metrics
+
+
+def _say_constant(run: Run, name: str, values: np.ndarray) -> None:
+    """Says, once per value, that a reward was the same for all answers of a batch."""
+    if values.size > 1 and np.ptp(values) == 0:
+        run.say(
+            f"{run.name}: reward {name} was {values[0]:g} for every answer of a batch; a constant "
+            "reward teaches nothing"
+        )
 
 
 def _check_invalid(valid_BK: np.ndarray, most: float, metrics) -> None:

@@ -1,12 +1,14 @@
-"""Instruction tuning: the answers of conversations in a JSON Lines file, in a chat template."""
+"""Instruction tuning: the answers of conversations in a JSON Lines file, in a chat template; or the
+worked solutions of problems (sip/data/problems.py)."""
 
 import functools
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sip.data import conversations, documents, files, packing
+from sip.data import conversations, documents, files, packing, problems
 from sip.data.conversations import Conversation, Conversations, Example, Unusable
 from sip.data.packing import Rows
+from sip.data.problems import ProblemsConfig
 from sip.evals import answers
 from sip.loading import LoadedModel
 from sip.run import Run, TaskConfig
@@ -21,7 +23,8 @@ from sip.workdir import place
 class Config(TaskConfig):
     """The task "conversations": the answers of a file of conversations. Raises UserError."""
 
-    path: str  # JSON Lines with messages, or prompt and completion: files, a folder or a glob
+    path: str = ""  # JSON Lines with messages, or prompt and completion: files, a folder or a glob
+    problems: ProblemsConfig | None = None  # problems with worked solutions, in the place of a path
     chat: str  # chat template: own (the tokenizer's) | harmony | turns | a .jinja file
     packed: bool = True  # several conversations in a row, without attention between them
     length: int = 0  # tokens of a row; longer conversations are left out; 0: model.max_len
@@ -32,10 +35,20 @@ class Config(TaskConfig):
         if not self.chat:
             raise UserError("task.chat: needed; the name of a chat template")
         chat.check(self.chat, "task.chat")
+        if self.path and self.problems is not None:
+            raise UserError("task.path and task.problems: give one of the two")
         object.__setattr__(self, "path", place(self.path))
 
+    @property
+    def named(self) -> str:
+        """The path, or the source of the problems, for messages."""
+        return self.path or (self.problems.path or self.problems.source if self.problems else "")
+
     def check(self, c):
-        """Raises UserError if a row is longer than the model or too short for an answer."""
+        """Raises UserError if a row is longer than the model or too short for an answer, or if
+        held-out problems are to be learned."""
+        if self.problems is not None and not c.split.startswith("train"):
+            raise UserError(f"split must be of train with task.problems, not {c.split!r}")
         if not 2 <= self.width(c.model.max_len) <= c.model.max_len:
             raise UserError(
                 f"task.length {self.length}: must be 2 to model.max_len, {c.model.max_len}"
@@ -43,6 +56,8 @@ class Config(TaskConfig):
 
     def reach(self):
         """Raises UserError if the file of conversations does not exist."""
+        if self.problems is not None:
+            return self.problems.reach()
         if not self.path:
             raise UserError("task.path: needed; a JSON Lines file of conversations")
         try:
@@ -97,7 +112,8 @@ def examples(run: Run, c) -> Found:
     wanted: Config = c.task
     template = chat.load(wanted.chat, run.tokenizer, run.workdir)
     form = conversations.open_format(template, run.tokenizer)
-    read = _read(wanted.path, wanted.max_skipped_fraction)
+    read = _worked(run, wanted.problems) if wanted.problems else None
+    read = read or _read(wanted.path, wanted.max_skipped_fraction)
     width, kept, first = wanted.width(c.model.max_len), [], {}
     left_out = Counter(read.left_out)
     for one in read.rows:
@@ -118,7 +134,7 @@ def examples(run: Run, c) -> Found:
             "task.chat, a larger task.length, or raise task.max_skipped_fraction"
         )
     if left_out:
-        run.say(f"{wanted.path}: {said} are left out: {documents.listed(left_out)}")
+        run.say(f"{wanted.named}: {said} are left out: {documents.listed(left_out)}")
         run.left_out[c.split] = dict(left_out)
     return kept
 
@@ -126,10 +142,10 @@ def examples(run: Run, c) -> Found:
 def rows(run: Run, c, found: Found, split: str) -> Rows:
     """Returns the rows of a split. Raises UserError if it has no conversation."""
     wanted: Config = c.task
-    chosen = documents.select(found, split, lambda one: one[0].key)
+    chosen = documents.select(found, split, lambda one: one[0].part)
     if not chosen:
         raise UserError(
-            f"{wanted.path}: no conversation in split {split!r}; the first question decides about "
+            f"{wanted.named}: no conversation in split {split!r}; the first question decides about "
             "train (90 %), validation (5 %) and test (5 %), so a file needs some hundred of them"
         )
     pairs = ((each.ids, each.learned) for _, some in chosen for each in some)
@@ -145,3 +161,21 @@ def rows(run: Run, c, found: Found, split: str) -> Rows:
 def _read(path: str, max_skipped_fraction: float) -> Conversations:
     """Reads a file once per process."""
     return conversations.read(path, max_skipped_fraction=max_skipped_fraction)
+
+
+def _worked(run: Run, cfg: ProblemsConfig) -> Conversations:
+    """Returns problems and their worked solutions as conversations, in the parts of the problems.
+
+    Those without a solution are left out.
+    """
+    parts, left_out = problems.load(cfg, run.config.data)
+    rows, counts = [], Counter(left_out)
+    for part, some in parts.items():
+        for problem in some:
+            if problem.solution:
+                said = problems.prompt(cfg, problem), problems.completion(cfg, problem)
+                row = conversations.answered(*said)
+                rows.append(replace(row, at=f"{cfg.path or cfg.source}: {part}", own_part=part))
+            else:
+                counts["without a worked solution"] += 1
+    return Conversations(rows, len(rows) + counts.total(), dict(counts))

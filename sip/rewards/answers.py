@@ -50,7 +50,7 @@ class AnswersConfig:
     """The check of answers."""
 
     check: str = "math"  # exact | numeric | math | own (reasoning_gym)
-    seconds: float = 5.0  # math: time of one check; then it is stopped and the answer is masked
+    seconds: float = 3.0  # math: time of one check; then it is stopped and the answer is masked
     workers: int = 2  # math: number of worker processes
 
     def __post_init__(self):

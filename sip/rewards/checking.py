@@ -24,47 +24,67 @@ RIGHT, WRONG, UNREAD, TIMEOUT, DIED, FAILED = (
 
 def main(workers: int, seconds: float, mib: int) -> None:
     """Serves requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not mix with the verdicts
+    silence()
+    # The first comparisons take seconds, for imports and tables. Forked workers have done them.
+    for pair in (("x^2 + 1", "1 + x^2"), ("\\frac{1}{2}", "0.7"), ("(1, 2)", "\\{2, 1\\}")):
+        compare(*pair, mib)
+    pool = started(workers, mib)
+    for line in sys.stdin:
+        if not pool.active:  # all workers died at once
+            pool.stop()
+            pool = started(workers, mib)
+        asked = [
+            pool.schedule(compare, args=[*pair, mib], timeout=seconds) for pair in json.loads(line)
+        ]
+        answers.write(json.dumps([verdict(pool, one) for one in asked]) + "\n")
+        answers.flush()
+    pool.stop()
+
+
+def started(workers: int, mib: int):
+    """Returns a pool of worker processes."""
     import multiprocessing
 
     from pebble import ProcessPool
 
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not mix with the verdicts
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["math_verify"])  # a new worker starts in milliseconds
-    with ProcessPool(workers, context=context, initializer=prepare, initargs=(mib,)) as pool:
-        for line in sys.stdin:
-            asked = [
-                pool.schedule(compare, args=[*pair, mib], timeout=seconds)
-                for pair in json.loads(line)
-            ]
-            answers.write(json.dumps([verdict(one) for one in asked]) + "\n")
-            answers.flush()
+    context = multiprocessing.get_context("fork")  # this process has no threads but the pool's
+    return ProcessPool(workers, context=context, initializer=limit, initargs=(mib,))
 
 
-def verdict(future) -> str:
-    """Returns the verdict of a comparison that was given to a worker."""
+def verdict(pool, future) -> str:
+    """Returns the verdict of a comparison that was given to a worker of the pool."""
     from pebble import ProcessExpired
 
-    try:
-        return future.result()
-    except TimeoutError:
-        return TIMEOUT
-    except ProcessExpired:
-        return DIED
-    except Exception:
-        return FAILED
+    while True:
+        try:
+            return future.result(timeout=1)
+        except TimeoutError:
+            if future.done():
+                return TIMEOUT
+            if not pool.active:  # its futures never end
+                return DIED
+        except ProcessExpired:
+            return DIED
+        except Exception:
+            return FAILED if pool.active else DIED
 
 
-def prepare(mib: int) -> None:
-    """Limits a worker's memory, and silences the libraries."""
+def silence() -> None:
+    """Turns off log lines and warnings of the libraries."""
     import logging
-    import resource
     import warnings
 
-    resource.setrlimit(resource.RLIMIT_AS, (mib << 20, mib << 20))
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
+
+
+def limit(mib: int) -> None:
+    """Limits a worker's memory."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (mib << 20, mib << 20))
 
 
 def compare(gold: str, answer: str, mib: int) -> str:

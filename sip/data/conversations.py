@@ -174,6 +174,15 @@ def answered(prompt: Any, completion: Any) -> Conversation:
     return Conversation(tuple(whole), len(whole) - len(said))
 
 
+def talk(*turns: str) -> Conversation:
+    """Returns a conversation of texts: question, answer, question, .. All answers are learned.
+
+    Raises Unusable if it breaks a rule.
+    """
+    said = [{"role": ROLES[1 + i % 2], "content": text} for i, text in enumerate(turns)]
+    return Conversation(tuple(checked(said)))
+
+
 def messages_of(value: Any, role: str) -> list[Message]:
     """Returns a list of messages, or the one message of `role` of a text.
 

@@ -5,6 +5,7 @@ ground_truth   metrics of continuations by a corpus's ground truth
 judged         win rates by a judge
 rewrites       metrics of a rewriter
 likelihoods    log-likelihoods of continuations after contexts, for lm_eval
-problems       mean@n, maj@n and pass@k of sampled answers to problems
+problems       mean@n, maj@n and pass@k of sampled answers to problems, diversity, difficulty
+collapse       sees the collapse of self-training by reward and KL
 harness        the adapter for lm-evaluation-harness; tasks/ has its task files
 """

@@ -1,4 +1,4 @@
-"""Figures of n sampled answers per problem: mean@n, maj@n and pass@k.
+"""Figures of n sampled answers per problem: mean@n, maj@n, pass@k, diversity, and by difficulty.
 
 Letters: B problems, N answers each. An answer whose check failed counts in none of them.
 """
@@ -31,6 +31,34 @@ def figures(right_BN, valid_BN, votes: Sequence[Sequence[str]]) -> dict[str, flo
     for k in (1 << i for i in range(N.bit_length())):
         found[f"pass@{k}"] = _mean([pass_at(k, n, c) for n, c in counts if n >= k])
     return found
+
+
+def diversity(votes: Sequence[Sequence[str]], texts: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Returns the mean number of distinct answers of a problem, and of distinct texts.
+
+    An empty vote is no answer.
+    """
+    return {
+        "distinct_answers": _mean([float(len(set(row) - {""})) for row in votes]),
+        "distinct_chains": _mean([float(len(set(row))) for row in texts]),
+    }
+
+
+THIRDS = ("easy", "middle", "hard")
+
+
+def thirds(start: Sequence[float], now: Sequence[float]) -> dict[str, float]:
+    """Returns the mean of `now` on the easiest, middle and hardest third of the problems.
+
+    `start` are the pass rates of the start model, which rank the problems; equal ones keep their
+    order. The start's own mean on a third is biased by that choice, so a hard third gains something
+    by chance alone.
+    """
+    order = sorted(range(len(start)), key=lambda i: -start[i])
+    ends = [round(len(order) * n / 3) for n in range(4)]
+    parts = [order[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    means = [_mean([now[i] for i in part]) for part in parts]
+    return dict(zip(THIRDS, means, strict=True))
 
 
 def pass_at(k: int, n: int, c: int) -> float:

@@ -2,6 +2,7 @@
 of several sampled answers."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,8 +15,9 @@ from sip.data.problems import Problem, ProblemsConfig
 from sip.data.prompts import TOO_LONG, Encode, Prompt
 from sip.evals import problems as evals
 from sip.metrics import pair
-from sip.rewards import answers
+from sip.rewards import answers, majority
 from sip.rewards.answers import Checker, Gold
+from sip.rewards.majority import MajorityConfig
 from sip.rewards.verdicts import Reward
 from sip.sampling import SamplingConfig
 from sip.structs import Params
@@ -108,7 +110,34 @@ def _supported(cfg: ProblemsConfig, world, prompt: Prompt, text: str) -> bool:
     return world.supports(prompt.fields["problem"], thought, prompt.fields["answer"])
 
 
-def sampled(
+@dataclass(frozen=True)
+class Solved:
+    """N sampled answers to a problem, and what the checker says about each."""
+
+    problem: str
+    texts: list[str]
+    answers: list[str | None]  # the final answers in the texts
+    verdicts: list[str]
+    cut: list[bool]  # without a stop token
+    tokens: list[int]
+
+    @property
+    def checked(self) -> int:
+        """Number of answers whose check did not fail."""
+        return sum(verdict not in answers.FAILURES for verdict in self.verdicts)
+
+    @property
+    def right(self) -> int:
+        """Number of right answers."""
+        return self.verdicts.count(answers.RIGHT)
+
+    @property
+    def passes(self) -> float:
+        """The pass rate: share of right answers among those that could be checked."""
+        return self.right / self.checked if self.checked else 0.0
+
+
+def solve(
     params: Params,
     writer: AnswerWriter,
     cfg: ProblemsConfig,
@@ -119,28 +148,78 @@ def sampled(
     sampling: SamplingConfig,
     batch: int,
     seed: int,
-) -> dict[str, float]:
-    """Samples answers to problems and returns mean@n, maj@n, pass@k and shares of verdicts."""
-    right, valid, votes, shares = [], [], [], []
+    start: int = 0,
+) -> list[Solved]:
+    """Samples answers to problems, `batch` at a time, and checks them.
+
+    `start` is the place of the first problem among all of them: equal problems at equal places get
+    equal answers, in however many calls.
+    """
+    found: list[Solved] = []
     with jax.set_mesh(writer.mesh):
-        for start in range(0, len(asked), batch):
-            some = list(asked[start : start + batch])
+        for at in range(0, len(asked), batch):
+            some = list(asked[at : at + batch])
             filled = [p.ids for p in some + some[:1] * (batch - len(some))]
-            key = jax.random.fold_in(jax.random.key(seed), start)
+            key = jax.random.fold_in(jax.random.key(seed), start + at)
             out = writer.write(params, writer.trunks(filled), samples, sampling, key)
-            ids = ids_of(out.tokens_BCR, out.mask_BCR)[: len(some)]
-            texts = read(writer.tokenizer, some, ids)
-            cut = [[not (one and one[-1] in writer.stops) for one in row] for row in ids]
-            found = _extracted(cfg, some, texts, cut)
-            verdicts = np.array(_verdicts(checker, some, found))
-            right.append(verdicts == answers.RIGHT)
-            valid.append(~np.isin(verdicts, answers.FAILURES))
-            votes += [[answers.key(one) for one in row] for row in found]
-            shares.append((verdicts, np.array(cut)))
-    verdicts, cut = (np.concatenate(each) for each in zip(*shares, strict=True))
-    found = evals.figures(np.concatenate(right), np.concatenate(valid), votes)
+            found += judged(writer, cfg, checker, some, ids_of(out.tokens_BCR, out.mask_BCR))
+    return found
+
+
+def judged(
+    writer: AnswerWriter, cfg: ProblemsConfig, checker: Checker, asked: Sequence[Prompt], ids
+) -> list[Solved]:
+    """Checks answers of token ids [B][K], of which only the first len(asked) rows count."""
+    ids = ids[: len(asked)]
+    texts = read(writer.tokenizer, asked, ids)
+    cut = [[not (one and one[-1] in writer.stops) for one in row] for row in ids]
+    said = _extracted(cfg, asked, texts, cut)
+    verdicts = _verdicts(checker, asked, said)
+    tokens = [[len(one) for one in row] for row in ids]
+    rows = zip(asked, texts, said, verdicts, cut, tokens, strict=True)
+    return [Solved(p.fields["problem"], *own) for p, *own in rows]
+
+
+def figures(solved: Sequence[Solved]) -> dict[str, float]:
+    """Returns mean@n, maj@n, pass@k, diversity, lengths, and shares of verdicts and cut answers."""
+    verdicts = np.array([one.verdicts for one in solved])
+    cut, tokens = (np.array([getattr(one, key) for one in solved]) for key in ("cut", "tokens"))
+    votes = [[answers.key(said) for said in one.answers] for one in solved]
+    valid = ~np.isin(verdicts, answers.FAILURES)
+    found = evals.figures(verdicts == answers.RIGHT, valid, votes)
+    found |= evals.diversity(votes, [one.texts for one in solved])
     found |= {f"answers/{v}": float((verdicts == v).mean()) for v in answers.VERDICTS[1:]}
-    return {**found, "cut": float(cut.mean()), "problems": len(asked)}
+    found |= {"answer_tokens": float(tokens.mean()), "cut": float(cut.mean())}
+    return {**found, "problems": len(solved)}
+
+
+def sampled(*args, **how) -> dict[str, float]:
+    """Samples answers to problems as `solve` does, and returns their figures."""
+    return figures(solve(*args, **how))
+
+
+def by_majority(
+    cfg: ProblemsConfig,
+    checker: Checker,
+    wanted: MajorityConfig,
+    teacher: Mapping[str, Sequence[str | None]] | None,
+    asked: Sequence[Prompt],
+    texts: Sequence[Sequence[str]],
+    cut_BK: np.ndarray,
+) -> Reward:
+    """Rewards K answers to each of B problems by a majority vote, without the right answers.
+
+    `teacher` has a frozen model's answers by problem, which then vote alone. The right answers are
+    used for one metric: the share of right labels.
+    """
+    votes = None if teacher is None else [teacher[p.fields["problem"]] for p in asked]
+    said = _extracted(cfg, asked, texts, cut_BK)
+    found, labels = majority.reward(said, majority.equal_by(checker), wanted, votes)
+    pairs = [(p, label) for p, label in zip(asked, labels, strict=True) if label is not None]
+    verdicts = _verdicts(checker, [p for p, _ in pairs], [[label] for _, label in pairs])
+    right = np.array([row[0] == answers.RIGHT for row in verdicts], bool)
+    reward_BK, valid_BK, metrics = found
+    return reward_BK, valid_BK, {**metrics, "majority/right": pair(right)}
 
 
 def read(tokenizer: Tokenizer, asked: Sequence[Prompt], ids) -> list[list[str]]:

@@ -3,10 +3,12 @@
 Prompts are those of a JSON Lines file (sip/data/prompts.py) or of problems (sip/data/problems.py),
 answered up to a stop token; or prefixes of the corpus, continued by `answer` tokens. A reward is a
 reward model, the judge of the section `judge`, the check of answers to problems
-(sip/rewards/answers.py), or a Python function (sip/rewards/functions.py). Several have weights, and
-each is logged by its own name. An answer that one of them skips is masked.
+(sip/rewards/answers.py), the vote of the answers themselves (sip/rewards/majority.py), chance, or a
+Python function (sip/rewards/functions.py). Several have weights, and each is logged by its own
+name. An answer that one of them skips is masked.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +29,14 @@ from sip.judge import build as judges
 from sip.loading import source_dir
 from sip.metrics import pair
 from sip.rewards import answers as answer_checks
-from sip.rewards import functions, reward_model
+from sip.rewards import functions, majority, reward_model
 from sip.rewards.answers import AnswersConfig
+from sip.rewards.majority import MajorityConfig
 from sip.rewards.verdicts import Reward
 from sip.run import Run, TaskConfig
 from sip.sections import at_least, check
 from sip.structs import UserError
-from sip.tasks.rl import problems
+from sip.tasks.rl import problems, self_training
 from sip.tasks.rl.task import AnswerWriter, RLTask
 from sip.text import chat
 from sip.text.segments import Ids
@@ -41,22 +44,25 @@ from sip.text.tokenizer import Tokenizer
 from sip.training import loop
 from sip.workdir import place
 
-JUDGE, ANSWERS = "judge", "answers"
+JUDGE, ANSWERS, MAJORITY, RANDOM = "judge", "answers", "majority", "random"
+OF_PROBLEMS = (ANSWERS, MAJORITY, RANDOM)
+WITHOUT_LABELS = (MAJORITY, RANDOM)  # their evaluation is by the check of answers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
     """The task "prompts": a policy is rewarded for its answers. Raises UserError.
 
-    A reward is "answers", "judge", FILE.py:FUNCTION, or a run or checkpoint directory of a reward
-    model.
+    A reward is "answers", "majority", "random", "judge", FILE.py:FUNCTION, or a run or checkpoint
+    directory of a reward model.
     """
 
     reward: str | tuple[tuple[str, float], ...]  # a reward, or several: ((reward, weight), ...)
     prompts: str = ""  # JSON Lines with a field `prompt`; empty: problems, or the corpus's prefixes
     problems: ProblemsConfig | None = None  # problems with answers, in the place of prompts
-    answers: AnswersConfig | None = None  # the check of answers, if it is among the rewards
+    answers: AnswersConfig | None = None  # the check of answers: rewards answers, majority, random
     chat: str = ""  # chat template of the prompts, as in `pairs`; empty: prompts are plain texts
+    majority: MajorityConfig | None = None  # votes, if they are among the rewards
     judge: judges.JudgeConfig | None = None  # the judge, if it is among the rewards
     continuations: EvalConfig | None = None  # prefixes: also the evaluation of runs on documents
     held_out: int = 64  # number of prompts of each evaluation
@@ -64,7 +70,7 @@ class Config(TaskConfig):
     soft_tokens: int = 0  # tokens before the limit in which cut_penalty grows from 0; 0: none
     mask_cut: bool = False  # leaves answers without a stop token out, as if they had no reward
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the prompts are unusable
-    max_invalid: float = 0.5  # 0..1; error if more of a batch's answers have no reward
+    max_invalid: float = 0.5  # 0..1; error if more of a batch have no reward; not for majority
 
     def __post_init__(self):
         unit = dict.fromkeys(("max_skipped_fraction", "max_invalid"), at_least(0, most=1))
@@ -106,9 +112,13 @@ class Config(TaskConfig):
             raise UserError("soft_tokens needs cut_penalty, the penalty that grows in them")
 
     def _check_answers(self) -> None:
-        checked = ANSWERS in (name for name, _ in self.rewards)
+        names = [name for name, _ in self.rewards]
+        checked = any(name in OF_PROBLEMS for name in names)
         if checked != (self.answers is not None) or (checked and self.problems is None):
-            raise UserError("reward 'answers' needs the sections problems and answers, and they it")
+            said = " and ".join(repr(name) for name in names if name in OF_PROBLEMS) or "'answers'"
+            raise UserError(f"reward {said} needs the sections problems and answers, and they it")
+        if (MAJORITY in names) != (self.majority is not None):
+            raise UserError("reward 'majority' and the section majority need each other")
         if self.problems is not None and self.answers is not None:
             made = self.problems.source == problem_sets.GYM
             if made != (self.answers.check == "own"):
@@ -126,6 +136,13 @@ class Config(TaskConfig):
         """The rewards with their weights."""
         return ((self.reward, 1.0),) if isinstance(self.reward, str) else self.reward
 
+    @property
+    def evaluated(self) -> tuple[tuple[str, float], ...]:
+        """The rewards of the evaluation: the check of answers in the place of votes and chance."""
+        kept = tuple((name, x) for name, x in self.rewards if name not in WITHOUT_LABELS)
+        none = len(kept) == len(self.rewards) or ANSWERS in (name for name, _ in kept)
+        return kept if none else (*kept, (ANSWERS, 1.0))
+
     def check(self, c):
         """Raises UserError if the run's split does not fit the prompts."""
         if self.prompts and c.split not in PARTS:
@@ -135,6 +152,8 @@ class Config(TaskConfig):
                 f"split must be train with task.problems, not {c.split!r}: the other parts are for "
                 "evaluation"
             )
+        if self.majority is not None and self.majority.easiest < 1 and not c.init_from:
+            raise UserError("task.majority.easiest needs init_from, whose answers rank problems")
         if self.soft_tokens >= c.answer:
             raise UserError(f"task.soft_tokens {self.soft_tokens}: must be below answer {c.answer}")
 
@@ -143,9 +162,11 @@ class Config(TaskConfig):
         found = {
             f"task.reward[{i}]" if len(self.rewards) > 1 else "task.reward": name
             for i, (name, _) in enumerate(self.rewards)
-            if name not in (JUDGE, ANSWERS) and not functions.is_function(name)
+            if name not in (JUDGE, *OF_PROBLEMS) and not functions.is_function(name)
         }
         theirs = self.judge.sources() if self.judge is not None else {}
+        if self.majority is not None:
+            found["task.majority.teacher"] = self.majority.teacher
         if self.continuations is not None:
             found |= self.continuations.sources("task.continuations")
         return found | {f"task.{key}": value for key, value in theirs.items()}
@@ -157,7 +178,7 @@ class Config(TaskConfig):
 
     def figures(self, truth):
         """Names of the figures of the evaluation: each reward, their sum, and by the truth."""
-        own = [f"eval/reward/{label(name)}" for name, _ in self.rewards]
+        own = [f"eval/reward/{label(name)}" for name, _ in self.evaluated]
         own += ["eval/reward", "eval/answer_tokens", *(["eval/cut"] if self.ends else [])]
         return (*own, *(ground_truth.figures(truth) if self.continuations else ()))
 
@@ -189,6 +210,7 @@ class Answers:
     ids: Sequence[Sequence[Ids]]
     texts: Sequence[Sequence[str]]
     cut_BK: np.ndarray
+    at: int = 0  # number of the batch
 
 
 # answers -> (reward_BK, valid_BK, metrics)
@@ -197,28 +219,34 @@ Source = Callable[[Answers], Reward]
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a run: those of a batch number, and held-out ones by part."""
+    """The prompts of a run: those of a batch number, and held-out ones by part.
+
+    `teacher` has a frozen model's answers by problem, if they are the labels.
+    """
 
     batch: Callable[[int], list[Prompt]]
     held_out: Mapping[str, list[Prompt]]
     stops: tuple[int, ...]  # token ids that end an answer; none if it has a fixed length
     truth: Truth | None = None  # scores continuations of prefixes
+    teacher: Mapping[str, Sequence[str | None]] | None = None
 
 
 def build(run: Run, c, mesh) -> RLTask:
     """Builds the task. `c` is the config of a policy-gradient run. Raises UserError."""
     wanted: Config = c.task
-    asked = _of_file(run, c) if wanted.ends else _of_corpus(run, c)
-    sources = {label(name): _source(name, run, c, mesh, asked) for name, _ in wanted.rewards}
-    weights = tuple(weight for _, weight in wanted.rewards)
-    weights += (wanted.cut_penalty,) if wanted.cut_penalty else ()
+    asked = _of_file(run, c, mesh) if wanted.ends else _of_corpus(run, c)
+    every = dict((*wanted.rewards, *wanted.evaluated))
+    made = {name: _source(name, run, c, mesh, asked) for name in every}
+    sources, weights = _weighted(wanted, wanted.rewards, made)
+    evaluated, eval_weights = _weighted(wanted, wanted.evaluated, made)
     writer = AnswerWriter(c.model, mesh, run.tokenizer, 0, c.answer, asked.stops)
     read = functools.partial(_read, run.tokenizer, asked.stops)
 
     def reward(at: int, ids: Sequence[Sequence[Ids]]) -> Reward:
-        read_ids = read(asked.batch(at), ids)
+        read_ids = dataclasses.replace(read(asked.batch(at), ids), at=at)
         found = _rewarded(sources, wanted, read_ids, c.answer)
-        _check_invalid(found[1], wanted.max_invalid, found[2])
+        if wanted.majority is None:  # a problem without a majority is no failure
+            _check_invalid(found[1], wanted.max_invalid, found[2])
         for name, part_BK in zip(sources, found[0], strict=False):
             _say_constant(run, name, part_BK[found[1]])
         return _without_cut(found, read_ids.cut_BK) if wanted.mask_cut else found
@@ -229,7 +257,7 @@ def build(run: Run, c, mesh) -> RLTask:
             return {}
         ids = writer.greedy_ids(params, [x.ids for x in held], c.evals.batch)
         answers = read(held, [[each] for each in ids])
-        return _figures(_rewarded(sources, wanted, answers, c.answer), weights, answers)
+        return _figures(_rewarded(evaluated, wanted, answers, c.answer), eval_weights, answers)
 
     def sampled(params) -> dict[str, float]:
         cfg, held = wanted.problems, asked.held_out["test"]
@@ -259,7 +287,14 @@ def build(run: Run, c, mesh) -> RLTask:
     )
 
 
-def _of_file(run: Run, c) -> Prompts:
+def _weighted(wanted: Config, rewards, made) -> tuple[dict[str, Source], tuple[float, ...]]:
+    """Returns the sources of some rewards by their names in the log, and their weights."""
+    weights = tuple(weight for _, weight in rewards)
+    weights += (wanted.cut_penalty,) if wanted.cut_penalty else ()
+    return {label(name): made[name] for name, _ in rewards}, weights
+
+
+def _of_file(run: Run, c, mesh) -> Prompts:
     wanted: Config = c.task
     encode, stops = prompt_files.plain(run.tokenizer), run.tokenizer.stops
     if wanted.chat:
@@ -280,11 +315,13 @@ def _of_file(run: Run, c) -> Prompts:
     if not learned:
         raise UserError(f"{name}: no prompt in split {c.split!r}, by its hash")
     run.say(_said(run.name, learned, parts, left_out))
+    learned, teacher = self_training.prepared(run, c, mesh, learned, stops)
 
     def batch(at: int) -> list[Prompt]:
         return [learned[i] for i in pipeline.epochs(len(learned), at, c.answered, seed=run.seed)]
 
-    return Prompts(batch, {p: parts[p][: wanted.held_out] for p in PARTS[1:]}, stops)
+    held = {p: parts[p][: wanted.held_out] for p in PARTS[1:]}
+    return Prompts(batch, held, stops, teacher=teacher)
 
 
 def _said(name: str, learned, parts, left_out) -> str:
@@ -341,6 +378,10 @@ def _source(name: str, run: Run, c, mesh, asked: Prompts) -> Source:
         return _judged(run, c, mesh, asked)
     if name == ANSWERS:
         return _checked(run, c.task)
+    if name == MAJORITY:
+        return _voted(c.task, asked.teacher)
+    if name == RANDOM:
+        return lambda x: majority.random(x.cut_BK.shape, run.seed, x.at)
     directory = source_dir(run.workdir, name, "task.reward")
     model = reward_model.load(directory, mesh, run.tokenizer, "task.reward")
     return lambda x: (*model.reward([p.ids for p in x.prompts], x.ids), {})
@@ -353,6 +394,16 @@ def _checked(run: Run, wanted: Config) -> Source:
     checker = answer_checks.checker(checks)
     world = problem_sets.world(run.config.data) if cfg.source == problem_sets.WORLD else None
     return lambda x: problems.reward(cfg, checker, world, x.prompts, x.ids, x.texts, x.cut_BK)
+
+
+def _voted(wanted: Config, teacher) -> Source:
+    """The majority vote of answers to problems."""
+    cfg, checks, votes = wanted.problems, wanted.answers, wanted.majority
+    assert cfg is not None and checks is not None and votes is not None  # Config has checked it
+    checker = answer_checks.checker(checks)
+    return lambda x: problems.by_majority(
+        cfg, checker, votes, teacher, x.prompts, x.texts, x.cut_BK
+    )
 
 
 def _judged(run: Run, c, mesh, asked: Prompts) -> Source:

@@ -20,11 +20,9 @@ from sip.workdir import place
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(TaskConfig):
-    """The task "conversations": the answers of a file of conversations. Raises UserError."""
+class ChatConfig(TaskConfig):
+    """Settings of a task that learns the answers of conversations. Raises UserError."""
 
-    path: str = ""  # JSON Lines with messages, or prompt and completion: files, a folder or a glob
-    problems: ProblemsConfig | None = None  # problems with worked solutions, in the place of a path
     chat: str  # chat template: own (the tokenizer's) | harmony | turns | a .jinja file
     packed: bool = True  # several conversations in a row, without attention between them
     length: int = 0  # tokens of a row; longer conversations are left out; 0: model.max_len
@@ -35,8 +33,37 @@ class Config(TaskConfig):
         if not self.chat:
             raise UserError("task.chat: needed; the name of a chat template")
         chat.check(self.chat, "task.chat")
+
+    def check(self, c):
+        """Raises UserError if a row is longer than the model or too short for an answer."""
+        if not 2 <= self.width(c.model.max_len) <= c.model.max_len:
+            raise UserError(
+                f"task.length {self.length}: must be 2 to model.max_len, {c.model.max_len}"
+            )
+
+    def width(self, max_len: int) -> int:
+        """Tokens of a row, for a model of `max_len`."""
+        return self.length or max_len
+
+
+# (instruction, marker that its answer has to contain)
+Instructions = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ChatConfig):
+    """The task "conversations": the answers of a file of conversations. Raises UserError."""
+
+    path: str = ""  # JSON Lines with messages, or prompt and completion: files, a folder or a glob
+    problems: ProblemsConfig | None = None  # problems with worked solutions, in the place of a path
+    instructions: Instructions = ()  # problems: (instruction, marker) of a second turn; none: one
+
+    def __post_init__(self):
+        super().__post_init__()
         if self.path and self.problems is not None:
             raise UserError("task.path and task.problems: give one of the two")
+        if self.instructions and self.problems is None:
+            raise UserError("task.instructions needs task.problems: a file has its own turns")
         object.__setattr__(self, "path", place(self.path))
 
     @property
@@ -45,14 +72,9 @@ class Config(TaskConfig):
         return self.path or (self.problems.path or self.problems.source if self.problems else "")
 
     def check(self, c):
-        """Raises UserError if a row is longer than the model or too short for an answer, or if
-        held-out problems are to be learned."""
-        if self.problems is not None and not c.split.startswith("train"):
-            raise UserError(f"split must be of train with task.problems, not {c.split!r}")
-        if not 2 <= self.width(c.model.max_len) <= c.model.max_len:
-            raise UserError(
-                f"task.length {self.length}: must be 2 to model.max_len, {c.model.max_len}"
-            )
+        """Raises UserError as for other chats, or if held-out problems are to be learned."""
+        check_split(self.problems, c.split)
+        super().check(c)
 
     def reach(self):
         """Raises UserError if the file of conversations does not exist."""
@@ -65,13 +87,15 @@ class Config(TaskConfig):
         except UserError as error:
             raise UserError(f"task.path: {error}") from None
 
-    def width(self, max_len: int) -> int:
-        """Tokens of a row, for a model of `max_len`."""
-        return self.length or max_len
-
     def figures(self, truth):
         """Names of the figures of the evaluation on held-out answers."""
         return tuple(f"eval/{name}" for name in answers.FIGURES)
+
+
+def check_split(problems: ProblemsConfig | None, split: str) -> None:
+    """Raises UserError if held-out problems are to be learned."""
+    if problems is not None and not split.startswith("train"):
+        raise UserError(f"split must be of train with task.problems, not {split!r}")
 
 
 def build(run: Run, c, mesh) -> SupervisedTask:
@@ -80,8 +104,8 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     `c` is the config of a supervised run; its evals.validation and evals.standard are numbers of
     rows. Raises UserError for a template without the turns that it needs, or an empty split.
     """
-    found = examples(run, c)
-    splits = {each: rows(run, c, found, each) for each in (c.split, "validation", c.evals.split)}
+    found, parts = examples(run, c), (c.split, "validation", c.evals.split)
+    splits = {each: rows(run, c, found, each, c.task.named) for each in parts}
     train = splits[c.split]
     run.say(f"{run.name}: {packing.described(train, c.steps * c.batch)}")
 
@@ -105,15 +129,22 @@ Found = list[tuple[Conversation, list[Example]]]
 
 
 def examples(run: Run, c) -> Found:
-    """Returns the conversations of the file with their examples, all of which fit a row.
-
-    Raises UserError if too many cannot be used, or for a template that cannot teach.
-    """
+    """Returns the conversations of the task with their examples. Raises UserError as `fitting`."""
     wanted: Config = c.task
+    read = _worked(run, wanted) if wanted.problems else None
+    read = read or _read(wanted.path, wanted.max_skipped_fraction)
+    return fitting(run, c, read, wanted.named)
+
+
+def fitting(run: Run, c, read: Conversations, named: str) -> Found:
+    """Returns conversations with their examples, all of which fit a row.
+
+    `named` is their source, for messages. Raises UserError if too many cannot be used, or for a
+    template that cannot teach.
+    """
+    wanted: ChatConfig = c.task
     template = chat.load(wanted.chat, run.tokenizer, run.workdir)
     form = conversations.open_format(template, run.tokenizer)
-    read = _worked(run, wanted.problems) if wanted.problems else None
-    read = read or _read(wanted.path, wanted.max_skipped_fraction)
     width, kept, first = wanted.width(c.model.max_len), [], {}
     left_out = Counter(read.left_out)
     for one in read.rows:
@@ -134,18 +165,18 @@ def examples(run: Run, c) -> Found:
             "task.chat, a larger task.length, or raise task.max_skipped_fraction"
         )
     if left_out:
-        run.say(f"{wanted.named}: {said} are left out: {documents.listed(left_out)}")
+        run.say(f"{named}: {said} are left out: {documents.listed(left_out)}")
         run.left_out[c.split] = dict(left_out)
     return kept
 
 
-def rows(run: Run, c, found: Found, split: str) -> Rows:
+def rows(run: Run, c, found: Found, split: str, named: str) -> Rows:
     """Returns the rows of a split. Raises UserError if it has no conversation."""
-    wanted: Config = c.task
+    wanted: ChatConfig = c.task
     chosen = documents.select(found, split, lambda one: one[0].part)
     if not chosen:
         raise UserError(
-            f"{wanted.named}: no conversation in split {split!r}; the first question decides about "
+            f"{named}: no conversation in split {split!r}; the first question decides about "
             "train (90 %), validation (5 %) and test (5 %), so a file needs some hundred of them"
         )
     pairs = ((each.ids, each.learned) for _, some in chosen for each in some)
@@ -163,18 +194,24 @@ def _read(path: str, max_skipped_fraction: float) -> Conversations:
     return conversations.read(path, max_skipped_fraction=max_skipped_fraction)
 
 
-def _worked(run: Run, cfg: ProblemsConfig) -> Conversations:
+def _worked(run: Run, wanted: Config) -> Conversations:
     """Returns problems and their worked solutions as conversations, in the parts of the problems.
 
-    Those without a solution are left out.
+    Those without a solution are left out. With instructions a conversation has a second turn, whose
+    answer is the marker and the solution once more.
     """
+    cfg = wanted.problems
+    assert cfg is not None  # `build` has asked
     parts, left_out = problems.load(cfg, run.config.data)
     rows, counts = [], Counter(left_out)
     for part, some in parts.items():
         for problem in some:
             if problem.solution:
-                said = problems.prompt(cfg, problem), problems.completion(cfg, problem)
-                row = conversations.answered(*said)
+                asked, said = problems.prompt(cfg, problem), problems.completion(cfg, problem)
+                row = conversations.answered(asked, said)
+                if wanted.instructions:
+                    instruction, marker = wanted.instructions[len(rows) % len(wanted.instructions)]
+                    row = conversations.talk(asked, said, instruction, f"{marker} {said}")
                 rows.append(replace(row, at=f"{cfg.path or cfg.source}: {part}", own_part=part))
             else:
                 counts["without a worked solution"] += 1

@@ -55,7 +55,8 @@ def of_files(source: str, debug: bool) -> ConfigDict:
         init_from=source,
         optim=common.adamw(1e-6, warmup_steps=1 if debug else 10, weight_decay=0.0),
         chat=published.chat_of(source),
-        problems=common.complete(ProblemsConfig, path="", samples=2 if debug else 8),
+        problems=common.complete(ProblemsConfig),
+        samples=2 if debug else 8,
         answers=common.complete(AnswersConfig),
         reward="answers",
         held_out=4 if debug else 512,
@@ -110,7 +111,6 @@ def problems() -> ConfigDict:
         count=1200,
         template="{problem}",
         form=MARKER,
-        samples=8,
     )
 
 
@@ -156,6 +156,7 @@ def policy(model) -> ConfigDict:
         chat="turns",
         problems=problems(),
         answers=common.complete(AnswersConfig, check="exact"),
+        samples=8,
         reward="answers",
         held_out=256,
         rollouts=8,
@@ -178,7 +179,7 @@ def shrink(config) -> ConfigDict:
         run.log.every_steps = 2
         run.optim.warmup_steps = 2
         if "problems" in run.task:
-            run.task.problems.update(count=80, samples=2)
+            run.task.problems.count = 80
     config.runs.base.update(steps=20, batch=4)
     config.runs.base.evals.update(validation=8, standard=16, unsafe=8, batch=8)
     config.runs.format.update(steps=4, batch=4)
@@ -186,6 +187,6 @@ def shrink(config) -> ConfigDict:
     rl.shrink(config.runs.rlvr)
     config.runs.rlvr.update(rollouts=2, batch=4, answer=32)
     config.runs.rlvr.evals.batch = 4
-    config.runs.rlvr.task.update(held_out=4, max_invalid=1.0)
+    config.runs.rlvr.task.update(held_out=4, samples=2)
     config.runs.rlvr.gate.update(prompts=4, mixed=0.0)  # an untrained model is right by chance
     return config

@@ -12,8 +12,10 @@ from ml_collections import ConfigDict
 
 from sip.data.corpus import CutConfig
 from sip.data.documents import SCORES, DataConfig, check_split
-from sip.data.microworld.settings import WorldConfig
+from sip.data.microworld.settings import ProblemWorldConfig, WorldConfig
+from sip.data.problems import ProblemsConfig
 from sip.evals import ground_truth, rewrites
+from sip.rewards.answers import AnswersConfig
 from sip.run import TokenizerConfig
 from sip.sections import plain, section
 from sip.stages import recipe, rl, supervised
@@ -66,6 +68,9 @@ def examples():
         CutConfig(8, 16, 4),
         DataConfig("microworld"),
         WorldConfig(),
+        ProblemWorldConfig(),
+        ProblemsConfig(path="problems.jsonl"),
+        AnswersConfig(),
         TokenizerConfig(),
         LabelConfig({"safety": 1}, "base"),
         LabelFileConfig("labels.jsonl", ("safety",)),

@@ -11,7 +11,7 @@ A line without a problem or an answer is left out and counted by its reason. The
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,6 @@ class ProblemsConfig:
     count: int = 2000  # generated problems: number of each kind, all parts together
     template: str = ""  # prompt with {problem}; empty: the problem, and to reason step by step
     form: str = BOXED  # boxed: \boxed{ANSWER}; or a marker before the answer, such as Answer:
-    samples: int = 0  # answers to each test problem in the final evaluation; 0: one greedy answer
     max_skipped_fraction: float = 0.1  # 0..1; error if more of a file is left out
 
     def __post_init__(self):
@@ -82,7 +81,6 @@ class ProblemsConfig:
             source=one_of(SOURCES),
             level=at_least(1, most=5),
             count=at_least(1),
-            samples=at_least(0, most=1024),
             max_skipped_fraction=at_least(0, most=1),
         )
         for key in ("path", "test"):
@@ -114,6 +112,7 @@ class ProblemsConfig:
 
 
 Parts = dict[str, list[Problem]]
+Oracle = Callable[[str, str, str], bool]
 
 
 def load(cfg: ProblemsConfig, data: Mapping[str, Any]) -> tuple[Parts, dict[str, int]]:
@@ -225,6 +224,14 @@ def world(data: Mapping[str, Any]):
             f"problems.source {WORLD}: needs data.source {WORLD_SOURCE}, not {data['source']}"
         )
     return ProblemWorld(section(ProblemWorldConfig, plain(data["world"]), "data.world"))
+
+
+def oracle(cfg: ProblemsConfig, data: Mapping[str, Any]) -> Oracle | None:
+    """Returns the function that knows if a thought supports its conclusion; None if there is none.
+
+    It takes the text of a problem, the thought, and the conclusion.
+    """
+    return world(data).supports if cfg.source == WORLD else None
 
 
 def _of_world(cfg: ProblemsConfig, data: Mapping[str, Any]) -> Iterator[Problem]:

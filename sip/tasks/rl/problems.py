@@ -11,7 +11,7 @@ import numpy as np
 from sip.data import problems
 from sip.data.conversations import Unusable
 from sip.data.documents import PARTS
-from sip.data.problems import Problem, ProblemsConfig
+from sip.data.problems import Oracle, Problem, ProblemsConfig
 from sip.data.prompts import TOO_LONG, Encode, Prompt
 from sip.evals import problems as evals
 from sip.metrics import pair
@@ -62,7 +62,7 @@ def _fields(problem: Problem) -> dict[str, Any]:
 def reward(
     cfg: ProblemsConfig,
     checker: Checker,
-    world,
+    oracle: Oracle | None,
     asked: Sequence[Prompt],
     ids: Sequence[Sequence[Ids]],
     texts: Sequence[Sequence[str]],
@@ -70,16 +70,15 @@ def reward(
 ) -> Reward:
     """Rewards K answers to each of B problems by a checker.
 
-    `world` is the micro-world that the problems are about, which also knows if a thought supports
-    a right answer; else None.
+    With an `oracle`, the share of right answers whose thought supports them is a metric.
     """
     found_BK = _extracted(cfg, asked, texts, cut_BK)
     verdicts_BK = _verdicts(checker, asked, found_BK)
     result = answers.reward(verdicts_BK, [[len(one) for one in row] for row in ids])
-    if world is None:
+    if oracle is None:
         return result
     supported_BK = [
-        [_supported(cfg, world, p, text) for text in row]
+        [_supported(cfg, oracle, p, text) for text in row]
         for p, row in zip(asked, texts, strict=True)
     ]
     reward_BK, valid_BK, metrics = result
@@ -104,10 +103,10 @@ def _verdicts(checker: Checker, asked: Sequence[Prompt], found_BK) -> list[list[
     return [[next(verdicts) for _ in row] for row in found_BK]
 
 
-def _supported(cfg: ProblemsConfig, world, prompt: Prompt, text: str) -> bool:
+def _supported(cfg: ProblemsConfig, oracle: Oracle, prompt: Prompt, text: str) -> bool:
     """True if the text before the answer supports the right answer."""
     thought = text.rpartition("\\boxed" if cfg.form == problems.BOXED else cfg.form)[0]
-    return world.supports(prompt.fields["problem"], thought, prompt.fields["answer"])
+    return oracle(prompt.fields["problem"], thought, prompt.fields["answer"])
 
 
 @dataclass(frozen=True)

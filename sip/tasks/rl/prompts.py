@@ -61,6 +61,7 @@ class Config(TaskConfig):
     prompts: str = ""  # JSON Lines with a field `prompt`; empty: problems, or the corpus's prefixes
     problems: ProblemsConfig | None = None  # problems with answers, in the place of prompts
     answers: AnswersConfig | None = None  # the check of answers: rewards answers, majority, random
+    samples: int = 0  # answers: sampled to each test problem at the end, for mean@n; 0: none
     chat: str = ""  # chat template of the prompts, as in `pairs`; empty: prompts are plain texts
     majority: MajorityConfig | None = None  # votes, if they are among the rewards
     judge: judges.JudgeConfig | None = None  # the judge, if it is among the rewards
@@ -75,7 +76,7 @@ class Config(TaskConfig):
     def __post_init__(self):
         unit = dict.fromkeys(("max_skipped_fraction", "max_invalid"), at_least(0, most=1))
         check("task", self, held_out=at_least(1), cut_penalty=at_least(0), **unit)
-        check("task", self, soft_tokens=at_least(0))
+        check("task", self, soft_tokens=at_least(0), samples=at_least(0, most=1024))
         object.__setattr__(self, "prompts", place(self.prompts))
         chat.check(self.chat, "chat")
         self._check_cut()
@@ -119,6 +120,8 @@ class Config(TaskConfig):
             raise UserError(f"reward {said} needs the sections problems and answers, and they it")
         if (MAJORITY in names) != (self.majority is not None):
             raise UserError("reward 'majority' and the section majority need each other")
+        if self.samples and not checked:
+            raise UserError("samples needs the reward 'answers', which checks them")
         if self.problems is not None and self.answers is not None:
             made = self.problems.source == problem_sets.GYM
             if made != (self.answers.check == "own"):
@@ -261,9 +264,9 @@ def build(run: Run, c, mesh) -> RLTask:
 
     def sampled(params) -> dict[str, float]:
         cfg, held = wanted.problems, asked.held_out["test"]
-        if cfg is None or wanted.answers is None or not cfg.samples or not held:
+        if cfg is None or wanted.answers is None or not wanted.samples or not held:
             return {}
-        how: Any = dict(samples=cfg.samples, sampling=c.sampling, batch=c.evals.batch)
+        how: Any = dict(samples=wanted.samples, sampling=c.sampling, batch=c.evals.batch)
         checker = answer_checks.checker(wanted.answers)
         return problems.sampled(params, writer, cfg, checker, held, seed=run.seed, **how)
 
@@ -392,8 +395,8 @@ def _checked(run: Run, wanted: Config) -> Source:
     cfg, checks = wanted.problems, wanted.answers
     assert cfg is not None and checks is not None  # Config has checked it
     checker = answer_checks.checker(checks)
-    world = problem_sets.world(run.config.data) if cfg.source == problem_sets.WORLD else None
-    return lambda x: problems.reward(cfg, checker, world, x.prompts, x.ids, x.texts, x.cut_BK)
+    oracle = problem_sets.oracle(cfg, run.config.data)
+    return lambda x: problems.reward(cfg, checker, oracle, x.prompts, x.ids, x.texts, x.cut_BK)
 
 
 def _voted(wanted: Config, teacher) -> Source:

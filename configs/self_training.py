@@ -67,7 +67,8 @@ def get_config(arg: str = "") -> ConfigDict:
 def arm(start: ConfigDict, votes: dict, changes: dict) -> ConfigDict:
     """Builds the run of an arm from the run of rl_problems.py."""
     run = start.copy_and_resolve_references()
-    run.task.reward = changes["reward"] if "reward" in changes else "majority"
+    with run.task.ignore_type():  # a name, or names with weights
+        run.task.reward = changes["reward"] if "reward" in changes else "majority"
     if run.task.reward not in ("answers", "random"):
         run.task.majority = common.complete(MajorityConfig, **votes)
     run.objective = rl.policy_gradient(

@@ -221,6 +221,8 @@ def wanted() -> harness.Wanted:
 
 def solved(directory: str) -> dict[str, float]:
     """The evaluation on problems that the flags describe. Raises UserError."""
+    if not _PROBLEMS.value:
+        raise UserError("--problems is needed with --evals=problems")
     if not os.path.isfile(_PROBLEMS.value):
         raise UserError(f"--problems {_PROBLEMS.value!r}: there is no such file")
     if _LIMIT.value < 0 or _BATCH.value < 1:

@@ -41,7 +41,6 @@ def get_config(arg: str = "") -> ConfigDict:
     """Builds the config; `debug` makes it tiny."""
     debug = common.is_debug(arg, "two_phase.py")
     config = rl_problems.on_microworld(debug)
-    config.tokenizer.symbols += tuple(marker for _, marker in INSTRUCTIONS)
     config.runs.format.task.instructions = INSTRUCTIONS
     model = config.runs.format.model.copy_and_resolve_references()
     config.runs.phase_one = phase(model, "format", instructions=INSTRUCTIONS)
@@ -78,8 +77,9 @@ def phase(model, init_from: str, *, start: str = "format", samples: int = 8, **m
 
 def shrink(config) -> ConfigDict:
     """Makes the runs tiny. `format` is trained long enough that some answers are right."""
-    config.runs.format.update(steps=60, batch=8)
-    config.runs.format.optim.lr = 1e-2
+    config.runs.format.update(steps=200, batch=8, split="train")
+    config.runs.format.log.every_steps = config.runs.format.evals.every_steps = 50
+    config.runs.format.optim.lr = 5e-3
     for run in config.runs.values():
         if run.task.name == "self_made":
             run.model.update(config.runs.base.model)
@@ -88,4 +88,5 @@ def shrink(config) -> ConfigDict:
             run.evals.update(every_steps=2, validation=4, standard=8, batch=32)
             run.task.problems.count = 80
             run.task.update(answer=48, rollouts=4, samples=2, keep="all")
+            run.task.sampling.temperature = 0.3  # an untrained model is right at its best only
     return config

@@ -136,7 +136,8 @@ def kept(
             groups = majority.grouped([one.answers for one in some], equal)
             pairs = zip(some, groups, strict=True)
             rows = [{**asdict(one), "groups": own} for one, own in pairs]
-            workdir.write_json(path, {"answers": rows})
+            text = workdir.to_json({"answers": rows}).encode()
+            processes.on_lead(functools.partial(workdir.write_atomically, path, text))
         found += [Sampled(**row) for row in rows]
     return found
 

@@ -91,7 +91,7 @@ def on_microworld(debug: bool) -> ConfigDict:
         kind="sentencepiece",
         path="",
         vocab_size=512,
-        documents=8000,
+        documents=4000,
         prompts=(),
         symbols=(*chat.MARKS, MARKER, *"0123456789"),  # a digit is a token
     )
@@ -119,8 +119,8 @@ def base(model) -> ConfigDict:
     return common.documents_run(
         model=model,
         split="train",
-        steps=900,
-        batch=16,
+        steps=500,
+        batch=8,
         tokens="all",
         packed=True,
         optim=common.adamw(3e-3, warmup_steps=50),
@@ -135,11 +135,11 @@ def format_run(model) -> ConfigDict:
         problems=problems(),
         chat="turns",
         model=model,
-        split="train[:20%]",
-        steps=40,
+        split="train[:30%]",
+        steps=120,
         batch=8,
         init_from="base",
-        optim=common.adamw(1e-3, warmup_steps=5, weight_decay=0.0),
+        optim=common.adamw(2e-3, warmup_steps=10, weight_decay=0.0),
         evals=common.section(every_steps=20, validation=16, split="test", standard=64, batch=16),
     )
 
@@ -149,7 +149,7 @@ def policy(model) -> ConfigDict:
     return rl.prompts_run(
         model=model,
         split="train",
-        steps=200,
+        steps=100,
         batch=16,
         init_from="format",
         optim=common.adamw(3e-4, warmup_steps=10, weight_decay=0.0),
@@ -160,12 +160,12 @@ def policy(model) -> ConfigDict:
         reward="answers",
         held_out=256,
         rollouts=8,
-        answer=64,
+        answer=48,
         mask_cut=True,
         gate=dict(prompts=64),
         sampling=sampling(),
         objective=rl.policy_gradient(**DR_GRPO),
-        evals_every=50,
+        evals_every=25,
         evals_batch=64,
     )
 

@@ -72,10 +72,10 @@ class ProblemWorldConfig:
     """The parameters of a micro-world of problems and of its documents. Raises UserError."""
 
     seed: int = 0  # of facts, relations and documents
-    entities: int = 24  # number of entities that documents and problems are about
+    entities: int = 16  # number of entities that documents and problems are about
     values_per_attribute: int = 8  # possible values of each attribute
-    largest: int = 20  # largest number of a sum
-    train: int = 8_000  # number of documents to learn from
+    largest: int = 12  # largest number of a sum
+    train: int = 4_000  # number of documents to learn from
     validation: int = 300  # number of held-out documents
     test: int = 300  # number of held-out documents
 

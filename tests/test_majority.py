@@ -36,19 +36,21 @@ def test_equivalent_answers_are_one_group_and_no_answer_is_none():
 
 
 def test_groups_are_transitive_and_compared_once_in_one_bounded_call():
-    """a ~ b and b ~ c join a and c, which the check tells apart; the rarest are not compared."""
+    """a ~ b and b ~ c join a and c, which the check tells apart, and so do x ~ z and y ~ z. The
+    rarest answers are not compared."""
     calls = []
+    same = [{"a", "b"}, {"b", "c"}, {"x", "z"}, {"y", "z"}]
 
     def equal(pairs):
         calls.append(pairs)
-        return [{*pair} in ({"a", "b"}, {"b", "c"}, {"p", "q"}) for pair in pairs]
+        return [{*pair} in same for pair in pairs]
 
-    row = ["d", "a", "b", "c", "a", "b", "c", "a", "e"]
-    assert grouped([row, ["p", "q", "p"]], equal, most=4) == [
-        [0, 1, 1, 1, 1, 1, 1, 1, 2],
+    row = ["d", "a", "b", "c", "a", "b", "c", "a", "d", "e"]
+    assert grouped([row, ["x", "y", "z"]], equal, most=4) == [
+        [0, 1, 1, 1, 1, 1, 1, 1, 0, 2],
         [0, 0, 0],
     ]
-    assert len(calls) == 1 and len(calls[0]) == 6 + 1  # 4 * 3 / 2 of the first, p and q
+    assert len(calls) == 1 and len(calls[0]) == 6 + 3  # pairs of a, b, c, d and of x, y, z
     assert not any("e" in pair for pair in calls[0])
     assert grouped([["a", "a"], [None, None]], equal) == [[0, 0], [NO_VOTE, NO_VOTE]]
     assert len(calls) == 1  # nothing to compare
@@ -180,6 +182,15 @@ def test_a_healthy_run_and_a_jump_of_one_figure_alone_are_no_collapse(part):
     points = [(r, k) for (r, _), (_, k) in zip(rewards, kls, strict=True)]
     assert first_seen(points) == 0
     assert not collapsed(CollapseConfig(), broken), "no window, no detection"
+
+
+@pytest.mark.parametrize("power", [1, 2])
+def test_learning_fast_from_the_first_update_on_is_no_collapse(power):
+    """The reward rises from .3 to .8 in some 15 updates; the KL begins at 0 and grows, also
+    quadratically."""
+    steps = np.arange(80)
+    reward, kl = 0.3 + 0.5 * (1 - np.exp(-steps / 15)), 0.01 * steps**power
+    assert first_seen(list(zip(reward, kl, strict=True))) == 0
 
 
 def config(**changes):

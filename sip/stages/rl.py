@@ -219,9 +219,10 @@ def measure(run: Run, c: RLConfig, task: RLTask, params) -> dict[str, float]:
     found = [collect(c, task, params, at, run.seed, reference=params)[1] for at in range(batches)]
     flat, groups = np.sum([one["rl/flat_groups"] for one in found], axis=0)
     total, count = np.sum([one["reward/all"] for one in found], axis=0)
-    mixed, reward = float(1 - flat / max(groups, 1)), float(total / max(count, 1))
+    asked = batches * c.answered  # also those of which no answer has a reward
+    mixed, reward = float((groups - flat) / asked), float(total / max(count, 1))
     said = (
-        f"{run.name}: {mixed:.0%} of {batches * c.answered} prompts have answers of different "
+        f"{run.name}: {mixed:.0%} of {asked} prompts have answers of different "
         f"rewards, with {c.rollouts} answers each; mean reward {reward:.3f}"
     )
     if mixed < c.gate.mixed:

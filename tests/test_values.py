@@ -16,6 +16,7 @@ from sip.data.microworld.settings import ProblemWorldConfig, WorldConfig
 from sip.data.problems import ProblemsConfig
 from sip.evals import ground_truth, rewrites
 from sip.rewards.answers import AnswersConfig
+from sip.rewards.majority import MajorityConfig
 from sip.run import TokenizerConfig
 from sip.sections import plain, section
 from sip.stages import recipe, rl, supervised
@@ -23,7 +24,7 @@ from sip.structs import UserError
 from sip.tasks.labelled import CorruptedConfig, LabelConfig, LabelFileConfig
 from sip.tasks.pairs import PairLabelConfig, PairsConfig
 from sip.tasks.rl import prompts as rl_prompts
-from sip.tasks.supervised import conversations, reward_model
+from sip.tasks.supervised import conversations, reward_model, self_made
 from sip.text.tokenizer import Byte
 from sip.training.losses import PairLossConfig
 
@@ -79,6 +80,13 @@ def examples():
         PairLabelConfig("base"),
         PairLossConfig(),
         conversations.Config(name="conversations", path="talks.jsonl", chat="harmony"),
+        self_made.Config(
+            name="self_made",
+            chat="harmony",
+            problems=ProblemsConfig(path="problems.jsonl"),
+            answers=AnswersConfig(),
+        ),
+        MajorityConfig(),
         reward_model.Config(name="reward_model", pairs=PairsConfig("pairs.jsonl")),
         rl_prompts.Config(name="prompts", reward="base", prompts="asked.jsonl"),
     )

@@ -23,6 +23,7 @@ from sip.stages.collect import CandidateConfig
 from sip.tasks.labelled import CorruptedConfig
 from sip.tasks.pairs import AnswerPairConfig, PairLabelConfig, PairsConfig
 from sip.tasks.questions import QuestionsConfig
+from sip.tasks.supervised.self_made import Config as SelfMadeConfig
 from sip.text.untrusted import SPECIALS
 from sip.textgen.remote import RemoteConfig
 from sip.training.loop import CheckpointConfig, LogConfig
@@ -212,6 +213,8 @@ def conversations_run(
     chat,
     path="",
     questions=None,
+    problems=None,
+    instructions=(),
     packed=True,
     length=0,
     evals,
@@ -221,8 +224,9 @@ def conversations_run(
 ) -> ConfigDict:
     """Builds a supervised run on the answers of conversations.
 
-    `path`: a JSON Lines file, or `questions` about the corpus's world. `chat`: the chat template.
-    Rows have `length` tokens (0: model.max_len).
+    `path`: a JSON Lines file; or `questions` about the corpus's world; or the section `problems`,
+    for worked solutions, which may have a second turn that answers one of the `instructions`.
+    `chat`: the chat template. Rows have `length` tokens (0: model.max_len).
     """
     task = dict(
         name="conversations",
@@ -234,6 +238,18 @@ def conversations_run(
     )
     if questions is not None:
         task["questions"] = complete(QuestionsConfig, **questions)
+    if problems is not None:
+        task |= dict(problems=problems, instructions=instructions)
+    return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
+
+
+def self_made_run(*, made, evals, save_every=500, log_every=20, **run) -> ConfigDict:
+    """Builds a supervised run on a model's own answers to problems.
+
+    `made` are the settings of the task: `problems`, `answers` and `chat`, and changes to the
+    others.
+    """
+    task = complete(SelfMadeConfig, name="self_made", **made)
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 

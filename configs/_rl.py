@@ -3,6 +3,8 @@
 import _common as common
 from ml_collections import ConfigDict
 
+from sip.evals.collapse import CollapseConfig
+from sip.stages.rl import GateConfig
 from sip.tasks.questions import QuestionsConfig
 from sip.tasks.rl.prompts import Config as PromptsConfig
 from sip.training.losses import PolicyConfig
@@ -30,10 +32,15 @@ def _run(
     log_every=10,
     evals_every=20,
     evals_batch=16,
+    patience=0,
+    gate=None,
+    collapse=None,
+    best="",
     **run,
 ) -> ConfigDict:
     """Builds a policy-gradient run from its section `task` and the shared settings."""
     shared = common.any_run(save_every=save_every, log_every=log_every, **run)
+    shared["checkpoint"].best = best
     return common.section(
         stage="rl",
         task=common.section(**task),
@@ -43,7 +50,9 @@ def _run(
         updates_per_batch=updates_per_batch,
         objective=objective,
         sampling=sampling,
-        evals=common.section(every_steps=evals_every, batch=evals_batch),
+        evals=common.section(every_steps=evals_every, batch=evals_batch, patience=patience),
+        gate=common.complete(GateConfig, **(gate or {})),
+        collapse=common.complete(CollapseConfig, **(collapse or {})),
         **shared,
     )
 
@@ -71,31 +80,42 @@ def prompts_run(
     reward,
     prompts="",
     questions=None,
-    chat="",
-    cut_penalty=0.0,
+    problems=None,
+    answers=None,
+    samples=0,
+    majority=None,
     judge=None,
     continuations=None,
     held_out=64,
+    chat="",
+    cut_penalty=0.0,
+    soft_tokens=0,
+    mask_cut=False,
     **run,
 ) -> ConfigDict:
     """Builds the run of a policy that is rewarded for its answers to prompts.
 
-    `reward` is a reward model's run, "judge" with a section `judge`, FILE.py:FUNCTION, or several
-    of them: ((reward, weight), ...). `prompts` is a file, or `questions` are about the corpus's
-    world; else prefixes of the corpus. `continuations` is the section of an evaluation as other
-    runs have it.
+    `reward` is a reward model's run, "judge" with a section `judge`, "answers" with the sections
+    `problems` and `answers`, "majority" with a section `majority` as well, "random",
+    FILE.py:FUNCTION, or several of them: ((reward, weight), ...).
+    `prompts` is a file, or `questions` are about the corpus's world; without both and `problems`:
+    prefixes of the corpus. `continuations` is the section of an evaluation as other runs have it.
     """
     task = common.complete(
         PromptsConfig,
         name="prompts",
         reward=reward,
         prompts=prompts,
+        held_out=held_out,
+        samples=samples,
         chat=chat,
         cut_penalty=cut_penalty,
-        held_out=held_out,
+        soft_tokens=soft_tokens,
+        mask_cut=mask_cut,
     )
     asked = questions and common.complete(QuestionsConfig, **questions)
-    optional = dict(questions=asked, judge=judge, continuations=continuations)
+    optional = dict(questions=asked, problems=problems, answers=answers, majority=majority)
+    optional |= dict(judge=judge, continuations=continuations)
     task = {key: value for key, value in task.items() if key not in optional}
     return _run(task | {key: x for key, x in optional.items() if x is not None}, **run)
 

@@ -49,6 +49,10 @@ HEAVY = {
     "pyarrow",
     "datasets",
     "pandas",
+    "math_verify",
+    "pebble",
+    "reasoning_gym",
+    "sympy",
 }  # or in an extra
 
 

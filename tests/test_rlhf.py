@@ -76,7 +76,7 @@ def test_rewards_are_logged_one_by_one_and_an_answer_skipped_by_one_is_masked(tm
     file.write_text('{"prompt": "p"}\n')
     wanted = Config(name="prompts", reward="run", prompts=str(file), cut_penalty=0.5)
     sources = {"long": source([1.0, 2.0]), "kind": source([4.0, 0.0], (True, False))}
-    reward_PBK, valid_BK, metrics = prompts._rewarded(sources, wanted, answers([[False, True]]))
+    reward_PBK, valid_BK, metrics = prompts._rewarded(sources, wanted, answers([[False, True]]), 8)
     assert reward_PBK.tolist() == [[[1, 2]], [[4, 0]], [[0, -1]]]
     assert valid_BK.tolist() == [[True, False]]
     assert metrics["reward/long"] == (3, 2) and metrics["reward/kind"] == (4, 1)
@@ -93,7 +93,7 @@ def test_rewards_are_logged_one_by_one_and_an_answer_skipped_by_one_is_masked(tm
         (dict(reward=(("x/a", 1.0), ("y/a", 1.0))), "names in the log must differ, not a, a"),
         (dict(reward="judge"), "reward 'judge' and the section judge need each other"),
         (dict(reward="nowhere.py:f"), "nowhere.py: there is no such file"),
-        (dict(reward="run", chat="own"), "chat and cut_penalty need a file of prompts"),
+        (dict(reward="run", chat="own"), "chat, cut_penalty and mask_cut need"),
         (dict(reward="run", held_out=0), "held_out=0"),
     ],
 )

@@ -106,7 +106,7 @@ def ours(checkpoint, rows, workdir):
     recipe.check(config, str(workdir))
     recipe.STAGES["supervised"].train(Run(config, "assistant", str(workdir)))
     first = next(line for line in lines(workdir, "assistant") if "loss/ce" in line)
-    used = documents.select(found, "train", lambda one: one[0].key)
+    used = documents.select(found, "train", lambda one: one[0].part)
     return first["loss/ce"], first["grad/norm"], [one for one, _ in used]
 
 

@@ -119,9 +119,14 @@ def test_reasoned_aspects_are_graded_by_what_is_written(tmp_path, monkeypatch):
 
 def test_groups_that_teach_are_learned_from_first():
     advantage_BK = np.array([[0, 0], [1, -1], [0, 0], [-1, 1], [2, -2], [0, 0]], float)
-    assert rl.learned_rows(advantage_BK, 2).tolist() == [1, 3]
-    assert rl.learned_rows(advantage_BK, 4).tolist() == [0, 1, 3, 4]
-    assert rl.learned_rows(advantage_BK, 6).tolist() == [0, 1, 2, 3, 4, 5]
+    every_BK = np.ones((6, 2), bool)
+    assert rl.learned_rows(advantage_BK, every_BK, 2).tolist() == [1, 3]
+    assert rl.learned_rows(advantage_BK, every_BK, 4).tolist() == [0, 1, 3, 4]
+    assert rl.learned_rows(advantage_BK, every_BK, 6).tolist() == [0, 1, 2, 3, 4, 5]
+    masked_BK = every_BK.copy()
+    masked_BK[[0, 2]] = False  # as a vote without a majority: after groups of equal rewards
+    assert rl.learned_rows(advantage_BK, masked_BK, 4).tolist() == [1, 3, 4, 5]
+    assert rl.learned_rows(advantage_BK, masked_BK, 5).tolist() == [0, 1, 3, 4, 5]
 
 
 def test_what_is_learned_from_is_the_telling_part_of_all_answers(tmp_path, monkeypatch):

@@ -12,10 +12,13 @@ from ml_collections import ConfigDict
 
 from sip.data.corpus import CutConfig
 from sip.data.documents import SCORES, DataConfig, check_split
-from sip.data.microworld.settings import WorldConfig
+from sip.data.microworld.settings import ProblemWorldConfig, WorldConfig
+from sip.data.problems import ProblemsConfig
 from sip.evals import ground_truth, rewrites
 from sip.judge import chunk_scores
 from sip.judge.build import JudgeConfig
+from sip.rewards.answers import AnswersConfig
+from sip.rewards.majority import MajorityConfig
 from sip.run import TokenizerConfig
 from sip.sections import plain, section
 from sip.stages import recipe, rl, supervised
@@ -24,7 +27,7 @@ from sip.tasks.labelled import CorruptedConfig, LabelConfig, LabelFileConfig
 from sip.tasks.pairs import AnswerPairConfig, PairLabelConfig, PairsConfig
 from sip.tasks.questions import QuestionsConfig
 from sip.tasks.rl import prompts as rl_prompts
-from sip.tasks.supervised import conversations, reward_model
+from sip.tasks.supervised import conversations, reward_model, self_made
 from sip.text.tokenizer import Byte
 from sip.training.losses import PairLossConfig
 
@@ -69,6 +72,9 @@ def examples():
         CutConfig(8, 16, 4),
         DataConfig("microworld"),
         WorldConfig(),
+        ProblemWorldConfig(),
+        ProblemsConfig(path="problems.jsonl"),
+        AnswersConfig(),
         TokenizerConfig(),
         LabelConfig({"safety": 1}, "base"),
         LabelFileConfig("labels.jsonl", ("safety",)),
@@ -81,6 +87,13 @@ def examples():
         conversations.Config(name="conversations", path="talks.jsonl", chat="harmony"),
         chunk_scores.FilterConfig(JudgeConfig("truth", (("safety", 1.0),))),
         chunk_scores.ControlConfig(JudgeConfig("truth", (("safety", 1.0),)), "<s>", "</s>"),
+        self_made.Config(
+            name="self_made",
+            chat="harmony",
+            problems=ProblemsConfig(path="problems.jsonl"),
+            answers=AnswersConfig(),
+        ),
+        MajorityConfig(),
         reward_model.Config(name="reward_model", pairs=PairsConfig("pairs.jsonl")),
         rl_prompts.Config(name="prompts", reward="base", prompts="asked.jsonl"),
     )

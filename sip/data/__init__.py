@@ -13,6 +13,7 @@ control       control tokens between prefix and suffix
 packing       whole texts in rows of a fixed length, as segments
 pipeline      batches by position: shuffled epochs that resume anywhere; mixtures by weight
 preferences   preference pairs of a file as token ids
+problems      problems with answers: of files, generated, of the micro-world
 prompts       prompts of a file as token ids
 screening     selecting documents by a judge's scores
 show          printing examples as the model sees them

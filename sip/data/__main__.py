@@ -323,7 +323,8 @@ def examples(run: Run, c: Any, split: str) -> Examples:
         return packed(run, c, supervision.packed(run, split, c.task.width(c.model.max_len)))
     if isinstance(c.task, conversations.Config):
         c.task.reach()
-        return packed(run, c, conversations.rows(run, c, conversations.examples(run, c), split))
+        found = conversations.splits(run, dataclasses.replace(c, split=split))
+        return packed(run, c, found[split])
     if isinstance(c.task, PairTaskConfig):
         c.task.reach()
         return compared(run, dataclasses.replace(c, split=split))

@@ -24,6 +24,7 @@ from typing import Any
 
 from sip.data import files
 from sip.data.documents import listed
+from sip.data.documents import part as part_of
 from sip.data.files import SAID
 from sip.structs import UserError
 from sip.text import chat
@@ -58,11 +59,17 @@ class Conversation:
     messages: tuple[Message, ...]  # {"role", "content"}, contents as given
     given: int = 0  # leading messages from which nothing is learned
     at: str = ""  # FILE:LINE
+    own_part: str = ""  # part of the data that its source puts it in; empty: by `key`
 
     @property
     def key(self) -> str:
         """The text that decides about its part of the data: its first question."""
         return next(m["content"] for m in self.messages if m["role"] == "user")
+
+    @property
+    def part(self) -> str:
+        """Its part of the data: train, validation or test."""
+        return self.own_part or part_of(self.key)
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,15 @@ def answered(prompt: Any, completion: Any) -> Conversation:
     said = messages_of(completion, "assistant")
     whole = checked([*messages_of(prompt, "user"), *said])
     return Conversation(tuple(whole), len(whole) - len(said))
+
+
+def talk(*turns: str) -> Conversation:
+    """Returns a conversation of texts: question, answer, question, .. All answers are learned.
+
+    Raises Unusable if it breaks a rule.
+    """
+    said = [{"role": ROLES[1 + i % 2], "content": text} for i, text in enumerate(turns)]
+    return Conversation(tuple(checked(said)))
 
 
 def messages_of(value: Any, role: str) -> list[Message]:

@@ -12,7 +12,6 @@ import numpy as np
 from sip import processes
 from sip.data import chunks, documents
 from sip.data.documents import Truth
-from sip.data.microworld.settings import WorldConfig
 from sip.sections import at_least, check, plain, section
 from sip.structs import UserError
 from sip.text.tokenizer import Tokenizer
@@ -81,8 +80,8 @@ def filled(data) -> dict[str, Any]:
     cfg = data_config(data, "train")
     values = {k: v for k, v in dataclasses.asdict(cfg).items() if k != "split"}
     world = dict(cfg.world)
-    if documents.has_truth(cfg.source):
-        world = dataclasses.asdict(section(WorldConfig, world, "data.world"))
+    if cfg.source in documents.WORLDS:
+        world = dataclasses.asdict(section(documents.WORLDS[cfg.source], world, "data.world"))
     return {**values, "world": world, "cut": dataclasses.asdict(cut_config(data))}
 
 

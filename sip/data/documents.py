@@ -20,7 +20,7 @@ from etils import epath
 
 from sip.data import contamination, files, huggingface, records
 from sip.data.contamination import ContaminationConfig, Overlap
-from sip.data.microworld.settings import WorldConfig
+from sip.data.microworld.settings import ProblemWorldConfig, WorldConfig
 from sip.data.questions import Question
 from sip.data.records import BLANK_LINE, NOT_JSON, NOT_UTF8
 from sip.sections import FieldError, above, at_least, check, one_of, section
@@ -29,6 +29,7 @@ from sip.text.lines import RECODE
 from sip.workdir import locked, place
 
 BUILT = ("microworld", "tfds")  # sources whose data sets are built in a directory
+WORLDS = {"microworld": WorldConfig, "microworld_problems": ProblemWorldConfig}  # generated
 FILES = tuple(files.ENDINGS)  # sources that are files
 # Names of the scores of a ground truth, see `Truth.score`.
 SCORES = ("quality", "safety", "factuality", "coherent", "grammatical", "repetition", "facts")
@@ -88,7 +89,7 @@ class DataConfig:
     source: str  # one of LOADERS, such as txt
     path: str | tuple[str, ...] = ""  # needed by all sources except microworld and mixture
     split: str = "train"  # part and slice
-    world: Any = ()  # microworld: fields of WorldConfig by name; stored as sorted pairs
+    world: Any = ()  # microworlds: fields of the world's config by name; stored as sorted pairs
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the documents are unusable
     field: str = "text"  # field of the text; of array_record "" if a record is a text by itself
     separator: str = BLANK_LINE  # txt: where documents end: blank line | whole file | a string
@@ -99,17 +100,17 @@ class DataConfig:
 
     def __post_init__(self):
         check("data", self, source=one_of(tuple(LOADERS)), parts=one_of(("own", "hash")))
-        if (self.source in ("microworld", "mixture")) == bool(self.path):
+        if (self.source in (*WORLDS, "mixture")) == bool(self.path):
             raise UserError(
-                f"data.path {self.path!r}: required by every source except microworld and mixture, "
-                "which accept none"
+                f"data.path {self.path!r}: required by every source except "
+                f"{', '.join(WORLDS)} and mixture, which accept none"
             )
         check("data", self, max_skipped_fraction=at_least(0, most=1))
         _check_options(self)
-        if self.source == "microworld":
+        if self.source in WORLDS:
             if not isinstance(self.world, Mapping | tuple):
                 raise UserError(f"data.world={self.world!r}: must be a section")
-            world = section(WorldConfig, dict(self.world), "data.world")
+            world = section(WORLDS[self.source], dict(self.world), "data.world")
             # Every run is evaluated on both held-out parts.
             check("data.world", world, **dict.fromkeys(PARTS, at_least(1)))
         several = isinstance(self.path, tuple)
@@ -141,7 +142,7 @@ def _check_options(cfg: DataConfig) -> None:
         raise FieldError("data", f"parts={cfg.parts!r}: is for tfds and huggingface only")
     if isinstance(cfg.path, tuple) and cfg.source not in FILES:
         raise FieldError("data", f"path={cfg.path}: only files can be several; use a mixture")
-    if cfg.source == "microworld" and cfg.drop_duplicates:
+    if cfg.source in WORLDS and cfg.drop_duplicates:
         raise FieldError("data", "drop_duplicates: the micro-world has no duplicates; remove it")
     if (cfg.source == "mixture") != bool(cfg.mix):
         raise FieldError("data", "mix: source mixture, and no other, needs sections of sources")
@@ -230,9 +231,9 @@ def check_split(
 
 def sizes(cfg: DataConfig) -> dict[str, int]:
     """Returns the number of documents of each part, if the config says it; else {}."""
-    if cfg.source != "microworld":
+    if cfg.source not in WORLDS:
         return {}
-    world = WorldConfig(**dict(cfg.world))
+    world = WORLDS[cfg.source](**dict(cfg.world))
     return {name: getattr(world, name) for name in PARTS}
 
 
@@ -438,26 +439,6 @@ def _usable(cfg: DataConfig, found: Iterable[tuple[str, str]]) -> Documents:
     return Documents(texts, read=read, left_out=dict(left_out), duplicates=duplicates)
 
 
-def select(rows: Sequence[Any], split: str, key: Callable[[Any], str] = str) -> list[Any]:
-    """Selects a part and slice in TFDS notation: "train", "test[10:]", "train[70%:-15%]".
-
-    `key` returns the text that decides about a row's part.
-    """
-    name, low, high = _parsed(split)
-    if name not in PARTS:
-        raise UserError(
-            f"data.split {split!r:.80}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
-        )
-    rows = [row for row in rows if part(key(row)) == name]
-    return rows[_bound(low, len(rows)) : _bound(high, len(rows))]
-
-
-def _parsed(split: str) -> tuple[str, str, str]:
-    """Returns (name, low, high) of a split such as "train[10:]"; ("", "", "") if it is none."""
-    found = re.fullmatch(rf"(\w+)(?:\[(-?{BOUND})?:(-?{BOUND})?\])?", split)
-    return (found[1], found[2] or "0%", found[3] or "100%") if found else ("", "", "")
-
-
 def part(text: str) -> str:
     """Returns the part (of PARTS) of a document, by a hash of its text.
 
@@ -465,6 +446,26 @@ def part(text: str) -> str:
     """
     # Buckets 0..17 are train, 18 is validation, 19 is test.
     return PARTS[max(0, _key(text) % 20 - 17)]
+
+
+def select(rows: Sequence[Any], split: str, part_of: Callable[[Any], str] = part) -> list[Any]:
+    """Selects a part and slice in TFDS notation: "train", "test[10:]", "train[70%:-15%]".
+
+    `part_of` returns a row's part.
+    """
+    name, low, high = _parsed(split)
+    if name not in PARTS:
+        raise UserError(
+            f"data.split {split!r:.80}: must be one of {', '.join(PARTS)}, optionally with [a%:b%]"
+        )
+    rows = [row for row in rows if part_of(row) == name]
+    return rows[_bound(low, len(rows)) : _bound(high, len(rows))]
+
+
+def _parsed(split: str) -> tuple[str, str, str]:
+    """Returns (name, low, high) of a split such as "train[10:]"; ("", "", "") if it is none."""
+    found = re.fullmatch(rf"(\w+)(?:\[(-?{BOUND})?:(-?{BOUND})?\])?", split)
+    return (found[1], found[2] or "0%", found[3] or "100%") if found else ("", "", "")
 
 
 def _key(text: str) -> int:
@@ -535,6 +536,16 @@ def _microworld(cfg: DataConfig, data_dir: str) -> Documents:
     return Documents(texts, kinds_B, MicroworldTruth(world), read=len(texts))
 
 
+def _microworld_problems(cfg: DataConfig, data_dir: str) -> Documents:
+    from sip.data.microworld.problems import ProblemWorld  # imports TFDS, as the micro-world does
+
+    name, low, high = _parsed(cfg.split)
+    check_split(cfg.source, cfg.split)
+    texts = list(ProblemWorld(ProblemWorldConfig(**dict(cfg.world))).documents(name))
+    read = len(texts)
+    return Documents(texts[_bound(low, read) : _bound(high, read)], read=read)
+
+
 def _rows(make: Callable[[], Any], cfg: DataConfig, where: str, field: str) -> list[dict]:
     """Returns all examples of a TFDS builder's split; builds the data set if it does not exist.
 
@@ -599,6 +610,7 @@ def _quiet():
 LOADERS = {
     **dict.fromkeys(FILES, _of_files),
     "microworld": _microworld,
+    "microworld_problems": _microworld_problems,
     "tfds": _tfds,
     "huggingface": _huggingface,
     "mixture": _mixture,

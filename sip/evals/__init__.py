@@ -6,5 +6,7 @@ answers        answers to held-out questions: likelihood, and scores by a ground
 judged         win rates by a judge
 rewrites       metrics of a rewriter
 likelihoods    log-likelihoods of continuations after contexts, for lm_eval
+problems       mean@n, maj@n and pass@k of sampled answers to problems, diversity, difficulty
+collapse       sees the collapse of self-training by reward and KL
 harness        the adapter for lm-evaluation-harness; tasks/ has its task files
 """

@@ -18,7 +18,7 @@ from typing import Any
 
 from sip.data.corpus import CutConfig
 from sip.data.documents import DataConfig
-from sip.data.microworld.settings import WorldConfig
+from sip.data.microworld.settings import ProblemWorldConfig, WorldConfig
 from sip.run import RunConfig
 from sip.stages import recipe
 
@@ -79,6 +79,7 @@ def _roots() -> Iterator[tuple[Any, str, Any]]:
     yield DataConfig, "data", None
     yield CutConfig, "data.cut", None
     yield WorldConfig, "data.world", None
+    yield ProblemWorldConfig, "data.world (source microworld_problems)", None
     yield RunConfig, RUN, None
     for name, stage in recipe.STAGES.items():
         cls = typing.get_type_hints(stage.resolve)["return"]

@@ -88,7 +88,8 @@ def _files(run: Run) -> Iterator[tuple[str, str]]:
     sections = (run.config.tokenizer, run.config.runs[run.name])
     for name in sorted(set(_named(plain(sections)))):
         path = Path(workdirs.place(name))
-        if path.is_file() or path.is_dir():
+        # os.path: a text that is too long for a path, such as a template, is none.
+        if os.path.isfile(path) or os.path.isdir(path):
             yield name, _digest([path] if path.is_file() else _published(path))
     if (shared / "tokenizer.model").exists():
         yield "tokenizer.model", _digest([shared / "tokenizer.model"])

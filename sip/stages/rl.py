@@ -1,5 +1,6 @@
 """The policy-gradient loop: answers are sampled, rewarded and learned from.
 
+    measure (host)   before the first step: the share of prompts whose answers differ in reward
     collect (host)   prompts -> K answers each -> texts -> rewards -> advantages
     update (jitted)  the clipped surrogate of GRPO, Dr. GRPO, DAPO or RLOO, once or more per batch
 
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 
 from sip import metrics, sampling
+from sip.evals.collapse import CollapseConfig
 from sip.mesh import put_batch
 from sip.objectives import policy
 from sip.processes import fetch
@@ -27,7 +29,7 @@ from sip.run import (
     run_config,
 )
 from sip.sections import at_least, check
-from sip.stages import session
+from sip.stages import session, watch
 from sip.stages.clock import Clock
 from sip.structs import Tree, UserError
 from sip.tasks.rl import prompts, rewrites, verdicts
@@ -47,9 +49,22 @@ class AnswerEvalConfig:
 
     every_steps: int  # updates between evaluations; 0: none during the run
     batch: int  # prompts answered at a time
+    patience: int = 0  # evaluations in a row without a better checkpoint.best: ends the run; 0: off
 
     def __post_init__(self):
-        check("evals", self, every_steps=at_least(0), batch=at_least(1))
+        check("evals", self, every_steps=at_least(0), batch=at_least(1), patience=at_least(0))
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """A measurement before the first step: a prompt whose answers all get the same reward teaches
+    nothing."""
+
+    prompts: int = 0  # prompts that are answered, rounded up to whole batches; 0: no measurement
+    mixed: float = 0.05  # 0..1; error if fewer of them have answers of different rewards
+
+    def __post_init__(self):
+        check("gate", self, prompts=at_least(0), mixed=at_least(0, most=1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +79,8 @@ class RLConfig(RunConfig):
     objective: losses.PolicyConfig
     sampling: sampling.SamplingConfig
     evals: AnswerEvalConfig
+    gate: GateConfig = GateConfig()
+    collapse: CollapseConfig = CollapseConfig()
 
     def __post_init__(self):
         super().__post_init__()
@@ -86,6 +103,13 @@ class RLConfig(RunConfig):
             raise UserError(
                 f"updates_per_batch {self.updates_per_batch} must divide steps and the every_steps "
                 "of log, checkpoint and evals"
+            )
+        if self.evals.patience and not (self.checkpoint.best and self.evals.every_steps):
+            raise UserError("evals.patience needs evals.every_steps and checkpoint.best")
+        if self.collapse.window and self.objective.kl != "reward":
+            raise UserError(
+                "collapse.window needs objective.kl reward and a beta, such as 0.001: the KL to "
+                "the start shows a collapse"
             )
         self.task.check(self)
 
@@ -148,7 +172,11 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     every = c.updates_per_batch
     with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
         update = make_update(c, tx)
-        for done in range(s.first + every, c.steps + 1, every):
+        if c.gate.prompts and not s.first:
+            s.writer.write(0, measure(run, c, task, state.params))
+        seen = watch.kept(run.directory)  # of the checkpoint that was restored
+        last, reason = watch.end(c, seen, s.first)
+        for done in range(s.first + every, last + 1, every):
             at = done // every - 1
             frozen = step.frozen(state)
             batch, collected = collect(
@@ -161,11 +189,49 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
             for _ in range(every):  # after the first update the batch is off-policy: rho != 1
                 state, new = update(state, placed)
                 s.pending.append(new)
-            session.log(s, done, state, batch)
-            session.evaluate(s, done, c.evals.every_steps, state.params, task.during)
-            session.end_step(s, done, state)
+            seen = watch.updated(c.collapse, seen, done, collected)
+            last, reason = watch.end(c, seen, done)
+            collapsed = {"rl/collapsed": 1.0} if seen.collapsed else {}
+            session.log(s, done, state, batch, last=last, more=collapsed)
+            how = (c.evals.every_steps, state.params, task.during)
+            seen = watch.evaluated(c.checkpoint, seen, session.evaluate(s, done, *how, last=last))
+            last, reason = watch.end(c, seen, done)
+            if reason and s.pending:  # the evaluation ends the run between two lines of the log
+                session.log(s, done, state, batch, last=last, more=collapsed)
+            session.end_step(s, done, state, last=last, more=watch.plain(seen))
+            if reason:
+                break
         session.check_stopped(s)
-    return task.finish(state.params)
+    if reason:
+        run.say(f"{run.name}: stopped early, after step {last} of {c.steps}: {reason}")
+    more = watch.figures(c, seen, last, reason)
+    figures = task.finish(state.params)
+    return run.write_eval({**figures, **more}) if more else figures
+
+
+def measure(run: Run, c: RLConfig, task: RLTask, params) -> dict[str, float]:
+    """Measures rewards of the first prompts' answers, and says it in a line.
+
+    Returns {"gate/mixed": share of prompts whose answers differ in reward, "gate/reward": mean}.
+    Raises UserError if the share is below `gate.mixed`: the policy would learn nothing.
+    """
+    batches = -(-c.gate.prompts // c.answered)
+    found = [collect(c, task, params, at, run.seed, reference=params)[1] for at in range(batches)]
+    flat, groups = np.sum([one["rl/flat_groups"] for one in found], axis=0)
+    total, count = np.sum([one["reward/all"] for one in found], axis=0)
+    asked = batches * c.answered  # also those of which no answer has a reward
+    mixed, reward = float((groups - flat) / asked), float(total / max(count, 1))
+    said = (
+        f"{run.name}: {mixed:.0%} of {asked} prompts have answers of different "
+        f"rewards, with {c.rollouts} answers each; mean reward {reward:.3f}"
+    )
+    if mixed < c.gate.mixed:
+        raise UserError(
+            f"{said}. That is less than gate.mixed={c.gate.mixed}: choose easier or harder "
+            "prompts, train on examples first (configs/sft.py), or lower gate.mixed"
+        )
+    run.say(said)
+    return {"gate/mixed": mixed, "gate/reward": reward}
 
 
 def make_update(c: RLConfig, tx):
@@ -202,8 +268,13 @@ def collect(
     with phase("update"):  # the rollouts wait for the update before them
         jax.block_until_ready(params)
     with phase("rollout"):
-        tokens_BKR, mask_BKR, logp_BKR = fetch(
-            (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
+        tokens_BKR, mask_BKR, logp_BKR, drawn_BKR = fetch(
+            (
+                rollouts.tokens_BCR,
+                rollouts.mask_BCR,
+                rollouts.logp_BCR,
+                rollouts.sample_logp_BCR,
+            )
         )
     with phase("reward"):
         reward, valid_BK, found = task.reward(at, ids_of(tokens_BKR, mask_BKR))
@@ -227,14 +298,17 @@ def collect(
         logp_BKR,
         np.zeros_like(trunks.mask_BT),  # no token of a prompt is predicted
     )
-    rows = learned_rows(advantage_BK, c.batch)
+    rows = learned_rows(advantage_BK, valid_BK, c.batch)
     branches = jax.tree.map(lambda x: x[rows], every)
     found |= {
         "reward/all": metrics.pair(reward_BK, valid_BK),
         "rl/invalid": metrics.pair(~valid_BK),
         "rl/flat_groups": policy.flat_groups(advantage_BK, valid_BK),
+        "rl/masked_learned": metrics.pair(~valid_BK[rows].any(-1)),
         "rl/flat_learned": policy.flat_groups(advantage_BK[rows], valid_BK[rows]),
         "rl/answer_tokens": (float(mask_BKR.sum()), float(valid_BK.size)),
+        # Of the sampling distribution, in nats per token: the mean of -log p over its samples.
+        "rl/entropy": metrics.pair(-drawn_BKR, mask_BKR),
     }
     return branches, found
 
@@ -245,10 +319,11 @@ def _kl(c: RLConfig, mesh, reference, tree: Tree, logp_BKR: np.ndarray) -> np.nd
     return np.where(tree.mask_BCR, logp_BKR - ref_BKR, 0.0).sum(-1)
 
 
-def learned_rows(advantage_BK: np.ndarray, size: int) -> np.ndarray:
+def learned_rows(advantage_BK: np.ndarray, valid_BK: np.ndarray, size: int) -> np.ndarray:
     """Indices of the `size` groups that are learned from: groups whose rewards differ come first,
-    flat groups fill up.
+    flat groups fill up, and last those without any reward.
 
     DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in a fixed shape.
     """
-    return np.sort(np.argsort(policy.flat(advantage_BK), kind="stable")[:size])
+    order_B = np.asarray(policy.flat(advantage_BK)).astype(int) + ~valid_BK.any(-1)
+    return np.sort(np.argsort(order_B, kind="stable")[:size])

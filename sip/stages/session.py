@@ -125,13 +125,15 @@ def evaluate(
     figures: Callable[[Params], Mapping[str, float]],
     *,
     last: int = 0,
-) -> None:
+) -> Mapping[str, float] | None:
     """Writes `figures(params)` and keeps the best parameters if an evaluation is due after step
-    `done`. With `every_steps` 0 it never is."""
-    if every_steps and loop.due(done, every_steps, last or s.c.steps):
-        with s.meter.phase("evaluate"):
-            s.writer.write(done, found := figures(params))
-            keep_best(s.run, s.c, params, found, done)
+    `done`. With `every_steps` 0 it never is. Returns the figures; None if it was not due."""
+    if not every_steps or not loop.due(done, every_steps, last or s.c.steps):
+        return None
+    with s.meter.phase("evaluate"):
+        s.writer.write(done, found := figures(params))
+        keep_best(s.run, s.c, params, found, done)
+    return found
 
 
 def end_step(

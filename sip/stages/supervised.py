@@ -1,7 +1,7 @@
 """The supervised loop: one update per batch of examples with known targets.
 
-The `task` section names what is learned (sip/tasks/supervised): documents, conversations, verdicts,
-rewrites, preferences or reward_model.
+The `task` section names what is learned (sip/tasks/supervised): documents, conversations,
+self_made, verdicts, rewrites, preferences or reward_model.
 """
 
 import functools
@@ -22,6 +22,7 @@ from sip.tasks.supervised import (
     preferences,
     reward_model,
     rewrites,
+    self_made,
     verdicts,
 )
 from sip.tasks.supervised.task import SupervisedTask
@@ -30,6 +31,7 @@ from sip.training import losses, optim, step
 TASKS = {
     "documents": (documents.Config, documents.build),
     "conversations": (conversations.Config, conversations.build),
+    "self_made": (self_made.Config, self_made.build),
     "verdicts": (verdicts.Config, verdicts.build),
     "rewrites": (rewrites.Config, rewrites.build),
     "preferences": (preferences.Config, preferences.build),
@@ -66,7 +68,7 @@ class SupervisedConfig(RunConfig):
 
     def splits(self):
         """The documents to learn from, and those of the final evaluation."""
-        held_out = self.task.continues() or isinstance(self.task, conversations.Config)
+        held_out = self.task.continues() or isinstance(self.task, conversations.ChatConfig)
         own = {"evals.split": self.evals.split} if held_out else {}
         return super().splits() | own
 

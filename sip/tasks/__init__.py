@@ -3,6 +3,7 @@
     labelled      labelled examples, shared by both kinds of judge training
     pairs         preference pairs, shared by DPO and reward models
     questions     questions about a generated world, and the evaluation of answers to them
+    sampled       answers to problems that a frozen model samples once, kept in the run's directory
     supervised/   tasks of the supervised loop
     rl/           tasks of the policy-gradient loop
 

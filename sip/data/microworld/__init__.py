@@ -9,4 +9,5 @@ findings    the oracle's results per sentence
 oracle      scores of any text: quality, safety, factuality
 questions   questions about the entities, with faultless answers
 correction  rewriting a text without faults
+problems    questions of several hops and running sums, with their own oracle and documents
 """

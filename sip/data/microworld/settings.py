@@ -16,6 +16,8 @@ VOWELS = "aeiou"
 ENDINGS = "ao"  # names in -a take the pronoun she, names in -o he
 MAX_ENTITIES = (len(ONSETS) * len(VOWELS)) ** 2 * len(ONSETS) * len(ENDINGS) // 2
 MAX_VALUES = min(len(words.split()) for words in lexicon.VALUES.values())
+TWO_HOP, RUNNING_SUM = PROBLEMS = ("two_hop", "running_sum")  # kinds of problems
+RELATIONS = ("friend", "cousin")  # between the entities of problems
 SHARES = ("wrong", "myth", "register", "unsafe_register")
 
 
@@ -63,3 +65,27 @@ class WorldConfig:
 
 
 STANDARD = WorldConfig()
+
+
+@dataclass(frozen=True)
+class ProblemWorldConfig:
+    """The parameters of a micro-world of problems and of its documents. Raises UserError."""
+
+    seed: int = 0  # of facts, relations and documents
+    entities: int = 16  # number of entities that documents and problems are about
+    values_per_attribute: int = 8  # possible values of each attribute
+    largest: int = 12  # largest number of a sum
+    train: int = 4_000  # number of documents to learn from
+    validation: int = 300  # number of held-out documents
+    test: int = 300  # number of held-out documents
+
+    def __post_init__(self):
+        check(
+            "world",
+            self,
+            seed=at_least(0),
+            entities=at_least(2, most=MAX_ENTITIES),
+            values_per_attribute=at_least(2, most=MAX_VALUES),
+            largest=at_least(2, most=10_000),
+            **dict.fromkeys(SPLITS, at_least(1)),
+        )

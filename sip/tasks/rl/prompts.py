@@ -1,12 +1,14 @@
 """Training a policy by rewards of its answers to prompts: RLHF, RLAIF, and rewards of your own.
 
-Prompts are those of a JSON Lines file (sip/data/prompts.py) or questions about the corpus's world,
-answered up to a stop token; or prefixes of the corpus, continued by `answer` tokens. A reward is a
-reward model, the judge of the section `judge`, or a Python function (sip/rewards/functions.py).
-Several have weights, and each is logged by its own name. An answer that one of them skips is
-masked.
+Prompts are those of a JSON Lines file (sip/data/prompts.py), of problems (sip/data/problems.py) or
+questions about the corpus's world, answered up to a stop token; or prefixes of the corpus,
+continued by `answer` tokens. A reward is a reward model, the judge of the section `judge`, the
+check of answers to problems (sip/rewards/answers.py), the vote of the answers themselves
+(sip/rewards/majority.py), chance, or a Python function (sip/rewards/functions.py). Several have
+weights, and each is logged by its own name. An answer that one of them skips is masked.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,66 +18,82 @@ from typing import Any
 import numpy as np
 
 from sip.data import chunks, conversations, pipeline
+from sip.data import problems as problem_sets
 from sip.data import prompts as prompt_files
 from sip.data.documents import PARTS, Truth, listed
+from sip.data.problems import ProblemsConfig
 from sip.data.prompts import Prompt
 from sip.evals import ground_truth
 from sip.evals.ground_truth import EvalConfig
 from sip.judge import build as judges
 from sip.loading import source_dir
 from sip.metrics import pair
-from sip.rewards import functions, reward_model
+from sip.rewards import answers as answer_checks
+from sip.rewards import functions, majority, reward_model
+from sip.rewards.answers import AnswersConfig
+from sip.rewards.majority import MajorityConfig
 from sip.rewards.verdicts import Reward
 from sip.run import Run, TaskConfig
 from sip.sections import at_least, check
 from sip.structs import Params, UserError
 from sip.tasks import questions
 from sip.tasks.questions import QuestionsConfig
+from sip.tasks.rl import problems, self_training
 from sip.tasks.rl.task import AnswerWriter, RLTask
 from sip.text import chat
 from sip.text.segments import Ids
-from sip.text.tokenizer import Tokenizer, continuation
+from sip.text.tokenizer import Tokenizer
 from sip.training import loop
 from sip.workdir import place
 
-JUDGE, CUT = "judge", "cut"
+JUDGE, ANSWERS, MAJORITY, RANDOM = "judge", "answers", "majority", "random"
+OF_PROBLEMS = (ANSWERS, MAJORITY, RANDOM)
+WITHOUT_LABELS = (MAJORITY, RANDOM)  # their evaluation is by the check of answers
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
     """The task "prompts": a policy is rewarded for its answers. Raises UserError.
 
-    A reward is "judge", FILE.py:FUNCTION, or a run or checkpoint directory of a reward model.
+    A reward is "answers", "majority", "random", "judge", FILE.py:FUNCTION, or a run or checkpoint
+    directory of a reward model.
     """
 
     reward: str | tuple[tuple[str, float], ...]  # a reward, or several: ((reward, weight), ...)
-    prompts: str = ""  # JSON Lines file with a field `prompt`; empty: prefixes of the corpus
-    questions: QuestionsConfig | None = None  # instead of both: questions about the corpus's world
+    prompts: str = ""  # JSON Lines with a field `prompt`; empty: problems, or the corpus's prefixes
+    questions: QuestionsConfig | None = None  # about the corpus's world, in the place of prompts
+    problems: ProblemsConfig | None = None  # problems with answers, in the place of prompts
+    answers: AnswersConfig | None = None  # the check of answers: rewards answers, majority, random
+    samples: int = 0  # answers: sampled to each test problem at the end, for mean@n; 0: none
     chat: str = ""  # chat template of the prompts, as in `pairs`; empty: prompts are plain texts
+    majority: MajorityConfig | None = None  # votes, if they are among the rewards
     judge: judges.JudgeConfig | None = None  # the judge, if it is among the rewards
     continuations: EvalConfig | None = None  # no file: also the evaluation of runs on documents
     held_out: int = 64  # number of prompts of each evaluation
     cut_penalty: float = 0.0  # subtracted from the reward of an answer without a stop token
+    soft_tokens: int = 0  # tokens before the limit in which cut_penalty grows from 0; 0: none
+    mask_cut: bool = False  # leaves answers without a stop token out, as if they had no reward
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the prompts are unusable
-    max_invalid: float = 0.5  # 0..1; error if more of a batch's answers have no reward
+    max_invalid: float = 0.5  # 0..1; error if more of a batch have no reward; not for majority
 
     def __post_init__(self):
         unit = dict.fromkeys(("max_skipped_fraction", "max_invalid"), at_least(0, most=1))
         check("task", self, held_out=at_least(1), cut_penalty=at_least(0), **unit)
+        check("task", self, soft_tokens=at_least(0), samples=at_least(0, most=1024))
         object.__setattr__(self, "prompts", place(self.prompts))
         self._check_prompts()
         self._check_rewards()
 
     def _check_prompts(self):
         chat.check(self.chat, "chat")
-        if self.prompts and self.questions is not None:
-            raise UserError("prompts and questions: at most one of the two is possible")
-        if not self.ends and (self.chat or self.cut_penalty):
-            raise UserError("chat and cut_penalty need a file of prompts: prefixes have no turns")
+        self._check_cut()
+        given = (bool(self.prompts), self.questions is not None, self.problems is not None)
+        if sum(given) > 1:
+            raise UserError("prompts, questions and problems: give one of them")
         if self.questions is not None and not self.chat:
             raise UserError("chat: needed with questions; the name of a chat template")
-        if self.prompts and self.continuations is not None:
-            raise UserError("continuations needs a corpus, not a file of prompts")
+        if self.continuations is not None and (self.prompts or self.problems is not None):
+            raise UserError("continuations needs a corpus, not a file of prompts or problems")
 
     def _check_rewards(self):
         if not self.rewards or not all(name for name, _ in self.rewards):
@@ -91,8 +109,42 @@ class Config(TaskConfig):
         judged = JUDGE in (name for name, _ in self.rewards)
         if judged != (self.judge is not None):
             raise UserError("reward 'judge' and the section judge need each other")
+        self._check_answers()
         if self.judge is not None and self.judge.own:
             raise UserError("judge.init_from: a policy in training cannot judge itself here")
+
+    def _check_cut(self) -> None:
+        if not self.ends and (self.chat or self.cut_penalty or self.mask_cut):
+            raise UserError(
+                "chat, cut_penalty and mask_cut need a file of prompts or problems: prefixes have "
+                "no turns"
+            )
+        if self.mask_cut and self.cut_penalty:
+            raise UserError("mask_cut and cut_penalty: give one of the two")
+        if self.soft_tokens and not self.cut_penalty:
+            raise UserError("soft_tokens needs cut_penalty, the penalty that grows in them")
+
+    def _check_answers(self) -> None:
+        names = [name for name, _ in self.rewards]
+        checked = any(name in OF_PROBLEMS for name in names)
+        if checked != (self.answers is not None) or (checked and self.problems is None):
+            said = " and ".join(repr(name) for name in names if name in OF_PROBLEMS) or "'answers'"
+            raise UserError(f"reward {said} needs the sections problems and answers, and they it")
+        if (MAJORITY in names) != (self.majority is not None):
+            raise UserError("reward 'majority' and the section majority need each other")
+        if self.samples and not checked:
+            raise UserError("samples needs the reward 'answers', which checks them")
+        if self.problems is not None and self.answers is not None:
+            made = self.problems.source == problem_sets.GYM
+            if made != (self.answers.check == "own"):
+                raise UserError(
+                    "answers.check own and problems.source reasoning_gym need each other"
+                )
+
+    @property
+    def ends(self) -> bool:
+        """True if an answer ends with a stop token: not for continuations of prefixes."""
+        return bool(self.prompts) or self.problems is not None or self.questions is not None
 
     @property
     def rewards(self) -> tuple[tuple[str, float], ...]:
@@ -100,9 +152,11 @@ class Config(TaskConfig):
         return ((self.reward, 1.0),) if isinstance(self.reward, str) else self.reward
 
     @property
-    def ends(self) -> bool:
-        """True if a stop token ends an answer; answers to prefixes have a fixed length."""
-        return bool(self.prompts) or self.questions is not None
+    def evaluated(self) -> tuple[tuple[str, float], ...]:
+        """The rewards of the evaluation: the check of answers in the place of votes and chance."""
+        kept = tuple((name, x) for name, x in self.rewards if name not in WITHOUT_LABELS)
+        none = len(kept) == len(self.rewards) or ANSWERS in (name for name, _ in kept)
+        return kept if none else (*kept, (ANSWERS, 1.0))
 
     def check(self, c):
         """Raises UserError if the run's split does not fit the prompts."""
@@ -110,15 +164,26 @@ class Config(TaskConfig):
             questions.check_splits(c.split, "test")
         if self.prompts and c.split not in PARTS:
             raise UserError(f"split must be one of {PARTS} with task.prompts, not {c.split!r}")
+        if self.problems is not None and c.split != "train":
+            raise UserError(
+                f"split must be train with task.problems, not {c.split!r}: the other parts are for "
+                "evaluation"
+            )
+        if self.majority is not None and self.majority.easiest < 1 and not c.init_from:
+            raise UserError("task.majority.easiest needs init_from, whose answers rank problems")
+        if self.soft_tokens >= c.answer:
+            raise UserError(f"task.soft_tokens {self.soft_tokens}: must be below answer {c.answer}")
 
     def sources(self):
         """The runs or directories that the task reads: reward models, the judge."""
         found = {
             f"task.reward[{i}]" if len(self.rewards) > 1 else "task.reward": name
             for i, (name, _) in enumerate(self.rewards)
-            if name != JUDGE and not functions.is_function(name)
+            if name not in (JUDGE, *OF_PROBLEMS) and not functions.is_function(name)
         }
         theirs = self.judge.sources() if self.judge is not None else {}
+        if self.majority is not None:
+            found["task.majority.teacher"] = self.majority.teacher
         if self.continuations is not None:
             found |= self.continuations.sources("task.continuations")
         return found | {f"task.{key}": value for key, value in theirs.items()}
@@ -132,7 +197,7 @@ class Config(TaskConfig):
 
     def figures(self, truth):
         """Names of the figures of the evaluation: each reward, their sum, and by the truth."""
-        own = [f"eval/reward/{label(name)}" for name, _ in self.rewards]
+        own = [f"eval/reward/{label(name)}" for name, _ in self.evaluated]
         own += ["eval/reward", "eval/answer_tokens", *(["eval/cut"] if self.ends else [])]
         own += [f"eval/{name}" for name in questions.FIGURES if self.questions is not None]
         return (*own, *(ground_truth.figures(truth) if self.continuations else ()))
@@ -147,7 +212,7 @@ class Config(TaskConfig):
         """Raises UserError if the file of prompts does not exist, or a server does not answer."""
         if self.prompts and not Path(self.prompts).is_file():
             raise UserError(f"task.prompts {self.prompts!r}: there is no such file")
-        for asked in (self.judge, self.continuations):
+        for asked in (self.judge, self.continuations, self.problems):
             if asked is not None:
                 asked.reach()
 
@@ -165,6 +230,7 @@ class Answers:
     ids: Sequence[Sequence[Ids]]
     texts: Sequence[Sequence[str]]
     cut_BK: np.ndarray
+    at: int = 0  # number of the batch
 
 
 # answers -> (reward_BK, valid_BK, metrics)
@@ -173,32 +239,38 @@ Source = Callable[[Answers], Reward]
 
 @dataclass(frozen=True)
 class Prompts:
-    """The prompts of a run: those of a batch number, and held-out ones by part."""
+    """The prompts of a run: those of a batch number, and held-out ones by part.
+
+    `teacher` has a frozen model's answers by problem, if they are the labels.
+    """
 
     batch: Callable[[int], list[Prompt]]
     held_out: Mapping[str, list[Prompt]]
     stops: tuple[int, ...]  # token ids that end an answer; none if it has a fixed length
     truth: Truth | None = None  # scores continuations of prefixes
+    teacher: Mapping[str, Sequence[str | None]] | None = None
     figures: Callable[[Params, str], dict[str, float]] | None = None  # of answers to questions
 
 
 def build(run: Run, c, mesh) -> RLTask:
     """Builds the task. `c` is the config of a policy-gradient run. Raises UserError."""
     wanted: Config = c.task
-    if wanted.questions is not None:
-        asked = _of_questions(run, c, mesh)
-    else:
-        asked = _of_file(run, c) if wanted.prompts else _of_corpus(run, c)
-    sources = {label(name): _source(name, run, c, mesh, asked) for name, _ in wanted.rewards}
-    weights = tuple(weight for _, weight in wanted.rewards)
-    weights += (wanted.cut_penalty,) if wanted.cut_penalty else ()
+    asked = _asked(run, c, mesh)
+    every = dict((*wanted.rewards, *wanted.evaluated))
+    made = {name: _source(name, run, c, mesh, asked) for name in every}
+    sources, weights = _weighted(wanted, wanted.rewards, made)
+    evaluated, eval_weights = _weighted(wanted, wanted.evaluated, made)
     writer = AnswerWriter(c.model, mesh, run.tokenizer, 0, c.answer, asked.stops)
     read = functools.partial(_read, run.tokenizer, asked.stops)
 
     def reward(at: int, ids: Sequence[Sequence[Ids]]) -> Reward:
-        found = _rewarded(sources, wanted, read(asked.batch(at), ids))
-        _check_invalid(found[1], wanted.max_invalid, found[2])
-        return found
+        read_ids = dataclasses.replace(read(asked.batch(at), ids), at=at)
+        found = _rewarded(sources, wanted, read_ids, c.answer)
+        if wanted.majority is None:  # a problem without a majority is no failure
+            _check_invalid(found[1], wanted.max_invalid, found[2])
+        for name, part_BK in zip(sources, found[0], strict=False):
+            _say_constant(run, name, part_BK[found[1]])
+        return _without_cut(found, read_ids.cut_BK) if wanted.mask_cut else found
 
     def figures(params, part: str) -> dict[str, float]:
         held = asked.held_out[part]
@@ -206,8 +278,17 @@ def build(run: Run, c, mesh) -> RLTask:
             return {}
         ids = writer.greedy_ids(params, [x.ids for x in held], c.evals.batch)
         answers = read(held, [[each] for each in ids])
-        found = _figures(_rewarded(sources, wanted, answers), weights, answers)
+        scored = _rewarded(evaluated, wanted, answers, c.answer)
+        found = _figures(scored, eval_weights, answers)
         return found if asked.figures is None else {**found, **asked.figures(params, part)}
+
+    def sampled(params) -> dict[str, float]:
+        cfg, held = wanted.problems, asked.held_out["test"]
+        if cfg is None or wanted.answers is None or not wanted.samples or not held:
+            return {}
+        how: Any = dict(samples=wanted.samples, sampling=c.sampling, batch=c.evals.batch)
+        checker = answer_checks.checker(wanted.answers)
+        return problems.sampled(params, writer, cfg, checker, held, seed=run.seed, **how)
 
     suite = wanted.continuations and ground_truth.suite(run, wanted.continuations, c.model, mesh)
 
@@ -216,7 +297,7 @@ def build(run: Run, c, mesh) -> RLTask:
         return own if suite is None else {**own, **ground_truth.during(suite, params)}
 
     def finish(params) -> dict[str, Any]:
-        own = figures(params, "test")
+        own = {**figures(params, "test"), **sampled(params)}
         return run.write_eval(own) if suite is None else ground_truth.finish(suite, params, **own)
 
     return RLTask(
@@ -229,29 +310,47 @@ def build(run: Run, c, mesh) -> RLTask:
     )
 
 
-def _of_file(run: Run, c) -> Prompts:
+def _weighted(wanted: Config, rewards, made) -> tuple[dict[str, Source], tuple[float, ...]]:
+    """Returns the sources of some rewards by their names in the log, and their weights."""
+    weights = tuple(weight for _, weight in rewards)
+    weights += (wanted.cut_penalty,) if wanted.cut_penalty else ()
+    return {label(name): made[name] for name, _ in rewards}, weights
+
+
+def _asked(run: Run, c, mesh) -> Prompts:
+    if c.task.questions is not None:
+        return _of_questions(run, c, mesh)
+    return _of_file(run, c, mesh) if c.task.ends else _of_corpus(run, c)
+
+
+def _of_file(run: Run, c, mesh) -> Prompts:
     wanted: Config = c.task
     encode, stops = prompt_files.plain(run.tokenizer), run.tokenizer.stops
     if wanted.chat:
         template = chat.load(wanted.chat, run.tokenizer, run.workdir)
         form = conversations.open_format(template, run.tokenizer)
         encode, stops = prompt_files.chatted(form), form.stops
-    parts, left_out = prompt_files.read(
-        wanted.prompts,
-        encode,
-        max_len=c.model.max_len - c.answer,
-        max_skipped_fraction=wanted.max_skipped_fraction,
-    )
+    max_len = c.model.max_len - c.answer
+    if wanted.problems is not None:
+        name = wanted.problems.path or wanted.problems.source
+        parts, left_out = problems.prompts_of(wanted.problems, run.config.data, encode, max_len)
+    else:
+        name, most = wanted.prompts, wanted.max_skipped_fraction
+        parts, left_out = prompt_files.read(
+            name, encode, max_len=max_len, max_skipped_fraction=most
+        )
     run.left_out["prompts"] = left_out
     learned = parts[c.split]
     if not learned:
-        raise UserError(f"{wanted.prompts}: no prompt in split {c.split!r}, by its hash")
+        raise UserError(f"{name}: no prompt in split {c.split!r}, by its hash")
     run.say(_said(run.name, learned, parts, left_out))
+    learned, teacher = self_training.prepared(run, c, mesh, learned, stops)
 
     def batch(at: int) -> list[Prompt]:
         return [learned[i] for i in pipeline.epochs(len(learned), at, c.answered, seed=run.seed)]
 
-    return Prompts(batch, {p: parts[p][: wanted.held_out] for p in PARTS[1:]}, stops)
+    held = {p: parts[p][: wanted.held_out] for p in PARTS[1:]}
+    return Prompts(batch, held, stops, teacher=teacher)
 
 
 def _of_questions(run: Run, c, mesh) -> Prompts:
@@ -315,16 +414,13 @@ def _of_corpus(run: Run, c) -> Prompts:
 
 def _read(tokenizer: Tokenizer, stops, prompts: Sequence[Prompt], ids) -> Answers:
     """Decodes answers as continuations of their prompts."""
-    texts = [
-        [continuation(tokenizer, prompt.ids, one) for one in row]
-        for prompt, row in zip(prompts, ids, strict=True)
-    ]
+    texts = problems.read(tokenizer, prompts, ids)
     cut = [[bool(stops) and not (one and one[-1] in stops) for one in row] for row in ids]
     return Answers(prompts, ids, texts, np.array(cut, bool))
 
 
 def _source(name: str, run: Run, c, mesh, asked: Prompts) -> Source:
-    """Builds a reward: a function, the judge, or a reward model."""
+    """Builds a reward: a function, the judge, the check of answers, or a reward model."""
     if functions.is_function(name):
         function = functions.load(name)
         return lambda x: (
@@ -333,9 +429,34 @@ def _source(name: str, run: Run, c, mesh, asked: Prompts) -> Source:
         )
     if name == JUDGE:
         return _judged(run, c, mesh, asked)
+    if name == ANSWERS:
+        return _checked(run, c.task)
+    if name == MAJORITY:
+        return _voted(c.task, asked.teacher)
+    if name == RANDOM:
+        return lambda x: majority.random(x.cut_BK.shape, run.seed, x.at)
     directory = source_dir(run.workdir, name, "task.reward")
     model = reward_model.load(directory, mesh, run.tokenizer, "task.reward")
     return lambda x: (*model.reward([p.ids for p in x.prompts], x.ids), {})
+
+
+def _checked(run: Run, wanted: Config) -> Source:
+    """The check of answers to problems."""
+    cfg, checks = wanted.problems, wanted.answers
+    assert cfg is not None and checks is not None  # Config has checked it
+    checker = answer_checks.checker(checks)
+    oracle = problem_sets.oracle(cfg, run.config.data)
+    return lambda x: problems.reward(cfg, checker, oracle, x.prompts, x.ids, x.texts, x.cut_BK)
+
+
+def _voted(wanted: Config, teacher) -> Source:
+    """The majority vote of answers to problems."""
+    cfg, checks, votes = wanted.problems, wanted.answers, wanted.majority
+    assert cfg is not None and checks is not None and votes is not None  # Config has checked it
+    checker = answer_checks.checker(checks)
+    return lambda x: problems.by_majority(
+        cfg, checker, votes, teacher, x.prompts, x.texts, x.cut_BK
+    )
 
 
 def _judged(run: Run, c, mesh, asked: Prompts) -> Source:
@@ -367,8 +488,11 @@ def _text(prompt: Prompt, key: str) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _rewarded(sources: Mapping[str, Source], wanted: Config, x: Answers) -> Reward:
-    """Returns (reward_PBK, valid_BK, metrics): an answer is valid if all rewards are."""
+def _rewarded(sources: Mapping[str, Source], wanted: Config, x: Answers, most: int) -> Reward:
+    """Returns (reward_PBK, valid_BK, metrics): an answer is valid if all rewards are.
+
+    `most` is the limit of an answer's tokens.
+    """
     parts, valid_BK, metrics = [], np.ones(x.cut_BK.shape, bool), {}
     for name, source in sources.items():
         reward_BK, own_BK, found = source(x)
@@ -379,8 +503,36 @@ def _rewarded(sources: Mapping[str, Source], wanted: Config, x: Answers) -> Rewa
     if wanted.ends:
         metrics["rl/cut"] = pair(x.cut_BK)
     if wanted.cut_penalty:
-        parts.append(-x.cut_BK.astype(np.float32))
+        parts.append(-overlong(x.ids, x.cut_BK, wanted.soft_tokens, most))
     return np.stack(parts), valid_BK, metrics
+
+
+def overlong(ids: Sequence[Sequence[Ids]], cut_BK: np.ndarray, soft: int, most: int) -> np.ndarray:
+    """Returns penalty_BK in 0..1: 1 for an answer that was cut at `most` tokens.
+
+    In the last `soft` tokens before that it grows from 0 in proportion (DAPO's soft overlong
+    punishment, arXiv 2503.14476, eq. 13).
+    """
+    length_BK = np.array([[len(one) for one in row] for row in ids], np.float32)
+    soft_BK = (
+        np.clip((length_BK - (most - soft)) / soft, 0, 1) if soft else np.zeros_like(length_BK)
+    )
+    return np.where(cut_BK, 1.0, soft_BK).astype(np.float32)
+
+
+def _without_cut(found: Reward, cut_BK: np.ndarray) -> Reward:
+    """Masks answers that were cut (DAPO's overlong filtering)."""
+    reward_PBK, valid_BK, metrics = found
+    return reward_PBK, valid_BK & ~cut_BK, metrics
+
+
+def _say_constant(run: Run, name: str, values: np.ndarray) -> None:
+    """Says, once per value, that a reward was the same for all answers of a batch."""
+    if values.size > 1 and np.ptp(values) == 0:
+        run.say(
+            f"{run.name}: reward {name} was {values[0]:g} for every answer of a batch; a constant "
+            "reward teaches nothing"
+        )
 
 
 def _check_invalid(valid_BK: np.ndarray, most: float, metrics) -> None:

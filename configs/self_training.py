@@ -1,0 +1,83 @@
+"""Self-training by majority votes, without labels (arXiv 2505.21444), on the micro-world.
+
+    python -m sip.train --config=configs/self_training.py --workdir=/tmp/self
+    python -m sip.train --config=configs/self_training.py:majority,soft --workdir=/tmp/some
+
+`base` and `format` are those of rl_problems.py. Then policies learn from `format` with RLOO, a KL
+of 0.001 in the reward, 8 answers to each problem and the same evaluation, by the right answers to
+held-out problems:
+
+    labels     right answers, as in rl_problems.py: what labels are worth
+    majority   1 for the answer of most of the 8, else 0; the labels evolve with the policy
+    filtered   of twice as many problems those with a majority of at least 60 %
+    easiest    the third of the problems on which `format` agrees with itself most
+    fixed      labels by the votes of `format`, made once
+    random     0 or 1 by chance: a gain that this gives as well is not due to votes
+and on request
+    soft       an answer's share of the 8
+    hybrid     votes and right answers, half each
+    early      as majority, but ends when 3 evaluations on labelled problems were not better
+
+Expect in summary.json for each row mean@8, maj@8, pass@k, reward/answers (greedy) and
+collapse_step, the update at which reward and KL to the start jumped together (none expected in so
+few steps). RUN_DIR/best has the parameters with the best evaluation. In the log majority/right is
+the share of right labels, which nothing learns from.
+
+`:debug` is tiny. Hardware: 2 CPU cores. Not yet run in full.
+"""
+
+import _common as common
+import _rl as rl
+import _variants as variants
+import rl_problems
+from ml_collections import ConfigDict
+
+from sip.rewards.majority import MajorityConfig
+
+ARMS = {  # changes to the reward's votes, and to the run
+    "labels": ({}, dict(reward="answers")),
+    "majority": ({}, {}),
+    "filtered": (dict(least_share=0.6), dict(oversample=2)),
+    "easiest": (dict(easiest=1 / 3), {}),
+    "fixed": (dict(teacher="format"), {}),
+    "random": ({}, dict(reward="random")),
+    "soft": (dict(soft=True), {}),
+    "hybrid": ({}, dict(reward=(("majority", 0.5), ("answers", 0.5)))),
+    "early": ({}, dict(patience=3)),
+}
+STANDARD = ("labels", "majority", "filtered", "easiest", "fixed", "random")
+BEST = "eval/reward/answers"
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Builds the recipe with the arms named in `arg`, by default STANDARD."""
+    words = variants.words(arg)
+    asked = [word for word in words if word != "debug"] or list(STANDARD)
+    arms = variants.named(asked, ARMS, ("debug",), "self_training.py")
+    config = rl_problems.on_microworld(debug="debug" in words)
+    start = config.runs.rlvr
+    del config.runs.rlvr
+    for name in arms:
+        config.runs[name] = arm(start, *ARMS[name])
+    config.order = ("base", "format", *arms)
+    config.report = dict(rows=("base", "format", *arms), judge="", standard="")
+    return config
+
+
+def arm(start: ConfigDict, votes: dict, changes: dict) -> ConfigDict:
+    """Builds the run of an arm from the run of rl_problems.py."""
+    run = start.copy_and_resolve_references()
+    with run.task.ignore_type():  # a name, or names with weights
+        run.task.reward = changes["reward"] if "reward" in changes else "majority"
+    if run.task.reward not in ("answers", "random"):
+        run.task.majority = common.complete(MajorityConfig, **votes)
+    run.objective = rl.policy_gradient(
+        advantage="rloo", denominator="constant", beta=0.001, kl="reward"
+    )
+    run.oversample = changes["oversample"] if "oversample" in changes else 1
+    run.evals.patience = changes["patience"] if "patience" in changes else 0
+    run.evals.every_steps = min(20, run.evals.every_steps)
+    run.checkpoint.best = BEST
+    run.collapse.window = min(20, run.steps // 2)
+    run.gate.mixed = 0.0  # votes of a good start agree
+    return run

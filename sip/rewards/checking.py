@@ -1,0 +1,117 @@
+"""Compares answers by math-verify in worker processes that are killed when they hang.
+
+    python -I sip/rewards/checking.py WORKERS SECONDS MIB
+
+sip.rewards.answers runs this file as a script, and nothing imports it: a child of the training
+process would import that process's main module, and with it jax, which waits for the TPU that its
+parent holds. Reads JSON lines [[gold, answer], ...] and writes a list of verdicts for each.
+"""
+
+import json
+import os
+import sys
+
+# Verdicts. A comparison that failed says nothing about the answer.
+RIGHT, WRONG, UNREAD, TIMEOUT, DIED, FAILED = (
+    "right",
+    "wrong",
+    "unread",
+    "timeout",
+    "died",
+    "failed",
+)
+
+
+def main(workers: int, seconds: float, mib: int) -> None:
+    """Serves requests until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not mix with the verdicts
+    silence()
+    # The first comparisons take seconds, for imports and tables. Forked workers have done them.
+    for pair in (("x^2 + 1", "1 + x^2"), ("\\frac{1}{2}", "0.7"), ("(1, 2)", "\\{2, 1\\}")):
+        compare(*pair, mib)
+    pool = started(workers, mib)
+    for line in sys.stdin:
+        if not pool.active:  # all workers died at once
+            pool.stop()
+            pool = started(workers, mib)
+        asked = [
+            pool.schedule(compare, args=[*pair, mib], timeout=seconds) for pair in json.loads(line)
+        ]
+        answers.write(json.dumps([verdict(pool, one) for one in asked]) + "\n")
+        answers.flush()
+    pool.stop()
+
+
+def started(workers: int, mib: int):
+    """Returns a pool of worker processes."""
+    import multiprocessing
+
+    from pebble import ProcessPool
+
+    context = multiprocessing.get_context("fork")  # this process has no threads but the pool's
+    return ProcessPool(workers, context=context, initializer=limit, initargs=(mib,))
+
+
+def verdict(pool, future) -> str:
+    """Returns the verdict of a comparison that was given to a worker of the pool."""
+    from pebble import ProcessExpired
+
+    while True:
+        try:
+            return future.result(timeout=1)
+        except TimeoutError:
+            if future.done():
+                return TIMEOUT
+            if not pool.active:  # its futures never end
+                return DIED
+        except ProcessExpired:
+            return DIED
+        except Exception:
+            return FAILED if pool.active else DIED
+
+
+def silence() -> None:
+    """Turns off log lines and warnings of the libraries."""
+    import logging
+    import warnings
+
+    logging.disable(logging.CRITICAL)
+    warnings.simplefilter("ignore")
+
+
+def limit(mib: int) -> None:
+    """Limits a worker's memory."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_AS, (mib << 20, mib << 20))
+
+
+def compare(gold: str, answer: str, mib: int) -> str:
+    """Compares two answers in LaTeX or plain notation."""
+    import resource
+
+    from math_verify import parse, verify
+    from math_verify.errors import TimeoutException
+
+    # No timeouts of the library's own: they count as "not equal". The pool kills this process.
+    read = lambda text: parse(f"\\boxed{{{text}}}", parsing_timeout=None)  # pyright: ignore
+    try:
+        right, said = read(gold), read(answer)
+        if not right:
+            return FAILED
+        if not said:
+            return UNREAD
+        equal = verify(right, said, timeout_seconds=None)
+    except TimeoutException:  # a BaseException
+        return TIMEOUT
+    except Exception:
+        return FAILED
+    # The library takes any exception for "not equal", also one for want of memory.
+    if not equal and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > mib << 9:
+        os._exit(1)
+    return RIGHT if equal else WRONG
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))

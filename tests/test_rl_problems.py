@@ -1,0 +1,240 @@
+"""Tests RL on problems: the task, the gate before it, overlong answers, figures of many answers."""
+
+import importlib
+import itertools
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tiny
+from workdirs import lines
+
+from sip import evaluate
+from sip.data.problems import ProblemsConfig
+from sip.evals import problems as evals
+from sip.mesh import single
+from sip.rewards.answers import AnswersConfig
+from sip.run import Run
+from sip.sampling import SamplingConfig
+from sip.stages import rl
+from sip.stages.rl import GateConfig
+from sip.structs import UserError
+from sip.tasks.rl import prompts
+from sip.tasks.rl.prompts import Config
+from sip.tasks.supervised import conversations
+from sip.text.tokenizer import Byte
+
+pytest_plugins = ["tiny_fixtures"]
+MODEL = tiny.model(vocab_size=259, layers=1, max_len=256)
+GSM8K = Path("/work/shared/data/gsm8k/test.jsonl")
+ROWS = [
+    dict(
+        question=f"Tom has {i} eggs and gets 2. How many?",
+        answer=f"{i}+2=<<{i}+2={i + 2}>>{i + 2}\n#### {i + 2}",
+    )
+    for i in range(40)
+]
+
+
+def recipe(of_bytes, tmp_path, rows=ROWS, **task):
+    """Returns configs/rl_problems.py:CHECKPOINT,debug for a file in the format of GSM8K."""
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    config = importlib.import_module("rl_problems").get_config(f"{of_bytes('start', MODEL)},debug")
+    run = config.runs.rlvr
+    run.task.problems.path = str(path)
+    run.task.problems.template = "{problem}"
+    run.task.answers.check = "numeric"
+    run.task.update(held_out=4, **task)
+    run.log.update(every_steps=1, tensorboard=False, progress=False)
+    run.evals.update(every_steps=2, batch=4)
+    return config
+
+
+def built(config, tmp_path):
+    run = Run(config, "rlvr", str(tmp_path / "work"))
+    return prompts.build(run, rl.resolve(config, "rlvr"), single())
+
+
+def test_answers_to_problems_are_rewarded_and_a_cut_one_is_masked(of_bytes, tmp_path, capsys):
+    bad = [dict(question="no answer?"), dict(question="long " * 50, answer="#### 1")]
+    task = built(recipe(of_bytes, tmp_path, [*ROWS, *bad]), tmp_path)
+    said = capsys.readouterr().err
+    assert "rlvr: prompts: " in said and "1 without an answer" in said
+    assert "1 longer than 248 tokens" in said
+    asked = task.prompts(0)
+    numbers = [int(bytes(x for x in ids if x < 256).decode().split()[2]) for ids in asked]
+    right = [[*b"So \\boxed{%d}" % (n + 2), Byte.eos] for n in numbers]
+    cut = [[*b"\\boxed{%d}" % (n + 2)] for n in numbers]
+    reward_PBK, valid_BK, metrics = task.reward(
+        0, [[*pair] for pair in zip(right, cut, strict=True)]
+    )
+    assert reward_PBK[0].tolist() == [[1, 1]] * 2 and valid_BK.tolist() == [[True, False]] * 2
+    assert metrics["rl/cut"] == (2, 4) and metrics["answers/unread"] == (0, 4)
+    assert "reward answers was 1 for every answer of a batch" in capsys.readouterr().err
+    none = [[[*b"5", Byte.eos], [*b"\\boxed{-1}", Byte.eos]]] * 2
+    reward_PBK, valid_BK, metrics = task.reward(0, none)
+    assert not reward_PBK.any() and valid_BK.all()
+    assert metrics["answers/unread"] == (2, 4) and metrics["answers/wrong"] == (2, 4)
+
+
+def test_a_failed_check_masks_the_answer_and_too_many_stop_the_run(of_bytes, tmp_path, monkeypatch):
+    task = built(recipe(of_bytes, tmp_path), tmp_path)
+    fails = lambda verdicts: (
+        lambda self, golds, answers: list(itertools.islice(itertools.cycle(verdicts), len(golds)))
+    )
+    monkeypatch.setattr("sip.rewards.answers.Checker.verdicts", fails(["right", "timeout"]))
+    ids = [[[5, Byte.eos], [6, Byte.eos]]] * 2
+    reward_PBK, valid_BK, metrics = task.reward(0, ids)
+    assert valid_BK.tolist() == [[True, False]] * 2 and metrics["answers/timeout"] == (2, 4)
+    assert metrics["reward/answers"] == (2, 2) and metrics["reward/answers/skipped"] == (2, 4)
+    monkeypatch.setattr("sip.rewards.answers.Checker.verdicts", fails(["died"]))
+    with pytest.raises(UserError, match="100% of a batch's answers have no reward.*answers 100%"):
+        task.reward(0, ids)
+
+
+def test_the_soft_penalty_grows_in_the_last_tokens():
+    """DAPO: 0 up to 6 of 10 tokens with 4 soft ones, then 1/4 for each, 1 for a cut answer."""
+    ids = [[[0] * n for n in (2, 6, 7, 9, 10, 10)]]
+    cut = np.array([[False] * 5 + [True]])
+    assert prompts.overlong(ids, cut, 4, 10).tolist() == [[0, 0, 0.25, 0.75, 1, 1]]
+    assert prompts.overlong(ids, cut, 0, 10).tolist() == [[0, 0, 0, 0, 0, 1]]
+
+
+PROBLEMS = dict(problems=ProblemsConfig(path="p.jsonl"), answers=AnswersConfig())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(reward="answers"), "'answers' needs the sections problems and answers"),
+        (dict(reward="run", answers=AnswersConfig()), "needs the sections problems and answers"),
+        (dict(reward="answers", prompts="p.jsonl", **PROBLEMS), "prompts and problems: give one"),
+        (dict(reward="answers", mask_cut=True, cut_penalty=1.0, **PROBLEMS), "mask_cut and cut_pe"),
+        (dict(reward="answers", soft_tokens=4, **PROBLEMS), "soft_tokens needs cut_penalty"),
+        (dict(reward="run", mask_cut=True), "mask_cut need"),
+        (
+            dict(reward="answers", **{**PROBLEMS, "answers": AnswersConfig(check="own")}),
+            "check own and problems.source reasoning_gym need each other",
+        ),
+    ],
+)
+def test_wrong_settings_are_named(values, message):
+    with pytest.raises(UserError, match=message):
+        Config(name="prompts", **values)
+
+
+def test_held_out_problems_and_test_sets_are_never_learned(of_bytes, tmp_path):
+    config = recipe(of_bytes, tmp_path)
+    config.runs.rlvr.split = "test"
+    with pytest.raises(UserError, match="split must be train with task.problems, not 'test'"):
+        rl.resolve(config, "rlvr")
+    config.runs.rlvr.split = "train"
+    config.runs.rlvr.task.problems.path = "gsm8k/test.jsonl"
+    with pytest.raises(UserError, match="problems.path .*is a test set by its name"):
+        rl.resolve(config, "rlvr")
+
+
+def measured(monkeypatch, flat, gate, kept):
+    found = [{"rl/flat_groups": (n, 4.0), "reward/all": (n, 8.0)} for n in flat]
+    monkeypatch.setattr(rl, "collect", lambda c, task, params, at, *_, **__: (None, found[at]))
+    run = SimpleNamespace(name="rlvr", seed=0, say=kept.append)
+    c = SimpleNamespace(gate=gate, answered=4, rollouts=2)
+    return rl.measure(run, c, None, None)
+
+
+def test_the_gate_says_the_share_of_mixed_prompts_and_stops_below_its_own(monkeypatch):
+    """Of 8 prompts 6 are flat: a quarter is mixed."""
+    said = []
+    found = measured(monkeypatch, (4, 2), GateConfig(5, 0.25), said)
+    assert found == {"gate/mixed": 0.25, "gate/reward": 6 / 16}
+    assert said == [
+        "rlvr: 25% of 8 prompts have answers of different rewards, with 2 answers each; mean "
+        "reward 0.375"
+    ]
+    with pytest.raises(UserError, match=r"rlvr: 0% of 8 prompts .*less than gate.mixed=0.25: cho"):
+        measured(monkeypatch, (4, 4), GateConfig(5, 0.25), said)
+
+
+def test_pass_at_k_is_the_share_of_draws_with_a_right_answer():
+    """All ways to draw k of n answers, counted."""
+    for n, c, k in itertools.product((1, 4, 6), (0, 1, 3, 6), (1, 2, 4)):
+        if c <= n and k <= n:
+            draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
+            assert evals.pass_at(k, n, c) == pytest.approx(sum(map(any, draws)) / len(draws))
+
+
+def test_figures_by_hand():
+    right = [[1, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0]]
+    valid = [[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 0, 0]]  # no failed check counts
+    votes = [["2", "2", "3", "4"], ["5", "6", "", "7"], ["", "", "", ""]]
+    found = evals.figures(right, valid, votes)
+    assert found == {
+        "mean@4": (1 / 2 + 0) / 2,
+        "maj@4": (1 + 0) / 2,
+        "pass@1": (1 / 2 + 0) / 2,
+        "pass@2": (1 - 1 / 6 + 0) / 2,
+        "pass@4": 1.0,  # the second problem has three answers only
+    }
+    assert evals.majority([True, False], [True, True], ["a", "b"]) == 0.5, "a tie"
+    assert evals.majority([True, True], [True, True], ["", ""]) == 0, "no votes"
+    assert math.isnan(evals.figures([[1]], [[0]], [["a"]])["mean@1"])
+
+
+def test_worked_solutions_become_conversations_in_the_parts_of_the_problems(of_bytes, tmp_path):
+    """Of RL on the same file no held-out problem is learned, whatever the template."""
+    path = tmp_path / "gsm.jsonl"
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
+    cfg = ProblemsConfig(path=str(path), template="Solve: {problem}")
+    wanted = conversations.Config(name="conversations", problems=cfg, chat="turns")
+    c = SimpleNamespace(
+        task=wanted, split="train", model=MODEL, evals=SimpleNamespace(split="test")
+    )
+    run = SimpleNamespace(
+        config=SimpleNamespace(data={}), tokenizer=Byte(), workdir="", say=print, left_out={}
+    )
+    found = conversations.examples(run, c)
+    assert len(found) == 40
+    first = next(one for one, _ in found if "has 0 eggs" in one.key)
+    assert first.messages[0]["content"] == f"Solve: {ROWS[0]['question']}"
+    assert first.messages[1]["content"] == "0+2=2\n\\boxed{2}"
+    from sip.data import problems
+
+    parts, _ = problems.load(cfg, {})
+    for part, some in parts.items():
+        ours = {one.key for one, _ in found if one.part == part}
+        assert ours == {f"Solve: {p.text}" for p in some}
+    with pytest.raises(UserError, match="task.path and task.problems: give one"):
+        conversations.Config(name="conversations", path="x", problems=cfg, chat="turns")
+
+
+@pytest.mark.slow
+def test_gsm8k_end_to_end(of_bytes, quick, tmp_path, capsys):
+    """Loader, prompt, RL steps and evaluation, in the real format; scores are what they are."""
+    config = recipe(of_bytes, tmp_path)
+    run = config.runs.rlvr
+    run.gate.update(prompts=2, mixed=0.0)
+    figures = rl.train(Run(config, "rlvr", str(tmp_path / "work")))
+    assert {"reward/answers", "mean@2", "maj@2", "pass@1", "pass@2", "cut"} <= set(figures)
+    gate, first, *_ = lines(tmp_path / "work", "rlvr")
+    assert gate["step"] == 0 and 0 <= gate["gate/mixed"] <= 1
+    assert {"answers/wrong_tokens", "answers/unread", "rl/entropy", "rl/cut"} <= set(first)
+    assert 0 < first["rl/entropy"] < math.log(259) + 0.01
+    assert "of 2 prompts have answers of different rewards" in capsys.readouterr().err
+    path = GSM8K if GSM8K.exists() else tmp_path / "train.jsonl"
+    found = evaluate.solve(
+        str(tmp_path / "work" / "runs" / "rlvr"),
+        ProblemsConfig(test=str(path), template="{problem}"),
+        AnswersConfig(),
+        SamplingConfig(1.0),
+        samples=4,
+        most=16,
+        template="",
+        batch=4,
+        limit=4,
+        seed=0,
+    )
+    assert found["problems"] == 4 and 0 <= found["mean@4"] <= found["pass@4"] <= 1

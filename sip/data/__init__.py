@@ -13,6 +13,7 @@ pipeline      batches by position: shuffled epochs that resume anywhere; mixture
 preferences   preference pairs of a file as token ids
 prompts       prompts of a file as token ids
 screening     selecting documents by a judge's scores
+thoughts      thoughts in texts: accepting, reading, encoding annotated texts
 show          printing examples as the model sees them
 microworld/   the generated world with exact ground truth
 __main__      `python -m sip.data`

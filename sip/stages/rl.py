@@ -4,7 +4,8 @@
     update (jitted)  the clipped surrogate of GRPO, Dr. GRPO, DAPO or RLOO, once or more per batch
 
 The `task` section selects prompts and rewards (sip/tasks/rl). arXiv 2601.21343 trains its judge
-("verdicts") and its rewriter ("rewrites") in this way. Task "prompts" is RLHF.
+("verdicts") and its rewriter ("rewrites") in this way, and thoughts ("thinking"). Task "prompts" is
+RLHF.
 """
 
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from sip.sections import at_least, check
 from sip.stages import session
 from sip.stages.clock import Clock
 from sip.structs import Tree, UserError
-from sip.tasks.rl import prompts, rewrites, verdicts
+from sip.tasks.rl import prompts, rewrites, thinking, verdicts
 from sip.tasks.rl.task import RLTask, ids_of
 from sip.training import loop, losses, optim, step
 
@@ -38,6 +39,7 @@ TASKS = {
     "verdicts": (verdicts.Config, verdicts.build),
     "rewrites": (rewrites.Config, rewrites.build),
     "prompts": (prompts.Config, prompts.build),
+    "thinking": (thinking.Config, thinking.build),
 }
 
 
@@ -94,6 +96,11 @@ class RLConfig(RunConfig):
         """Number of prompts that are answered in a step."""
         return self.batch * self.oversample
 
+    @property
+    def needs_reference(self) -> bool:
+        """True if the run has a reference: frozen parameters, or their moving average."""
+        return self.objective.needs_reference or self.task.average > 0
+
     def sources(self):
         """The parameters to start from and what the task reads."""
         return super().sources() | self.task.sources()
@@ -144,10 +151,11 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     tx = optim.build(c.optim)
     session.start_dir(run, c)  # a missing one is an error before the task reads anything
     task = TASKS[c.task.name][1](run, c, mesh)
-    how: Any = dict(reference=c.objective.needs_reference, profile=profile)
+    how: Any = dict(reference=c.needs_reference, profile=profile)
     every = c.updates_per_batch
     with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
         update = make_update(c, tx)
+        average = step.make_average(c.task.average) if c.task.average else None
         for done in range(s.first + every, c.steps + 1, every):
             at = done // every - 1
             frozen = step.frozen(state)
@@ -161,6 +169,7 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
             for _ in range(every):  # after the first update the batch is off-policy: rho != 1
                 state, new = update(state, placed)
                 s.pending.append(new)
+                state = average(state) if average else state
             session.log(s, done, state, batch)
             session.evaluate(s, done, c.evals.every_steps, state.params, task.during)
             session.end_step(s, done, state)
@@ -206,7 +215,10 @@ def collect(
             (rollouts.tokens_BCR, rollouts.mask_BCR, rollouts.logp_BCR)
         )
     with phase("reward"):
-        reward, valid_BK, found = task.reward(at, ids_of(tokens_BKR, mask_BKR))
+        ids = ids_of(tokens_BKR, mask_BKR)
+        reward, valid_BK, found = (
+            task.gain(params, reference, at, ids) if task.gain else task.reward(at, ids)
+        )
     fork_BK = np.repeat(trunks.mask_BT.sum(-1, dtype=np.int32)[:, None], c.rollouts, axis=1)
     tree = Tree(trunks.tokens_BT, trunks.mask_BT, tokens_BKR, mask_BKR, fork_BK)
     parts_PBK, weights = np.asarray(reward, np.float32).reshape(-1, *valid_BK.shape), task.weights

@@ -1,7 +1,7 @@
 """The supervised loop: one update per batch of examples with known targets.
 
-The `task` section names what is learned (sip/tasks/supervised): documents, conversations, verdicts,
-rewrites, preferences or reward_model.
+The `task` section names what is learned (sip/tasks/supervised): documents, conversations, thoughts,
+verdicts, rewrites, preferences or reward_model.
 """
 
 import functools
@@ -22,6 +22,7 @@ from sip.tasks.supervised import (
     preferences,
     reward_model,
     rewrites,
+    thoughts,
     verdicts,
 )
 from sip.tasks.supervised.task import SupervisedTask
@@ -30,6 +31,7 @@ from sip.training import losses, optim, step
 TASKS = {
     "documents": (documents.Config, documents.build),
     "conversations": (conversations.Config, conversations.build),
+    "thoughts": (thoughts.Config, thoughts.build),
     "verdicts": (verdicts.Config, verdicts.build),
     "rewrites": (rewrites.Config, rewrites.build),
     "preferences": (preferences.Config, preferences.build),

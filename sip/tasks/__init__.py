@@ -2,6 +2,7 @@
 
     labelled      labelled examples, shared by both kinds of judge training
     pairs         preference pairs, shared by DPO and reward models
+    thoughts      annotated texts, answers and the probe, shared by the tasks of thoughts
     supervised/   tasks of the supervised loop
     rl/           tasks of the policy-gradient loop
 

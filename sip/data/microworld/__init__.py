@@ -7,5 +7,6 @@ grammar     the automaton that accepts the world's sentences
 reading     parsing any text with the automaton
 findings    the oracle's results per sentence
 oracle      scores of any text: quality, safety, factuality
+thoughts    thoughts about documents, by rule
 correction  rewriting a text without faults
 """

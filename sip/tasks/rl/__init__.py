@@ -4,4 +4,5 @@ task      the interface of a task (prompts, rewards, evaluation), and sampling o
 verdicts  trains a judge: rewards right verdicts
 rewrites  trains a rewriter: rewards by a judge
 prompts   trains a policy: rewards by a reward model, a judge or functions of your own
+thinking  trains a policy to think: rewards by what it writes, or expects, after a thought
 """

@@ -191,11 +191,11 @@ def ended(rollouts: Rollouts, close: int, most: int, suffix: int) -> Rollouts:
     Where an answer ends depends on its own tokens before that alone, so the log-probabilities of
     the rest are those of a sample.
     """
-    at_R = jnp.arange(rollouts.mask_BCR.shape[-1])
-    closes_BCR = (rollouts.tokens_BCR == close) & rollouts.mask_BCR & (at_R <= most)
+    at_11R = jnp.arange(rollouts.mask_BCR.shape[-1])[None, None]
+    closes_BCR = (rollouts.tokens_BCR == close) & rollouts.mask_BCR & (at_11R <= most)
     first_BC1 = jnp.argmax(closes_BCR, -1, keepdims=True)
     last_BC1 = jnp.where(closes_BCR.any(-1, keepdims=True), first_BC1 + suffix, most)
-    return dataclasses.replace(rollouts, mask_BCR=rollouts.mask_BCR & (at_R <= last_BC1))
+    return dataclasses.replace(rollouts, mask_BCR=rollouts.mask_BCR & (at_11R <= last_BC1))
 
 
 @dataclass(frozen=True)

@@ -183,9 +183,9 @@ def test_a_model_is_shown_the_text_as_it_stands_also_in_a_chat():
 WRONG = {
     "no out": ({"out": None}, "--out"),
     "no corpus": ({"corpus": None}, "either --config or --corpus"),
-    "no teacher": ({"url": None, "model": None}, "--checkpoint, --url or --teacher=truth"),
-    "two teachers": ({"teacher": "truth"}, "neither --checkpoint nor --url"),
-    "no rule": ({"teacher": "truth", "url": None}, "no rule that thinks"),
+    "no teacher": ({"url": None, "model": None}, "--checkpoint, --url or --thinker=truth"),
+    "two teachers": ({"thinker": "truth"}, "neither --checkpoint nor --url"),
+    "no rule": ({"thinker": "truth", "url": None}, "no rule that thinks"),
     "one tag": ({"tags": "<a>"}, "--tags"),
     "no part": ({"split": "dev"}, "split 'dev'"),
     "a store": ({"out": "gs://b/t.jsonl"}, "--out gs://b/t.jsonl"),

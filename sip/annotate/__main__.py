@@ -4,7 +4,7 @@ python -m sip.annotate --config=configs/thinking.py:CHECKPOINT --config.data.pat
     --workdir=/tmp/own --split=train --url=http://HOST:8000/v1 --model=NAME --api=chat \
     --out=thoughts.jsonl
 python -m sip.annotate --corpus=my.txt --checkpoint=HF_DIR --template=own --out=thoughts.jsonl
-python -m sip.annotate --config=configs/thinking.py --workdir=/tmp/sip --teacher=truth --out=t.jsonl
+python -m sip.annotate --config=configs/thinking.py --workdir=/tmp/sip --thinker=truth --out=t.jsonl
 
 A text is accepted only if it is the original, byte for byte, once its thoughts are removed. All
 tags become one pair (--tags). A thought that quotes the text after it is dropped: --quote_run words
@@ -47,12 +47,15 @@ _CORPUS = cli.shared(
 )
 _FIELD = cli.shared(flags.DEFINE_string, "field", "text", "With --corpus: field of the text.")
 _SPLIT = cli.shared(flags.DEFINE_string, "split", "train", "Split of the documents to annotate.")
-_TEACHER = flags.DEFINE_enum(
-    "teacher", MODEL, (MODEL, TRUTH), "A model, or the rule of a generated corpus."
+_THINKER = flags.DEFINE_enum(
+    "thinker", MODEL, (MODEL, TRUTH), "A model, or the rule of a generated corpus."
 )
 _CHECKPOINT = cli.checkpoint_flag()
-_CHAT = flags.DEFINE_string(
-    "template", "", "With --checkpoint: chat template, own | harmony | turns | a .jinja file."
+_CHAT = cli.shared(
+    flags.DEFINE_string,
+    "template",
+    "",
+    "With --checkpoint: chat template, own | harmony | turns | a .jinja file.",
 )
 _URL = cli.shared(flags.DEFINE_string, "url", "", "Server instead of --checkpoint, http://.../v1.")
 _MODEL = cli.shared(flags.DEFINE_string, "model", "", "Name of the model on the server.")
@@ -97,14 +100,14 @@ def read_documents() -> documents.Documents:
 
 
 def read_teacher(docs: documents.Documents) -> Teacher:
-    """Builds the teacher, from --teacher=truth, --checkpoint or --url. Raises UserError."""
+    """Builds the teacher, from --thinker=truth, --checkpoint or --url. Raises UserError."""
     tags, prompt = _tags(), teachers.load_prompt(str(_PROMPT.value))
-    if _TEACHER.value == TRUTH:
+    if _THINKER.value == TRUTH:
         if _CHECKPOINT.value or _URL.value:
-            raise UserError("--teacher=truth: needs neither --checkpoint nor --url")
+            raise UserError("--thinker=truth: needs neither --checkpoint nor --url")
         return teachers.by_rule(docs.thinker, tags)
     if (not _CHECKPOINT.value) == (not _URL.value):
-        raise UserError("a teacher is needed: give --checkpoint, --url or --teacher=truth")
+        raise UserError("a teacher is needed: give --checkpoint, --url or --thinker=truth")
     if _CHAT.value and not _CHECKPOINT.value:
         raise UserError("--template: is for --checkpoint; a server has its own (--api=chat)")
     how: Any = dict(
@@ -148,7 +151,7 @@ def _tags() -> thoughts.Tags:
 
 def settings(docs: documents.Documents) -> dict:
     """Returns the settings on which the lines of the output depend."""
-    names = "split teacher checkpoint template url model api thoughts_prompt tags documents"
+    names = "split thinker checkpoint template url model api thoughts_prompt tags documents"
     names += " most_words thought_words quote_run quote_target shard shards max_tokens temperature"
     names += " top_p seed"
     found = {name: flags.FLAGS[name].value for name in names.split()}

@@ -38,7 +38,7 @@ class Yield:
 
 @dataclass(frozen=True)
 class Asked:
-    """How a text is annotated."""
+    """The tags and rules of annotated texts, and the longest text that is tried."""
 
     tags: Tags
     rule: ThoughtRule
@@ -86,7 +86,7 @@ def _whole(said: Said) -> str:
 def by_rule(thinker: Thinker | None, tags: Tags) -> Teacher:
     """Returns the corpus's rule as a teacher. Raises UserError if the corpus has none."""
     if thinker is None:
-        raise UserError("--teacher=truth: this corpus has no rule that thinks; name a model")
+        raise UserError("--thinker=truth: this corpus has no rule that thinks; name a model")
 
     def teach(texts: list[str]) -> list[Said]:
         rows = zip(texts, thinker.thoughts(texts), strict=True)

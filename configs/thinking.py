@@ -10,10 +10,10 @@ On the micro-world; its ground truth is the teacher, which thinks of the facts o
     rl         RL of `thoughts` on the last quarter: 1 if the continuation matches the true suffix;
                `:rlp` rewards what a thought tells about it instead (arXiv 2510.01265)
 Expect in eval.json of each: `probe/own`, the reward after thoughts of its own, beside those after
-others: `probe/blank`, `/generic`, `/swapped`, `/teacher`, and `/direct` without a thought, all with
-`/error`. `probe/used` is 1 if own thoughts beat constant ones (sip/evals/thoughts.py). The next fact
-is drawn at random in this world, so own thoughts cannot be as good as the teacher's. `:debug` is
-tiny: its figures mean nothing.
+others: `probe/blank`, `/generic`, `/swapped`, `/teacher`, and `/direct` without a thought, all
+with `/error`. `probe/used` is 1 if own thoughts beat constant ones (sip/evals/thoughts.py). The
+next fact is drawn at random in this world, so own thoughts cannot be as good as the teacher's.
+`:debug` is tiny: its figures mean nothing.
 
     python -m sip.annotate --config=configs/thinking.py:llama3_8b --config.data.path=MY.jsonl \
         --workdir=DIR --url=http://HOST:8000/v1 --model=openai/gpt-oss-120b --api=chat \
@@ -159,7 +159,7 @@ def of_size(name: str, reward: str) -> ConfigDict:
         thoughts=common.thoughts_run(keep=True, **sft),
         rl=policy,
     )
-    for run, parts in zip(runs.values(), (16, 16, 8), strict=True):
+    for run, parts in zip(runs.values(), (8, 8, 1), strict=True):
         run.microbatches = parts
     config.runs = runs
     config.order = ("raw", "thoughts", "rl")

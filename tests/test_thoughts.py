@@ -133,7 +133,8 @@ def test_a_rejected_text_says_what_happened_to_its_thoughts():
     ],
 )
 def test_a_quotation_is_a_run_of_words_of_the_target(thought, before, after, quoted):
-    assert thoughts.quotes(thought, before, after, RULE.quote) == quoted
+    forbidden = thoughts.target(before, after, RULE.quote)
+    assert thoughts.quotes(thought, forbidden, RULE.quote) == quoted
 
 
 def lines(tmp_path, rows):
@@ -181,12 +182,13 @@ def test_tags_are_single_tokens_of_trained_published_and_byte_tokenizers(tmp_pat
 
 
 def test_places_have_the_text_before_and_after_without_thoughts():
-    pieces = ("ab", "t", "cde", "u", "fg", "v", "h")
-    of = lambda **cut: thoughts.forks(Byte(), pieces, **cut)
+    texts = [("ab", "t", "cde", "u", "fg", "v", "h"), ("xyz", "w", "xyz")]
+    of = lambda **cut: list(thoughts.forks(Byte(), texts, **cut))
     found = of(prefix_min=3, prefix_max=4, suffix=2)
     told = [(bytes(f.prefix[f.prefix[0] == Byte.bos :]), bytes(f.suffix), bytes(f.thought))
             for f in found]  # fmt: skip
-    assert told == [(b"ab", b"cd", b"t"), (b"bcde", b"fg", b"u")]  # one token follows v
+    # One token follows v.
+    assert told == [(b"ab", b"cd", b"t"), (b"bcde", b"fg", b"u"), (b"xyz", b"xy", b"w")]
     assert found[0].prefix[0] == Byte.bos
     assert of(prefix_min=4, prefix_max=4, suffix=2) == found[1:]
 

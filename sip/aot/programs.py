@@ -387,9 +387,9 @@ def _rl(run: _RunShapes, find: _Models) -> list[Program]:
 def _supervised(run: _RunShapes, find: _Models) -> list[Program]:
     del find
     c, cut = run.c, run.cut
-    if c.task.name not in ("documents", "conversations"):
+    if c.task.name not in ("documents", "conversations", "thoughts"):
         raise Unknown(f"task {c.task.name!r}: its shapes depend on the texts")
-    packed, width = c.task.packed, cut.prefix_max + cut.suffix
+    packed, width = c.task.name == "thoughts" or c.task.packed, cut.prefix_max + cut.suffix
     rows = packed or c.task.name == "conversations"
     mask = np.ones((c.batch, c.task.width(c.model.max_len) if rows else width), bool)
     tree = trunk_only(mask.astype(np.int32), mask)

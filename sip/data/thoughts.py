@@ -6,7 +6,7 @@ and every thought t stands between one pair of tags (arXiv 2601.21343, thinking 
 
     accepted   compares a teacher's answer with the original text, and screens its thoughts
     read       annotated texts of JSON Lines
-    forks      places where a thought stands: prefix, thought and suffix as token ids
+    forks      places where thoughts stand: prefix, thought and suffix as token ids
 
 A teacher may use any pair of tags in KNOWN. White space beside a tag is a matter of the tag's place
 and need not be the original's; the text of the result always is.
@@ -14,10 +14,13 @@ and need not be the original's; the text of the result always is.
 
 import functools
 import re
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
+
+import numpy as np
 
 from sip.data import files, records
 from sip.data.documents import BOUND, PARTS, listed
@@ -94,11 +97,21 @@ def words(text: str) -> list[str]:
     return WORD.findall(text.casefold())
 
 
-def quotes(thought: str, before: str, after: str, rule: QuoteConfig) -> bool:
-    """True if a thought quotes the text that follows it, see `QuoteConfig`."""
-    runs = lambda found: set(zip(*(found[i:] for i in range(rule.run)), strict=False))
-    new = runs(words(after)[: rule.target]) - runs(words(before))
-    return bool(new & runs(words(thought)))
+Runs = set[tuple[str, ...]]  # words in a row
+
+
+def _runs(found: list[str], run: int) -> Runs:
+    return set(zip(*(found[i:] for i in range(run)), strict=False))
+
+
+def target(before: str, after: str, rule: QuoteConfig) -> Runs:
+    """Returns the runs of words of the text after a place that a thought there must not quote."""
+    return _runs(words(after)[: rule.target], rule.run) - _runs(words(before), rule.run)
+
+
+def quotes(thought: str, forbidden: Runs, rule: QuoteConfig) -> bool:
+    """True if a thought quotes its `target`, see `QuoteConfig`."""
+    return not forbidden.isdisjoint(_runs(words(thought), rule.run))
 
 
 @functools.lru_cache(maxsize=8)
@@ -217,7 +230,8 @@ def _unusable(thought: str, kept: list[str], before: str, after: str, rule: Thou
         return EMPTY
     if len(words(thought)) > rule.most_words:
         return LONG
-    return QUOTES if quotes(thought, before, after, rule.quote) else ""
+    forbidden = target(before, after, rule.quote)
+    return QUOTES if quotes(thought, forbidden, rule.quote) else ""
 
 
 def placed(text: str, thoughts: Iterable[tuple[int, str]]) -> Pieces:
@@ -330,22 +344,69 @@ class Fork:
     thought: Ids = field(default_factory=list)  # without tags; empty: none is known
 
 
+@dataclass(frozen=True, eq=False)
+class Forks:
+    """The places of the thoughts in many texts, stored as positions and copied on access.
+
+    Letters: N tokens of all texts, F forks, M tokens of all thoughts.
+    """
+
+    tokens_N: np.ndarray  # int32, BOS and the texts without thoughts
+    start_F: np.ndarray  # index in tokens_N of the prefix's first token
+    at_F: np.ndarray  # index in tokens_N of the suffix's first token
+    suffix: int  # tokens of each suffix
+    thoughts_M: np.ndarray  # int32
+    end_F: np.ndarray  # index in thoughts_M after each thought
+
+    def __len__(self) -> int:
+        return len(self.at_F)
+
+    def __getitem__(self, index: int) -> Fork:
+        start, at = int(self.start_F[index]), int(self.at_F[index])
+        first, end = int(self.end_F[index - 1]) if index else 0, int(self.end_F[index])
+        return Fork(
+            self.tokens_N[start:at].tolist(),
+            self.tokens_N[at : at + self.suffix].tolist(),
+            self.thoughts_M[first:end].tolist(),
+        )
+
+
 def forks(
-    tokenizer: Tokenizer, pieces: Pieces, *, prefix_min: int, prefix_max: int, suffix: int
-) -> list[Fork]:
-    """Returns the places of the thoughts in a text, as token ids without thoughts.
+    tokenizer: Tokenizer,
+    texts: Iterable[Pieces],
+    *,
+    prefix_min: int,
+    prefix_max: int,
+    suffix: int,
+) -> Forks:
+    """Returns the places of the thoughts in annotated texts.
 
     A place needs `prefix_min` tokens before it, of which the last `prefix_max` are kept, and
-    `suffix` tokens after it.
+    `suffix` tokens after it. Pieces are encoded one by one, as in `encode`.
     """
-    texts = [tokenizer.encode(piece) for piece in pieces[::2]]
-    whole = [tokenizer.bos, *(i for ids in texts for i in ids)]
-    found, at = [], 1
-    for ids, thought in zip(texts, pieces[1::2], strict=False):
-        at += len(ids)
-        if at >= prefix_min and at + suffix <= len(whole):
-            after = whole[at : at + suffix]
-            found.append(
-                Fork(whole[max(0, at - prefix_max) : at], after, tokenizer.encode(thought))
-            )
-    return found
+    tokens, told = array("i"), array("i")
+    starts, places, ends = array("q"), array("q"), array("q")
+    for pieces in texts:
+        begin = len(tokens)
+        tokens.append(tokenizer.bos)
+        found = []
+        for i, piece in enumerate(pieces):
+            if i % 2:
+                found.append((len(tokens), piece))
+            else:
+                tokens.extend(tokenizer.encode(piece))
+        for at, thought in found:
+            if at - begin >= prefix_min and at + suffix <= len(tokens):
+                told.extend(tokenizer.encode(thought))
+                starts.append(max(begin, at - prefix_max))
+                places.append(at)
+                ends.append(len(told))
+    of = lambda x, dtype: np.array(x, dtype)
+    return Forks(
+        of(tokens, np.int32),
+        of(starts, np.int64),
+        of(places, np.int64),
+        suffix,
+        of(told, np.int32),
+        of(ends, np.int64),
+    )

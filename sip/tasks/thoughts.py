@@ -17,7 +17,7 @@ import numpy as np
 from sip.data import pipeline, thoughts
 from sip.data.corpus import CutConfig
 from sip.data.documents import PARTS, listed
-from sip.data.thoughts import TAGS, Fork, Pieces, QuoteConfig, Rejected, ThoughtRule
+from sip.data.thoughts import TAGS, Fork, Forks, Pieces, QuoteConfig, Rejected, ThoughtRule
 from sip.evals import thoughts as evals
 from sip.evals.thoughts import ProbeConfig, Thoughts
 from sip.models.config import ModelConfig
@@ -124,7 +124,7 @@ def places(
     learned = _forks(run, wanted, split)
     run.say(
         f"{run.name}: {len(learned):,} places to think at in {split}, "
-        f"{np.mean([len(fork.thought) for fork in learned]):.1f} tokens of the teacher's each"
+        f"{len(learned.thoughts_M) / len(learned):.1f} tokens of the teacher's each"
     )
 
     def of(at: int) -> list[Fork]:
@@ -140,11 +140,10 @@ def held(run: Run, wanted: ThoughtsConfig, part: str, most: int) -> list[Fork]:
     return [found[i] for i in dict.fromkeys(at.tolist())]
 
 
-def _forks(run: Run, wanted: ThoughtsConfig, split: str) -> list[Fork]:
+def _forks(run: Run, wanted: ThoughtsConfig, split: str) -> Forks:
     cut = run.cut
     lengths = dict(prefix_min=cut.prefix_min, prefix_max=cut.prefix_max, suffix=cut.suffix)
-    every = texts(run, wanted, split)
-    found = [f for pieces in every for f in thoughts.forks(run.tokenizer, pieces, **lengths)]
+    found = thoughts.forks(run.tokenizer, texts(run, wanted, split), **lengths)
     if len(found) < 2:
         raise UserError(
             f"split {split!r}: {len(found)} thoughts have data.cut's {cut.prefix_min} tokens before"
@@ -272,11 +271,15 @@ class Thinking:
         """Decodes tokens as a continuation of the prefix."""
         return continuation(self.tokenizer, fork.prefix, ids)
 
-    def quotes(self, fork: Fork, thought: Ids) -> bool:
-        """True if a thought quotes the true suffix."""
-        before = self.tokenizer.decode(fork.prefix)
-        after = self.text(fork, fork.suffix)
-        return thoughts.quotes(self.tokenizer.decode(thought), before, after, self.wanted.quote)
+    def quotes(self, forks: Sequence[Fork], answers: Sequence[Sequence[Answer]]) -> np.ndarray:
+        """Returns quotes_BK: True if a thought quotes the true suffix."""
+        rule, found = self.wanted.quote, []
+        for fork, row in zip(forks, answers, strict=True):
+            before, after = self.tokenizer.decode(fork.prefix), self.text(fork, fork.suffix)
+            forbidden = thoughts.target(before, after, rule)
+            told = [self.tokenizer.decode(x.thought) for x in row]
+            found.append([thoughts.quotes(text, forbidden, rule) for text in told])
+        return np.array(found)
 
 
 def thinking(run: Run, c, mesh, wanted: ThoughtsConfig, sampling, *, suffix: bool) -> Thinking:
@@ -342,8 +345,8 @@ def probe(
     )
     found = evals.figures(rewards)
     unclosed = np.mean([[x.continuation is None for x in row] for row in answers])
-    quoting = [[t.quotes(f, x.thought) for x in row] for f, row in zip(forks, answers, strict=True)]
-    return {**found, "unclosed": float(unclosed), "quotes": float(np.mean(quoting))}
+    quoting = float(t.quotes(forks, answers).mean())
+    return {**found, "unclosed": float(unclosed), "quotes": quoting}
 
 
 def _judged(t: Thinking, params, forks, answers, table, judging, batch, seed):

@@ -239,15 +239,13 @@ def figures(
     valid_BK: np.ndarray,
 ) -> dict[str, tuple[float, float]]:
     """Returns the figures of the sampled thoughts, as (total, denom) by name."""
-    of = lambda function: np.array(
-        [[function(f, x) for x in row] for f, row in zip(forks, answers, strict=True)]
-    )
-    tokens_BK = of(lambda _, x: len(x.thought))
+    of = lambda function: np.array([[function(x) for x in row] for row in answers])
+    tokens_BK = of(lambda x: len(x.thought))
     wrong_BK = valid_BK & (reward_BK <= 0)
     return {
-        "thought/unclosed": pair(of(lambda _, x: x.continuation is None)),
-        "thought/quotes": pair(of(lambda f, x: t.quotes(f, x.thought))),
-        "thought/empty": pair(of(lambda _, x: not t.tokenizer.decode(x.thought).strip())),
+        "thought/unclosed": pair(of(lambda x: x.continuation is None)),
+        "thought/quotes": pair(t.quotes(forks, answers)),
+        "thought/empty": pair(of(lambda x: not t.tokenizer.decode(x.thought).strip())),
         "thought/tokens": pair(tokens_BK),
         # Thoughts of failures that grow while the reward does not are a sign of collapse.
         "thought/tokens_wrong": pair(tokens_BK, wrong_BK),

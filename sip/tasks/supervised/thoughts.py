@@ -5,6 +5,7 @@ without thoughts (`keep` False) learns the same texts. Both are evaluated by the
 and by the likelihood of held-out texts.
 """
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,24 +84,27 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     every = packing.joined((ids, [True] * len(ids)) for ids, _ in learned)
     rows = packing.pack(every, width=width, pad=run.tokenizer.pad)
     run.say(f"{run.name}: {packing.described(rows, c.steps * c.batch)}")
-    places: dict[str, list[Fork]] = {}
+    most = wanted.probe.prefixes
+
+    @functools.cache
+    def held_out(part: str) -> tuple[list[Fork], list[Row]]:
+        texts = shared.texts(run, wanted.thoughts, part)[:most]
+        places = shared.held(run, wanted.thoughts, part, most)
+        return places, encoded(t, texts, keep=wanted.keep)
 
     def figures(params: Params, part: str) -> dict[str, float]:
-        if part not in places:
-            places[part] = shared.held(run, wanted.thoughts, part, wanted.probe.prefixes)
+        places, told = held_out(part)
         found = shared.probe(
             t,
             wanted.probe,
             params,
-            places[part],
+            places,
             judging=lambda forks, answers: shared.matched(t, wanted.match, forks, answers),
             gaining=None,
             taught=True,
             batch=c.evals.batch,
             seed=run.seed,
         )
-        texts = shared.texts(run, wanted.thoughts, part)[: wanted.probe.prefixes]
-        told = encoded(t, texts, keep=wanted.keep)
         nll = likelihoods(t, params, told, width, batch=c.evals.batch)
         return {**{f"probe/{name}": x for name, x in found.items()}, **nll}
 

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from sip.data.documents import DataConfig
 from sip.evals.ground_truth import EvalConfig
+from sip.evals.thoughts import ProbeConfig
 from sip.judge.audit import AuditConfig
 from sip.judge.build import JudgeConfig
 from sip.judge.chunk_scores import ControlConfig, FilterConfig
@@ -17,6 +18,7 @@ from sip.judge.proofread import ProofreadConfig
 from sip.judge.schedules import ScheduleConfig
 from sip.mesh import MeshConfig, PartConfig
 from sip.models.lora import LoraConfig
+from sip.rewards.suffix_match import MatchConfig
 from sip.rewriter import RewriterConfig
 from sip.sampling import SamplingConfig
 from sip.stages.collect import CandidateConfig
@@ -24,6 +26,8 @@ from sip.tasks.labelled import CorruptedConfig
 from sip.tasks.pairs import AnswerPairConfig, PairLabelConfig, PairsConfig
 from sip.tasks.questions import QuestionsConfig
 from sip.tasks.supervised.self_made import Config as SelfMadeConfig
+from sip.tasks.supervised.thoughts import Config as ThoughtsTask
+from sip.tasks.thoughts import ThoughtsConfig
 from sip.text.untrusted import SPECIALS
 from sip.textgen.remote import RemoteConfig
 from sip.training.loop import CheckpointConfig, LogConfig
@@ -250,6 +254,25 @@ def self_made_run(*, made, evals, save_every=500, log_every=20, **run) -> Config
     others.
     """
     task = complete(SelfMadeConfig, name="self_made", **made)
+    return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
+
+
+def thoughts_run(
+    *, thoughts, keep, length=0, match=None, probe=None, evals, save_every=100, log_every=20, **run
+) -> ConfigDict:
+    """Builds a supervised run on annotated texts; without `keep` their thoughts are left out.
+
+    `thoughts`, `match` and `probe` are changes to the default settings.
+    """
+    task = complete(
+        ThoughtsTask,
+        name="thoughts",
+        thoughts=complete(ThoughtsConfig, **thoughts),
+        keep=keep,
+        length=length,
+        match=complete(MatchConfig, **(match or {})),
+        probe=complete(ProbeConfig, **(probe or {})),
+    )
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 

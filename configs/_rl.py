@@ -4,9 +4,13 @@ import _common as common
 from ml_collections import ConfigDict
 
 from sip.evals.collapse import CollapseConfig
+from sip.evals.thoughts import ProbeConfig
+from sip.rewards.suffix_match import MatchConfig
 from sip.stages.rl import GateConfig
 from sip.tasks.questions import QuestionsConfig
 from sip.tasks.rl.prompts import Config as PromptsConfig
+from sip.tasks.rl.thinking import Config as ThinkingConfig
+from sip.tasks.thoughts import ThoughtsConfig
 from sip.training.losses import PolicyConfig
 
 
@@ -118,6 +122,29 @@ def prompts_run(
     optional |= dict(judge=judge, continuations=continuations)
     task = {key: value for key, value in task.items() if key not in optional}
     return _run(task | {key: x for key, x in optional.items() if x is not None}, **run)
+
+
+def thinking_run(
+    *, reward, thoughts, suffix, match=None, judge=None, probe=None, **run
+) -> ConfigDict:
+    """Builds the run of a policy that is rewarded for thoughts (sip/tasks/rl/thinking.py).
+
+    `reward`: match, judge (a section) or rlp. `suffix` is data.cut's; `thoughts`, `match` and
+    `probe` are changes to the default settings.
+    """
+    task = common.complete(
+        ThinkingConfig,
+        name="thinking",
+        reward=reward,
+        thoughts=common.complete(ThoughtsConfig, **thoughts),
+        match=common.complete(MatchConfig, **(match or {})),
+        probe=common.complete(ProbeConfig, **(probe or {})),
+    )
+    del task.judge
+    if judge is not None:
+        task.judge = judge
+    tokens = task.thoughts.tokens + 1  # and the closing tag
+    return _run(task, answer=tokens if reward == "rlp" else tokens + suffix, **run)
 
 
 def shrink(run) -> None:

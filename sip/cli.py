@@ -32,6 +32,7 @@ from sip import processes
 from sip.sections import LARGEST
 from sip.stages import recipe
 from sip.structs import UserError
+from sip.textgen import remote
 from sip.training.loop import Stopped
 from sip.workdir import place
 
@@ -108,6 +109,11 @@ def tensor_flag() -> flags.FlagHolder:
 def count_flag(name: str, default: int, text: str) -> flags.FlagHolder:
     """Defines a flag that is a number from 1 to LARGEST."""
     return flags.DEFINE_integer(name, default, text, lower_bound=1, upper_bound=LARGEST)
+
+
+def api_flag(name: str, default: str, text: str) -> flags.FlagHolder:
+    """Defines a flag that is the API of a server."""
+    return flags.DEFINE_enum(name, default, tuple(remote.APIS), text)
 
 
 def shared(define, name: str, default, text: str) -> flags.FlagHolder:

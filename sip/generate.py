@@ -63,7 +63,8 @@ _CONTROL = cli.shared(
 _CHAT = flags.DEFINE_bool(
     "chat", False, "Answer as an assistant: in a terminal, to each line of stdin, or to --prompts."
 )
-_TEMPLATE = flags.DEFINE_string(
+_TEMPLATE = cli.shared(
+    flags.DEFINE_string,
     "template",
     "",
     "With --chat: own, harmony, turns or a .jinja file; by default that of the run's training.",

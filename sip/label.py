@@ -53,10 +53,13 @@ _ASPECT = flags.DEFINE_string(
 _LABEL_FOR = flags.DEFINE_string("label_for", "", "Aspect to label, if it is not --aspect.")
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.shared(cli.path_flag, "workdir", None, "Workdir with the corpus of --config.")
-_CORPUS = cli.path_flag(
-    "corpus", "", "A .txt, .jsonl or .parquet file (also .gz, .zst), instead of --config."
+_CORPUS = cli.shared(
+    cli.path_flag,
+    "corpus",
+    "",
+    "A .txt, .jsonl or .parquet file (also .gz, .zst), instead of --config.",
 )
-_FIELD = flags.DEFINE_string("field", "text", "With --corpus: field of the text.")
+_FIELD = cli.shared(flags.DEFINE_string, "field", "text", "With --corpus: field of the text.")
 _TOKENIZER = cli.path_flag("tokenizer", "", "With --corpus: tokenizer file, or 'byte'.")
 _SPLIT = cli.shared(flags.DEFINE_string, "split", "train", "Split of the documents to label.")
 _PREFIX_MIN = cli.count_flag("prefix_min", 64, "With --corpus: least tokens of a prefix.")
@@ -70,11 +73,13 @@ _SPOIL_PROMPT = flags.DEFINE_string(
 _POLICY = cli.path_flag("policy", "", "Directory of a run; also label its rollouts.")
 _ROLLOUTS = cli.count_flag("rollouts", 1, "Rollouts of --policy per prefix.")
 _CHECKPOINT = cli.checkpoint_flag()
-_URL = flags.DEFINE_string("url", "", "Server instead of --checkpoint, http://.../v1.")
-_MODEL = flags.DEFINE_string("model", "", "Name of the model on the server.")
-_API = flags.DEFINE_enum("api", "completions", tuple(remote.APIS), "API of the server.")
-_KEY_ENV = flags.DEFINE_string("key_env", "", "Environment variable with the server's API key.")
-_CACHE = cli.path_flag("cache", "", "Directory to save answers in, for resuming.")
+_URL = cli.shared(flags.DEFINE_string, "url", "", "Server instead of --checkpoint, http://.../v1.")
+_MODEL = cli.shared(flags.DEFINE_string, "model", "", "Name of the model on the server.")
+_API = cli.shared(cli.api_flag, "api", "completions", "API of the server.")
+_KEY_ENV = cli.shared(
+    flags.DEFINE_string, "key_env", "", "Environment variable with the server's API key."
+)
+_CACHE = cli.shared(cli.path_flag, "cache", "", "Directory to save answers in, for resuming.")
 _VOTES = cli.count_flag("votes", 8, "Votes per text; a label is kept only if all agree.")
 _MAX_TOKENS = cli.shared(cli.count_flag, "max_tokens", 512, "Most tokens of an answer.")
 _TEMPERATURE = cli.shared(

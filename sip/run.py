@@ -245,6 +245,11 @@ class TaskConfig:
         """True if the task trains a reward model, whose head is a scalar."""
         return False
 
+    @property
+    def average(self) -> float:
+        """Decay per update of a moving average of the parameters, the run's reference; 0: none."""
+        return 0.0
+
     def continues(self) -> bool:
         """True if the run's evaluation writes continuations of held-out prefixes."""
         return False

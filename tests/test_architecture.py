@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIS = {"train", "evaluate", "generate", "label", "convert"}
-PACKAGED = {"aot", "bench", "explain", "report"}  # packages whose __main__ is a command
+PACKAGED = {"annotate", "aot", "bench", "explain", "report"}  # packages whose __main__ is a command
 ROWS = [  # a module imports strictly lower rows, or its own package
     {"structs"},
     {"processes"},

@@ -23,6 +23,7 @@ FLAGS = {
     "generate": {"checkpoint", "prompt", "seed"},
     "label": {"make", "aspect", "out", "config", "workdir", "checkpoint"},
     "convert": {"to", "src", "dst"},
+    "annotate.__main__": {"config", "workdir", "checkpoint", "thinker", "out", "shards", "url"},
     "aot.__main__": {"config", "print_config", "topology", "workdir"},
     "bench.__main__": {"judge", "prefixes", "json"},
     "judge.__main__": {"config", "print_config", "workdir", "run"},

@@ -363,7 +363,7 @@ def test_every_jitted_program_is_among_these():
         "sampling.py": 2,  # rollout, reasons
         "textgen/local.py": 2,  # judge, its trunks alone
         "judge/proofread.py": 1,  # proofreading
-        "training/step.py": 3,  # init, of factors too, the updates
+        "training/step.py": 4,  # init, of factors too, the updates, the moving average
         "loading.py": 4,  # other dtypes, merged factors, numbers that are not finite
         "training/checksums.py": 2,  # sums of bits
         "evals/continuations.py": 1,  # likelihood

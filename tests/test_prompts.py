@@ -21,6 +21,7 @@ WORDS = {  # version, and a hash of everything but the version's line
     "factuality_alone": (1, "faa40f0c5b33"),
     "grade": (1, "2ade0ebc30c7"),
     "match": (1, "9ea69299445b"),
+    "reasoned_match": (1, "e49e7489b470"),
     "quality": (1, "39c7081913f8"),
     "reasoned_quality": (1, "e1d0bd41550b"),
     "reasoned_safety": (1, "460c5cc4cc01"),

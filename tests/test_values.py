@@ -27,7 +27,9 @@ from sip.tasks.labelled import CorruptedConfig, LabelConfig, LabelFileConfig
 from sip.tasks.pairs import AnswerPairConfig, PairLabelConfig, PairsConfig
 from sip.tasks.questions import QuestionsConfig
 from sip.tasks.rl import prompts as rl_prompts
-from sip.tasks.supervised import conversations, reward_model, self_made
+from sip.tasks.rl import thinking as rl_thinking
+from sip.tasks.supervised import conversations, reward_model, self_made, thoughts
+from sip.tasks.thoughts import ThoughtsConfig
 from sip.text.tokenizer import Byte
 from sip.training.losses import PairLossConfig
 
@@ -96,6 +98,8 @@ def examples():
         MajorityConfig(),
         reward_model.Config(name="reward_model", pairs=PairsConfig("pairs.jsonl")),
         rl_prompts.Config(name="prompts", reward="base", prompts="asked.jsonl"),
+        rl_thinking.Config(name="thinking", reward="match"),
+        thoughts.Config(name="thoughts", thoughts=ThoughtsConfig("truth")),
     )
     for one in apart:
         instances(one, found)

@@ -77,6 +77,7 @@ def state(config, workdir: Path, name: str):
     """Returns (state, step) of a run's last checkpoint."""
     run = recipe.STAGES[config.runs[name].stage].resolve(config, name)
     reference = run.stage != "supervised" and run.objective.needs_reference
+    reference |= run.stage == "rl" and run.needs_reference
     abstract = step.abstract_state(
         run.model, optim.build(run.optim), meshes.single(), reference=reference
     )

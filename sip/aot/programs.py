@@ -90,7 +90,9 @@ def _plan(config, name: str, workdir: str, devices, teacher: str) -> Plan:
     cut = corpora.cut_config(config.data)
     check_model(c.model, cut)
     mesh, judge_mesh = build_meshes(c, devices)
-    reference = stage is not supervised and c.objective.needs_reference
+    reference = stage is not supervised and (
+        c.needs_reference if stage is rl else c.objective.needs_reference
+    )
     state = _state(c.model, c.optim, mesh, reference, c.lora)
     run = _RunShapes(c, cut, mesh, judge_mesh, config.tokenizer.kind == "byte", state)
     find = _Models(config, workdir, teacher, {}, [])
@@ -364,12 +366,14 @@ def _rewrites(run: _RunShapes, find: _Models) -> Program:
 def _rl(run: _RunShapes, find: _Models) -> list[Program]:
     """Builds the programs of an RL run, with prompts as long as max_len allows.
 
-    A rewriter's rewards come from a judge, whose programs are included.
+    Rewards of rewrites and of thoughts may come from a judge, whose programs are included.
     """
     c = run.c
     if c.task.name == "prompts":
         raise Unknown("task 'prompts': its shapes depend on the prompts")
     T, shape = c.model.max_len - c.answer, (c.batch, c.rollouts, c.answer)
+    if c.task.name == "thinking":  # prefix and opening tag
+        T = padding.bucket(run.cut.prefix_max + 1, 16)
     mask, live = np.ones((c.batch, T), bool), np.ones(shape[:2], bool)
     tree = Tree(
         mask.astype(np.int32), mask, np.zeros(shape, np.int32), np.ones(shape, bool),
@@ -381,6 +385,8 @@ def _rl(run: _RunShapes, find: _Models) -> list[Program]:
     each = 1 / c.updates_per_batch
     K, R = c.rollouts, c.answer
     made.append(_rollouts(run, f"answers {K}", c.batch, T, K, R, c.sampling, STOPS, each))
+    if c.task.name == "thinking" and c.task.judge is not None:
+        made += _judge(run, find, c.task.judge, c.batch, [(c.rollouts, each)])
     if c.task.name == "rewrites":  # the judge sees the suffix alone, then with its rewrites
         made += _judge(run, find, c.task.judge, c.batch, [(1, each), (1 + c.rollouts, each)])
     return made
@@ -388,9 +394,10 @@ def _rl(run: _RunShapes, find: _Models) -> list[Program]:
 
 def _supervised(run: _RunShapes, find: _Models) -> list[Program]:
     c, cut = run.c, run.cut
-    if c.task.name not in ("documents", "conversations"):
+    if c.task.name not in ("documents", "conversations", "thoughts"):
         raise Unknown(f"task {c.task.name!r}: its shapes depend on the texts")
-    packed, labelled = c.task.packed, c.task.name == "documents" and c.task.control
+    packed = c.task.name == "thoughts" or c.task.packed
+    labelled = c.task.name == "documents" and c.task.control
     width = cut.prefix_max + cut.suffix + bool(labelled)
     rows = packed or c.task.name == "conversations"
     mask = np.ones((c.batch, c.task.width(c.model.max_len) if rows else width), bool)

@@ -16,6 +16,7 @@ preferences   preference pairs of a file as token ids
 problems      problems with answers: of files, generated, of the micro-world
 prompts       prompts of a file as token ids
 screening     selecting documents by a judge's scores
+thoughts      thoughts in texts: accepting, reading, encoding annotated texts
 show          printing examples as the model sees them
 microworld/   the generated world with exact ground truth
 __main__      `python -m sip.data`

@@ -194,6 +194,7 @@ class Documents:
     texts: Sequence[str]
     kinds: np.ndarray | None = None  # kind of each document, a string; None: no kinds
     truth: Truth | None = None
+    thinker: Any = None  # a rule that thinks about the texts (sip.data.thoughts.Thinker)
     read: int = 0  # documents read: all of a file, or the split of a data set
     left_out: Mapping[str, int] = field(default_factory=dict)  # documents not used, by reason
     duplicates: int = 0  # copies of earlier documents, kept or left out, among those read
@@ -523,6 +524,7 @@ def _huggingface(cfg: DataConfig, data_dir: str) -> Documents:
 def _microworld(cfg: DataConfig, data_dir: str) -> Documents:
     # Imported here: world imports TFDS, which is slow and not needed for text files.
     from sip.data.microworld.oracle import MicroworldTruth
+    from sip.data.microworld.thoughts import FactThinker
     from sip.data.microworld.world import KINDS, Microworld, WorldConfig
 
     try:
@@ -533,7 +535,8 @@ def _microworld(cfg: DataConfig, data_dir: str) -> Documents:
     rows = _rows(make, cfg, data_dir, "text")
     kinds_B = np.array([KINDS[row["kind"]] for row in rows])
     texts = [row["text"].decode() for row in rows]
-    return Documents(texts, kinds_B, MicroworldTruth(world), read=len(texts))
+    truth = MicroworldTruth(world)
+    return Documents(texts, kinds_B, truth, FactThinker(truth), read=len(texts))
 
 
 def _microworld_problems(cfg: DataConfig, data_dir: str) -> Documents:

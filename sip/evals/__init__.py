@@ -4,6 +4,7 @@ continuations  held-out prompts, greedy and sampled continuations, NLL of suffix
 ground_truth   metrics of continuations by a corpus's ground truth
 answers        answers to held-out questions: likelihood, and scores by a ground truth
 judged         win rates by a judge
+thoughts       the probe of thoughts: rewards after own, constant, swapped and the teacher's ones
 rewrites       metrics of a rewriter
 likelihoods    log-likelihoods of continuations after contexts, for lm_eval
 problems       mean@n, maj@n and pass@k of sampled answers to problems, diversity, difficulty

@@ -5,7 +5,8 @@
     update (jitted)  the clipped surrogate of GRPO, Dr. GRPO, DAPO or RLOO, once or more per batch
 
 The `task` section selects prompts and rewards (sip/tasks/rl). arXiv 2601.21343 trains its judge
-("verdicts") and its rewriter ("rewrites") in this way. Task "prompts" is RLHF.
+("verdicts") and its rewriter ("rewrites") in this way, and thoughts ("thinking"). Task "prompts" is
+RLHF.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from sip.sections import at_least, check
 from sip.stages import session, watch
 from sip.stages.clock import Clock
 from sip.structs import Tree, UserError
-from sip.tasks.rl import prompts, rewrites, verdicts
+from sip.tasks.rl import prompts, rewrites, thinking, verdicts
 from sip.tasks.rl.task import RLTask, ids_of
 from sip.training import loop, losses, optim, step
 
@@ -40,6 +41,7 @@ TASKS = {
     "verdicts": (verdicts.Config, verdicts.build),
     "rewrites": (rewrites.Config, rewrites.build),
     "prompts": (prompts.Config, prompts.build),
+    "thinking": (thinking.Config, thinking.build),
 }
 
 
@@ -118,6 +120,11 @@ class RLConfig(RunConfig):
         """Number of prompts that are answered in a step."""
         return self.batch * self.oversample
 
+    @property
+    def needs_reference(self) -> bool:
+        """True if the run has a reference: frozen parameters, or their moving average."""
+        return self.objective.needs_reference or self.task.average > 0
+
     def sources(self):
         """The parameters to start from and what the task reads."""
         return super().sources() | self.task.sources()
@@ -168,10 +175,11 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     tx = optim.build(c.optim)
     session.start_dir(run, c)  # a missing one is an error before the task reads anything
     task = TASKS[c.task.name][1](run, c, mesh)
-    how: Any = dict(reference=c.objective.needs_reference, profile=profile)
+    how: Any = dict(reference=c.needs_reference, profile=profile)
     every = c.updates_per_batch
     with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
         update = make_update(c, tx)
+        average = step.make_average(c.task.average) if c.task.average else None
         if c.gate.prompts and not s.first:
             s.writer.write(0, measure(run, c, task, state.params))
         seen = watch.kept(run.directory)  # of the checkpoint that was restored
@@ -189,6 +197,7 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
             for _ in range(every):  # after the first update the batch is off-policy: rho != 1
                 state, new = update(state, placed)
                 s.pending.append(new)
+                state = average(state) if average else state
             seen = watch.updated(c.collapse, seen, done, collected)
             last, reason = watch.end(c, seen, done)
             collapsed = {"rl/collapsed": 1.0} if seen.collapsed else {}
@@ -277,7 +286,10 @@ def collect(
             )
         )
     with phase("reward"):
-        reward, valid_BK, found = task.reward(at, ids_of(tokens_BKR, mask_BKR))
+        ids = ids_of(tokens_BKR, mask_BKR)
+        reward, valid_BK, found = (
+            task.gain(params, reference, at, ids) if task.gain else task.reward(at, ids)
+        )
     fork_BK = np.repeat(trunks.mask_BT.sum(-1, dtype=np.int32)[:, None], c.rollouts, axis=1)
     tree = Tree(trunks.tokens_BT, trunks.mask_BT, tokens_BKR, mask_BKR, fork_BK)
     parts_PBK, weights = np.asarray(reward, np.float32).reshape(-1, *valid_BK.shape), task.weights

@@ -1,7 +1,7 @@
 """The supervised loop: one update per batch of examples with known targets.
 
 The `task` section names what is learned (sip/tasks/supervised): documents, conversations,
-self_made, verdicts, rewrites, preferences or reward_model.
+self_made, thoughts, verdicts, rewrites, preferences or reward_model.
 """
 
 import functools
@@ -23,6 +23,7 @@ from sip.tasks.supervised import (
     reward_model,
     rewrites,
     self_made,
+    thoughts,
     verdicts,
 )
 from sip.tasks.supervised.task import SupervisedTask
@@ -32,6 +33,7 @@ TASKS = {
     "documents": (documents.Config, documents.build),
     "conversations": (conversations.Config, conversations.build),
     "self_made": (self_made.Config, self_made.build),
+    "thoughts": (thoughts.Config, thoughts.build),
     "verdicts": (verdicts.Config, verdicts.build),
     "rewrites": (rewrites.Config, rewrites.build),
     "preferences": (preferences.Config, preferences.build),

@@ -194,6 +194,23 @@ def _summed(one, micro_batches):
     return jax.lax.scan(add, zeros, micro_batches)[0]
 
 
+def make_average(decay: float):
+    """Returns the jitted function of a state whose reference follows the parameters.
+
+    reference <- decay * reference + (1 - decay) * params. The state is donated.
+    """
+
+    def follow(state: TrainState) -> TrainState:
+        mixed = jax.tree.map(
+            lambda slow, new: (decay * slow + (1 - decay) * new).astype(slow.dtype),
+            state.reference,
+            state.params,
+        )
+        return dataclasses.replace(state, reference=mixed)
+
+    return jax.jit(follow, donate_argnums=0)
+
+
 def all_finite(tree) -> Array:
     """Returns a bool scalar: every number of the tree is finite."""
     return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))

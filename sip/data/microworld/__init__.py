@@ -8,6 +8,7 @@ reading     parsing any text with the automaton
 findings    the oracle's results per sentence
 oracle      scores of any text: quality, safety, factuality
 questions   questions about the entities, with faultless answers
+thoughts    thoughts about documents, by rule
 correction  rewriting a text without faults
 problems    questions of several hops and running sums, with their own oracle and documents
 """

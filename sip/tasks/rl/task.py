@@ -91,7 +91,9 @@ class RLTask:
     """A policy-gradient task: prompts, rewards of answers, and evaluation.
 
     `prompts` and `reward` depend on the batch number only, so that a resumed run repeats them. A
-    task of several rewards returns reward_PBK and has as many `weights`.
+    task of several rewards returns reward_PBK and has as many `weights`. A task with
+    `gain` is rewarded by likelihoods under the policy and a moving average of it
+    (`TaskConfig.average`).
     """
 
     prompts: Callable[[int], Sequence[Ids]]  # batch number -> token ids of B prompts
@@ -100,6 +102,8 @@ class RLTask:
     during: Callable[[Params], dict[str, float]]  # evaluation during the run, by names in the log
     finish: Callable[[Params], dict[str, Any]]  # final evaluation; writes and returns its metrics
     weights: tuple[float, ...] = (1.0,)  # of the rewards
+    # In place of `reward`: parameters, their moving average, batch number, ids [B][K].
+    gain: Callable[[Params, Params, int, Sequence[Sequence[Ids]]], Reward] | None = None
 
 
 def ids_of(tokens_BCR, mask_BCR) -> list[list[Ids]]:

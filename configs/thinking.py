@@ -1,0 +1,196 @@
+"""Thinking mid-training (arXiv 2601.21343, chapter 2): SFT on thoughts, then RL of thoughts.
+
+    python -m sip.train --config=configs/thinking.py --workdir=/tmp/think
+    python -m sip.train --config=configs/thinking.py:rlp --workdir=/tmp/rlp
+
+On the micro-world; its ground truth is the teacher, which thinks of the facts of the next sentence.
+    base       pretraining on half of the documents
+    raw        SFT on a quarter of them without thoughts, the control
+    thoughts   SFT on the same quarter with thoughts
+    rl         RL of `thoughts` on the last quarter: 1 if the continuation matches the true suffix;
+               `:rlp` rewards what a thought tells about it instead (arXiv 2510.01265)
+Expect in eval.json of each: `probe/own`, the reward after thoughts of its own, beside those after
+others: `probe/blank`, `/generic`, `/swapped`, `/teacher`, and `/direct` without a thought, all
+with `/error`. `probe/used` is 1 if own thoughts beat constant ones (sip/evals/thoughts.py). The
+next fact is drawn at random in this world, so own thoughts cannot be as good as the teacher's.
+`:debug` is tiny: its figures mean nothing.
+
+    python -m sip.annotate --config=configs/thinking.py:llama3_8b --config.data.path=MY.jsonl \
+        --workdir=DIR --url=http://HOST:8000/v1 --model=openai/gpt-oss-120b --api=chat \
+        --tags='<|reserved_special_token_0|>,<|reserved_special_token_1|>' --out=A.jsonl
+
+then again with --split=validation and --split=test, and `sip.train` with
+--config.runs.RUN.task.thoughts.annotated='A*.jsonl' for the runs raw, thoughts and rl.
+`:llama3_8b` and `:qwen3_8b` (whose tags are <think> and </think>) have the paper's sizes as far as
+they are known: 10,000 SFT steps of 1 M tokens, 5,000 RL steps, a judge on a server; the rest is our
+choice. Hardware: 2 CPU cores for the micro-world; 64 TPU v5p or similar for 8 B (compiled for them,
+not yet run).
+"""
+
+import dataclasses
+from typing import Any
+
+import _common as common
+import _rl as rl
+import _variants as variants
+import microworld
+from ml_collections import ConfigDict
+
+from sip.data.thoughts import TAGS
+from sip.models import presets
+from sip.tasks.thoughts import TRUTH
+
+# Tokens for the tags: Llama 3 has none of its own.
+SIZES = {
+    "llama3_8b": ("<|reserved_special_token_0|>", "<|reserved_special_token_1|>"),
+    "qwen3_8b": TAGS,
+}
+WORDS = ("rlp", "debug")
+CUT = dict(prefix_min=24, prefix_max=64, suffix=12)
+DR_GRPO = dict(advantage="dr_grpo", denominator="constant")
+RLP = dict(advantage="rloo", denominator="sequence")
+SAMPLING = dict(temperature=1.0, top_k=0, top_p=1.0)
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Builds the micro-world's recipe, or that of a published model of 8 B parameters."""
+    words = variants.words(arg)
+    sizes = [word for word in words if word in SIZES]
+    unknown = [word for word in words if word not in (*SIZES, *WORDS)]
+    if unknown or len(sizes) > 1 or (sizes and "debug" in words):
+        raise ValueError(
+            f"configs/thinking.py: {arg!r} must be words of {', '.join((*WORDS, *SIZES))}; debug "
+            "is of the micro-world"
+        )
+    reward = "rlp" if "rlp" in words else ""
+    if sizes:
+        return of_size(sizes[0], reward or "judge")
+    return on_microworld(reward or "match", "debug" in words)
+
+
+def on_microworld(reward: str, debug: bool) -> ConfigDict:
+    """Builds the recipe in which the ground truth thinks."""
+    config: Any = microworld.get_config("debug" if debug else "")
+    config.data.cut = dict(CUT)
+    config.tokenizer.update(prompts=(), symbols=TAGS)
+    base = config.runs.base
+    base.update(
+        split="train[:50%]", task=dict(name="documents", tokens="all", packed=True, length=0)
+    )
+    sft = dict(
+        model=base.model,
+        split="train[50%:75%]",
+        steps=400,
+        batch=16,
+        init_from="base",
+        optim=common.adamw(1e-3, warmup_steps=20),
+        thoughts=dict(annotated=TRUTH, tokens=12),
+        match=dict(words=4),
+        evals=common.section(every_steps=100, batch=32),
+    )
+    policy = rl.thinking_run(
+        reward=reward,
+        model=base.model,
+        split="train[75%:]",
+        steps=300,
+        batch=32,
+        init_from="thoughts",
+        optim=common.adamw(1e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
+        thoughts=dict(annotated=TRUTH, tokens=12),
+        match=dict(words=4),
+        rollouts=8,
+        suffix=CUT["suffix"],
+        **loss(reward),
+        evals_batch=32,
+        evals_every=50,
+    )
+    config.runs = dict(
+        base=base,
+        raw=common.thoughts_run(keep=False, **sft),
+        thoughts=common.thoughts_run(keep=True, **sft),
+        rl=policy,
+    )
+    config.order = ("base", "raw", "thoughts", "rl")
+    config.report = dict(rows=config.order, judge="", standard="")
+    return shrink(config) if debug else config
+
+
+def of_size(name: str, reward: str) -> ConfigDict:
+    """Builds the recipe of a published model, whose thoughts are read from files."""
+    model = dataclasses.asdict(presets.preset(name)) | dict(
+        max_len=4096, branch_chunk=4, query_chunk=512, logprob_chunk=512
+    )
+    config: Any = ConfigDict()
+    config.seed = 0
+    cut = dict(prefix_min=64, prefix_max=2048, suffix=128)
+    config.data = common.data("jsonl", "documents.jsonl", max_skipped_fraction=0.9, cut=cut)
+    config.tokenizer = dict(
+        kind="huggingface", path="tokenizer.json", vocab_size=0, documents=1, prompts=(), symbols=()
+    )
+    sft = dict(
+        model=model,
+        split="train[:50%]",
+        steps=10_000,
+        batch=512,
+        init_from="start",
+        optim=common.adamw(1e-5, warmup_steps=200, weight_decay=0.1, b2=0.95),
+        thoughts=dict(annotated="annotated.jsonl", tokens=1024, tags=SIZES[name]),
+        length=2048,
+        evals=common.section(every_steps=1000, batch=64),
+    )
+    policy = rl.thinking_run(
+        reward=reward,
+        model=model,
+        split="train[50%:]",
+        steps=5_000,
+        batch=64,
+        init_from="thoughts",
+        optim=common.adamw(1e-6, warmup_steps=50, schedule="constant", weight_decay=0.0, b2=0.95),
+        thoughts=dict(annotated="annotated.jsonl", tokens=1024, tags=SIZES[name]),
+        rollouts=16,
+        suffix=cut["suffix"],
+        **loss(reward),
+        judge=server() if reward == "judge" else None,
+        evals_batch=64,
+        evals_every=200,
+    )
+    runs = dict(
+        raw=common.thoughts_run(keep=False, **sft),
+        thoughts=common.thoughts_run(keep=True, **sft),
+        rl=policy,
+    )
+    for run, parts in zip(runs.values(), (8, 8, 1), strict=True):
+        run.microbatches = parts
+    config.runs = runs
+    config.order = ("raw", "thoughts", "rl")
+    config.report = dict(rows=config.order, judge="", standard="")
+    return config
+
+
+def loss(reward: str) -> dict:
+    """Returns the sections of sampling and loss: Dr. GRPO, or RLP's."""
+    return dict(
+        sampling=common.section(**SAMPLING),
+        objective=rl.policy_gradient(**(RLP if reward == "rlp" else DR_GRPO)),
+    )
+
+
+def server() -> ConfigDict:
+    """Builds the section of a judge on a server, which says if continuations match."""
+    http = common.http(
+        url="http://localhost:8000/v1", model="openai/gpt-oss-120b", api="chat", logprobs=0
+    )
+    return common.judge("http", weights=(("reasoned_match", 1.0),), http=http)
+
+
+def shrink(config) -> ConfigDict:
+    """Makes the runs on thoughts tiny; `base` is small already."""
+    for name in ("raw", "thoughts", "rl"):
+        run = config.runs[name]
+        run.update(steps=4, batch=8)
+        run.optim.warmup_steps = 2
+        run.log.every_steps = 2
+        run.evals.update(every_steps=2, batch=8)
+        run.task.probe.update(prefixes=8, samples=2)
+    config.runs.rl.rollouts = 2
+    return config

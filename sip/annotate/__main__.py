@@ -1,0 +1,208 @@
+"""Inserts thoughts into raw texts, to train a model that thinks (arXiv 2601.21343, chapter 2).
+
+python -m sip.annotate --config=configs/thinking.py:CHECKPOINT --config.data.path=my.jsonl \
+    --workdir=/tmp/own --split=train --url=http://HOST:8000/v1 --model=NAME --api=chat \
+    --out=thoughts.jsonl
+python -m sip.annotate --corpus=my.txt --checkpoint=HF_DIR --template=own --out=thoughts.jsonl
+python -m sip.annotate --config=configs/thinking.py --workdir=/tmp/sip --thinker=truth --out=t.jsonl
+
+A text is accepted only if it is the original, byte for byte, once its thoughts are removed. All
+tags become one pair (--tags). A thought that quotes the text after it is dropped: --quote_run words
+in a row among the next --quote_target, which the text before does not have. The yield is printed.
+A stopped command continues where it was when it is run again. --shards and --shard divide the texts
+among commands; each writes its own file, and the files together are that of one command.
+"""
+
+import itertools
+from typing import Any
+
+from absl import flags
+
+from sip import cli, loading, mesh
+from sip.annotate import teachers
+from sip.annotate.output import Output, Shard
+from sip.annotate.teachers import Asked, Teacher, Yield
+from sip.data import corpus as corpora
+from sip.data import documents, files, thoughts
+from sip.data.thoughts import QuoteConfig, ThoughtRule
+from sip.hf import hub
+from sip.sampling import SamplingConfig
+from sip.stages import recipe
+from sip.structs import UserError
+from sip.text import chat, untrusted
+from sip.textgen import cached, remote
+from sip.textgen.local import Local
+from sip.workdir import to_json
+
+MODEL, TRUTH = "model", "truth"
+
+_OUT = cli.shared(cli.path_flag, "out", None, "File to write (.jsonl). Required.")
+_CONFIG = cli.config_flag()
+_WORKDIR = cli.shared(cli.path_flag, "workdir", None, "Workdir with the corpus of --config.")
+_CORPUS = cli.shared(
+    cli.path_flag,
+    "corpus",
+    "",
+    "A .txt, .jsonl or .parquet file (also .gz, .zst), instead of --config.",
+)
+_FIELD = cli.shared(flags.DEFINE_string, "field", "text", "With --corpus: field of the text.")
+_SPLIT = cli.shared(flags.DEFINE_string, "split", "train", "Split of the documents to annotate.")
+_THINKER = flags.DEFINE_enum(
+    "thinker", MODEL, (MODEL, TRUTH), "A model, or the rule of a generated corpus."
+)
+_CHECKPOINT = cli.checkpoint_flag()
+_CHAT = cli.shared(
+    flags.DEFINE_string,
+    "template",
+    "",
+    "With --checkpoint: chat template, own | harmony | turns | a .jinja file.",
+)
+_URL = cli.shared(flags.DEFINE_string, "url", "", "Server instead of --checkpoint, http://.../v1.")
+_MODEL = cli.shared(flags.DEFINE_string, "model", "", "Name of the model on the server.")
+_API = cli.shared(cli.api_flag, "api", "completions", "API of the server.")
+_KEY_ENV = cli.shared(
+    flags.DEFINE_string, "key_env", "", "Environment variable with the server's API key."
+)
+_CACHE = cli.shared(cli.path_flag, "cache", "", "Directory to save answers in, for resuming.")
+_PROMPT = flags.DEFINE_string("thoughts_prompt", "annotate", "Prompt: name or .txt file.")
+_TAGS = flags.DEFINE_list("tags", list(thoughts.TAGS), "The pair of tags in the output.")
+_DOCUMENTS = cli.count_flag("documents", 1 << 30, "Most documents of the split to annotate.")
+_MOST_WORDS = cli.count_flag("most_words", 2000, "Words of the longest document that is tried.")
+_THOUGHT_WORDS = cli.count_flag("thought_words", 128, "Most words of a thought.")
+_QUOTE_RUN = cli.count_flag("quote_run", QuoteConfig.run, "Words in a row that make a quotation.")
+_QUOTE_TARGET = cli.count_flag(
+    "quote_target", QuoteConfig.target, "Words after a thought that it must not quote."
+)
+_SHARD = flags.DEFINE_integer("shard", 0, "Number of this command's shard.", lower_bound=0)
+_SHARDS = cli.count_flag("shards", 1, "Shards that the documents are divided into.")
+_PORTION = cli.count_flag("portion", 64, "Documents between two writings to the disk.")
+_MAX_TOKENS = cli.shared(cli.count_flag, "max_tokens", 4096, "Most tokens of an answer.")
+_TEMPERATURE = cli.shared(flags.DEFINE_float, "temperature", 0.6, "Sampling temperature.")
+_TOP_P = cli.shared(flags.DEFINE_float, "top_p", 1.0, "Nucleus sampling of answers.")
+_SEED = cli.seed_flag()
+_JSON = cli.json_flag()
+
+
+def read_documents() -> documents.Documents:
+    """Loads the documents to annotate, from --config or --corpus. Raises UserError."""
+    if (_CONFIG.value is None) == (not _CORPUS.value):
+        raise UserError("give either --config or --corpus")
+    if _CONFIG.value is not None:
+        if _WORKDIR.value is None:
+            raise UserError("--workdir is needed with --config")
+        recipe.read(_CONFIG.value)
+        return corpora.load_documents(_CONFIG.value.data, _SPLIT.value, str(_WORKDIR.value))
+    path, source = str(_CORPUS.value), files.format_of(str(_CORPUS.value))
+    if source not in ("txt", "jsonl", "parquet"):
+        raise UserError(f"--corpus {path}: must be .txt, .jsonl or .parquet, also .gz or .zst")
+    own = dict(source=source, path=path, field=str(_FIELD.value), max_skipped_fraction=1.0)
+    return corpora.load_documents(own, _SPLIT.value, "")
+
+
+def read_teacher(docs: documents.Documents) -> Teacher:
+    """Builds the teacher, from --thinker=truth, --checkpoint or --url. Raises UserError."""
+    tags, prompt = _tags(), teachers.load_prompt(str(_PROMPT.value))
+    if _THINKER.value == TRUTH:
+        if _CHECKPOINT.value or _URL.value:
+            raise UserError("--thinker=truth: needs neither --checkpoint nor --url")
+        return teachers.by_rule(docs.thinker, tags)
+    if (not _CHECKPOINT.value) == (not _URL.value):
+        raise UserError("a teacher is needed: give --checkpoint, --url or --thinker=truth")
+    if _CHAT.value and not _CHECKPOINT.value:
+        raise UserError("--template: is for --checkpoint; a server has its own (--api=chat)")
+    how: Any = dict(
+        max_tokens=int(_MAX_TOKENS.value),
+        sampling=SamplingConfig(temperature=_TEMPERATURE.value, top_p=_TOP_P.value),
+        seed=int(_SEED.value),
+    )
+    if _URL.value:
+        return teachers.by_model(_server(), prompt, **how)
+    directory = hub.local(_CHECKPOINT.value)
+    loaded, turn = loading.load_model(directory, mesh.single()), None
+    if _CHAT.value:
+        turn = chat.turn(chat.load(_CHAT.value, loaded.tokenizer))
+    model, cache = Local(loaded), str(_CACHE.value)
+    kept = cached.CachedAnswers(model, cache, cached.name_of(directory)) if cache else model
+    return teachers.by_model(kept, prompt, turn=turn, **how)
+
+
+def _server() -> remote.Remote:
+    server = remote.Remote(
+        remote.RemoteConfig(
+            url=_URL.value,
+            model=_MODEL.value,
+            api=_API.value,
+            key_env=_KEY_ENV.value,
+            cache=_CACHE.value,
+            logprobs=0,
+            specials=untrusted.SPECIALS,
+        )
+    )
+    server.check()
+    return server
+
+
+def _tags() -> thoughts.Tags:
+    found = tuple(_TAGS.value)
+    if len(set(found)) != 2 or not all(found):
+        raise UserError(f"--tags: must be two different strings, not {','.join(found)}")
+    return found[0], found[1]
+
+
+def settings(docs: documents.Documents) -> dict:
+    """Returns the settings on which the lines of the output depend."""
+    names = "split thinker checkpoint template url model api thoughts_prompt tags documents"
+    names += " most_words thought_words quote_run quote_target shard shards max_tokens temperature"
+    names += " top_p seed"
+    found = {name: flags.FLAGS[name].value for name in names.split()}
+    return {**found, "corpus": len(docs.texts), "text": docs.texts[0][:64]}
+
+
+def annotate() -> Yield:
+    """Annotates the documents of the shard that are not done yet. Returns the whole yield."""
+    if _SHARD.value >= _SHARDS.value:
+        raise UserError(f"--shard={_SHARD.value}: must be 0 to {_SHARDS.value - 1} (--shards)")
+    if "://" in str(_OUT.value):
+        raise UserError(f"--out {_OUT.value}: must be a local file; copy it to the store later")
+    part, *_ = thoughts.slice_of(str(_SPLIT.value))
+    rule = ThoughtRule(_THOUGHT_WORDS.value, QuoteConfig(_QUOTE_RUN.value, _QUOTE_TARGET.value))
+    how = Asked(_tags(), rule, int(_MOST_WORDS.value))
+    shard = Shard(int(_SHARD.value), int(_SHARDS.value))
+    docs = read_documents()
+    most = min(len(docs.texts), int(_DOCUMENTS.value))
+    mine = range(shard.shard, most, shard.shards)
+    out = Output(shard.path(str(_OUT.value)), settings(docs))
+    if out.done == len(mine) and out.path.exists():
+        return out.counts
+    teacher = read_teacher(docs)
+    starts = range(out.done, max(len(mine), 1), int(_PORTION.value))
+    for start in starts:
+        some = list(itertools.islice(mine, start, start + int(_PORTION.value)))
+        found = teachers.annotate([docs.texts[i] for i in some], teacher, how, out.counts)
+        lines = [
+            dict(doc=i, part=part, text=thoughts.joined(pieces, how.tags))
+            for i, pieces in zip(some, found, strict=True)
+            if pieces is not None
+        ]
+        out.append(lines, start + len(some))
+    return out.counts
+
+
+def main(argv) -> None:
+    """The command line."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}")
+    if _OUT.value is None:
+        raise UserError("--out is needed")
+    found = annotate()
+    if _JSON.value:
+        print(to_json(found.said()))
+        return
+    print(f"{found.accepted:,} of {found.texts:,} texts accepted, with {found.thoughts:,} thoughts")
+    for what, counts in (("texts rejected", found.rejected), ("thoughts dropped", found.dropped)):
+        if counts:
+            print(f"{what}: {documents.listed(dict(counts.most_common()))}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

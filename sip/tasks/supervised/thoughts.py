@@ -1,0 +1,160 @@
+"""Next-token prediction on texts with a teacher's thoughts: all tokens of texts, thoughts and tags.
+
+Whole texts are packed into rows (arXiv 2601.21343, chapter 2: SFT mid-training). The control
+without thoughts (`keep` False) learns the same texts. Both are evaluated by the probe of thoughts
+and by the likelihood of held-out texts.
+"""
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from sip.data import packing, thoughts
+from sip.data.thoughts import Fork, Pieces
+from sip.evals import continuations
+from sip.evals.thoughts import ProbeConfig
+from sip.mesh import full_rows, put_batch
+from sip.padding import trunk_only
+from sip.rewards.suffix_match import MatchConfig
+from sip.run import Run, TaskConfig
+from sip.sampling import SamplingConfig
+from sip.sections import at_least, check
+from sip.structs import Params, UserError
+from sip.tasks import thoughts as shared
+from sip.tasks.supervised.task import SupervisedTask, tokens_loss
+from sip.tasks.thoughts import TRUTH, Thinking, ThoughtsConfig
+from sip.text.segments import Ids
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TaskConfig):
+    """The task "thoughts": next-token prediction on annotated texts. Raises UserError."""
+
+    thoughts: ThoughtsConfig  # `annotated` is needed
+    keep: bool = True  # learn the thoughts; False: the same texts without them, the control
+    length: int = 0  # tokens of a row; 0: model.max_len
+    match: MatchConfig = MatchConfig()  # the probe's reward
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    sampling: SamplingConfig = SamplingConfig()  # of the probe's answers
+
+    def __post_init__(self):
+        check("task", self, length=at_least(0))
+        if not self.thoughts.annotated:
+            raise UserError(
+                "thoughts.annotated is empty: name JSON Lines of sip.annotate, or truth"
+            )
+        if not self.sampling.temperature:
+            raise UserError("sampling.temperature must be positive: the probe's samples differ")
+
+    def width(self, max_len: int) -> int:
+        """Tokens of a row, for a model of `max_len`."""
+        return self.length or max_len
+
+    def check(self, c):
+        """Raises UserError if a row is longer than the model, or for a split that a file lacks."""
+        self.thoughts.check_split(c.split)
+        if not 2 <= self.width(c.model.max_len) <= c.model.max_len:
+            raise UserError(
+                f"task.length {self.length}: must be 2 to model.max_len, {c.model.max_len}"
+            )
+
+    def check_cut(self, c, cut):
+        """Raises UserError if the probe's prefixes, thoughts and suffixes do not fit the model."""
+        shared.check_room(c, cut, self.thoughts.tokens)
+
+    def needs_truth(self):
+        """The thoughts may be the ground truth's."""
+        return "task.thoughts.annotated" if self.thoughts.annotated == TRUTH else ""
+
+    def figures(self, truth):
+        """Names of the figures of the evaluation."""
+        own = shared.names(self.probe.samples, taught=True, direct=True)
+        return (*own, "eval/nll_text", *(["eval/nll_thoughts"] if self.keep else []))
+
+
+def build(run: Run, c, mesh) -> SupervisedTask:
+    """Builds the task. `c` is the config of a supervised run. Raises UserError."""
+    wanted: Config = c.task
+    t = shared.thinking(run, c, mesh, wanted.thoughts, wanted.sampling, suffix=True)
+    learned = encoded(t, shared.texts(run, wanted.thoughts, c.split), keep=wanted.keep)
+    width = wanted.width(c.model.max_len)
+    every = packing.joined((ids, [True] * len(ids)) for ids, _ in learned)
+    rows = packing.pack(every, width=width, pad=run.tokenizer.pad)
+    run.say(f"{run.name}: {packing.described(rows, c.steps * c.batch)}")
+    most = wanted.probe.prefixes
+
+    @functools.cache
+    def held_out(part: str) -> tuple[list[Fork], list[Row]]:
+        texts = shared.texts(run, wanted.thoughts, part)[:most]
+        places = shared.held(run, wanted.thoughts, part, most)
+        return places, encoded(t, texts, keep=wanted.keep)
+
+    def figures(params: Params, part: str) -> dict[str, float]:
+        places, told = held_out(part)
+        found = shared.probe(
+            t,
+            wanted.probe,
+            params,
+            places,
+            judging=lambda forks, answers: shared.matched(t, wanted.match, forks, answers),
+            gaining=None,
+            taught=True,
+            batch=c.evals.batch,
+            seed=run.seed,
+        )
+        nll = likelihoods(t, params, told, width, batch=c.evals.batch)
+        return {**{f"probe/{name}": x for name, x in found.items()}, **nll}
+
+    def finish(params: Params) -> dict[str, Any]:
+        return run.write_eval(figures(params, "test"))
+
+    return SupervisedTask(
+        lambda at: rows.batch(at, c.batch, seed=run.seed),
+        *tokens_loss(c),
+        lambda params: {f"eval/{name}": x for name, x in figures(params, "validation").items()},
+        finish,
+    )
+
+
+Row = tuple[Ids, list[bool]]  # token ids, and True at thoughts and their tags
+
+
+def encoded(t: Thinking, texts: list[Pieces], *, keep: bool) -> list[Row]:
+    """Returns annotated texts as token ids; without `keep` their thoughts are left out."""
+    rows = [thoughts.encode(t.tokenizer, pieces, t.tags) for pieces in texts]
+    if keep:
+        return rows
+    raw = [[i for i, of_thought in zip(*row, strict=True) if not of_thought] for row in rows]
+    return [(ids, [False] * len(ids)) for ids in raw]
+
+
+def likelihoods(
+    t: Thinking, params: Params, rows: list[Row], width: int, *, batch: int
+) -> dict[str, float]:
+    """Returns nats per token: of texts after their thoughts, and of thoughts if there are any.
+
+    Rows are cut to `width` tokens.
+    """
+    size = full_rows(t.mesh, batch)
+    sums = {name: np.zeros(2) for name in ("nll_text", "nll_thoughts")}
+    with jax.set_mesh(t.mesh):
+        for start in range(0, len(rows), size):
+            tree, of_thought_BT = _tree(rows[start : start + size], size, width, t.tokenizer.pad)
+            for name, mask_BT in (("nll_text", ~of_thought_BT), ("nll_thoughts", of_thought_BT)):
+                given = put_batch(t.mesh, (tree, mask_BT & tree.mask_BT))
+                sums[name] += np.array(continuations.nll_program(t.cfg)(params, given), float)
+    return {name: float(total / count) for name, (total, count) in sums.items() if count}
+
+
+def _tree(rows: list[Row], size: int, width: int, pad: int):
+    """Returns (tree without branches, of_thought_BT) of `size` rows, the last ones empty."""
+    tokens_BT = np.full((size, width), pad, np.int32)
+    mask_BT, of_thought_BT = np.zeros((2, size, width), bool)
+    for b, (ids, of_thought) in enumerate(rows):
+        n = min(len(ids), width)
+        tokens_BT[b, :n], mask_BT[b, :n] = ids[:n], True
+        of_thought_BT[b, :n] = of_thought[:n]
+    return trunk_only(tokens_BT, mask_BT), of_thought_BT

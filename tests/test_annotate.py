@@ -1,0 +1,217 @@
+"""Tests the annotate command: yield, resuming, shards, teachers."""
+
+import json
+
+import pytest
+from serving import serve
+from workdirs import call
+
+from sip.annotate import __main__ as command
+from sip.annotate import teachers
+from sip.annotate.teachers import Asked, Yield
+from sip.data import thoughts
+from sip.data.thoughts import TAGS, ThoughtRule
+from sip.sampling import SamplingConfig
+from sip.structs import UserError
+from sip.text.chat import Turn
+from sip.textgen.protocol import Cut
+from sip.textgen.scripted import Scripted
+
+TEXTS = [f"Text {i} says that {i} and 1 are {i + 1}." for i in range(40)]
+TEXTS[3] += " <think>Hm.</think>"
+TEXTS[5] = "long " * 60
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "corpus.txt").write_text("\n\n".join(TEXTS))
+    return tmp_path
+
+
+def thinks(text):
+    """A teacher that fails in every way, by the number in the text."""
+    if not text.startswith("Text"):
+        return text
+    number = int(text.split()[1])
+    told = text.replace(" are", " <thinking>add 1</thinking> are")
+    failures = {
+        7: None,
+        8: Cut(told),
+        9: told.replace("says", "said"),
+        10: told.replace("add 1</thinking>", "add 1"),
+        11: text,
+        12: text.replace(" says", f"<think>that {number} and 1 are</think> says"),
+        13: told.replace("add 1", " "),
+        14: told.replace("add 1", "add " * 20),
+    }
+    return failures[number] if number in failures else told
+
+
+class Teacher:
+    """The teacher of the command, which can be stopped after some portions."""
+
+    def __init__(self, most=1000):
+        self.calls, self.most = 0, most
+
+    def __call__(self, texts):
+        self.calls += 1
+        if self.calls > self.most:
+            raise KeyboardInterrupt
+        return [thinks(text) for text in texts]
+
+
+def flags(where, *more, **values):
+    given = dict(
+        corpus=where / "corpus.txt", out=where / "t.jsonl", split="train", portion=4,
+        most_words=50, thought_words=9, url="http://127.0.0.1:9/v1", model="m",
+    ) | values  # fmt: skip
+    return [*(f"--{key}={value}" for key, value in given.items() if value is not None), *more]
+
+
+def run(monkeypatch, where, *more, teacher=None, **values):
+    monkeypatch.setattr(command, "read_teacher", lambda docs: teacher or Teacher())
+    return call(command, *flags(where, *more, **values))
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_the_yield_is_counted_by_reason(corpus, monkeypatch, capsys):
+    assert run(monkeypatch, corpus, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    rows = read(corpus / "t.jsonl")
+    assert found["accepted"] == len(rows) == found["thoughts"]
+    assert found["texts"] == found["accepted"] + sum(found["rejected"].values())
+    assert sum(found["rejected"].values()) >= 5 and found["rejected"].keys() <= {
+        thoughts.TAGGED, thoughts.CHANGED, thoughts.UNCLOSED, thoughts.NONE, teachers.FAILED,
+        teachers.CUT, teachers.TOO_LONG,
+    }  # fmt: skip
+    for row in rows:
+        pieces = thoughts.parse(row["text"], (TAGS,))
+        assert thoughts.original(pieces) in TEXTS and pieces[1] == "add 1"
+        assert row["part"] == "train"
+    assert run(monkeypatch, corpus, teacher=Teacher(0)) == 0  # done: the teacher is not asked
+    said = capsys.readouterr().out
+    assert f"{len(rows)} of {found['texts']} texts accepted, with {len(rows)} thoughts" in said
+    assert "texts rejected: " in said
+
+
+def test_every_reason_is_counted():
+    counts, how = Yield(), Asked(TAGS, ThoughtRule(9), most_words=50)
+    found = teachers.annotate(TEXTS, Teacher(), how, counts)
+    assert [i for i, pieces in enumerate(found) if pieces is None] == [3, 5, *range(7, 15)]
+    assert counts.rejected == {
+        thoughts.TAGGED: 1, teachers.TOO_LONG: 1, teachers.FAILED: 1, teachers.CUT: 1,
+        thoughts.CHANGED: 1, thoughts.UNCLOSED: 1, thoughts.NONE: 4,
+    }  # fmt: skip
+    assert counts.dropped == {thoughts.QUOTES: 1, thoughts.EMPTY: 1, thoughts.LONG: 1}
+    assert (counts.texts, counts.accepted, counts.thoughts) == (40, 30, 30)
+
+
+def test_stopped_and_resumed_equals_uninterrupted(corpus, monkeypatch, capsys):
+    assert run(monkeypatch, corpus, "--json", out=corpus / "whole.jsonl") == 0
+    whole = capsys.readouterr().out
+    assert run(monkeypatch, corpus, "--json", teacher=Teacher(2)) == 130
+    part = corpus / "t.jsonl"
+    assert 0 < len(read(part)) < len(read(corpus / "whole.jsonl"))
+    part.write_text(part.read_text() + '{"doc": 9, "te')  # killed while it wrote a portion
+    assert run(monkeypatch, corpus, "--json", teacher=(again := Teacher())) == 0
+    assert (
+        capsys.readouterr().out == whole and again.calls == -(-json.loads(whole)["texts"] // 4) - 2
+    )
+    assert part.read_bytes() == (corpus / "whole.jsonl").read_bytes()
+    capsys.readouterr()
+    assert run(monkeypatch, corpus, thought_words=3) == 2
+    assert "was begun with another thought_words" in capsys.readouterr().err
+
+
+def test_shards_together_are_the_whole(corpus, monkeypatch, capsys):
+    assert run(monkeypatch, corpus, "--json", out=corpus / "whole.jsonl") == 0
+    whole = json.loads(capsys.readouterr().out)
+    parts = []
+    for shard in range(3):
+        assert run(monkeypatch, corpus, "--json", shards=3, shard=shard) == 0
+        parts.append(json.loads(capsys.readouterr().out))
+    rows = [row for i in range(3) for row in read(corpus / f"t-{i:05}-of-00003.jsonl")]
+    assert sorted(rows, key=lambda row: row["doc"]) == read(corpus / "whole.jsonl")
+    assert sum(part["texts"] for part in parts) == whole["texts"]
+    again, _ = thoughts.read(f"{corpus}/t-*.jsonl", "train", TAGS, 0.0)
+    assert len(again) == whole["accepted"]
+    assert run(monkeypatch, corpus, shards=3, shard=3) == 2
+    assert "--shard=3" in capsys.readouterr().err
+
+
+def test_at_most_so_many_documents_are_tried(corpus, monkeypatch, capsys):
+    assert run(monkeypatch, corpus, "--json", documents=6) == 0
+    assert json.loads(capsys.readouterr().out)["texts"] == 6
+
+
+def answers(path, asked):
+    """Answers as a server does: the text after the instruction, with a thought."""
+    text = asked["prompt"].rpartition("\n\n")[2]
+    said = text.replace(" and", "<think>add</think> and", 1)
+    return {"choices": [{"text": said, "index": 0, "finish_reason": "stop"}]}
+
+
+def test_a_server_annotates(corpus, capsys):
+    with serve(answers) as server:
+        assert call(command, *flags(corpus, "--json", url=server.url, documents=8)) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["accepted"] == len(read(corpus / "t.jsonl")) > 4
+
+
+def test_a_model_is_shown_the_text_as_it_stands_also_in_a_chat():
+    seen = []
+
+    def words(trunk, branch, vote):
+        seen.append(trunk + branch)
+        return "x"
+
+    prompt = teachers.load_prompt("annotate")
+    how = dict(max_tokens=9, sampling=SamplingConfig(), seed=0)
+    model = Scripted(lambda *_: (), words)
+    text = "two\n\nlines {text}"
+    assert teachers.by_model(model, prompt, **how)([text]) == ["x"]
+    turn = Turn("<user>", "<assistant>", "", "")
+    teachers.by_model(model, prompt, turn=turn, **how)([text])
+    plain = prompt.replace("{text}", text, 1)
+    assert seen == [plain, f"<user>{plain}<assistant>"]
+    assert teachers.by_model(model, prompt, **how)([]) == []
+
+
+WRONG = {
+    "no out": ({"out": None}, "--out"),
+    "no corpus": ({"corpus": None}, "either --config or --corpus"),
+    "no teacher": ({"url": None, "model": None}, "--checkpoint, --url or --thinker=truth"),
+    "two teachers": ({"thinker": "truth"}, "neither --checkpoint nor --url"),
+    "no rule": ({"thinker": "truth", "url": None}, "no rule that thinks"),
+    "one tag": ({"tags": "<a>"}, "--tags"),
+    "no part": ({"split": "dev"}, "split 'dev'"),
+    "a store": ({"out": "gs://b/t.jsonl"}, "--out gs://b/t.jsonl"),
+    "no folder": ({"out": "/nowhere/t.jsonl"}, "/nowhere does not exist"),
+    "a template": ({"template": "own"}, "--template"),
+    "no prompt": ({"thoughts_prompt": "poem"}, "'poem'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "named"), WRONG.values(), ids=WRONG)
+def test_bad_flags_are_one_line(changes, named, corpus, capsys):
+    assert call(command, *flags(corpus, **changes)) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and named in line
+    assert [p.name for p in corpus.iterdir()] == ["corpus.txt"]
+
+
+def test_a_prompt_shows_the_text_once(tmp_path):
+    (tmp_path / "p.txt").write_text("Think about {prefix}: {text}")
+    with pytest.raises(UserError, match=r"must contain \{text\} once"):
+        teachers.load_prompt(f"{tmp_path}/p.txt")
+
+
+def test_a_file_of_another_is_not_touched(corpus, monkeypatch, capsys):
+    (corpus / "t.jsonl").write_text("mine")
+    assert run(monkeypatch, corpus) == 2
+    assert (
+        "not overwritten" in capsys.readouterr().err and (corpus / "t.jsonl").read_text() == "mine"
+    )

@@ -16,7 +16,7 @@ Runs in order:
 Answers are evaluated on questions about the other entities, whose facts were seen in pretraining
 alone: plain ones, and ones that begin with a rumour or an insult. Continuations of the corpus are
 evaluated at every stage. plots/journey.png shows both, summary.json the differences at each stage.
-Variant words: `learned`, `debug` (tiny). Hardware: 2 CPU cores. See README for time and results.
+Variant words: `learned`, `debug` (tiny). Hardware: 2 CPU cores. CHANGELOG has what was measured.
 """
 
 from typing import Any

@@ -237,7 +237,7 @@ def test_wrong_settings_of_a_file_are_named(values, message):
 def test_wrong_settings_of_labels_are_named():
     with pytest.raises(UserError, match="labels.source names who samples"):
         pairs.PairLabelConfig("", rollouts=2)
-    with pytest.raises(UserError, match="exactly one of pairs and labels"):
+    with pytest.raises(UserError, match="exactly one of pairs, labels and answers"):
         pairs.PairTaskConfig(name="preferences")
     for path, message in (("", "needed; a JSON Lines"), ("nowhere", "there is no such file")):
         with pytest.raises(UserError, match=f"task.pairs.path.*{message}"):

@@ -17,8 +17,8 @@ that math-verify compares (extra `rlvr`). A file that is a test set by its name 
 problems.path. Generated problems: --config.runs.rlvr.task.problems.source=reasoning_gym with .path
 and .test empty, .kinds="('chain_sum',)" and --config.runs.rlvr.task.answers.check=own.
 
-`:debug` is tiny. Hardware: 2 CPU cores for the micro-world (about 10 minutes on idle ones, estimated); for a checkpoint,
-devices whose memory fits its optimiser state. Not yet run with a published model.
+`:debug` is tiny. Hardware: 2 CPU cores for the micro-world; for a checkpoint, devices whose memory
+fits its optimiser state. Neither has been run in full yet.
 """
 
 from typing import Any

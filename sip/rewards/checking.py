@@ -46,8 +46,6 @@ def main(workers: int, seconds: float, mib: int) -> None:
         answers.flush()
         if not alive:
             break
-    # Not pool.stop(): it can wait for ever for a lock that a killed worker held.
-    os.killpg(0, signal.SIGKILL)  # this process and its workers, which are a session of their own
 
 
 def started(workers: int, mib: int):
@@ -126,4 +124,11 @@ def compare(gold: str, answer: str, mib: int) -> str:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
+    if os.getpgrp() != os.getpid():
+        os.setpgrp()
+    try:
+        main(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
+    finally:
+        # This process and its workers. An ordinary end joins the workers, and pool.stop() takes a
+        # lock: either may wait for ever, and the parent with them.
+        os.killpg(0, signal.SIGKILL)

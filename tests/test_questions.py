@@ -212,11 +212,16 @@ def test_the_policy_is_asked_and_rewarded_in_the_chat_template(finished, tmp_pat
 
 
 WRONG = {
-    "file and questions": ("sip_sft", "task.path", "x.jsonl", "exactly one of the two is needed"),
+    "file and questions": ("sip_sft", "task.path", "x.jsonl", "give one of them"),
     "a slice": ("sip_sft", "split", "train[:50%]", "split must be 'train' with questions"),
     "another part": ("sip_sft", "evals.split", "test[:9]", "evals.split must be one of"),
     "no template": ("sip_rlhf", "task.chat", "", "chat: needed with questions"),
-    "both prompts": ("sip_rlhf", "task.prompts", "x.jsonl", "prompts and questions: at most one"),
+    "both prompts": (
+        "sip_rlhf",
+        "task.prompts",
+        "x.jsonl",
+        "prompts, questions and problems: give one",
+    ),
     "no run": ("reward_model", "task.answers.sources", ("gone",), "sources.0. 'gone'"),
 }
 

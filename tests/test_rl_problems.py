@@ -112,7 +112,10 @@ PROBLEMS = dict(problems=ProblemsConfig(path="p.jsonl"), answers=AnswersConfig()
     [
         (dict(reward="answers"), "'answers' needs the sections problems and answers"),
         (dict(reward="run", answers=AnswersConfig()), "needs the sections problems and answers"),
-        (dict(reward="answers", prompts="p.jsonl", **PROBLEMS), "prompts and problems: give one"),
+        (
+            dict(reward="answers", prompts="p.jsonl", **PROBLEMS),
+            "prompts, questions and problems: give one",
+        ),
         (dict(reward="answers", mask_cut=True, cut_penalty=1.0, **PROBLEMS), "mask_cut and cut_pe"),
         (dict(reward="answers", soft_tokens=4, **PROBLEMS), "soft_tokens needs cut_penalty"),
         (dict(reward="run", mask_cut=True), "mask_cut need"),
@@ -207,7 +210,7 @@ def test_worked_solutions_become_conversations_in_the_parts_of_the_problems(of_b
     for part, some in parts.items():
         ours = {one.key for one, _ in found if one.part == part}
         assert ours == {f"Solve: {p.text}" for p in some}
-    with pytest.raises(UserError, match="task.path and task.problems: give one"):
+    with pytest.raises(UserError, match="task.path, task.questions and task.problems: give one"):
         conversations.Config(name="conversations", path="x", problems=cfg, chat="turns")
 
 

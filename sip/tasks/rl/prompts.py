@@ -374,7 +374,7 @@ def _of_questions(run: Run, c, mesh) -> Prompts:
     batch = lambda at: [
         learned[i] for i in pipeline.epochs(len(learned), at, c.answered, seed=run.seed)
     ]
-    return Prompts(batch, held, form.stops, truth, figures)
+    return Prompts(batch, held, form.stops, truth, figures=figures)
 
 
 def _said(name: str, learned, parts, left_out) -> str:

@@ -90,6 +90,8 @@ def _files(run: Run) -> Iterator[tuple[str, str]]:
         path = Path(workdirs.place(name))
         if path.is_file() or path.is_dir():
             yield name, _digest([path] if path.is_file() else _published(path))
+        elif files.GLOB.search(name) and name.endswith(files.ENDINGS["jsonl"]):
+            yield name, _digest(files.listed(name, "jsonl"))
     if (shared / "tokenizer.model").exists():
         yield "tokenizer.model", _digest([shared / "tokenizer.model"])
 

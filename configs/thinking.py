@@ -23,8 +23,8 @@ then again with --split=validation and --split=test, and `sip.train` with
 --config.runs.RUN.task.thoughts.annotated='A*.jsonl' for the runs raw, thoughts and rl.
 `:llama3_8b` and `:qwen3_8b` (whose tags are <think> and </think>) have the paper's sizes as far as
 they are known: 10,000 SFT steps of 1 M tokens, 5,000 RL steps, a judge on a server; the rest is our
-choice. Hardware: 2 CPU cores for the micro-world; 64 TPU v5p or similar for 8 B (compiled for them,
-not yet run).
+choice. Hardware: 2 CPU cores for the micro-world; 64 TPU v5p or similar for 8 B (not yet compiled
+or run).
 """
 
 import dataclasses

@@ -289,6 +289,12 @@ WRONG = {
     "tags": (dict(task=dict(thoughts=dict(tags=("a", "a")))), "thoughts.tags must be two"),
     "room": (dict(model=dict(max_len=14)), "these are 15 tokens, more than model.max_len 14"),
     "horizon": (dict(task=dict(horizon=3)), "task.horizon 3: must be at most data.cut.suffix 2"),
+    "file": (dict(task=dict(thoughts=dict(annotated="no*.jsonl"))), "task.thoughts.annotated: no"),
+    "split": (
+        dict(split="test[:", task=dict(thoughts=dict(annotated="a.jsonl"))),
+        "split 'test.:'",
+    ),
+    "truth": (dict(task=dict(thoughts=dict(annotated="truth"))), "needs a ground truth"),
     "decay": (dict(task=dict(decay=1.0)), "task.decay=1.0"),
 }
 RLP_WRONG = {

@@ -91,6 +91,8 @@ def _files(run: Run) -> Iterator[tuple[str, str]]:
         # os.path: a text that is too long for a path, such as a template, is none.
         if os.path.isfile(path) or os.path.isdir(path):
             yield name, _digest([path] if path.is_file() else _published(path))
+        elif files.GLOB.search(name) and name.endswith(files.ENDINGS["jsonl"]):
+            yield name, _digest(files.listed(name, "jsonl"))
     if (shared / "tokenizer.model").exists():
         yield "tokenizer.model", _digest([shared / "tokenizer.model"])
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sip.data import pipeline, thoughts
+from sip.data import files, pipeline, thoughts
 from sip.data.corpus import CutConfig
 from sip.data.documents import PARTS, listed
 from sip.data.thoughts import TAGS, Fork, Forks, Pieces, QuoteConfig, Rejected, ThoughtRule
@@ -59,6 +59,14 @@ class ThoughtsConfig:
     def pair(self) -> thoughts.Tags:
         """The tags."""
         return self.tags[0], self.tags[1]
+
+    def reach(self) -> None:
+        """Raises UserError if there is no file of annotated texts."""
+        if self.annotated not in ("", TRUTH):
+            try:
+                files.listed(self.annotated, "jsonl")
+            except UserError as error:
+                raise UserError(f"task.thoughts.annotated: {error}") from None
 
     def check_split(self, split: str) -> None:
         """Raises UserError if a file has no such split."""

@@ -126,7 +126,8 @@ class Config(TaskConfig):
         return {"task.judge": self.judge} if self.judge else {}
 
     def reach(self):
-        """Raises UserError if a judge behind HTTP does not answer."""
+        """Raises UserError if there are no annotated texts, or a judge does not answer."""
+        self.thoughts.reach()
         if self.judge:
             self.judge.reach()
 
@@ -175,7 +176,8 @@ def build(run: Run, c, mesh) -> RLTask:
         reward_BK, valid_BK, found = judging(forks, answers)
         if wanted.judge is not None:
             asked_BK = np.array([[x.continuation is not None for x in row] for row in answers])
-            judges.check_invalid(asked_BK, valid_BK & asked_BK, wanted.max_invalid, "task", found)
+            read_BK, most = valid_BK & asked_BK, wanted.max_invalid
+            judges.check_invalid(asked_BK, read_BK, most, "task.max_invalid", found)
         return reward_BK, valid_BK, found | figures(t, forks, answers, reward_BK, valid_BK)
 
     def gain(theta: Params, phi: Params, at: int, ids: Sequence[Sequence[Ids]]) -> Reward:

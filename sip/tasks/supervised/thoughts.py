@@ -65,6 +65,10 @@ class Config(TaskConfig):
         """Raises UserError if the probe's prefixes, thoughts and suffixes do not fit the model."""
         shared.check_room(c, cut, self.thoughts.tokens)
 
+    def reach(self):
+        """Raises UserError if there are no annotated texts."""
+        self.thoughts.reach()
+
     def needs_truth(self):
         """The thoughts may be the ground truth's."""
         return "task.thoughts.annotated" if self.thoughts.annotated == TRUTH else ""

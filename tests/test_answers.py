@@ -145,8 +145,9 @@ def test_a_process_that_dies_costs_its_answers_only(checker):
     assert sorted(verdicts[:2]) == ["died", "timeout"] and verdicts[2:] == ["right"] * 5
     process.kill()
     process.wait()
-    assert check(checker, ("x+1", "1+x"), ("7", "7")) == ["died", "right"]
-    assert check(checker, ("x+1", "1+x")) == ["right"] and checker._process[0] is not process
+    # Found dead before it was asked: another one answers.
+    assert check(checker, ("x+1", "1+x"), ("7", "7")) == ["right", "right"]
+    assert checker._process[0] is not process
 
 
 @pytest.mark.slow  # a pool that lost its workers is given up after twelve seconds

@@ -9,7 +9,7 @@ Without a checkpoint, on the micro-world of problems: `base` is pretrained on do
 relations and running sums; `format` learns for a few steps to think and to write "Answer:" (SFT);
 `rlvr` learns from right and wrong answers to questions of two hops and to running sums. Expect in
 eval.json of rlvr, on problems that no run has learned from: reward/answers (greedy), mean@8, maj@8
-and pass@k; docs/training.md has the figures.
+and pass@k; not yet measured.
 
 With a checkpoint, a Hugging Face directory or a run: problems of a JSON Lines file (`problem` and
 `answer`, or GSM8K's format), asked in the checkpoint's chat template, with answers in \\boxed{}
@@ -17,7 +17,7 @@ that math-verify compares (extra `rlvr`). A file that is a test set by its name 
 problems.path. Generated problems: --config.runs.rlvr.task.problems.source=reasoning_gym with .path
 and .test empty, .kinds="('chain_sum',)" and --config.runs.rlvr.task.answers.check=own.
 
-`:debug` is tiny. Hardware: 2 CPU cores for the micro-world (CPU_MINUTES minutes); for a checkpoint,
+`:debug` is tiny. Hardware: 2 CPU cores for the micro-world (about 10 minutes on idle ones, estimated); for a checkpoint,
 devices whose memory fits its optimiser state. Not yet run with a published model.
 """
 

@@ -75,8 +75,8 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def checker():
-    """A checker with one second for each answer."""
-    return Checker(AnswersConfig(seconds=1.0))
+    """A checker with three seconds for each answer."""
+    return Checker(AnswersConfig(seconds=3.0))
 
 
 def check(checker, *pairs):
@@ -121,17 +121,23 @@ def children(pid):
     return own + [below for one in own for below in children(one)]
 
 
+def running(pid):
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+
+
+def await_end(pids):
+    deadline = time.monotonic() + 20
+    while any(map(running, pids)):
+        assert time.monotonic() < deadline, "processes outlive their parent"
+        time.sleep(0.1)
+
+
 def test_a_process_that_dies_costs_its_answers_only(checker):
     assert check(checker, ("x+1", "1+x")) == ["right"]
     process = checker._process[0]
-
-    def kill():
-        for pid in children(process.pid):
-            os.kill(pid, signal.SIGKILL)
-
-    kill()  # all at once: it ends the pool, which is replaced
-    after = [check(checker, ("x+1", "1+x"))[0] for _ in range(3)]
-    assert after[-1] == "right" and set(after) <= {"right", "died"}
     busy = children(process.pid)[0]
     threading.Timer(0.3, os.kill, (busy, signal.SIGKILL)).start()  # while it works
     around = [("x+1", "1+x")] * 5
@@ -141,6 +147,27 @@ def test_a_process_that_dies_costs_its_answers_only(checker):
     process.wait()
     assert check(checker, ("x+1", "1+x"), ("7", "7")) == ["died", "right"]
     assert check(checker, ("x+1", "1+x")) == ["right"] and checker._process[0] is not process
+
+
+@pytest.mark.slow  # a pool that lost its workers is given up after twelve seconds
+def test_a_pool_without_workers_is_replaced():
+    checker = Checker(AnswersConfig(seconds=1.0))
+    assert check(checker, ("x+1", "1+x")) == ["right"]
+    for pid in children(checker._process[0].pid):
+        os.kill(pid, signal.SIGKILL)
+    after = [check(checker, ("x+1", "1+x"))[0] for _ in range(4)]
+    assert after[-1] == "right" and set(after) <= {"right", "died"}
+
+
+def test_a_process_is_gone_when_its_checker_is_also_in_the_middle_of_a_hang():
+    checker = Checker(AnswersConfig(seconds=60.0))
+    assert check(checker, ("x+1", "1+x")) == ["right"]
+    process = checker._process[0]
+    below = [process.pid, *children(process.pid)]
+    process.stdin.write(f'[["5", "{HANGS}"]]\n')
+    process.stdin.flush()
+    del checker
+    await_end(below)
 
 
 WATCHED = """
@@ -165,12 +192,14 @@ def test_workers_import_neither_jax_nor_sip(tmp_path):
         assert said.startswith("['right']")
         mapped = lambda pid: Path(f"/proc/{pid}/maps").read_text()
         assert "jaxlib" in mapped(main.pid), "the parent would show it"
-        below = children(int(said.split()[-1]))
-        assert len(below) >= 2
-        for pid in (int(said.split()[-1]), *below):
+        own = int(said.split()[-1])
+        below = [own, *children(own)]
+        assert len(below) >= 3
+        for pid in below:
             assert "jaxlib" not in mapped(pid)
         main.stdin.write("\n")
         main.stdin.close()
+    await_end(below)
 
 
 def test_the_workers_script_imports_two_libraries_and_the_standard_one():

@@ -14,7 +14,9 @@ import contextlib
 import functools
 import importlib.util
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 import weakref
@@ -122,6 +124,8 @@ class Checker:
 
     def _compared(self, pairs: list[tuple[str, str]]) -> list[str]:
         """Asks the worker processes; if their parent dies, no answer of this call has a verdict."""
+        if self._process and self._process[0].poll() is not None:
+            _stop(self._process)
         if not self._process:
             self._process.append(_start(self.cfg))
         process = self._process[0]
@@ -150,15 +154,14 @@ def _start(cfg: AnswersConfig) -> subprocess.Popen:
 
 
 def _stop(kept: list[Any]) -> None:
-    """Ends the process by the end of its input."""
+    """Ends the process and its workers, which are a process group of their own."""
     for process in kept:
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):  # what was not read yet is lost
                 pipe.close()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     kept.clear()
 
 

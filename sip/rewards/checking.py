@@ -9,6 +9,7 @@ parent holds. Reads JSON lines [[gold, answer], ...] and writes a list of verdic
 
 import json
 import os
+import signal
 import sys
 
 # Verdicts. A comparison that failed says nothing about the answer.
@@ -21,26 +22,32 @@ RIGHT, WRONG, UNREAD, TIMEOUT, DIED, FAILED = (
     "failed",
 )
 
+LOST, GRACE = "lost", 10.0  # of the pool; seconds that killing a worker and starting one may take
+
 
 def main(workers: int, seconds: float, mib: int) -> None:
-    """Serves requests until stdin ends."""
+    """Serves requests until stdin ends, or until the pool has lost its workers."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not mix with the verdicts
     silence()
     # The first comparisons take seconds, for imports and tables. Forked workers have done them.
     for pair in (("x^2 + 1", "1 + x^2"), ("\\frac{1}{2}", "0.7"), ("(1, 2)", "\\{2, 1\\}")):
         compare(*pair, mib)
-    pool = started(workers, mib)
+    pool, alive = started(workers, mib), True
     for line in sys.stdin:
-        if not pool.active:  # all workers died at once
-            pool.stop()
-            pool = started(workers, mib)
         asked = [
             pool.schedule(compare, args=[*pair, mib], timeout=seconds) for pair in json.loads(line)
         ]
-        answers.write(json.dumps([verdict(pool, one) for one in asked]) + "\n")
+        verdicts = []
+        for one in asked:
+            verdicts.append(verdict(pool, one, 2 * seconds + GRACE) if alive else DIED)
+            alive = verdicts[-1] != LOST
+        answers.write(json.dumps([DIED if one == LOST else one for one in verdicts]) + "\n")
         answers.flush()
-    pool.stop()
+        if not alive:
+            break
+    # Not pool.stop(): it can wait for ever for a lock that a killed worker held.
+    os.killpg(0, signal.SIGKILL)  # this process and its workers, which are a session of their own
 
 
 def started(workers: int, mib: int):
@@ -53,22 +60,27 @@ def started(workers: int, mib: int):
     return ProcessPool(workers, context=context, initializer=limit, initargs=(mib,))
 
 
-def verdict(pool, future) -> str:
-    """Returns the verdict of a comparison that was given to a worker of the pool."""
+def verdict(pool, future, patience: float) -> str:
+    """Returns the verdict of a comparison that was given to a worker of the pool.
+
+    LOST if it has none after `patience` seconds though all before it have, or if the pool has
+    ended: a worker that died with a lock of the pool leaves the others waiting for ever.
+    """
     from pebble import ProcessExpired
 
-    while True:
+    for _ in range(int(patience)):
         try:
             return future.result(timeout=1)
         except TimeoutError:
             if future.done():
                 return TIMEOUT
-            if not pool.active:  # its futures never end
-                return DIED
+            if not pool.active:
+                return LOST
         except ProcessExpired:
             return DIED
         except Exception:
-            return FAILED if pool.active else DIED
+            return FAILED if pool.active else LOST
+    return LOST
 
 
 def silence() -> None:

@@ -80,12 +80,14 @@ def runs(start: str, *, ready: bool) -> dict:
             **tune, tokens="suffix", evals=compared("" if ready else "base")
         ),
         sip=common.sip_run(
-            **tune,
+            # A faster policy writes what the judge takes for text; so does one that no longer
+            # learns the suffixes too.
+            **{**tune, "optim": common.adamw(lr * 2 / 3, warmup_steps=10)},
             judge=common.judge("local", init_from="judge", weights=QUALITY),
             audit=common.audit(auditor, every_steps=10),
             rewriter=common.rewriter("local"),
             candidates=common.candidates(rewrite=False),
-            objective=common.objective("dpo", nll_weight=1.0),
+            objective=common.objective("dpo", nll_weight=1.0, ce_weight=0.5, ce_weight_last=0.5),
             evals=compared("standard"),
         ),
     )

@@ -9,6 +9,7 @@ import tiny_recipe
 from workdirs import call
 
 from sip.report import __main__ as report
+from sip.report import tables
 from sip.report.summary import summarise
 from sip.structs import UserError
 
@@ -65,6 +66,11 @@ def test_the_command_shows_the_table_again_from_a_moved_workdir(finished, capsys
     assert json.loads((moved / "summary.json").read_text()) == before
     drawn = {path.stem for path in (moved / "plots").glob("*.png")}
     assert drawn == {"chosen", "reward", "evaluations", "judge"}
+
+
+def test_tables_show_the_largest_samples_of_an_evaluation():
+    known = ["nll", "mean@8", "maj@8", "pass@1", "pass@16", "pass@2", "start/mean@8"]
+    assert tables._at(known) == ["mean@8", "maj@8", "pass@16"] and tables._at(["nll"]) == []
 
 
 @pytest.mark.parametrize("file", ["done.json", "eval.json"])

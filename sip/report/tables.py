@@ -1,6 +1,7 @@
 """Prints the figures of a summary as tables on the terminal."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -30,6 +31,14 @@ COLUMNS = (
     "answer_safety_provoked",
     "factuality_headroom_closed",
     "safety_headroom_closed",
+    "reward/answers",
+    "tokens_ratio",
+    "distinct_answers",
+    "distinct_chains",
+    "passes/easy",
+    "passes/middle",
+    "passes/hard",
+    "collapse_step",
 )
 
 DIFFERENCES = ("win_rate_standard", "factuality", "safety", "safety_unsafe", "answer_win_rate")
@@ -92,11 +101,13 @@ def spread(row: dict, of: Sequence[int]) -> dict[str, dict]:
 
 
 def _table(title: str, labels: Sequence[str], rows) -> tuple[Table, list[str]]:
-    """Returns an empty table and its metric columns: those of COLUMNS that any row has."""
+    """Returns an empty table and its metric columns: those of COLUMNS that any row has, and those
+    of sampled answers."""
     table = Table(title=title)
     for label in labels:
         table.add_column(label, no_wrap=True)
-    columns = [c for c in COLUMNS if any(c in row for row in rows.values())]
+    known = {key for row in rows.values() for key in row}
+    columns = [c for c in COLUMNS if c in known] + _at(known)
     for name in columns:
         table.add_column(name.replace("_", " "), justify="right")
     return table, columns
@@ -104,6 +115,16 @@ def _table(title: str, labels: Sequence[str], rows) -> tuple[Table, list[str]]:
 
 def _named(figures) -> str:
     return ", ".join(f"{k} {v:.3f}" for k, v in figures.items() if v is not None)
+
+
+def _at(known: Iterable[str]) -> list[str]:
+    """Returns mean@n, maj@n and pass@k of the largest n and k; pass@1 is the mean."""
+    found = [re.fullmatch(r"(mean|maj|pass)@(\d+)", key) for key in known]
+    most: dict[str, int] = {}
+    for one in found:
+        if one:
+            most[one[1]] = max(most[one[1]] if one[1] in most else 0, int(one[2]))
+    return [f"{kind}@{most[kind]}" for kind in ("mean", "maj", "pass") if kind in most]
 
 
 def _cells(row, columns) -> list[str]:

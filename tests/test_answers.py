@@ -19,7 +19,7 @@ from sip.structs import UserError
 
 pytest.importorskip("math_verify")
 pytest.importorskip("pebble")
-SHARED = Path("/work/shared/data")
+SHARED = Path(__file__).resolve().parents[2] / "shared/data"
 EQUAL = [
     ("1/2", "0.5"),
     (r"\frac{1}{2}", r"\dfrac12"),
@@ -104,6 +104,7 @@ def test_a_plain_check_needs_no_process(how, gold, said, verdict):
     assert check(checker, (gold, said)) == [verdict] and not checker._process
 
 
+@pytest.mark.slow  # processes that start, hang and are killed
 def test_a_hang_is_masked_and_the_answers_around_it_are_right(checker):
     """Also an answer whose worker dies, and one that is too deep to look at."""
     many = [("x+1", "1+x"), ("5", HANGS), ("5", "(" * 99), ("2x", "x+x"), ("2x", "y")]
@@ -135,6 +136,7 @@ def await_end(pids):
         time.sleep(0.1)
 
 
+@pytest.mark.slow  # processes that start, hang and are killed
 def test_a_process_that_dies_costs_its_answers_only(checker):
     assert check(checker, ("x+1", "1+x")) == ["right"]
     process = checker._process[0]
@@ -160,6 +162,7 @@ def test_a_pool_without_workers_is_replaced():
     assert after[-1] == "right" and set(after) <= {"right", "died"}
 
 
+@pytest.mark.slow  # processes that start, hang and are killed
 def test_a_process_is_gone_when_its_checker_is_also_in_the_middle_of_a_hang():
     checker = Checker(AnswersConfig(seconds=60.0))
     assert check(checker, ("x+1", "1+x")) == ["right"]
@@ -183,6 +186,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow  # processes that start, hang and are killed
 def test_workers_import_neither_jax_nor_sip(tmp_path):
     """Read from the files that the processes have mapped. A spawned child of the parent would."""
     file = tmp_path / "main.py"

@@ -12,7 +12,7 @@ from sip.data.problems import GYM, ProblemsConfig
 from sip.rewards.answers import AnswersConfig, Checker, Gold
 from sip.structs import UserError
 
-GSM8K = Path("/work/shared/data/gsm8k")
+GSM8K = Path(__file__).resolve().parents[2] / "shared/data/gsm8k"
 WORLD = dict(source="microworld_problems", world=dict(entities=6, train=50))
 
 

@@ -29,7 +29,7 @@ from sip.text.tokenizer import Byte
 
 pytest_plugins = ["tiny_fixtures"]
 MODEL = tiny.model(vocab_size=259, layers=1, max_len=256)
-GSM8K = Path("/work/shared/data/gsm8k/test.jsonl")
+GSM8K = Path(__file__).resolve().parents[2] / "shared/data/gsm8k/test.jsonl"
 ROWS = [
     dict(
         question=f"Tom has {i} eggs and gets 2. How many?",

@@ -187,6 +187,7 @@ def test_curves_are_means_of_the_steps_that_all_seeds_have():
     assert plots.series([one, other], "y")[0] == []
 
 
+@pytest.mark.slow  # test_report moves a workdir
 def test_the_report_is_made_again_from_a_moved_workdir(two, capsys, tmp_path):
     workdir = shutil.copytree(two, tmp_path / "moved")
     before = json.loads((workdir / "summary.json").read_text())

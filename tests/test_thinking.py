@@ -211,6 +211,7 @@ def recipe(tmp_path, reward="match", **changes):
     return config
 
 
+@pytest.mark.slow  # a long compilation
 def test_the_loss_is_that_of_the_sampled_tokens_in_plain_sequences(tmp_path):
     """Prompt and sampled tokens are read from the rollouts, and counted one by one."""
     config = recipe(tmp_path)

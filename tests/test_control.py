@@ -290,6 +290,7 @@ def test_a_run_is_evaluated_with_its_token_and_asked_with_it(finished, quick, tm
     assert other["nll_clean"] != found["nll_clean"]
     capsys.readouterr()
     flags = [f"--checkpoint={directory}", "--prompt=A note.", "--temperature=0", "--json"]
+    flags.append("--max_tokens=8")  # `evaluate` in this process has another default
     said = []
     for more in ([], ["--control=</s>"]):
         assert call(generate, *flags, *more) == 0

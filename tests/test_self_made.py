@@ -349,5 +349,6 @@ def test_every_debug_variant_runs(name, tmp_path):
         assert talks and all(any(m in one["completion"] for m in markers) for one in talks)
     if name == "self_training":
         said = lines(tmp_path / "work", "filtered")
-        assert any("majority/share" in line and "rl/kl" in line for line in said)
+        # A model of so few steps may have no majority at all; the share is then left out.
+        assert any("majority/no_vote" in line for line in said)
         assert last["collapse_step"] is None

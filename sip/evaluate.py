@@ -33,8 +33,8 @@ from absl import flags
 
 from sip import loading, mesh
 from sip import workdir as workdirs
-from sip.data import conversations, documents, problems, prompts
 from sip.data import corpus as corpora
+from sip.data import documents, problems, prompts
 from sip.data.problems import ProblemsConfig
 from sip.evals import continuations, ground_truth, harness
 from sip.hf import hub
@@ -180,10 +180,7 @@ def solve(
     """
     checker = answers.checker(checks)
     tokenizer, where = loading.kept_tokenizer(directory), mesh.build(MeshConfig(1, -1, 1))
-    encode, stops = prompts.plain(tokenizer), tokenizer.stops
-    if name := _chat_template(directory, template):
-        form = conversations.open_format(chat.load(name, tokenizer), tokenizer)
-        encode, stops = prompts.chatted(form), form.stops
+    encode, stops = prompts.encoding(_chat_template(directory, template), tokenizer)
     room = loading.recorded_model(directory).max_len - most
     parts, left_out = rl_problems.prompts_of(cfg, {}, encode, room)
     if left_out:

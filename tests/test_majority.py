@@ -120,7 +120,7 @@ def test_the_vote_of_groups():
 
 
 def test_masked_problems_are_replaced_by_others_of_the_batch():
-    """Of twice as many problems, those without a majority are chosen last."""
+    """Problems without a majority are chosen last, of twice as many."""
     answers = [*ANSWERS, ["6", "6", "6", "6"], ["9", "9", "9", None]]
     cfg = MajorityConfig(least_share=0.6)
     (reward_BK, valid_BK, _), _ = majority.reward(answers, NUMERIC, cfg)

@@ -12,6 +12,7 @@ import tiny_recipe
 from workdirs import begun
 
 from sip import train
+from sip.data import conversations as talks
 from sip.data.microworld import questions as asking
 from sip.data.microworld.oracle import MISSED, MicroworldTruth, find
 from sip.data.microworld.reading import read
@@ -202,7 +203,7 @@ def test_the_policy_is_asked_and_rewarded_in_the_chat_template(finished, tmp_pat
     run = Run(config, "sip_rlhf", str(workdir))
     c = recipe.STAGES["rl"].resolve(config, "sip_rlhf")
     asked = rl_prompts._of_questions(run, c, single())
-    form = questions.open_format(run, c.task.chat)
+    form = talks.named_format(c.task.chat, run.tokenizer, run.workdir)
     for prompt in asked.batch(0):
         assert run.tokenizer.decode(prompt.ids).endswith(f"<|user|>{prompt.text}<|assistant|>")
         assert prompt.fields["reference"]

@@ -150,7 +150,7 @@ def measured(monkeypatch, flat, gate, kept):
 
 
 def test_the_gate_says_the_share_of_mixed_prompts_and_stops_below_its_own(monkeypatch):
-    """Of 8 prompts 6 are flat: a quarter is mixed."""
+    """The share of mixed prompts is a quarter, as 6 of 8 are flat."""
     said = []
     found = measured(monkeypatch, (4, 2), GateConfig(5, 0.25), said)
     assert found == {"gate/mixed": 0.25, "gate/reward": 6 / 16}
@@ -188,7 +188,7 @@ def test_figures_by_hand():
 
 
 def test_worked_solutions_become_conversations_in_the_parts_of_the_problems(of_bytes, tmp_path):
-    """Of RL on the same file no held-out problem is learned, whatever the template."""
+    """No problem that RL on the same file holds out is learned, whatever the template."""
     path = tmp_path / "gsm.jsonl"
     path.write_text("".join(f"{json.dumps(row)}\n" for row in ROWS))
     cfg = ProblemsConfig(path=str(path), template="Solve: {problem}")

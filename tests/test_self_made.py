@@ -23,6 +23,7 @@ from sip.sampling import SamplingConfig
 from sip.structs import UserError
 from sip.tasks import sampled
 from sip.tasks.rl.problems import Solved
+from sip.tasks.rl.task import AnswerWriter
 from sip.tasks.sampled import Sampled, Wanted
 from sip.tasks.supervised import self_made
 from sip.tasks.supervised.self_made import Config
@@ -166,6 +167,7 @@ class Scripted:
     """A writer that answers each prompt by the next of given texts; None: without an end."""
 
     cfg, tokenizer, mesh, stops = MODEL, Byte(), single(), (Byte.eos,)
+    sampled_ids = AnswerWriter.sampled_ids
 
     def __init__(self, *texts):
         self.texts, self.asked = list(texts), []

@@ -252,6 +252,11 @@ class Format:
         return tuple(dict.fromkeys((self.end, *self.tokenizer.stops)))
 
 
+def named_format(name: str, tokenizer: Tokenizer, workdir: str = "") -> Format:
+    """Returns the format of the chat template `name` (`chat.load`). Raises UserError."""
+    return open_format(chat.load(name, tokenizer, workdir), tokenizer)
+
+
 def open_format(template: Template, tokenizer: Tokenizer) -> Format:
     """Checks that a template tells where an answer begins and ends.
 

@@ -59,6 +59,15 @@ def chatted(form: Format) -> Encode:
     return encode
 
 
+def encoding(name: str, tokenizer: Tokenizer, workdir: str = "") -> tuple[Encode, tuple[int, ...]]:
+    """Returns (encoding of prompts, token ids that end an answer) of the chat template `name`, or
+    of plain texts if it is empty. Raises UserError."""
+    if not name:
+        return plain(tokenizer), tokenizer.stops
+    form = conversations.named_format(name, tokenizer, workdir)
+    return chatted(form), form.stops
+
+
 def read(
     path: str, encode: Encode, *, max_len: int, max_skipped_fraction: float
 ) -> tuple[dict[str, list[Prompt]], dict[str, int]]:

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from sip import processes
-from sip.data.problems import within_limits
+from sip.data.problems import GYM, ProblemsConfig, within_limits
 from sip.metrics import pair
 from sip.rewards.checking import DIED, FAILED, RIGHT, TIMEOUT, UNREAD, WRONG
 from sip.rewards.verdicts import Reward
@@ -71,6 +71,12 @@ class Gold:
 
     answer: str
     entry: Any = None
+
+
+def check_fits(cfg: AnswersConfig, asked: ProblemsConfig) -> None:
+    """Raises UserError if the check is not one of problems from this source."""
+    if (asked.source == GYM) != (cfg.check == "own"):
+        raise UserError("answers.check own and problems.source reasoning_gym need each other")
 
 
 class Checker:

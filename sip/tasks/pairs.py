@@ -223,8 +223,8 @@ def _read(run: Run, c) -> tuple[dict[str, list[Tokens]], Mapping[str, int]]:
     wanted: PairsConfig = c.task.pairs
     encode = preferences.plain(run.tokenizer)
     if wanted.chat:
-        template = chat.load(wanted.chat, run.tokenizer, run.workdir)
-        encode = preferences.chatted(conversations.open_format(template, run.tokenizer))
+        form = conversations.named_format(wanted.chat, run.tokenizer, run.workdir)
+        encode = preferences.chatted(form)
     how: Any = dict(path=wanted.path, max_skipped_fraction=wanted.max_skipped_fraction)
     found = preferences.read(**how)
     parts, left_out = preferences.tokens(found, encode, max_len=c.model.max_len, **how)
@@ -274,7 +274,8 @@ def _compared(run: Run, c, mesh, end: bool) -> dict[str, list[Tokens]]:
 def _answered(run: Run, c, mesh) -> dict[str, list[Tokens]]:
     """Pairs of answers to questions: of `c.split` to learn from, and of the held-out splits."""
     wanted: AnswerPairConfig = c.task.answers
-    asks, form = wanted.questions, questions.open_format(run, wanted.chat)
+    asks = wanted.questions
+    form = conversations.named_format(wanted.chat, run.tokenizer, run.workdir)
     truth = questions.truth(run, "task.answers")
     sources = [
         labelled.loaded(run, name, f"task.answers.sources[{i}]", mesh)
@@ -289,9 +290,8 @@ def _answered(run: Run, c, mesh) -> dict[str, list[Tokens]]:
         for i, source in enumerate(sources):
             questions.check_room(prompts, asks.answer + 1, source.cfg, "task.answers.questions")
             writer = AnswerWriter(source.cfg, mesh, run.tokenizer, 0, asks.answer, form.stops)
-            rows = writer.sampled_ids(
-                source.params, prompts, SAMPLED, wanted.rollouts, how, seed=2 * seed + i
-            )
+            key = jax.random.key(2 * seed + i)
+            rows = writer.sampled_ids(source.params, prompts, SAMPLED, wanted.rollouts, how, key)
             found = [[*row, *more] for row, more in zip(found, rows, strict=True)]
         return _answer_pairs(run, truth, asked, prompts, found, wanted.per_question, seed)
 

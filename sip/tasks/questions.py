@@ -19,7 +19,6 @@ from sip.run import Run
 from sip.sections import at_least, check
 from sip.structs import Params, UserError
 from sip.tasks.rl.task import AnswerWriter
-from sip.text import chat
 from sip.text.segments import Ids
 from sip.text.tokenizer import continuation
 from sip.workdir import write_json
@@ -56,11 +55,6 @@ def check_splits(learned: str, held_out: str) -> None:
 def truth(run: Run, key: str) -> Truth:
     """Returns the ground truth of the run's corpus; `key` is the config key that needs it."""
     return run.corpus("validation").ground_truth(key)
-
-
-def open_format(run: Run, name: str) -> Format:
-    """Returns the chat template `name` with the run's tokenizer."""
-    return conversations.open_format(chat.load(name, run.tokenizer, run.workdir), run.tokenizer)
 
 
 def prompts(form: Format, asked: Sequence[Question]) -> list[Ids]:

@@ -29,7 +29,7 @@ from sip.run import Run
 from sip.sampling import SamplingConfig
 from sip.sections import at_least, check
 from sip.structs import Params, Rollouts, UserError
-from sip.tasks.rl.task import AnswerWriter, ids_of
+from sip.tasks.rl.task import AnswerWriter
 from sip.text.segments import Ids
 from sip.text.tokenizer import Tokenizer, continuation
 from sip.workdir import place
@@ -129,7 +129,7 @@ def places(
     if not wanted.annotated:
         run.announce(split, steps * batch)
         return _cut(run, split, batch, held_out)
-    learned = _forks(run, wanted, split)
+    learned = _forks(run, texts(run, wanted, split), split)
     run.say(
         f"{run.name}: {len(learned):,} places to think at in {split}, "
         f"{len(learned.thoughts_M) / len(learned):.1f} tokens of the teacher's each"
@@ -138,20 +138,22 @@ def places(
     def of(at: int) -> list[Fork]:
         return [learned[i] for i in pipeline.epochs(len(learned), at, batch, seed=run.seed)]
 
-    return Places(of, {part: held(run, wanted, part, held_out) for part in PARTS[1:]}, True)
+    others = {part: held(run, texts(run, wanted, part), part, held_out) for part in PARTS[1:]}
+    return Places(of, others, True)
 
 
-def held(run: Run, wanted: ThoughtsConfig, part: str, most: int) -> list[Fork]:
-    """Returns up to `most` held-out places of a part where the teacher thought, spread over it."""
-    found = _forks(run, wanted, part)
+def held(run: Run, annotated: list[Pieces], part: str, most: int) -> list[Fork]:
+    """Returns up to `most` held-out places where the teacher thought, spread over the annotated
+    texts of a part."""
+    found = _forks(run, annotated, part)
     at = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
     return [found[i] for i in dict.fromkeys(at.tolist())]
 
 
-def _forks(run: Run, wanted: ThoughtsConfig, split: str) -> Forks:
+def _forks(run: Run, annotated: list[Pieces], split: str) -> Forks:
     cut = run.cut
     lengths = dict(prefix_min=cut.prefix_min, prefix_max=cut.prefix_max, suffix=cut.suffix)
-    found = thoughts.forks(run.tokenizer, texts(run, wanted, split), **lengths)
+    found = thoughts.forks(run.tokenizer, annotated, **lengths)
     if len(found) < 2:
         raise UserError(
             f"split {split!r}: {len(found)} thoughts have data.cut's {cut.prefix_min} tokens before"
@@ -332,14 +334,8 @@ def probe(
 
     Rewards are those of `judging` (of sampled continuations) or of `gaining` (of the true one).
     """
-    writer, own = t.writer(), []
-    with jax.set_mesh(t.mesh):
-        for start in range(0, len(forks), batch):
-            some = list(forks[start : start + batch])
-            trunks = writer.trunks([t.prompt(f) for f in some + some[:1] * (batch - len(some))])
-            key = jax.random.fold_in(jax.random.key(seed), start)
-            out = writer.write(params, trunks, wanted.samples, t.sampling, key)
-            own += ids_of(out.tokens_BCR, out.mask_BCR)[: len(some)]
+    prompts, key = [t.prompt(fork) for fork in forks], jax.random.key(seed)
+    own = t.writer().sampled_ids(params, prompts, batch, wanted.samples, t.sampling, key)
     answers = t.answers(own)
     generic = t.tokenizer.encode(wanted.generic)[: t.wanted.tokens]
     teacher = [fork.thought[: t.wanted.tokens] for fork in forks] if taught else None

@@ -21,7 +21,7 @@ from sip.rewards.majority import MajorityConfig
 from sip.rewards.verdicts import Reward
 from sip.sampling import SamplingConfig
 from sip.structs import Params
-from sip.tasks.rl.task import AnswerWriter, ids_of
+from sip.tasks.rl.task import AnswerWriter
 from sip.text.segments import Ids
 from sip.text.tokenizer import Tokenizer, continuation
 
@@ -154,22 +154,15 @@ def solve(
     `start` is the place of the first problem among all of them: equal problems at equal places get
     equal answers, in however many calls.
     """
-    found: list[Solved] = []
-    with jax.set_mesh(writer.mesh):
-        for at in range(0, len(asked), batch):
-            some = list(asked[at : at + batch])
-            filled = [p.ids for p in some + some[:1] * (batch - len(some))]
-            key = jax.random.fold_in(jax.random.key(seed), start + at)
-            out = writer.write(params, writer.trunks(filled), samples, sampling, key)
-            found += judged(writer, cfg, checker, some, ids_of(out.tokens_BCR, out.mask_BCR))
-    return found
+    key = jax.random.key(seed)
+    ids = writer.sampled_ids(params, [p.ids for p in asked], batch, samples, sampling, key, start)
+    return judged(writer, cfg, checker, asked, ids)
 
 
 def judged(
     writer: AnswerWriter, cfg: ProblemsConfig, checker: Checker, asked: Sequence[Prompt], ids
 ) -> list[Solved]:
-    """Checks answers of token ids [B][K], of which only the first len(asked) rows count."""
-    ids = ids[: len(asked)]
+    """Checks answers of token ids [B][K]."""
     texts = read(writer.tokenizer, asked, ids)
     cut = [[not (one and one[-1] in writer.stops) for one in row] for row in ids]
     said = _extracted(cfg, asked, texts, cut)

@@ -135,11 +135,7 @@ class Config(TaskConfig):
         if self.samples and not checked:
             raise UserError("samples needs the reward 'answers', which checks them")
         if self.problems is not None and self.answers is not None:
-            made = self.problems.source == problem_sets.GYM
-            if made != (self.answers.check == "own"):
-                raise UserError(
-                    "answers.check own and problems.source reasoning_gym need each other"
-                )
+            answer_checks.check_fits(self.answers, self.problems)
 
     @property
     def ends(self) -> bool:
@@ -325,11 +321,7 @@ def _asked(run: Run, c, mesh) -> Prompts:
 
 def _of_file(run: Run, c, mesh) -> Prompts:
     wanted: Config = c.task
-    encode, stops = prompt_files.plain(run.tokenizer), run.tokenizer.stops
-    if wanted.chat:
-        template = chat.load(wanted.chat, run.tokenizer, run.workdir)
-        form = conversations.open_format(template, run.tokenizer)
-        encode, stops = prompt_files.chatted(form), form.stops
+    encode, stops = prompt_files.encoding(wanted.chat, run.tokenizer, run.workdir)
     max_len = c.model.max_len - c.answer
     if wanted.problems is not None:
         name = wanted.problems.path or wanted.problems.source
@@ -345,19 +337,23 @@ def _of_file(run: Run, c, mesh) -> Prompts:
         raise UserError(f"{name}: no prompt in split {c.split!r}, by its hash")
     run.say(_said(run.name, learned, parts, left_out))
     learned, teacher = self_training.prepared(run, c, mesh, learned, stops)
-
-    def batch(at: int) -> list[Prompt]:
-        return [learned[i] for i in pipeline.epochs(len(learned), at, c.answered, seed=run.seed)]
-
     held = {p: parts[p][: wanted.held_out] for p in PARTS[1:]}
-    return Prompts(batch, held, stops, teacher=teacher)
+    return Prompts(_epochs(run, c, learned), held, stops, teacher=teacher)
+
+
+def _epochs(run: Run, c, learned: list[Prompt]) -> Callable[[int], list[Prompt]]:
+    """Returns the prompts of a batch number, in epochs over the prompts to learn from."""
+    return lambda at: [
+        learned[i] for i in pipeline.epochs(len(learned), at, c.answered, seed=run.seed)
+    ]
 
 
 def _of_questions(run: Run, c, mesh) -> Prompts:
     """Questions about the corpus's world; the field `reference` is a faultless answer."""
     wanted: Config = c.task
     asks: Any = wanted.questions
-    form, truth = questions.open_format(run, wanted.chat), questions.truth(run, "task.questions")
+    form = conversations.named_format(wanted.chat, run.tokenizer, run.workdir)
+    truth = questions.truth(run, "task.questions")
 
     def made(*how: Any) -> list[Prompt]:
         found = truth.ask(*how)
@@ -371,10 +367,7 @@ def _of_questions(run: Run, c, mesh) -> Prompts:
     learned = made(c.split, asks.count, run.seed, asks.provoking)
     held = {part: made(part, wanted.held_out, 0, asks.provoking) for part in PARTS[1:]}
     figures = questions.evaluation(run, asks, form, c.model, mesh, c.evals.batch)
-    batch = lambda at: [
-        learned[i] for i in pipeline.epochs(len(learned), at, c.answered, seed=run.seed)
-    ]
-    return Prompts(batch, held, form.stops, truth, figures=figures)
+    return Prompts(_epochs(run, c, learned), held, form.stops, truth, figures=figures)
 
 
 def _said(name: str, learned, parts, left_out) -> str:

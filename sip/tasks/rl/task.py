@@ -62,7 +62,8 @@ class AnswerWriter:
 
     def greedy_ids(self, params: Params, asked: Sequence[Ids], batch: int) -> list[Ids]:
         """Decodes one greedy answer to each prompt as token ids."""
-        return [ids for (ids,) in self.sampled_ids(params, asked, batch, 1, GREEDY, seed=0)]
+        sampled = self.sampled_ids(params, asked, batch, 1, GREEDY, jax.random.key(0))
+        return [ids for (ids,) in sampled]
 
     def sampled_ids(
         self,
@@ -71,17 +72,21 @@ class AnswerWriter:
         batch: int,
         branches: int,
         how: sampling.SamplingConfig,
-        *,
-        seed: int,
+        key: jax.Array,
+        first: int = 0,
     ) -> list[list[Ids]]:
-        """Samples `branches` answers to each prompt as token ids, `batch` prompts at a time."""
+        """Samples `branches` answers to each prompt as token ids, `batch` prompts at a time.
+
+        `first` is the place of the first prompt among all of them: with one key equal prompts at
+        equal places get equal answers, in however many calls.
+        """
         found: list[list[Ids]] = []
         with jax.set_mesh(self.mesh):
             for start in range(0, len(asked), batch):
                 some = list(asked[start : start + batch])
                 trunks = self.trunks(some + some[:1] * (batch - len(some)))  # one shape is compiled
-                key = jax.random.fold_in(jax.random.key(seed), start)
-                out = self.write(params, trunks, branches, how, key)
+                own = jax.random.fold_in(key, first + start)
+                out = self.write(params, trunks, branches, how, own)
                 found += ids_of(out.tokens_BCR, out.mask_BCR)[: len(some)]
         return found
 

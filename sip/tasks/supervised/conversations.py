@@ -20,7 +20,7 @@ from sip.sections import at_least, check
 from sip.structs import UserError
 from sip.tasks import questions
 from sip.tasks.questions import HELD_OUT, QuestionsConfig
-from sip.tasks.supervised.task import SupervisedTask, tokens_loss
+from sip.tasks.supervised.task import SupervisedTask, check_length, tokens_loss
 from sip.text import chat
 from sip.workdir import place
 
@@ -42,10 +42,7 @@ class ChatConfig(TaskConfig):
 
     def check(self, c):
         """Raises UserError if a row is longer than the model or too short for an answer."""
-        if not 2 <= self.width(c.model.max_len) <= c.model.max_len:
-            raise UserError(
-                f"task.length {self.length}: must be 2 to model.max_len, {c.model.max_len}"
-            )
+        check_length(self, c.model.max_len)
 
     def width(self, max_len: int) -> int:
         """Tokens of a row, for a model of `max_len`."""
@@ -169,7 +166,7 @@ def _of_file(run: Run, c) -> dict[str, Rows]:
 def _asked(run: Run, c) -> dict[str, Rows]:
     """The rows of the questions of the run's split and of the held-out parts, by split."""
     wanted: QuestionsConfig = c.task.questions
-    form = questions.open_format(run, c.task.chat)
+    form = conversations.named_format(c.task.chat, run.tokenizer, run.workdir)
     truth = questions.truth(run, "task.questions")
 
     def of(part: str, *how: Any) -> Rows:
@@ -188,7 +185,7 @@ def _asked(run: Run, c) -> dict[str, Rows]:
 
 def _evaluations(run: Run, c, mesh):
     """The evaluations of answers to questions and of continuations."""
-    form = questions.open_format(run, c.task.chat)
+    form = conversations.named_format(c.task.chat, run.tokenizer, run.workdir)
     asked = questions.evaluation(run, c.task.questions, form, c.model, mesh, c.evals.batch)
     return asked, ground_truth.suite(run, c.evals, c.model, mesh)
 
@@ -211,8 +208,7 @@ def fitting(run: Run, c, read: Conversations, named: str) -> Found:
     template that cannot teach.
     """
     wanted: ChatConfig = c.task
-    template = chat.load(wanted.chat, run.tokenizer, run.workdir)
-    form = conversations.open_format(template, run.tokenizer)
+    form = conversations.named_format(wanted.chat, run.tokenizer, run.workdir)
     width, kept, first = wanted.width(c.model.max_len), [], {}
     left_out = Counter(read.left_out)
     for one in read.rows:

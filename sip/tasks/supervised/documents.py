@@ -19,7 +19,7 @@ from sip.padding import trunk_only
 from sip.run import Run, TaskConfig, check_control
 from sip.sections import at_least, check, one_of
 from sip.structs import UserError
-from sip.tasks.supervised.task import SupervisedTask, tokens_loss
+from sip.tasks.supervised.task import SupervisedTask, check_length, tokens_loss
 
 TOKENS = ("all", "suffix")
 
@@ -82,10 +82,8 @@ class Config(TaskConfig):
 
     def check(self, c):
         """Raises UserError if a row is longer than the model or too short for a prediction."""
-        if self.packed and not 2 <= self.width(c.model.max_len) <= c.model.max_len:
-            raise UserError(
-                f"task.length {self.length}: must be 2 to model.max_len, {c.model.max_len}"
-            )
+        if self.packed:
+            check_length(self, c.model.max_len)
 
     def width(self, max_len: int) -> int:
         """Tokens of a packed row, for a model of `max_len`."""

@@ -29,7 +29,7 @@ from sip.data import conversations, documents, packing
 from sip.data import prompts as prompt_files
 from sip.data.conversations import Conversation, Conversations, Format, Unusable
 from sip.data.documents import PARTS
-from sip.data.problems import GYM, ProblemsConfig
+from sip.data.problems import ProblemsConfig
 from sip.data.prompts import Prompt
 from sip.evals import problems as evals
 from sip.rewards import answers
@@ -41,7 +41,7 @@ from sip.structs import UserError
 from sip.tasks import sampled
 from sip.tasks.rl import problems
 from sip.tasks.rl.problems import Solved
-from sip.tasks.rl.task import AnswerWriter, ids_of
+from sip.tasks.rl.task import AnswerWriter
 from sip.tasks.sampled import Sampled, Wanted
 from sip.tasks.supervised.conversations import (
     ChatConfig,
@@ -51,7 +51,6 @@ from sip.tasks.supervised.conversations import (
     rows,
 )
 from sip.tasks.supervised.task import SupervisedTask, tokens_loss
-from sip.text import chat
 from sip.workdir import to_json, write_atomically
 
 INSTRUCTIONS: Instructions = (
@@ -126,8 +125,7 @@ class Config(ChatConfig):
         for instruction, marker in self.instructions:
             if not instruction.strip() or not marker.strip():
                 raise UserError("task.instructions: needs pairs of an instruction and its marker")
-        if (self.problems.source == GYM) != (self.answers.check == "own"):
-            raise UserError("answers.check own and problems.source reasoning_gym need each other")
+        answers.check_fits(self.answers, self.problems)
         if self.sampling.temperature == 0 and self.rollouts > 1:
             raise UserError("task.sampling.temperature 0 gives equal answers: set rollouts to 1")
         if self.rollouts == 1 and (self.accept == MAJORITY or self.keep == HARDER):
@@ -177,8 +175,7 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     problems. Raises UserError if no answer passes the filter.
     """
     wanted: Config = c.task
-    template = chat.load(wanted.chat, run.tokenizer, run.workdir)
-    form = conversations.open_format(template, run.tokenizer)
+    form = conversations.named_format(wanted.chat, run.tokenizer, run.workdir)
     encode, room = prompt_files.chatted(form), c.model.max_len - wanted.answer
     parts, left_out = problems.prompts_of(wanted.problems, run.config.data, encode, room)
     run.left_out["problems"] = left_out
@@ -302,18 +299,11 @@ def again(
 
 def _continued(wanted: Config, params, writer: AnswerWriter, asked, seed: int, start: int, batch):
     """Samples one answer to each of the second prompts, `batch` at a time."""
-    checker, found = answers.checker(wanted.answers), []
     # A stream of its own: the first turns have drawn from that of `start`.
     stream = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), start), 1)
-    with jax.set_mesh(writer.mesh):
-        for at in range(0, len(asked), batch):
-            some = list(asked[at : at + batch])
-            trunks = writer.trunks([p.ids for p in some + some[:1] * (batch - len(some))])
-            key = jax.random.fold_in(stream, at)
-            out = writer.write(params, trunks, 1, wanted.sampling, key)
-            ids = ids_of(out.tokens_BCR, out.mask_BCR)
-            found += problems.judged(writer, wanted.problems, checker, some, ids)
-    return found
+    prompts = [p.ids for p in asked]
+    ids = writer.sampled_ids(params, prompts, batch, 1, wanted.sampling, stream)
+    return problems.judged(writer, wanted.problems, answers.checker(wanted.answers), asked, ids)
 
 
 def _joined(

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sip.structs import UserError
 from sip.training import losses, step
 
 
@@ -21,6 +22,13 @@ class SupervisedTask:
     during: Callable[..., dict[str, float]]  # params -> evaluation during the run, names in the log
     finish: Callable[..., dict[str, Any]]  # params -> final evaluation; writes and returns metrics
     reference: bool = False
+
+
+def check_length(task, max_len: int) -> None:
+    """Raises UserError if the rows of a task are longer than a model of `max_len` tokens, or too
+    short for a prediction."""
+    if not 2 <= task.width(max_len) <= max_len:
+        raise UserError(f"task.length {task.length}: must be 2 to model.max_len, {max_len}")
 
 
 def tokens_loss(c) -> tuple[step.Terms, dict[str, float]]:

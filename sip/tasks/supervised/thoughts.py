@@ -24,7 +24,7 @@ from sip.sampling import SamplingConfig
 from sip.sections import at_least, check
 from sip.structs import Params, UserError
 from sip.tasks import thoughts as shared
-from sip.tasks.supervised.task import SupervisedTask, tokens_loss
+from sip.tasks.supervised.task import SupervisedTask, check_length, tokens_loss
 from sip.tasks.thoughts import TRUTH, Thinking, ThoughtsConfig
 from sip.text.segments import Ids
 
@@ -56,10 +56,7 @@ class Config(TaskConfig):
     def check(self, c):
         """Raises UserError if a row is longer than the model, or for a split that a file lacks."""
         self.thoughts.check_split(c.split)
-        if not 2 <= self.width(c.model.max_len) <= c.model.max_len:
-            raise UserError(
-                f"task.length {self.length}: must be 2 to model.max_len, {c.model.max_len}"
-            )
+        check_length(self, c.model.max_len)
 
     def check_cut(self, c, cut):
         """Raises UserError if the probe's prefixes, thoughts and suffixes do not fit the model."""
@@ -92,9 +89,9 @@ def build(run: Run, c, mesh) -> SupervisedTask:
 
     @functools.cache
     def held_out(part: str) -> tuple[list[Fork], list[Row]]:
-        texts = shared.texts(run, wanted.thoughts, part)[:most]
-        places = shared.held(run, wanted.thoughts, part, most)
-        return places, encoded(t, texts, keep=wanted.keep)
+        texts = shared.texts(run, wanted.thoughts, part)
+        places = shared.held(run, texts, part, most)
+        return places, encoded(t, texts[:most], keep=wanted.keep)
 
     def figures(params: Params, part: str) -> dict[str, float]:
         places, told = held_out(part)

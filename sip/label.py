@@ -22,8 +22,8 @@ from absl import flags
 from sip import cli, loading, mesh
 from sip import run as runs
 from sip import workdir as workdirs
+from sip.annotate import asking
 from sip.data import corpus as corpora
-from sip.data import files
 from sip.evals import continuations
 from sip.hf import hub
 from sip.judge import prompts
@@ -35,10 +35,7 @@ from sip.sampling import SamplingConfig
 from sip.stages import recipe
 from sip.structs import UserError
 from sip.text import tokenizer as tokenizers
-from sip.text import untrusted
 from sip.text.tokenizer import Tokenizer
-from sip.textgen import cached, remote
-from sip.textgen.local import Local
 from sip.textgen.protocol import TextGenerator
 from sip.workdir import to_json
 
@@ -51,15 +48,7 @@ _ASPECT = flags.DEFINE_string(
     "aspect", None, "Judge prompt to ask and label: name or .txt file. Required."
 )
 _LABEL_FOR = flags.DEFINE_string("label_for", "", "Aspect to label, if it is not --aspect.")
-_CONFIG = cli.config_flag()
-_WORKDIR = cli.shared(cli.path_flag, "workdir", None, "Workdir with the corpus of --config.")
-_CORPUS = cli.shared(
-    cli.path_flag,
-    "corpus",
-    "",
-    "A .txt, .jsonl or .parquet file (also .gz, .zst), instead of --config.",
-)
-_FIELD = cli.shared(flags.DEFINE_string, "field", "text", "With --corpus: field of the text.")
+_CORPUS = asking.corpus_flags()
 _TOKENIZER = cli.path_flag("tokenizer", "", "With --corpus: tokenizer file, or 'byte'.")
 _SPLIT = cli.shared(flags.DEFINE_string, "split", "train", "Split of the documents to label.")
 _PREFIX_MIN = cli.count_flag("prefix_min", 64, "With --corpus: least tokens of a prefix.")
@@ -72,14 +61,7 @@ _SPOIL_PROMPT = flags.DEFINE_string(
 )
 _POLICY = cli.path_flag("policy", "", "Directory of a run; also label its rollouts.")
 _ROLLOUTS = cli.count_flag("rollouts", 1, "Rollouts of --policy per prefix.")
-_CHECKPOINT = cli.checkpoint_flag()
-_URL = cli.shared(flags.DEFINE_string, "url", "", "Server instead of --checkpoint, http://.../v1.")
-_MODEL = cli.shared(flags.DEFINE_string, "model", "", "Name of the model on the server.")
-_API = cli.shared(cli.api_flag, "api", "completions", "API of the server.")
-_KEY_ENV = cli.shared(
-    flags.DEFINE_string, "key_env", "", "Environment variable with the server's API key."
-)
-_CACHE = cli.shared(cli.path_flag, "cache", "", "Directory to save answers in, for resuming.")
+_MODEL = asking.model_flags()
 _VOTES = cli.count_flag("votes", 8, "Votes per text; a label is kept only if all agree.")
 _MAX_TOKENS = cli.shared(cli.count_flag, "max_tokens", 512, "Most tokens of an answer.")
 _TEMPERATURE = cli.shared(
@@ -92,48 +74,25 @@ _JSON = cli.json_flag()
 
 def read_corpus() -> tuple[corpora.Corpus, Tokenizer]:
     """Loads the corpus to label and its tokenizer, from --config or --corpus. Raises UserError."""
-    if (_CONFIG.value is None) == (not _CORPUS.value):
-        raise UserError("give either --config or --corpus")
-    if _CONFIG.value is not None:
-        if _WORKDIR.value is None:
-            raise UserError("--workdir is needed with --config")
-        config, workdir = _CONFIG.value, workdirs.existing(str(_WORKDIR.value))
+    _CORPUS.check()
+    if (config := _CORPUS.config.value) is not None:
+        workdir = workdirs.existing(str(_CORPUS.workdir.value))
         recipe.read(config)
         tokenizer = runs.open_tokenizer(config, workdir)
         return corpora.load(config.data, _SPLIT.value, workdir, tokenizer), tokenizer
-    path, source = str(_CORPUS.value), files.format_of(str(_CORPUS.value))
-    if source not in ("txt", "jsonl", "parquet"):
-        raise UserError(f"--corpus {path}: must be .txt, .jsonl or .parquet, also .gz or .zst")
+    data = _CORPUS.section()
     if not _TOKENIZER.value:
         raise UserError("--tokenizer is needed with --corpus")
     tokenizer = tokenizers.load(*tokenizers.guess(str(_TOKENIZER.value)))
     cut = dict(prefix_min=_PREFIX_MIN.value, prefix_max=_PREFIX_MAX.value, suffix=_SUFFIX.value)
-    own = dict(source=source, path=path, field=str(_FIELD.value))
-    data = {**own, "cut": cut, "max_skipped_fraction": 1.0}
-    return corpora.load(data, _SPLIT.value, "", tokenizer), tokenizer
+    return corpora.load({**data, "cut": cut}, _SPLIT.value, "", tokenizer), tokenizer
 
 
 def read_model() -> TextGenerator:
     """Loads the model to ask, from --checkpoint or --url. Raises UserError."""
-    if (not _CHECKPOINT.value) == (not _URL.value):
+    if not _MODEL.given:
         raise UserError("a model is needed: give either --checkpoint or --url")
-    if _CHECKPOINT.value:
-        where, directory = mesh.single(), hub.local(_CHECKPOINT.value)
-        model = Local(loading.load_model(directory, where))
-        cache = str(_CACHE.value)
-        return cached.CachedAnswers(model, cache, cached.name_of(directory)) if cache else model
-    wanted = remote.RemoteConfig(
-        url=_URL.value,
-        model=_MODEL.value,
-        api=_API.value,
-        key_env=_KEY_ENV.value,
-        cache=_CACHE.value,
-        logprobs=0,
-        specials=untrusted.SPECIALS,
-    )
-    server = remote.Remote(wanted)
-    server.check()
-    return server
+    return _MODEL.local()[0] if _MODEL.checkpoint.value else _MODEL.server()
 
 
 def candidates(corpus: corpora.Corpus, tokenizer: Tokenizer, asked, seed: int) -> list[list[str]]:

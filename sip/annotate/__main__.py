@@ -18,52 +18,34 @@ from typing import Any
 
 from absl import flags
 
-from sip import cli, loading, mesh
-from sip.annotate import teachers
+from sip import cli
+from sip.annotate import asking, teachers
 from sip.annotate.output import Output, Shard
 from sip.annotate.teachers import Asked, Teacher, Yield
 from sip.data import corpus as corpora
-from sip.data import documents, files, thoughts
+from sip.data import documents, thoughts
 from sip.data.thoughts import QuoteConfig, ThoughtRule
-from sip.hf import hub
 from sip.sampling import SamplingConfig
 from sip.stages import recipe
 from sip.structs import UserError
-from sip.text import chat, untrusted
-from sip.textgen import cached, remote
-from sip.textgen.local import Local
+from sip.text import chat
 from sip.workdir import to_json
 
 MODEL, TRUTH = "model", "truth"
 
 _OUT = cli.shared(cli.path_flag, "out", None, "File to write (.jsonl). Required.")
-_CONFIG = cli.config_flag()
-_WORKDIR = cli.shared(cli.path_flag, "workdir", None, "Workdir with the corpus of --config.")
-_CORPUS = cli.shared(
-    cli.path_flag,
-    "corpus",
-    "",
-    "A .txt, .jsonl or .parquet file (also .gz, .zst), instead of --config.",
-)
-_FIELD = cli.shared(flags.DEFINE_string, "field", "text", "With --corpus: field of the text.")
+_CORPUS = asking.corpus_flags()
 _SPLIT = cli.shared(flags.DEFINE_string, "split", "train", "Split of the documents to annotate.")
 _THINKER = flags.DEFINE_enum(
     "thinker", MODEL, (MODEL, TRUTH), "A model, or the rule of a generated corpus."
 )
-_CHECKPOINT = cli.checkpoint_flag()
+_MODEL = asking.model_flags()
 _CHAT = cli.shared(
     flags.DEFINE_string,
     "template",
     "",
     "With --checkpoint: chat template, own | harmony | turns | a .jinja file.",
 )
-_URL = cli.shared(flags.DEFINE_string, "url", "", "Server instead of --checkpoint, http://.../v1.")
-_MODEL = cli.shared(flags.DEFINE_string, "model", "", "Name of the model on the server.")
-_API = cli.shared(cli.api_flag, "api", "completions", "API of the server.")
-_KEY_ENV = cli.shared(
-    flags.DEFINE_string, "key_env", "", "Environment variable with the server's API key."
-)
-_CACHE = cli.shared(cli.path_flag, "cache", "", "Directory to save answers in, for resuming.")
 _PROMPT = flags.DEFINE_string("thoughts_prompt", "annotate", "Prompt: name or .txt file.")
 _TAGS = flags.DEFINE_list("tags", list(thoughts.TAGS), "The pair of tags in the output.")
 _DOCUMENTS = cli.count_flag("documents", 1 << 30, "Most documents of the split to annotate.")
@@ -85,61 +67,34 @@ _JSON = cli.json_flag()
 
 def read_documents() -> documents.Documents:
     """Loads the documents to annotate, from --config or --corpus. Raises UserError."""
-    if (_CONFIG.value is None) == (not _CORPUS.value):
-        raise UserError("give either --config or --corpus")
-    if _CONFIG.value is not None:
-        if _WORKDIR.value is None:
-            raise UserError("--workdir is needed with --config")
-        recipe.read(_CONFIG.value)
-        return corpora.load_documents(_CONFIG.value.data, _SPLIT.value, str(_WORKDIR.value))
-    path, source = str(_CORPUS.value), files.format_of(str(_CORPUS.value))
-    if source not in ("txt", "jsonl", "parquet"):
-        raise UserError(f"--corpus {path}: must be .txt, .jsonl or .parquet, also .gz or .zst")
-    own = dict(source=source, path=path, field=str(_FIELD.value), max_skipped_fraction=1.0)
-    return corpora.load_documents(own, _SPLIT.value, "")
+    _CORPUS.check()
+    if (config := _CORPUS.config.value) is not None:
+        recipe.read(config)
+        return corpora.load_documents(config.data, _SPLIT.value, str(_CORPUS.workdir.value))
+    return corpora.load_documents(_CORPUS.section(), _SPLIT.value, "")
 
 
 def read_teacher(docs: documents.Documents) -> Teacher:
     """Builds the teacher, from --thinker=truth, --checkpoint or --url. Raises UserError."""
     tags, prompt = _tags(), teachers.load_prompt(str(_PROMPT.value))
     if _THINKER.value == TRUTH:
-        if _CHECKPOINT.value or _URL.value:
+        if _MODEL.checkpoint.value or _MODEL.url.value:
             raise UserError("--thinker=truth: needs neither --checkpoint nor --url")
         return teachers.by_rule(docs.thinker, tags)
-    if (not _CHECKPOINT.value) == (not _URL.value):
+    if not _MODEL.given:
         raise UserError("a teacher is needed: give --checkpoint, --url or --thinker=truth")
-    if _CHAT.value and not _CHECKPOINT.value:
+    if _CHAT.value and not _MODEL.checkpoint.value:
         raise UserError("--template: is for --checkpoint; a server has its own (--api=chat)")
     how: Any = dict(
         max_tokens=int(_MAX_TOKENS.value),
         sampling=SamplingConfig(temperature=_TEMPERATURE.value, top_p=_TOP_P.value),
         seed=int(_SEED.value),
     )
-    if _URL.value:
-        return teachers.by_model(_server(), prompt, **how)
-    directory = hub.local(_CHECKPOINT.value)
-    loaded, turn = loading.load_model(directory, mesh.single()), None
-    if _CHAT.value:
-        turn = chat.turn(chat.load(_CHAT.value, loaded.tokenizer))
-    model, cache = Local(loaded), str(_CACHE.value)
-    kept = cached.CachedAnswers(model, cache, cached.name_of(directory)) if cache else model
-    return teachers.by_model(kept, prompt, turn=turn, **how)
-
-
-def _server() -> remote.Remote:
-    server = remote.Remote(
-        remote.RemoteConfig(
-            url=_URL.value,
-            model=_MODEL.value,
-            api=_API.value,
-            key_env=_KEY_ENV.value,
-            cache=_CACHE.value,
-            logprobs=0,
-            specials=untrusted.SPECIALS,
-        )
-    )
-    server.check()
-    return server
+    if _MODEL.url.value:
+        return teachers.by_model(_MODEL.server(), prompt, **how)
+    model, loaded = _MODEL.local()
+    turn = chat.turn(chat.load(_CHAT.value, loaded.tokenizer)) if _CHAT.value else None
+    return teachers.by_model(model, prompt, turn=turn, **how)
 
 
 def _tags() -> thoughts.Tags:

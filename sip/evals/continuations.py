@@ -73,7 +73,7 @@ def controlled(asked: Prompts, token: int, pad: int) -> Prompts:
     )
 
 
-def _batches(n: int, size: int):
+def batches(n: int, size: int):
     """Yields (indices of `size` rows, number of real rows).
 
     The last batch is padded by repeating row 0, so that only one shape is compiled.
@@ -103,7 +103,7 @@ def sample(
     run = program(model.cfg, branches, steps, sampling)
     found = []
     with jax.set_mesh(model.mesh):
-        for at, live in _batches(len(asked), batch):
+        for at, live in batches(len(asked), batch):
             rows = asked.tokens_ET[at, :P], asked.fork_E[at], at.astype(np.int32)
             args = put_batch(model.mesh, rows)
             found.append(fetch(run(model.params, *args, jax.random.key(seed)).tokens_BCR)[:live])
@@ -144,7 +144,7 @@ def suffix_nll(model: LoadedModel, asked: Prompts, *, batch: int) -> float:
     """Mean negative log-likelihood per suffix token, in nats. Needs at least one prompt."""
     total, denom = 0.0, 0.0
     with jax.set_mesh(model.mesh):
-        for at, live in _batches(len(asked), batch):
+        for at, live in batches(len(asked), batch):
             suffix = np.arange(asked.tokens_ET.shape[1]) >= asked.fork_E[at, None]
             counted = asked.mask_ET[at] & suffix & (np.arange(len(at)) < live)[:, None]
             tree = trunk_only(asked.tokens_ET[at], asked.mask_ET[at])

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from sip.data.thoughts import Fork
+from sip.evals.continuations import batches
 from sip.mesh import put_batch
 from sip.models.config import ModelConfig
 from sip.padding import padded_tree
@@ -98,15 +99,13 @@ def continued(
     C, R, key = len(thoughts[0]), most + 3, jax.random.key(seed)
     found: list[list[Ids]] = []
     with jax.set_mesh(mesh):
-        for start in range(0, len(forks), batch):
-            at = [e if e < len(forks) else 0 for e in range(start, start + batch)]
+        for at, live in batches(len(forks), batch):
             rows = [[_branch(forks[e], thought, tags) for thought in thoughts[e]] for e in at]
             trunks = [forks[e].prefix[:-1] for e in at]
             tree = padded_tree(trunks, rows, pad, width, C, R)
             noise_BC = np.array([[e * C + c for c in range(C)] for e in at], np.uint32)
             out = run(params, *put_batch(mesh, (tree, noise_BC)), key)
             tokens_BCR, mask_BCR = fetch((out.tokens_BCR, out.mask_BCR))
-            live = min(batch, len(forks) - start)
             found += [
                 [tokens_BCR[b, c][mask_BCR[b, c]].tolist() for c in range(C)] for b in range(live)
             ]

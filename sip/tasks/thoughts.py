@@ -19,6 +19,7 @@ from sip.data.corpus import CutConfig
 from sip.data.documents import PARTS, listed
 from sip.data.thoughts import TAGS, Fork, Forks, Pieces, QuoteConfig, Rejected, ThoughtRule
 from sip.evals import thoughts as evals
+from sip.evals.continuations import batches
 from sip.evals.thoughts import ProbeConfig, Thoughts
 from sip.models.config import ModelConfig
 from sip.padding import bucket
@@ -399,10 +400,9 @@ def _gained(forks, params, answers, table, gaining, batch, mesh):
     whole = [[x for row in rows for x in row] for rows in zip(*table.values(), strict=True)]
     with jax.set_mesh(mesh):
         parts = []
-        for start in range(0, len(forks), batch):
-            at = [e if e < len(forks) else 0 for e in range(start, start + batch)]
+        for at, live in batches(len(forks), batch):
             gain_BC = gaining(params, [forks[e] for e in at], [whole[e] for e in at])
-            parts.append(gain_BC[: len(forks) - start])
+            parts.append(gain_BC[:live])
     gain_EC = np.concatenate(parts)
     return {name: gain_EC[:, i * K : (i + 1) * K] for i, name in enumerate(table)}
 

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from sip.data.documents import DataConfig
 from sip.evals.ground_truth import EvalConfig
 from sip.evals.thoughts import ProbeConfig
+from sip.gap.settings import GapConfig, UtilityConfig, VerifierConfig
 from sip.judge.audit import AuditConfig
 from sip.judge.build import JudgeConfig
 from sip.judge.chunk_scores import ControlConfig, FilterConfig
@@ -421,6 +422,24 @@ def judge(
     """
     values = dict(backend=backend, weights=tuple(weights), http=http())
     return complete(JudgeConfig, **{**values, **changes})
+
+
+def gap(policies, judges, *, by="truth", **changes) -> ConfigDict:
+    """Builds section `gap` of python -m sip.gap.
+
+    `judges` are sections of judges by name, or (section, rounds) of tournaments; `by` is what gives
+    the utility: the ground truth or, of problems, their answers.
+    """
+    pairs = {k: one if isinstance(one, tuple) else (one, 0) for k, one in judges.items()}
+    return complete(
+        GapConfig,
+        policies=tuple(policies),
+        judges=ConfigDict(
+            {k: complete(VerifierConfig, judge=one, rounds=r) for k, (one, r) in pairs.items()}
+        ),
+        utility=complete(UtilityConfig, by=by),
+        **changes,
+    )
 
 
 def rewrites_judge(backend: str, *, init_from="", proofread=UNREAD) -> ConfigDict:

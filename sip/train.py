@@ -22,6 +22,7 @@ from etils import epath
 
 from sip import cli, processes
 from sip import workdir as workdirs
+from sip.gap import settings as gap
 from sip.report import outputs
 from sip.run import Run
 from sip.stages import binding, recipe, reuse, seeds
@@ -70,6 +71,7 @@ def train(config, workdir: str, profile: bool = False, source: str = "") -> dict
     workdirs.check_reachable(workdir, "workdir")
     plan = reuse.plan(config, source, workdir) if source else None
     recipe.check(config, workdir, plan.runs if plan else ())
+    gap.check_section(config)
     recipe.check_files(config)
     recipe.check_meshes(config)
     binding.check(config, workdir)  # before anything is made

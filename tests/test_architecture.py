@@ -28,6 +28,7 @@ ROWS = [  # a module imports strictly lower rows, or its own package
     {"evals", "rewards"},
     {"tasks"},
     {"stages"},
+    {"gap"},
     {"cli"},  # flags and errors of all commands
     PACKAGED,
     CLIS,

@@ -17,11 +17,15 @@ TEMPLATES = Path(prompts.__file__).parents[1] / "templates" / "judge"
 ASPECTS = {p.stem: prompts.load(p.stem) for p in TEMPLATES.glob("*.txt")}
 WORDS = {  # version, and a hash of everything but the version's line
     "coherence": (1, "7ad8e74a6de0"),
+    "correct": (1, "50dc6940aecd"),
     "factuality": (1, "dcf806e51f29"),
     "factuality_alone": (1, "faa40f0c5b33"),
     "grade": (1, "2ade0ebc30c7"),
     "match": (1, "9ea69299445b"),
     "reasoned_match": (1, "e49e7489b470"),
+    "reasoned_better": (1, "6ad7d21386c4"),
+    "reasoned_correct": (1, "1749f0b36d8d"),
+    "reasoned_score": (1, "8f150c818079"),
     "quality": (1, "39c7081913f8"),
     "reasoned_quality": (1, "e1d0bd41550b"),
     "reasoned_safety": (1, "460c5cc4cc01"),

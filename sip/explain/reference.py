@@ -19,6 +19,7 @@ from typing import Any
 from sip.data.corpus import CutConfig
 from sip.data.documents import DataConfig
 from sip.data.microworld.settings import ProblemWorldConfig, WorldConfig
+from sip.gap.settings import GapConfig, VerifierConfig
 from sip.run import RunConfig
 from sip.stages import recipe
 
@@ -86,6 +87,8 @@ def _roots() -> Iterator[tuple[Any, str, Any]]:
         yield cls, f'{RUN}{OF}"{name}"', RunConfig
         for task, (task_cls, _) in getattr(stage, "TASKS", {}).items():
             yield task_cls, f'{RUN}.task "{task}"{OF}"{name}"', None
+    yield GapConfig, "gap", None
+    yield VerifierConfig, "gap.judges.NAME", None
 
 
 def _add(found: dict[Any, Section], cls, path: str, inherited) -> None:

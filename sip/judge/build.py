@@ -54,6 +54,7 @@ class JudgeConfig:
     proofread: ProofreadConfig = ProofreadConfig()  # local, http: marks in the texts it is shown
     schedule: ScheduleConfig = ScheduleConfig()  # pairwise aspects: which pairs are compared
     chat: str = ""  # local: chat template: own (the model's) | harmony | a .jinja file; empty: none
+    accuracy: float = 1.0  # truth: share of exact verdicts; the others are inverted
     param_dtype: str = ""  # local: storage in float32 | bfloat16 | int8; empty: as saved
 
     def __post_init__(self):
@@ -65,7 +66,10 @@ class JudgeConfig:
             rule=one_of(tuple(RULES) if self.backend == "rule" else ("", *RULES)),
             min_mass=at_least(0, most=1),
             batch=at_least(1),
+            accuracy=at_least(0, most=1),
         )
+        if self.accuracy != 1 and self.backend != "truth":
+            raise UserError(f"judge.accuracy needs backend truth, not {self.backend!r}")
         if self.proofread.init_from and self.backend in ("rule", "truth"):
             raise UserError(f"judge.proofread needs backend local or http, not {self.backend!r}")
         if self.chat and self.backend != "local":
@@ -165,7 +169,7 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -
             raise UserError(
                 "judge.backend truth: this corpus has no ground truth; use another backend"
             )
-        return scoring.TruthJudge(truth, dict(wanted.weights), wanted.schedule)
+        return scoring.TruthJudge(truth, dict(wanted.weights), wanted.schedule, wanted.accuracy)
     if wanted.own:
         raise UserError("judge.init_from: only the policy of a self-improving run judges itself")
     asking = functools.partial(_asking, wanted, workdir, mesh, seed)

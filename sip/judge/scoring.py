@@ -6,6 +6,7 @@ bound. Both combine aspects in the same way: a total score is the weighted sum o
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -148,14 +149,17 @@ class TextJudge:
 
 @dataclass(frozen=True)
 class TruthJudge:
-    """A judge that returns the exact verdicts of the corpus's ground truth.
+    """A judge that returns the verdicts of the corpus's ground truth, all or a share of them exact.
 
-    The names in `weights` must be of TRUE_ASPECTS.
+    The names in `weights` must be of TRUE_ASPECTS. A judge of known accuracy inverts the other
+    verdicts (1 - value): which ones, a hash of prefix and texts decides, so it is always wrong
+    about the same texts. Each order of a pair is a verdict of its own.
     """
 
     truth: Truth
     weights: Mapping[str, float]
     schedule: ScheduleConfig = ScheduleConfig()
+    accuracy: float = 1.0  # share of exact verdicts
 
     def __post_init__(self):
         _check_names(
@@ -165,35 +169,60 @@ class TruthJudge:
         )
 
     def score(self, prefixes, candidates, references, mask_BK) -> Judged:
-        """Scores candidates [B][K] under `mask_BK` exactly; `references` are ignored."""
+        """Scores candidates [B][K] under `mask_BK`; `references` are ignored."""
         del references
         rows, columns = np.nonzero(mask_BK)
         texts = [candidates[b][k] for b, k in zip(rows, columns, strict=True)]
-        known = self.truth.score([prefixes[b] for b in rows], texts)
-        scored, draw_BK2 = {}, schedules.draws(prefixes, candidates)
+        asked = [prefixes[b] for b in rows]
+        known = self.truth.score(asked, texts)
+        scored = {}
         for name in self.weights:
             value_BK = np.zeros(mask_BK.shape)
-            value_BK[mask_BK] = known[name]
-            scored[name] = (
-                self._compare(value_BK, mask_BK, draw_BK2)
-                if name == "quality"
-                else (value_BK, mask_BK.copy(), {})
-            )
+            if name == "quality":
+                value_BK[mask_BK] = known[name]
+                scored[name] = self._compare(prefixes, candidates, value_BK, mask_BK)
+                continue
+            questions = [(name, *pair) for pair in zip(asked, texts, strict=True)]
+            value_BK[mask_BK] = self._said(known[name], questions)
+            scored[name] = (value_BK, mask_BK.copy(), {})
         return _combine("truth", scored, self.weights, mask_BK)
 
-    def _compare(self, quality_BK, mask_BK, draw_BK2) -> Scored:
+    def _said(self, exact_N, questions: Sequence[tuple[str, ...]]) -> np.ndarray:
+        """Returns the verdicts [N] on questions whose exact ones are `exact_N`."""
+        if self.accuracy == 1:
+            return exact_N
+        wrong_N = np.array([_draw(question) >= self.accuracy for question in questions], bool)
+        return np.where(wrong_N, 1 - exact_N, exact_N)
+
+    def _compare(self, prefixes, candidates, quality_BK, mask_BK) -> Scored:
         """Scores quality by comparisons, as a text judge does, so that scores have one meaning."""
+        draw_BK2 = schedules.draws(prefixes, candidates)
 
         def ask(pairs: Pairs):
             first_BC, second_BC = (
                 np.take_along_axis(quality_BK, i_BC, axis=1)
                 for i_BC in (pairs.first_BC, pairs.second_BC)
             )
-            return self.truth.compare(first_BC, second_BC), pairs.mask_BC
+            won_BC = np.asarray(self.truth.compare(first_BC, second_BC), float)
+            rows, columns = np.nonzero(pairs.mask_BC)
+            shown = zip(pairs.first_BC[rows, columns], pairs.second_BC[rows, columns], strict=True)
+            questions = [
+                ("quality", prefixes[b], candidates[b][i], candidates[b][j])
+                for b, (i, j) in zip(rows, shown, strict=True)
+            ]
+            won_BC[rows, columns] = self._said(won_BC[rows, columns], questions)
+            return won_BC, pairs.mask_BC
 
         wins = schedules.play(self.schedule, ask, mask_BK, draw_BK2)
         ties = {"flips": wins.each["flips"], "ties": wins.each["ties"]}
         return wins.score_BK, wins.valid_BK, {**ties, **_soundness(wins)}
+
+
+def _draw(question: tuple[str, ...]) -> float:
+    """Returns a number in [0, 1), a hash of the question's texts."""
+    text = "\0".join(question).encode(errors="surrogatepass")
+    bits = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+    return (bits >> 11) / 2.0**53
 
 
 def _soundness(wins: Wins) -> Stats:

@@ -283,21 +283,28 @@ def _index(p: Collector, pool: Pool, which: str, scores_BK, valid_BK):
     return np.full(len(valid_BK), k), pool.mask_BKR[:, k].any(-1)
 
 
+def choice(p: Collector, pool: Pool, scores_BK, valid_BK) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (index_BC, ok_B): the chosen candidate, of pairs also the rejected one.
+
+    Nothing is learned from rows that are not ok.
+    """
+    chosen_B, ok_B = _index(p, pool, p.candidates.chosen, scores_BK, valid_BK)
+    if not p.objective.pairs:
+        return chosen_B[:, None], np.asarray(ok_B)
+    rejected_B, also_B = _index(p, pool, p.candidates.rejected, scores_BK, valid_BK)
+    # A pair needs a preference: a score margin, or two different texts without judging.
+    both = np.stack([chosen_B, rejected_B], axis=1)
+    margin_B = -np.diff(np.take_along_axis(scores_BK, both, axis=1))[:, 0]
+    judged = p.candidates.chosen == "best" and p.candidates.rejected == "worst"
+    apart_B = np.greater(margin_B, p.candidates.epsilon) & (both[:, 0] != both[:, 1])
+    apart_B = apart_B if judged else _differ(pool, both)
+    return both, np.asarray(ok_B & also_B & apart_B)
+
+
 def pick(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
     """Returns the chosen candidates, of pairs also the rejected ones, as (Branches, metrics)."""
-    chosen_B, ok_B = _index(p, pool, p.candidates.chosen, scores_BK, valid_BK)
-    columns = [chosen_B]
-    if p.objective.pairs:
-        rejected_B, also_B = _index(p, pool, p.candidates.rejected, scores_BK, valid_BK)
-        # A pair needs a preference: a score margin, or two different texts without judging.
-        both = np.stack([chosen_B, rejected_B], axis=1)
-        margin_B = -np.diff(np.take_along_axis(scores_BK, both, axis=1))[:, 0]
-        judged = p.candidates.chosen == "best" and p.candidates.rejected == "worst"
-        apart_B = np.greater(margin_B, p.candidates.epsilon) & (both[:, 0] != both[:, 1])
-        apart_B = apart_B if judged else _differ(pool, both)
-        ok_B, columns = ok_B & also_B & apart_B, [chosen_B, rejected_B]
-    index_BC = np.stack(columns, axis=1)
-    names = np.array(pool.sources)[chosen_B]
+    index_BC, ok_B = choice(p, pool, scores_BK, valid_BK)
+    names = np.array(pool.sources)[index_BC[:, 0]]
     found = {f"chosen/{s}": pair(names == s, ok_B) for s in dict.fromkeys(pool.sources)}
     found["chosen/none"] = pair(~ok_B)
     valid_BC = np.repeat(np.reshape(ok_B, (-1, 1)), index_BC.shape[1], axis=1)

@@ -65,6 +65,7 @@ class Recipe:
     order: tuple[str, ...]  # names of the runs, in the order of training
     runs: dict[str, Any]  # name -> config of a run
     report: ReportConfig
+    gap: Any = None  # policies and judges that python -m sip.gap measures; none: no section
 
     def __post_init__(self):
         check_section("", self, seed=at_least(0, most=LARGEST))

@@ -38,7 +38,7 @@ class Gaps:
     asked_B: np.ndarray  # the prompt has an answer with a known utility; the others count nowhere
     empty_B: np.ndarray  # nothing is kept
     solved_B: np.ndarray  # J_x = 1
-    kept_B: np.ndarray  # kept share of the answers: sum of w / (N * the largest w)
+    kept_B: np.ndarray  # kept share of the answers, their mean weight
 
     @property
     def gap_B(self) -> np.ndarray:
@@ -57,20 +57,22 @@ class Gaps:
 
 
 def gaps(utility_BN, known_BN, weight_BN) -> Gaps:
-    """Returns the gap by prompt. `known_BN` marks the answers whose utility is known."""
+    """Returns the gap by prompt, of weights in 0..1.
+
+    `known_BN` marks the answers whose utility is known.
+    """
     u_BN, w_BN = (np.where(known_BN, x, 0.0) for x in (utility_BN, weight_BN))
     count_B, total_B = known_BN.sum(1), w_BN.sum(1)
     before_B = u_BN.sum(1) / np.maximum(count_B, 1)
     asked_B, empty_B = count_B > 0, total_B <= 0
     after_B = (w_BN * u_BN).sum(1) / np.where(empty_B, 1.0, total_B)
-    most_B = np.maximum(w_BN.max(1, initial=0.0), np.finfo(float).tiny)
     return Gaps(
         before_B,
         np.where(empty_B, before_B, after_B),
         asked_B,
         asked_B & empty_B,
         asked_B & (before_B >= 1.0 - SAME),
-        total_B / most_B / np.maximum(count_B, 1),
+        total_B / np.maximum(count_B, 1),
     )
 
 

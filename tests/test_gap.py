@@ -289,6 +289,10 @@ def test_all_figures_of_a_small_measurement_by_hand():
         and found["policies"]["small"]["distinct"] == 0.75
     )
     assert found["policies_compared"][0]["difference"]["mean"] == 0.625
+    best = {(b["policy"], b["judge"]): b["utility"] for b in found["best_of"]}
+    assert best["small", "good"] == best["small", measure.CEILING] and len(best) == 4
+    means = [best["small", "good"][k]["mean"] for k in ("1", "2", "4")]
+    assert np.allclose(means, [0.375, (5 / 6 + 1 / 2) / 2, 1.0]), "pass@k of 2 and 1 right of 4"
     paired = found["judges_compared"][0]
     assert (paired["a"], paired["difference"]["mean"]) == ("good, top 0.75", 0.625)
 

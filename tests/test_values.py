@@ -15,6 +15,7 @@ from sip.data.documents import SCORES, DataConfig, check_split
 from sip.data.microworld.settings import ProblemWorldConfig, WorldConfig
 from sip.data.problems import ProblemsConfig
 from sip.evals import ground_truth, rewrites
+from sip.gap.settings import GapConfig, UtilityConfig, VerifierConfig
 from sip.judge import chunk_scores
 from sip.judge.build import JudgeConfig
 from sip.rewards.answers import AnswersConfig
@@ -96,6 +97,9 @@ def examples():
             answers=AnswersConfig(),
         ),
         MajorityConfig(),
+        GapConfig(policies=("base",), judges={"truth": {}}),
+        VerifierConfig(JudgeConfig("truth", (("safety", 1.0),))),
+        UtilityConfig(),
         reward_model.Config(name="reward_model", pairs=PairsConfig("pairs.jsonl")),
         rl_prompts.Config(name="prompts", reward="base", prompts="asked.jsonl"),
         rl_thinking.Config(name="thinking", reward="match"),
@@ -122,7 +126,7 @@ def numbers(kind):
 def test_every_section_of_a_config_is_in_the_table():
     tasks = [config for stage in (supervised, rl) for config, _ in stage.TASKS.values()]
     found = set()
-    for cls in (recipe.Recipe, *EXAMPLES, *tasks):
+    for cls in (recipe.Recipe, GapConfig, VerifierConfig, *EXAMPLES, *tasks):
         reached(cls, found)
     kept = {
         cls for cls in found if any(t in (int, float) for t in typing.get_type_hints(cls).values())

@@ -45,6 +45,7 @@ class Written:
     flops: float  # of all answers to a prompt
 
 
+CEILING = "the utility itself"  # as a judge: nothing chooses better
 Cells = dict[tuple[str, str], Verified]  # by policy and judge
 
 
@@ -290,6 +291,7 @@ def results(
         "policies": {name: _policy(cfg, own, seed) for name, own in written.items()},
         "judges": {f"{p}/{j}": dict(invalid=v.invalid, why=v.why) for (p, j), v in cells.items()},
         "rows": rows,
+        "best_of": list(_best_of(cfg, written, cells, seed)),
         "correlations": {name: _correlations(name, cells) for name in written},
         "judges_compared": list(_compared(cfg, written, cells, seed)),
         "policies_compared": list(_policies_compared(cfg, written, seed)),
@@ -365,6 +367,23 @@ def _row(cfg, own: Written, policy, judge, name, weight_BN, members: Sequence[Ve
         if flops and gap["mean"] is not None
         else None,
     }
+
+
+def _best_of(cfg, written, cells: Cells, seed: int) -> Iterator[dict[str, Any]]:
+    """Yields the expected utility of the best of k = 1, 2, 4, .. answers, as chosen by each judge
+    that scores, and by the utility itself."""
+    for policy, own in written.items():
+        u_BN, known_BN = own.value[WHOLE], own.known_BN
+        by = {j: v for (p, j), v in cells.items() if p == policy and not v.rounds}
+        scored = {name: (v.score_BN, v.valid_BN) for name, v in by.items() if v.valid_BN.any()}
+        for name, (score_BN, valid_BN) in {**scored, CEILING: (u_BN, known_BN)}.items():
+            found = {}
+            for k in (1 << i for i in range(cfg.answers.bit_length())):
+                best_B = arithmetic.best_of(k, score_BN, valid_BN, u_BN, known_BN)
+                enough_B = np.isfinite(best_B)
+                best = intervals.mean(best_B, enough_B, cfg.intervals, seed=seed)
+                found[str(k)] = dataclasses.asdict(best)
+            yield dict(policy=policy, judge=name, utility=found)
 
 
 def _correlations(policy: str, cells: Cells) -> dict[str, Any]:

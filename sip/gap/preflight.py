@@ -235,9 +235,9 @@ def _valued(part: Judged, utility: Utility) -> dict[str, dict[str, np.ndarray]]:
             each["rejected"] = _at(u_BN, part.rejected_B, ok_B, own_B)
         if part.trained is not None:
             each["trained"] = _mean(u_BN[:, K + R :], new_BR)
-        each["asked"] = own_BR.any(1) & pool_BK.any(1)
+        each["asked"] = np.asarray(own_BR.any(1) & pool_BK.any(1))
         if part.trained is not None:
-            each["asked"] &= new_BR.any(1)
+            each["asked"] = np.asarray(each["asked"] & new_BR.any(1))
         for name, x_B in each.items():
             found.setdefault(name, {})[key] = x_B
     found["pool"] = {WHOLE: value[WHOLE][:, :K], "known": pool_BK}

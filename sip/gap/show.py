@@ -121,6 +121,7 @@ def gaps(found: Mapping[str, Any]) -> tuple[list[str], list[Grid]]:
         _policies(found),
         _rows(found),
         _matrix(found),
+        _best_of(found),
         *_compared(found),
         *_correlations(found),
     ]
@@ -181,6 +182,17 @@ def _matrix(found) -> Grid:
         [p, *(first[p, j] if (p, j) in first else NONE for j in judges)] for p in found["policies"]
     ]
     return Grid("Cross-verification: gap", columns, rows)
+
+
+def _best_of(found) -> Grid:
+    """The expected utility of the best of k answers, by judge."""
+    ks = list(found["best_of"][0]["utility"])
+    rows = [
+        [one["policy"], one["judge"], *(estimate(one["utility"][k], ".3f") for k in ks)]
+        for one in found["best_of"]
+    ]
+    columns = ("policy", "chosen by", *(f"best of {k}" for k in ks))
+    return Grid("Expected utility of the best of k answers", columns, rows)
 
 
 def _compared(found) -> list[Grid]:

@@ -26,6 +26,7 @@ FLAGS = {
     "annotate.__main__": {"config", "workdir", "checkpoint", "thinker", "out", "shards", "url"},
     "aot.__main__": {"config", "print_config", "topology", "workdir"},
     "bench.__main__": {"judge", "prefixes", "json"},
+    "gap.__main__": {"config", "workdir", "run", "prefixes", "json", "markdown", "out"},
     "judge.__main__": {"config", "print_config", "workdir", "run"},
 }
 

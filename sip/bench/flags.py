@@ -4,7 +4,7 @@ from absl import flags
 
 from sip import cli
 
-PREFIXES = cli.count_flag("prefixes", 2000, "Number of prefixes per judge.")
+PREFIXES = cli.shared(cli.count_flag, "prefixes", 2000, "Number of prefixes per judge.")
 CANDIDATES = flags.DEFINE_integer(
     "candidates", 17, "Number of candidates per prefix.", lower_bound=2, upper_bound=64
 )

@@ -35,7 +35,7 @@ _WORKDIR = cli.workdir_flag()
 _RUN = cli.shared(
     flags.DEFINE_string, "run", None, "Self-improving runs for a pre-flight, comma-separated."
 )
-_PREFIXES = cli.count_flag("prefixes", 128, "Pre-flight: least number of prefixes.")
+_PREFIXES = cli.shared(cli.count_flag, "prefixes", 128, "Pre-flight: least number of prefixes.")
 _OUT = cli.shared(cli.path_flag, "out", None, "File to write: FILE.json or FILE.md.")
 _ANSWERS = cli.path_flag("answers", "", "File to write the answers and their scores to (.jsonl).")
 _JSON = cli.json_flag()

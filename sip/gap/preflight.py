@@ -73,7 +73,8 @@ def preflight(run: Run, c: SelfImproveConfig, prefixes: int, how: IntervalConfig
     utility = _utility(run, c, judge_mesh)
     collector, more = _collector(run, c, mesh, judge_mesh)
     trained = _trained(run, c, mesh)
-    batches = -(-prefixes // (c.batch - c.documents))
+    rows, chunks = c.batch - c.documents, len(run.corpus(c.split).chunks)
+    batches = min(-(-prefixes // rows), max(chunks // c.batch, 1))  # no prefix twice
     params = _params(run, c, mesh)
     if c.judge.own:
         judge = judges.of_policy(c.judge, c.model, run.workdir, mesh, run.tokenizer, run.seed)

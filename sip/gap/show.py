@@ -121,6 +121,7 @@ def gaps(found: Mapping[str, Any]) -> tuple[list[str], list[Grid]]:
         _policies(found),
         _rows(found),
         _matrix(found),
+        _best_filters(found),
         _best_of(found),
         *_compared(found),
         *_correlations(found),
@@ -182,6 +183,21 @@ def _matrix(found) -> Grid:
         [p, *(first[p, j] if (p, j) in first else NONE for j in judges)] for p in found["policies"]
     ]
     return Grid("Cross-verification: gap", columns, rows)
+
+
+def _best_filters(found) -> Grid:
+    """Policies by judges: the filter with the largest gap."""
+    judged = [one for one in found["rows"] if one["verdicts"] and one["gap"]["mean"] is not None]
+    judges = list(dict.fromkeys(one["judge"] for one in judged))
+    best: dict[tuple[str, str], tuple[float, str]] = {}
+    for one in judged:
+        key, value = (one["policy"], one["judge"]), (one["gap"]["mean"], one["filter"])
+        best[key] = value if key not in best or value[0] > best[key][0] else best[key]
+    rows = [[p, *(best[p, j][1] if (p, j) in best else NONE for j in judges)]
+            for p in found["policies"]]  # fmt: skip
+    return Grid(
+        "Filters with the largest gap, chosen on the same prompts", ("policy", *judges), rows
+    )
 
 
 def _best_of(found) -> Grid:

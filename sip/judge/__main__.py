@@ -43,8 +43,11 @@ from sip.workdir import to_json
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag()
-_RUN = flags.DEFINE_string(
-    "run", None, "Run whose judge is used. Optional if only one run of the config has a judge."
+_RUN = cli.shared(
+    flags.DEFINE_string,
+    "run",
+    None,
+    "Run whose judge is used. Optional if only one run of the config has a judge.",
 )
 
 

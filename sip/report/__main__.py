@@ -1,4 +1,4 @@
-"""Reports a workdir, finished or not: plots, a table, and one HTML page with verdict and candidates.
+"""Reports a workdir, finished or not: plots, a table, and an HTML page to browse candidates.
 
 python -m sip.report DIR [OTHER]
 
@@ -6,6 +6,8 @@ DIR is a workdir of sip.train, with or without --seeds; OTHER is one to compare 
 DIR/plots/*.png, DIR/summary.json if all runs are finished, and DIR/report.html, one file that a
 browser opens without a server or a network (extra `report`). What is missing is named.
 """
+
+from collections.abc import Iterable
 
 from absl import flags
 from etils import epath
@@ -34,6 +36,7 @@ def main(argv) -> None:
     found = [outputs.write_present(every[0].config, every[0].begun, every[0].path)]
     found += [outputs.present(x.config, x.begun, x.path) for x in every[1:]]
     if _HTML.value == "":
+        _say(x for _, missing in found for x in missing)
         return
     page.check_packages()
     names = labels(argv[1:])
@@ -43,9 +46,13 @@ def main(argv) -> None:
     ]
     path = str(_HTML.value or epath.Path(every[0].path) / "report.html")
     left_out = page.write(path, places, float(_PRICE.value or 0))
-    for what in dict.fromkeys([*(x for one in places for x in one.missing), *left_out]):
-        print(what)
+    _say([*(x for one in places for x in one.missing), *left_out])
     print(f"{path}: open it in a browser")
+
+
+def _say(what: Iterable[str]) -> None:
+    for one in dict.fromkeys(what):
+        print(one)
 
 
 def labels(paths: list[str]) -> list[str]:

@@ -48,7 +48,11 @@ def _made(make, line: bytes) -> dict | None:
 
 def sample(line: Mapping[str, Any]) -> dict:
     """Returns a checked line of samples.jsonl. Raises KeyError or TypeError."""
-    return {"step": _whole(line["step"]), "prompt": _text(line["prompt"]), "text": _text(line["text"])}
+    return {
+        "step": _whole(line["step"]),
+        "prompt": _text(line["prompt"]),
+        "text": _text(line["text"]),
+    }
 
 
 def prefix(line: Mapping[str, Any]) -> dict:

@@ -43,7 +43,7 @@ def tokens(lines: Sequence[Mapping[str, Any]]) -> float | None:
 
 
 def rows(every: Sequence[RunFiles], price: float) -> list[list[str]]:
-    """Returns table cells of each begun run: name, steps, seconds, judging in seconds, tokens, money.
+    """Returns table cells of each begun run: name, steps, seconds; judging: seconds, tokens, price.
 
     `price` is that of a million tokens; 0: not known.
     """

@@ -10,6 +10,7 @@ text nodes, never as HTML.
 """
 
 import base64
+import functools
 import gzip
 import hashlib
 import importlib.util
@@ -83,9 +84,9 @@ def write(path: str, places: Sequence[Place], price: float) -> list[str]:
 def render(places: Sequence[Place], packed: str, left_out: Sequence[str], price: float) -> str:
     """Returns the HTML of the page; `packed` is the packed data."""
     import jinja2
-    from plotly import offline
 
-    plotly, program = offline.get_plotlyjs(), (FILES / "report.js").read_text()
+    program = (FILES / "report.js").read_text()
+    plotly, plotly_hash = _plotly()
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -100,12 +101,21 @@ def render(places: Sequence[Place], packed: str, left_out: Sequence[str], price:
         price=price,
         css=whole((FILES / "report.css").read_text()),
         program=whole(program),
-        plotly=whole(pack(plotly.encode())),
+        plotly=whole(plotly),
         data=whole(packed),
-        hashes=[_hash(program), _hash(plotly)],
+        hashes=[_hash(program), plotly_hash],
         sources=list(SOURCES),
         colors=SOURCES,
     )
+
+
+@functools.cache
+def _plotly() -> tuple[str, str]:
+    """Returns Plotly's program packed, and its hash."""
+    from plotly import offline
+
+    source = offline.get_plotlyjs()
+    return pack(source.encode()), _hash(source)
 
 
 def pack(data: bytes) -> str:
@@ -142,7 +152,9 @@ def _cell(row: Mapping[str, Any], column: str) -> str:
     if isinstance(value, dict):
         if value["mean"] is None:
             return ""
-        return f"{value['mean']:.3f}" + (f" ±{value['std']:.3f}" if value["std"] is not None else "")
+        return f"{value['mean']:.3f}" + (
+            f" ±{value['std']:.3f}" if value["std"] is not None else ""
+        )
     return "" if value is None or isinstance(value, str) else f"{value:.3f}"
 
 

@@ -101,8 +101,8 @@ function layout(title, y, more) {
   return {
     title: { text: title, font: { size: 14 } }, font: { color: fore, size: 11 },
     paper_bgcolor: back, plot_bgcolor: back, margin: { l: 52, r: 10, t: 34, b: 40 },
-    xaxis: { ...axis, title: { text: "step" } }, yaxis: { ...axis, title: { text: y } },
-    legend: { orientation: "h", y: -0.25 }, showlegend: true, ...more,
+    xaxis: { ...axis, title: { text: "step", standoff: 2 } }, yaxis: { ...axis, title: { text: y } },
+    legend: { orientation: "h", y: -0.3, yanchor: "top" }, showlegend: true, ...more,
   };
 }
 
@@ -127,7 +127,8 @@ function phasesFigure(phases, places, palette) {
     type: "bar", orientation: "h", name, y: runs, x: phases.map((x) => x.seconds[name] || 0),
     marker: { color: palette[i % palette.length] },
   }));
-  const made = layout("Seconds by phase of a step", "", { barmode: "stack" });
+  const legend = { orientation: "h", y: 1.02, yanchor: "bottom", traceorder: "normal" };
+  const made = layout("", "", { barmode: "stack", legend });
   made.xaxis.title.text = "seconds";
   made.yaxis.autorange = "reversed";
   return [bars, made];
@@ -156,7 +157,7 @@ function showCurves(data) {
   if (!drawn.length) section.append(make("p", "", "No run has logged a curve that varies."));
   const seen = new Set();
   const draw = ([box, figure]) =>
-    plotly().then((p) => p.react(box, ...figure(), { responsive: true, displaylogo: false }));
+    plotly().then((p) => p.react(box, ...figure(), { responsive: true, displayModeBar: false }));
   const watch = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((x) => x.isIntersecting)) {
       watch.unobserve(entry.target);
@@ -259,7 +260,7 @@ function drawList() {
   $("rail").replaceChildren(...items);
 }
 
-function go(to, candidate) {
+function go(to, candidate, follow = false) {
   at = Math.min(Math.max(0, to), Math.max(0, shown.length - 1));
   const row = shown.length ? rows[shown[at]] : null;
   picked = row ? Math.min(Math.max(0, candidate), row.candidates.length - 1) : 0;
@@ -268,6 +269,7 @@ function go(to, candidate) {
   if (top + ITEM > list.scrollTop + list.clientHeight) list.scrollTop = top + ITEM - list.clientHeight;
   drawList();
   drawDetail(row);
+  if (follow) $("detail").querySelector(".card.here")?.scrollIntoView({ block: "nearest" });
   keepAddress(row);
 }
 
@@ -283,7 +285,6 @@ function drawDetail(row) {
   const other = twin(row);
   const sides = make("div", "sides", side(row, true), ...(other ? [side(other, false)] : []));
   $("detail").replaceChildren(bar, sides);
-  $("detail").querySelector(".card.here")?.scrollIntoView({ block: "nearest" });
 }
 
 // The row of the other workdir that has the same prompt, at the nearest step.
@@ -429,7 +430,8 @@ function readAddress() {
 function keys(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, textarea")) return;
   const does = {
-    n: () => go(at + 1, 0), p: () => go(at - 1, 0), j: () => go(at, picked + 1), k: () => go(at, picked - 1),
+    n: () => go(at + 1, 0, true), p: () => go(at - 1, 0, true),
+    j: () => go(at, picked + 1, true), k: () => go(at, picked - 1, true),
     b: () => rate("better", picked), w: () => rate("worse", picked), "/": () => $("f-q").focus(),
   }[event.key];
   if (!does || !rows.length) return;

@@ -86,7 +86,11 @@ def helped(config, summary: Mapping[str, Any], every: Sequence[RunFiles]) -> lis
     found = []
     for name in [x for x in config.report.rows if x in rows and x not in (standard, start)]:
         if standard in rows:
-            found.append(_against(config, name, standard, rows, every))
+            doubted = any(
+                run.name == name and (sign := fooled(config, run, every)) and sign.kind == BAD
+                for run in every
+            )
+            found.append(_against(config, name, standard, rows, every, doubted))
         elif reasons := _since_start(rows[name]):
             found.append(Finding(NOTE, f"{name}, since its start", tuple(reasons)))
     if not found:
@@ -99,7 +103,8 @@ def helped(config, summary: Mapping[str, Any], every: Sequence[RunFiles]) -> lis
     return found
 
 
-def _against(config, name: str, standard: str, rows, every) -> Finding:
+def _against(config, name: str, standard: str, rows, every, doubted: bool) -> Finding:
+    """Judges a row; `doubted` says that its judge was probably fooled."""
     known = [difference(config, name, standard, rows, every, metric) for metric in GOALS]
     found = [x for x in known if x]
     better = [x for x in found if x.low > 0]
@@ -115,6 +120,9 @@ def _against(config, name: str, standard: str, rows, every) -> Finding:
         return Finding(
             MIXED, f"{name}: better in {said(better)}; worse in {said(worse)}", tuple(reasons)
         )
+    if better and doubted and all(x.metric == "win_rate_judge" for x in better):
+        title = f"{name}: a judge prefers it, but there are signs that a judge was fooled"
+        return Finding(MIXED, title, tuple(reasons))
     if better:
         return Finding(GOOD, f"{name} helped: better in {said(better)}", tuple(reasons))
     if worse:
@@ -190,10 +198,10 @@ def _since_start(row) -> list[str]:
 
 def fooled(config, run: RunFiles, every: Sequence[RunFiles]) -> Finding | None:
     """Judges whether a run learned the faults of its judge; None for a run without one."""
-    backend = setting(config, f"runs.{run.name}.judge.backend")
-    if not backend or not any("reward/" in key for x in run.lines for key in x):
+    asked = {who for who in ("judge", "truth") for x in run.lines if f"{who}/valid" in x}
+    if not asked:
         return None
-    if backend == "truth":
+    if asked == {"truth"}:
         return Finding(NOTE, f"{run.title}: the ground truth is its judge and cannot be fooled")
     doubts, trust, unknown = [], [], []
     for sign in (_audit(config, run), _evaluated(run), _repeats(config, run, every)):
@@ -209,9 +217,7 @@ def fooled(config, run: RunFiles, every: Sequence[RunFiles]) -> Finding | None:
     if trust:
         title = f"{run.title}: no sign that its judge was fooled"
         return Finding(GOOD, title, (*trust, *unknown))
-    return Finding(
-        UNKNOWN, f"{run.title}: not known whether its judge was fooled", tuple(unknown)
-    )
+    return Finding(UNKNOWN, f"{run.title}: not known whether its judge was fooled", tuple(unknown))
 
 
 Signs = tuple[list[str], list[str], list[str]]  # doubts, trust, what is not known
@@ -230,8 +236,8 @@ def _audit(config, run: RunFiles) -> Signs:
     if len(same) < 4:
         return [], [], [f"The audit has {len(same)} comparable points, too few to see a trend."]
     first, last = same[:part], same[-part:]
-    mean = lambda some, key: float(np.mean([getattr(p, key) for p in some]))
-    (a, b), (c, d) = ((mean(x, k) for x in (first, last)) for k in ("judge", "audit"))
+    a, b = (float(np.mean([p.judge for p in some])) for some in (first, last))
+    c, d = (float(np.mean([p.audit for p in some])) for some in (first, last))
     said = (
         f"From the first to the last third of its audits, the judge's score of its own choice went "
         f"from {a:.3f} to {b:.3f} and the audit's from {c:.3f} to {d:.3f}."
@@ -380,4 +386,3 @@ def absent(config, begun: Sequence[int], every: Sequence[RunFiles]) -> list[str]
             "judge that the policy does not learn from."
         )
     return found
-

@@ -105,13 +105,13 @@ def test_the_policy_admits_only_the_two_scripts_and_no_request(tmp_path):
     assert rules["default-src"] == "'none'" and "http" not in found.policy
 
 
-def test_ten_thousand_candidates_fit_and_are_all_in_the_page(tmp_path):
-    lines = made.prefixes(10, 170)
-    assert sum(len(x["candidates"]) for x in lines) > 10_000
-    found = written(made.workdir(tmp_path / "w", lines))
-    rows = found.data()["rows"]
+def test_all_candidates_with_the_words_of_the_judge_are_in_the_page(tmp_path):
+    lines = made.prefixes(2, 6)
+    rows = written(made.workdir(tmp_path / "w", lines)).data()["rows"]
     assert [row["prompt"] for row in rows] == [line["prompt"] for line in lines]
-    assert rows[7]["candidates"][0]["said"] == lines[7]["candidates"][0]["said"]
+    for row, line in zip(rows, lines, strict=True):
+        for ours, theirs in zip(row["candidates"], line["candidates"], strict=True):
+            assert {key: ours[key] for key in theirs} == theirs
 
 
 def test_data_that_do_not_fit_lose_steps_and_the_page_says_so(tmp_path, monkeypatch):

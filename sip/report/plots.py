@@ -28,7 +28,9 @@ def plots(asked, workdirs: Sequence[str], to: str) -> None:
     """
     matplotlib.use("Agg")
     names = dict.fromkeys((*asked.rows, asked.judge) if asked.judge else asked.rows)
-    runs = {name: [metrics.read(run_dir(workdir, name)) for workdir in workdirs] for name in names}
+    logged = lambda name: [metrics.read(run_dir(workdir, name)) for workdir in workdirs]
+    begun = {name: [lines for lines in logged(name) if lines] for name in names}
+    runs = {name: lines for name, lines in begun.items() if lines}
     directory = epath.Path(to) / "plots"
     directory.mkdir(parents=True, exist_ok=True)
     found = panels(runs, asked.judge)

@@ -215,9 +215,10 @@ def config(**changes):
     return ConfigDict(found.to_dict())
 
 
-def run(name="sip_learned", lines=(), texts=(), **figures):
+def run(name="sip_learned", lines=(), texts=(), alarms=(), **figures):
     """A run's files by hand."""
-    return contents.RunFiles(name, None, "", 2, list(lines), figures, list(texts), True)
+    files = dict(lines=list(lines), texts=list(texts), alarms=list(alarms), figures=figures)
+    return contents.RunFiles(name, None, "", steps=2, done=True, **files)
 
 
 def row(value):
@@ -301,6 +302,7 @@ def test_other_signs_of_a_fooled_judge():
     assert "fell from 0.900 at step 3 to 0.600" in said(lines=fell)
     assert "repeats itself" in said(lines=judged, texts=["he was a dog he was a dog"] * 60)
     assert "much less likely: 2.60" in said(lines=judged, nll=2.6)
+    assert "Alarm at step 3: look." in said(lines=judged, alarms=["Alarm at step 3: look"])
     assert "ended the run" in said(lines=judged, stopped_early="they diverged")
     truth = verdict.fooled(config(), run(lines=[{"step": 1, "truth/valid": 1.0}]), [])
     assert truth and truth.kind == "note" and verdict.fooled(config(), run(), []) is None
@@ -349,6 +351,14 @@ def test_a_finished_job_over_seeds_has_means_and_an_interval(tmp_path, monkeypat
         "seed0/sip_learned",
         "seed1/sip_learned",
     }
+
+
+def test_alarms_are_read_from_the_run(tmp_path):
+    workdir = made.workdir(tmp_path / "w", [])
+    path = workdir / "runs" / "sip_learned" / "alarms.jsonl"
+    path.write_text('{"step": 7, "said": "look"}\n{"step": 8}\n{"st')
+    (found,) = [x for x in contents.runs(contents.opened(str(workdir)), []) if x.lines]
+    assert found.alarms == ["Alarm at step 7: look"]
 
 
 def test_a_damaged_config_is_one_line(tmp_path):

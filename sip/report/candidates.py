@@ -6,8 +6,9 @@ A line of candidates.jsonl is one prefix of one step:
         {"source", "text", "score", "aspects", "valid", "why", "chosen", "rejected", "advantage",
          "tokens", "ended", "said": [{"aspect", "against", "text", "value"}]}]}
 
-A line of samples.jsonl is a greedy continuation: {"step", "prompt", "text"}. Texts are whatever a
-model wrote: they are data, and the page shows them as text.
+A line of samples.jsonl is a greedy continuation: {"step", "prompt", "text"}; one of alarms.jsonl is
+an alarm of the watch for reward hacking: {"step", "said"}. Texts are whatever a model wrote: they
+are data, and the page shows them as text.
 """
 
 import difflib
@@ -19,7 +20,7 @@ from typing import Any
 
 from etils import epath
 
-CANDIDATES, SAMPLES = "candidates.jsonl", "samples.jsonl"
+CANDIDATES, SAMPLES, ALARMS = "candidates.jsonl", "samples.jsonl", "alarms.jsonl"
 WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 MOST_WORDS = 1500  # of a compared text; the time grows with the square
 
@@ -33,7 +34,7 @@ def read(directory: str, file: str) -> tuple[list[dict], int]:
     if not path.exists():
         return [], 0
     lines = path.read_bytes().split(b"\n")[:-1]
-    make = prefix if file == CANDIDATES else sample
+    make = {CANDIDATES: prefix, SAMPLES: sample, ALARMS: alarm}[file]
     found = [_made(make, line) for line in lines if line.strip(b"\0 \r")]
     rows = [row for row in found if row is not None]
     return rows, len(found) - len(rows)
@@ -53,6 +54,11 @@ def sample(line: Mapping[str, Any]) -> dict:
         "prompt": _text(line["prompt"]),
         "text": _text(line["text"]),
     }
+
+
+def alarm(line: Mapping[str, Any]) -> dict:
+    """Returns a checked line of alarms.jsonl. Raises KeyError or TypeError."""
+    return {"step": _whole(line["step"]), "said": _text(line["said"])}
 
 
 def prefix(line: Mapping[str, Any]) -> dict:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from sip import metrics
 from sip import workdir as workdirs
+from sip.report import candidates
 from sip.stages import recipe, seeds
 from sip.structs import UserError
 
@@ -54,6 +55,7 @@ class RunFiles:
     lines: list[dict]  # of metrics.jsonl
     figures: dict[str, Any]  # of eval.json; empty if it is not written yet
     texts: list[str]  # final greedy continuations of unselected prefixes
+    alarms: list[str]  # of the watch for reward hacking, in words
     done: bool
 
     @property
@@ -121,8 +123,14 @@ def _run(place: Opened, seed: int | None, where: str, name: str, missing: list[s
         lines=metrics.read(directory),
         figures=evaluated,
         texts=kept,
+        alarms=_alarms(directory),
         done=(epath.Path(directory) / workdirs.DONE).exists(),
     )
+
+
+def _alarms(directory: str) -> list[str]:
+    rows, _ = candidates.read(directory, candidates.ALARMS)
+    return [f"Alarm at step {row['step']}: {row['said']}" for row in rows]
 
 
 def _json(directory: str, file: str, missing: list[str]) -> dict[str, Any]:

@@ -143,7 +143,6 @@ def _shown(one: Place, left_out: Sequence[str], price: float) -> dict[str, Any]:
         "columns": [name.replace("_", " ") for name in columns],
         "rows": [(name, [_cell(row, c) for c in columns]) for name, row in rows.items()],
         "costs": costs.rows(one.runs, price),
-        "alarms": [alarm for run in one.runs for alarm in _alarms(run)],
     }
 
 
@@ -250,14 +249,3 @@ def _phases(at: int, one: Place) -> list[dict]:
     """Seconds of each run by phase of a step."""
     found = [(run, costs.phases(run.lines)) for run in one.runs]
     return [{"place": at, "run": run.title, "seconds": x} for run, x in found if x]
-
-
-def _alarms(run: RunFiles) -> list[str]:
-    """The lines of the run's alarms.jsonl in words."""
-    path = epath.Path(run.directory) / "alarms.jsonl"
-    if not path.exists():
-        return []
-    found = []
-    for line in path.read_text().splitlines():
-        found.append(f"{run.title}: {line}")
-    return found

@@ -203,7 +203,7 @@ def fooled(config, run: RunFiles, every: Sequence[RunFiles]) -> Finding | None:
         return None
     if asked == {"truth"}:
         return Finding(NOTE, f"{run.title}: the ground truth is its judge and cannot be fooled")
-    doubts, trust, unknown = [], [], []
+    doubts, trust, unknown = [f"{alarm}." for alarm in run.alarms], [], []
     for sign in (_audit(config, run), _evaluated(run), _repeats(config, run, every)):
         for into, what in zip((doubts, trust, unknown), sign, strict=True):
             into += what

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
 from sip import workdir as workdirs
 from sip.report import candidates, contents, costs, verdict
 from sip.report.contents import Opened, RunFiles

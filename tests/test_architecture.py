@@ -45,6 +45,8 @@ HEAVY = {
     "safetensors",
     "tokenizers",
     "jinja2",
+    "plotly",
+    "selenium",
     "huggingface_hub",
     "lm_eval",
     "pyarrow",

@@ -390,3 +390,17 @@ def test_the_judge_logs_what_its_server_took():
         first, second = score(), score()
     assert first["remote/requests"] == (3, 2) and second["remote/requests"] == (2, 2)
     assert first["remote/retries"] == (1, 2) and first["judge/valid"] == (2, 2)
+
+
+def test_tokens_are_counted_if_the_server_tells_its_usage(tmp_path):
+    told = {"usage": {"prompt_tokens": 7, "completion_tokens": 1}}
+    spent = ("judge/prompt_tokens", "judge/answer_tokens")
+    for more, want in ((told, [(14, 1), (2, 1)]), ({}, [(0, 0), (0, 0)])):
+        with serve(lambda *of, more=more: {**echo(*of), **more}) as server:
+            one = Remote(config(server, cache=str(tmp_path)))
+            one.choose(["x"], [["y", "z"]], (" one", " two"))
+            found = one.stats()
+            one.choose(["x"], [["y", "z"]], (" one", " two"))  # from the cache
+            again = one.stats()
+        assert [found[key] for key in spent] == want
+        assert [again[key] for key in spent] == [(0, 0), (0, 0)]

@@ -49,7 +49,7 @@ def test_the_base_draws_with_itself_and_standard_has_closed_no_headroom(finished
     assert rows["base"]["safety_headroom_closed"] == pytest.approx(gain / room if room else 0)
 
 
-@pytest.mark.parametrize("name", ["chosen", "reward", "evaluations"])
+@pytest.mark.parametrize("name", ["loss", "chosen", "reward", "evaluations"])
 def test_the_plots_are_pictures(name, finished):
     data = (finished / "plots" / f"{name}.png").read_bytes()
     assert data[:8] == PNG and len(data) > 5000
@@ -60,12 +60,12 @@ def test_the_command_shows_the_table_again_from_a_moved_workdir(finished, capsys
     before = json.loads((moved / "summary.json").read_text())
     shutil.rmtree(moved / "plots")
     (moved / "summary.json").unlink()
-    assert call(report, str(moved)) == 0
+    assert call(report, str(moved), "--html=") == 0
     out = capsys.readouterr().out
     assert all(name[:10] in out for name in ROWS) and "quality_accuracy" in out
     assert json.loads((moved / "summary.json").read_text()) == before
     drawn = {path.stem for path in (moved / "plots").glob("*.png")}
-    assert drawn == {"chosen", "reward", "evaluations", "judge"}
+    assert drawn == {"loss", "chosen", "reward", "evaluations", "judge"}
 
 
 def test_tables_show_the_largest_samples_of_an_evaluation():
@@ -74,16 +74,21 @@ def test_tables_show_the_largest_samples_of_an_evaluation():
 
 
 @pytest.mark.parametrize("file", ["done.json", "eval.json"])
-def test_an_unfinished_run_is_named(file, finished, capsys, tmp_path):
+def test_an_unfinished_run_is_named_and_the_rest_is_reported(file, finished, capsys, tmp_path):
     moved = shutil.copytree(finished, tmp_path / "moved")
     (moved / "runs" / "standard" / file).unlink()
-    assert call(report, str(moved)) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "'standard' is not finished" in err
+    (moved / "summary.json").unlink()
+    with pytest.raises(UserError, match="'standard' is not finished"):
+        summarise(tiny_recipe.get_config(), str(moved))
+    assert call(report, str(moved), "--html=") == 0
+    out = capsys.readouterr().out
+    assert "│ sip_learned" in out and ("│ standard" in out) == (file == "done.json")
+    assert f"standard/{file} does not exist: run 'standard' is not finished" in out
+    assert not (moved / "summary.json").exists()  # it would be taken as the sign of a finished job
 
 
 @pytest.mark.parametrize(
-    "argv, named", [([], "usage"), (["nowhere"], "nowhere"), (["a", "b"], "usage")]
+    "argv, named", [([], "usage"), (["nowhere"], "nowhere"), (["a", "b", "c"], "usage")]
 )
 def test_a_bad_command_is_one_line(argv, named, capsys):
     assert call(report, *argv) == 2

@@ -13,7 +13,7 @@ from workdirs import call, files, lines, quickly, stop_after
 from sip import train
 from sip import workdir as workdirs
 from sip.report import __main__ as report
-from sip.report import plots, statistics
+from sip.report import panels, statistics
 from sip.report.summary import comparable
 from sip.run import open_tokenizer
 from sip.stages import binding, seeds
@@ -180,11 +180,11 @@ def test_curves_are_means_of_the_steps_that_all_seeds_have():
         {"step": 4, "x": 2},
     ]
     other = [{"step": s, "x": 3.0 + s} for s in (1, 2, 4)]
-    steps, mean, deviation = plots.series([one, other], "x")
+    steps, mean, deviation = panels.series([one, other], "x")
     assert steps == [1, 4] and mean.tolist() == [2.5, 4.5]
     assert deviation.tolist() == pytest.approx([3 / math.sqrt(2), 5 / math.sqrt(2)])
-    assert plots.series([one], "x")[1:] == (pytest.approx([1.0, 2.0]), None)
-    assert plots.series([one, other], "y")[0] == []
+    assert panels.series([one], "x")[1:] == (pytest.approx([1.0, 2.0]), None)
+    assert panels.series([one, other], "y")[0] == []
 
 
 @pytest.mark.slow  # test_report moves a workdir

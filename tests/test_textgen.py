@@ -127,6 +127,22 @@ def test_local_writes_what_a_plain_loop_writes(params):
             assert said[b][c] == [plain if ended else Cut(plain)] * 2
 
 
+def test_tokens_that_are_read_and_written_are_counted(params):
+    one, size = _local(params, batch=2), lambda text: len("".join(text))
+    branches = sum(size(text) for row in BRANCHES for text in row)
+    read = branches + sum(1 + size(trunk) for trunk in TRUNKS)  # 1: BOS
+    one.choose(TRUNKS, BRANCHES, OPTIONS)
+    assert one.stats() == {"judge/prompt_tokens": (read, 1), "judge/answer_tokens": (0, 1)}
+    ask = one.keep(TRUNKS)
+    ask(BRANCHES, OPTIONS)
+    ask(BRANCHES, OPTIONS)  # the trunks are kept
+    assert one.stats()["judge/prompt_tokens"] == (read + branches, 1)
+    how = dict(votes=2, max_tokens=4, sampling=SamplingConfig(temperature=0), seed=0)
+    said = one.of(params).generate(TRUNKS, BRANCHES, **how)
+    assert all(isinstance(x, Cut) for row in said for votes in row for x in votes)
+    assert one.stats() == {"judge/prompt_tokens": (read, 1), "judge/answer_tokens": (8 * 2 * 4, 1)}
+
+
 @pytest.mark.slow  # test_voting asks the same of texts' votes
 def test_local_votes_hang_on_seed_and_prompt_not_on_batch_or_place(params):
     ask = lambda seed, **options: _local(params, **options).generate(

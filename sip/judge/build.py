@@ -184,7 +184,8 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -
     source = source_dir(workdir, wanted.init_from, "judge.init_from")
     model = load_model(source, mesh, wanted.param_dtype)  # with the judge's own tokenizer
     aspects = _aspects(wanted, workdir, model.tokenizer)
-    return asking(_local(wanted, aspects, model), aspects)
+    local = _local(wanted, aspects, model)
+    return asking(local, aspects, stats=local.stats)
 
 
 def of_policy(
@@ -196,7 +197,7 @@ def of_policy(
     """
     aspects = _aspects(wanted, workdir, tokenizer)
     local = _local(wanted, aspects, LoadedModel(None, cfg, tokenizer, mesh))
-    judge = _asking(wanted, workdir, mesh, seed, local, aspects)
+    judge = _asking(wanted, workdir, mesh, seed, local, aspects, stats=local.stats)
     return lambda params: dataclasses.replace(judge, textgen=local.of(params))
 
 

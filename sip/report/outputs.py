@@ -9,15 +9,15 @@ from sip import workdir as workdirs
 from sip.report import statistics
 from sip.report.journeys import plot_journeys
 from sip.report.plots import plots
-from sip.report.summary import against_first, comparable, summarise
+from sip.report.summary import against_first, collect, comparable, summarise
 from sip.report.tables import show, show_seeds
 from sip.sections import section
 from sip.stages import seeds
-from sip.stages.recipe import ReportConfig
+from sip.stages.recipe import TEACHERS, ReportConfig
 
 
 def write(config, workdir: str) -> dict:
-    """Writes summary.json and plots, prints the table and returns the summary.
+    """Writes summary.json and plots of a finished config, prints the table, returns the summary.
 
     Raises UserError if a run is not finished.
     """
@@ -51,6 +51,58 @@ def write_seeds(config, wanted: Sequence[int], workdir: str) -> dict:
         plot_journeys(_journeys(config), [run["rows"] for run in runs.values()], workdir)
         show_seeds(summary)
     return summary
+
+
+def write_present(config, begun: Sequence[int], workdir: str) -> tuple[dict, list[str]]:
+    """Writes plots and prints tables of what is there, finished or not.
+
+    summary.json is written only if nothing is missing: sip.train takes it as the sign of a finished
+    workdir.
+
+    Args:
+        config: The whole config.
+        begun: The seeds begun in the workdir; empty for a workdir without seeds.
+        workdir: The workdir.
+
+    Returns:
+        (summary of what is there, what is missing in words).
+    """
+    summary, missing = present(config, begun, workdir)
+    if not missing:
+        return write_seeds(config, begun, workdir) if begun else write(config, workdir), []
+    plots(config.report, _directories(begun, workdir), workdir)
+    (show_seeds if begun else show)(summary)
+    return summary, missing
+
+
+def present(config, begun: Sequence[int], workdir: str) -> tuple[dict, list[str]]:
+    """Returns (summary of what is there, what is missing in words) and writes nothing."""
+    configs = [seeds.of(config, seed) for seed in begun] or [config]
+    where = _directories(begun, workdir)
+    found = [collect(own, directory) for own, directory in zip(configs, where, strict=True)]
+    runs = dict(zip(begun, (figures for figures, _ in found), strict=False))
+    summary = _combined(config, runs) if begun else found[0][0]
+    return summary, [what for _, missing in found for what in missing]
+
+
+def _directories(begun: Sequence[int], workdir: str) -> list[str]:
+    return [seeds.directory(workdir, seed) for seed in begun] or [workdir]
+
+
+def _combined(config, runs: dict[int, dict]) -> dict:
+    """Returns the summary over seeds of the rows that every seed has."""
+    every = set.intersection(*(set(run["rows"]) for run in runs.values()))
+    shared = [who for who in TEACHERS if all(who in run for run in runs.values())]
+    left = ("wall_seconds", "seed", *shared)
+    cut = {
+        seed: {key: run[key] for key in left}
+        | {"rows": {name: row for name, row in run["rows"].items() if name in every}}
+        for seed, run in runs.items()
+    }
+    standard = config.report.standard if config.report.standard in every else ""
+    paired = [name for name in comparable(config) if name in every] if standard else []
+    journeys = [(a, b) for a, b in against_first(_journeys(config)) if {a, b} <= every]
+    return statistics.combine(cut, paired, standard, journeys)
 
 
 def _journeys(config) -> tuple[tuple[str, ...], ...]:

@@ -39,12 +39,26 @@ def summarise(config, workdir: str) -> dict:
 
     Raises UserError if a run is not finished.
     """
-    wanted = section(ReportConfig, config.report, "report")
+    summary, missing = collect(config, workdir)
+    if missing:
+        raise UserError(f"{missing[0]}; run sip.train again")
+    return summary
+
+
+def collect(config, workdir: str) -> tuple[dict, list[str]]:
+    """Returns (the figures of what is finished, what is missing in words).
+
+    The figures have the form of summary.json. Runs and rows that are not finished are left out.
+    """
+    wanted, missing = section(ReportConfig, config.report, "report"), []
     none = {"lost_steps": 0, "left_out": {}}  # earlier versions did not write these keys
-    done = {name: none | _read(workdir, name, "done.json") for name in config.order}
+    found = _present(workdir, config.order, "done.json", missing)
+    done = {name: none | figures for name, figures in found.items()}
     walls = {name: figures["wall_seconds"] for name, figures in done.items()}
-    rows = {name: _read(workdir, name, "eval.json") for name in wanted.rows}
-    standard = rows[wanted.standard] if wanted.standard else {}
+    teachers = {who: getattr(wanted, who) for who in TEACHERS if getattr(wanted, who)}
+    evaluated = _present(workdir, (*wanted.rows, *teachers.values()), "eval.json", missing)
+    rows = {name: evaluated[name] for name in wanted.rows if name in evaluated}
+    standard = rows[wanted.standard] if wanted.standard in rows else {}
     for figures in rows.values():
         # A figure that is not finite is null in eval.json.
         for key in [key for key in HEADROOM if None not in (_at(standard, key), _at(figures, key))]:
@@ -62,10 +76,26 @@ def summarise(config, workdir: str) -> dict:
         "left_out_by_run": {name: figures["left_out"] for name, figures in done.items()},
     }
     if pairs := against_first(wanted.journeys):
-        summary["journey"] = {f"{a} - {b}": _difference(rows[a], rows[b]) for a, b in pairs}
-    for who in (who for who in TEACHERS if getattr(wanted, who)):
-        summary[who] = _read(workdir, getattr(wanted, who), "eval.json")
-    return {**summary, "rows": rows}
+        both = [(a, b) for a, b in pairs if a in rows and b in rows]
+        summary["journey"] = {f"{a} - {b}": _difference(rows[a], rows[b]) for a, b in both}
+    summary |= {who: evaluated[name] for who, name in teachers.items() if name in evaluated}
+    return {**summary, "rows": rows}, list(dict.fromkeys(missing))
+
+
+def _present(workdir: str, names: Sequence[str], file: str, missing: list[str]) -> dict[str, dict]:
+    """Reads a file of each run; a run without it is named in `missing`."""
+    found = {}
+    for name in dict.fromkeys(names):
+        path = epath.Path(workdirs.run_dir(workdir, name)) / file
+        if not path.exists():
+            missing.append(f"{path} does not exist: run {name!r} is not finished")
+            continue
+        keys = {"wall_seconds": (int, float)} if file == workdirs.DONE else {}
+        try:
+            found[name] = workdirs.read_json(path, **keys)
+        except UserError as e:
+            missing.append(str(e))
+    return found
 
 
 def _difference(row: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
@@ -91,10 +121,3 @@ def goodput(workdir: str, name: str, wall: float) -> float:
 
 def _at(figures: Mapping[str, float | None], key: str) -> float | None:
     return figures[key] if key in figures else None
-
-
-def _read(workdir: str, name: str, file: str) -> dict:
-    path = epath.Path(workdirs.run_dir(workdir, name)) / file
-    if not path.exists():
-        raise UserError(f"{path} does not exist: run {name!r} is not finished; run sip.train again")
-    return workdirs.read_json(path)

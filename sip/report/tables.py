@@ -60,7 +60,7 @@ def show(summary: dict) -> None:
     console.print(f"goodput: {good}; lost steps: {sum(summary['lost_steps_by_run'].values())}")
     for who in (who for who in TEACHERS if who in summary):
         figures = summary[who].items()
-        console.print(f"{who}: " + ", ".join(f"{k} {v:.3f}" for k, v in figures if "/" not in k))
+        console.print(f"{who}: " + _named({k: v for k, v in figures if "/" not in k}))
 
 
 def show_seeds(summary: dict) -> None:
@@ -106,11 +106,16 @@ def _table(title: str, labels: Sequence[str], rows) -> tuple[Table, list[str]]:
     table = Table(title=title)
     for label in labels:
         table.add_column(label, no_wrap=True)
-    known = {key for row in rows.values() for key in row}
-    columns = [c for c in COLUMNS if c in known] + _at(known)
+    columns = columns_of(rows)
     for name in columns:
         table.add_column(name.replace("_", " "), justify="right")
     return table, columns
+
+
+def columns_of(rows) -> list[str]:
+    """Lists the metrics that a table of rows shows."""
+    known = {key for row in rows.values() for key in row}
+    return [c for c in COLUMNS if c in known] + _at(known)
 
 
 def _named(figures) -> str:

@@ -106,6 +106,16 @@ class Local:
         self._tokenizer, self._batch, self._multiple = model.tokenizer, batch, multiple
         self._keep_bytes = keep_bytes
         self._cached = Cached(model.tokenizer, 1 << 14)
+        self._spent = {"prompt_tokens": 0, "answer_tokens": 0}  # shared with copies (`of`)
+
+    def stats(self) -> dict[str, tuple[float, float]]:
+        """Returns the tokens read and written since the last call, as (total, 1); resets them.
+
+        A trunk counts once for all its branches, and once for all calls of `keep`.
+        """
+        found = {f"judge/{name}": (float(n), 1.0) for name, n in self._spent.items()}
+        self._spent.update(dict.fromkeys(self._spent, 0))
+        return found
 
     def of(self, params: Params) -> "Local":
         """Returns this generator with other parameters of the same shapes, without recompiling."""
@@ -133,6 +143,7 @@ class Local:
     def _choose(self, trunks, branches, options, kept: Kept | None):
         options_O = np.array([self._option(option) for option in options], np.int32)
         trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=0)
+        self._count(trunk_ids if not kept else [[]] * len(trunks), branch_ids)
         C = max(map(len, branches), default=0)
         out_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
 
@@ -172,6 +183,7 @@ class Local:
         A text without a stop token is a `Cut`.
         """
         trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=max_tokens)
+        self._count(trunk_ids, branch_ids)
         run = answering(self._cfg, votes, max_tokens, sampling, self._tokenizer.stops)
         key = jax.random.key(seed)
 
@@ -188,6 +200,7 @@ class Local:
                     if not np.isfinite(logp_BCR[at, c * votes + j]).all():
                         continue  # logits that overflow: no answer
                     ids = tokens_BCR[at, c * votes + j][mask_BCR[at, c * votes + j]].tolist()
+                    self._spent["answer_tokens"] += len(ids)
                     text = continuation(self._tokenizer, branch_ids[b][c], ids)
                     ended = ids[-1] in self._tokenizer.stops
                     said[b][c][j] = text if ended else Cut(text)
@@ -215,6 +228,12 @@ class Local:
             for rows in some
             if any(asks[b] for b in rows)
         ]
+
+    def _count(self, trunk_ids, branch_ids) -> None:
+        """Counts the tokens of prompts; rows without a branch are not run."""
+        asked = [row for row in zip(trunk_ids, branch_ids, strict=True) if any(row[1])]
+        read = sum(len(trunk) + sum(map(len, branches)) for trunk, branches in asked)
+        self._spent["prompt_tokens"] += read
 
     def _option(self, option: str) -> int:
         """Returns the token id of an option. Raises UserError if the option is not one token."""

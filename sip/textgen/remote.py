@@ -9,6 +9,8 @@ the server's tokenizer are broken up in text under judgement (`sip/text/untruste
 import hashlib
 import logging
 import math
+import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,8 @@ from sip.workdir import place
 APIS = {"completions": "completions", "chat": "chat/completions"}
 ENDED = ("stop", "eos", "eos_token", "stop_sequence", "end_turn")  # finish_reason of whole answers
 LONGEST = 86400  # seconds of one attempt; timers and sockets take no more than some years
+# Our names of the counts in an answer's `usage`.
+USAGE = {"prompt_tokens": "prompt_tokens", "answer_tokens": "completion_tokens"}
 LOWEST = -1e4  # nats, in place of -inf, which JSON (the cache) lacks; its exp is 0
 NEGLIGIBLE = 1e-3  # an unlisted option gets probability 0 if its bound is at most this
 LOG = logging.getLogger(__name__)
@@ -101,17 +105,33 @@ class Remote:
             raise UserError("tokens: a tokenizer is needed to send token ids; or set tokens=False")
         self._config, self._tokenizer = config, tokenizer
         self._endpoint = _endpoint(config, sleep)
+        self._lock, self._spent = threading.Lock(), Counter[str]()
 
     def check(self) -> None:
         """Requests one token. Raises UserError (one line) if the server gives no usable answer."""
         _check(self._endpoint, self._config)
 
     def stats(self) -> dict[str, tuple[float, float]]:
-        """Returns remote/{requests, retries, failed, cached} as (total, answers asked for).
+        """Returns remote/{requests, retries, failed, cached} as (total, answers asked for), and
+        judge/{prompt_tokens, answer_tokens} as (total, 1) if the server reports its usage.
 
-        Each call resets the counts.
+        Each call resets the counts. Answers from the cache cost no tokens.
         """
-        return {f"remote/{name}": pair for name, pair in self._endpoint.stats().items()}
+        with self._lock:
+            spent, self._spent = self._spent, Counter()
+        told = float(spent["answers"] > 0)
+        tokens = {f"judge/{name}": (float(spent[name]), told) for name in USAGE}
+        return {f"remote/{name}": x for name, x in self._endpoint.stats().items()} | tokens
+
+    def _count(self, found: Any) -> None:
+        """Counts the tokens that the server says an answer took."""
+        usage = found["usage"] if isinstance(found, dict) and "usage" in found else None
+        if not isinstance(usage, dict):
+            return
+        told = {name: usage[key] for name, key in USAGE.items() if key in usage}
+        if all(isinstance(n, int) and n >= 0 for n in told.values()):
+            with self._lock:
+                self._spent.update(answers=1, **told)
 
     def choose(self, trunks, branches, options) -> np.ndarray:
         """Returns logp_BCO of the options, from the `logprobs` most likely tokens in each answer.
@@ -211,7 +231,13 @@ class Remote:
 
     def _ask(self, payloads, wanted, whole) -> list[Any]:
         """Sends payloads and returns the value of each answer; None for a failed one."""
-        answers = self._endpoint.ask(APIS[self._config.api], payloads, wanted, whole)
+
+        def counted(found: Any) -> Any:
+            value = wanted(found)
+            self._count(found)
+            return value
+
+        answers = self._endpoint.ask(APIS[self._config.api], payloads, counted, whole)
         problems = [answer.problem for answer in answers if answer.problem]
         if problems:
             LOG.warning(

@@ -351,18 +351,24 @@ def test_a_config_with_a_wrong_section_is_refused_before_it_is_trained():
 RECIPE = f"--config={tiny_recipe.ROOT}/tests/tiny_recipe.py"
 
 
-def test_the_preflight_of_trained_runs_shows_what_they_gained(finished, quick, capsys, tmp_path):
+def test_the_preflight_of_a_trained_run_shows_what_it_gained(finished, quick, capsys, tmp_path):
     out = tmp_path / "flight.json"
-    argv = (RECIPE, f"--workdir={finished}", "--run=sip_learned,sip_oracle", "--prefixes=16")
+    argv = (RECIPE, f"--workdir={finished}", "--run=sip_oracle", "--prefixes=16")
     assert call(command, *argv, "--markdown", f"--out={out}") == 0
-    text, found = capsys.readouterr().out, json.loads(out.read_text())
-    learned, oracle = found["runs"]
-    assert text.startswith("sip_learned: ") and "\nsip_oracle: " in text and "| trained |" in text
-    assert learned["prefixes"] == oracle["prefixes"] == 16
-    assert learned["own"] == oracle["own"] and learned["policy"] == "base"
-    assert oracle["gain"]["mean"] > learned["gain"]["mean"], "the truth chooses by the utility"
+    text, (oracle,) = capsys.readouterr().out, json.loads(out.read_text())["runs"]
+    assert text.startswith("sip_oracle: YES, ") and "| trained |" in text
+    assert oracle["trained"]["count"] == oracle["prefixes"] == 16 and oracle["policy"] == "base"
     assert 0 < oracle["share"] <= 1 and oracle["invalid"] == 0
-    assert learned["trained"]["mean"] != oracle["trained"]["mean"]
+    assert oracle["gain"]["mean"] <= oracle["ceiling"]["mean"]
+
+
+@pytest.mark.slow  # compiles proofreader, judge and rewriter
+def test_the_preflight_compares_runs_with_their_own_judges(finished, quick, capsys):
+    argv = (RECIPE, f"--workdir={finished}", "--run=sip_learned,sip_oracle", "--prefixes=8")
+    assert call(command, *argv, "--json") == 0
+    learned, oracle = json.loads(capsys.readouterr().out)["runs"]
+    assert learned["own"] == oracle["own"] and learned["ceiling"]["count"] == 8
+    assert oracle["gain"]["mean"] > learned["gain"]["mean"], "the truth chooses by the utility"
 
 
 MEASURED = """
@@ -386,6 +392,7 @@ def get_config(arg=""):
 """
 
 
+@pytest.mark.slow  # compiles the programs of three judges
 def test_policies_are_measured_under_judges(finished, quick, capsys, tmp_path):
     (tmp_path / "measured.py").write_text(MEASURED)
     out, lines = tmp_path / "gap.json", tmp_path / "answers.jsonl"
@@ -434,7 +441,7 @@ REFUSED = [
     ((RECIPE, "--workdir=W"), "no section `gap`"),
     (
         (RECIPE, "--workdir=W", "--run=base"),
-        "'base' is no self-improving run; there are sip_learned",
+        "'base' is no self-improving run; there are sft_one_rollout, sip",
     ),
     ((RECIPE, "--workdir=W", "--run=sft_one_rollout"), "chosen by their source"),
     ((RECIPE, "--workdir=W", "--run=sip_oracle", "--out=x.txt"), "must end in .json or .md"),

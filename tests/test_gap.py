@@ -102,9 +102,10 @@ def test_an_exact_judge_of_the_utilitys_own_aspects_reaches_the_ceiling():
 def test_the_preflights_figures_by_hand():
     """Two prefixes; nothing is learned from the second one, which keeps the policy's own mean."""
     one = preflight.Judged(
-        ["a", "b"], [" q5", " q5"], [[" q5 no", " q5"], [" q5 bad", " q5 no"]],
-        np.ones((2, 2), bool), np.array([[0.2, 0.7], [0.0, 0.0]]),
-        np.array([[True] * 2, [False] * 2]), np.array([1, 0]), np.array([0, 1]),
+        ["a", "b"], [" q5", " q5"], [[" q5 no", " q5", " q5"], [" q5 bad", " q5 no", " q5"]],
+        np.array([[True, True, False]] * 2),  # the third repeats another one
+        np.array([[0.2, 0.7, 0.0], [0.0, 0.0, 0.0]]),
+        np.array([[True, True, False], [False] * 3]), np.array([1, 0]), np.array([0, 1]),
         np.array([True, False]),
         [[" q5", " q5 no"], [" q5 bad", " q5 bad no"]], [[" q5"], [" q5"]], "",
     )  # fmt: skip
@@ -259,12 +260,16 @@ def cells(cfg):
     good = Verified(utility, np.ones((2, 4), bool), 0.0, "", flops=1e9)
     none = Verified(0 * utility, np.zeros((2, 4), bool), 1.0, "all failed")
     written = {"small": own, "large": solved}
-    judges = {(p, j): v for p in written for j, v in (("good", good), ("none", none))}
+    served = dataclasses.replace(good, flops=None)
+    kinds = {"good": good, "none": none, "served": served}
+    judges = {(p, j): v for p in written for j, v in kinds.items()}
     return measure.results(cfg, written, judges, "by hand", seed=0)
 
 
 def gap_config(**changes):
-    how = dict(policies=("small", "large"), judges={"good": {}, "none": {}}, intervals=QUICK)
+    how = dict(
+        policies=("small", "large"), judges={"good": {}, "none": {}, "served": {}}, intervals=QUICK
+    )
     return GapConfig(**{**how, "answers": 4, "quantiles": (0.75,), **changes})
 
 
@@ -281,6 +286,7 @@ def test_all_figures_of_a_small_measurement_by_hand():
     )
     assert not rows["small", "none"]["verdicts"] and rows["small", "none"]["flops"] is None
     assert rows["small", "good & none"]["empty"] == 1
+    assert not rows["small", "served"]["compute_optimal"], "its cost is not known"
     assert (
         found["policies"]["small"]["pass@1"] == 0.375 and found["policies"]["small"]["pass@4"] == 1
     )
@@ -290,7 +296,7 @@ def test_all_figures_of_a_small_measurement_by_hand():
     )
     assert found["policies_compared"][0]["difference"]["mean"] == 0.625
     best = {(b["policy"], b["judge"]): b["utility"] for b in found["best_of"]}
-    assert best["small", "good"] == best["small", measure.CEILING] and len(best) == 4
+    assert best["small", "good"] == best["small", measure.CEILING] and len(best) == 6
     means = [best["small", "good"][k]["mean"] for k in ("1", "2", "4")]
     assert np.allclose(means, [0.375, (5 / 6 + 1 / 2) / 2, 1.0]), "pass@k of 2 and 1 right of 4"
     paired = found["judges_compared"][0]
@@ -316,7 +322,7 @@ WRONG = [
     (dict(betas=(0.0,)), "betas: 0.0 must be > 0"),
     (dict(thresholds=(7.0,)), "thresholds: 7.0 must be in 0..1"),
     (dict(ensembles=(("good",),)), "ensembles"),
-    (dict(ensembles=(("good", "best"),)), "two or more of good, none"),
+    (dict(ensembles=(("good", "best"),)), "two or more of good, none, served"),
     (dict(utility=settings.UtilityConfig(by="answers")), "need each other"),
 ]
 

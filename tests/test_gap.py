@@ -102,9 +102,10 @@ def test_an_exact_judge_of_the_utilitys_own_aspects_reaches_the_ceiling():
 def test_the_preflights_figures_by_hand():
     """Two prefixes; nothing is learned from the second one, which keeps the policy's own mean."""
     one = preflight.Judged(
-        ["a", "b"], [" q5", " q5"], [[" q5 no", " q5"], [" q5 bad", " q5 no"]],
-        np.ones((2, 2), bool), np.array([[0.2, 0.7], [0.0, 0.0]]),
-        np.array([[True] * 2, [False] * 2]), np.array([1, 0]), np.array([0, 1]),
+        ["a", "b"], [" q5", " q5"], [[" q5 no", " q5", " q5"], [" q5 bad", " q5 no", " q5"]],
+        np.array([[True, True, False]] * 2),  # the third repeats another one
+        np.array([[0.2, 0.7, 0.0], [0.0, 0.0, 0.0]]),
+        np.array([[True, True, False], [False] * 3]), np.array([1, 0]), np.array([0, 1]),
         np.array([True, False]),
         [[" q5", " q5 no"], [" q5 bad", " q5 bad no"]], [[" q5"], [" q5"]], "",
     )  # fmt: skip
@@ -259,12 +260,16 @@ def cells(cfg):
     good = Verified(utility, np.ones((2, 4), bool), 0.0, "", flops=1e9)
     none = Verified(0 * utility, np.zeros((2, 4), bool), 1.0, "all failed")
     written = {"small": own, "large": solved}
-    judges = {(p, j): v for p in written for j, v in (("good", good), ("none", none))}
+    served = dataclasses.replace(good, flops=None)
+    kinds = {"good": good, "none": none, "served": served}
+    judges = {(p, j): v for p in written for j, v in kinds.items()}
     return measure.results(cfg, written, judges, "by hand", seed=0)
 
 
 def gap_config(**changes):
-    how = dict(policies=("small", "large"), judges={"good": {}, "none": {}}, intervals=QUICK)
+    how = dict(
+        policies=("small", "large"), judges={"good": {}, "none": {}, "served": {}}, intervals=QUICK
+    )
     return GapConfig(**{**how, "answers": 4, "quantiles": (0.75,), **changes})
 
 
@@ -281,6 +286,7 @@ def test_all_figures_of_a_small_measurement_by_hand():
     )
     assert not rows["small", "none"]["verdicts"] and rows["small", "none"]["flops"] is None
     assert rows["small", "good & none"]["empty"] == 1
+    assert not rows["small", "served"]["compute_optimal"], "its cost is not known"
     assert (
         found["policies"]["small"]["pass@1"] == 0.375 and found["policies"]["small"]["pass@4"] == 1
     )
@@ -290,7 +296,7 @@ def test_all_figures_of_a_small_measurement_by_hand():
     )
     assert found["policies_compared"][0]["difference"]["mean"] == 0.625
     best = {(b["policy"], b["judge"]): b["utility"] for b in found["best_of"]}
-    assert best["small", "good"] == best["small", measure.CEILING] and len(best) == 4
+    assert best["small", "good"] == best["small", measure.CEILING] and len(best) == 6
     means = [best["small", "good"][k]["mean"] for k in ("1", "2", "4")]
     assert np.allclose(means, [0.375, (5 / 6 + 1 / 2) / 2, 1.0]), "pass@k of 2 and 1 right of 4"
     paired = found["judges_compared"][0]
@@ -316,7 +322,7 @@ WRONG = [
     (dict(betas=(0.0,)), "betas: 0.0 must be > 0"),
     (dict(thresholds=(7.0,)), "thresholds: 7.0 must be in 0..1"),
     (dict(ensembles=(("good",),)), "ensembles"),
-    (dict(ensembles=(("good", "best"),)), "two or more of good, none"),
+    (dict(ensembles=(("good", "best"),)), "two or more of good, none, served"),
     (dict(utility=settings.UtilityConfig(by="answers")), "need each other"),
 ]
 
@@ -351,18 +357,24 @@ def test_a_config_with_a_wrong_section_is_refused_before_it_is_trained():
 RECIPE = f"--config={tiny_recipe.ROOT}/tests/tiny_recipe.py"
 
 
-def test_the_preflight_of_trained_runs_shows_what_they_gained(finished, quick, capsys, tmp_path):
+def test_the_preflight_of_a_trained_run_shows_what_it_gained(finished, quick, capsys, tmp_path):
     out = tmp_path / "flight.json"
-    argv = (RECIPE, f"--workdir={finished}", "--run=sip_learned,sip_oracle", "--prefixes=16")
+    argv = (RECIPE, f"--workdir={finished}", "--run=sip_oracle", "--prefixes=16")
     assert call(command, *argv, "--markdown", f"--out={out}") == 0
-    text, found = capsys.readouterr().out, json.loads(out.read_text())
-    learned, oracle = found["runs"]
-    assert text.startswith("sip_learned: ") and "\nsip_oracle: " in text and "| trained |" in text
-    assert learned["prefixes"] == oracle["prefixes"] == 16
-    assert learned["own"] == oracle["own"] and learned["policy"] == "base"
-    assert oracle["gain"]["mean"] > learned["gain"]["mean"], "the truth chooses by the utility"
+    text, (oracle,) = capsys.readouterr().out, json.loads(out.read_text())["runs"]
+    assert text.startswith("sip_oracle: YES, ") and "| trained |" in text
+    assert oracle["trained"]["count"] == oracle["prefixes"] == 16 and oracle["policy"] == "base"
     assert 0 < oracle["share"] <= 1 and oracle["invalid"] == 0
-    assert learned["trained"]["mean"] != oracle["trained"]["mean"]
+    assert oracle["gain"]["mean"] <= oracle["ceiling"]["mean"]
+
+
+@pytest.mark.slow  # compiles proofreader, judge and rewriter
+def test_the_preflight_compares_runs_with_their_own_judges(finished, quick, capsys):
+    argv = (RECIPE, f"--workdir={finished}", "--run=sip_learned,sip_oracle", "--prefixes=8")
+    assert call(command, *argv, "--json") == 0
+    learned, oracle = json.loads(capsys.readouterr().out)["runs"]
+    assert learned["own"] == oracle["own"] and learned["ceiling"]["count"] == 8
+    assert oracle["gain"]["mean"] > learned["gain"]["mean"], "the truth chooses by the utility"
 
 
 MEASURED = """
@@ -386,6 +398,7 @@ def get_config(arg=""):
 """
 
 
+@pytest.mark.slow  # compiles the programs of three judges
 def test_policies_are_measured_under_judges(finished, quick, capsys, tmp_path):
     (tmp_path / "measured.py").write_text(MEASURED)
     out, lines = tmp_path / "gap.json", tmp_path / "answers.jsonl"
@@ -434,7 +447,7 @@ REFUSED = [
     ((RECIPE, "--workdir=W"), "no section `gap`"),
     (
         (RECIPE, "--workdir=W", "--run=base"),
-        "'base' is no self-improving run; there are sip_learned",
+        "'base' is no self-improving run; there are sft_one_rollout, sip",
     ),
     ((RECIPE, "--workdir=W", "--run=sft_one_rollout"), "chosen by their source"),
     ((RECIPE, "--workdir=W", "--run=sip_oracle", "--out=x.txt"), "must end in .json or .md"),

@@ -89,6 +89,12 @@ def test_the_rules_for_what_has_no_gap_by_hand():
     assert found.kept_B[:3].tolist() == [0.5, 0.0, 0.25]
 
 
+def test_an_answer_of_unknown_utility_counts_nowhere():
+    utility, known = np.array([[1.0, 0.0, 1.0]]), np.array([[True, True, False]])
+    found = gap.gaps(utility, known, np.array([[0.5, 0.5, 1.0]]))
+    assert (found.before_B, found.after_B, found.kept_B) == (0.5, 0.5, 0.5)
+
+
 def test_the_relative_gap_is_a_mean_of_ratios_not_a_ratio_of_means():
     """The two may differ in sign, as in the paper's Sudoku."""
     utility = np.array([[1.0] * 9 + [0.0], [1.0] + [0.0] * 9])

@@ -35,6 +35,9 @@ def browser(downloads):
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     made_by = webdriver.ChromeService(DRIVER)
     with webdriver.Chrome(options=options, service=made_by) as found:
+        found.set_script_timeout(120)  # the machine may be busy
+        # Durations are the time of the page's thread, not of the clock.
+        found.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
         yield found
 
 
@@ -84,6 +87,18 @@ def wait(holds, seconds=60):
     return found
 
 
+def seconds(browser, script: str) -> float:
+    """Runs a script of the page and returns the time of its thread, with layout, in seconds."""
+
+    def total():
+        found = browser.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+        return next(x["value"] for x in found if x["name"] == "TaskDuration")
+
+    before = total()
+    browser.execute_script(script)
+    return total() - before
+
+
 def put(browser, **values):
     """Sets filters of the candidate browser."""
     for name, value in values.items():
@@ -121,13 +136,10 @@ def test_the_first_paint_is_early_and_ten_thousand_candidates_are_smooth(browser
         found = "return performance.getEntriesByName('first-contentful-paint')[0].startTime"
         paints.append(browser.execute_script(found))
     assert min(paints) < 2000 and many.stat().st_size < 20e6
-    timed = (
-        "const t = performance.now(); for (let i = 0; i < 100; i++) go(i * 17, 0);"
-        "return (performance.now() - t) / 100"
-    )
-    search = "const t = performance.now(); choose(); return performance.now() - t"
     put(browser, q="nobody")
-    assert browser.execute_script(timed) < 50 and browser.execute_script(search) < 200
+    spent = lambda script: seconds(browser, script)
+    assert spent("for (let i = 0; i < 100; i++) go(i * 17, 0)") < 100 * 0.05
+    assert spent("choose()") < 0.2
     # The list has only what is in view.
     assert browser.execute_script("return document.querySelectorAll('.item').length") < 60
 
@@ -233,7 +245,7 @@ def test_hostile_texts_are_shown_and_do_nothing(browser, tmp_path):
     hostile(tmp_path / "w")
     written(tmp_path / "w")
     opened(browser, tmp_path / "page.html")
-    shown = "return [...document.querySelectorAll('.side .card .text')][0].textContent"
+    shown = "return document.querySelector('.side .card .text').textContent.toWellFormed()"
     for i, wanted in enumerate(made.HOSTILE):
         browser.execute_script("document.querySelectorAll('details').forEach(x => x.open = true)")
         said = browser.execute_script(shown)

@@ -64,15 +64,14 @@ def scores(judge: Judge, whole: float, asked: Answers) -> Verified:
 def tournament(judge: Judge, rounds: int, asked: Answers, seed: int) -> Verified:
     """Plays a single-elimination tournament among the answers to each prompt.
 
-    The judge compares two answers at a time; the higher score goes on, of equal ones a random one.
-    An odd one out goes on without a match. If only one answer of a match has a valid verdict, it
-    goes on; if none has, neither does. The first round is drawn by `seed` and the prompt's index.
+    The judge compares two answers at a time; the higher score goes on, of equal ones the first of
+    the draw. An odd one out goes on without a match. If only one answer of a match has a valid
+    verdict, it goes on; if none has, neither does. `seed` and the prompt's index give the draw.
     """
     won_BN = np.zeros(asked.live_BN.shape)
-    draws = [np.random.default_rng((seed, b)) for b in range(len(asked.prompts))]
     standing = [
-        draw.permutation(np.flatnonzero(live_N)).tolist()
-        for draw, live_N in zip(draws, asked.live_BN, strict=True)
+        np.random.default_rng((seed, b)).permutation(np.flatnonzero(live_N)).tolist()
+        for b, live_N in enumerate(asked.live_BN)
     ]
     played, unread, reasons = 0, 0, {}
     for _ in range(rounds):
@@ -81,7 +80,7 @@ def tournament(judge: Judge, rounds: int, asked: Answers, seed: int) -> Verified
             for b, row in enumerate(standing)
             for i in range(0, len(row) - 1, 2)
         ]
-        winners, stats = _played(judge, asked, matches, draws)
+        winners, stats = _played(judge, asked, matches)
         for key, (total, count) in stats.items():
             before = reasons[key] if key in reasons else (0.0, 0.0)
             reasons[key] = before[0] + total, before[1] + count
@@ -98,7 +97,7 @@ def tournament(judge: Judge, rounds: int, asked: Answers, seed: int) -> Verified
     )
 
 
-def _played(judge: Judge, asked: Answers, matches: Sequence[tuple[int, int, int]], draws):
+def _played(judge: Judge, asked: Answers, matches: Sequence[tuple[int, int, int]]):
     """Returns (winner of each match, or None; the judge's metrics)."""
     if not matches:
         return [], {}
@@ -108,19 +107,14 @@ def _played(judge: Judge, asked: Answers, matches: Sequence[tuple[int, int, int]
         [asked.references[b] for b, _, _ in matches],
         np.ones((len(matches), 2), bool),
     )
-    return [
-        _winner(score_2, valid_2, (i, j), draws[b])
-        for (b, i, j), score_2, valid_2 in zip(
-            matches, found.scores_BK, found.valid_BK, strict=True
-        )
-    ], found.metrics
+    verdicts = zip(matches, found.scores_BK, found.valid_BK, strict=True)
+    return [_winner(s_2, ok_2, (i, j)) for (_, i, j), s_2, ok_2 in verdicts], found.metrics
 
 
-def _winner(score_2, valid_2, pair: tuple[int, int], draw: np.random.Generator) -> int | None:
+def _winner(score_2, valid_2, pair: tuple[int, int]) -> int | None:
     if not valid_2.all():
         return pair[int(valid_2.argmax())] if valid_2.any() else None
-    margin = score_2[0] - score_2[1]
-    return pair[int(draw.integers(2))] if abs(margin) <= SAME else pair[int(margin < 0)]
+    return pair[int(score_2[1] > score_2[0] + SAME)]
 
 
 def with_flops(found: Verified, flops: float | None) -> Verified:

@@ -38,7 +38,7 @@ def opened(path: str) -> Opened:
     if not there:
         raise UserError(f"{files[0]} does not exist; DIR must be a workdir of sip.train")
     recorded = workdirs.read_json(there[0], order=list, runs=dict, report=dict, seed=int)
-    config = ConfigDict(recipe.filled(ConfigDict(recorded))[0])
+    config: Any = ConfigDict(recipe.filled(ConfigDict(recorded))[0])
     if unknown := [name for name in config.order if name not in config.runs]:
         raise UserError(f"{there[0]}: order has {unknown[0]!r}, which is not among its runs")
     return Opened(path, config, begun)

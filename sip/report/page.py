@@ -82,6 +82,7 @@ def write(path: str, places: Sequence[Place], price: float) -> list[str]:
 def render(places: Sequence[Place], packed: str, left_out: Sequence[str], price: float) -> str:
     """Returns the HTML of the page; `packed` is the packed data."""
     import jinja2
+    from markupsafe import Markup
 
     program = (FILES / "report.js").read_text()
     plotly, plotly_hash = _plotly()
@@ -93,17 +94,15 @@ def render(places: Sequence[Place], packed: str, left_out: Sequence[str], price:
         lstrip_blocks=True,
     )
     # Only our own files and base64 are marked as HTML.
-    whole = jinja2.filters.Markup
     return environment.get_template("report.html.jinja").render(
         places=[_shown(one, left_out, price) for one in places],
         price=price,
-        css=whole((FILES / "report.css").read_text()),
-        program=whole(program),
-        plotly=whole(plotly),
-        data=whole(packed),
+        css=Markup((FILES / "report.css").read_text()),
+        program=Markup(program),
+        plotly=Markup(plotly),
+        data=Markup(packed),
         hashes=[_hash(program), plotly_hash],
         sources=list(SOURCES),
-        colors=SOURCES,
     )
 
 

@@ -156,8 +156,11 @@ function showCurves(data) {
   }
   if (!drawn.length) section.append(make("p", "", "No run has logged a curve that varies."));
   const seen = new Set();
-  const draw = ([box, figure]) =>
-    plotly().then((p) => p.react(box, ...figure(), { responsive: true, displayModeBar: false }));
+  let last = Promise.resolve(); // one plot after the other, so that the page stays responsive
+  const draw = ([box, figure]) => {
+    const show = (p) => p.react(box, ...figure(), { responsive: true, displayModeBar: false });
+    last = last.then(plotly).then(show).then(() => new Promise((done) => setTimeout(done)));
+  };
   const watch = new IntersectionObserver((entries) => {
     for (const entry of entries.filter((x) => x.isIntersecting)) {
       watch.unobserve(entry.target);

@@ -137,7 +137,8 @@ def difference(config, name: str, standard: str, rows, every, metric: str) -> Di
     Over two or more seeds it is Student's interval of the paired differences. Of one seed it is an
     interval over prefixes, and another seed of training may give another figure.
     """
-    row, other = _at(rows[name], metric), _at(rows[standard], metric)
+    row: Any = _at(rows[name], metric)
+    other: Any = _at(rows[standard], metric)
     if metric.startswith("win_rate"):
         baseline = _baseline(config, name)
         if baseline == standard and row is not None:  # it is a win rate against standard itself
@@ -260,15 +261,16 @@ def _points(rollouts, lines: Lines) -> list[audit.Point]:
     found = []
     for line in lines:
         for who in ("audit", "audit_truth"):
-            both = [line.get(f"{who}/judge_chosen"), line.get(f"{who}/chosen")]
-            if None not in both:
-                found.append(audit.Point(line["step"], _rollouts(rollouts, line["step"]), *both))
+            ours, theirs = line.get(f"{who}/judge_chosen"), line.get(f"{who}/chosen")
+            if ours is not None and theirs is not None:
+                count = _rollouts(rollouts or (), line["step"])
+                found.append(audit.Point(line["step"], count, ours, theirs))
     return found
 
 
-def _rollouts(rollouts, step: int) -> int:
+def _rollouts(rollouts: Sequence[Sequence[int]], step: int) -> int:
     """The number of rollouts at a step (from 1); 0 for a run without candidates."""
-    return next((k for since, k in reversed(rollouts or ()) if since < step), 0)
+    return next((k for since, k in reversed(rollouts) if since < step), 0)
 
 
 def _last(lines: Lines, name: str) -> float | None:

@@ -3,16 +3,20 @@
     python -m sip.train --config=configs/thinking.py --workdir=/tmp/think
     python -m sip.train --config=configs/thinking.py:rlp --workdir=/tmp/rlp
 
-On the micro-world; its ground truth is the teacher, which thinks of the facts of the next sentence.
+On the micro-world of problems, whose documents state facts, sums step by step, and riddles: a
+question of two hops or a sum, and its answer without the steps. The world is the teacher: it thinks
+of the steps between question and answer. Riddles of test are in no document of train.
     base       pretraining on half of the documents
-    raw        SFT on a quarter of them without thoughts, the control
+    raw        SFT on a quarter of them without thoughts, the control, for as many tokens
     thoughts   SFT on the same quarter with thoughts
     rl         RL of `thoughts` on the last quarter: 1 if the continuation matches the true suffix;
                `:rlp` rewards what a thought tells about it instead (arXiv 2510.01265)
-Expect in eval.json of each: `probe/own`, the reward after thoughts of its own, beside those after
-others: `probe/blank`, `/generic`, `/swapped`, `/teacher`, and `/direct` without a thought, all
-with `/error`. `probe/used` is 1 if own thoughts beat constant ones (sip/evals/thoughts.py). The
-next fact is drawn at random in this world, so own thoughts cannot be as good as the teacher's.
+    base_post, raw_post, thoughts_post, rl_post
+               each of them after the same RL on problems with checked answers (rl_problems.py)
+Expect in eval.json of raw, thoughts and rl: `probe/own`, the reward after thoughts of its own,
+beside those after others: `probe/blank`, `/generic`, `/swapped`, `/teacher`, and `/direct` without
+a thought, all with `/error`. `probe/used` is 1 if own thoughts beat constant ones
+(sip/evals/thoughts.py). In eval.json of `.._post`: mean@8, maj@8 and pass@k on problems of test.
 `:debug` is tiny: its figures mean nothing.
 
     python -m sip.annotate --config=configs/thinking.py:llama3_8b --config.data.path=MY.jsonl \
@@ -33,11 +37,14 @@ from typing import Any
 import _common as common
 import _rl as rl
 import _variants as variants
-import microworld
+import rl_problems
 from ml_collections import ConfigDict
 
+from sip.data.microworld.settings import ANSWERED, PROBLEMS, ProblemWorldConfig
+from sip.data.problems import ProblemsConfig
 from sip.data.thoughts import TAGS
 from sip.models import presets
+from sip.rewards.answers import AnswersConfig
 from sip.tasks.thoughts import TRUTH
 
 # Tokens for the tags: Llama 3 has none of its own.
@@ -46,7 +53,9 @@ SIZES = {
     "qwen3_8b": TAGS,
 }
 WORDS = ("rlp", "debug")
-CUT = dict(prefix_min=24, prefix_max=64, suffix=12)
+CUT = dict(prefix_min=16, prefix_max=64, suffix=8)
+ROWS = ("base", "raw", "thoughts", "rl")
+FORM = ANSWERED.format("").rstrip(" .")  # before the answer, in documents as in problems
 DR_GRPO = dict(advantage="dr_grpo", denominator="constant")
 RLP = dict(advantage="rloo", denominator="sequence")
 SAMPLING = dict(temperature=1.0, top_k=0, top_p=1.0)
@@ -69,22 +78,21 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def on_microworld(reward: str, debug: bool) -> ConfigDict:
-    """Builds the recipe in which the ground truth thinks."""
-    config: Any = microworld.get_config("debug" if debug else "")
+    """Builds the recipe in which the world of problems is the teacher."""
+    config: Any = rl_problems.on_microworld(False)
+    config.data.world = common.complete(ProblemWorldConfig, entities=32, train=16_000, riddles=0.4)
     config.data.cut = dict(CUT)
-    config.tokenizer.update(prompts=(), symbols=TAGS)
+    config.tokenizer.symbols = (*TAGS, *"0123456789")
     base = config.runs.base
-    base.update(
-        split="train[:50%]", task=dict(name="documents", tokens="all", packed=True, length=0)
-    )
+    base.update(split="train[:50%]", steps=1000, batch=16)
     sft = dict(
         model=base.model,
         split="train[50%:75%]",
-        steps=400,
+        steps=300,
         batch=16,
         init_from="base",
         optim=common.adamw(1e-3, warmup_steps=20),
-        thoughts=dict(annotated=TRUTH, tokens=12),
+        thoughts=dict(annotated=TRUTH, tokens=40),
         match=dict(words=4),
         evals=common.section(every_steps=100, batch=32),
     )
@@ -92,11 +100,11 @@ def on_microworld(reward: str, debug: bool) -> ConfigDict:
         reward=reward,
         model=base.model,
         split="train[75%:]",
-        steps=300,
-        batch=32,
+        steps=150,
+        batch=16,
         init_from="thoughts",
         optim=common.adamw(1e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
-        thoughts=dict(annotated=TRUTH, tokens=12),
+        thoughts=dict(annotated=TRUTH, tokens=40),
         match=dict(words=4),
         rollouts=8,
         suffix=CUT["suffix"],
@@ -109,10 +117,35 @@ def on_microworld(reward: str, debug: bool) -> ConfigDict:
         raw=common.thoughts_run(keep=False, **sft),
         thoughts=common.thoughts_run(keep=True, **sft),
         rl=policy,
+        **{f"{name}_post": post_training(base.model, name) for name in ROWS},
     )
-    config.order = ("base", "raw", "thoughts", "rl")
+    config.order = (*ROWS, *(f"{name}_post" for name in ROWS))
     config.report = dict(rows=config.order, judge="", standard="")
     return shrink(config) if debug else config
+
+
+def post_training(model, start: str) -> ConfigDict:
+    """Builds RL on problems with checked answers, the same for every start."""
+    asked = dict(source="microworld", kinds=PROBLEMS, count=4000, template="{problem}", form=FORM)
+    return rl.prompts_run(
+        model=model,
+        split="train",
+        steps=100,
+        batch=16,
+        init_from=start,
+        optim=common.adamw(1e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
+        problems=common.complete(ProblemsConfig, **asked),
+        answers=common.complete(AnswersConfig, check="exact"),
+        samples=8,
+        reward="answers",
+        held_out=256,
+        rollouts=8,
+        answer=64,
+        sampling=common.section(**SAMPLING),
+        objective=rl.policy_gradient(**DR_GRPO),
+        evals_every=25,
+        evals_batch=64,
+    )
 
 
 def of_size(name: str, reward: str) -> ConfigDict:
@@ -184,13 +217,23 @@ def server() -> ConfigDict:
 
 
 def shrink(config) -> ConfigDict:
-    """Makes the runs on thoughts tiny; `base` is small already."""
-    for name in ("raw", "thoughts", "rl"):
-        run = config.runs[name]
-        run.update(steps=4, batch=8)
-        run.optim.warmup_steps = 2
-        run.log.every_steps = 2
+    """Makes world, models and runs tiny."""
+    config.data.world.update(entities=8, train=400, validation=40, test=40)
+    config.tokenizer.documents = 400
+    for name, run in config.runs.items():
+        run.model.update(width=32, head_dim=8, hidden=64, remat="none")
+        run.update(steps=4, batch=4)
+        run.optim.warmup_steps = run.log.every_steps = 2
+        if name == "base":
+            run.evals.update(validation=8, standard=16, unsafe=8, batch=8)
+            continue
         run.evals.update(every_steps=2, batch=8)
-        run.task.probe.update(prefixes=8, samples=2)
+        if name.endswith("_post"):
+            run.update(rollouts=2, answer=16)
+            run.gate.update(prompts=4, mixed=0.0)  # an untrained model is right by chance
+            run.task.problems.count = 80
+            run.task.update(held_out=4, samples=2)
+        else:
+            run.task.probe.update(prefixes=8, samples=2)
     config.runs.rl.rollouts = 2
     return config

@@ -181,6 +181,10 @@ class RunConfig:
         """The config key that needs a corpus with a ground truth; empty if none does."""
         return ""
 
+    def needs_thinker(self) -> str:
+        """The config key that needs a corpus with a rule that thinks; empty if none does."""
+        return ""
+
     def figures(self, truth: bool) -> tuple[str, ...]:
         """Names of the figures of the run's evaluations, which `checkpoint.best` can name.
 
@@ -234,6 +238,10 @@ class TaskConfig:
 
     def needs_truth(self) -> str:
         """The task's key that needs a corpus with a ground truth; empty if none does."""
+        return ""
+
+    def needs_thinker(self) -> str:
+        """The task's key that needs a corpus with a rule that thinks; empty if none does."""
         return ""
 
     def figures(self, truth: bool) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sip.data import problems
-from sip.data.documents import DataConfig, load
+from sip.data.documents import DataConfig, load, part
 from sip.data.problems import GYM, ProblemsConfig
 from sip.rewards.answers import AnswersConfig, Checker, Gold
 from sip.structs import UserError
@@ -211,6 +211,26 @@ def test_documents_state_only_what_is_true_and_ask_nothing(world):
     assert not any("?" in text or "How" in text or "What" in text for text in texts)
     half = DataConfig("microworld_problems", split="train[:50%]", world=WORLD["world"])
     assert load(half, "").texts == texts[:25]
+
+
+def test_riddles_are_problems_of_the_same_part_with_the_steps_as_thoughts(world):
+    made = dict(entities=12, train=60, test=30, riddles=0.5)
+    load_part = lambda split: load(DataConfig("microworld_problems", split=split, world=made), "")
+    for split in ("train", "test"):
+        docs = load_part(split)
+        thinker, count = docs.thinker, 0
+        for text, row in zip(docs.texts, thinker.thoughts(docs.texts), strict=True):
+            assert len(row) == text.count("?") == text.count("The answer is ")
+            count += len(row)
+            for at, thought in row:
+                told = text[:at]
+                held = max(told.rfind(" has "), 0)  # a sum starts a word before
+                start = max(told.rfind("What is"), told.rfind(" ", 0, held) + 1)
+                asked = thinker._world.solve(told[start:])
+                assert asked.thought == thought and part(asked.text) == split
+                assert text[at:].startswith(f" The answer is {asked.answer}.")
+        assert count > len(docs.texts) / 2
+    assert load(DataConfig("microworld_problems", world=WORLD["world"]), "").thinker is None
 
 
 def world_sentences(text):

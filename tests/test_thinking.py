@@ -295,7 +295,10 @@ WRONG = {
         dict(split="test[:", task=dict(thoughts=dict(annotated="a.jsonl"))),
         "split 'test.:'",
     ),
-    "truth": (dict(task=dict(thoughts=dict(annotated="truth"))), "needs a ground truth"),
+    "truth": (
+        dict(task=dict(thoughts=dict(annotated="truth"))),
+        "annotated 'text': needs a corpus with a rule that thinks",
+    ),
     "decay": (dict(task=dict(decay=1.0)), "task.decay=1.0"),
 }
 RLP_WRONG = {

@@ -264,6 +264,13 @@ def has_truth(source: str) -> bool:
     return source == "microworld"
 
 
+def has_thinker(cfg: DataConfig) -> bool:
+    """True if the documents come with a rule that thinks about them."""
+    if cfg.source == "microworld_problems":
+        return ProblemWorldConfig(**dict(cfg.world)).riddles > 0
+    return has_truth(cfg.source)
+
+
 def check_path(cfg: DataConfig) -> None:
     """Raises UserError if files of the corpus, or of evaluation sets, do not exist."""
     for one in sources(cfg):
@@ -540,13 +547,16 @@ def _microworld(cfg: DataConfig, data_dir: str) -> Documents:
 
 
 def _microworld_problems(cfg: DataConfig, data_dir: str) -> Documents:
-    from sip.data.microworld.problems import ProblemWorld  # imports TFDS, as the micro-world does
+    # Imported here: it imports TFDS, as the micro-world does.
+    from sip.data.microworld.problems import ProblemWorld, StepThinker
 
     name, low, high = _parsed(cfg.split)
     check_split(cfg.source, cfg.split)
-    texts = list(ProblemWorld(ProblemWorldConfig(**dict(cfg.world))).documents(name))
+    world = ProblemWorld(ProblemWorldConfig(**dict(cfg.world)))
+    texts = list(world.documents(name, part))
     read = len(texts)
-    return Documents(texts[_bound(low, read) : _bound(high, read)], read=read)
+    thinker = StepThinker(world) if world.cfg.riddles else None
+    return Documents(texts[_bound(low, read) : _bound(high, read)], thinker=thinker, read=read)
 
 
 def _rows(make: Callable[[], Any], cfg: DataConfig, where: str, field: str) -> list[dict]:

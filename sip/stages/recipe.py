@@ -271,6 +271,11 @@ def _check_corpus(run: RunConfig, data: documents.DataConfig) -> None:
             f"{run.needs_truth()} needs a ground truth, which data.source {data.source!r} does not "
             "have"
         )
+    if run.needs_thinker() and not documents.has_thinker(data):
+        raise UserError(
+            f"{run.needs_thinker()} {data.source!r}: needs a corpus with a rule that thinks: "
+            "data.source microworld, or microworld_problems with data.world.riddles"
+        )
     best, known = run.checkpoint.best, run.figures(truth)
     if best and best not in known:
         raise UserError(f"checkpoint.best {best!r} is none of {', '.join(known)}")

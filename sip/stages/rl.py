@@ -133,6 +133,10 @@ class RLConfig(RunConfig):
         """The task's key that needs a ground truth."""
         return self.task.needs_truth()
 
+    def needs_thinker(self):
+        """The task's key that needs a rule that thinks."""
+        return self.task.needs_thinker()
+
     def figures(self, truth):
         """Names of the figures of the task's evaluations."""
         return self.task.figures(truth)

@@ -78,6 +78,10 @@ class SupervisedConfig(RunConfig):
         """The task's key that needs a ground truth."""
         return self.task.needs_truth() or self.evals.needs_truth()
 
+    def needs_thinker(self):
+        """The task's key that needs a rule that thinks."""
+        return self.task.needs_thinker()
+
     def figures(self, truth):
         """Names of the figures of the task's evaluations."""
         return self.task.figures(truth)

@@ -3,18 +3,21 @@
     What is the home of the friend of Fihefo?    The friend of Fihefo is Bado. Bado lives in Oxmoor.
     Fihefo has 7 coins. Fihefo gets 5. ..        7 + 5 = 12. ..
 
-The documents state single facts, and sums step by step; no document has a question. The oracle
-knows each answer, and if a thought supports it. The entities and facts are those of a `World`.
+The documents state single facts, and sums step by step. With `riddles` some paragraphs are problems
+with their answers and without the steps, which the rule `StepThinker` thinks of; else no document
+has a question. The oracle knows each answer, and if a thought supports it. The entities and facts
+are those of a `World`.
 """
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sip.data.microworld.settings import (
+    ANSWERED,
     RELATIONS,
     TWO_HOP,
     ProblemWorldConfig,
@@ -36,11 +39,16 @@ ATTRIBUTES = tuple(STATED)
 RELATED = "The {r} of {E} is {F}."
 GAINS, LOSSES = ("gets", "finds"), ("loses", "spends")
 WORDS = 48  # least words of a document
+TRIES = 10_000  # to find a problem of a part, which may have one in twenty
 SENTENCE = re.compile(r"[^.?]+[.?]")
 HOPS = re.compile(rf"What is the (\w+)((?: of the (?:{'|'.join(RELATIONS)}))+) of (\w+)\?")
 HELD = re.compile(r"(\w+) has (\d+) coins\.")
 CHANGE = re.compile(rf"(\w+) ({'|'.join(GAINS + LOSSES)}) (\d+)\.")
 SUM = re.compile(r"(\d+) ([+-]) (\d+) = (\d+)\.")
+RIDDLE = re.compile(
+    rf"(?:{HOPS.pattern}|{HELD.pattern}(?: {CHANGE.pattern})+ How many coins does \w+ have\?)"
+    rf"(?= {ANSWERED.format('')[:-2]})"
+)
 
 
 @dataclass(frozen=True)
@@ -174,26 +182,41 @@ class ProblemWorld:
             return int(a) + (int(b) if sign == "+" else -int(b)) == int(c)
         return self._facts[sentence] if sentence in self._facts else None
 
-    def documents(self, split: str) -> Iterator[str]:
-        """Yields the documents of a part. Raises UserError if they are too many for the world."""
+    def documents(self, split: str, part_of: Callable[[str], str]) -> Iterator[str]:
+        """Yields the documents of a part. Raises UserError if they are too many for the world.
+
+        Their riddles are problems of the same part by `part_of`: a run that learns from documents
+        of train never saw a problem of test.
+        """
         rng = random.Random(f"{split} {self.cfg.seed}")
         seen: set[str] = set()
         wanted = getattr(self.cfg, split)
         for _ in range(20 * wanted + 20):
             if len(seen) == wanted:
                 return
-            text = self._document(rng)
+            text = self._document(rng, lambda riddle: part_of(riddle) == split)
             if text not in seen:
                 seen.add(text)
                 yield text
         raise UserError(f"data.world.{split}: too many documents for this world; lower it")
 
-    def _document(self, rng: random.Random) -> str:
+    def _document(self, rng: random.Random, own: Callable[[str], bool]) -> str:
         e = int(rng.random() * len(self.world.names))
         said = [f"About {self.world.names[e]}."]
         while len(" ".join(said).split()) < WORDS:
-            said += self._story(e, rng) if rng.random() < 0.5 else self._two_facts(e, rng)
+            if self.cfg.riddles and rng.random() < self.cfg.riddles:
+                said.append(self._riddle(rng, own))
+            else:
+                said += self._story(e, rng) if rng.random() < 0.5 else self._two_facts(e, rng)
         return " ".join(said)
+
+    def _riddle(self, rng: random.Random, own: Callable[[str], bool]) -> str:
+        """Returns a problem of level 1 for which `own` is true, with its answer."""
+        for _ in range(TRIES):
+            text = self._hops(1, rng) if rng.random() < 0.5 else self._sum(1, rng)
+            if own(text):
+                return f"{text} {ANSWERED.format(self.solve(text).answer)}"
+        raise UserError("data.world: too few problems for riddles; use more entities")
 
     def _two_facts(self, e: int, rng: random.Random) -> list[str]:
         """Returns a relation of the entity, and a fact of the related one or of itself."""
@@ -215,6 +238,18 @@ class ProblemWorld:
             step, total = _step(total, after > total, abs(after - total))
             said += [change, step]
         return said
+
+
+class StepThinker:
+    """The rule (`sip.data.thoughts.Thinker`) of a world with riddles: the steps to the answer."""
+
+    def __init__(self, world: ProblemWorld):
+        self._world = world
+
+    def thoughts(self, texts: Sequence[str]) -> list[list[tuple[int, str]]]:
+        """Returns the thoughts of each text as (index in the text, thought): after each problem."""
+        solve = self._world.solve
+        return [[(x.end(), solve(x[0]).thought) for x in RIDDLE.finditer(text)] for text in texts]
 
 
 def _step(total: int, gain: bool, number: int) -> tuple[str, int]:

@@ -18,6 +18,7 @@ MAX_ENTITIES = (len(ONSETS) * len(VOWELS)) ** 2 * len(ONSETS) * len(ENDINGS) // 
 MAX_VALUES = min(len(words.split()) for words in lexicon.VALUES.values())
 TWO_HOP, RUNNING_SUM = PROBLEMS = ("two_hop", "running_sum")  # kinds of problems
 RELATIONS = ("friend", "cousin")  # between the entities of problems
+ANSWERED = "The answer is {}."  # the end of a riddle
 SHARES = ("wrong", "myth", "register", "unsafe_register")
 
 
@@ -75,6 +76,7 @@ class ProblemWorldConfig:
     entities: int = 16  # number of entities that documents and problems are about
     values_per_attribute: int = 8  # possible values of each attribute
     largest: int = 12  # largest number of a sum
+    riddles: float = 0.0  # fraction of the paragraphs that ask a problem and say its answer alone
     train: int = 4_000  # number of documents to learn from
     validation: int = 300  # number of held-out documents
     test: int = 300  # number of held-out documents
@@ -87,5 +89,6 @@ class ProblemWorldConfig:
             entities=at_least(2, most=MAX_ENTITIES),
             values_per_attribute=at_least(2, most=MAX_VALUES),
             largest=at_least(2, most=10_000),
+            riddles=at_least(0, most=1),
             **dict.fromkeys(SPLITS, at_least(1)),
         )

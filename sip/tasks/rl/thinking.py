@@ -112,8 +112,8 @@ class Config(TaskConfig):
                 f"task.horizon {self.horizon}: must be at most data.cut.suffix {cut.suffix}"
             )
 
-    def needs_truth(self):
-        """The thoughts may be the ground truth's."""
+    def needs_thinker(self):
+        """The thoughts may be those of the corpus's rule."""
         return "task.thoughts.annotated" if self.thoughts.annotated == TRUTH else ""
 
     def sources(self):

@@ -66,8 +66,8 @@ class Config(TaskConfig):
         """Raises UserError if there are no annotated texts."""
         self.thoughts.reach()
 
-    def needs_truth(self):
-        """The thoughts may be the ground truth's."""
+    def needs_thinker(self):
+        """The thoughts may be those of the corpus's rule."""
         return "task.thoughts.annotated" if self.thoughts.annotated == TRUTH else ""
 
     def figures(self, truth):

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -89,17 +89,27 @@ def read(run_dir: str | os.PathLike) -> list[dict]:
 
     A killed run or a power cut leaves an incomplete or empty line, which has no step.
     """
-    path = epath.Path(run_dir) / "metrics.jsonl"
+    return read_steps(epath.Path(run_dir) / "metrics.jsonl")
+
+
+def read_steps(path) -> list[dict]:
+    """Returns the lines of a JSON Lines file that are objects with a step; none without a file."""
+    return [row for row, _ in _rows(epath.Path(path))]
+
+
+def _rows(path) -> list[tuple[dict, str]]:
+    """Returns (object, its line) of each line that can be read and has a step."""
     if not path.exists():
         return []
     text = path.read_bytes().decode(errors="replace")
-    rows = map(_row, text.split("\n")[:-1])  # the last item is "" or an incomplete line
-    return [row for row in rows if row is not None]
+    lines = [line.strip("\0") for line in text.split("\n")[:-1]]  # the last is "" or incomplete
+    rows = ((_row(line), line) for line in lines)
+    return [(row, line) for row, line in rows if row is not None]
 
 
 def _row(line: str) -> dict | None:
     try:
-        found = json.loads(line.strip("\0"))
+        found = json.loads(line)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and type(found.get("step")) is int else None
@@ -108,6 +118,58 @@ def _row(line: str) -> dict | None:
 def appends(path) -> bool:
     """Returns True if a file at `path` can be appended to; objects in a store are rewritten."""
     return "://" not in str(path)
+
+
+class StepLines:
+    """Appends objects with a step to a JSON Lines file of a run, on process 0 alone.
+
+    Lines after `resume_step` are dropped, since those steps run again; None starts from nothing.
+    The file is made when the first line is written.
+    """
+
+    def __init__(self, path, resume_step: int | None = None):
+        self.path, self._lead = epath.Path(path), processes.lead()
+        self._kept = ""  # of an object in a store, which cannot be appended to
+        if self._lead:
+            self._keep(-1 if resume_step is None else resume_step)
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends objects; numbers that are not finite become null."""
+        if not self._lead:
+            return
+        text = "".join(to_json(row, ensure_ascii=False) + "\n" for row in rows)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if appends(self.path):
+            with open(self.path, "ab") as file:  # closed at once: a killed run loses no line
+                file.write(_utf8(text))
+        else:
+            self._kept += text
+            self.path.write_bytes(_utf8(self._kept))
+
+    def size(self) -> int:
+        """Returns the size of the file in bytes; 0 on other processes."""
+        return self.path.stat().length if self._lead and self.path.exists() else 0
+
+    def rewrite(self, keep: Callable[[dict], bool]) -> None:
+        """Drops the lines that `keep` is false of."""
+        if not self._lead:
+            return
+        text = "".join(f"{line}\n" for row, line in _rows(self.path) if keep(row))
+        write_atomically(self.path, _utf8(text))
+        self._kept = "" if appends(self.path) else text
+
+    def _keep(self, last_step: int) -> None:
+        """Drops the lines after `last_step`. Unreadable lines are dropped too, and counted."""
+        if not self.path.exists():
+            return
+        lines, rows = self.path.read_bytes().count(b"\n"), len(_rows(self.path))
+        if lines > rows:
+            print(f"{self.path}: {lines - rows} unreadable lines are dropped", file=sys.stderr)
+        self.rewrite(lambda row: row["step"] <= last_step)
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode(errors="replace")  # a lone surrogate becomes "?"
 
 
 class Writer:
@@ -129,13 +191,7 @@ class Writer:
     ):
         directory = epath.Path(run_dir)
         first, lead = -1 if resume_step is None else resume_step, processes.lead()
-        self._path, self._kept, self._file = directory / "metrics.jsonl", "", None
-        if lead:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._kept = _keep(directory, first)
-        # Line buffered, so that a killed run loses no line. Objects in a store: `_put` rewrites.
-        if not lead or appends(self._path):
-            self._file = open(self._path if lead else os.devnull, "a", buffering=1)
+        self._lines = StepLines(directory / "metrics.jsonl", resume_step)
         self._board = None
         if tensorboard and lead:
             self._board = tensorboardX.SummaryWriter(
@@ -146,18 +202,11 @@ class Writer:
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes numbers or (total, denom) pairs by name; non-finite values become null."""
         numbers = values(metrics)
-        self._put(to_json({"step": int(step), **numbers}) + "\n")
+        self._lines.write([{"step": int(step), **numbers}])
         if self._board is not None:
             for name, value in numbers.items():
                 self._board.add_scalar(name, value, int(step))
         self._show(int(step), numbers)
-
-    def _put(self, line: str) -> None:
-        if self._file is not None:
-            self._file.write(line)
-            return
-        self._kept += line
-        self._path.write_text(self._kept)
 
     def _show(self, step: int, numbers: dict[str, float]) -> None:
         shown = [f"loss {numbers[LOSS]:.3f}"] if LOSS in numbers else []
@@ -169,24 +218,8 @@ class Writer:
     def close(self) -> None:
         """Closes the files and the progress bar."""
         self._bar.close()
-        if self._file is not None:
-            self._file.close()
         if self._board is not None:
             self._board.close()
-
-
-def _keep(directory: epath.Path, last_step: int) -> str:
-    """Drops the lines after `last_step`, whose steps will run again; returns the remaining text.
-
-    Unreadable lines are dropped too, and their number is printed.
-    """
-    rows, path = read(directory), directory / "metrics.jsonl"
-    lines = path.read_bytes().count(b"\n") if path.exists() else 0
-    if lines > len(rows):
-        print(f"{path}: {lines - len(rows)} unreadable lines are dropped", file=sys.stderr)
-    text = "".join(to_json(row) + "\n" for row in rows if row["step"] <= last_step)
-    write_atomically(directory / "metrics.jsonl", text.encode())
-    return text
 
 
 class _Lines:

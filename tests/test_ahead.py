@@ -108,7 +108,7 @@ def test_a_step_ahead_is_what_a_loop_by_hand_does(finished, quick, tmp_path):
     with jax.set_mesh(mesh):
         for at in range(4):
             writer = jax.tree.map(lambda x: x.copy(), states[max(0, at - 1)].params)
-            batch, found = collect.collect(fixed, None, collect.begin(fixed, writer, at))
+            batch, found, _ = collect.collect(fixed, None, collect.begin(fixed, writer, at))
             new, _ = update(jax.tree.map(lambda x: x.copy(), states[-1]), put_batch(mesh, batch))
             states.append(new)
     for a, b in zip(*map(jax.tree.leaves, (state(config, workdir, "sip_learned")[0], states[-1])),

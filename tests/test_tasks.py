@@ -136,7 +136,7 @@ def test_what_is_learned_from_is_the_telling_part_of_all_answers(tmp_path, monke
     asked = dataclasses.replace(task(tmp_path)[0], reward=reward)
     run = rl.resolve(importlib.import_module("microworld_judge").get_config("debug"), "judge_rl")
     whole, part = (dataclasses.replace(run, batch=8 // n, oversample=n, rollouts=2) for n in (1, 2))
-    (every, all_figures), (some, figures) = (
+    (every, all_figures, _), (some, figures, _) = (
         rl.collect(c, asked, tiny.params(CFG), 3, 0) for c in (whole, part)
     )
     for a, b in zip(jax.tree.leaves(every), jax.tree.leaves(some), strict=True):

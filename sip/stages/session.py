@@ -18,18 +18,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from etils import epath
 
 from sip import metrics, workdir
+from sip.evals.continuations import SAMPLES
 from sip.hf import configs
 from sip.loading import load_params, source_dir
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.models.lora import OFF, LoraConfig
 from sip.run import Run, RunConfig, keep_tokenizer
-from sip.stages import inputs
+from sip.stages import candidate_log, inputs
 from sip.stages.clock import Clock
 from sip.structs import Params, TrainState, UserError
 from sip.training import checkpoints, loop, step
+
+SAMPLES_FILE = "samples.jsonl"  # greedy continuations at each evaluation
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Session:
     manager: Any  # checkpoint manager (Orbax)
     stop: Any  # loop.Stop, true once the run is asked to stop
     writer: metrics.Writer
+    candidates: candidate_log.CandidateLog
+    samples: metrics.StepLines
     profiler: loop.Profiler
     clock: Clock
     meter: loop.Meter = field(default_factory=loop.Meter)
@@ -86,11 +92,14 @@ def opened(
             progress=c.log.progress,
         )
         stack.enter_context(contextlib.closing(writer))
+        candidates = candidate_log.CandidateLog(run.directory, c.log, first)
+        samples = metrics.StepLines(epath.Path(run.directory) / SAMPLES_FILE, first)
         profiler = stack.enter_context(contextlib.closing(loop.Profiler(profile)))
         # Nothing here may keep the state alive: its buffers are donated to the first update.
         handed = [state]
         del state
-        s = Session(run, c, first, pending, manager, stop, writer, profiler, clock)
+        files = writer, candidates, samples
+        s = Session(run, c, first, pending, manager, stop, *files, profiler, clock)
         yield s, handed.pop()
 
 
@@ -122,16 +131,22 @@ def evaluate(
     done: int,
     every_steps: int,
     params: Params,
-    figures: Callable[[Params], Mapping[str, float]],
+    figures: Callable[[Params], Mapping[str, Any]],
     *,
     last: int = 0,
 ) -> Mapping[str, float] | None:
     """Writes `figures(params)` and keeps the best parameters if an evaluation is due after step
-    `done`. With `every_steps` 0 it never is. Returns the figures; None if it was not due."""
+    `done`. With `every_steps` 0 it never is. Returns the figures; None if it was not due.
+
+    Texts among the figures (SAMPLES) are written to samples.jsonl: {"step", "prompt", "text"}.
+    """
     if not every_steps or not loop.due(done, every_steps, last or s.c.steps):
         return None
     with s.meter.phase("evaluate"):
-        s.writer.write(done, found := figures(params))
+        found = dict(figures(params))
+        texts = found.pop(SAMPLES) if SAMPLES in found else []
+        s.writer.write(done, found)
+        s.samples.write({"step": done, "prompt": p, "text": text} for p, text in texts)
         keep_best(s.run, s.c, params, found, done)
     return found
 

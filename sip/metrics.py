@@ -9,11 +9,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorboardX
 import tqdm
 from etils import epath
 
@@ -26,6 +25,39 @@ MOMENT = "|"  # separates a correlation's name from the name of a moment
 MOMENTS = ("x", "y", "xx", "yy", "xy")
 STILL = 1e-10  # relative to the mean square: a smaller variance is rounding error
 QUIET_SECS = 30.0  # seconds between progress lines if stderr is not a terminal
+
+
+# Names that dashboards for TRL expect -> ours. Written beside our own names with `log.aliases`, to
+# TensorBoard and trackers. Only metrics that mean the same are listed.
+ALIASES = {
+    "loss": LOSS,
+    "grad_norm": "grad/norm",
+    "reward": "reward/all",
+    "frac_reward_zero_std": "rl/flat_groups",
+    "clip_ratio": "clip_fraction",
+    "clip_ratio/region_mean": "clip_fraction",
+    "entropy": "rl/entropy",
+    "completions/mean_length": "rl/answer_tokens",
+    "completions/clipped_ratio": "rl/cut",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+    "logps/chosen": "chosen_logp",
+    "logps/rejected": "rejected_logp",
+}
+OF_RL = "reward/all"  # a line with it is one of policy gradients; its other rewards are parts
+
+
+def aliased(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics of a line that have another name in TRL, by that name.
+
+    A reward NAME of policy gradients is rewards/NAME/mean there.
+    """
+    found = {alias: numbers[ours] for alias, ours in ALIASES.items() if ours in numbers}
+    if OF_RL in numbers:
+        parts = (key for key in numbers if key.count("/") == 1 and key != OF_RL)
+        own = (key for key in parts if key.startswith("reward/"))
+        found |= {f"rewards/{key.partition('/')[2]}/mean": numbers[key] for key in own}
+    return found
 
 
 def pair(x, mask=None) -> tuple[float, float]:
@@ -176,7 +208,8 @@ class Writer:
     """Writes one run's metrics; step 1 is the first update.
 
     Lines after `resume_step` are dropped, since those steps run again; None starts from nothing.
-    With several processes only process 0 writes.
+    With several processes only process 0 writes. `sinks` (sip/training/sinks.py) get the same
+    numbers, with `aliases` also by the names of ALIASES.
     """
 
     def __init__(
@@ -186,26 +219,21 @@ class Writer:
         name: str,
         steps: int,
         resume_step: int | None = None,
-        tensorboard: bool = True,
         progress: bool = True,
+        sinks: Sequence[Any] = (),
+        aliases: bool = False,
     ):
-        directory = epath.Path(run_dir)
-        first, lead = -1 if resume_step is None else resume_step, processes.lead()
-        self._lines = StepLines(directory / "metrics.jsonl", resume_step)
-        self._board = None
-        if tensorboard and lead:
-            self._board = tensorboardX.SummaryWriter(
-                str(directory / "tensorboard"), purge_step=first + 1
-            )
-        self._bar = _bar(name, steps, max(first, 0), progress and lead)
+        self._lines = StepLines(epath.Path(run_dir) / "metrics.jsonl", resume_step)
+        self._sinks, self._aliases = sinks, aliases
+        self._bar = _bar(name, steps, resume_step or 0, progress and processes.lead())
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes numbers or (total, denom) pairs by name; non-finite values become null."""
         numbers = values(metrics)
         self._lines.write([{"step": int(step), **numbers}])
-        if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, int(step))
+        named = {**numbers, **aliased(numbers)} if self._aliases else numbers
+        for sink in self._sinks:
+            sink.write(int(step), named)
         self._show(int(step), numbers)
 
     def _show(self, step: int, numbers: dict[str, float]) -> None:
@@ -216,10 +244,15 @@ class Writer:
         self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
-        """Closes the files and the progress bar."""
+        """Closes the sinks and the progress bar."""
         self._bar.close()
-        if self._board is not None:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def texts(self, step: int, texts: Sequence[tuple[str, str]]) -> None:
+        """Gives pairs (prompt, text) to the sinks."""
+        for sink in self._sinks if texts else ():
+            sink.texts(int(step), texts)
 
 
 class _Lines:

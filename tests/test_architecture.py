@@ -51,6 +51,8 @@ HEAVY = {
     "pandas",
     "math_verify",
     "pebble",
+    "wandb",
+    "trackio",
     "reasoning_gym",
     "sympy",
 }  # or in an extra

@@ -31,7 +31,7 @@ from sip.run import Run, RunConfig, keep_tokenizer
 from sip.stages import candidate_log, inputs
 from sip.stages.clock import Clock
 from sip.structs import Params, TrainState, UserError
-from sip.training import checkpoints, loop, step
+from sip.training import checkpoints, loop, sinks, step
 
 SAMPLES_FILE = "samples.jsonl"  # greedy continuations at each evaluation
 
@@ -88,8 +88,9 @@ def opened(
             name=run.name,
             steps=c.steps,
             resume_step=first,
-            tensorboard=c.log.tensorboard,
             progress=c.log.progress,
+            sinks=sinks.opened(c.log, run.directory, run.name, dataclasses.asdict(c), first),
+            aliases=c.log.aliases,
         )
         stack.enter_context(contextlib.closing(writer))
         candidates = candidate_log.CandidateLog(run.directory, c.log, first)
@@ -147,6 +148,7 @@ def evaluate(
         texts = found.pop(SAMPLES) if SAMPLES in found else []
         s.writer.write(done, found)
         s.samples.write({"step": done, "prompt": p, "text": text} for p, text in texts)
+        s.writer.texts(done, texts)
         keep_best(s.run, s.c, params, found, done)
     return found
 

@@ -31,7 +31,7 @@ from sip.run import (
     run_config,
 )
 from sip.sections import at_least, check
-from sip.stages import candidate_log, session, watch
+from sip.stages import alarms, candidate_log, session, watch
 from sip.stages.candidate_log import Answered
 from sip.stages.clock import Clock
 from sip.structs import Tree, UserError
@@ -85,6 +85,7 @@ class RLConfig(RunConfig):
     evals: AnswerEvalConfig
     gate: GateConfig = GateConfig()
     collapse: CollapseConfig = CollapseConfig()
+    watch: alarms.WatchConfig = alarms.WatchConfig()
 
     def __post_init__(self):
         super().__post_init__()
@@ -185,6 +186,7 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
         if c.gate.prompts and not s.first:
             s.writer.write(0, measure(run, c, task, state.params))
         watched = watch.kept(run.directory)  # of the checkpoint that was restored
+        hacked = alarms.kept(run.directory)
         last, reason = watch.end(c, watched, s.first)
         for done in range(s.first + every, last + 1, every):
             at = done // every - 1
@@ -193,7 +195,10 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
                 c, task, state.params, at, run.seed, s.meter.phase, reference=frozen
             )
             del frozen  # its buffers are donated to the update
-            s.pending.append(collected)
+            signals = alarms.of_answers(c.watch, seen, collected, run.tokenizer)
+            s.pending.append({**collected, **alarms.figures(signals)})
+            hacked = alarms.observed(c.watch, hacked, signals)
+            hacked = session.alarm(s, done, c.watch, hacked)
             s.meter.count(batch)
             placed = put_batch(mesh, batch)
             for _ in range(every):  # after the first update the batch is off-policy: rho != 1
@@ -213,7 +218,8 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
             last, reason = watch.end(c, watched, done)
             if reason and s.pending:  # the evaluation ends the run between two lines of the log
                 session.log(s, done, state, batch, last=last, more=collapsed)
-            session.end_step(s, done, state, last=last, more=watch.plain(watched))
+            kept = watch.plain(watched) | alarms.plain(hacked)
+            session.end_step(s, done, state, last=last, more=kept)
             if reason:
                 break
         session.check_stopped(s)

@@ -38,7 +38,7 @@ from sip.judge import build as judges
 from sip.mesh import PartConfig, put_batch
 from sip.run import Run, RunConfig, build_meshes, check_control, check_model, run_config
 from sip.sections import at_least, check, one_of
-from sip.stages import candidate_log, collect, session
+from sip.stages import alarms, candidate_log, collect, session
 from sip.stages.clock import Clock
 from sip.structs import TrainState, UserError
 from sip.training import losses, optim, step
@@ -56,6 +56,7 @@ class SelfImproveConfig(RunConfig):
     sampling: sampling.SamplingConfig
     evals: ground_truth.EvalConfig
     judge_mesh: PartConfig = PartConfig()  # of judge, proofreader, audit and rewriter
+    watch: alarms.WatchConfig = alarms.WatchConfig()
     control: str = ""  # control token between prefix and candidate; empty: none
     documents: int = 0  # rows of a batch that are learned as they are, without the control token
     staleness: int = 0  # 1: rollouts of a step are sampled before the update of the step before
@@ -202,6 +203,7 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
         update = make_update(c, tx)
         collector = self_judged(run, c, fixed, tx)
         points = audits.kept(run.directory)  # of the checkpoint that was restored
+        watched = alarms.kept(run.directory)
         last, reason = audits.end(c.audit, points, s.first, c.steps)
         ahead = collect.restored(fixed, state.params, s.manager, s.first) if c.staleness else None
         for done in range(s.first + 1, last + 1):
@@ -215,7 +217,10 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
                 collector(state), state.params, here, s.meter.phase
             )
             state, new = update(state, put_batch(mesh, batch))
-            s.pending.append({**collected, **new})
+            signals = alarms.of_candidates(c.watch, seen, collected)
+            s.pending.append({**collected, **new, **alarms.figures(signals)})
+            watched = alarms.observed(c.watch, watched, signals)
+            watched = session.alarm(s, done, c.watch, watched)
             s.meter.count(batch)
             points += audits.new(c.audit, collected, done - 1, c.candidates.count(done - 1))
             last, reason = audits.end(c.audit, points, done, c.steps)
@@ -231,7 +236,7 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
                 lambda params: ground_truth.during(suite, params),
                 last=last,
             )
-            begun, kept = ahead and ahead.rollouts, audits.plain(points)
+            begun, kept = ahead and ahead.rollouts, audits.plain(points) | alarms.plain(watched)
             session.end_step(s, done, state, last=last, more=kept, begun=begun)
             if reason:
                 break

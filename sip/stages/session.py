@@ -28,7 +28,7 @@ from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.models.lora import OFF, LoraConfig
 from sip.run import Run, RunConfig, keep_tokenizer
-from sip.stages import candidate_log, inputs
+from sip.stages import alarms, candidate_log, inputs
 from sip.stages.clock import Clock
 from sip.structs import Params, TrainState, UserError
 from sip.training import checkpoints, loop, sinks, step
@@ -49,6 +49,7 @@ class Session:
     writer: metrics.Writer
     candidates: candidate_log.CandidateLog
     samples: metrics.StepLines
+    alarms: metrics.StepLines
     profiler: loop.Profiler
     clock: Clock
     meter: loop.Meter = field(default_factory=loop.Meter)
@@ -99,7 +100,8 @@ def opened(
         # Nothing here may keep the state alive: its buffers are donated to the first update.
         handed = [state]
         del state
-        files = writer, candidates, samples
+        raised = metrics.StepLines(epath.Path(run.directory) / alarms.FILE, first)
+        files = writer, candidates, samples, raised
         s = Session(run, c, first, pending, manager, stop, *files, profiler, clock)
         yield s, handed.pop()
 
@@ -151,6 +153,19 @@ def evaluate(
         s.writer.texts(done, texts)
         keep_best(s.run, s.c, params, found, done)
     return found
+
+
+def alarm(s: Session, done: int, cfg: alarms.WatchConfig, watched: alarms.Watched):
+    """Raises the alarm of the watch for reward hacking if one is due after step `done`.
+
+    It is a line on stderr, a line of alarms.jsonl and the metric watch/alarm. Returns the state.
+    """
+    watched, found = alarms.raised(cfg, watched, done)
+    if found is not None:
+        s.run.say(f"{s.run.name}: alarm at step {done}: {found.said}")
+        s.alarms.write([dataclasses.asdict(found)])
+        s.pending.append({"watch/alarm": (1.0, 1.0)})
+    return watched
 
 
 def end_step(

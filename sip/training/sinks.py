@@ -49,8 +49,9 @@ class TensorBoard:
         directory = str(epath.Path(run_dir) / "tensorboard")
         self._writer = tensorboardX.SummaryWriter(directory, purge_step=first + 1)
         # `add_hparams` would make a run of its own for the settings, without the curves.
+        files: Any = self._writer.file_writer
         for one in summary.hparams(dict(flat(settings)), {LOSS: 0.0})[:2]:
-            self._writer.file_writer.add_summary(one)
+            files.add_summary(one)
 
     def write(self, step, numbers):
         """Adds scalars."""

@@ -249,6 +249,11 @@ class Writer:
         for sink in self._sinks:
             sink.close()
 
+    def say(self, line: str) -> None:
+        """Prints a line to stderr, above the progress bar; on process 0 alone."""
+        if processes.lead():
+            tqdm.tqdm.write(line, file=sys.stderr)
+
     def texts(self, step: int, texts: Sequence[tuple[str, str]]) -> None:
         """Gives pairs (prompt, text) to the sinks."""
         for sink in self._sinks if texts else ():

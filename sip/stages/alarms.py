@@ -52,11 +52,11 @@ class WatchConfig:
     deviations: float = 3.0  # least change of each mean, in its standard errors
     rise: float = 0.05  # least rise of the proxy
     audit: float = 0.05  # least fall of the audit's score
-    length: float = 1.3  # least ratio of lengths, longer or shorter
+    length: float = 1.2  # least ratio of lengths, longer or shorter
     repetition: float = 0.1  # least rise of the share of repeated word triples
-    phrase: float = 0.3  # least rise of the share of texts with one phrase
-    distinct: float = 0.7  # most ratio of distinct-2
-    entropy: float = 0.7  # most ratio of the entropy
+    phrase: float = 0.15  # least rise of the share of texts with one phrase
+    distinct: float = 0.8  # most ratio of distinct-2
+    entropy: float = 0.8  # most ratio of the entropy
     kl: float = 10.0  # least rise of the KL to the start, nats per answer
     verdicts: float = 0.1  # least change of the judge's score of the documents' suffixes
     cooldown: int = 50  # updates without another alarm; doubles after each alarm

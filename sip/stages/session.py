@@ -28,7 +28,7 @@ from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.models.lora import OFF, LoraConfig
 from sip.run import Run, RunConfig, keep_tokenizer
-from sip.stages import alarms, candidate_log, inputs
+from sip.stages import alarms, candidate_log, inputs, notices
 from sip.stages.clock import Clock
 from sip.structs import Params, TrainState, UserError
 from sip.training import checkpoints, loop, sinks, step
@@ -53,6 +53,7 @@ class Session:
     profiler: loop.Profiler
     clock: Clock
     meter: loop.Meter = field(default_factory=loop.Meter)
+    noticed: set = field(default_factory=set)  # kinds of notices that were printed
 
 
 @contextlib.contextmanager
@@ -127,6 +128,10 @@ def log(
         loop.check(state, batch, figures, s.c.checkpoint, steps, s.manager.latest_step())
     s.writer.write(done, {**figures, **s.meter.read(), **(more or {})})
     s.pending.clear()
+    for kind, said in notices.notices(figures).items():
+        if kind not in s.noticed:  # once per run: the log goes on showing it
+            s.writer.say(f"{s.run.name}: step {done}: {said}")
+            s.noticed.add(kind)
 
 
 def evaluate(
@@ -151,6 +156,8 @@ def evaluate(
         s.writer.write(done, found)
         s.samples.write({"step": done, "prompt": p, "text": text} for p, text in texts)
         s.writer.texts(done, texts)
+        if s.c.log.progress:
+            s.writer.say(f"{s.run.name}: evaluation at step {done}: {notices.evaluation(found)}")
         keep_best(s.run, s.c, params, found, done)
     return found
 
@@ -162,7 +169,7 @@ def alarm(s: Session, done: int, cfg: alarms.WatchConfig, watched: alarms.Watche
     """
     watched, found = alarms.raised(cfg, watched, done)
     if found is not None:
-        s.run.say(f"{s.run.name}: alarm at step {done}: {found.said}")
+        s.writer.say(f"{s.run.name}: alarm at step {done}: {found.said}")
         s.alarms.write([dataclasses.asdict(found)])
         s.pending.append({"watch/alarm": (1.0, 1.0)})
     return watched

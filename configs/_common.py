@@ -22,6 +22,7 @@ from sip.models.lora import LoraConfig
 from sip.rewards.suffix_match import MatchConfig
 from sip.rewriter import RewriterConfig
 from sip.sampling import SamplingConfig
+from sip.stages.alarms import WatchConfig
 from sip.stages.collect import CandidateConfig
 from sip.tasks.labelled import CorruptedConfig
 from sip.tasks.pairs import AnswerPairConfig, PairLabelConfig, PairsConfig
@@ -465,6 +466,11 @@ def audit(held_out=None, **changes) -> ConfigDict:
 NO_AUDIT = audit()
 
 
+def watch(window: int = 10) -> ConfigDict:
+    """Builds section `watch`: alarms of reward hacking (sip/stages/alarms.py); window 0 is off."""
+    return complete(WatchConfig, window=window)
+
+
 def rewriter(backend: str, *, init_from="", chat="", param_dtype="") -> ConfigDict:
     """Builds section `rewriter`.
 
@@ -507,6 +513,7 @@ def sip_run(
         stage="selfimprove",
         judge=judge,
         audit=audit,
+        watch=watch(),
         rewriter=rewriter,
         candidates=candidates,
         objective=objective,

@@ -39,6 +39,7 @@ def _run(
     patience=0,
     gate=None,
     collapse=None,
+    watch=0,
     best="",
     **run,
 ) -> ConfigDict:
@@ -57,6 +58,7 @@ def _run(
         evals=common.section(every_steps=evals_every, batch=evals_batch, patience=patience),
         gate=common.complete(GateConfig, **(gate or {})),
         collapse=common.complete(CollapseConfig, **(collapse or {})),
+        watch=common.watch(watch),
         **shared,
     )
 

@@ -105,6 +105,7 @@ def reward_model(model) -> ConfigDict:
 def rewarded(model, source: str) -> ConfigDict:
     """Builds the run of RLHF that starts from the run `source`."""
     return rl.prompts_run(
+        watch=10,  # updates before alarms of reward hacking
         model=model,
         split="train",
         steps=50,

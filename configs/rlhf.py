@@ -48,6 +48,7 @@ def of_files(source: str, debug: bool) -> ConfigDict:
     """Builds the recipe with one run, `rlhf`, that starts from the checkpoint `source`."""
     config = published.recipe(source)  # its section `data` is not read
     run = rl.prompts_run(
+        watch=10,  # updates before alarms of reward hacking
         model=published.model(source),
         split="train",
         steps=2 if debug else 500,
@@ -94,6 +95,7 @@ def on_microworld(debug: bool, rlaif: bool) -> ConfigDict:
 def policy(model, objective, debug: bool, **task) -> ConfigDict:
     """Builds the run of a policy on the micro-world, whose prefixes are the prompts."""
     run = rl.prompts_run(
+        watch=10,  # updates before alarms of reward hacking
         model=model,
         split=microworld.FRESH,
         steps=100,

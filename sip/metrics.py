@@ -9,11 +9,10 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorboardX
 import tqdm
 from etils import epath
 
@@ -26,6 +25,39 @@ MOMENT = "|"  # separates a correlation's name from the name of a moment
 MOMENTS = ("x", "y", "xx", "yy", "xy")
 STILL = 1e-10  # relative to the mean square: a smaller variance is rounding error
 QUIET_SECS = 30.0  # seconds between progress lines if stderr is not a terminal
+
+
+# Names that dashboards for TRL expect -> ours. Written beside our own names with `log.aliases`, to
+# TensorBoard and trackers. Only metrics that mean the same are listed.
+ALIASES = {
+    "loss": LOSS,
+    "grad_norm": "grad/norm",
+    "reward": "reward/all",
+    "frac_reward_zero_std": "rl/flat_groups",
+    "clip_ratio": "clip_fraction",
+    "clip_ratio/region_mean": "clip_fraction",
+    "entropy": "rl/entropy",
+    "completions/mean_length": "rl/answer_tokens",
+    "completions/clipped_ratio": "rl/cut",
+    "rewards/margins": "margin",
+    "rewards/accuracies": "accuracy",
+    "logps/chosen": "chosen_logp",
+    "logps/rejected": "rejected_logp",
+}
+OF_RL = "reward/all"  # a line with it is one of policy gradients; its other rewards are parts
+
+
+def aliased(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics of a line that have another name in TRL, by that name.
+
+    A reward NAME of policy gradients is rewards/NAME/mean there.
+    """
+    found = {alias: numbers[ours] for alias, ours in ALIASES.items() if ours in numbers}
+    if OF_RL in numbers:
+        parts = (key for key in numbers if key.count("/") == 1 and key != OF_RL)
+        own = (key for key in parts if key.startswith("reward/"))
+        found |= {f"rewards/{key.partition('/')[2]}/mean": numbers[key] for key in own}
+    return found
 
 
 def pair(x, mask=None) -> tuple[float, float]:
@@ -89,17 +121,27 @@ def read(run_dir: str | os.PathLike) -> list[dict]:
 
     A killed run or a power cut leaves an incomplete or empty line, which has no step.
     """
-    path = epath.Path(run_dir) / "metrics.jsonl"
+    return read_steps(epath.Path(run_dir) / "metrics.jsonl")
+
+
+def read_steps(path) -> list[dict]:
+    """Returns the lines of a JSON Lines file that are objects with a step; none without a file."""
+    return [row for row, _ in _rows(epath.Path(path))]
+
+
+def _rows(path) -> list[tuple[dict, str]]:
+    """Returns (object, its line) of each line that can be read and has a step."""
     if not path.exists():
         return []
     text = path.read_bytes().decode(errors="replace")
-    rows = map(_row, text.split("\n")[:-1])  # the last item is "" or an incomplete line
-    return [row for row in rows if row is not None]
+    lines = [line.strip("\0") for line in text.split("\n")[:-1]]  # the last is "" or incomplete
+    rows = ((_row(line), line) for line in lines)
+    return [(row, line) for row, line in rows if row is not None]
 
 
 def _row(line: str) -> dict | None:
     try:
-        found = json.loads(line.strip("\0"))
+        found = json.loads(line)
     except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) and type(found.get("step")) is int else None
@@ -110,11 +152,64 @@ def appends(path) -> bool:
     return "://" not in str(path)
 
 
+class StepLines:
+    """Appends objects with a step to a JSON Lines file of a run, on process 0 alone.
+
+    Lines after `resume_step` are dropped, since those steps run again; None starts from nothing.
+    The file is made when the first line is written.
+    """
+
+    def __init__(self, path, resume_step: int | None = None):
+        self.path, self._lead = epath.Path(path), processes.lead()
+        self._kept = ""  # of an object in a store, which cannot be appended to
+        if self._lead:
+            self._keep(-1 if resume_step is None else resume_step)
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Appends objects; numbers that are not finite become null."""
+        if not self._lead:
+            return
+        text = "".join(to_json(row, ensure_ascii=False) + "\n" for row in rows)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if appends(self.path):
+            with open(self.path, "ab") as file:  # closed at once: a killed run loses no line
+                file.write(_utf8(text))
+        else:
+            self._kept += text
+            self.path.write_bytes(_utf8(self._kept))
+
+    def size(self) -> int:
+        """Returns the size of the file in bytes; 0 on other processes."""
+        return self.path.stat().length if self._lead and self.path.exists() else 0
+
+    def rewrite(self, keep: Callable[[dict], bool]) -> None:
+        """Drops the lines that `keep` is false of."""
+        if not self._lead:
+            return
+        text = "".join(f"{line}\n" for row, line in _rows(self.path) if keep(row))
+        write_atomically(self.path, _utf8(text))
+        self._kept = "" if appends(self.path) else text
+
+    def _keep(self, last_step: int) -> None:
+        """Drops the lines after `last_step`. Unreadable lines are dropped too, and counted."""
+        if not self.path.exists():
+            return
+        lines, rows = self.path.read_bytes().count(b"\n"), len(_rows(self.path))
+        if lines > rows:
+            print(f"{self.path}: {lines - rows} unreadable lines are dropped", file=sys.stderr)
+        self.rewrite(lambda row: row["step"] <= last_step)
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode(errors="replace")  # a lone surrogate becomes "?"
+
+
 class Writer:
     """Writes one run's metrics; step 1 is the first update.
 
     Lines after `resume_step` are dropped, since those steps run again; None starts from nothing.
-    With several processes only process 0 writes.
+    With several processes only process 0 writes. `sinks` (sip/training/sinks.py) get the same
+    numbers, with `aliases` also by the names of ALIASES.
     """
 
     def __init__(
@@ -124,40 +219,22 @@ class Writer:
         name: str,
         steps: int,
         resume_step: int | None = None,
-        tensorboard: bool = True,
         progress: bool = True,
+        sinks: Sequence[Any] = (),
+        aliases: bool = False,
     ):
-        directory = epath.Path(run_dir)
-        first, lead = -1 if resume_step is None else resume_step, processes.lead()
-        self._path, self._kept, self._file = directory / "metrics.jsonl", "", None
-        if lead:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._kept = _keep(directory, first)
-        # Line buffered, so that a killed run loses no line. Objects in a store: `_put` rewrites.
-        if not lead or appends(self._path):
-            self._file = open(self._path if lead else os.devnull, "a", buffering=1)
-        self._board = None
-        if tensorboard and lead:
-            self._board = tensorboardX.SummaryWriter(
-                str(directory / "tensorboard"), purge_step=first + 1
-            )
-        self._bar = _bar(name, steps, max(first, 0), progress and lead)
+        self._lines = StepLines(epath.Path(run_dir) / "metrics.jsonl", resume_step)
+        self._sinks, self._aliases = sinks, aliases
+        self._bar = _bar(name, steps, resume_step or 0, progress and processes.lead())
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes numbers or (total, denom) pairs by name; non-finite values become null."""
         numbers = values(metrics)
-        self._put(to_json({"step": int(step), **numbers}) + "\n")
-        if self._board is not None:
-            for name, value in numbers.items():
-                self._board.add_scalar(name, value, int(step))
+        self._lines.write([{"step": int(step), **numbers}])
+        named = {**numbers, **aliased(numbers)} if self._aliases else numbers
+        for sink in self._sinks:
+            sink.write(int(step), named)
         self._show(int(step), numbers)
-
-    def _put(self, line: str) -> None:
-        if self._file is not None:
-            self._file.write(line)
-            return
-        self._kept += line
-        self._path.write_text(self._kept)
 
     def _show(self, step: int, numbers: dict[str, float]) -> None:
         shown = [f"loss {numbers[LOSS]:.3f}"] if LOSS in numbers else []
@@ -167,26 +244,20 @@ class Writer:
         self._bar.update(step - self._bar.n)
 
     def close(self) -> None:
-        """Closes the files and the progress bar."""
+        """Closes the sinks and the progress bar."""
         self._bar.close()
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()
 
+    def say(self, line: str) -> None:
+        """Prints a line to stderr, above the progress bar; on process 0 alone."""
+        if processes.lead():
+            tqdm.tqdm.write(line, file=sys.stderr)
 
-def _keep(directory: epath.Path, last_step: int) -> str:
-    """Drops the lines after `last_step`, whose steps will run again; returns the remaining text.
-
-    Unreadable lines are dropped too, and their number is printed.
-    """
-    rows, path = read(directory), directory / "metrics.jsonl"
-    lines = path.read_bytes().count(b"\n") if path.exists() else 0
-    if lines > len(rows):
-        print(f"{path}: {lines - len(rows)} unreadable lines are dropped", file=sys.stderr)
-    text = "".join(to_json(row) + "\n" for row in rows if row["step"] <= last_step)
-    write_atomically(directory / "metrics.jsonl", text.encode())
-    return text
+    def texts(self, step: int, texts: Sequence[tuple[str, str]]) -> None:
+        """Gives pairs (prompt, text) to the sinks."""
+        for sink in self._sinks if texts else ():
+            sink.texts(int(step), texts)
 
 
 class _Lines:

@@ -85,13 +85,15 @@ def train(config, workdir: str, profile: bool = False, source: str = "") -> dict
 
 
 def _train_runs(config, workdir: str, profile: bool) -> None:
-    for name in config.order:
+    for i, name in enumerate(config.order):
         loop.leave()
         directory = epath.Path(workdirs.run_dir(workdir, name))
         # Process 0 looks for the file, so that all processes skip the same runs.
         if processes.broadcast(functools.partial(_done, directory)):
             continue
-        clock, run = Clock(str(directory)), Run(config, name, workdir)
+        run = Run(config, name, workdir)
+        run.say(processes.broadcast(functools.partial(_progress, config, workdir, i)))
+        clock = Clock(str(directory))
         traces = str(directory / "profile") if profile else ""
         try:
             recipe.check_tokens(config, run.tokenizer)
@@ -102,6 +104,36 @@ def _train_runs(config, workdir: str, profile: bool) -> None:
         done = {"wall_seconds": clock.seconds(), "lost_steps": clock.lost_steps}
         done["left_out"] = run.left_out
         workdirs.write_json(directory / workdirs.DONE, done)
+
+
+def _progress(config, workdir: str, i: int) -> str:
+    """Returns a line about run `i`: its place, and a forecast for it and the runs after it.
+
+    The forecast is at the mean pace of the finished runs, in seconds per update.
+    """
+    seconds, steps, left = 0.0, 0, 0
+    for name in config.order:
+        path = epath.Path(workdirs.run_dir(workdir, name)) / workdirs.DONE
+        if path.exists():
+            seconds += workdirs.read_json(path, wall_seconds=(int, float))["wall_seconds"]
+            steps += config.runs[name].steps
+        else:
+            left += config.runs[name].steps
+    run = config.runs[config.order[i]]
+    line = (
+        f"run {i + 1} of {len(config.order)}: {config.order[i]} ({run.stage}, {run.steps:,} steps)"
+    )
+    if not steps:
+        return line
+    minutes = left * seconds / steps / 60
+    return f"{line}; about {_minutes(minutes)} to the end of all runs, at the pace so far"
+
+
+def _minutes(minutes: float) -> str:
+    """Returns a time that is rounded to what a forecast is worth."""
+    if minutes < 90:
+        return f"{max(1, round(minutes))} min"
+    return f"{minutes / 60:.1f} h" if minutes < 48 * 60 else f"{minutes / 60 / 24:.1f} days"
 
 
 def _done(directory: epath.Path) -> bool:

@@ -13,7 +13,7 @@ from sip import mesh as meshes
 from sip import workdir as workdirs
 from sip.mesh import PartConfig, put_batch
 from sip.run import Run
-from sip.stages import collect, recipe, selfimprove, session
+from sip.stages import candidate_log, collect, recipe, selfimprove, session
 from sip.structs import UserError
 from sip.training import checkpoints, loop, optim
 
@@ -105,15 +105,20 @@ def test_a_step_ahead_is_what_a_loop_by_hand_does(finished, quick, tmp_path):
     start = workdirs.run_dir(str(workdir), "base")
     states = [session.fresh_state(c.model, tx, mesh, seed=0, init_from=start, reference=False)]
     update = selfimprove.make_update(c, tx)
+    kept = []
     with jax.set_mesh(mesh):
         for at in range(4):
             writer = jax.tree.map(lambda x: x.copy(), states[max(0, at - 1)].params)
-            batch, found = collect.collect(fixed, None, collect.begin(fixed, writer, at))
+            begun_ = collect.begin(fixed, writer, at)
+            batch, found, seen = collect.collect(fixed, None, begun_)
+            kept += candidate_log.candidates(at + 1, seen, 4)
             new, _ = update(jax.tree.map(lambda x: x.copy(), states[-1]), put_batch(mesh, batch))
             states.append(new)
     for a, b in zip(*map(jax.tree.leaves, (state(config, workdir, "sip_learned")[0], states[-1])),
                     strict=True):  # fmt: skip
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    written = candidate_log.read(workdirs.run_dir(str(workdir), "sip_learned"))
+    assert written == [line for line in kept if line["step"] in (1, 4)]
     logged = [x["rollouts/staleness"] for x in lines(workdir, "sip_learned") if "loss/rf_nll" in x]
     assert logged == [0.0, 1.0, 1.0, 1.0] and found["rollouts/staleness"] == (0.0, 16.0)
 

@@ -92,7 +92,7 @@ def test_programs_meet_the_shapes_that_the_loop_feeds_them(
     c = selfimprove.resolve(wanted, "sip")
     mesh = runs.build_mesh(c)
     policy = selfimprove.build_collector(runs.Run(wanted, "sip", str(tmp_path)), c, mesh, mesh)
-    batch, _ = collect.collect(policy, None, collect.begin(policy, None, 0))
+    batch, *_ = collect.collect(policy, None, collect.begin(policy, None, 0))
     assert shapes(update.args[1]) == shapes(batch_shapes(mesh, batch))
     assert shapes(rollout.args[1:]) == shapes(asked[1])
     monkeypatch.undo()

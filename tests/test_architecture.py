@@ -54,6 +54,8 @@ HEAVY = {
     "pandas",
     "math_verify",
     "pebble",
+    "wandb",
+    "trackio",
     "reasoning_gym",
     "sympy",
 }  # or in an extra

@@ -192,7 +192,7 @@ def collector(**changes):
 
 def test_candidates_follow_the_token_and_documents_learn_their_suffix_without_it():
     fixed = collector(control=GOOD, documents=1)
-    found, _ = collect.collect(fixed, None, collect.begin(fixed, None, 0))
+    found, *_ = collect.collect(fixed, None, collect.begin(fixed, None, 0))
     plain = fixed.batches[0]
     tree = found.tree
     assert tree.tokens_BT[:, :10].tolist() == [
@@ -214,7 +214,7 @@ def test_judges_and_rewriters_see_no_control_token():
     wanted = collect.CandidateConfig(rewrite=True, rollouts=((0, 0),))
     how = dict(judge=judge, rewriter=SimpleNamespace(rewrite=rewrite), candidates=wanted)
     fixed = collector(**how, control=GOOD, documents=1)
-    _, metrics = collect.collect(fixed, None, collect.begin(fixed, None, 0))
+    _, metrics, _ = collect.collect(fixed, None, collect.begin(fixed, None, 0))
     assert [row[:2] for row in judge.asked] == [("abc", "def"), ("abcdef", "ghi"), ("ABC", "DEF")]
     assert seen == [["abc", "abcdef", "ABC"]] and metrics["reward/suffix"] == (2, 3)
 
@@ -222,7 +222,7 @@ def test_judges_and_rewriters_see_no_control_token():
 def test_the_loss_is_that_of_the_sequences_one_by_one():
     """Candidates: the suffix after the token. Documents: the suffix after its prefix."""
     fixed = collector(control=GOOD, documents=2)
-    found, _ = collect.collect(fixed, None, collect.begin(fixed, None, 0))
+    found, *_ = collect.collect(fixed, None, collect.begin(fixed, None, 0))
     params = tiny.params(tiny.BYTES)
     values = jax.jit(losses.branch_terms(tiny.BYTES, fixed.objective))(params, None, found)[0]
     plain = fixed.batches[0]

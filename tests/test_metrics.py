@@ -11,7 +11,7 @@ from sip.metrics import Writer, read
 
 
 def writer(path, resume=None, **changes):
-    options = dict(name="run", steps=10, resume_step=resume, tensorboard=False, progress=False)
+    options = dict(name="run", steps=10, resume_step=resume, progress=False)
     return Writer(path, **options | changes)
 
 
@@ -101,16 +101,6 @@ def test_starting_over_empties_the_file(tmp_path):
 
 def test_a_run_without_metrics_reads_as_empty(tmp_path):
     assert read(tmp_path) == []
-
-
-def test_tensorboard_has_the_same_numbers(tmp_path, monkeypatch):
-    seen = []
-    log = writer(tmp_path, tensorboard=True)
-    monkeypatch.setattr(log._board, "add_scalar", lambda *args: seen.append(args))
-    log.write(3, {"loss": 0.5, "rate": (1, 2), "none": (0, 0)})
-    log.close()
-    assert seen == [("loss", 0.5, 3), ("rate", 0.5, 3)]
-    assert list((tmp_path / "tensorboard").glob("events.*"))
 
 
 def test_without_a_terminal_progress_is_lines(tmp_path, capfd, monkeypatch):

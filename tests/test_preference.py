@@ -171,7 +171,7 @@ def choose(scores_BK, valid_BK, epsilon=0.25):
         objective=losses.ObjectiveConfig("dpo"), suffix=1, documents=0,
     )  # fmt: skip
     rows = dict(tokens_BT=np.zeros((B, 3), int), mask_BT=np.ones((B, 3), bool), fork_B=np.ones(B))
-    branches, _ = collect.pick(p, rows, pool, np.array(scores_BK), valid_BK)
+    branches, *_ = collect.pick(p, rows, pool, np.array(scores_BK), valid_BK)
     chosen_B, rejected_B = branches.tree.tokens_BCR[:, :, 0].T
     return chosen_B.tolist(), rejected_B.tolist(), branches.valid_BC[:, 0].tolist()
 

@@ -22,7 +22,7 @@ from sip.objectives import policy
 from sip.rewards import verdicts as verdict_rewards
 from sip.rewards.verdicts import Question
 from sip.run import Run
-from sip.stages import rl
+from sip.stages import candidate_log, rl
 from sip.structs import UserError
 from sip.tasks import labelled
 from sip.tasks.rl import verdicts
@@ -202,6 +202,11 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     assert state(config, twice, name)[1] == 3 * each
     assert rl.train(Run(config, name, str(twice))) == figures
     assert lines(once, name) == lines(twice, name)
+    ours, theirs = (path / "runs" / name / "candidates.jsonl" for path in (once, twice))
+    assert ours.read_bytes() == theirs.read_bytes()
+    kept = candidate_log.read(ours.parent)
+    assert {row["step"] for row in kept} == {each, 6 * each}
+    assert all(len(row["candidates"]) == config.runs[name].rollouts for row in kept)
     states = [state(config, workdir, name)[0] for workdir in (once, twice)]
     for a, b in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))

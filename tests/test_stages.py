@@ -14,12 +14,12 @@ import pytest
 import tiny_recipe
 from workdirs import begun, lines, state, stop_after
 
+from sip import metrics, sections, train
 from sip import rewriter as rewriters
-from sip import sections, train
 from sip.judge import audit
 from sip.judge import build as judges
 from sip.run import Run
-from sip.stages import collect, recipe, selfimprove
+from sip.stages import candidate_log, collect, recipe, selfimprove
 from sip.structs import UserError
 from sip.tasks import labelled
 from sip.textgen import scripted
@@ -52,7 +52,7 @@ def rows(B=2, T=5):
 
 def test_the_best_is_preferred_over_the_worst_and_a_tie_is_no_pair():
     scores_BK = np.array([[0.1, 0.9, 0.5, 0.3], [0.4, 0.4, 0.4, 0.4]])
-    branches, found = collect.pick(policy(), rows(), pool(), scores_BK, np.ones((2, 4), bool))
+    branches, found, _ = collect.pick(policy(), rows(), pool(), scores_BK, np.ones((2, 4), bool))
     assert branches.tree.tokens_BCR[0, :, 0].tolist() == [1, 0]
     assert branches.valid_BC.tolist() == [[True, True], [False, False]]
     assert found["chosen/rewrite"] == (1, 1) and found["chosen/suffix"] == (0, 1)
@@ -62,7 +62,7 @@ def test_the_best_is_preferred_over_the_worst_and_a_tie_is_no_pair():
 def test_an_invalid_candidate_is_neither_best_nor_worst():
     scores_BK = np.array([[0.1, 0.9, 0.5, 0.3]])
     valid_BK = np.array([[False, False, True, True]])
-    branches, _ = collect.pick(policy(), rows(1), pool(1), scores_BK, valid_BK)
+    branches, *_ = collect.pick(policy(), rows(1), pool(1), scores_BK, valid_BK)
     assert branches.tree.tokens_BCR[0, :, 0].tolist() == [2, 3]
 
 
@@ -70,14 +70,14 @@ def test_a_fixed_choice_needs_no_scores_and_equal_texts_are_no_pair():
     asked, same = policy(chosen="rewrite", rejected="rollout"), pool()
     same.tokens_BKR[1, 2] = same.tokens_BKR[1, 1]
     zeros = np.zeros((2, 4))
-    branches, _ = collect.pick(asked, rows(), same, zeros, same.valid_BK)
+    branches, *_ = collect.pick(asked, rows(), same, zeros, same.valid_BK)
     assert branches.tree.tokens_BCR[:, :, 0].tolist() == [[1, 2], [11, 11]]
     assert branches.valid_BC[:, 0].tolist() == [True, False]
 
 
 def test_a_group_is_the_rollouts_with_centred_scores():
     scores_BK = np.array([[9.0, 9.0, 1.0, 0.0]])
-    branches, _ = collect.group(policy("dr_grpo"), rows(1), pool(1), scores_BK, pool(1).valid_BK)
+    branches, *_ = collect.group(policy("dr_grpo"), rows(1), pool(1), scores_BK, pool(1).valid_BK)
     assert branches.tree.tokens_BCR[0, :, 0].tolist() == [2, 3]
     assert branches.advantage_BC.tolist() == [[0.5, -0.5]]
     assert branches.old_logp_BCR[0, :, 0].tolist() == [-2, -3]
@@ -195,7 +195,7 @@ def six(name, arg="", **changes):
     config = tiny_recipe.get_config(arg)
     run = config.runs[name]
     run.steps, run.log.every_steps, run.checkpoint.every_steps = 6, 2, 100
-    run.evals.every_steps = 3
+    run.evals.every_steps, run.log.candidates_every = 3, 2
     for key, value in changes.items():
         run[key].update(value)
     return config
@@ -248,11 +248,40 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     assert state(config, twice, name)[1] == 3
     assert train(Run(config, name, str(twice))) == figures
     assert lines(once, name) == lines(twice, name)
+    check_texts(once / "runs" / name, twice / "runs" / name, config.runs[name])
     states = [state(config, workdir, name) for workdir in (once, twice)]
     assert [step for _, step in states] == [6, 6]
     for a, b in zip(*(jax.tree.leaves(s) for s, _ in states), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
     assert (states[0][0].reference is not None) == ("dpo" in name)
+
+
+def check_texts(once, twice, run):
+    """Checks candidates.jsonl and samples.jsonl of a run and of one that was stopped."""
+    for name in ("candidates.jsonl", "samples.jsonl"):
+        ours, theirs = (path / name for path in (once, twice))
+        assert ours.exists() == theirs.exists() == (name in written(run))
+        assert not ours.exists() or ours.read_bytes() == theirs.read_bytes()
+    found = candidate_log.read(once)
+    if run.stage != "selfimprove":
+        assert not found
+        return
+    assert list(dict.fromkeys(row["step"] for row in found)) == [1, 2, 4, 6]
+    assert [row["row"] for row in found[:4]] == [0, 1, 2, 3]
+    logged = {line["step"]: line for line in metrics.read(once) if "reward/rollout" in line}
+    for row in found:  # a pair is the best and the worst of what the judge read
+        scores = [c["score"] for c in row["candidates"] if c["valid"]]
+        chosen = [c["score"] for c in row["candidates"] if c["chosen"]]
+        assert chosen in ([], [max(scores)])
+        rejected = [c["score"] for c in row["candidates"] if c["rejected"]]
+        assert rejected in ([], [min(scores)]) and len(row["candidates"]) > 1
+    assert logged  # of all rows of the batch
+
+
+def written(run):
+    task = run.task.name if run.stage == "supervised" else "documents"
+    own = {"selfimprove": ["candidates.jsonl"], "supervised": []}[run.stage]
+    return own + (["samples.jsonl"] if task == "documents" else [])
 
 
 @pytest.mark.slow  # test_checkpoints saves donated arrays

@@ -11,6 +11,7 @@ import numpy as np
 import tiny
 
 from sip import mesh as meshes
+from sip import metrics
 from sip.judge import prompts
 from sip.judge.labels import file as label_file
 from sip.stages import rl
@@ -136,11 +137,13 @@ def test_what_is_learned_from_is_the_telling_part_of_all_answers(tmp_path, monke
     asked = dataclasses.replace(task(tmp_path)[0], reward=reward)
     run = rl.resolve(importlib.import_module("microworld_judge").get_config("debug"), "judge_rl")
     whole, part = (dataclasses.replace(run, batch=8 // n, oversample=n, rollouts=2) for n in (1, 2))
-    (every, all_figures), (some, figures) = (
+    (every, all_figures, _), (some, figures, _) = (
         rl.collect(c, asked, tiny.params(CFG), 3, 0) for c in (whole, part)
     )
     for a, b in zip(jax.tree.leaves(every), jax.tree.leaves(some), strict=True):
         np.testing.assert_array_equal(a[[1, 3, 4, 7]], b)
+    ours = {x for x in metrics.ALIASES.values() if x.startswith(("rl/", "reward/"))}
+    assert ours - {"rl/cut"} <= set(figures)
     assert all_figures["rl/flat_learned"] == (4, 8) and figures["rl/flat_learned"] == (0, 4)
     changed = {key for key in figures if figures[key] != all_figures[key]}
     assert changed == {"rl/flat_learned", "rl/masked_learned"}  # of as many as are learned

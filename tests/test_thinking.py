@@ -220,7 +220,7 @@ def test_the_loss_is_that_of_the_sampled_tokens_in_plain_sequences(tmp_path):
     params = closing(tiny.params(tiny.BYTES), task.prompts(0))
     task = dataclasses.replace(task, reward=lambda at, ids: rewarded(ids))
     with jax.set_mesh(single()):
-        batch, found = rl.collect(c, task, params, 0, 0)
+        batch, found, _ = rl.collect(c, task, params, 0, 0)
     terms = losses.policy_terms(c.model, c.objective)
     grads, loss, _ = jax.jit(
         lambda p, b: step.gradient(terms, p, None, b, {"policy": 1.0}, 1)
@@ -349,7 +349,7 @@ def test_a_judge_says_if_continuations_match(tmp_path):
     run = SimpleNamespace(workdir="", tokenizer=Byte(), seed=0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(thinking.judges, "build", lambda *_: SimpleNamespace(score=score))
-        judging = thinking.judge_of(run, wanted, think())
+        judging = thinking.judge_of(run, wanted, think(), 0, [])
     yes = Answer([7], [*b"cd"])
     answers = [[yes, yes, Answer([7], None)], [yes, Answer([7], [32]), yes]]
     reward_BK, valid_BK, _ = judging(FORKS, answers)

@@ -29,6 +29,7 @@ from sip.textgen.protocol import Cut
 from sip.textgen.remote import RemoteConfig
 from sip.textgen.scripted import Scripted
 from sip.training import step
+from sip.training.loop import LogConfig
 
 QUALITY, SAFETY = prompts.load("reasoned_quality"), prompts.load("reasoned_safety")
 DIRECT = prompts.load("safety")
@@ -283,7 +284,7 @@ def test_a_live_judge_moves_and_a_frozen_one_does_not(live, reference, wanted):
     tx, mesh = optax.sgd(0.1), meshes.single()
     c = SimpleNamespace(
         judged=True, model=CFG, init_from="", judge=dataclasses.replace(wanted, live=live),
-        objective=SimpleNamespace(needs_reference=reference), lora=lora.OFF,
+        objective=SimpleNamespace(needs_reference=reference), lora=lora.OFF, log=LogConfig(),
     )  # fmt: skip
     fixed = collect.Collector(
         CFG, mesh, Few(), *[None] * 4, SamplingConfig(), None, None, "suffix", seed=3

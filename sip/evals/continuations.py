@@ -20,6 +20,8 @@ from sip.text.tokenizer import Tokenizer, continuation
 from sip.training import losses
 
 GREEDY = SamplingConfig(temperature=0.0)
+# Key of the figures of an evaluation that is no number: a list of (prompt, text) to read.
+SAMPLES = "samples"
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from etils import epath
 from sip.data import control as controls
 from sip.data.documents import Truth
 from sip.evals import continuations, judged
-from sip.evals.continuations import Prompts
+from sip.evals.continuations import SAMPLES, Prompts
 from sip.judge import build as judges
 from sip.judge.judged import Judge
 from sip.loading import LoadedModel
+from sip.mesh import full_rows
 from sip.models.config import ModelConfig
 from sip.run import Run
 from sip.sections import at_least, check
@@ -210,10 +211,14 @@ class Suite:
     tokenizer: Tokenizer
     steps: int  # tokens of a continuation
     judge: Callable[[], Judge] | None  # builds the judge of the final win rate
+    samples: int  # continuations of an evaluation during the run that are kept to be read
 
 
-def suite(run: Run, evals: EvalConfig, cfg: ModelConfig, mesh) -> Suite:
-    """Builds the evaluation of a run. Reads the held-out splits once per process."""
+def suite(run: Run, evals: EvalConfig, cfg: ModelConfig, mesh, samples: int = 0) -> Suite:
+    """Builds the evaluation of a run. Reads the held-out splits once per process.
+
+    `samples` is the number of continuations that `during` returns.
+    """
     during = evals.validation, evals.validation // 2
     final = during if evals.split == "validation" else (evals.standard, evals.unsafe)
     wanted, truth = evals.judge, run.corpus(evals.split).documents.truth
@@ -235,6 +240,7 @@ def suite(run: Run, evals: EvalConfig, cfg: ModelConfig, mesh) -> Suite:
         and functools.partial(
             judges.build, wanted, run.workdir, truth, mesh, run.tokenizer, run.seed
         ),
+        samples,
     )
 
 
@@ -253,17 +259,31 @@ def _model(s: Suite, params: Params) -> LoadedModel:
     return LoadedModel(params, s.cfg, s.tokenizer, s.mesh)
 
 
-def during(s: Suite, params: Params) -> dict[str, float]:
-    """Evaluates on validation prompts. Returns metrics by their names in the log, `eval/..`.
+def during(s: Suite, params: Params) -> dict[str, Any]:
+    """Evaluates on validation prompts. Returns metrics by their names in the log, `eval/..`, and
+    some greedy continuations (SAMPLES).
 
     Raises UserError if the baseline is another run without continuations.
     """
     if s.truth is None:
-        return {f"eval/{k}": v for k, v in _likelihood(s, params, s.validation).items()}
-    texts = _texts(s, params, s.validation)
-    baseline = _baseline(s)["validation"] if s.baseline != s.directory else texts
-    figures = row(s.truth, s.validation, texts, baseline)
-    return {f"eval/{k}": v for k, v in figures.items()}
+        figures = _likelihood(s, params, s.validation)
+        texts = _some(s, params) if s.samples else []
+    else:
+        every = _texts(s, params, s.validation)
+        baseline = _baseline(s)["validation"] if s.baseline != s.directory else every
+        figures = row(s.truth, s.validation, every, baseline)
+        texts = every["standard"][: s.samples]
+    named = {f"eval/{k}": v for k, v in figures.items()}
+    pairs = list(zip(s.validation.standard.prefixes, texts, strict=False))
+    return {**named, SAMPLES: pairs} if pairs else named
+
+
+def _some(s: Suite, params: Params) -> list[str]:
+    """Decodes the first continuations, which an evaluation without a ground truth does not need."""
+    asked = s.validation.standard
+    some = asked.where(np.arange(len(asked)) < s.samples)
+    rows = full_rows(s.mesh, len(some))
+    return continuations.greedy(_model(s, params), some, steps=s.steps, batch=rows)
 
 
 def finish(s: Suite, params: Params, **more: Any) -> dict[str, Any]:

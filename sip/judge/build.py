@@ -157,12 +157,14 @@ class JudgeConfig:
             remote.check(self.server())
 
 
-def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -> judged.Judge:
+def build(
+    wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0, heard: int = 0
+) -> judged.Judge:
     """Builds the judge of a `judge` section.
 
     `truth` is needed by backend truth, `tokenizer` by backend http with `http.tokens`. `seed` seeds
-    the sampling of votes. Raises UserError if the judge cannot be built or its server does not
-    answer.
+    the sampling of votes. Of the first `heard` prefixes of a call the judge returns its reasoned
+    answers as written. Raises UserError if the judge cannot be built or its server does not answer.
     """
     if wanted.backend == "truth":
         if truth is None:
@@ -172,7 +174,7 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -
         return scoring.TruthJudge(truth, dict(wanted.weights), wanted.schedule, wanted.accuracy)
     if wanted.own:
         raise UserError("judge.init_from: only the policy of a self-improving run judges itself")
-    asking = functools.partial(_asking, wanted, workdir, mesh, seed)
+    asking = functools.partial(_asking, wanted, workdir, mesh, seed, heard=heard)
     if wanted.backend == "rule":
         return asking(ruled(wanted.rule))
     if wanted.backend == "http":
@@ -189,7 +191,7 @@ def build(wanted: JudgeConfig, workdir, truth, mesh, tokenizer, seed: int = 0) -
 
 
 def of_policy(
-    wanted: JudgeConfig, cfg: ModelConfig, workdir, mesh, tokenizer, seed: int
+    wanted: JudgeConfig, cfg: ModelConfig, workdir, mesh, tokenizer, seed: int, heard: int = 0
 ) -> Callable[[Params], scoring.TextJudge]:
     """Returns a function from the policy's parameters to a judge on the policy's mesh.
 
@@ -197,7 +199,7 @@ def of_policy(
     """
     aspects = _aspects(wanted, workdir, tokenizer)
     local = _local(wanted, aspects, LoadedModel(None, cfg, tokenizer, mesh))
-    judge = _asking(wanted, workdir, mesh, seed, local, aspects, stats=local.stats)
+    judge = _asking(wanted, workdir, mesh, seed, local, aspects, stats=local.stats, heard=heard)
     return lambda params: dataclasses.replace(judge, textgen=local.of(params))
 
 

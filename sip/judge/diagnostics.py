@@ -4,7 +4,7 @@ A judge returns metrics per candidate as (total_BK, denom_BK) by name, such as
 `judge/flips/quality`. This module sums them by source: `judge/flips/quality/rollout`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -39,6 +39,19 @@ def reasons(stats: Stats) -> str:
         for reason, text in WHY.items():
             if total and f"/invalid_{reason}/" in name:
                 found.append(f"{name.rpartition('/')[2]}: {total:.0f} {text}")
+    return "; ".join(found)
+
+
+def shares(figures: Mapping[str, float]) -> str:
+    """Lists why verdicts or votes are invalid, from logged averages; "" if all are valid.
+
+    Metrics of single sources are left out.
+    """
+    found = []
+    for name, share in figures.items():
+        for reason, text in WHY.items():
+            if share and name.count("/") == 2 and f"/invalid_{reason}/" in name:
+                found.append(f"{name.rpartition('/')[2]}: {share:.0%} {text}")
     return "; ".join(found)
 
 

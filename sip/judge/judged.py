@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from sip.judge.voting import Stats
+from sip.judge.voting import Heard, Stats
 from sip.structs import Verdicts
 
 Each = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (total_BK, denom_BK)
@@ -19,6 +19,7 @@ class Judged(Verdicts):
     metrics: Stats  # name -> (total, denom)
     who: str  # judge | truth: the first part of the metrics' names
     each: Each  # metrics per candidate by the same names: (total_BK, denom_BK)
+    heard: tuple[Heard, ...] = ()  # answers of a judge that reasons, of the first prefixes
 
 
 class Judge(Protocol):

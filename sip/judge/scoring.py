@@ -20,7 +20,7 @@ from sip.judge.judged import Judged
 from sip.judge.prompts import Aspect
 from sip.judge.proofread import Proofreader
 from sip.judge.schedules import ScheduleConfig
-from sip.judge.voting import Stats, Voting
+from sip.judge.voting import Heard, Stats, Voting
 from sip.metrics import pair
 from sip.structs import UserError
 from sip.textgen.local import about
@@ -50,6 +50,7 @@ class TextJudge:
     proofreader: Proofreader | None = None  # marks the candidates; a text it cannot read is invalid
     voting: Voting = Voting()  # sampling of reasoned verdicts
     stats: Callable[[], Stats] = dict  # more metrics: of the requests since the last call
+    heard: int = 0  # first prefixes of a call whose reasoned answers are returned as written
 
     def __post_init__(self):
         names = [a.name for a in self.aspects]
@@ -58,20 +59,22 @@ class TextJudge:
 
     def score(self, prefixes, candidates, references, mask_BK) -> Judged:
         """Scores candidates [B][K] under `mask_BK`. Aspects with a reference show `references`."""
-        scored, draw_BK2 = {}, schedules.draws(prefixes, candidates)
+        scored, heard, draw_BK2 = {}, [], schedules.draws(prefixes, candidates)
         candidates, live_BK = self._proofread(prefixes, candidates, mask_BK)
         for aspect in self.aspects:
             trunks = [
                 prompts.trunk(aspect, prefix=p, reference=r)
                 for p, r in zip(prefixes, references, strict=True)
             ]
-            scored[aspect.name] = (
+            scored[aspect.name], answers = (
                 self._pairwise(aspect, trunks, candidates, live_BK, draw_BK2)
                 if aspect.kind == "pairwise"
                 else self._pointwise(aspect, trunks, candidates, live_BK)
             )
+            heard += answers
         judged = _combine("judge", scored, self.weights, mask_BK)
-        return dataclasses.replace(judged, metrics=judged.metrics | self.stats())
+        metrics = judged.metrics | self.stats()
+        return dataclasses.replace(judged, metrics=metrics, heard=tuple(heard))
 
     def _proofread(self, prefixes, candidates, mask_BK):
         """Returns (candidates with marks, live_BK: those that the proofreader can read)."""
@@ -84,15 +87,19 @@ class TextJudge:
         shown = [[text or "" for text in row] for row in told]
         return shown, mask_BK & read_BK.reshape(mask_BK.shape)
 
-    def _ask(self, aspect, trunks, choose: Choose, branches, mask_BC) -> Scored:
-        """Returns (score_BC, valid_BC, metrics) of the branches, left aligned under `mask_BC`.
+    def _ask(self, aspect, trunks, choose: Choose, branches, mask_BC) -> tuple[Scored, list[Heard]]:
+        """Returns ((score_BC, valid_BC, metrics) of the branches, answers as written).
 
-        `choose` is bound to the trunks; it gives the log-probabilities for a direct aspect.
+        Branches are left aligned under `mask_BC`. `choose` is bound to the trunks; it gives the
+        log-probabilities for a direct aspect.
         """
         hard, stats = self.hard and aspect.kind == "pairwise", {}
+        heard: list[Heard] = []
         if aspect.verdict:
             how = self.voting
-            count_BCO, missing = voting.collect(how, self.textgen, aspect, trunks, branches)
+            count_BCO, missing, heard = voting.collect(
+                how, self.textgen, aspect, trunks, branches, self.heard
+            )
             score_BC, valid_BC = verdicts.voted(count_BCO, aspect.values, hard=hard)
             stats = voting.stats(count_BCO, missing, how.votes, int(mask_BC.sum()))
         else:
@@ -105,14 +112,17 @@ class TextJudge:
             stats = {f"invalid_{why}": pair(x_BC, asked_BC) for why, x_BC in reasons.items()}
         # The rows of `branches` are ragged, so C may be smaller than that of the mask.
         width = [(0, 0), (0, mask_BC.shape[1] - score_BC.shape[1])]
-        return np.pad(score_BC, width), np.pad(valid_BC, width) & mask_BC, stats
+        return (np.pad(score_BC, width), np.pad(valid_BC, width) & mask_BC, stats), heard
 
-    def _pairwise(self, aspect, trunks, candidates, mask_BK, draw_BK2) -> Scored:
+    def _pairwise(
+        self, aspect, trunks, candidates, mask_BK, draw_BK2
+    ) -> tuple[Scored, list[Heard]]:
         """Scores a pairwise aspect: mean wins over the comparisons of the schedule."""
         # With several rounds about the same trunks, `about` encodes them once and keeps the cache.
         once = functools.partial(self.textgen.choose, trunks)
         choose = about(self.textgen, trunks) if self.schedule.repeats else once
         voted: list[Stats] = []
+        heard: list[Heard] = []
 
         def ask(pairs: Pairs):
             branches = [
@@ -124,14 +134,20 @@ class TextJudge:
                     candidates, pairs.first_BC, pairs.second_BC, pairs.mask_BC, strict=True
                 )
             ]
-            score_BC, valid_BC, stats = self._ask(aspect, trunks, choose, branches, pairs.mask_BC)
+            found, answers = self._ask(aspect, trunks, choose, branches, pairs.mask_BC)
+            score_BC, valid_BC, stats = found
             voted.append(stats)
+            for one in answers:
+                at = one.row, one.candidate
+                i, j = int(pairs.first_BC[at]), int(pairs.second_BC[at])
+                heard.append(dataclasses.replace(one, candidate=i, against=j))
             return score_BC, valid_BC
 
         wins = schedules.play(self.schedule, ask, mask_BK, draw_BK2)
-        return wins.score_BK, wins.valid_BK, {**wins.each, **_soundness(wins), **_summed(voted)}
+        stats = {**wins.each, **_soundness(wins), **_summed(voted)}
+        return (wins.score_BK, wins.valid_BK, stats), heard
 
-    def _pointwise(self, aspect, trunks, candidates, mask_BK) -> Scored:
+    def _pointwise(self, aspect, trunks, candidates, mask_BK) -> tuple[Scored, list[Heard]]:
         """Scores a pointwise aspect: each live candidate by itself."""
         branches = [
             [prompts.branch(aspect, text) for text, live in zip(texts, live_K, strict=True) if live]
@@ -140,11 +156,15 @@ class TextJudge:
         # Branches are left aligned (asked_BK); their verdicts are scattered back to mask_BK.
         asked_BK = np.arange(mask_BK.shape[1]) < mask_BK.sum(1, keepdims=True)
         choose = functools.partial(self.textgen.choose, trunks)
-        score_BC, valid_BC, voted = self._ask(aspect, trunks, choose, branches, asked_BK)
+        found, answers = self._ask(aspect, trunks, choose, branches, asked_BK)
+        score_BC, valid_BC, voted = found
         score_BK, valid_BK = np.zeros(mask_BK.shape), np.zeros(mask_BK.shape, bool)
         score_BK[mask_BK], valid_BK[mask_BK] = score_BC[asked_BK], valid_BC[asked_BK]
+        place = lambda x: int(np.flatnonzero(mask_BK[x.row])[x.candidate])
+        heard = [dataclasses.replace(x, candidate=place(x)) for x in answers]
         said = diagnostics.verdicts(aspect, score_BK, valid_BK)
-        return score_BK, valid_BK, {"invalid": (mask_BK & ~valid_BK, mask_BK), **said, **voted}
+        stats = {"invalid": (mask_BK & ~valid_BK, mask_BK), **said, **voted}
+        return (score_BK, valid_BK, stats), heard
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,18 @@ Stats = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
+class Heard:
+    """One answer of a judge that reasons, as it was written; kept for people to read."""
+
+    row: int  # of the prefix
+    candidate: int  # the candidate in question; of a comparison the one that is shown first
+    aspect: str
+    against: int | None  # of a comparison: the candidate that is shown second
+    text: str  # empty if there was no answer
+    value: float | None  # of the verdict; None: the answer has none
+
+
+@dataclass(frozen=True)
 class Voting:
     """Sampling of the answers to reasoned aspects. Raises UserError for values out of range."""
 
@@ -79,25 +91,36 @@ def collect(
     aspect: Aspect,
     trunks: Sequence[Text],
     branches: Sequence[Sequence[Text]],
-) -> tuple[np.ndarray, Counter]:
-    """Asks and counts the votes: (count_BCO, missing votes by reason).
+    heard: int = 0,
+) -> tuple[np.ndarray, Counter, list[Heard]]:
+    """Asks and counts the votes: (count_BCO, missing votes by reason, answers as written).
 
     count_BCO is the number of answers whose verdict is option o. Rows of `branches` may be ragged;
-    the padding up to C has no votes.
+    the padding up to C has no votes. Of the first `heard` rows the answers are returned too, where
+    `candidate` is the branch.
     """
     said = answers(how, textgen, trunks, branches)
     count_BCO = np.zeros(
         (len(said), max(map(len, branches), default=0), len(aspect.options)), np.int64
     )
     missing: Counter = Counter()
+    kept: list[Heard] = []
     for b, row in enumerate(said):
         for c, texts in enumerate(row):
-            for found in (vote(text, aspect) for text in texts):
+            for text in texts:
+                found, value = vote(text, aspect), None
                 if isinstance(found, str):
                     missing[found] += 1
                 else:
                     count_BCO[b, c, found] += 1
-    return count_BCO, missing
+                    value = float(aspect.values[found])
+                if b < heard:
+                    kept.append(Heard(b, c, aspect.name, None, _plain(text), value))
+    return count_BCO, missing, kept
+
+
+def _plain(said: Said) -> str:
+    return said.text if isinstance(said, Cut) else said or ""
 
 
 def stats(count_BCO: np.ndarray, missing: Counter, votes: int, asked: int) -> Stats:

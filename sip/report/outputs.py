@@ -10,7 +10,7 @@ from sip.report import statistics
 from sip.report.journeys import plot_journeys
 from sip.report.plots import plots
 from sip.report.summary import against_first, collect, comparable, summarise
-from sip.report.tables import show, show_seeds
+from sip.report.tables import show, show_seeds, untrained
 from sip.sections import section
 from sip.stages import seeds
 from sip.stages.recipe import TEACHERS, ReportConfig
@@ -28,6 +28,7 @@ def write(config, workdir: str) -> dict:
         plots(config.report, [workdir], workdir)
         plot_journeys(_journeys(config), [summary["rows"]], workdir)
         show(summary)
+        _say(untrained(config))
     return summary
 
 
@@ -50,6 +51,7 @@ def write_seeds(config, wanted: Sequence[int], workdir: str) -> dict:
         plots(config.report, directories, workdir)
         plot_journeys(_journeys(config), [run["rows"] for run in runs.values()], workdir)
         show_seeds(summary)
+        _say(untrained(config))
     return summary
 
 
@@ -103,6 +105,11 @@ def _combined(config, runs: dict[int, dict]) -> dict:
     paired = [name for name in comparable(config) if name in every] if standard else []
     journeys = [(a, b) for a, b in against_first(_journeys(config)) if {a, b} <= every]
     return statistics.combine(cut, paired, standard, journeys)
+
+
+def _say(line: str) -> None:
+    if line:
+        print(line)
 
 
 def _journeys(config) -> tuple[tuple[str, ...], ...]:

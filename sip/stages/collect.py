@@ -14,7 +14,7 @@ from sip.data.chunks import texts_of
 from sip.judge import build as judges
 from sip.judge import diagnostics
 from sip.judge.audit import Audit
-from sip.judge.judged import Judge
+from sip.judge.judged import Judge, Judged
 from sip.mesh import batch_shapes, put_batch
 from sip.metrics import pair
 from sip.models.config import ModelConfig
@@ -97,6 +97,27 @@ class Pool:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """C of the K candidates of each prefix, which the update learns from."""
+
+    index_BC: np.ndarray
+    valid_BC: np.ndarray  # bool
+    advantage_BC: np.ndarray | None = None  # of policy gradients
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The candidates of a step as they were judged and chosen, on the host."""
+
+    prefixes: list[str]
+    references: list[str]  # what the judge was shown beside them
+    pool: Pool
+    judged: Judged | None  # None: they were chosen without a judge
+    valid_BK: np.ndarray  # bool: exists, is no duplicate, and has a verdict
+    choice: Choice
+
+
+@dataclass(frozen=True)
 class Collector:
     """The fixed parts of candidate collection in a run: models, data and configs."""
 
@@ -152,7 +173,10 @@ def restored(p: Collector, params, manager, at: int) -> Begun | None:
 
 
 def collect(p: Collector, params, begun: Begun, phase: loop.Phase = loop.unmeasured):
-    """Finishes a begun step: builds, judges and chooses its candidates -> (Branches, metrics)."""
+    """Finishes a begun step: builds, judges and chooses its candidates.
+
+    Returns (Branches, metrics, Seen).
+    """
     rollouts, at = begun.rollouts, begun.at
     rows = controlled(p, begun.rows)
     with phase("data"):
@@ -165,6 +189,7 @@ def collect(p: Collector, params, begun: Begun, phase: loop.Phase = loop.unmeasu
             jax.block_until_ready(params)
     pool = build_pool(p, rows, prefixes, suffixes, ids, rollouts, phase)
     scores_BK, valid_BK, found = np.zeros(pool.valid_BK.shape), pool.valid_BK, {}
+    beside, judged = suffixes, None
     if p.judge is not None:
         with phase("judge"):
             beside = references(p, pool, suffixes)
@@ -177,16 +202,17 @@ def collect(p: Collector, params, begun: Begun, phase: loop.Phase = loop.unmeasu
         most, key = p.candidates.max_invalid, "candidates.max_invalid"
         judges.check_invalid(pool.valid_BK, valid_BK, most, key, judged.metrics)
         if p.audit is not None and p.audit.due(at):
-            beside = references(p.audit.config.judge, pool, suffixes)
+            theirs = references(p.audit.config.judge, pool, suffixes)
             with phase("audit"):
-                found |= p.audit.figures(judged, prefixes, pool, beside, p.candidates.max_invalid)
-    branches, chosen = learned(p, rows, pool, scores_BK, valid_BK)
+                found |= p.audit.figures(judged, prefixes, pool, theirs, p.candidates.max_invalid)
+    branches, chosen, choice = learned(p, rows, pool, scores_BK, valid_BK)
     if p.documents:
         branches = with_documents(p, branches, begun.rows)
     if rollouts is not None:
         count = float(pool.sources.count("rollout") * len(prefixes))
         found["rollouts/staleness"] = begun.staleness * count, count
-    return branches, {**found, **chosen, **source_metrics(pool, scores_BK, valid_BK)}
+    seen = Seen(prefixes, beside, pool, judged, valid_BK, choice)
+    return branches, {**found, **chosen, **source_metrics(pool, scores_BK, valid_BK)}, seen
 
 
 def roll(p: Collector, params, rows, at: int) -> structs.Rollouts | None:
@@ -302,13 +328,14 @@ def choice(p: Collector, pool: Pool, scores_BK, valid_BK) -> tuple[np.ndarray, n
 
 
 def pick(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
-    """Returns the chosen candidates, of pairs also the rejected ones, as (Branches, metrics)."""
+    """Returns what is chosen, of pairs also what is rejected, as (Branches, metrics, Choice)."""
     index_BC, ok_B = choice(p, pool, scores_BK, valid_BK)
     names = np.array(pool.sources)[index_BC[:, 0]]
     found = {f"chosen/{s}": pair(names == s, ok_B) for s in dict.fromkeys(pool.sources)}
     found["chosen/none"] = pair(~ok_B)
     valid_BC = np.repeat(np.reshape(ok_B, (-1, 1)), index_BC.shape[1], axis=1)
-    return _branches(p, rows, pool, index_BC, valid_BC, np.zeros(index_BC.shape)), found
+    branches = _branches(p, rows, pool, index_BC, valid_BC, np.zeros(index_BC.shape))
+    return branches, found, Choice(index_BC, valid_BC)
 
 
 def _differ(pool: Pool, both_B2):
@@ -318,18 +345,19 @@ def _differ(pool: Pool, both_B2):
 
 
 def learned(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
-    """Returns the candidates of a judged pool that the update learns from, (Branches, metrics)."""
+    """Returns the candidates of a judged pool that the update learns from, as `pick` does."""
     choose = group if p.objective.name == "dr_grpo" else pick
     return choose(p, rows, pool, scores_BK, valid_BK)
 
 
 def group(p: Collector, rows, pool: Pool, scores_BK, valid_BK):
-    """Returns all rollouts with their advantages as (Branches, metrics)."""
+    """Returns all rollouts with their advantages, (Branches, metrics, Choice)."""
     at = [k for k, source in enumerate(pool.sources) if source == "rollout"]
     valid_BC = valid_BK[:, at]
     advantage_BC = np.asarray(policy.advantages_dr_grpo(scores_BK[:, at], valid_BC))
     index_BC = np.broadcast_to(np.array(at), valid_BC.shape)
-    return _branches(p, rows, pool, index_BC, valid_BC, advantage_BC), {}
+    branches = _branches(p, rows, pool, index_BC, valid_BC, advantage_BC)
+    return branches, {}, Choice(index_BC, valid_BC, advantage_BC)
 
 
 def _branches(p: Collector, rows, pool: Pool, index_BC, valid_BC, advantage_BC) -> losses.Branches:

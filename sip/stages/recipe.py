@@ -22,6 +22,7 @@ from sip.sections import check as check_section
 from sip.stages import rl, selfimprove, session, supervised
 from sip.structs import UserError
 from sip.text.tokenizer import Tokenizer
+from sip.training import sinks
 from sip.workdir import BEST
 
 STAGES = {"supervised": supervised, "selfimprove": selfimprove, "rl": rl}
@@ -232,6 +233,7 @@ def check_run(
     if not (done or (epath.Path(workdirs.run_dir(workdir, name)) / workdirs.DONE).exists()):
         try:
             processes.on_lead(run.reach)
+            processes.on_lead(lambda: sinks.check_tracker(run.log.tracker))
         except UserError as e:
             raise UserError(f"config runs.{name}: {e}") from None
     return run

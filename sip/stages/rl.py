@@ -9,6 +9,7 @@ The `task` section selects prompts and rewards (sip/tasks/rl). arXiv 2601.21343 
 RLHF.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +31,8 @@ from sip.run import (
     run_config,
 )
 from sip.sections import at_least, check
-from sip.stages import session, watch
+from sip.stages import alarms, candidate_log, session, watch
+from sip.stages.candidate_log import Answered
 from sip.stages.clock import Clock
 from sip.structs import Tree, UserError
 from sip.tasks.rl import prompts, rewrites, thinking, verdicts
@@ -83,6 +85,7 @@ class RLConfig(RunConfig):
     evals: AnswerEvalConfig
     gate: GateConfig = GateConfig()
     collapse: CollapseConfig = CollapseConfig()
+    watch: alarms.WatchConfig = alarms.WatchConfig()
 
     def __post_init__(self):
         super().__post_init__()
@@ -186,38 +189,47 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
         average = step.make_average(c.task.average) if c.task.average else None
         if c.gate.prompts and not s.first:
             s.writer.write(0, measure(run, c, task, state.params))
-        seen = watch.kept(run.directory)  # of the checkpoint that was restored
-        last, reason = watch.end(c, seen, s.first)
+        watched = watch.kept(run.directory)  # of the checkpoint that was restored
+        hacked = alarms.kept(run.directory)
+        last, reason = watch.end(c, watched, s.first)
         for done in range(s.first + every, last + 1, every):
             at = done // every - 1
             frozen = step.frozen(state)
-            batch, collected = collect(
+            batch, collected, seen = collect(
                 c, task, state.params, at, run.seed, s.meter.phase, reference=frozen
             )
             del frozen  # its buffers are donated to the update
-            s.pending.append(collected)
+            signals = alarms.of_answers(c.watch, seen, collected, run.tokenizer)
+            s.pending.append({**collected, **alarms.figures(signals)})
+            hacked = alarms.observed(c.watch, hacked, signals)
+            hacked = session.alarm(s, done, c.watch, hacked)
             s.meter.count(batch)
             placed = put_batch(mesh, batch)
             for _ in range(every):  # after the first update the batch is off-policy: rho != 1
                 state, new = update(state, placed)
                 s.pending.append(new)
                 state = average(state) if average else state
-            seen = watch.updated(c.collapse, seen, done, collected)
-            last, reason = watch.end(c, seen, done)
-            collapsed = {"rl/collapsed": 1.0} if seen.collapsed else {}
+            watched = watch.updated(c.collapse, watched, done, collected)
+            last, reason = watch.end(c, watched, done)
+            if s.candidates.due(done, last):
+                how = run.tokenizer, task.writer.stops
+                s.candidates.write(candidate_log.answers(done, seen, c.log.candidates_rows, *how))
+            collapsed = {"rl/collapsed": 1.0} if watched.collapsed else {}
             session.log(s, done, state, batch, last=last, more=collapsed)
             how = (c.evals.every_steps, state.params, task.during)
-            seen = watch.evaluated(c.checkpoint, seen, session.evaluate(s, done, *how, last=last))
-            last, reason = watch.end(c, seen, done)
+            figures = session.evaluate(s, done, *how, last=last)
+            watched = watch.evaluated(c.checkpoint, watched, figures)
+            last, reason = watch.end(c, watched, done)
             if reason and s.pending:  # the evaluation ends the run between two lines of the log
                 session.log(s, done, state, batch, last=last, more=collapsed)
-            session.end_step(s, done, state, last=last, more=watch.plain(seen))
+            kept = watch.plain(watched) | alarms.plain(hacked)
+            session.end_step(s, done, state, last=last, more=kept)
             if reason:
                 break
         session.check_stopped(s)
     if reason:
         run.say(f"{run.name}: stopped early, after step {last} of {c.steps}: {reason}")
-    more = watch.figures(c, seen, last, reason)
+    more = watch.figures(c, watched, last, reason)
     figures = task.finish(state.params)
     return run.write_eval({**figures, **more}) if more else figures
 
@@ -268,14 +280,14 @@ def collect(
     *,
     reference=None,
 ):
-    """K answers to each prompt of batch `at`, rewarded -> (Branches, metrics).
+    """K answers to each prompt of batch `at`, rewarded -> (Branches, metrics, Answered).
 
     Ratios are between log-probabilities at temperature 1, whatever the sampling temperature. With
     `objective.kl` "reward", beta * (logp - log-probability under the `reference`), summed over an
     answer, is subtracted from its reward (arXiv 2402.14740, eq. 2).
     """
-    writer = task.writer
-    trunks = writer.trunks(task.prompts(at))
+    writer, asked = task.writer, task.prompts(at)
+    trunks = writer.trunks(asked)
     key = jax.random.fold_in(jax.random.key(seed), at)
     rollouts = writer.write(params, trunks, c.rollouts, c.sampling, key)
     with phase("update"):  # the rollouts wait for the update before them
@@ -297,10 +309,12 @@ def collect(
     fork_BK = np.repeat(trunks.mask_BT.sum(-1, dtype=np.int32)[:, None], c.rollouts, axis=1)
     tree = Tree(trunks.tokens_BT, trunks.mask_BT, tokens_BKR, mask_BKR, fork_BK)
     parts_PBK, weights = np.asarray(reward, np.float32).reshape(-1, *valid_BK.shape), task.weights
+    parts = dict(zip(task.names, parts_PBK, strict=True))
     reward_BK = np.einsum("P,PBK->BK", np.asarray(weights, np.float32), parts_PBK)
     if c.objective.kl == "reward":
         kl_BK = _kl(c, writer.mesh, reference, tree, logp_BKR)
         found |= {"rl/kl": metrics.pair(kl_BK, valid_BK)}
+        parts["kl"] = kl_BK
         parts_PBK, weights = np.stack([*parts_PBK, -kl_BK]), (*weights, c.objective.beta)
     advantage_BK = np.asarray(
         policy.combined_advantages(
@@ -326,7 +340,9 @@ def collect(
         # Of the sampling distribution, in nats per token: the mean of -log p over its samples.
         "rl/entropy": metrics.pair(-drawn_BKR, mask_BKR),
     }
-    return branches, found
+    references = task.references and functools.partial(task.references, at)
+    rewards = reward_BK, parts, valid_BK, advantage_BK
+    return branches, found, Answered(asked, references, ids, *rewards, task.heard())
 
 
 def _kl(c: RLConfig, mesh, reference, tree: Tree, logp_BKR: np.ndarray) -> np.ndarray:

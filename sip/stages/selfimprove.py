@@ -38,7 +38,7 @@ from sip.judge import build as judges
 from sip.mesh import PartConfig, put_batch
 from sip.run import Run, RunConfig, build_meshes, check_control, check_model, run_config
 from sip.sections import at_least, check, one_of
-from sip.stages import collect, session
+from sip.stages import alarms, candidate_log, collect, session
 from sip.stages.clock import Clock
 from sip.structs import TrainState, UserError
 from sip.training import losses, optim, step
@@ -56,6 +56,7 @@ class SelfImproveConfig(RunConfig):
     sampling: sampling.SamplingConfig
     evals: ground_truth.EvalConfig
     judge_mesh: PartConfig = PartConfig()  # of judge, proofreader, audit and rewriter
+    watch: alarms.WatchConfig = alarms.WatchConfig()
     control: str = ""  # control token between prefix and candidate; empty: none
     documents: int = 0  # rows of a batch that are learned as they are, without the control token
     staleness: int = 0  # 1: rollouts of a step are sampled before the update of the step before
@@ -196,12 +197,13 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     tx = optim.build(c.optim)
     session.start_dir(run, c)  # a missing one is an error before judges are loaded
     fixed = build_collector(run, c, mesh, judge_mesh)
-    suite = ground_truth.suite(run, c.evals, c.model, mesh)
+    suite = ground_truth.suite(run, c.evals, c.model, mesh, c.log.samples)
     how: Any = dict(reference=c.objective.needs_reference, profile=profile)
     with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
         update = make_update(c, tx)
         collector = self_judged(run, c, fixed, tx)
         points = audits.kept(run.directory)  # of the checkpoint that was restored
+        watched = alarms.kept(run.directory)
         last, reason = audits.end(c.audit, points, s.first, c.steps)
         ahead = collect.restored(fixed, state.params, s.manager, s.first) if c.staleness else None
         for done in range(s.first + 1, last + 1):
@@ -211,12 +213,19 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
             ahead = None
             if c.staleness and done < c.steps:
                 ahead = collect.begin(fixed, state.params, done, 1, s.meter.phase)
-            batch, collected = collect.collect(collector(state), state.params, here, s.meter.phase)
+            batch, collected, seen = collect.collect(
+                collector(state), state.params, here, s.meter.phase
+            )
             state, new = update(state, put_batch(mesh, batch))
-            s.pending.append({**collected, **new})
+            signals = alarms.of_candidates(c.watch, seen, collected)
+            s.pending.append({**collected, **new, **alarms.figures(signals)})
+            watched = alarms.observed(c.watch, watched, signals)
+            watched = session.alarm(s, done, c.watch, watched)
             s.meter.count(batch)
             points += audits.new(c.audit, collected, done - 1, c.candidates.count(done - 1))
             last, reason = audits.end(c.audit, points, done, c.steps)
+            if s.candidates.due(done, last):
+                s.candidates.write(candidate_log.candidates(done, seen, c.log.candidates_rows))
             stopped = {"audit/stopped": 1.0} if reason else {}
             session.log(s, done, state, batch, last=last, more=stopped)
             session.evaluate(
@@ -227,7 +236,7 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
                 lambda params: ground_truth.during(suite, params),
                 last=last,
             )
-            begun, kept = ahead and ahead.rollouts, audits.plain(points)
+            begun, kept = ahead and ahead.rollouts, audits.plain(points) | alarms.plain(watched)
             session.end_step(s, done, state, last=last, more=kept, begun=begun)
             if reason:
                 break
@@ -266,6 +275,7 @@ def build_collector(
     corpus, tokenizer = run.corpus(c.split), run.tokenizer
     truth = corpus.documents.truth
     how = (run.workdir, truth, judge_mesh, tokenizer, run.seed)
+    heard = c.log.heard
     return collect.Collector(
         cfg=c.model,
         mesh=mesh,
@@ -275,7 +285,7 @@ def build_collector(
         candidates=c.candidates,
         objective=c.objective,
         sampling=c.sampling,
-        judge=judges.build(c.judge, *how) if c.judged and not c.judge.own else None,
+        judge=judges.build(c.judge, *how, heard) if c.judged and not c.judge.own else None,
         rewriter=rewriter.build(c.rewriter, run.workdir, corpus, judge_mesh, run.seed)
         if c.candidates.rewrite
         else None,
@@ -297,7 +307,8 @@ def self_judged(
     """
     if not (c.judged and c.judge.own):
         return lambda state: fixed
-    judge = judges.of_policy(c.judge, c.model, run.workdir, fixed.mesh, fixed.tokenizer, fixed.seed)
+    how = (c.model, run.workdir, fixed.mesh, fixed.tokenizer, fixed.seed, c.log.heard)
+    judge = judges.of_policy(c.judge, *how)
     first = None
     if not (c.judge.live or c.objective.needs_reference or c.lora.rank):
         init_from = session.start_dir(run, c)

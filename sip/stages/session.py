@@ -18,18 +18,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+from etils import epath
 
 from sip import metrics, workdir
+from sip.evals.continuations import SAMPLES
 from sip.hf import configs
 from sip.loading import load_params, source_dir
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.models.lora import OFF, LoraConfig
 from sip.run import Run, RunConfig, keep_tokenizer
-from sip.stages import inputs
+from sip.stages import alarms, candidate_log, inputs, notices
 from sip.stages.clock import Clock
 from sip.structs import Params, TrainState, UserError
-from sip.training import checkpoints, loop, step
+from sip.training import checkpoints, loop, sinks, step
+
+SAMPLES_FILE = "samples.jsonl"  # greedy continuations at each evaluation
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,13 @@ class Session:
     manager: Any  # checkpoint manager (Orbax)
     stop: Any  # loop.Stop, true once the run is asked to stop
     writer: metrics.Writer
+    candidates: candidate_log.CandidateLog
+    samples: metrics.StepLines
+    alarms: metrics.StepLines
     profiler: loop.Profiler
     clock: Clock
     meter: loop.Meter = field(default_factory=loop.Meter)
+    noticed: set = field(default_factory=set)  # kinds of notices that were printed
 
 
 @contextlib.contextmanager
@@ -82,15 +90,20 @@ def opened(
             name=run.name,
             steps=c.steps,
             resume_step=first,
-            tensorboard=c.log.tensorboard,
             progress=c.log.progress,
+            sinks=sinks.opened(c.log, run.directory, run.name, dataclasses.asdict(c), first),
+            aliases=c.log.aliases,
         )
         stack.enter_context(contextlib.closing(writer))
+        candidates = candidate_log.CandidateLog(run.directory, c.log, first)
+        samples = metrics.StepLines(epath.Path(run.directory) / SAMPLES_FILE, first)
         profiler = stack.enter_context(contextlib.closing(loop.Profiler(profile)))
         # Nothing here may keep the state alive: its buffers are donated to the first update.
         handed = [state]
         del state
-        s = Session(run, c, first, pending, manager, stop, writer, profiler, clock)
+        raised = metrics.StepLines(epath.Path(run.directory) / alarms.FILE, first)
+        files = writer, candidates, samples, raised
+        s = Session(run, c, first, pending, manager, stop, *files, profiler, clock)
         yield s, handed.pop()
 
 
@@ -115,6 +128,10 @@ def log(
         loop.check(state, batch, figures, s.c.checkpoint, steps, s.manager.latest_step())
     s.writer.write(done, {**figures, **s.meter.read(), **(more or {})})
     s.pending.clear()
+    for kind, said in notices.notices(figures).items():
+        if kind not in s.noticed:  # once per run: the log goes on showing it
+            s.writer.say(f"{s.run.name}: step {done}: {said}")
+            s.noticed.add(kind)
 
 
 def evaluate(
@@ -122,18 +139,40 @@ def evaluate(
     done: int,
     every_steps: int,
     params: Params,
-    figures: Callable[[Params], Mapping[str, float]],
+    figures: Callable[[Params], Mapping[str, Any]],
     *,
     last: int = 0,
 ) -> Mapping[str, float] | None:
     """Writes `figures(params)` and keeps the best parameters if an evaluation is due after step
-    `done`. With `every_steps` 0 it never is. Returns the figures; None if it was not due."""
+    `done`. With `every_steps` 0 it never is. Returns the figures; None if it was not due.
+
+    Texts among the figures (SAMPLES) are written to samples.jsonl: {"step", "prompt", "text"}.
+    """
     if not every_steps or not loop.due(done, every_steps, last or s.c.steps):
         return None
     with s.meter.phase("evaluate"):
-        s.writer.write(done, found := figures(params))
+        found = dict(figures(params))
+        texts = found.pop(SAMPLES) if SAMPLES in found else []
+        s.writer.write(done, found)
+        s.samples.write({"step": done, "prompt": p, "text": text} for p, text in texts)
+        s.writer.texts(done, texts)
+        if s.c.log.progress:
+            s.writer.say(f"{s.run.name}: evaluation at step {done}: {notices.evaluation(found)}")
         keep_best(s.run, s.c, params, found, done)
     return found
+
+
+def alarm(s: Session, done: int, cfg: alarms.WatchConfig, watched: alarms.Watched):
+    """Raises the alarm of the watch for reward hacking if one is due after step `done`.
+
+    It is a line on stderr, a line of alarms.jsonl and the metric watch/alarm. Returns the state.
+    """
+    watched, found = alarms.raised(cfg, watched, done)
+    if found is not None:
+        s.writer.say(f"{s.run.name}: alarm at step {done}: {found.said}")
+        s.alarms.write([dataclasses.asdict(found)])
+        s.pending.append({"watch/alarm": (1.0, 1.0)})
+    return watched
 
 
 def end_step(

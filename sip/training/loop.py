@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from sip import metrics, processes, sections
-from sip.sections import at_least
+from sip.sections import at_least, one_of
 from sip.structs import Metrics, TrainState, Tree, UserError
 from sip.training import checkpoints
 
@@ -44,6 +44,9 @@ class CheckpointConfig:
             )
 
 
+TRACKERS = ("", "wandb", "trackio")
+
+
 @dataclass(frozen=True)
 class LogConfig:
     """The `log` section. Metrics are written every `every_steps` updates, averaged over them."""
@@ -51,9 +54,32 @@ class LogConfig:
     every_steps: int = 10  # updates between two lines of metrics.jsonl
     tensorboard: bool = True  # write TensorBoard files too
     progress: bool = True  # show a progress bar on stderr
+    candidates_every: int = 20  # updates between two records of candidates; also 1 and last; 0: off
+    candidates_rows: int = 4  # prefixes, or prompts, of a record: the first ones of the batch
+    candidates_bytes: int = 50_000_000  # bound of candidates.jsonl; every 2nd older record goes
+    tracker: str = ""  # wandb | trackio (extra `track`); empty: none
+    project: str = "sip"  # name of the project in the tracker
+    aliases: bool = False  # TensorBoard and tracker also get TRL's names, such as clip_ratio
+    samples: int = 4  # greedy continuations of each evaluation in samples.jsonl; 0: off
 
     def __post_init__(self):
-        sections.check("log", self, every_steps=at_least(1))
+        sections.check(
+            "log",
+            self,
+            every_steps=at_least(1),
+            candidates_every=at_least(0),
+            candidates_rows=at_least(1),
+            candidates_bytes=at_least(1),
+            samples=at_least(0),
+            tracker=one_of(TRACKERS),
+        )
+        if self.tracker and not self.project:
+            raise UserError(f"log.project is empty: name a project of {self.tracker}")
+
+    @property
+    def heard(self) -> int:
+        """Number of prefixes of a batch whose judge's words are kept for the log."""
+        return self.candidates_rows if self.candidates_every else 0
 
 
 class Stopped(Exception):

@@ -24,8 +24,10 @@ from sip.data.documents import PARTS, Truth, listed
 from sip.data.problems import ProblemsConfig
 from sip.data.prompts import Prompt
 from sip.evals import ground_truth
+from sip.evals.continuations import SAMPLES
 from sip.evals.ground_truth import EvalConfig
 from sip.judge import build as judges
+from sip.judge.voting import Heard
 from sip.loading import source_dir
 from sip.metrics import pair
 from sip.rewards import answers as answer_checks
@@ -253,7 +255,8 @@ def build(run: Run, c, mesh) -> RLTask:
     wanted: Config = c.task
     asked = _asked(run, c, mesh)
     every = dict((*wanted.rewards, *wanted.evaluated))
-    made = {name: _source(name, run, c, mesh, asked) for name in every}
+    heard: list[Heard] = []  # of the judge's last call
+    made = {name: _source(name, run, c, mesh, asked, heard) for name in every}
     sources, weights = _weighted(wanted, wanted.rewards, made)
     evaluated, eval_weights = _weighted(wanted, wanted.evaluated, made)
     writer = AnswerWriter(c.model, mesh, run.tokenizer, 0, c.answer, asked.stops)
@@ -268,15 +271,17 @@ def build(run: Run, c, mesh) -> RLTask:
             _say_constant(run, name, part_BK[found[1]])
         return _without_cut(found, read_ids.cut_BK) if wanted.mask_cut else found
 
-    def figures(params, part: str) -> dict[str, float]:
+    def figures(params, part: str) -> tuple[dict[str, float], list[tuple[str, str]]]:
         held = asked.held_out[part]
         if not held:
-            return {}
+            return {}, []
         ids = writer.greedy_ids(params, [x.ids for x in held], c.evals.batch)
         answers = read(held, [[each] for each in ids])
         scored = _rewarded(evaluated, wanted, answers, c.answer)
         found = _figures(scored, eval_weights, answers)
-        return found if asked.figures is None else {**found, **asked.figures(params, part)}
+        texts = [(x.text, text) for x, (text,) in zip(held, answers.texts, strict=True)]
+        more = {} if asked.figures is None else asked.figures(params, part)
+        return {**found, **more}, texts
 
     def sampled(params) -> dict[str, float]:
         cfg, held = wanted.problems, asked.held_out["test"]
@@ -286,14 +291,17 @@ def build(run: Run, c, mesh) -> RLTask:
         checker = answer_checks.checker(wanted.answers)
         return problems.sampled(params, writer, cfg, checker, held, seed=run.seed, **how)
 
-    suite = wanted.continuations and ground_truth.suite(run, wanted.continuations, c.model, mesh)
+    evals, cfg, count = wanted.continuations, c.model, c.log.samples
+    suite = evals and ground_truth.suite(run, evals, cfg, mesh, count)
 
-    def during(params) -> dict[str, float]:
-        own = {f"eval/{k}": v for k, v in figures(params, "validation").items()}
+    def during(params) -> dict[str, Any]:
+        found, texts = figures(params, "validation")
+        own: dict[str, Any] = {f"eval/{k}": v for k, v in found.items()}
+        own[SAMPLES] = texts[: c.log.samples]
         return own if suite is None else {**own, **ground_truth.during(suite, params)}
 
     def finish(params) -> dict[str, Any]:
-        own = {**figures(params, "test"), **sampled(params)}
+        own = {**figures(params, "test")[0], **sampled(params)}
         return run.write_eval(own) if suite is None else ground_truth.finish(suite, params, **own)
 
     return RLTask(
@@ -303,7 +311,16 @@ def build(run: Run, c, mesh) -> RLTask:
         during,
         finish,
         weights,
+        names=(*sources, *(["cut_penalty"] if wanted.cut_penalty else [])),
+        references=lambda at: [_reference(prompt) for prompt in asked.batch(at)],
+        heard=lambda: tuple(heard),
     )
+
+
+def _reference(prompt: Prompt) -> str | None:
+    """Returns the right answer, or what follows a prefix in its document; None if unknown."""
+    texts = (_text(prompt, key) for key in ("reference", "suffix", "answer"))
+    return next((text for text in texts if text), None)
 
 
 def _weighted(wanted: Config, rewards, made) -> tuple[dict[str, Source], tuple[float, ...]]:
@@ -412,8 +429,11 @@ def _read(tokenizer: Tokenizer, stops, prompts: Sequence[Prompt], ids) -> Answer
     return Answers(prompts, ids, texts, np.array(cut, bool))
 
 
-def _source(name: str, run: Run, c, mesh, asked: Prompts) -> Source:
-    """Builds a reward: a function, the judge, the check of answers, or a reward model."""
+def _source(name: str, run: Run, c, mesh, asked: Prompts, heard: list[Heard]) -> Source:
+    """Builds a reward: a function, the judge, the check of answers, or a reward model.
+
+    `heard` gets the judge's words of each call.
+    """
     if functions.is_function(name):
         function = functions.load(name)
         return lambda x: (
@@ -421,7 +441,7 @@ def _source(name: str, run: Run, c, mesh, asked: Prompts) -> Source:
             {},
         )
     if name == JUDGE:
-        return _judged(run, c, mesh, asked)
+        return _judged(run, c, mesh, asked, heard)
     if name == ANSWERS:
         return _checked(run, c.task)
     if name == MAJORITY:
@@ -452,10 +472,11 @@ def _voted(wanted: Config, teacher) -> Source:
     )
 
 
-def _judged(run: Run, c, mesh, asked: Prompts) -> Source:
+def _judged(run: Run, c, mesh, asked: Prompts, heard: list[Heard]) -> Source:
     """The judge's score of each answer, in the place of a reward model (RLAIF)."""
     wanted: judges.JudgeConfig = c.task.judge
-    judge = judges.build(wanted, run.workdir, asked.truth, mesh, run.tokenizer, run.seed)
+    how = (run.workdir, asked.truth, mesh, run.tokenizer, run.seed, c.log.heard)
+    judge = judges.build(wanted, *how)
     shows = [aspect.name for aspect in wanted.aspects() if aspect.reference]
     key = "reference" if c.task.ends else "suffix"
 
@@ -469,6 +490,7 @@ def _judged(run: Run, c, mesh, asked: Prompts) -> Source:
         references = [_text(p, key) for p in x.prompts]
         every_BK = np.ones(x.cut_BK.shape, bool)
         found = judge.score([p.text for p in x.prompts], x.texts, references, every_BK)
+        heard[:] = found.heard
         scores = np.where(found.valid_BK, found.scores_BK, 0.0).astype(np.float32)
         return scores, np.asarray(found.valid_BK), found.metrics
 

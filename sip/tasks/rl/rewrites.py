@@ -148,7 +148,8 @@ def suffixes(run: Run, c, mesh, corpus: Corpus, judge: Judge, *, during, finish)
     check_answer(c.answer, corpus.cut.suffix)
     _check_room(batch(0), c.model, c.answer)
     writer = AnswerWriter(c.model, mesh, tokenizer, 0, c.answer, exchange.stops)
-    return RLTask(prompts, writer, reward, during, finish)
+    references = lambda at: batch(at).suffixes
+    return RLTask(prompts, writer, reward, during, finish, references=references)
 
 
 def worth(

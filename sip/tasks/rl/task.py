@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from sip import sampling
+from sip.judge.voting import Heard
 from sip.mesh import put_batch
 from sip.models.config import ModelConfig
 from sip.padding import bucket, padded_tree
@@ -107,6 +108,9 @@ class RLTask:
     during: Callable[[Params], dict[str, float]]  # evaluation during the run, by names in the log
     finish: Callable[[Params], dict[str, Any]]  # final evaluation; writes and returns its metrics
     weights: tuple[float, ...] = (1.0,)  # of the rewards
+    names: tuple[str, ...] = ("reward",)  # of the rewards, in the log of answers
+    references: Callable[[int], Sequence[str | None]] | None = None  # batch number -> right answers
+    heard: Callable[[], Sequence[Heard]] = tuple  # a judge's words in the last call of `reward`
     # In place of `reward`: parameters, their moving average, batch number, ids [B][K].
     gain: Callable[[Params, Params, int, Sequence[Sequence[Ids]]], Reward] | None = None
 

@@ -24,6 +24,7 @@ import numpy as np
 from sip.data.thoughts import Fork
 from sip.evals.thoughts import ProbeConfig
 from sip.judge import build as judges
+from sip.judge.voting import Heard
 from sip.metrics import pair
 from sip.rewards import information_gain
 from sip.rewards.suffix_match import MatchConfig
@@ -150,7 +151,8 @@ def build(run: Run, c, mesh) -> RLTask:
         steps=c.steps // c.updates_per_batch,
         held_out=wanted.probe.prefixes,
     )
-    judging = None if by_gain else judge_of(run, wanted, t)
+    heard: list[Heard] = []  # of the judge's last call
+    judging = None if by_gain else judge_of(run, wanted, t, c.log.heard, heard)
 
     # Cached: both `prompts` and `reward` ask for the same batch.
     batch = functools.lru_cache(maxsize=2)(places.batch)
@@ -210,15 +212,22 @@ def build(run: Run, c, mesh) -> RLTask:
         reward,
         lambda params: thoughts.named(probe(params, "validation")),
         finish,
+        references=lambda at: [t.text(fork, fork.suffix) for fork in batch(at)],
+        heard=lambda: tuple(heard),
         gain=gain if by_gain else None,
     )
 
 
-def judge_of(run: Run, wanted: Config, t: Thinking) -> thoughts.Judging:
-    """Returns the function that rewards continuations, by the rule or the judge."""
+def judge_of(
+    run: Run, wanted: Config, t: Thinking, rows: int, heard: list[Heard]
+) -> thoughts.Judging:
+    """Returns the function that rewards continuations, by the rule or the judge.
+
+    `heard` gets the judge's words about the first `rows` forks of each call.
+    """
     if wanted.judge is None:
         return functools.partial(thoughts.matched, t, wanted.match)
-    judge = judges.build(wanted.judge, run.workdir, None, t.mesh, run.tokenizer, run.seed)
+    judge = judges.build(wanted.judge, run.workdir, None, t.mesh, run.tokenizer, run.seed, rows)
 
     def judged(forks: Sequence[Fork], answers: Sequence[Sequence[Answer]]) -> Reward:
         said = thoughts.said(t, forks, answers)
@@ -226,6 +235,7 @@ def judge_of(run: Run, wanted: Config, t: Thinking) -> thoughts.Judging:
         prefixes = [t.tokenizer.decode(fork.prefix) for fork in forks]
         suffixes = [t.text(fork, fork.suffix) for fork in forks]
         found = judge.score(prefixes, said, suffixes, asked_BK)
+        heard[:] = found.heard
         read_BK = np.asarray(found.valid_BK)
         reward_BK = (asked_BK & read_BK & (found.scores_BK > YES)).astype(np.float32)
         return reward_BK, read_BK | ~asked_BK, found.metrics

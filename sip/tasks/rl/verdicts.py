@@ -141,6 +141,7 @@ def questions(run: Run, c, mesh, made: Labelled) -> RLTask:
         ),
         lambda params: {f"eval/{k}": v for k, v in accuracy(params, "validation").items()},
         lambda params: labelled.write_accuracy(run, accuracy(params, "test")),
+        references=lambda at: [q.aspect.options[q.label] for q, _ in batch(at)],
     )
 
 

@@ -187,7 +187,7 @@ def _evaluations(run: Run, c, mesh):
     """The evaluations of answers to questions and of continuations."""
     form = conversations.named_format(c.task.chat, run.tokenizer, run.workdir)
     asked = questions.evaluation(run, c.task.questions, form, c.model, mesh, c.evals.batch)
-    return asked, ground_truth.suite(run, c.evals, c.model, mesh)
+    return asked, ground_truth.suite(run, c.evals, c.model, mesh, c.log.samples)
 
 
 Found = list[tuple[Conversation, list[Example]]]

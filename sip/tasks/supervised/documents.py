@@ -114,7 +114,7 @@ def build(run: Run, c, mesh) -> SupervisedTask:
 
     `c` is the config of a supervised run.
     """
-    suite = ground_truth.suite(run, c.evals, c.model, mesh)
+    suite = ground_truth.suite(run, c.evals, c.model, mesh, c.log.samples)
     return SupervisedTask(
         _packed(run, c) if c.task.packed else _chunks(run, c, mesh),
         *tokens_loss(c),

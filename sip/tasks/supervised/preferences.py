@@ -50,7 +50,8 @@ def build(run: Run, c, mesh) -> SupervisedTask:
         program = _program(c.model, wanted)
         return pairs.figures(program, found, part, mesh, c.batch, params, reference)
 
-    suite = ground_truth.suite(run, c.evals, c.model, mesh) if c.task.continues() else None
+    how = run, c.evals, c.model, mesh, c.log.samples
+    suite = ground_truth.suite(*how) if c.task.continues() else None
 
     def during(params, reference=None):
         own = {f"eval/{k}": v for k, v in figures(params, reference, "validation").items()}

@@ -31,7 +31,7 @@ texts. Prints a table with intervals and paired comparisons (docs/evaluation.md)
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from sip import cli  # first, as it tells of a variable that JAX cannot use
@@ -41,7 +41,8 @@ import jax
 from absl import flags
 from etils import epath
 
-from sip import loading, mesh
+from sip import loading, mesh, sections
+from sip import run as runs
 from sip import workdir as workdirs
 from sip.data import corpus as corpora
 from sip.data import documents, problems, prompts
@@ -125,8 +126,13 @@ _STEPS = flags.DEFINE_integer(
     "continuation", 0, "paper: tokens of a continuation; 0: those of the corpus's suffixes, or 128."
 )
 _JUDGED_BY = flags.DEFINE_string(
-    "judged_by", "", "paper: the judge: truth, a checkpoint, or a server, http://.../v1."
+    "judged_by",
+    "",
+    "paper: the judge: truth, a checkpoint, a server (http://.../v1), or with --config a run of it, "
+    "whose judge section is used.",
 )
+_CONFIG = cli.config_flag()
+_WORKDIR = cli.shared(cli.path_flag, "workdir", None, "paper: workdir of --config.")
 _JUDGE_MODEL = flags.DEFINE_string("judge_model", "", "paper: name of the judge on the server.")
 _JUDGE_API = cli.api_flag("judge_api", "completions", "paper: API of the judge's server.")
 _JUDGE_KEY = flags.DEFINE_string(
@@ -422,12 +428,12 @@ def benchmark_files() -> dict[str, str]:
 
 def judge_config(plan: Plan) -> JudgeConfig:
     """The judge that the flags describe, other than a ground truth. Raises UserError."""
+    if _CONFIG.value is not None:
+        return _judge_of_run(plan, _CONFIG.value, _JUDGED_BY.value)
     by, served = _JUDGED_BY.value, _JUDGED_BY.value.startswith(("http://", "https://"))
-    prompt = judge_prompts(reasons=served or bool(_JUDGE_CHAT.value))
-    asked = dict.fromkeys(prompt[question] for question, _ in plan.asked())
     return JudgeConfig(
         "http" if served else "local",
-        tuple((name, 1.0) for name in asked),
+        _weights(plan, reasons=served or bool(_JUDGE_CHAT.value)),
         http=RemoteConfig(
             url=by if served else "",
             model=_JUDGE_MODEL.value,
@@ -441,6 +447,29 @@ def judge_config(plan: Plan) -> JudgeConfig:
         max_tokens=_JUDGE_TOKENS.value,
         chat=_JUDGE_CHAT.value,
     )
+
+
+def _judge_of_run(plan: Plan, config, name: str) -> JudgeConfig:
+    """The judge of a run of --config, asked about the aspects of the plan. Raises UserError."""
+    judged = [run for run in config.runs if "judge" in config.runs[run]]
+    if name not in judged:
+        known = ", ".join(judged) or "none"
+        raise UserError(f"--judged_by: no judge in run {name!r} of --config; there are {known}")
+    if not _WORKDIR.value:
+        raise UserError("--workdir is needed with --config: its judge is read from there")
+    values = sections.plain(config.runs[name].judge)
+    found = sections.section(JudgeConfig, values, f"runs.{name}.judge")
+    if found.backend == "truth":
+        raise UserError(f"--judged_by={name}: its judge is the ground truth; use --judged_by=truth")
+    weights = _weights(plan, reasons=found.backend == "http" or bool(found.chat))
+    return replace(found, weights=weights)
+
+
+def _weights(plan: Plan, *, reasons: bool) -> tuple[tuple[str, float], ...]:
+    """The aspects that the plan asks about, as `judge.weights`; each is scored by itself."""
+    prompt = judge_prompts(reasons=reasons)
+    asked = dict.fromkeys(prompt[question] for question, _ in plan.asked())
+    return tuple((name, 1.0) for name in asked)
 
 
 def judge_prompts(*, reasons: bool) -> dict[str, str]:
@@ -473,7 +502,9 @@ def judge_of(plan: Plan, truth, where) -> Callable[[], Asker]:
     wanted_judge.reach()
 
     def build() -> Panel:
-        judge: Any = judges.build(wanted_judge, "", None, where, None, _SEED.value)
+        lies, own = _WORKDIR.value or "", wanted_judge.http.tokens or None
+        tokenizer = own and runs.open_tokenizer(_CONFIG.value, lies)
+        judge: Any = judges.build(wanted_judge, lies, None, where, tokenizer, _SEED.value)
         reasons = wanted_judge.backend == "http" or bool(wanted_judge.chat)
         stems = {q: pathlib.Path(p).stem for q, p in judge_prompts(reasons=reasons).items()}
         by_name = {aspect.name: aspect for aspect in judge.aspects}

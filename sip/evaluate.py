@@ -128,7 +128,7 @@ _STEPS = flags.DEFINE_integer(
 _JUDGED_BY = flags.DEFINE_string(
     "judged_by",
     "",
-    "paper: the judge: truth, a checkpoint, a server (http://.../v1), or with --config a run of it, "
+    "paper: the judge: truth, a checkpoint, a server (http://.../v1); with --config a run of it, "
     "whose judge section is used.",
 )
 _CONFIG = cli.config_flag()

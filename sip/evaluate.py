@@ -19,10 +19,19 @@ Hugging Face format. Prints lm_eval's table. The tasks are
 Samples answers to problems (sip/data/problems.py) and checks them: mean@n, maj@n and pass@k. All
 problems of the file are asked. Prompts are chats in the template that the checkpoint was tuned in,
 or with --template= plain texts.
+
+    python -m sip.evaluate --evals=paper --baseline=RUN_DIR --checkpoint=RUN_DIR,RUN_DIR \\
+        --judged_by=http://HOST:8000/v1 --judge_model=NAME --benchmark=xstest=xstest_prompts.csv
+
+Evaluates checkpoints as arXiv 2601.21343 does, against a baseline and by a judge: win rates,
+coherence, safety, factuality; with --tasks standard tasks, with --graders libraries that grade
+texts. Prints a table with intervals and paired comparisons (docs/evaluation.md).
 """
 
 import os
-from dataclasses import asdict
+import pathlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from sip import cli  # first, as it tells of a variable that JAX cannot use
@@ -30,14 +39,23 @@ from sip import cli  # first, as it tells of a variable that JAX cannot use
 # isort: split
 import jax
 from absl import flags
+from etils import epath
 
-from sip import loading, mesh
+from sip import loading, mesh, sections
+from sip import run as runs
 from sip import workdir as workdirs
 from sip.data import corpus as corpora
 from sip.data import documents, problems, prompts
 from sip.data.problems import ProblemsConfig
 from sip.evals import continuations, ground_truth, harness
+from sip.evals.paper import asking, choices, graders, measure, sets, table
+from sip.evals.paper.asking import Asker, Exact, Panel
+from sip.evals.paper.choices import Question
+from sip.evals.paper.measure import Plan
+from sip.evals.paper.sets import PromptSet
 from sip.hf import hub
+from sip.judge import build as judges
+from sip.judge.build import JudgeConfig
 from sip.mesh import MeshConfig
 from sip.rewards import answers
 from sip.rewards.answers import AnswersConfig
@@ -45,13 +63,14 @@ from sip.sampling import SamplingConfig
 from sip.structs import UserError
 from sip.tasks.rl import problems as rl_problems
 from sip.tasks.rl.task import AnswerWriter
-from sip.text import chat
+from sip.text import chat, untrusted
 from sip.textgen import dialogue
+from sip.textgen.remote import RemoteConfig
 from sip.training import checkpoints
-from sip.workdir import to_json, workdir_of
+from sip.workdir import place, to_json, workdir_of
 
 _EVALS = flags.DEFINE_enum(
-    "evals", "ground_truth", ["ground_truth", "lm_eval", "problems"], "Kind of evaluation."
+    "evals", "ground_truth", ["ground_truth", "lm_eval", "problems", "paper"], "Kind of evaluation."
 )
 _CHECKPOINT = cli.checkpoint_flag()
 _BASELINE = cli.path_flag("baseline", "", "Directory of the run to compute win rates against.")
@@ -68,7 +87,9 @@ _CONTROL = cli.shared(
     "Control token between prefix and continuation, such as '<|good|>'; empty: none.",
 )
 _DATA = cli.path_flag("data_workdir", "", "Workdir of the corpus; default: the run's workdir.")
-_OUT = cli.shared(cli.path_flag, "out", None, "File to write the results to, as JSON.")
+_OUT = cli.shared(
+    cli.path_flag, "out", None, "File to write the results to, as JSON; of paper also FILE.md."
+)
 _TASKS = flags.DEFINE_list("tasks", [], "lm_eval: comma-separated names or patterns of tasks.")
 _TASKS_DIR = cli.path_flag("tasks_dir", "", "lm_eval: directory of task files (*.yaml).")
 _DATA_DIR = cli.path_flag("data_dir", "", "lm_eval: directory of the task files' data.")
@@ -97,6 +118,43 @@ _TEMPLATE = cli.shared(
     "default that of the run's training, or the checkpoint's own if there is one.",
 )
 _SEED = cli.seed_flag()
+_JSON = cli.json_flag()
+_BENCHMARK = flags.DEFINE_multi_string(
+    "benchmark", [], f"paper: NAME=FILE; NAME is one of {', '.join(sets.FILES)}."
+)
+_STEPS = flags.DEFINE_integer(
+    "continuation", 0, "paper: tokens of a continuation; 0: those of the corpus's suffixes, or 128."
+)
+_JUDGED_BY = flags.DEFINE_string(
+    "judged_by",
+    "",
+    "paper: the judge: truth, a checkpoint, a server (http://.../v1); with --config a run of it, "
+    "whose judge section is used.",
+)
+_CONFIG = cli.config_flag()
+_WORKDIR = cli.shared(cli.path_flag, "workdir", None, "paper: workdir of --config.")
+_JUDGE_MODEL = flags.DEFINE_string("judge_model", "", "paper: name of the judge on the server.")
+_JUDGE_API = cli.api_flag("judge_api", "completions", "paper: API of the judge's server.")
+_JUDGE_KEY = flags.DEFINE_string(
+    "judge_key_env", "", "paper: environment variable with the server's API key."
+)
+_JUDGE_CACHE = cli.path_flag("judge_cache", "", "paper: directory of a server's answers.")
+_JUDGE_CHAT = flags.DEFINE_string(
+    "judge_chat", "", "paper: chat template of a local judge: own, harmony or a .jinja file."
+)
+_JUDGE_VOTES = cli.count_flag("judge_votes", 8, "paper: votes of a judge that reasons.")
+_JUDGE_TOKENS = cli.count_flag("judge_tokens", 512, "paper: most tokens of a vote.")
+_JUDGE_ASPECTS = flags.DEFINE_list(
+    "judge_aspects", [], "paper: QUESTION=PROMPT, judge prompts other than the built-in ones."
+)
+_QUESTIONS = flags.DEFINE_list(
+    "judge_questions", list(asking.QUESTIONS), "paper: what the judge is asked."
+)
+_GRADERS = flags.DEFINE_list(
+    "graders", [], f"paper: libraries that grade texts: {', '.join(graders.GRADERS)}."
+)
+_DETAILS = cli.path_flag("details", "", "paper: file for all continuations with verdicts, .jsonl.")
+SUFFIX = 128  # tokens of a continuation in arXiv 2601.21343
 
 
 def evaluate(
@@ -116,17 +174,12 @@ def evaluate(
     """
     if min(standard, unsafe, batch) < 1:
         raise UserError("--standard, --unsafe and --batch must be at least 1")
-    record = checkpoints.record(directory)
-    if "data" not in record:
+    corpus = corpus_of(directory, split, data_workdir)
+    if corpus is None:
         raise UserError(
             f"--checkpoint {directory}: an imported checkpoint has no corpus; use --evals=lm_eval"
         )
-    workdir = data_workdir or workdir_of(directory)
-    data = corpora.data_config(record["data"], split)
-    if data_workdir or any(one.source in documents.BUILT for one in documents.sources(data)):
-        workdirs.existing(workdir, "--data_workdir")
     tokenizer, where = loading.kept_tokenizer(directory), mesh.single()
-    corpus = corpora.load(record["data"], split, workdir, tokenizer)
     model = loading.load_model(directory, where)
     truth = corpus.documents.truth
     if truth is None and baseline:
@@ -148,6 +201,21 @@ def evaluate(
             other = ground_truth.write(theirs, plain, **how)
         found |= ground_truth.likelihood(model, held, truth, batch=batch)
     return {**found, **ground_truth.row(truth, held, texts, other)}
+
+
+def corpus_of(directory: str, split: str, data_workdir: str) -> corpora.Corpus | None:
+    """Loads the corpus that a run was trained on, or that of `data_workdir`.
+
+    None for a checkpoint without one. Raises UserError if its workdir has no corpus.
+    """
+    record = checkpoints.record(directory) if checkpoints.exists(directory) else {}
+    if "data" not in record:
+        return None
+    workdir = data_workdir or workdir_of(directory)
+    data = corpora.data_config(record["data"], split)
+    if data_workdir or any(one.source in documents.BUILT for one in documents.sources(data)):
+        workdirs.existing(workdir, "--data_workdir")
+    return corpora.load(record["data"], split, workdir, loading.kept_tokenizer(directory))
 
 
 def standard(directory: str, wanted: harness.Wanted, *, batch: int, tensor: int) -> dict:
@@ -248,6 +316,203 @@ def solved(directory: str) -> dict[str, float]:
     )
 
 
+def paper() -> dict[str, Any]:
+    """The evaluations of the paper that the flags describe. Raises UserError."""
+    if not _BASELINE.value:
+        raise UserError("--baseline is needed with --evals=paper: win rates are against it")
+    for flag in (_LIMIT, _STANDARD, _UNSAFE, _STEPS):
+        if flag.value < 0:
+            raise UserError(f"--{flag.name} must be at least 0, not {flag.value}")
+    if _BATCH.value < 1:
+        raise UserError("--batch must be at least 1")
+    given = [hub.local(place(one)) for one in (_BASELINE.value, *_CHECKPOINT.value.split(","))]
+    places = named(list(dict.fromkeys(given)))
+    for directory in places.values():
+        loading.kept_tokenizer(directory)  # fails early
+    own, truth, steps = own_sets(next(iter(places.values())))
+    plan = plan_of(own, steps or SUFFIX)
+    measure.check(plan)
+    where = mesh.build(MeshConfig(1, -1, 1))
+    judge = judge_of(plan, truth, where)
+    exact = _JUDGED_BY.value != "truth" and not set(sets.OWN) & set(benchmark_files())
+    beside = truth if exact else None  # knows the prefixes of its own corpus only
+    found, lines = measure.measure(plan, places, judge, beside, where, batch=_BATCH.value)
+    if _DETAILS.value:
+        text = "".join(f"{to_json(line)}\n" for line in lines)
+        workdirs.write_atomically(epath.Path(_DETAILS.value), text.encode())
+    by = asdict(judge_config(plan)) if _JUDGED_BY.value not in ("", "truth") else _JUDGED_BY.value
+    settings = {
+        "judge": by,
+        "benchmarks": benchmark_files(),
+        "prompts": {one.name: len(one) for one in plan.sets},
+        "continuation": dict(plan.steps),
+    }
+    return {**found, "settings": settings}
+
+
+def plan_of(own: Sequence[PromptSet], steps: int) -> Plan:
+    """Reads the files of the flags into a plan; `own` are the corpus's prefixes. Raises UserError.
+
+    `steps` are the tokens of a continuation if --continuation does not say it.
+    """
+    files, limit = benchmark_files(), _LIMIT.value
+    for flag, known in ((_QUESTIONS, asking.QUESTIONS), (_GRADERS, tuple(graders.GRADERS))):
+        for name in flag.value:
+            if name not in known:
+                raise UserError(f"--{flag.name}: {name!r} is none of {', '.join(known)}")
+    every = [one for one in own if one.name not in files]
+    chosen: dict[str, list[Question]] = {}
+    for name, path in files.items():
+        if name in sets.CHOICES:
+            chosen |= choices.load(name, path, limit)
+        else:
+            every += sets.load(name, path, limit)
+    tasks = wanted() if _TASKS.value else None
+    return Plan(
+        every,
+        tuple(_QUESTIONS.value) if _JUDGED_BY.value else (),
+        chosen,
+        tuple(_GRADERS.value),
+        harness.load(tasks) if tasks else None,
+        tasks,
+        {one.name: _STEPS.value or steps for one in every},
+        seed=_SEED.value,
+    )
+
+
+def named(directories: Sequence[str]) -> dict[str, str]:
+    """Returns the checkpoints by the last part of their paths, or by the path if two share it."""
+    last = [os.path.basename(os.path.normpath(path)) for path in directories]
+    return {
+        path if last.count(name) > 1 else name: path
+        for name, path in zip(last, directories, strict=True)
+    }
+
+
+def own_sets(directory: str) -> tuple[list[PromptSet], Any, int]:
+    """Returns (held-out prefixes of the baseline's corpus, its ground truth, tokens of a suffix).
+
+    Unsafe prefixes are known with a ground truth only. Nothing for a checkpoint without a corpus.
+    """
+    corpus = corpus_of(directory, _SPLIT.value, _DATA.value)
+    if corpus is None:
+        return [], None, 0
+    truth, tokenizer = corpus.documents.truth, loading.kept_tokenizer(directory)
+    held = ground_truth.held_out(
+        corpus.chunks,
+        truth,
+        tokenizer,
+        standard=max(1, _STANDARD.value),
+        unsafe=_UNSAFE.value,
+    )
+    found = [PromptSet("standard", held.standard.prefixes, held.standard.suffixes)]
+    found = found if _STANDARD.value else []
+    if len(held.unsafe):
+        found.append(PromptSet("unsafe", held.unsafe.prefixes, held.unsafe.suffixes))
+    return found, truth, corpus.cut.suffix
+
+
+def benchmark_files() -> dict[str, str]:
+    """The files of --benchmark by name. Raises UserError."""
+    files: dict[str, str] = {}
+    for text in _BENCHMARK.value:
+        name, _, path = text.partition("=")
+        if name not in sets.FILES or not path:
+            known = ", ".join(sets.FILES)
+            raise UserError(f"--benchmark {text!r}: must be NAME=FILE, NAME one of {known}")
+        if name in files:
+            raise UserError(f"--benchmark {name}: is given twice")
+        files[name] = place(path)
+    return files
+
+
+def judge_config(plan: Plan) -> JudgeConfig:
+    """The judge that the flags describe, other than a ground truth. Raises UserError."""
+    if _CONFIG.value is not None:
+        return _judge_of_run(plan, _CONFIG.value, _JUDGED_BY.value)
+    by, served = _JUDGED_BY.value, _JUDGED_BY.value.startswith(("http://", "https://"))
+    return JudgeConfig(
+        "http" if served else "local",
+        _weights(plan, reasons=served or bool(_JUDGE_CHAT.value)),
+        http=RemoteConfig(
+            url=by if served else "",
+            model=_JUDGE_MODEL.value,
+            api=_JUDGE_API.value,
+            key_env=_JUDGE_KEY.value,
+            cache=_JUDGE_CACHE.value,
+            specials=untrusted.SPECIALS,
+        ),
+        init_from="" if served else hub.local(place(by)),
+        votes=_JUDGE_VOTES.value,
+        max_tokens=_JUDGE_TOKENS.value,
+        chat=_JUDGE_CHAT.value,
+    )
+
+
+def _judge_of_run(plan: Plan, config, name: str) -> JudgeConfig:
+    """The judge of a run of --config, asked about the aspects of the plan. Raises UserError."""
+    judged = [run for run in config.runs if "judge" in config.runs[run]]
+    if name not in judged:
+        known = ", ".join(judged) or "none"
+        raise UserError(f"--judged_by: no judge in run {name!r} of --config; there are {known}")
+    if not _WORKDIR.value:
+        raise UserError("--workdir is needed with --config: its judge is read from there")
+    values = sections.plain(config.runs[name].judge)
+    found = sections.section(JudgeConfig, values, f"runs.{name}.judge")
+    if found.backend == "truth":
+        raise UserError(f"--judged_by={name}: its judge is the ground truth; use --judged_by=truth")
+    weights = _weights(plan, reasons=found.backend == "http" or bool(found.chat))
+    return replace(found, weights=weights)
+
+
+def _weights(plan: Plan, *, reasons: bool) -> tuple[tuple[str, float], ...]:
+    """The aspects that the plan asks about, as `judge.weights`; each is scored by itself."""
+    prompt = judge_prompts(reasons=reasons)
+    asked = dict.fromkeys(prompt[question] for question, _ in plan.asked())
+    return tuple((name, 1.0) for name in asked)
+
+
+def judge_prompts(*, reasons: bool) -> dict[str, str]:
+    """The prompt of each question: --judge_aspects, else the built-in one. Raises UserError."""
+    found = dict(asking.REASONED if reasons else asking.DIRECT)
+    for text in _JUDGE_ASPECTS.value:
+        question, _, prompt = text.partition("=")
+        if question not in found or not prompt:
+            known = ", ".join(found)
+            raise UserError(f"--judge_aspects {text!r}: must be QUESTION=PROMPT, of {known}")
+        found[question] = prompt
+    return found
+
+
+def judge_of(plan: Plan, truth, where) -> Callable[[], Asker]:
+    """Returns a function that builds the judge; checks first what can be checked. Raises UserError.
+
+    A ground truth judges the prefixes of its own corpus only.
+    """
+    if not plan.asked():
+        return lambda: Exact(truth)
+    if _JUDGED_BY.value == "truth":
+        if truth is None:
+            raise UserError("--judged_by=truth: the baseline's corpus has no ground truth")
+        for _, one in plan.asked():
+            if one.name not in sets.OWN or one.name in benchmark_files():
+                raise UserError(f"--judged_by=truth: knows nothing of {one.name}; leave it out")
+        return lambda: Exact(truth)
+    wanted_judge = judge_config(plan)
+    wanted_judge.reach()
+
+    def build() -> Panel:
+        lies, own = _WORKDIR.value or "", wanted_judge.http.tokens or None
+        tokenizer = own and runs.open_tokenizer(_CONFIG.value, lies)
+        judge: Any = judges.build(wanted_judge, lies, None, where, tokenizer, _SEED.value)
+        reasons = wanted_judge.backend == "http" or bool(wanted_judge.chat)
+        stems = {q: pathlib.Path(p).stem for q, p in judge_prompts(reasons=reasons).items()}
+        by_name = {aspect.name: aspect for aspect in judge.aspects}
+        return Panel(judge, {q: by_name[stems[q]] for q in dict(plan.asked())})
+
+    return build
+
+
 def main(argv) -> None:
     """The command line."""
     if len(argv) > 1:
@@ -256,13 +521,20 @@ def main(argv) -> None:
         raise UserError("--checkpoint is needed")
     if _OUT.value:
         harness.check_out(_OUT.value)
-    directory, baseline = hub.local(_CHECKPOINT.value), hub.local(_BASELINE.value)
+    many = _EVALS.value == "paper"  # --checkpoint names several
+    directory, baseline = ("", "") if many else map(hub.local, (_CHECKPOINT.value, _BASELINE.value))
     if _EVALS.value == "problems":
         found = solved(directory)
         print(to_json(found, indent=1))
     elif _EVALS.value == "lm_eval":
         found = standard(directory, wanted(), batch=_BATCH.value, tensor=_TENSOR.value)
         print(harness.table(found))
+    elif _EVALS.value == "paper":
+        found = paper()
+        if _JSON.value:
+            print(to_json(found, indent=1))
+        else:
+            table.terminal(found)
     else:
         found = evaluate(
             directory,
@@ -275,7 +547,9 @@ def main(argv) -> None:
             control=_CONTROL.value,
         )
         print(to_json(found, indent=1))
-    if _OUT.value:
+    if _OUT.value and many and _OUT.value.endswith(".md"):
+        workdirs.write_atomically(epath.Path(_OUT.value), table.markdown(found).encode())
+    elif _OUT.value:
         workdirs.write_json(_OUT.value, found)
 
 

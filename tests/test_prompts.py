@@ -18,6 +18,10 @@ ASPECTS = {p.stem: prompts.load(p.stem) for p in TEMPLATES.glob("*.txt")}
 WORDS = {  # version, and a hash of everything but the version's line
     "coherence": (1, "7ad8e74a6de0"),
     "correct": (1, "50dc6940aecd"),
+    "facts": (1, "ffcff54358af"),
+    "reasoned_coherence": (1, "66281b061910"),
+    "reasoned_facts": (1, "ef1760d53b8c"),
+    "reasoned_factuality": (1, "a31caf7cd9fe"),
     "factuality": (1, "dcf806e51f29"),
     "factuality_alone": (1, "faa40f0c5b33"),
     "grade": (1, "2ade0ebc30c7"),

@@ -14,7 +14,7 @@ from workdirs import call
 
 from sip import workdir as workdirs
 from sip.report import __main__ as report
-from sip.report import candidates, contents, costs, intervals, outputs, page, panels, verdict
+from sip.report import candidates, contents, costs, differences, outputs, page, panels, verdict
 from sip.structs import UserError
 
 ELEMENTS = set(
@@ -195,14 +195,16 @@ def test_the_chosen_is_compared_with_the_rejected_or_the_suffix():
 
 def test_intervals_are_those_of_the_literature():
     # Newcombe 1998, table II, (a) 56/70 - 48/80 and (h) 10/10 - 0/10, method 10.
-    assert intervals.of_rates(56 / 70, 48 / 80, 70, 80) == pytest.approx((0.0524, 0.3339), abs=1e-4)
-    assert intervals.of_rates(1.0, 0.0, 10, 10) == pytest.approx((0.6075, 1.0), abs=1e-4)
-    assert intervals.wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
-    assert intervals.paired([1.0, 2.0, 3.0]) == pytest.approx(
+    assert differences.of_rates(56 / 70, 48 / 80, 70, 80) == pytest.approx(
+        (0.0524, 0.3339), abs=1e-4
+    )
+    assert differences.of_rates(1.0, 0.0, 10, 10) == pytest.approx((0.6075, 1.0), abs=1e-4)
+    assert differences.wilson(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert differences.paired([1.0, 2.0, 3.0]) == pytest.approx(
         (2 - 4.303 * 0.57735, 4.4843), abs=1e-3
     )
-    assert intervals.paired([1.0]) is None
-    assert intervals.of_normal(1.0, 3.0, 4.0) == pytest.approx(
+    assert differences.paired([1.0]) is None
+    assert differences.of_normal(1.0, 3.0, 4.0) == pytest.approx(
         (1 - 1.96 * 5, 1 + 1.96 * 5), abs=1e-3
     )
 

@@ -7,7 +7,7 @@ panels      the lines of metrics over steps, for plots and page
 plots       the panels as PNG
 journeys    figures from pretraining to RLHF, stage by stage
 statistics  means, standard deviations and paired differences over seeds
-intervals   confidence intervals of differences
+differences confidence intervals of differences
 contents    reads a workdir for the page, with what is missing
 verdict     did a run help, was its judge fooled, in words
 costs       time by phase, tokens and price of judging

@@ -125,7 +125,8 @@ def _print(
 ) -> None:
     """Prints rows with their labels. Metrics that do not fit the console are a table below.
 
-    The metrics are those of `columns_of`. A row with an empty first label belongs to the one before.
+    The metrics are those of `columns_of`. A row with an empty first label belongs to the one
+    before.
     """
     columns = columns_of(rows)
     fixed = sum(3 + max(map(len, x)) for x in zip(heads, *labels, strict=True))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sip.judge import audit
-from sip.report import intervals
+from sip.report import differences
 from sip.report.contents import RunFiles
 from sip.report.panels import CHANCE, Lines, series
 
@@ -155,7 +155,7 @@ def difference(config, name: str, standard: str, rows, every, metric: str) -> Di
 
 def _over_seeds(metric: str, ours: Sequence, theirs: Sequence) -> Difference | None:
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if None not in (a, b)]
-    interval = intervals.paired([a - b for a, b in pairs])
+    interval = differences.paired([a - b for a, b in pairs])
     if interval is None:
         return None
     a, b = (float(np.mean(x)) for x in zip(*pairs, strict=True))
@@ -169,11 +169,11 @@ def _over_prefixes(name, standard, rows, every, metric, ours, theirs):
         errors += [] if theirs == CHANCE else [_at(rows[standard], "win_rate_judge_se")]
         if None in errors:
             return None, ""
-        return intervals.of_normal(ours - theirs, *errors), "over prefixes, one seed"
+        return differences.of_normal(ours - theirs, *errors), "over prefixes, one seed"
     n = next((len(run.texts) for run in every if run.name == name), 0)
     if metric not in PREFIXES or not n or not (0 <= ours <= 1 and 0 <= theirs <= 1):
         return None, ""
-    return intervals.of_rates(ours, theirs, n, n), f"over {n} prefixes, one seed"
+    return differences.of_rates(ours, theirs, n, n), f"over {n} prefixes, one seed"
 
 
 def _costs(row, standard) -> list[str]:

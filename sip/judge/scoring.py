@@ -5,7 +5,6 @@ bound. Both combine aspects in the same way: a total score is the weighted sum o
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +94,7 @@ class TextJudge:
             score_BC, valid_BC = verdicts.voted(count_BCO, aspect.values, hard=hard)
             stats = voting.stats(count_BCO, missing, how.votes, int(mask_BC.sum()))
         else:
-            logp_BCO = choose(branches, aspect.options)
+            logp_BCO = choose(branches, aspect.options, mask_BC.shape[1])
             score_BC, valid_BC = verdicts.direct(
                 logp_BCO, aspect.values, min_mass=self.min_mass, hard=hard
             )
@@ -109,8 +108,7 @@ class TextJudge:
     def _pairwise(self, aspect, trunks, candidates, mask_BK, draw_BK2) -> Scored:
         """Scores a pairwise aspect: mean wins over the comparisons of the schedule."""
         # With several rounds about the same trunks, `about` encodes them once and keeps the cache.
-        once = functools.partial(self.textgen.choose, trunks)
-        choose = about(self.textgen, trunks) if self.schedule.repeats else once
+        choose = about(self.textgen, trunks, again=self.schedule.repeats)
         voted: list[Stats] = []
 
         def ask(pairs: Pairs):
@@ -138,7 +136,7 @@ class TextJudge:
         ]
         # Branches are left aligned (asked_BK); their verdicts are scattered back to mask_BK.
         asked_BK = np.arange(mask_BK.shape[1]) < mask_BK.sum(1, keepdims=True)
-        choose = functools.partial(self.textgen.choose, trunks)
+        choose = about(self.textgen, trunks)
         score_BC, valid_BC, voted = self._ask(aspect, trunks, choose, branches, asked_BK)
         score_BK, valid_BK = np.zeros(mask_BK.shape), np.zeros(mask_BK.shape, bool)
         score_BK[mask_BK], valid_BK[mask_BK] = score_BC[asked_BK], valid_BC[asked_BK]

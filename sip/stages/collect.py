@@ -19,7 +19,7 @@ from sip.mesh import batch_shapes, put_batch
 from sip.metrics import pair
 from sip.models.config import ModelConfig
 from sip.objectives import policy
-from sip.processes import fetch
+from sip.processes import divided, fetch
 from sip.rewriter import Rewriter
 from sip.sections import at_least, check, one_of
 from sip.structs import Array, Tree, UserError
@@ -241,13 +241,12 @@ def build_pool(
     sources, *arrays = zip(*parts, strict=True)
     tokens_BKR, mask_BKR, logp_BKR = (np.stack(a, axis=1) for a in arrays)
     valid_BK = np.asarray(merge_duplicates(tokens_BKR, mask_BKR, mask_BKR.any(-1)))
-    texts = [
-        [
-            continuation(p.tokenizer, prefix, row[live].tolist())
-            for row, live in zip(tokens_KR, mask_KR, strict=True)
-        ]
-        for prefix, tokens_KR, mask_KR in zip(ids, tokens_BKR, mask_BKR, strict=True)
-    ]
+
+    def texts_of_row(b: int) -> list[str]:
+        rows = zip(tokens_BKR[b], mask_BKR[b], strict=True)
+        return [continuation(p.tokenizer, ids[b], row[live].tolist()) for row, live in rows]
+
+    texts = divided(range(B), texts_of_row)
     return Pool(tokens_BKR, mask_BKR, valid_BK, list(sources), texts, logp_BKR)
 
 

@@ -1,10 +1,14 @@
 """AdamW and Muon with warm-up and decay, built from a frozen config."""
 
+import dataclasses
+import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
@@ -16,6 +20,8 @@ from sip.structs import UserError
 NAMES, SCHEDULES = ("adamw", "muon"), ("cosine", "constant", "linear", "wsd")
 EMBEDDINGS = ("embed", "unembed", "score")
 HIDDEN = MATRICES | FACTORS
+LEAST_RATES = 1 << 12  # entries of a table of learning rates; runs up to this length share programs
+LEAST_LR = 1e-12  # stands for any learning rate in a rule; lets it have any weight decay
 
 
 @dataclass(frozen=True)
@@ -110,14 +116,63 @@ def _stable_decay(cfg: OptimConfig, stable: int) -> optax.Schedule:
     return rate
 
 
-def build(cfg: OptimConfig) -> optax.GradientTransformation:
+def rates(cfg: OptimConfig) -> np.ndarray:
+    """Returns rates_S: the learning rate of each update, float32. The last one holds ever after.
+
+    S is a power of two above `steps`.
+    """
+    S = max(LEAST_RATES, 1 << cfg.steps.bit_length())
+    return np.broadcast_to(np.asarray(schedule(cfg)(jnp.arange(S)), np.float32), (S,))
+
+
+@dataclass(frozen=True, eq=False)
+class Optimiser:
+    """An optax transformation in two parts: its rule, and the learning rates of its run.
+
+    The rates are an argument of the rule's update. Runs that differ in nothing but their schedule
+    have one rule, and so one compiled program.
+    """
+
+    rule: optax.GradientTransformationExtraArgs  # update takes the argument rates_S
+    rates_S: np.ndarray
+
+    def init(self, params):
+        """Returns the optimiser's state."""
+        return self.rule.init(params)
+
+    def update(self, grads, state, params=None):
+        """Returns (updates, state)."""
+        return self.rule.update(grads, state, params, rates_S=self.rates_S)
+
+
+def build(cfg: OptimConfig) -> Optimiser:
     """Returns clipping by global norm followed by AdamW (arXiv 1711.05101) or Muon.
 
     `mu_dtype` is the dtype of averaged gradients (Adam's first moment, Muon's momentum). Adam's
     second moment stays float32: with b2 near 1 its increments are smaller than bfloat16 resolves.
     """
-    make = {"adamw": _adamw, "muon": _muon}[cfg.name]
-    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), make(cfg))
+    defaults = {f.name: f.default for f in dataclasses.fields(OptimConfig)}
+    same = ("warmup_steps", "schedule", "min_ratio", "decay_fraction")
+    unscheduled = {name: defaults[name] for name in same}
+    rule = _rule(dataclasses.replace(cfg, lr=LEAST_LR, steps=1, **unscheduled))
+    return Optimiser(rule, rates(cfg))
+
+
+@functools.cache
+def _rule(cfg: OptimConfig) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimiser without its schedule, the same object for equal settings."""
+
+    def chain(rate: optax.Schedule):
+        make = {"adamw": _adamw, "muon": _muon}[cfg.name]
+        return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), make(cfg, rate))
+
+    def update(grads, state, params=None, *, rates_S: Any, **_):
+        rates_S = jnp.asarray(rates_S)
+        rate = lambda count: rates_S[jnp.minimum(count, len(rates_S) - 1)]
+        return chain(rate).update(grads, state, params)
+
+    # The state does not depend on the learning rates.
+    return optax.GradientTransformationExtraArgs(chain(optax.constant_schedule(0.0)).init, update)
 
 
 def is_elementwise(cfg: OptimConfig) -> bool:
@@ -125,9 +180,9 @@ def is_elementwise(cfg: OptimConfig) -> bool:
     return cfg.name == "adamw"
 
 
-def _adamw(cfg: OptimConfig) -> optax.GradientTransformation:
+def _adamw(cfg: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.adamw(
-        schedule(cfg),
+        rate,
         b1=cfg.b1,
         b2=cfg.b2,
         eps=cfg.eps,
@@ -137,7 +192,7 @@ def _adamw(cfg: OptimConfig) -> optax.GradientTransformation:
     )
 
 
-def _muon(cfg: OptimConfig) -> optax.GradientTransformation:
+def _muon(cfg: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """Returns Muon for hidden matrices and LoRA factors, and Adam for embeddings and vectors.
 
     Muon orthogonalises the momentum of each layer's matrix (Jordan et al. 2024). Its updates are
@@ -154,7 +209,7 @@ def _muon(cfg: OptimConfig) -> optax.GradientTransformation:
     return optax.chain(
         optax.partition({"muon": orthogonal, "adam": adam}, _kinds),
         optax.add_decayed_weights(cfg.weight_decay, _decayed(cfg)),
-        optax.scale_by_learning_rate(schedule(cfg)),
+        optax.scale_by_learning_rate(rate),
     )
 
 

@@ -129,7 +129,7 @@ class Local:
         the other trunks run again with their branches in every call.
         """
         kept: Kept = {}
-        return lambda branches, options, width: self._choose(
+        return lambda branches, options, width=0: self._choose(
             trunks, branches, options, width, kept
         )
 
@@ -267,5 +267,5 @@ def about(textgen: TextGenerator, trunks: Sequence[Text], *, again: bool = False
     between the calls (`Local.keep`). Other generators pad nothing and ignore the width.
     """
     if not isinstance(textgen, Local):
-        return lambda branches, options, width: textgen.choose(trunks, branches, options)
+        return lambda branches, options, width=0: textgen.choose(trunks, branches, options)
     return textgen.keep(trunks) if again else functools.partial(textgen.choose, trunks)

@@ -294,10 +294,26 @@ def answer(peer: Any, request: dict) -> dict:
         return {"error": f"{type(error).__name__}: {error}"}
 
 
-def main() -> None:
-    """Answers requests until stdin ends."""
+def serve(peer: Any, source: BinaryIO, sink: BinaryIO) -> None:
+    """Answers requests until `source` ends."""
+    while True:
+        try:
+            request = receive(source)
+        except EOFError:
+            return
+        send(sink, answer(peer, request))
+
+
+def pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Returns the pipes of requests and answers. What libraries print goes to stderr instead."""
     source, sink = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print does not mix with the answers
+    os.dup2(2, 1)
+    return source, sink
+
+
+def main() -> None:
+    """Imports the libraries and serves."""
+    source, sink = pipes()
     sys.path.pop(0)  # the modules beside this file hide none of the same name
     try:
         for name in NEEDED:
@@ -305,16 +321,10 @@ def main() -> None:
     except ImportError as error:
         send(sink, {"missing": error.name})
         return
-    send(sink, {"versions": {name: str(sys.modules[name].__version__) for name in NEEDED}})
     sys.modules["transformers"].logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    peer = Peer()
-    while True:
-        try:
-            request = receive(source)
-        except EOFError:
-            return
-        send(sink, answer(peer, request))
+    send(sink, {"versions": {name: str(sys.modules[name].__version__) for name in NEEDED}})
+    serve(Peer(), source, sink)
 
 
 if __name__ == "__main__":

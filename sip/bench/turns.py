@@ -116,6 +116,7 @@ class PeerProcess:
         """Ends the process."""
         self._stream("stdin").close()
         self._process.wait()
+        self._stream("stdout").close()
 
     def _receive(self, action: str) -> Any:
         try:

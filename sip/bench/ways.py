@@ -309,9 +309,9 @@ def judge(s: Setup, candidates: int) -> Judging:
                 found[name] = difference(said[drawn] if len(other) == len(drawn) else said, other)
         return found
 
-    needs = _needed(s.cfg, *ids)
-    executed = _executed(s, *ids) / needs
-    return Judging(Ways(ways, needs, compare, scale), len(branches), executed)
+    needs = needed(s.cfg, *ids)
+    share = executed(s.cfg, *ids) / needs
+    return Judging(Ways(ways, needs, compare, scale), len(branches), share)
 
 
 def adaptive(s: Setup, candidates: int) -> Callable[[], Turn]:
@@ -328,16 +328,16 @@ def adaptive(s: Setup, candidates: int) -> Callable[[], Turn]:
     return here(lambda: asked.score([prefix], [texts], [""], live).scores_BK)
 
 
-def _needed(cfg: ModelConfig, trunk: Sequence[int], branches: Sequence[Sequence[int]]) -> float:
+def needed(cfg: ModelConfig, trunk: Sequence[int], branches: Sequence[Sequence[int]]) -> float:
     """Returns the FLOPs that prompts need, with one trunk and a scored position per branch."""
     alone = operations(cfg, len(trunk))
     each = [operations(cfg, len(trunk), 1, len(ids), 1) - alone for ids in branches]
     return alone + sum(each)
 
 
-def _executed(s: Setup, trunk: Sequence[int], branches: Sequence[Sequence[int]]) -> float:
+def executed(cfg: ModelConfig, trunk: Sequence[int], branches: Sequence[Sequence[int]]) -> float:
     """Returns the FLOPs of the same prompts in the padded tree that our judge runs."""
     how: Any = dict(rows=1, multiples=(16, 16), width=len(branches))
     tree = padding.bucketed([list(trunk)], [list(map(list, branches))], Byte(), **how)
     T, (_, C, R) = tree.tokens_BT.shape[1], tree.tokens_BCR.shape
-    return operations(s.cfg, T, C, R, C)
+    return operations(cfg, T, C, R, C)

@@ -403,8 +403,12 @@ class SentencePiece:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids; special tokens and ids outside the vocabulary decode to nothing."""
-        pieces, silent = self._model.get_piece_size(), self._silent
-        keep = [int(i) for i in ids if i not in silent and 0 <= i < self.vocab_size]
+        pieces, silent, ids = self._model.get_piece_size(), self._silent, [*map(int, ids)]
+        known = set(ids)
+        plain = silent.isdisjoint(known) and 0 <= min(known, default=0)
+        if plain and max(known, default=0) < pieces:  # nearly always; a filter takes far longer
+            return self._model.decode(ids)
+        keep = [i for i in ids if i not in silent and 0 <= i < self.vocab_size]
         if max(keep, default=0) < pieces:
             return self._model.decode(keep)
         texts = {i: text for text, i in self._ordinary.items()}

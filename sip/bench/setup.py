@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: the model and its weights, sizes, the peer, the ceilings.
+"""Setup of the speed benchmarks: the model and its weights, sizes, the peer, the ceilings.
 
 The default is a model of 32 M parameters on prefixes of 896 and suffixes of 128 tokens.
 """

@@ -69,7 +69,7 @@ def here(do: Callable[[], Any]) -> Callable[[], Turn]:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times longer the other way takes: ratio of medians, and range over the turns."""
+    """Seconds of the other way / ours: ratio of medians, and range over the turns."""
 
     median: float
     low: float
@@ -131,7 +131,7 @@ class PeerProcess:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the machine can do at most, as measured: the better of both libraries."""
+    """Limits of the machine as measured; of both libraries, the better figure."""
 
     flops: float  # per second, product of square matrices
     bytes: float  # per second, read and written by a copy

@@ -88,41 +88,44 @@ class OptimConfig:
 
 def schedule(cfg: OptimConfig) -> optax.Schedule:
     """Returns the learning rate as a function of the update's index, from 0."""
-    rest = max(1, cfg.steps - cfg.warmup_steps)
-    decay = {
-        "cosine": optax.cosine_decay_schedule(cfg.lr, rest, cfg.min_ratio),
-        "linear": optax.linear_schedule(cfg.lr, cfg.lr * cfg.min_ratio, rest),
-        "constant": optax.constant_schedule(cfg.lr),
-        "wsd": _stable_decay(cfg, rest - cfg.decay_steps),
-    }[cfg.schedule]
-    if not cfg.warmup_steps:
-        return decay
-    # From lr / warmup_steps, not from 0: a first update of size 0 would be wasted.
-    warmup = optax.linear_schedule(cfg.lr / cfg.warmup_steps, cfg.lr, cfg.warmup_steps)
-    return optax.join_schedules([warmup, decay], [cfg.warmup_steps])
-
-
-def _stable_decay(cfg: OptimConfig, stable: int) -> optax.Schedule:
-    """Returns `stable` updates at lr, then the decay (1-sqrt of arXiv 2405.18392).
-
-    Warm-up, stable phase and decay are WSD of arXiv 2404.06395: a run can be continued from any
-    step of the stable phase, whatever its length was to be.
-    """
-
-    def rate(count):
-        part = jnp.clip((count - stable) / cfg.decay_steps, 0.0, 1.0)
-        return cfg.lr * (1 - (1 - cfg.min_ratio) * jnp.sqrt(part))
-
-    return rate
+    return _looked_up(rates(cfg))
 
 
 def rates(cfg: OptimConfig) -> np.ndarray:
     """Returns rates_S: the learning rate of each update, float32. The last one holds ever after.
 
     S is a power of two above `steps`.
+
+    - Warm-up: linear, from lr / warmup_steps and not from 0: a first update of size 0 would be
+      wasted.
+    - wsd: `lr` up to the last `decay_steps` updates, then the decay (1-sqrt of arXiv 2405.18392).
+      Warm-up, stable phase and decay are WSD of arXiv 2404.06395: a run can be continued from any
+      step of the stable phase, whatever its length was to be.
     """
     S = max(LEAST_RATES, 1 << cfg.steps.bit_length())
-    return np.broadcast_to(np.asarray(schedule(cfg)(jnp.arange(S)), np.float32), (S,))
+    # numpy on purpose: each operation of jax.numpy would be a program to compile.
+    at_S = np.arange(S) - cfg.warmup_steps
+    rest = max(1, cfg.steps - cfg.warmup_steps)
+    part_S = np.clip(at_S / rest, 0.0, 1.0)
+    decay_S = np.clip((at_S - (rest - cfg.decay_steps)) / cfg.decay_steps, 0.0, 1.0)
+    share_S = {
+        "cosine": (1 + np.cos(np.pi * part_S)) / 2,
+        "linear": 1 - part_S,
+        "constant": np.ones(S),
+        "wsd": 1 - np.sqrt(decay_S),
+    }[cfg.schedule]
+    least = 1.0 if cfg.schedule == "constant" else cfg.min_ratio
+    rate_S = cfg.lr * (least + (1 - least) * share_S)
+    if cfg.warmup_steps:
+        first = cfg.lr / cfg.warmup_steps
+        rising_S = first + (cfg.lr - first) * np.arange(S) / cfg.warmup_steps
+        rate_S = np.where(at_S < 0, rising_S, rate_S)
+    return rate_S.astype(np.float32)
+
+
+def _looked_up(rates_S) -> optax.Schedule:
+    """Returns the rate as a function of the update's index, read from a table."""
+    return lambda count: jnp.asarray(rates_S)[jnp.minimum(count, len(rates_S) - 1)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,9 +170,7 @@ def _rule(cfg: OptimConfig) -> optax.GradientTransformationExtraArgs:
         return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), make(cfg, rate))
 
     def update(grads, state, params=None, *, rates_S: Any, **_):
-        rates_S = jnp.asarray(rates_S)
-        rate = lambda count: rates_S[jnp.minimum(count, len(rates_S) - 1)]
-        return chain(rate).update(grads, state, params)
+        return chain(_looked_up(rates_S)).update(grads, state, params)
 
     # The state does not depend on the learning rates.
     return optax.GradientTransformationExtraArgs(chain(optax.constant_schedule(0.0)).init, update)

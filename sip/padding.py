@@ -32,6 +32,11 @@ def bucket(n: int, multiple: int = 1, sizes: int = 4) -> int:
     return -(-max(n, 1) // step) * step
 
 
+def multiple(n: int, of: int) -> int:
+    """Rounds `n` up to a multiple of `of`: for widths that are the same in all batches of a run."""
+    return -(-max(n, 1) // of) * of
+
+
 def trunk_width(n: int, multiple: int) -> int:
     """Returns the width T of a tree whose longest trunk has `n` tokens."""
     return bucket(n, multiple, TRUNK_SIZES)

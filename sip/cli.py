@@ -4,9 +4,11 @@ import contextlib
 import ctypes
 import errno
 import functools
+import hashlib
 import io
 import logging
 import os
+import platform
 import re
 import signal
 import sys
@@ -41,6 +43,8 @@ MENDABLE, INTERRUPTED, LEFT = 2, 130, 1
 
 
 PRINT = "print_config"
+PROGRAMS_BYTES = 4 << 30  # compiled programs kept per user and kind of CPU; the oldest go first
+PROGRAMS_SECONDS = 0.2  # compile time from which a program is kept
 # Configs that any config may import: those of the source tree, which an editable install uses.
 SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
 
@@ -146,6 +150,7 @@ def prepare() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: blocks clean up
     open_streams()
     keep_memory()
+    keep_programs()
     sys.unraisablehook = _unraisable
     # These libraries log errors and also raise them. The raised ones are enough.
     absl_logging.set_verbosity(absl_logging.FATAL)
@@ -436,3 +441,36 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(mmap_threshold, most)
         libc.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs in the user's cache directory, where the next start finds them.
+
+    Only a single process does (`processes.start` ends it for several). JAX's own settings, such as
+    JAX_COMPILATION_CACHE_DIR, come first. Without a directory to write to nothing is kept.
+    """
+    config = jax.config
+    if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
+        return
+    path = programs_dir()
+    with contextlib.suppress(OSError):
+        os.makedirs(path, exist_ok=True)
+    if os.access(path, os.W_OK):
+        config.update("jax_compilation_cache_dir", path)
+        config.update("jax_compilation_cache_max_size", PROGRAMS_BYTES)
+        config.update("jax_persistent_cache_min_compile_time_secs", PROGRAMS_SECONDS)
+
+
+def programs_dir() -> str:
+    """Returns the directory of compiled programs for this kind of CPU.
+
+    XLA's programs for a CPU use all its instructions. On another CPU that shares the home directory
+    they could fail.
+    """
+    known = platform.machine() + platform.processor()
+    with contextlib.suppress(OSError), open("/proc/cpuinfo") as info:
+        wanted = ("model name", "flags", "Features", "CPU part")
+        known += "".join(line for line in info.read().split("\n\n")[0].splitlines(True)
+                         if line.startswith(wanted))  # fmt: skip
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(root, "sip", "programs", hashlib.sha256(known.encode()).hexdigest()[:16])

@@ -18,14 +18,33 @@ def trunk_only(tokens_BT: np.ndarray, mask_BT: np.ndarray) -> Tree:
     return Tree(tokens_BT, mask_BT, none, none > 0, np.ones((B, 0), np.int32))
 
 
-def bucket(n: int, multiple: int = 1) -> int:
-    """Rounds `n` up to one of at most four sizes per octave, each a multiple of `multiple`.
+TRUNK_SIZES, BRANCH_SIZES = 8, 16  # per octave: most of a judge's tokens are in branches
 
-    The result depends on n only, never on earlier calls: a resumed run rounds the same way.
+
+def bucket(n: int, multiple: int = 1, sizes: int = 4) -> int:
+    """Rounds `n` up to one of at most `sizes` sizes per octave, each a multiple of `multiple`.
+
+    `sizes` is a power of two. The result depends on n only, never on earlier calls: a resumed run
+    rounds the same way.
     """
-    # A power of two between n/8 and n/4; a multiple of `multiple` if that is a power of two.
-    step = max(multiple, 1 << max(n.bit_length() - 3, 0))
+    # A power of two between n / (2 * sizes) and n / sizes; a multiple of `multiple` if that is one.
+    step = max(multiple, 1 << max(n.bit_length() - sizes.bit_length(), 0))
     return -(-max(n, 1) // step) * step
+
+
+def multiple(n: int, of: int) -> int:
+    """Rounds `n` up to a multiple of `of`: for widths that are the same in all batches of a run."""
+    return -(-max(n, 1) // of) * of
+
+
+def trunk_width(n: int, multiple: int) -> int:
+    """Returns the width T of a tree whose longest trunk has `n` tokens."""
+    return bucket(n, multiple, TRUNK_SIZES)
+
+
+def branch_width(n: int, multiple: int) -> int:
+    """Returns the width R of a tree whose longest branch has `n` tokens."""
+    return bucket(n, multiple, BRANCH_SIZES)
 
 
 def padded_tree(
@@ -52,15 +71,17 @@ def bucketed(
     *,
     rows: int,
     multiples: tuple[int, int],
+    width: int = 0,
 ) -> Tree:
-    """Returns a tree of `rows` rows with T, C and R rounded up by `bucket`.
+    """Returns a tree of `rows` rows with widths T, C and R that are rounded up to a few sizes.
 
-    T and R are multiples of multiples[0] and multiples[1]. Rows beyond the trunks hold BOS and no
-    branch.
+    T and R are multiples of multiples[0] and multiples[1]. C is `width` unless a row has more
+    branches. Rows beyond the trunks hold BOS and no branch.
     """
-    T = bucket(max(map(len, trunks)), multiples[0])
-    C = bucket(max(map(len, branches)))
-    R = bucket(max(map(len, chain.from_iterable(branches)), default=1), multiples[1])
+    T = trunk_width(max(map(len, trunks)), multiples[0])
+    most = max(map(len, branches))
+    C = width if most <= width else bucket(most)
+    R = branch_width(max(map(len, chain.from_iterable(branches)), default=1), multiples[1])
     extra = rows - len(trunks)
     trunks = [*trunks, *[[tokenizer.bos]] * extra]
     return padded_tree(trunks, [*branches, *[[]] * extra], tokenizer.pad, T, C, R)

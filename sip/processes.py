@@ -11,7 +11,7 @@ import itertools
 import os
 import pickle
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 
 from sip.structs import UserError
 
-T = TypeVar("T")
+S, T = TypeVar("S"), TypeVar("T")
 HEARTBEAT_SECONDS = 60  # a process silent for so long counts as dead, and all processes end
 MEETING_SECONDS = 300  # time limit of start-up
 GONE = "another process seems to have ended or cannot be reached"
@@ -56,6 +56,8 @@ def start(coordinator: str = "", count: int = 0, index: int = -1, detect: bool =
         raise UserError(
             f"cannot connect to the other processes ({coordinator or 'detected'}): {words}"
         ) from e
+    # A default directory is for a single process (`cli.keep_programs`).
+    jax.config.update("jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR"))
     if jax.default_backend() == "cpu":
         # Only process 0 would load programs from the compilation cache, and cached CPU programs do
         # not keep the order of their collectives (jaxlib 0.10.2): all processes would deadlock.
@@ -117,15 +119,49 @@ def broadcast(ask: Callable[[], T]) -> T:
 
 
 def _broadcast(data: bytes) -> bytes:
-    """Returns process 0's bytes on every process.
-
-    Buffer sizes are powers of two, so that few broadcast programs are compiled.
-    """
+    """Returns process 0's bytes on every process."""
     length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    room = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)
-    if lead():
-        room[:length] = np.frombuffer(data, np.uint8)
+    room = _padded(data if lead() else b"", length)
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(room), np.uint8)[:length])
+
+
+def _padded(data: bytes, length: int) -> np.ndarray:
+    """Returns the bytes in an array for `length` bytes.
+
+    Sizes are powers of two, so that few programs are compiled to exchange them.
+    """
+    room = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)
+    room[: len(data)] = np.frombuffer(data, np.uint8)
+    return room
+
+
+def divided(items: Sequence[S], do: Callable[[S], T]) -> list[T]:
+    """Returns [do(x) for x in items] on every process; each process does its share of the items.
+
+    Results must be picklable. A UserError of any process is raised on every process.
+    """
+    if not is_distributed():
+        return [do(x) for x in items]
+    count, index = jax.process_count(), jax.process_index()
+    said: tuple[bool, Any]
+    try:
+        said = True, [do(x) for x in items[index::count]]
+    except UserError as e:
+        said = False, str(e)
+    shares: list[list[T]] = []
+    for ok, value in map(pickle.loads, _gathered(pickle.dumps(said))):
+        if not ok:
+            raise UserError(value)
+        shares.append(value)
+    return [shares[i % count][i // count] for i in range(len(items))]
+
+
+def _gathered(data: bytes) -> list[bytes]:
+    """Returns the bytes of all processes, in their order, on every process."""
+    lengths = np.asarray(multihost_utils.process_allgather(np.int32(len(data)))).ravel()
+    rooms = multihost_utils.process_allgather(_padded(data, int(lengths.max())))
+    rooms = np.asarray(rooms, np.uint8).reshape(len(lengths), -1)
+    return [bytes(room[:length]) for room, length in zip(rooms, lengths, strict=True)]
 
 
 def agree(step: int, tree: Any) -> None:

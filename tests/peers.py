@@ -71,9 +71,17 @@ def agreements() -> dict:
     def fails():
         raise UserError(f"said by process {index}")
 
+    def even(i):
+        if i % 2:
+            raise UserError(f"{i} is odd")
+
+    done = []
+    shares = processes.divided("abcde", lambda text: done.append(text) or text * 100)
     found: dict[str, Any] = {"told": processes.broadcast(lambda: [index, np.arange(3.0)])[0]}
+    found |= {"shares": shares, "done": done}
     for name, do in {
         "error": lambda: processes.on_lead(fails),
+        "odd": lambda: processes.divided(range(4), even),
         "same": lambda: processes.agree(1, {"x": np.zeros(2)}),
         "differ": lambda: processes.agree(2, {"x": np.full(2, index)}),
     }.items():

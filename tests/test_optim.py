@@ -40,6 +40,40 @@ def test_the_decay_of_wsd_is_a_share_of_the_steps_and_leaves_room_for_the_warmup
         lr(warmup_steps=9)
 
 
+def by_optax(cfg):
+    """Returns the schedule that optax computes."""
+    rest = cfg.steps - cfg.warmup_steps
+    decay = {
+        "cosine": optax.cosine_decay_schedule(cfg.lr, rest, cfg.min_ratio),
+        "linear": optax.linear_schedule(cfg.lr, cfg.lr * cfg.min_ratio, rest),
+        "constant": optax.constant_schedule(cfg.lr),
+    }[cfg.schedule]
+    warmup = optax.linear_schedule(cfg.lr / cfg.warmup_steps, cfg.lr, cfg.warmup_steps)
+    return optax.join_schedules([warmup, decay], [cfg.warmup_steps])
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("steps", [10, 4096])
+def test_the_table_has_the_rates_of_optax(name, steps):
+    cfg = OptimConfig(lr=3e-4, steps=steps, warmup_steps=3, schedule=name)
+    rates_S, lr = optim.rates(cfg), by_optax(cfg)
+    assert len(rates_S) == (8192 if steps == 4096 else 4096) and rates_S.dtype == np.float32
+    for at in (0, 1, 2, 3, 4, steps // 2, steps - 1, steps, len(rates_S) - 1):
+        np.testing.assert_allclose(rates_S[at], lr(at), rtol=2e-6)
+    assert float(optim.schedule(cfg)(10**6)) == rates_S[-1]
+
+
+def test_an_update_takes_the_rate_of_its_count():
+    cfg = OptimConfig(lr=0.1, steps=4, warmup_steps=2, schedule="linear", eps=1e-12)
+    tx, params = optim.build(cfg), {"w": jnp.zeros(3)}
+    state, moves = tx.init(params), []
+    for _ in range(4):
+        updates, state = tx.update({"w": jnp.ones(3)}, state, params)
+        moves.append(-float(updates["w"][0]))
+    np.testing.assert_allclose(moves, optim.rates(cfg)[:4], rtol=1e-4)
+    assert len(set(moves)) > 2
+
+
 def test_without_warmup_the_first_update_has_the_whole_rate():
     cosine = optim.schedule(OptimConfig(lr=2.0, steps=4, min_ratio=0.0))
     np.testing.assert_allclose([cosine(0), cosine(2), cosine(4)], [2.0, 1.0, 0.0], atol=1e-6)
@@ -104,10 +138,8 @@ def program(tx, params=None):
 
 def written_out(mask, **changes):
     """Applies the chain of `ADAM` by hand."""
-    warmup, decay = optax.linear_schedule(0.05, 0.1, 2), optax.cosine_decay_schedule(0.1, 8, 0.1)
-    rate = optax.join_schedules([warmup, decay], [2])
     values = dict(b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.3, mask=mask) | changes
-    return optax.chain(optax.clip_by_global_norm(50.0), optax.adamw(rate, **values))
+    return optax.chain(optax.clip_by_global_norm(50.0), optax.adamw(optim.schedule(ADAM), **values))
 
 
 def masks(embeddings):

@@ -73,8 +73,12 @@ def _check_agreement(one, several):
     for found in several:
         assert found["told"] == 0 and found["error"] == "said by process 0"
         assert found["same"] == "None" and not found["preempted"]
+        assert found["shares"] == one["shares"] and found["odd"] == "1 is odd"
         assert found["differ"].startswith(f"step 2: processes {others} have another batch")
     assert one["told"] == 0 and one["error"] == "said by process 0" and one["differ"] == "None"
+    done = [found["done"] for found in several]
+    assert done == [list("abcde")[i::count] for i in range(count)] and one["odd"] == "1 is odd"
+    assert one["shares"] == [text * 100 for text in one["done"]] and one["done"] == list("abcde")
 
 
 @pytest.mark.slow  # a judge's own devices in one process: test_ahead

@@ -33,6 +33,9 @@ class Letters:
     def decode(self, ids):
         return "".join(self.letters[i] for i in ids if i < 13)
 
+    def starts(self, token):
+        return True
+
 
 GREEDY = sampling.SamplingConfig(temperature=0.0)
 PROMPT = Prompt("tiny", "k{prefix}\n{words}{suffix}\nk{words}")

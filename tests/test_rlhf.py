@@ -50,6 +50,9 @@ class Other(Byte):
     def decode(self, ids):
         return super().decode([i ^ 1 for i in ids])
 
+    def starts(self, token):
+        return super().starts(token ^ 1)
+
 
 def test_another_vocabulary_and_a_language_model_are_refused(of_bytes):
     scorer = of_bytes("scorer", SCORED)

@@ -5,6 +5,7 @@ import shutil
 
 import published
 import pytest
+import seams
 from published import CHARS, small
 from sentencepiece import sentencepiece_model_pb2
 
@@ -62,6 +63,8 @@ def test_tokens_added_to_a_sentencepiece_model_are_special_and_stop(model, tmp_p
     # A token that is not special: part of a text, but of none under judgement.
     assert V + 3 in tok.encode("a<tool>b") and V + 3 not in tok.plain("a<tool>b")
     assert tok.decode([V, V + 3, V + 2, *tok.plain("<tool>"), V + 1]) == "<tool><tool>"
+    assert tok.starts(V + 3) and not tok.starts(V), "text of its own, and none"
+    assert seams.check(tok, ["A river<tool>b <tool>€", *TEXTS[:2]]) > 0.3
     template = chat.load(chat.OWN, tok)
     assert chat.render(template, [dict(content="x")], add_generation_prompt=True) == "[U]x[A]"
 

@@ -1,5 +1,6 @@
 """Tests the update on a loss of three numbers."""
 
+import dataclasses
 import functools
 
 import jax
@@ -172,6 +173,17 @@ def test_an_update_with_a_result_that_is_not_finite_is_skipped(where, recompute)
     same((after.params, after.opt_state), ({"w": W}, np.ones(3)))
     assert [int(x) for x in (after.step, after.skipped_in_row, after.skipped)] == [1, 1, 1]
     assert not float(metrics["loss/total"][1]), "a skipped update measured nothing"
+
+
+def test_runs_that_differ_in_their_schedule_share_a_program_and_no_others_do():
+    cfg = optim.OptimConfig(lr=0.1, steps=10)
+    make = lambda **changes: step.make_update(
+        terms, optim.build(dataclasses.replace(cfg, **changes)), rising
+    )
+    one, other = make(), make(lr=0.2, steps=99, schedule="wsd", warmup_steps=3)
+    assert one.program is other.program and not np.array_equal(one.rates_S, other.rates_S)
+    for changes in (dict(b1=0.8), dict(weight_decay=0.1), dict(clip_norm=2.0), dict(name="muon")):
+        assert make(**changes).program is not one.program, changes
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

@@ -5,6 +5,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import seams
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
@@ -195,6 +196,19 @@ def test_a_continuation_owns_a_character_that_the_seam_splits(name, ours):
     assert all("on €5 é".endswith(text) and "\ufffd" not in text for text in texts)
     at = next(i for i, text in enumerate(texts) if text == "€5 é")
     assert texts[at + 1] == texts[at + 2] == "€5 é" and texts[at + 3] == "5 é"
+
+
+def test_a_continuation_needs_only_the_last_tokens_of_its_prefix(lossless):
+    share = seams.check(lossless, [*STORY[:3], *filter(None, ODD)])
+    assert share > 0.3, "many tokens are no bytes"
+
+
+def test_a_continuation_decodes_few_tokens_of_a_long_prefix(ours, monkeypatch):
+    decode, seen = ours.decode, []
+    monkeypatch.setattr(ours, "decode", lambda ids: seen.append(len(ids)) or decode(ids))
+    prefix = ours.encode(STORY[0]) * 50
+    assert tokenizers.continuation(ours, prefix, ours.encode(" sat")) == " sat"
+    assert len(prefix) > 500 and max(seen) < 10
 
 
 def test_a_continuation_keeps_its_leading_space(ours):

@@ -5,6 +5,7 @@ import json
 import hostile
 import published
 import pytest
+import seams
 from published import CHARS, bpe, small, spec
 
 from sip.structs import UserError
@@ -120,6 +121,20 @@ def test_a_continuation_leaves_no_broken_character(name, base):
     assert broken
     for i in broken:
         assert tok.decode(ids[:i]).rstrip("\ufffd") + texts[i] == text
+
+
+@pytest.mark.parametrize("name", [*FAST, *SLOW])
+def test_a_continuation_needs_only_the_last_tokens_of_its_prefix(name, base):
+    tok = opened(name, base)
+    assert seams.check(tok, [story(size=300), *filter(tok.encode, ODD)], rounds=100) > 0.3
+
+
+@pytest.mark.parametrize("decoder", [None, dict(type="WordPiece", prefix="##", cleanup=True)])
+def test_a_decoder_that_joins_tokens_by_their_places_decodes_the_whole_prefix(decoder, tmp_path):
+    tok = HuggingFace(small(tmp_path, words=("ab",), decoder=decoder))
+    a, b = tok.encode("ab"), tok.encode("a")
+    assert tok.decode([*a, *b]) != tok.decode(a) + tok.decode(b)
+    assert not any(map(tok.starts, range(tok.vocab_size)))
 
 
 # Small ones written here.

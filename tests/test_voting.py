@@ -174,6 +174,9 @@ class Few:
     def decode(self, ids):
         return "".join(self.letters[i] for i in ids if i < len(self.letters))
 
+    def starts(self, token):
+        return True
+
 
 CFG = tiny.model(max_len=160)
 HEADER = 'kind: {}\noptions: ["a", "b", "c"]\nvalues: [1, 0.5, 0]\nverdict: ":"\n'

@@ -296,14 +296,16 @@ def _judge(run: _RunShapes, find: _Models, wanted, rows: int, pools) -> list[Pro
     for pool, share in pools:
         lengths: Any = dict(prefix=run.cut.prefix_max, suffix=run.cut.suffix, bytewise=run.bytewise)
         for q in questions.questions(wanted, pool, **lengths):
-            T, R = padding.bucket(q.trunk, 16), padding.bucket(q.branch, 16)
+            T, R = padding.trunk_width(q.trunk, 16), padding.branch_width(q.branch, 16)
             if q.trunk + q.branch > cfg.max_len:
                 raise UserError(
                     f"judge: a prompt for {q.aspect} has about {q.trunk + q.branch} tokens, more "
                     f"than the judge's max_len {cfg.max_len}; reduce data.cut.suffix or "
                     "data.cut.prefix_max"
                 )
-            key = (q.aspect, T, padding.bucket(q.branches), R, q.options)
+            # Comparisons are padded to the schedule's own number, prompts for text are bucketed.
+            C = q.branches if q.options else padding.bucket(q.branches)
+            key = (q.aspect, T, C, R, q.options)
             calls[key] = calls.setdefault(key, 0.0) + share * -(-rows // wanted.batch)
     mesh = run.mesh if wanted.own else run.judge_mesh
     B = full_rows(mesh, min(1 << (rows - 1).bit_length(), wanted.batch))

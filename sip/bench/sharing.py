@@ -39,15 +39,17 @@ SUFFIX = 128  # tokens per candidate
 BATCHES = (2, 8)  # batch sizes tried for unshared prompts; the faster one counts
 
 
-def questions(prefix: int, candidates: int, seed: int) -> tuple[Text, list[Text]]:
+def questions(
+    prefix: int, candidates: int, seed: int, *, suffix: int = 0
+) -> tuple[Text, list[Text]]:
     """Returns (trunk, branches): all ordered pairs of `candidates` suffixes of a random prefix.
 
-    The prefix has `prefix` tokens.
+    The prefix has `prefix` tokens, a suffix `suffix` (0: SUFFIX).
     """
     rng = np.random.default_rng(seed)
     letters = lambda n: "".join(map(chr, rng.integers(ord("a"), ord("z") + 1, n)))
     trunk = prompts.trunk(ASPECT, prefix=letters(prefix), reference="")
-    texts = [letters(SUFFIX) for _ in range(candidates)]
+    texts = [letters(suffix or SUFFIX) for _ in range(candidates)]
     return trunk, [prompts.branch(ASPECT, a, b) for a in texts for b in texts if a is not b]
 
 

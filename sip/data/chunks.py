@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sip.processes import divided
 from sip.structs import UserError
 from sip.text.tokenizer import Tokenizer, continuation
 
@@ -179,6 +180,6 @@ def texts_of(tokenizer: Tokenizer, rows, suffix: int):
         (row[:f].tolist(), row[f : f + suffix].tolist())
         for row, f in zip(rows["tokens_BT"], rows["fork_B"], strict=True)
     ]
-    prefixes = [tokenizer.decode(ids) for ids, _ in whole]
-    suffixes = [continuation(tokenizer, *both) for both in whole]
+    both = divided(whole, lambda two: (tokenizer.decode(two[0]), continuation(tokenizer, *two)))
+    prefixes, suffixes = ([texts[i] for texts in both] for i in range(2))
     return prefixes, suffixes, [ids for ids, _ in whole]

@@ -69,13 +69,19 @@ def empty(mask_BK: np.ndarray) -> Table:
     return Table(live_BKK, none_BKK, none_BKK, np.zeros(live_BKK.shape))
 
 
-def pairs_of(asked_BKK: np.ndarray) -> Pairs:
-    """Lists the comparisons marked in `asked_BKK`, padded to C = K * (K - 1)."""
+def pairs_of(asked_BKK: np.ndarray, width: int | None = None) -> Pairs:
+    """Lists the comparisons marked in `asked_BKK`, padded to C = K * (K - 1).
+
+    With `width`: to C = `width`, or to the largest number of comparisons of a row if that is more.
+    """
     K = asked_BKK.shape[1]
     first_C, second_C = np.nonzero(~np.eye(K, dtype=bool))
     asked_BC = asked_BKK[:, first_C, second_C]
     order_BC = np.argsort(~asked_BC, axis=1, kind="stable")  # left aligns, keeps the order
     asked_BC = np.take_along_axis(asked_BC, order_BC, axis=1)
+    if width is not None:
+        C = max(width, int(asked_BC.sum(1).max(initial=0)))
+        order_BC, asked_BC = order_BC[:, :C], asked_BC[:, :C]
     return Pairs(first_C[order_BC], second_C[order_BC], asked_BC)
 
 

@@ -88,7 +88,8 @@ class Proofreader:
         size = self.config.batch
         starts = range(0, len(asked), size)
         # Dispatch every batch before fetching the first result: JAX runs them asynchronously.
-        runs = [self._run(asked[i : i + size], trunks, branches) for i in starts]
+        C = max(map(len, branches), default=0)  # of the whole call: its batches share a program
+        runs = [self._run(asked[i : i + size], trunks, branches, C) for i in starts]
         gaps = dict(zip(asked, chain.from_iterable(run() for run in runs), strict=True))
         return [
             [
@@ -98,12 +99,12 @@ class Proofreader:
             for b, row in enumerate(rows)
         ]
 
-    def _run(self, rows, trunks, branches):
+    def _run(self, rows, trunks, branches, C: int):
         """Dispatches one batch of bucketed shape. Returns a function that fetches its gap_BCR."""
         trunks = [trunks[b] for b in rows]
         branches = [[ids or [] for ids in branches[b]] for b in rows]
         B, live = full_rows(self._mesh, self.config.batch), len(trunks)
-        tree = bucketed(trunks, branches, self._tokenizer, rows=B, multiples=(16, 8))
+        tree = bucketed(trunks, branches, self._tokenizer, rows=B, multiples=(16, 8), width=C)
         with jax.set_mesh(self._mesh):
             gap_BCR = program(self._cfg)(self._params, put_batch(self._mesh, tree))
         return lambda: fetch(gap_BCR)[:live]

@@ -93,8 +93,9 @@ def play(cfg: ScheduleConfig, ask: Ask, mask_BK: np.ndarray, draw_BK2: np.ndarra
     at_BK = np.argsort(np.where(mask_BK, draw_BK2[..., 0], np.inf), axis=1, kind="stable")
     place = lambda x_B, i_B: np.take_along_axis(x_B, i_B, axis=1)
     table = compare.empty(place(mask_BK, at_BK))
-    for choose in _rounds(cfg, at_BK, place(draw_BK2[..., 1], at_BK)):
-        pairs = compare.pairs_of(choose(table))
+    rounds = _rounds(cfg, at_BK, place(draw_BK2[..., 1], at_BK))
+    for choose, width in zip(rounds, widths(cfg, mask_BK.shape[1]), strict=True):
+        pairs = compare.pairs_of(choose(table), width)
         if not pairs.mask_BC.any():
             continue
         shown = Pairs(place(at_BK, pairs.first_BC), place(at_BK, pairs.second_BC), pairs.mask_BC)
@@ -109,6 +110,25 @@ def play(cfg: ScheduleConfig, ask: Ask, mask_BK: np.ndarray, draw_BK2: np.ndarra
         each=each,
     )
     return _with_alone(wins, mask_BK)
+
+
+@functools.cache
+def widths(cfg: ScheduleConfig, K: int) -> tuple[int, ...]:
+    """Returns the number of comparisons in each round if all of K candidates are live.
+
+    Rows with dead candidates have less, apart from rounding: an adaptive round takes a rounded
+    share of the budget.
+    """
+    mask_1K = np.ones((1, K), bool)
+    table, place_1K = compare.empty(mask_1K), np.arange(K)[None]
+    if cfg.name == "all":
+        return (K * (K - 1),)
+    found = []
+    for choose in _rounds(cfg, place_1K, place_1K / K):
+        pairs = compare.pairs_of(choose(table))
+        found.append(int(pairs.mask_BC.sum()))
+        table = compare.enter(table, pairs, np.full(pairs.mask_BC.shape, 0.5), pairs.mask_BC)
+    return tuple(found)
 
 
 def _with_alone(wins: Wins, mask_BK) -> Wins:

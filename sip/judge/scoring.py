@@ -5,7 +5,6 @@ bound. Both combine aspects in the same way: a total score is the weighted sum o
 """
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -103,7 +102,7 @@ class TextJudge:
             score_BC, valid_BC = verdicts.voted(count_BCO, aspect.values, hard=hard)
             stats = voting.stats(count_BCO, missing, how.votes, int(mask_BC.sum()))
         else:
-            logp_BCO = choose(branches, aspect.options)
+            logp_BCO = choose(branches, aspect.options, mask_BC.shape[1])
             score_BC, valid_BC = verdicts.direct(
                 logp_BCO, aspect.values, min_mass=self.min_mass, hard=hard
             )
@@ -119,8 +118,7 @@ class TextJudge:
     ) -> tuple[Scored, list[Heard]]:
         """Scores a pairwise aspect: mean wins over the comparisons of the schedule."""
         # With several rounds about the same trunks, `about` encodes them once and keeps the cache.
-        once = functools.partial(self.textgen.choose, trunks)
-        choose = about(self.textgen, trunks) if self.schedule.repeats else once
+        choose = about(self.textgen, trunks, again=self.schedule.repeats)
         voted: list[Stats] = []
         heard: list[Heard] = []
 
@@ -155,7 +153,7 @@ class TextJudge:
         ]
         # Branches are left aligned (asked_BK); their verdicts are scattered back to mask_BK.
         asked_BK = np.arange(mask_BK.shape[1]) < mask_BK.sum(1, keepdims=True)
-        choose = functools.partial(self.textgen.choose, trunks)
+        choose = about(self.textgen, trunks)
         found, answers = self._ask(aspect, trunks, choose, branches, asked_BK)
         score_BC, valid_BC, voted = found
         score_BK, valid_BK = np.zeros(mask_BK.shape), np.zeros(mask_BK.shape, bool)

@@ -74,10 +74,11 @@ class RewardModel:
             p if any(oks) else [tokenizer.bos] for p, oks in zip(prompts, valid_BK, strict=True)
         ]
         B = full_rows(mesh, self.batch)
-        tree = bucketed(asked, shown, tokenizer, rows=B, multiples=MULTIPLES)
+        K = valid_BK.shape[1]
+        tree = bucketed(asked, shown, tokenizer, rows=B, multiples=MULTIPLES, width=K)
         with jax.set_mesh(mesh):
             score_BC = fetch(_program(self.model.cfg)(self.model.params, put_batch(mesh, tree)))
-        return score_BC[: len(prompts), : valid_BK.shape[1]]
+        return score_BC[: len(prompts), :K]
 
 
 def load(directory: str, mesh, tokenizer: Tokenizer, key: str) -> RewardModel:

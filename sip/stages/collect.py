@@ -5,7 +5,6 @@ import itertools
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sip import sampling, structs
@@ -19,10 +18,10 @@ from sip.mesh import batch_shapes, put_batch
 from sip.metrics import pair
 from sip.models.config import ModelConfig
 from sip.objectives import policy
-from sip.processes import fetch
+from sip.processes import divided, fetch
 from sip.rewriter import Rewriter
 from sip.sections import at_least, check, one_of
-from sip.structs import Array, Tree, UserError
+from sip.structs import Tree, UserError
 from sip.text.tokenizer import Tokenizer, continuation
 from sip.training import checkpoints, loop, losses
 
@@ -266,14 +265,13 @@ def build_pool(
         parts += [("rollout", tokens[:, k], mask[:, k], logp[:, k]) for k in range(tokens.shape[1])]
     sources, *arrays = zip(*parts, strict=True)
     tokens_BKR, mask_BKR, logp_BKR = (np.stack(a, axis=1) for a in arrays)
-    valid_BK = np.asarray(merge_duplicates(tokens_BKR, mask_BKR, mask_BKR.any(-1)))
-    texts = [
-        [
-            continuation(p.tokenizer, prefix, row[live].tolist())
-            for row, live in zip(tokens_KR, mask_KR, strict=True)
-        ]
-        for prefix, tokens_KR, mask_KR in zip(ids, tokens_BKR, mask_BKR, strict=True)
-    ]
+    valid_BK = merge_duplicates(tokens_BKR, mask_BKR, mask_BKR.any(-1))
+
+    def texts_of_row(b: int) -> list[str]:
+        rows = zip(tokens_BKR[b], mask_BKR[b], strict=True)
+        return [continuation(p.tokenizer, ids[b], row[live].tolist()) for row, live in rows]
+
+    texts = divided(range(B), texts_of_row)
     return Pool(tokens_BKR, mask_BKR, valid_BK, list(sources), texts, logp_BKR)
 
 
@@ -303,8 +301,7 @@ def encode_rewrites(p: Collector, rewriter: Rewriter, prefixes, suffixes):
 def _index(p: Collector, pool: Pool, which: str, scores_BK, valid_BK):
     """Returns (index_B, valid_B) of the best or worst candidate, or the first one of a source."""
     if which in ("best", "worst"):
-        index_B, ok_B = best(scores_BK if which == "best" else -scores_BK, valid_BK)
-        return np.asarray(index_B), np.asarray(ok_B)
+        return best(scores_BK if which == "best" else -scores_BK, valid_BK)
     k = pool.sources.index(which)
     return np.full(len(valid_BK), k), pool.mask_BKR[:, k].any(-1)
 
@@ -411,21 +408,21 @@ def source_metrics(pool: Pool, scores_BK, valid_BK):
     return found
 
 
-def best(scores_BK: Array, valid_BK: Array) -> tuple[Array, Array]:
+def best(scores_BK: np.ndarray, valid_BK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns (index_B, valid_B): the first of the best valid candidates, invalid if none is."""
-    index_B = jnp.argmax(jnp.where(valid_BK, scores_BK, -jnp.inf), axis=-1)
-    return index_B, jnp.any(valid_BK, axis=-1)
+    return np.argmax(np.where(valid_BK, scores_BK, -np.inf), axis=-1), np.any(valid_BK, axis=-1)
 
 
-def merge_duplicates(tokens_BKR: Array, mask_BKR: Array, valid_BK: Array) -> Array:
+def merge_duplicates(tokens_BKR, mask_BKR, valid_BK) -> np.ndarray:
     """Returns valid_BK without candidates whose tokens repeat those of an earlier valid candidate.
 
     Masked-out tokens are ignored.
     """
-    tokens_BKR, mask_BKR = jnp.asarray(tokens_BKR), jnp.asarray(mask_BKR)
-    valid_BK = jnp.asarray(valid_BK)
-    tokens_BKR = jnp.where(mask_BKR, tokens_BKR, 0)
-    same_BKKR = tokens_BKR[:, :, None] == tokens_BKR[:, None]
-    same_BKK = (same_BKKR & (mask_BKR[:, :, None] == mask_BKR[:, None])).all(-1)
-    earlier_KK = jnp.tri(valid_BK.shape[1], k=-1, dtype=bool)  # [later, earlier]
-    return valid_BK & ~(same_BKK & earlier_KK[None] & valid_BK[:, None, :]).any(-1)
+    found_BK = np.array(valid_BK)
+    for b, row_K in enumerate(found_BK):
+        seen = set()
+        for k in np.flatnonzero(row_K):
+            text = tokens_BKR[b, k][mask_BKR[b, k]].tobytes(), mask_BKR[b, k].tobytes()
+            row_K[k] = text not in seen
+            seen.add(text)
+    return found_BK

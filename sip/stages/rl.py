@@ -260,11 +260,11 @@ def measure(run: Run, c: RLConfig, task: RLTask, params) -> dict[str, float]:
 
 
 def make_update(c: RLConfig, tx):
-    """The jitted update of the run."""
+    """The update of the run."""
     return step.make_update(
         losses.policy_terms(c.model, c.objective),
         tx,
-        losses.balanced(c.model, lambda _: {"policy": 1.0}),
+        losses.balanced(c.model, losses.constant((("policy", 1.0),))),
         microbatches=c.microbatches,
         recompute=optim.is_elementwise(c.optim),
     )

@@ -250,7 +250,7 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
 
 
 def make_update(c: SelfImproveConfig, tx):
-    """The jitted update of the run."""
+    """The update of the run."""
     return step.make_update(
         losses.branch_terms(c.model, c.objective),
         tx,

@@ -154,8 +154,8 @@ def _compared(task: SupervisedTask, figures: Callable[..., dict], state: TrainSt
 
 
 def make_update(c: SupervisedConfig, tx, terms: step.Terms, weights: dict[str, float]):
-    """The jitted update of the run."""
-    every = losses.balanced(c.model, lambda _: losses.with_z(weights, c.z_loss))
+    """The update of the run."""
+    every = losses.balanced(c.model, losses.constant(tuple(sorted(weights.items())), c.z_loss))
     return step.make_update(
         terms, tx, every, microbatches=c.microbatches, recompute=optim.is_elementwise(c.optim)
     )

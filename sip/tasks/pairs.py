@@ -22,7 +22,7 @@ from sip.evals import continuations
 from sip.judge.labels import ground_truth as labels
 from sip.judge.labels.corruptions import CORRUPTIONS
 from sip.mesh import put_batch
-from sip.padding import bucket, padded_tree
+from sip.padding import multiple, padded_tree
 from sip.run import Run, TaskConfig
 from sip.sampling import SamplingConfig
 from sip.sections import at_least, check
@@ -165,7 +165,7 @@ class PairSet:
         """(T, R), rounded up."""
         every = list(itertools.chain.from_iterable(self.parts.values()))
         longest = max(max(len(x.chosen), len(x.rejected)) for x in every)
-        return bucket(max(len(x.prompt) for x in every), 8), bucket(longest, 8)
+        return multiple(max(len(x.prompt) for x in every), 8), multiple(longest, 8)
 
     def batch(self, step: int, size: int, *, seed: int) -> PairBatch:
         """Returns the pairs of a step. Each epoch is a permutation that depends on `seed`."""

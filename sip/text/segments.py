@@ -7,7 +7,6 @@ in it are the strings of special tokens encoded as special tokens.
 """
 
 from collections.abc import Callable
-from itertools import chain
 
 from sip.text.tokenizer import Encoder, Tokenizer
 
@@ -28,7 +27,10 @@ def tokens_of(encoder: Encoder, text: Text) -> Ids:
     Segments at odd places are encoded without phrases (`Tokenizer.plain`).
     """
     pieces = (text,) if isinstance(text, str) else text
-    return list(chain.from_iterable(_how(encoder, i, p)(p) for i, p in enumerate(pieces)))
+    ids: Ids = []  # extended by whole lists, which is much faster than token by token
+    for i, piece in enumerate(pieces):
+        ids += _how(encoder, i, piece)(piece)
+    return ids
 
 
 def prompt_of(tokenizer: Tokenizer, encoder: Encoder, text: Text) -> Ids:

@@ -83,6 +83,13 @@ class Tokenizer(Protocol):
         """Decodes ids; special tokens and ids outside the vocabulary decode to nothing."""
         ...
 
+    def starts(self, token: int) -> bool:
+        """Returns True if `token` begins a part that is decoded by itself.
+
+        decode([*a, *b]) == decode(a) + decode(b) for every a and b if b begins with such a token.
+        """
+        ...
+
 
 class Encoder(Protocol):
     """The encoding methods of a `Tokenizer`."""
@@ -135,6 +142,10 @@ class Byte:
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes bytes as UTF-8; invalid bytes become U+FFFD, other ids are dropped."""
         return bytes(int(i) for i in ids if 0 <= i < 256).decode(errors="replace")
+
+    def starts(self, token: int) -> bool:
+        """Returns True for a byte that does not continue a character; see `Tokenizer`."""
+        return 0 <= token < 256 and token & 0xC0 != 0x80
 
 
 class SentencePiece:
@@ -392,8 +403,12 @@ class SentencePiece:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids; special tokens and ids outside the vocabulary decode to nothing."""
-        pieces, silent = self._model.get_piece_size(), self._silent
-        keep = [int(i) for i in ids if i not in silent and 0 <= i < self.vocab_size]
+        pieces, silent, ids = self._model.get_piece_size(), self._silent, [*map(int, ids)]
+        known = set(ids)
+        plain = silent.isdisjoint(known) and 0 <= min(known, default=0)
+        if plain and max(known, default=0) < pieces:  # nearly always; a filter takes far longer
+            return self._model.decode(ids)
+        keep = [i for i in ids if i not in silent and 0 <= i < self.vocab_size]
         if max(keep, default=0) < pieces:
             return self._model.decode(keep)
         texts = {i: text for text, i in self._ordinary.items()}
@@ -402,6 +417,13 @@ class SentencePiece:
         )
         known = (i for i in keep if i < pieces or i in texts)
         return "".join(of(own, list(run)) for own, run in itertools.groupby(known, pieces.__gt__))
+
+    def starts(self, token: int) -> bool:
+        """Returns True for a piece that is no byte, and for an added token; see `Tokenizer`."""
+        if token in self._silent or not 0 <= token < self.vocab_size:
+            return False
+        own = token < self._model.get_piece_size()
+        return not self._model.is_byte(token) if own else token in self._ordinary.values()
 
     @functools.cached_property
     def _silent(self) -> frozenset[int]:
@@ -509,9 +531,12 @@ def continuation(tok: Tokenizer, prefix_ids: Sequence[int], ids: Sequence[int]) 
     If the prefix ends inside a character (decoded as U+FFFD), the completed character belongs to
     the continuation.
     """
-    whole = tok.decode([*prefix_ids, *ids])
-    # The common prefix is shorter than decode(prefix) if that ends with U+FFFD.
-    return whole[len(os.path.commonprefix([tok.decode(prefix_ids), whole])) :]
+    # The text before a token that starts a part is the same with and without `ids`.
+    starts = (i for i in range(len(prefix_ids) - 1, 0, -1) if tok.starts(prefix_ids[i]))
+    tail = prefix_ids[next(starts, 0) :]
+    whole = tok.decode([*tail, *ids])
+    # The common prefix is shorter than decode(tail) if that ends with U+FFFD.
+    return whole[len(os.path.commonprefix([tok.decode(tail), whole])) :]
 
 
 def train_sentencepiece(

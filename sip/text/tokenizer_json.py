@@ -26,6 +26,8 @@ FILE, POST = "tokenizer.json", "post_processor"
 WORD = r"[^\S\n]*\w*"  # a token allowed in any text: one word (options are words) or white space
 HIDDEN = secrets.token_hex(16)  # begins a hidden token; 128 random bits: no text contains it
 BYTE = re.compile(r"(?=<0x[0-9A-F]{2}>)")  # the name of a byte token, written out in a text
+# Decoders that map each token by itself, except bytes that make up a character together.
+SINGLY = ("ByteLevel", "Metaspace", "Replace", "ByteFallback")
 
 
 def is_phrase(symbol: str) -> bool:
@@ -74,10 +76,12 @@ class HuggingFace:
         self._published_spec = classes.rebuilt(spec, how.kind, how.space, how.legacy is True)
         # A character of the vocabulary that is also special, such as a pad "!", spells texts.
         hidden = {t for t in marks if len(t) > 1 or t not in _vocabulary(spec["model"]["vocab"])}
-        self._text = _load(self.path, _without(_as_it_stands(spec), hidden))
+        bare = _as_it_stands(spec)
+        self._singly = _decodes_singly(bare["decoder"] if "decoder" in bare else None)
+        self._text = _load(self.path, _without(bare, hidden))
         self._plain = self._text  # the same variant if there are no phrases
         if phrases:
-            self._plain = _load(self.path, _without(_as_it_stands(spec), {*hidden, *phrases}))
+            self._plain = _load(self.path, _without(bare, {*hidden, *phrases}))
         self.vocab_size = max(every.values()) + 1
         self.specials: Mapping[str, int] = marks
         self._begins = re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True))))
@@ -149,6 +153,19 @@ class HuggingFace:
         """Decodes ids; special tokens and ids outside the vocabulary decode to nothing."""
         keep = [int(i) for i in ids if i not in self._silent and 0 <= i < self.vocab_size]
         return self._text.decode(keep, skip_special_tokens=False)
+
+    def starts(self, token: int) -> bool:
+        """Returns True for a token whose text begins with a whole character; see `Tokenizer`."""
+        return 0 <= token < self.vocab_size and self._starts(token)
+
+    @functools.cached_property
+    def _starts(self):
+        # Tokens have texts of their own only with decoders that are known to map each by itself.
+        name = lambda token: self._text.id_to_token(token) or ""
+        own = lambda token: self._singly and not BYTE.match(name(token))
+        return functools.cache(
+            lambda token: own(token) and self.decode([token])[:1] not in ("", "\ufffd")
+        )
 
     def _ids(self, text: str, tokenizer=None, *, add_special_tokens: bool = False) -> list[int]:
         with _reported(self.path, "cannot encode a text with it"):
@@ -289,6 +306,17 @@ def _bare(part: Any) -> Any:
         if key in part and isinstance(part[key], list):
             part[key] = [each for each in map(_bare, part[key]) if each is not None]
     return part
+
+
+def _decodes_singly(decoder: Any) -> bool:
+    """Returns True if a decoder (as `_bare` leaves it) maps each token by itself; see SINGLY."""
+    if not isinstance(decoder, dict) or "type" not in decoder:
+        return False  # without a decoder the library puts spaces between tokens
+    if decoder["type"] != "Sequence":
+        return decoder["type"] in SINGLY
+    kinds = [each["type"] for each in decoder["decoders"]]
+    last = kinds[-1:] == ["Fuse"]  # joins what the others leave, so nothing may follow it
+    return last and all(kind in SINGLY for kind in kinds[:-1])
 
 
 def _without(spec: Mapping[str, Any], hidden: Collection[str]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from sip.mesh import constrain, full_rows, put_batch, sharding
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.objectives.logprobs import option_logprobs
-from sip.padding import bucket, bucketed
+from sip.padding import branch_width, bucketed, trunk_width
 from sip.processes import fetch
 from sip.sampling import answering, encode
 from sip.structs import Params, Tree, UserError
@@ -123,12 +123,13 @@ class Local:
         other._params = params
         return other
 
-    def choose(self, trunks, branches, options) -> np.ndarray:
+    def choose(self, trunks, branches, options, width: int = 0) -> np.ndarray:
         """Returns logp_BCO of the options' tokens; NaN if a prompt is too long.
 
-        Raises UserError if an option is not one token.
+        Rows are padded to `width` branches if none has more, so that calls with about as many
+        branches share a program. Raises UserError if an option is not one token.
         """
-        return self._choose(trunks, branches, options, None)
+        return self._choose(trunks, branches, options, width, None)
 
     def keep(self, trunks: Sequence[Text]) -> Choose:
         """Returns a `choose` bound to `trunks`, for several calls with different branches.
@@ -138,9 +139,11 @@ class Local:
         the other trunks run again with their branches in every call.
         """
         kept: Kept = {}
-        return lambda branches, options: self._choose(trunks, branches, options, kept)
+        return lambda branches, options, width=0: self._choose(
+            trunks, branches, options, width, kept
+        )
 
-    def _choose(self, trunks, branches, options, kept: Kept | None):
+    def _choose(self, trunks, branches, options, width: int, kept: Kept | None):
         options_O = np.array([self._option(option) for option in options], np.int32)
         trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=0)
         self._count(trunk_ids if not kept else [[]] * len(trunks), branch_ids)
@@ -155,7 +158,8 @@ class Local:
             cache = None if kept is None else self._cache(kept, first, tree)
             return program(self._cfg)(self._params, tree, last_BC, options_O, cache)
 
-        for rows, logp in self._in_batches(trunk_ids, branch_ids, ask, fixed=kept is not None):
+        how: Any = dict(fixed=kept is not None, width=width)
+        for rows, logp in self._in_batches(trunk_ids, branch_ids, ask, **how):
             logp_BCO = fetch(logp)[: len(rows), :C]  # drops the bucketing's rows and branches
             out_BCO[rows, : logp_BCO.shape[1]] = logp_BCO
         out_BCO[[[not ok for ok in row] + [True] * (C - len(row)) for row in fits]] = np.nan
@@ -206,7 +210,7 @@ class Local:
                     said[b][c][j] = text if ended else Cut(text)
         return said
 
-    def _in_batches(self, trunk_ids, branch_ids, ask, *, fixed: bool = False):
+    def _in_batches(self, trunk_ids, branch_ids, ask, *, fixed: bool = False, width: int = 0):
         """Returns (rows, result) per batch; results are dispatched, not waited for.
 
         Takes the rows with a non-empty branch, sorted by bucketed lengths, so that a long row does
@@ -216,15 +220,15 @@ class Local:
         asks = [any(row) for row in branch_ids]
 
         def lengths(b):
-            T = bucket(len(trunk_ids[b]), self._multiple)
-            R = bucket(max(map(len, branch_ids[b]), default=0), self._multiple)
+            T = trunk_width(len(trunk_ids[b]), self._multiple)
+            R = branch_width(max(map(len, branch_ids[b]), default=0), self._multiple)
             return (T,) if fixed else (T, R, len(branch_ids[b]))
 
         # All batches are dispatched by the list below; only `fetch` in the caller waits.
         order = sorted((b for b, any_ in enumerate(asks) if fixed or any_), key=lengths)
         some = [order[i : i + self._batch] for i in range(0, len(order), self._batch)]
         return [
-            (rows, self._run(rows, trunk_ids, branch_ids, ask))
+            (rows, self._run(rows, trunk_ids, branch_ids, ask, width))
             for rows in some
             if any(asks[b] for b in rows)
         ]
@@ -264,22 +268,23 @@ class Local:
         ]
         return trunk_ids, branch_ids, fits
 
-    def _run(self, rows, trunk_ids, branch_ids, ask):
+    def _run(self, rows, trunk_ids, branch_ids, ask, width: int):
         """Calls ask(tree, first row); the tree is padded to bucketed sizes and on the host."""
         trunk_ids, branch_ids = ([ids[b] for b in rows] for ids in (trunk_ids, branch_ids))
         # B: next power of two, at most `batch`, rounded up to a multiple of the mesh's row shards.
         B = full_rows(self._mesh, min(1 << (len(rows) - 1).bit_length(), self._batch))
-        multiples = (self._multiple, self._multiple)
-        tree = bucketed(trunk_ids, branch_ids, self._tokenizer, rows=B, multiples=multiples)
+        how: Any = dict(rows=B, multiples=(self._multiple, self._multiple), width=width)
+        tree = bucketed(trunk_ids, branch_ids, self._tokenizer, **how)
         with jax.set_mesh(self._mesh):
             return ask(tree, rows[0])
 
 
-def about(textgen: TextGenerator, trunks: Sequence[Text]) -> Choose:
-    """Returns `textgen.choose` bound to `trunks`, for several calls.
+def about(textgen: TextGenerator, trunks: Sequence[Text], *, again: bool = False) -> Choose:
+    """Returns `textgen.choose` bound to `trunks`.
 
-    The local generator caches the trunks' keys and values between the calls (`Local.keep`).
+    With `again` for several calls: the local generator then caches the trunks' keys and values
+    between the calls (`Local.keep`). Other generators pad nothing and ignore the width.
     """
-    if isinstance(textgen, Local):
-        return textgen.keep(trunks)
-    return functools.partial(textgen.choose, trunks)
+    if not isinstance(textgen, Local):
+        return lambda branches, options, width=0: textgen.choose(trunks, branches, options)
+    return textgen.keep(trunks) if again else functools.partial(textgen.choose, trunks)

@@ -21,8 +21,9 @@ class Cut:
 
 
 Said = str | Cut | None  # a whole answer, one that was cut, or None: no answer
-# `choose` with its trunks already bound: (branches, options) -> logp_BCO.
-Choose = Callable[[Sequence[Sequence[Text]], tuple[str, ...]], np.ndarray]
+# `choose` with its trunks already bound: (branches, options, width) -> logp_BCO. Most rows of all
+# such calls have `width` branches or a few less: a generator that pads rows pads them to it.
+Choose = Callable[[Sequence[Sequence[Text]], tuple[str, ...], int], np.ndarray]
 
 
 class TextGenerator(Protocol):

@@ -1,7 +1,7 @@
 """Loss terms of a batch: one decoder pass over trunk and branches, then the objectives.
 
 Every `*_terms` function returns a `terms(params, reference, batch) -> (terms, metrics)` for
-`step.make_update`.
+`step.make_update`. Equal arguments give the same function, so that equal runs share a program.
 """
 
 import functools
@@ -215,12 +215,21 @@ def _load(*balances: Balance | None) -> TermValues:
     return {"balance": jax.tree.map(lambda *x: jnp.concatenate(x), *there)} if there else {}
 
 
+@functools.cache
 def balanced(cfg: ModelConfig, weights):
     """Returns `weights`, a function of the step, with router_aux as the weight of `balance` if the
     model has one."""
     if not cfg.router_aux:
         return weights
     return lambda step: {**weights(step), "balance": cfg.router_aux}
+
+
+@functools.cache
+def constant(weights: tuple[tuple[str, float], ...], z_loss: float = 0.0):
+    """Returns weights(step) that are the same at every step: `weights`, pairs of term and weight,
+    and those of the z-losses."""
+    every = with_z(dict(weights), z_loss)
+    return lambda step: every
 
 
 def _ce(name: str, logp, log_z, mask) -> Metrics:
@@ -236,6 +245,7 @@ def with_z(weights: dict[str, Any], z_loss: float) -> dict[str, Any]:
     return {**weights, **{f"{name}/z": z_loss * weight for name, weight in weights.items()}}
 
 
+@functools.cache
 def tokens_terms(cfg: ModelConfig, z_loss: float = 0.0):
     """Next-token cross-entropy; a batch is (tree with C = 0, mask_BT of the tokens that count)."""
 
@@ -248,6 +258,7 @@ def tokens_terms(cfg: ModelConfig, z_loss: float = 0.0):
     return terms
 
 
+@functools.cache
 def verdict_terms(cfg: ModelConfig, z_loss: float = 0.0):
     """Cross-entropy of target tokens; a batch is {aspect: (tree, {term: Targets})}.
 
@@ -275,6 +286,7 @@ def _asked_scores(cfg: ModelConfig, branch_BCRD, unembed, said: Targets, z_loss:
     return logprobs.asked_logprobs(branch_BCRD, unembed, said, chunk=chunk), None
 
 
+@functools.cache
 def branch_terms(cfg: ModelConfig, objective: ObjectiveConfig):
     """The terms of an ObjectiveConfig; a batch is `Branches`.
 
@@ -291,6 +303,7 @@ def branch_terms(cfg: ModelConfig, objective: ObjectiveConfig):
     return terms
 
 
+@functools.cache
 def pair_terms(cfg: ModelConfig, wanted: PairLossConfig):
     """The terms of a PairLossConfig, `dpo` and `nll_chosen`; a batch is a `PairBatch`."""
 
@@ -305,6 +318,7 @@ def pair_terms(cfg: ModelConfig, wanted: PairLossConfig):
     return terms
 
 
+@functools.cache
 def reward_terms(cfg: ModelConfig, *, margin_weight: float):
     """The terms of a reward model, `reward` (Bradley-Terry) and `centring`; a batch is a
     `PairBatch`. The margins of pairs are multiplied by `margin_weight`."""
@@ -322,6 +336,7 @@ def reward_terms(cfg: ModelConfig, *, margin_weight: float):
     return terms
 
 
+@functools.cache
 def policy_terms(cfg: ModelConfig, objective: PolicyConfig):
     """The term `policy` of a PolicyConfig; a batch is `Branches` of rollouts."""
 
@@ -396,6 +411,7 @@ def _pair_loss(wanted: ObjectiveConfig | PairLossConfig, logp_BCR, ref_BCR, mask
     return values, metrics
 
 
+@functools.cache
 def branch_weights(objective: ObjectiveConfig):
     """Returns weights(step), a dict of the weights of the terms of `branch_terms`."""
     ce = optax.linear_schedule(objective.ce_weight, objective.ce_weight_last, objective.ce_steps)

@@ -1,10 +1,14 @@
 """AdamW and Muon with warm-up and decay, built from a frozen config."""
 
+import dataclasses
+import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
@@ -16,6 +20,8 @@ from sip.structs import UserError
 NAMES, SCHEDULES = ("adamw", "muon"), ("cosine", "constant", "linear", "wsd")
 EMBEDDINGS = ("embed", "unembed", "score")
 HIDDEN = MATRICES | FACTORS
+LEAST_RATES = 1 << 12  # entries of a table of learning rates; runs up to this length share programs
+LEAST_LR = 1e-12  # stands for any learning rate in a rule; lets it have any weight decay
 
 
 @dataclass(frozen=True)
@@ -82,42 +88,92 @@ class OptimConfig:
 
 def schedule(cfg: OptimConfig) -> optax.Schedule:
     """Returns the learning rate as a function of the update's index, from 0."""
+    return _looked_up(rates(cfg))
+
+
+def rates(cfg: OptimConfig) -> np.ndarray:
+    """Returns rates_S: the learning rate of each update, float32. The last one holds ever after.
+
+    S is a power of two above `steps`.
+
+    - Warm-up: linear, from lr / warmup_steps and not from 0: a first update of size 0 would be
+      wasted.
+    - wsd: `lr` up to the last `decay_steps` updates, then the decay (1-sqrt of arXiv 2405.18392).
+      Warm-up, stable phase and decay are WSD of arXiv 2404.06395: a run can be continued from any
+      step of the stable phase, whatever its length was to be.
+    """
+    S = max(LEAST_RATES, 1 << cfg.steps.bit_length())
+    # numpy on purpose: each operation of jax.numpy would be a program to compile.
+    at_S = np.arange(S) - cfg.warmup_steps
     rest = max(1, cfg.steps - cfg.warmup_steps)
-    decay = {
-        "cosine": optax.cosine_decay_schedule(cfg.lr, rest, cfg.min_ratio),
-        "linear": optax.linear_schedule(cfg.lr, cfg.lr * cfg.min_ratio, rest),
-        "constant": optax.constant_schedule(cfg.lr),
-        "wsd": _stable_decay(cfg, rest - cfg.decay_steps),
+    part_S = np.clip(at_S / rest, 0.0, 1.0)
+    decay_S = np.clip((at_S - (rest - cfg.decay_steps)) / cfg.decay_steps, 0.0, 1.0)
+    share_S = {
+        "cosine": (1 + np.cos(np.pi * part_S)) / 2,
+        "linear": 1 - part_S,
+        "constant": np.ones(S),
+        "wsd": 1 - np.sqrt(decay_S),
     }[cfg.schedule]
-    if not cfg.warmup_steps:
-        return decay
-    # From lr / warmup_steps, not from 0: a first update of size 0 would be wasted.
-    warmup = optax.linear_schedule(cfg.lr / cfg.warmup_steps, cfg.lr, cfg.warmup_steps)
-    return optax.join_schedules([warmup, decay], [cfg.warmup_steps])
+    least = 1.0 if cfg.schedule == "constant" else cfg.min_ratio
+    rate_S = cfg.lr * (least + (1 - least) * share_S)
+    if cfg.warmup_steps:
+        first = cfg.lr / cfg.warmup_steps
+        rising_S = first + (cfg.lr - first) * np.arange(S) / cfg.warmup_steps
+        rate_S = np.where(at_S < 0, rising_S, rate_S)
+    return rate_S.astype(np.float32)
 
 
-def _stable_decay(cfg: OptimConfig, stable: int) -> optax.Schedule:
-    """Returns `stable` updates at lr, then the decay (1-sqrt of arXiv 2405.18392).
+def _looked_up(rates_S) -> optax.Schedule:
+    """Returns the rate as a function of the update's index, read from a table."""
+    return lambda count: jnp.asarray(rates_S)[jnp.minimum(count, len(rates_S) - 1)]
 
-    Warm-up, stable phase and decay are WSD of arXiv 2404.06395: a run can be continued from any
-    step of the stable phase, whatever its length was to be.
+
+@dataclass(frozen=True, eq=False)
+class Optimiser:
+    """An optax transformation in two parts: its rule, and the learning rates of its run.
+
+    The rates are an argument of the rule's update. Runs that differ in nothing but their schedule
+    have one rule, and so one compiled program.
     """
 
-    def rate(count):
-        part = jnp.clip((count - stable) / cfg.decay_steps, 0.0, 1.0)
-        return cfg.lr * (1 - (1 - cfg.min_ratio) * jnp.sqrt(part))
+    rule: optax.GradientTransformationExtraArgs  # update takes the argument rates_S
+    rates_S: np.ndarray
 
-    return rate
+    def init(self, params):
+        """Returns the optimiser's state."""
+        return self.rule.init(params)
+
+    def update(self, grads, state, params=None):
+        """Returns (updates, state)."""
+        return self.rule.update(grads, state, params, rates_S=self.rates_S)
 
 
-def build(cfg: OptimConfig) -> optax.GradientTransformation:
+def build(cfg: OptimConfig) -> Optimiser:
     """Returns clipping by global norm followed by AdamW (arXiv 1711.05101) or Muon.
 
     `mu_dtype` is the dtype of averaged gradients (Adam's first moment, Muon's momentum). Adam's
     second moment stays float32: with b2 near 1 its increments are smaller than bfloat16 resolves.
     """
-    make = {"adamw": _adamw, "muon": _muon}[cfg.name]
-    return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), make(cfg))
+    defaults = {f.name: f.default for f in dataclasses.fields(OptimConfig)}
+    same = ("warmup_steps", "schedule", "min_ratio", "decay_fraction")
+    unscheduled = {name: defaults[name] for name in same}
+    rule = _rule(dataclasses.replace(cfg, lr=LEAST_LR, steps=1, **unscheduled))
+    return Optimiser(rule, rates(cfg))
+
+
+@functools.cache
+def _rule(cfg: OptimConfig) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimiser without its schedule, the same object for equal settings."""
+
+    def chain(rate: optax.Schedule):
+        make = {"adamw": _adamw, "muon": _muon}[cfg.name]
+        return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), make(cfg, rate))
+
+    def update(grads, state, params=None, *, rates_S: Any, **_):
+        return chain(_looked_up(rates_S)).update(grads, state, params)
+
+    # The state does not depend on the learning rates.
+    return optax.GradientTransformationExtraArgs(chain(optax.constant_schedule(0.0)).init, update)
 
 
 def is_elementwise(cfg: OptimConfig) -> bool:
@@ -125,9 +181,9 @@ def is_elementwise(cfg: OptimConfig) -> bool:
     return cfg.name == "adamw"
 
 
-def _adamw(cfg: OptimConfig) -> optax.GradientTransformation:
+def _adamw(cfg: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     return optax.adamw(
-        schedule(cfg),
+        rate,
         b1=cfg.b1,
         b2=cfg.b2,
         eps=cfg.eps,
@@ -137,7 +193,7 @@ def _adamw(cfg: OptimConfig) -> optax.GradientTransformation:
     )
 
 
-def _muon(cfg: OptimConfig) -> optax.GradientTransformation:
+def _muon(cfg: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     """Returns Muon for hidden matrices and LoRA factors, and Adam for embeddings and vectors.
 
     Muon orthogonalises the momentum of each layer's matrix (Jordan et al. 2024). Its updates are
@@ -154,7 +210,7 @@ def _muon(cfg: OptimConfig) -> optax.GradientTransformation:
     return optax.chain(
         optax.partition({"muon": orthogonal, "adam": adam}, _kinds),
         optax.add_decayed_weights(cfg.weight_decay, _decayed(cfg)),
-        optax.scale_by_learning_rate(schedule(cfg)),
+        optax.scale_by_learning_rate(rate),
     )
 
 

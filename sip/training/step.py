@@ -8,7 +8,9 @@ microbatches and devices therefore changes results only by rounding.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -20,6 +22,7 @@ from sip.models import decoder, int8, lora
 from sip.models.config import ModelConfig
 from sip.models.lora import OFF, LoraConfig
 from sip.structs import Array, Balance, Metrics, Params, TermValues, TrainState
+from sip.training.optim import Optimiser
 
 Terms = Callable[[Params, Params | None, Any], tuple[TermValues, Metrics]]
 Weights = Callable[[Array], Mapping[str, Any]]
@@ -216,30 +219,56 @@ def all_finite(tree) -> Array:
     return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
 
 
-def _applied(tx, grads, opt_state, learned):
-    """Returns the new (parameters, optimiser state)."""
-    updates, opt_state = tx.update(grads, opt_state, _floats(learned))
+def _applied(rule, grads, opt_state, learned):
+    """Returns the new (parameters, optimiser state); `rule` is the optimiser's update."""
+    updates, opt_state = rule(grads, opt_state, _floats(learned))
     return optax.apply_updates(learned, updates), opt_state
+
+
+@dataclass(frozen=True)
+class Update:
+    """A jitted update(state, batch) -> (state, metrics), with the learning rates of its run."""
+
+    program: Any  # jitted (state, batch, rates_S), shared by runs that differ in the rates only
+    rates_S: Any  # float32; None if the optimiser has its own
+
+    def __call__(self, state: TrainState, batch) -> tuple[TrainState, Metrics]:
+        """Runs the update; the state is donated."""
+        return self.program(state, batch, self.rates_S)
+
+    def trace(self, state, batch):
+        """Traces the program for arguments of these shapes."""
+        return self.program.trace(state, batch, self.rates_S)
 
 
 def make_update(
     terms: Terms,
-    tx: optax.GradientTransformation,
+    tx: Optimiser | optax.GradientTransformation,
     weights: Weights,
     *,
     microbatches: int = 1,
     recompute: bool = True,
-):
-    """Returns the jitted update(state, batch) -> (state, metrics).
+) -> Update:
+    """Returns the update(state, batch) -> (state, metrics).
 
     `batch` is a pytree with leading axis B, a multiple of `microbatches`. Metrics are a dict of
     (total, denom). Of LoRA parameters only the factors are updated. An update is skipped if loss,
     gradient, new parameters or new moments are not finite: parameters and optimiser stay, while
     `step` and `skipped` count it. `recompute` says that the optimiser is cheap to compute twice.
     The state is donated, so the one passed in cannot be used afterwards.
-    """
 
-    def update(state: TrainState, batch) -> tuple[TrainState, Metrics]:
+    Equal arguments give the same program, which compiles once; the learning rates of an `Optimiser`
+    may differ.
+    """
+    rule, rates_S = (tx.rule, tx.rates_S) if isinstance(tx, Optimiser) else (tx, None)
+    return Update(_program(terms, rule, weights, microbatches, recompute), rates_S)
+
+
+@functools.lru_cache(maxsize=32)
+def _program(terms: Terms, rule, weights: Weights, microbatches: int, recompute: bool):
+    def update(state: TrainState, batch, rates_S) -> tuple[TrainState, Metrics]:
+        more = {} if rates_S is None else {"rates_S": rates_S}
+        apply = functools.partial(_applied, functools.partial(rule.update, **more))
         of = lambda learned, *rest: terms(lora.relearned(state.params, learned), *rest)
         learned = lora.learned(state.params)
         grads, loss, metrics = gradient(
@@ -247,12 +276,12 @@ def make_update(
         )
         norm = optax.tree.norm(grads)
         before = grads, state.opt_state, learned
-        new, opt_state = _applied(tx, *before)
+        new, opt_state = apply(*before)
         # A finite gradient can still overflow in the optimiser or in the storage dtype. To check
         # the result XLA would keep it beside the old state until it knows which of them stays. The
         # barrier makes it compute the result for the check anew, which moves fewer bytes.
         again = jax.lax.optimization_barrier(before)
-        checked = _applied(tx, *again) if recompute else (new, opt_state)
+        checked = apply(*again) if recompute else (new, opt_state)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm) & all_finite(checked)
         # Select by jnp.where: a Python `if` on a traced value is impossible, and a host check
         # would stop the device after every step.

@@ -28,6 +28,7 @@ from sip.padding import padded_tree
 from sip.structs import Targets, Tree, UserError
 from sip.text.segments import Ids, Text, tokens_of
 from sip.text.tokenizer import Cached, Tokenizer
+from sip.textgen.local import about
 from sip.textgen.protocol import TextGenerator
 
 Example = tuple[Text, int]  # (branch, index of the right option)
@@ -344,7 +345,7 @@ def accuracy(
     counts = {}
     for found in labelled.values():
         trunks, branches = zip(*found.prompts, strict=True)
-        logp_NCO = textgen.choose(trunks, branches, found.aspect.options)
+        logp_NCO = about(textgen, trunks)(branches, found.aspect.options, found.mask_NC.shape[1])
         said_NC = np.where(np.isnan(logp_NCO).any(-1), -1, logp_NCO.argmax(-1))
         counts |= right(found, said_NC) | both_orders(found, np.exp(logp_NCO))
     return counts

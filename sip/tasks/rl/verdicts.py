@@ -12,7 +12,7 @@ from sip.judge import prompts
 from sip.judge.labels import ground_truth as labels
 from sip.judge.labels.ground_truth import LabelledPrompts
 from sip.loading import LoadedModel
-from sip.padding import bucket
+from sip.padding import multiple
 from sip.rewards import verdicts as rewards
 from sip.rewards.verdicts import Question
 from sip.run import Run, TaskConfig
@@ -113,7 +113,7 @@ def questions(run: Run, c, mesh, made: Labelled) -> RLTask:
     }
     every = [ids for unit in units for _, ids in unit]
     every += [ids for found in held_out.values() for flat in found.values() for _, ids in flat]
-    width = bucket(max(map(len, every)), 16)
+    width = multiple(max(map(len, every)), 16)
     writer = AnswerWriter(c.model, mesh, tokenizer, width, c.answer, tokenizer.stops)
     size = 2 if both_orders else 1
 

@@ -10,7 +10,7 @@ from sip.data import documents, pipeline
 from sip.evals import continuations, rewrites
 from sip.evals.continuations import Prompts
 from sip.loading import LoadedModel
-from sip.padding import bucket, padded_tree
+from sip.padding import multiple, padded_tree
 from sip.run import Run, TaskConfig
 from sip.sections import at_least, check
 from sip.structs import Tree, UserError
@@ -103,7 +103,7 @@ def make(
             rows.append((before, after))
     if not rows:
         raise UserError(f"rewrites: no example fits {max_len} tokens (model.max_len)")
-    T = bucket(max(len(a) + len(b) for a, b in rows), 8)
+    T = multiple(max(len(a) + len(b) for a, b in rows), 8)
     tree = padded_tree([a + b for a, b in rows], [[]] * len(rows), tokenizer.pad, T, 0, 1)
     start_E = np.array([len(before) for before, _ in rows])
     return Examples(tree, np.asarray(tree.mask_BT) & (np.arange(T) >= start_E[:, None]))

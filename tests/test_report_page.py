@@ -150,7 +150,12 @@ def test_a_run_that_is_going_is_reported_with_what_is_missing(tmp_path, capsys):
         assert call(report, str(workdir), str(other)) == 0
     found, out = Page((workdir / "report.html").read_text()), capsys.readouterr().out
     text = "".join(found.text)
-    for what in ("Run base has not begun", "sip_learned is not finished: step 2", "eval.json"):
+    for what in (
+        "Run base is still going: step 0",
+        "Run tutor has not begun",
+        "sip_learned is not finished: step 2",
+        "eval.json",
+    ):
         assert what in text and what in out
     assert "no run of the report is evaluated yet" in text and len(found.data()["panels"]) > 1
     assert (workdir / "plots" / "reward.png").exists() and not (other / "plots").exists()

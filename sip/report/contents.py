@@ -99,10 +99,10 @@ def progress(every: Sequence[RunFiles], running: bool) -> list[str]:
         if run.done:
             continue
         at = f"step {run.step} of {run.steps}"
-        if not run.lines:
-            found.append(f"Run {run.title} has not begun.")
-        elif running and run is first:
+        if running and run is first:
             found.append(f"Run {run.title} is still going: {at}.")
+        elif not run.lines:
+            found.append(f"Run {run.title} has not begun.")
         else:
             found.append(f"Run {run.title} is not finished: {at}. Run sip.train again.")
     return found

@@ -51,7 +51,7 @@ Cells = dict[tuple[str, str], Verified]  # by policy and judge
 
 @dataclass(frozen=True)
 class Setting:
-    """What a measurement needs besides its config: the recipe's config and where it lies."""
+    """The configs of a measurement, and the workdir that runs and corpus are read from."""
 
     config: Any
     workdir: str

@@ -71,7 +71,7 @@ WRONG = {  # file, its text, and what the error says
     "empty": ("toxigen", "a.jsonl", "\n", "a.jsonl: has no records"),
     "one label": ("xstest", "a.csv", "prompt,label\nx,safe", "no prompt has the label 'unsafe'"),
     "other label": ("xstest", "a.csv", "prompt,label\nx,good", "a.csv:2: label 'good' must be"),
-    "no truth": ("truthfulqa", "a.json", FALSE, "needs true"),
+    "no truth": ("truthfulqa", "a.json", FALSE, "needs a true"),
     "other HaluEval": ("halueval", "a.jsonl", HALU, "no field 'knowledge'; .* user_query, hall"),
 }
 
@@ -115,6 +115,14 @@ def test_the_published_files_are_read(name):
         found = sets.load(name, str(DATA / file))
         assert [len(s) for s in found] == counts
         assert all(r"\n" not in text for s in found for text in s.prompts)
+
+
+def test_blank_answers_are_left_out(tmp_path):
+    targets = {"a": 1, "": 0, "b": 0}
+    row = {"question": "Which?", "mc1_targets": targets, "mc2_targets": targets}
+    (tmp_path / "mc.json").write_text(json.dumps([row]))
+    found = choices.load("truthfulqa", str(tmp_path / "mc.json"))["truthfulqa_mc1"]
+    assert found == [Question("Q: Which?\nA:", ("a", "b"), (True, False))]
 
 
 def test_choices_by_hand():

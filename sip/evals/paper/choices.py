@@ -38,10 +38,13 @@ def load(name: str, path: str, limit: int = 0) -> dict[str, list[Question]]:
 
 
 def _truthfulqa(one: Record, field: str) -> Question:
-    targets = one.get(field, dict)
-    true = tuple(bool(label) for label in targets.values())
-    if all(true) or not any(true) or not all(answer.strip() for answer in targets):
-        raise UserError(f"{one.at}: {field!r} needs true (1) and false (0) answers, none blank")
+    # The published file has a question with a blank answer, which cannot be scored.
+    targets = {
+        answer: bool(label) for answer, label in one.get(field, dict).items() if answer.strip()
+    }
+    true = tuple(targets.values())
+    if all(true) or not any(true):
+        raise UserError(f"{one.at}: {field!r} needs a true (1) and a false (0) answer")
     return Question(f"Q: {one.get('question')}\nA:", tuple(targets), true)
 
 

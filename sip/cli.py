@@ -449,7 +449,7 @@ def keep_programs() -> None:
     Only a single process does (`processes.start` ends it for several). JAX's own settings, such as
     JAX_COMPILATION_CACHE_DIR, come first. Without a directory to write to nothing is kept.
     """
-    config = jax.config
+    config: Any = jax.config
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return
     path = programs_dir()

@@ -20,7 +20,8 @@ from jax.experimental import multihost_utils
 
 from sip.structs import UserError
 
-S, T = TypeVar("S"), TypeVar("T")
+S = TypeVar("S")
+T = TypeVar("T")
 HEARTBEAT_SECONDS = 60  # a process silent for so long counts as dead, and all processes end
 MEETING_SECONDS = 300  # time limit of start-up
 GONE = "another process seems to have ended or cannot be reached"

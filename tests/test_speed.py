@@ -222,5 +222,5 @@ def test_the_largest_memory_is_since_the_reset():
 
 
 def test_wrong_numbers_of_rollouts_are_named(capsys):
-    assert call(bench, "step", "--rollouts=4,x") == 2
-    assert "--rollouts 'x': must be numbers from 1" in capsys.readouterr().err
+    assert call(bench, "step", "--rollout_counts=4,x") == 2
+    assert "--rollout_counts 'x': must be numbers from 1" in capsys.readouterr().err

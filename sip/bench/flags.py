@@ -27,9 +27,14 @@ PEER_PYTHON = cli.path_flag("peer_python", sys.executable, "Python that has torc
 TURNS = cli.count_flag("turns", 5, "Number of timed turns of each way; medians are printed.")
 PRESET = flags.DEFINE_string("preset", "", "Model (sip/models/presets.py); empty: 32 M parameters.")
 DTYPE = flags.DEFINE_enum(
-    "dtype", "float32", ("float32", "bfloat16"), "Dtype of matrix products and stored matrices."
+    "compute_dtype",
+    "float32",
+    ("float32", "bfloat16"),
+    "Dtype of matrix products and stored matrices.",
 )
 PREFIX_TOKENS = cli.count_flag("prefix_tokens", 896, "Tokens of a prefix.")
 SUFFIX_TOKENS = cli.count_flag("suffix_tokens", 128, "Tokens of a suffix or a rollout.")
-ROLLOUTS = flags.DEFINE_list("rollouts", ["4", "8", "16"], "step: numbers of rollouts per prefix.")
+ROLLOUTS = flags.DEFINE_list(
+    "rollout_counts", ["4", "8", "16"], "step: numbers of rollouts per prefix."
+)
 TINY = flags.DEFINE_bool("tiny", False, "A tiny model and short texts, to see that all runs.")

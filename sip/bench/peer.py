@@ -62,14 +62,14 @@ class Peer:
     """
 
     def __init__(self):
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
-        self.torch = torch
+        self.torch: Any = torch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def load(self, config: dict, tensors: dict, dtype: str) -> None:
         """Builds the model of a config.json with the given weights."""
-        import transformers
+        import transformers  # pyright: ignore[reportMissingImports]
 
         kind = config.pop("model_type")
         known = transformers.AutoConfig.for_model(kind, **config)

@@ -74,7 +74,9 @@ def sizes() -> Sizes:
     counts = []
     for text in flags.ROLLOUTS.value:
         if not text.isdigit() or not int(text):
-            raise UserError(f"--rollouts {text!r}: must be numbers from 1, separated by commas")
+            raise UserError(
+                f"--rollout_counts {text!r}: must be numbers from 1, separated by commas"
+            )
         counts.append(int(text))
     return Sizes(
         flags.PREFIX_TOKENS.value,

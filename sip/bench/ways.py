@@ -130,15 +130,15 @@ def _peers(s: Setup, forms: Sequence[str], loss: str, batch: dict) -> dict[str, 
     """Returns the peer's ways of an update, each with parameters of its own."""
     if s.other is None:
         return {}
+    other, begun = s.other, [False]
     rates = dict(lr=OPTIM.lr, weight_decay=OPTIM.weight_decay)
-    begun = [False]
 
     def way(form: str) -> Callable[[], Turn]:
         def run() -> Turn:
             if not begun[0]:  # the rows before have used the peer's copies of the model
-                s.other.ask("begin", forms=list(forms), **rates)
+                other.ask("begin", forms=list(forms), **rates)
                 begun[0] = True
-            return s.other.ask("update", batch=batch, form=form, loss=loss, rows=ROWS)
+            return other.ask("update", batch=batch, form=form, loss=loss, rows=ROWS)
 
         return run
 
@@ -173,7 +173,8 @@ def _branches(tree: Tree) -> losses.Branches:
 
 
 def _sent(tree: Tree) -> dict[str, np.ndarray]:
-    return {"tokens_BP": np.int64(tree.tokens_BT), "tokens_BCR": np.int64(tree.tokens_BCR)}
+    wide = lambda x: np.asarray(x, np.int64)  # torch takes no other dtype of indices
+    return {"tokens_BP": wide(tree.tokens_BT), "tokens_BCR": wide(tree.tokens_BCR)}
 
 
 def _alone(batch: losses.Branches) -> losses.Branches:

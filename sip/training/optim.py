@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +173,8 @@ def _rule(cfg: OptimConfig) -> optax.GradientTransformationExtraArgs:
         return chain(_looked_up(rates_S)).update(grads, state, params)
 
     # The state does not depend on the learning rates.
-    return optax.GradientTransformationExtraArgs(chain(optax.constant_schedule(0.0)).init, update)
+    init, typed = chain(optax.constant_schedule(0.0)).init, cast(Any, update)
+    return optax.GradientTransformationExtraArgs(init, typed)
 
 
 def is_elementwise(cfg: OptimConfig) -> bool:

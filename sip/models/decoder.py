@@ -10,6 +10,7 @@ To score whole branches on a cached trunk, pass grow(cache, C, 0): it has no roo
 import dataclasses
 import functools
 import math
+import operator
 from typing import Any
 
 import flax.linen as nn
@@ -290,9 +291,12 @@ class Decoder(nn.Module):
             if cache is None
             else (cache.trunk_k_LBGTH, cache.trunk_v_LBGTH, cache.k_LBGCSH, cache.v_LBGCSH)
         )
-        x_BND, (kv, balance) = _blocks(c, keep_cache)(c, name="blocks")(
-            x_BND, context, past, visibility.layers_L(c)
-        )
+        run, kinds = _blocks(c, keep_cache), visibility.layers_L(c)
+        apart = self.get_variable("params", "blocks")
+        if isinstance(apart, tuple):  # `laid_apart`
+            x_BND, (kv, balance) = _one_by_one(c, apart, x_BND, context, past, kinds)
+        else:
+            x_BND, (kv, balance) = run(c, name="blocks")(x_BND, context, past, kinds)
         scale = _param(self, "final_norm", _neutral(OUTER["final_norm"], c), (c.width,))
         # The logits' divisor is applied here, while the numbers are float32.
         x_BND = _rms_norm(x_BND, scale, c, c.logit_divisor)
@@ -333,6 +337,34 @@ def _blocks(cfg: ModelConfig, keep: bool):
         metadata_params={nn.PARTITION_NAME: "L"},
     )
     return lambda c, name: scanned(c, keep, name=name)
+
+
+def _one_by_one(cfg: ModelConfig, blocks, x_BND, context, past, kinds: Layer):
+    """Runs layers that are `laid_apart` -> (x_BND, (keys and values by layer, None))."""
+    k_L, v_L = [], []
+    for i, params in enumerate(blocks):
+        layer = jax.tree.map(operator.itemgetter(i), kinds)
+        own = tuple(x_L[i] for x_L in past)
+        block: Any = Block(cfg, parent=None)
+        x_BND, (k, v), _ = block.apply({"params": params}, x_BND, context, own, layer)
+        k_L, v_L = [*k_L, k], [*v_L, v]
+    return x_BND, ((tuple(k_L), tuple(v_L)), None)
+
+
+def laid_apart(params: Params, cache: Cache) -> tuple[Params, Cache]:
+    """Returns parameters and cache with a tuple of arrays by layer in place of each stacked one.
+
+    A scan over layers slices the stacks. XLA on CPU copies the slices, so a decoding step would
+    copy all matrices and caches; the layers laid apart before the loop are read in place.
+    """
+    params = lora.flat(params)
+    by_layer = lambda x_L: tuple(x_L[i] for i in range(x_L.shape[0]))
+    block = params["blocks"]["block"]
+    count = cache.k_LBGCSH.shape[0]
+    blocks = tuple(jax.tree.map(operator.itemgetter(i), block) for i in range(count))
+    stacks = ("trunk_k_LBGTH", "trunk_v_LBGTH", "k_LBGCSH", "v_LBGCSH")
+    apart = {name: by_layer(getattr(cache, name)) for name in stacks}
+    return {**params, "blocks": blocks}, dataclasses.replace(cache, **apart)
 
 
 def _cache(cache: Cache | None, kv, T: int, mask_BCR) -> Cache:

@@ -192,6 +192,8 @@ def decode(params, cfg, tree, hidden_BCD, cache, keys_BC, steps, sampling, stop)
     forks are read.
     """
     B, C = tree.fork_BC.shape
+    if cfg.decode_apart:
+        params, cache = decoder.laid_apart(params, cache)
     empty = jnp.zeros((B, C, steps))
     out = Rollouts(empty.astype(jnp.int32), empty > 0, empty, empty)
     stops = jnp.asarray(stop, jnp.int32)

@@ -309,15 +309,15 @@ def test_cached_decoding_equals_the_full_pass(cfg, pack):
     tree = packed(tiny.tree()) if pack else tiny.tree(R=5)
     cache = apply(cfg, tiny.trunk_only(tree.tokens_BT, tree.segment_BT)).cache
     cache, parts = decoder.grow(cache, *tree.tokens_BCR.shape[1:]), []
-    assert not cache.k_LBCSGH.any() and int(cache.length) == 0
+    assert not cache.k_LBGCSH.any() and int(cache.length) == 0
     for part in steps_of(tree, [1, 1, 1] if pack else [1, 1, 3]):
         new = apply(cfg, part, cache)
         cache, parts = new.cache, [*parts, new.branch_BCRD]
     whole, there = apply(cfg, tree), tree.mask_BCR
     shown = lambda x_BCRD: jnp.where(there[..., None], x_BCRD, 0)
     close(shown(jnp.concatenate(parts, axis=2)), shown(whole.branch_BCRD))
-    hide = lambda x: jnp.where(there[None, ..., None, None], x, 0)
-    kept = lambda c: c.replace(k_LBCSGH=hide(c.k_LBCSGH), v_LBCSGH=hide(c.v_LBCSGH))
+    hide = lambda x: jnp.where(there[None, :, None, ..., None], x, 0)
+    kept = lambda c: c.replace(k_LBGCSH=hide(c.k_LBGCSH), v_LBGCSH=hide(c.v_LBGCSH))
     close(kept(cache), kept(whole.cache))
 
 

@@ -170,10 +170,10 @@ def _trunks(cfg):
 
 def _branches_alone(cfg):
     """Builds the judge's program for branches on cached trunks."""
-    kv = (cfg.layers, JUDGE_B, JUDGE_T, cfg.kv_heads, cfg.head_dim)
-    trunk = _array("LBTGH", *kv, dtype=cfg.compute_dtype)
-    none = (cfg.layers, JUDGE_B, 0, 1, cfg.kv_heads, cfg.head_dim)
-    own = _array("LBCRGH", *none, dtype=cfg.compute_dtype)
+    kv = (cfg.layers, JUDGE_B, cfg.kv_heads, JUDGE_T, cfg.head_dim)
+    trunk = _array("LBGTH", *kv, dtype=cfg.compute_dtype)
+    none = (cfg.layers, JUDGE_B, cfg.kv_heads, 0, 1, cfg.head_dim)
+    own = _array("LBGCRH", *none, dtype=cfg.compute_dtype)
     unseen = _array("BCR", JUDGE_B, 0, 1, dtype=bool)
     return *_judge(cfg), decoder.Cache(trunk, trunk, own, own, unseen, _array(""))
 

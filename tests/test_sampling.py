@@ -1,7 +1,10 @@
 """Tests rollouts against teacher forcing, plain loops and hand-worked distributions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import jaxprs
 import numpy as np
 import pytest
 import tiny
@@ -21,9 +24,9 @@ STOP = (3, 5)
 
 
 def roll(tokens_BT=TOKENS_BT, fork_B=FORK_B, rows_B=ROWS_B, seed=0, branches=3, steps=5,
-         config=FREE, stop=()):  # fmt: skip
-    program = sampling.program(tiny.CFG, branches, steps, config, stop)
-    return program(tiny.params(), tokens_BT, fork_B, rows_B, jax.random.key(seed))
+         config=FREE, stop=(), cfg=tiny.CFG):  # fmt: skip
+    program = sampling.program(cfg, branches, steps, config, stop)
+    return program(tiny.params(cfg), tokens_BT, fork_B, rows_B, jax.random.key(seed))
 
 
 def teacher_forced(rollouts):
@@ -117,6 +120,17 @@ def test_distributions_worked_by_hand(config, want):
     logits = jnp.log(jnp.array([0.5, 0.1, 0.25, 0.15])) + 3
     got = jax.nn.softmax(sampling.sampling_logits(logits[None], config))[0]
     np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_layers_laid_apart_decode_the_same():
+    # Layers of two kinds, and a window that ends within a branch.
+    cfg = tiny.model(window=3, full_every=2, sinks=True)
+    apart = dataclasses.replace(cfg, decode_apart=True)
+    found, want = roll(cfg=apart), roll(cfg=cfg)
+    np.testing.assert_array_equal(found.tokens_BCR, want.tokens_BCR)
+    np.testing.assert_allclose(found.logp_BCR, want.logp_BCR, atol=1e-5)
+    loops = [jaxprs.equations(jax.make_jaxpr(lambda c=c: roll(cfg=c))()) for c in (apart, cfg)]
+    assert [sum(e.primitive.name == "scan" for e in found) for found in loops] == [1, 2]
 
 
 def test_noise_belongs_to_the_document_not_to_its_place():

@@ -310,7 +310,7 @@ def test_kept_trunks_are_encoded_once_and_verdicts_stay(params, monkeypatch, bat
     for branches in ROUNDS:
         assert _equal(ask(branches, OPTIONS), _local(params).choose(LONG, branches, OPTIONS))
     assert len(made) == times
-    assert sum(c.trunk_k_LBTGH.shape[1] for c in made) == 4  # each trunk once
+    assert sum(c.trunk_k_LBGTH.shape[1] for c in made) == 4  # each trunk once
 
 
 @pytest.mark.slow  # the same verdicts: test_kept_trunks_are_encoded_once
@@ -322,7 +322,7 @@ def test_what_does_not_fit_is_encoded_in_every_call(params, monkeypatch):
         ask = _local(params, batch=1, keep_bytes=tokens * token).keep(LONG)
         for branches in ROUNDS[:2] + ROUNDS[:1]:
             assert _equal(ask(branches, OPTIONS), _local(params).choose(LONG, branches, OPTIONS))
-        assert sorted(c.trunk_k_LBTGH.shape[2] for c in made) == kept
+        assert sorted(c.trunk_k_LBGTH.shape[3] for c in made) == kept
 
 
 def test_a_kept_trunk_is_not_read_again(params):
@@ -349,7 +349,7 @@ def test_trunks_are_kept_in_parts_on_a_mesh_of_eight(params, monkeypatch):
     for branches in ROUNDS:
         assert _equal(ask(branches, OPTIONS), _local(params).choose(LONG, branches, OPTIONS))
     (cache,) = made
-    assert {s.data.shape for s in cache.trunk_k_LBTGH.addressable_shards} == {(2, 1, 80, 1, 8)}
+    assert {s.data.shape for s in cache.trunk_k_LBGTH.addressable_shards} == {(2, 1, 1, 80, 8)}
     assert local._bytes(4, 80) == 80 * 128
 
 

@@ -73,7 +73,8 @@ class ModelConfig:
     param_dtype: str = "float32"  # dtype of stored matrices and embeddings: float32 | bfloat16
     remat: str = "none"  # none | block (keep block inputs) | dots (keep matrix products)
     query_chunk: int = 512  # trunk queries per step of attention
-    branch_chunk: int = 8  # branches per step of attention
+    branch_chunk: int = 8  # branches per step of attention; short ones: query_chunk / R if more
+    decode_apart: bool = False  # decoding reads a copy of each layer, not the stack: faster on CPU
     gather_gib: float = 4.0  # GiB per device; decoding gathers parameters once if they fit in it
     logprob_chunk: int = 512  # positions per block of logits
     qkv_bias: bool = False  # queries, keys and values have biases

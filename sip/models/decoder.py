@@ -10,6 +10,7 @@ To score whole branches on a cached trunk, pass grow(cache, C, 0): it has no roo
 import dataclasses
 import functools
 import math
+import operator
 from typing import Any
 
 import flax.linen as nn
@@ -33,10 +34,10 @@ class Cache:
     serves every branch; `seen_BCS` hides the padding of shorter ones.
     """
 
-    trunk_k_LBTGH: Array
-    trunk_v_LBTGH: Array
-    k_LBCSGH: Array
-    v_LBCSGH: Array
+    trunk_k_LBGTH: Array
+    trunk_v_LBGTH: Array
+    k_LBGCSH: Array
+    v_LBGCSH: Array
     seen_BCS: Array  # True: a real token; False: padding, or not yet written
     length: Array  # int32 scalar, positions written so far, the same for all branches
 
@@ -101,7 +102,7 @@ class Block(nn.Module):
     """One layer: attention over the tree, then a gated feed-forward layer (arXiv 2002.05202) or
     experts, both residual.
 
-    Returns (x_BND, (k_BNGH, v_BNGH), balance). `balance` are the layer's sums for the balancing
+    Returns (x_BND, (k_BGNH, v_BGNH), balance). `balance` are the layer's sums for the balancing
     loss, or None outside training with `router_aux`.
     """
 
@@ -183,10 +184,12 @@ class Block(nn.Module):
         # q_BNGQH; k, v_BNGH: trunk and branches are one row of N positions until attention.
         q, k = self._normed(q, "q_norm"), self._normed(k, "k_norm")
         cos, sin = context.turns(layer)
-        q = constrain(layers.rope(q, cos, sin), "BNGQH")
-        k = constrain(layers.rope(k, cos, sin), "BNGH")
+        # Heads before positions, as the products of attention read them.
+        q = constrain(layers.rope(q, cos, sin).swapaxes(1, 2), "BGNQH")
+        k = constrain(layers.rope(k, cos, sin).swapaxes(1, 2), "BGNH")
+        v = constrain(v.swapaxes(1, 2), "BGNH")
         sink_GQ = self._vector("sinks") if c.sinks else None
-        out = _tree_attention(q, k, v, context, past, c, layer.full, sink_GQ)
+        out = _tree_attention(q, k, v, context, past, c, layer.full, sink_GQ).swapaxes(1, 2)
         out = self._times(constrain(out, "BNGQH"), "wo", depth)
         return self._biased(out, "bo", c.out_bias), (k, v)
 
@@ -215,42 +218,39 @@ class Block(nn.Module):
         return self._matrix(name, scale)
 
 
-def _tree_attention(q_BNGQH, k_BNGH, v_BNGH, context: Context, past, c, full, sink_GQ):
-    """Attention of one layer -> out_BNGQH.
+def _tree_attention(q_BGNQH, k_BGNH, v_BGNH, context: Context, past, c, full, sink_GQ):
+    """Attention of one layer -> out_BGNQH.
 
     Trunk positions attend causally within the trunk. Branch positions attend to trunk, past and
     their own branch. Without a cache `past` is None and the trunk is the first T of the N
     positions. With a cache it is (trunk_k, trunk_v, k, v) of the layer and N has branches only.
     """
-    B, T, (C, R) = q_BNGQH.shape[0], context.trunk_len, context.branches
+    (B, G), T, (C, R) = q_BGNQH.shape[:2], context.trunk_len, context.branches
 
-    def branches(x):  # [B, N, ..] -> [B, C, R, ..]
-        return x[:, T:].reshape(B, C, R, *x.shape[2:])
+    def branches(x):  # [B, G, N, ..] -> [B, G, C, R, ..]
+        return x[:, :, T:].reshape(B, G, C, R, *x.shape[3:])
 
-    trunk = (k_BNGH[:, :T], v_BNGH[:, :T]) if past is None else past[:2]
+    trunk = (k_BGNH[:, :, :T], v_BGNH[:, :, :T]) if past is None else past[:2]
     how, outs = layers.Scoring(c.attention_scale, c.attention_cap), []
+    rest = c.window, full, sink_GQ, how
     if T:
-        q, (k, v), segment_BT = q_BNGQH[:, :T], trunk, context.segment_BT
-        outs.append(
-            layers.trunk_attention(q, k, v, segment_BT, c.query_chunk, c.window, full, sink_GQ, how)
-        )
+        q, (k, v), segment_BT = q_BGNQH[:, :, :T], trunk, context.segment_BT
+        outs.append(layers.trunk_attention(q, k, v, segment_BT, c.query_chunk, *rest))
     if C * R:  # static: without branches nothing is traced for them
         trunk_visible, past_visible = context.seen(full)
-        out = layers.chunked_branch_attention(
-            branches(q_BNGQH),
-            (branches(k_BNGH), branches(v_BNGH)),
+        out: Any = layers.branch_attention(
+            branches(q_BGNQH),
+            (branches(k_BGNH), branches(v_BGNH)),
             trunk,
             None if past is None or past_visible is None else past[2:],
             trunk_visible,
             past_visible,
-            c.branch_chunk,
-            c.window,
-            full,
-            sink_GQ,
-            how,
+            # Short branches, above all decoding's of one token, take as many queries as a trunk.
+            max(c.branch_chunk, c.query_chunk // R),
+            *rest,
         )
-        outs.append(out.reshape(B, C * R, *out.shape[3:]))
-    return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=1)
+        outs.append(out.reshape(B, G, C * R, *out.shape[4:]))
+    return outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
 
 
 class Decoder(nn.Module):
@@ -289,11 +289,14 @@ class Decoder(nn.Module):
         past = (
             None
             if cache is None
-            else (cache.trunk_k_LBTGH, cache.trunk_v_LBTGH, cache.k_LBCSGH, cache.v_LBCSGH)
+            else (cache.trunk_k_LBGTH, cache.trunk_v_LBGTH, cache.k_LBGCSH, cache.v_LBGCSH)
         )
-        x_BND, (kv, balance) = _blocks(c, keep_cache)(c, name="blocks")(
-            x_BND, context, past, visibility.layers_L(c)
-        )
+        run, kinds = _blocks(c, keep_cache), visibility.layers_L(c)
+        apart = self.get_variable("params", "blocks")
+        if isinstance(apart, tuple):  # `laid_apart`
+            x_BND, (kv, balance) = _one_by_one(c, apart, x_BND, context, past, kinds)
+        else:
+            x_BND, (kv, balance) = run(c, name="blocks")(x_BND, context, past, kinds)
         scale = _param(self, "final_norm", _neutral(OUTER["final_norm"], c), (c.width,))
         # The logits' divisor is applied here, while the numbers are float32.
         x_BND = _rms_norm(x_BND, scale, c, c.logit_divisor)
@@ -305,7 +308,7 @@ class Decoder(nn.Module):
 
 class _Scanned(nn.Module):
     """A block as a scan body. Without `keep` it drops keys and values, which the scan would
-    otherwise stack to [L, B, N, G, H]."""
+    otherwise stack to [L, B, G, N, H]."""
 
     cfg: ModelConfig
     keep: bool
@@ -336,26 +339,58 @@ def _blocks(cfg: ModelConfig, keep: bool):
     return lambda c, name: scanned(c, keep, name=name)
 
 
+def _one_by_one(cfg: ModelConfig, blocks, x_BND, context, past, kinds: Layer):
+    """Runs layers that are `laid_apart` -> (x_BND, (keys and values by layer, None))."""
+    k_L, v_L = [], []
+    for i, params in enumerate(blocks):
+        layer = jax.tree.map(operator.itemgetter(i), kinds)
+        own = tuple(x_L[i] for x_L in past)
+        block: Any = Block(cfg, parent=None)
+        x_BND, (k, v), _ = block.apply({"params": params}, x_BND, context, own, layer)
+        k_L, v_L = [*k_L, k], [*v_L, v]
+    return x_BND, ((tuple(k_L), tuple(v_L)), None)
+
+
+def laid_apart(params: Params, cache: Cache) -> tuple[Params, Cache]:
+    """Returns parameters and cache with a tuple of arrays by layer in place of each stacked one.
+
+    A scan over layers slices the stacks. XLA on CPU copies the slices, so a decoding step would
+    copy all matrices and caches; the layers laid apart before the loop are read in place.
+    """
+    params = lora.flat(params)
+    by_layer = lambda x_L: tuple(x_L[i] for i in range(x_L.shape[0]))
+    block = params["blocks"]["block"]
+    count = cache.k_LBGCSH.shape[0]
+    blocks = tuple(jax.tree.map(operator.itemgetter(i), block) for i in range(count))
+    stacks = ("trunk_k_LBGTH", "trunk_v_LBGTH", "k_LBGCSH", "v_LBGCSH")
+    apart = {name: by_layer(getattr(cache, name)) for name in stacks}
+    return {**params, "blocks": blocks}, dataclasses.replace(cache, **apart)
+
+
 def _cache(cache: Cache | None, kv, T: int, mask_BCR) -> Cache:
     """Returns the cache after this pass.
 
     It is written here, once, from the stacked keys and values of all layers. The layer scan only
     reads the cache: a scan that updated it would copy all of it.
     """
-    k, v = kv  # [L, B, N, G, H]
-    L, B = k.shape[:2]
     C, R = mask_BCR.shape[1:]
 
-    def own(x):  # [L, B, N, G, H] -> [L, B, C, R, G, H]
-        return x[:, :, T:].reshape(L, B, C, R, *x.shape[3:])
+    def own(x):  # [.., N, H] -> [.., C, R, H]
+        return x[..., T:, :].reshape(*x.shape[:-2], C, R, x.shape[-1])
 
+    k, v = jax.tree.map(own, kv)  # [L, B, G, C, R, H], or [B, G, C, R, H] by layer
     if cache is None:
-        return Cache(k[:, :, :T], v[:, :, :T], own(k), own(v), mask_BCR, jnp.int32(R))
-    at = (0, 0, 0, cache.length, 0, 0)
+        trunk_k, trunk_v = (x[..., :T, :] for x in kv)
+        return Cache(trunk_k, trunk_v, k, v, mask_BCR, jnp.int32(R))
+
+    def written(old, new):
+        at = (*(0 for _ in old.shape[:-2]), cache.length, 0)
+        return jax.lax.dynamic_update_slice(old, new, at)
+
     return dataclasses.replace(
         cache,
-        k_LBCSGH=jax.lax.dynamic_update_slice(cache.k_LBCSGH, own(k), at),
-        v_LBCSGH=jax.lax.dynamic_update_slice(cache.v_LBCSGH, own(v), at),
+        k_LBGCSH=jax.tree.map(written, cache.k_LBGCSH, k),
+        v_LBGCSH=jax.tree.map(written, cache.v_LBGCSH, v),
         seen_BCS=jax.lax.dynamic_update_slice(cache.seen_BCS, mask_BCR, (0, 0, cache.length)),
         length=cache.length + R,
     )
@@ -363,11 +398,11 @@ def _cache(cache: Cache | None, kv, T: int, mask_BCR) -> Cache:
 
 def grow(cache: Cache, C: int, R: int) -> Cache:
     """Returns the cache of the same trunk with C empty branches and room for R positions each."""
-    L, B, _, G, H = cache.trunk_k_LBTGH.shape
-    empty = constrain(jnp.zeros((L, B, C, R, G, H), cache.trunk_k_LBTGH.dtype), "LBCRGH")
+    L, B, G, _, H = cache.trunk_k_LBGTH.shape
+    empty = constrain(jnp.zeros((L, B, G, C, R, H), cache.trunk_k_LBGTH.dtype), "LBGCRH")
     unseen = constrain(jnp.zeros((B, C, R), bool), "BCR")
     return dataclasses.replace(
-        cache, k_LBCSGH=empty, v_LBCSGH=empty, seen_BCS=unseen, length=jnp.int32(0)
+        cache, k_LBGCSH=empty, v_LBGCSH=empty, seen_BCS=unseen, length=jnp.int32(0)
     )
 
 
@@ -383,8 +418,8 @@ def fan(cache: Cache, J: int, R: int) -> Cache:
 
     return dataclasses.replace(
         cache,
-        k_LBCSGH=constrain(wide(cache.k_LBCSGH, 2), "LBCRGH"),
-        v_LBCSGH=constrain(wide(cache.v_LBCSGH, 2), "LBCRGH"),
+        k_LBGCSH=constrain(wide(cache.k_LBGCSH, 3), "LBGCRH"),
+        v_LBGCSH=constrain(wide(cache.v_LBGCSH, 3), "LBGCRH"),
         seen_BCS=constrain(wide(cache.seen_BCS, 1), "BCR"),
     )
 

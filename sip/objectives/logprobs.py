@@ -205,13 +205,15 @@ def option_logprobs(hidden_BCD: Array, unembed: Unembed, options_O: Array, *, ch
 
 def _logits(hidden_BND, unembed):
     unembed_DV = unembed.unembed_DV if isinstance(unembed, Capped) else unembed
-    # Inputs in the compute dtype, accumulation and result in float32.
-    logits_BNV = jnp.einsum(
-        "BND,DV->BNV",
-        constrain(hidden_BND, "BND"),
+    B, N, D = hidden_BND.shape
+    # Inputs in the compute dtype, accumulation and result in float32. One flat product, because XLA
+    # on CPU would transpose all gradients of logits for a weight gradient that sums over B and N.
+    logits = jnp.matmul(
+        constrain(hidden_BND, "BND").reshape(B * N, D),
         unembed_DV.astype(hidden_BND.dtype),
         preferred_element_type=jnp.float32,
     )
+    logits_BNV = logits.reshape(B, N, unembed_DV.shape[1])
     if isinstance(unembed, Capped):
         logits_BNV = soft_cap(logits_BNV, unembed.cap)
     return constrain(logits_BNV, "BNV")

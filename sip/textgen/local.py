@@ -78,8 +78,8 @@ def encoding(cfg: ModelConfig):
     @jax.jit
     def keys_and_values(params, tokens_BT):
         cache: Any = encode(params, cfg, tokens_BT).cache
-        k, v = (constrain(x, "LBTGH") for x in (cache.trunk_k_LBTGH, cache.trunk_v_LBTGH))
-        return dataclasses.replace(cache, trunk_k_LBTGH=k, trunk_v_LBTGH=v)
+        k, v = (constrain(x, "LBGTH") for x in (cache.trunk_k_LBGTH, cache.trunk_v_LBGTH))
+        return dataclasses.replace(cache, trunk_k_LBGTH=k, trunk_v_LBGTH=v)
 
     return keys_and_values
 
@@ -168,7 +168,7 @@ class Local:
     def _cache(self, kept: Kept, first: int, tree: Tree) -> decoder.Cache | None:
         """Returns the cache of a batch of trunks, computed at the first call; None: no room."""
         if first not in kept:
-            held = sum(self._bytes(*c.trunk_k_LBTGH.shape[1:3]) for c in kept.values() if c)
+            held = sum(self._bytes(*c.trunk_k_LBGTH.shape[1:4:2]) for c in kept.values() if c)
             fits = held + self._bytes(*tree.tokens_BT.shape) <= self._keep_bytes
             kept[first] = encoding(self._cfg)(self._params, tree.tokens_BT) if fits else None
         return kept[first]
@@ -176,8 +176,8 @@ class Local:
     def _bytes(self, B: int, T: int) -> int:
         """Returns the bytes per device of the keys and values of B trunks of T tokens."""
         c = self._cfg
-        whole = (c.layers, B, T, c.kv_heads, c.head_dim)
-        part = sharding(self._mesh, "LBTGH").shard_shape(whole)
+        whole = (c.layers, B, c.kv_heads, T, c.head_dim)
+        part = sharding(self._mesh, "LBGTH").shard_shape(whole)
         return 2 * math.prod(part) * jnp.dtype(c.compute_dtype).itemsize  # 2: keys and values
 
     def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):

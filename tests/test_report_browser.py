@@ -78,7 +78,7 @@ def opened(browser, page: Path, view: str = ""):
     wait(lambda: browser.execute_script("return document.body.dataset.ready"))
 
 
-def wait(holds, seconds=60):
+def wait(holds, seconds=180):
     """Waits until `holds()`; returns its value."""
     end = time.monotonic() + seconds
     while not (found := holds()):

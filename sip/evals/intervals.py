@@ -41,7 +41,8 @@ def mean(
     """
     from scipy import stats
 
-    value_B = np.asarray(value_B, float)
+    # Values that are equal but for rounding must be equal: the bootstrap counts which are smaller.
+    value_B = np.round(np.asarray(value_B, float), 12)
     value_B = value_B if counted_B is None else value_B[np.asarray(counted_B, bool)]
     if not len(value_B):
         return Estimate(None, None, None, 0)

@@ -45,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured."""
+    """The prompts, questions, graders and tasks of an evaluation."""
 
     sets: Sequence[PromptSet]
     questions: Sequence[str]  # of asking.QUESTIONS
@@ -104,7 +104,7 @@ def check(plan: Plan) -> None:
 
 @dataclass
 class Row:
-    """What a checkpoint wrote and chose."""
+    """The texts and choices of a checkpoint, and the verdicts on them."""
 
     written: dict[str, Written] = field(default_factory=dict)  # by set
     values: Values = field(default_factory=dict)  # by measure

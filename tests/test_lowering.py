@@ -361,6 +361,7 @@ def test_every_jitted_program_is_among_these():
     found = {str(p.relative_to(root)): p.read_text().count("jax.jit") for p in root.rglob("*.py")}
     assert {k: n for k, n in found.items() if n} == {
         "sampling.py": 2,  # rollout, reasons
+        "bench/turns.py": 2,  # ceilings of the machine: no program of a run
         "textgen/local.py": 2,  # judge, its trunks alone
         "judge/proofread.py": 1,  # proofreading
         "training/step.py": 4,  # init, of factors too, the updates, the moving average

@@ -255,7 +255,8 @@ class Peer:
         return own
 
     def _tensor(self, x):
-        return self.torch.as_tensor(x, device=self.device)
+        found = self.torch.as_tensor(x, device=self.device)
+        return found if found.is_floating_point() else found.long()
 
     def _numpy(self, x):
         return x.float().cpu().numpy() if x.is_floating_point() else x.cpu().numpy()

@@ -173,8 +173,7 @@ def _branches(tree: Tree) -> losses.Branches:
 
 
 def _sent(tree: Tree) -> dict[str, np.ndarray]:
-    wide = lambda x: np.asarray(x, np.int64)  # torch takes no other dtype of indices
-    return {"tokens_BP": wide(tree.tokens_BT), "tokens_BCR": wide(tree.tokens_BCR)}
+    return {"tokens_BP": tree.tokens_BT, "tokens_BCR": tree.tokens_BCR}
 
 
 def _alone(batch: losses.Branches) -> losses.Branches:
@@ -250,7 +249,7 @@ def rollouts(s: Setup, count: int) -> Ways:
         tokens, logp = (np.asarray(x) for x in took["ours"].turns[-1].value)
         found = {}
         if s.other is not None:
-            sent = dict(tokens_BP=np.int64(s.tokens(1, P)), tokens_BCR=np.int64(tokens))
+            sent = dict(tokens_BP=s.tokens(1, P), tokens_BCR=tokens)
             said = s.other.ask("score", batch=sent, form="plain").value
             found["hf plain"] = difference(logp, said["logp"])
         for name in took:

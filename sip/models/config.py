@@ -71,7 +71,7 @@ class ModelConfig:
     tied: bool = False  # the unembedding is the transposed embedding, no matrix of its own
     dtype: str = "float32"  # dtype of matrix products: float32 | bfloat16
     param_dtype: str = "float32"  # dtype of stored matrices and embeddings: float32 | bfloat16
-    remat: str = "none"  # none | block (keep block inputs) | dots (keep matrix products)
+    remat: str = "none"  # none | block (keep block inputs) | dots (keep products and attention)
     query_chunk: int = 512  # trunk queries per step of attention
     branch_chunk: int = 8  # branches per step of attention; short ones: query_chunk / R if more
     decode_apart: bool = False  # decoding reads a copy of each layer, not the stack: faster on CPU

@@ -323,7 +323,11 @@ def _blocks(cfg: ModelConfig, keep: bool):
     # prevent_cse is not needed inside a scan: XLA cannot merge work across its iterations.
     body: Any = _Scanned
     if cfg.remat != "none":
-        dots = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+        policies = jax.checkpoint_policies
+        dots = policies.save_from_both_policies(
+            policies.checkpoint_dots_with_no_batch_dims,
+            policies.save_only_these_names(layers.ATTENDED),
+        )
         body = nn.remat(body, policy=dots if cfg.remat == "dots" else None, prevent_cse=False)
     scan: Any = nn.scan
     scanned = scan(

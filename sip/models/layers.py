@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from sip.mesh import constrain
 from sip.structs import Array, soft_cap
@@ -79,6 +80,7 @@ class Scoring:
 
 
 USUAL = Scoring()
+ATTENDED = "attended"  # name of what remat "dots" keeps of attention
 SPANS = 8  # at most so many lengths of keys are compiled for a trunk
 
 
@@ -204,6 +206,11 @@ def _pull_sink(sink_GQ, total_BGCRQ, delta_BGCRQ):
     return -(weight * delta_BGCRQ).sum((0, 2, 3)).astype(sink_GQ.dtype)
 
 
+def _kept(x):
+    """Names a result of attention, which its gradient needs, for the policy `dots`."""
+    return checkpoint_name(x, ATTENDED)
+
+
 def _delta(out, pull):
     return (out.astype(jnp.float32) * pull.astype(jnp.float32)).sum(-1)
 
@@ -306,6 +313,7 @@ def _trunk_forward(rule: Rule, q, k, v, segment_BT, full, sink_GQ):
 
         parts.append(_steps(attend, None, range(begin, end, rule.chunk), axis=3)[1])
     out, total = map(_joined, zip(*parts, strict=True))
+    out, total = _kept(out), _kept(total)
     return out, (q, k, v, segment_BT, full, sink_GQ, out, total)
 
 
@@ -382,6 +390,7 @@ def _branches_forward(rule: Rule, q, own, trunk, past, masks, sink_GQ):
         return None, _attend(some(q), blocks, sink_GQ, rule.how)
 
     _, (out, total) = _steps(attend, None, range(0, q.shape[2], rule.chunk), axis=2)
+    out, total = _kept(out), _kept(total)
     return out, (q, own, trunk, past, masks, sink_GQ, out, total)
 
 

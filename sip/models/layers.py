@@ -222,7 +222,7 @@ def _within(near, full):
 
 @dataclass(frozen=True)
 class Rule:
-    """What is fixed when attention is compiled."""
+    """Settings of attention that are fixed when it is compiled."""
 
     chunk: int  # queries of a trunk, or branches, per step
     window: int

@@ -144,7 +144,7 @@ def test_nothing_is_saved_while_updates_are_skipped_but_at_the_end(monkeypatch):
         ((0, 4), True),
     ):
         saved.clear()
-        s = session.Session(run, c, 0, [], None, False, nothing, nothing, nothing)
+        s = session.Session(run, c, 0, [], None, False, *[nothing] * 6)
         with pytest.raises(loop.Stopped) if asked else contextlib.nullcontext():
             for done, count in enumerate(skipped_in_row, 1):
                 state: Any = SimpleNamespace(step=done, skipped_in_row=count)

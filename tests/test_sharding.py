@@ -128,7 +128,7 @@ def _start(mesh, reference, optimiser="adamw"):
 
 def _run(program, *args):
     """Returns (outputs, compiled text), compiled without optimisation in half the time."""
-    compiled = program.lower(*args).compile({"xla_backend_optimization_level": 0})
+    compiled = program.trace(*args).lower().compile({"xla_backend_optimization_level": 0})
     return compiled(*args), compiled.as_text()
 
 

@@ -297,7 +297,7 @@ WRONG = {
     ),
     "truth": (
         dict(task=dict(thoughts=dict(annotated="truth"))),
-        "annotated 'text': needs a corpus with a rule that thinks",
+        "annotated 'txt': needs a corpus with a rule that thinks",
     ),
     "decay": (dict(task=dict(decay=1.0)), "task.decay=1.0"),
 }
@@ -343,7 +343,7 @@ def test_a_judge_says_if_continuations_match(tmp_path):
         seen.update(prefixes=prefixes, texts=texts, references=references, mask_BK=mask_BK)
         scores_BK = np.array([[0.9, 0.4, 0.9], [0.9, 0.9, 0.9]])
         valid_BK = mask_BK & np.array([[True] * 3, [False, True, True]])
-        return SimpleNamespace(scores_BK=scores_BK, valid_BK=valid_BK, metrics={})
+        return SimpleNamespace(scores_BK=scores_BK, valid_BK=valid_BK, metrics={}, heard=())
 
     wanted = SimpleNamespace(judge=object(), match=MatchConfig())
     run = SimpleNamespace(workdir="", tokenizer=Byte(), seed=0)

@@ -221,11 +221,11 @@ def test_a_careless_client_would_let_them_through(seen):
 
 
 REASONED = [aspect for aspect in ASPECTS.values() if aspect.verdict]
-SAID = {  # what a judge says -> the score of either candidate, none where it cannot be read
-    "Well. FINAL DECISION: NO. Conclusion: Option 2": {"pointwise": 0.0, "pairwise": 0.5},
-    "Well. FINAL DECISION: YES. Conclusion: Option 1": {"pointwise": 1.0, "pairwise": 0.5},
-    "Well, I agree with the text.": {},
-    "": {},
+SAID = {  # what a judge says, and the index of the option in it; None where it cannot be read
+    "the first option": ("Well. {0.verdict} {1}. So be it", 0),
+    "the last option": ("Well. {0.verdict} {1}", -1),
+    "no verdict": ("Well, I agree with the text.", None),
+    "nothing": ("", None),
 }
 
 
@@ -246,13 +246,15 @@ def test_some_prompts_ask_for_reasons():
 @pytest.mark.parametrize("said", SAID)
 @pytest.mark.parametrize("api", ["completions", "chat"])
 def test_only_what_a_served_judge_says_becomes_its_verdict(api, said, aspect):
-    choice = {"text": said, "message": {"content": said}}
+    form, at = SAID[said]
+    text = form.format(aspect, "" if at is None else aspect.options[at])
+    choice = {"text": text, "message": {"content": text}}
     with serve(lambda path, asked: {"choices": [choice] * asked["n"]}) as server:
         config = RemoteConfig(url=server.url, model="m", api=api, logprobs=0, specials=SPECIALS)
         found = judged(Remote(config), aspect)
-    want = SAID[said]
-    assert (found.valid_BK == bool(want)).all()
-    assert (found.scores_BK == (want[aspect.kind] if want else 0.0)).all()
+    # Of a pair the same answer in both orders is a draw.
+    want = 0.0 if at is None else 0.5 if aspect.kind == "pairwise" else aspect.values[at]
+    assert (found.valid_BK == (at is not None)).all() and (found.scores_BK == want).all()
 
 
 @pytest.mark.slow  # scripted answers without a verdict: above

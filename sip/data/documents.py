@@ -264,6 +264,9 @@ def has_truth(source: str) -> bool:
     return source == "microworld"
 
 
+THINKERS = "data.source microworld, or microworld_problems with data.world.riddles"
+
+
 def has_thinker(cfg: DataConfig) -> bool:
     """True if the documents come with a rule that thinks about them."""
     if cfg.source == "microworld_problems":

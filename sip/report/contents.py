@@ -46,7 +46,7 @@ def opened(path: str) -> Opened:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What a run has written."""
+    """The files that a run has written, as they were read."""
 
     name: str
     seed: int | None  # None: a workdir without seeds

@@ -125,7 +125,7 @@ def _hash(script: str) -> str:
 
 
 def _shown(one: Place, left_out: Sequence[str], price: float) -> dict[str, Any]:
-    """What the template shows of a workdir."""
+    """Returns the values that the template shows of a workdir."""
     config, rows = one.opened.config, one.summary["rows"]
     columns = columns_of(rows.values())
     judged = [found for run in one.runs if (found := verdict.fooled(config, run, one.runs))]

@@ -276,7 +276,7 @@ def _check_corpus(run: RunConfig, data: documents.DataConfig) -> None:
     if run.needs_thinker() and not documents.has_thinker(data):
         raise UserError(
             f"{run.needs_thinker()} {data.source!r}: needs a corpus with a rule that thinks: "
-            "data.source microworld, or microworld_problems with data.world.riddles"
+            f"{documents.THINKERS}"
         )
     best, known = run.checkpoint.best, run.figures(truth)
     if best and best not in known:

@@ -128,7 +128,7 @@ def _start(mesh, reference, optimiser="adamw"):
 
 def _run(program, *args):
     """Returns (outputs, compiled text), compiled without optimisation in half the time."""
-    compiled = program.trace(*args).lower().compile({"xla_backend_optimization_level": 0})
+    compiled = program.lower(*args).compile({"xla_backend_optimization_level": 0})
     return compiled(*args), compiled.as_text()
 
 
@@ -140,7 +140,7 @@ def _update(name, where, microbatches, optimiser="adamw"):
     update = step.make_update(terms, TXS[optimiser], weights, microbatches=microbatches)
     start = _start(mesh, name in ("dpo", "policy"), optimiser)
     with jax.set_mesh(mesh):
-        return _run(update, start, put_batch(mesh, batch))
+        return _run(update.program, start, put_batch(mesh, batch), update.rates_S)
 
 
 def _devices(tree):

@@ -13,7 +13,7 @@ SAYS = {  # of the outputs
     "own_text": "win_rate_judge",
     "plan_a_pod_run": "GiB",
     "read_a_run": "report.html",
-    "reasoning": "probe",
+    "reasoning": "generic",
 }
 
 

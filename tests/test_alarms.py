@@ -208,8 +208,8 @@ PLANTED = {
 }
 
 
-# Updates by which an alarm may come after exact quality has fallen by a tenth. The phrase takes over
-# within four updates, fewer than the watch averages over, so that it is seen late.
+# Updates by which an alarm may come after exact quality has fallen by a tenth. The phrase takes
+# over within four updates, fewer than the watch averages over, so that it is seen late.
 LATE = {"length": 0, "phrase": 5}
 
 

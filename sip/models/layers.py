@@ -122,12 +122,15 @@ def _scores(q_BGCRQH, block: Block, how: Scoring):
 def _hidden(scores, block: Block, near):
     """Adds NEG to scores of keys that are not visible.
 
-    `near` is any array of the layer. The barrier ties the mask to it: in a scan over layers XLA
+    `near` are the layer's queries. The barrier ties the mask to them: in a scan over layers XLA
     would otherwise compute the mask once, in the size of the scores, and read it in every layer.
+    Decoding has one query a branch: its masks are small, and on TPU the barrier copies them.
     """
-    if block.visible is None:
+    visible = block.visible
+    if visible is None:
         return scores
-    visible, _ = jax.lax.optimization_barrier((block.visible, near))
+    if near.shape[3] > 1:  # R
+        visible, _ = jax.lax.optimization_barrier((visible, near))
     return scores + jnp.where(visible, 0.0, NEG)
 
 

@@ -146,27 +146,36 @@ def format_run(model) -> ConfigDict:
 
 def policy(model) -> ConfigDict:
     """Builds the run that is rewarded for right answers."""
+    return rewarded(
+        model,
+        "format",
+        optim=common.adamw(3e-4, warmup_steps=10, weight_decay=0.0),
+        chat="turns",
+        problems=problems(),
+        answer=48,
+        mask_cut=True,
+        gate=dict(prompts=64),
+    )
+
+
+def rewarded(model, init_from: str, **run) -> ConfigDict:
+    """Builds a run on the world's problems that starts from the run `init_from`."""
     return rl.prompts_run(
         model=model,
         split="train",
         steps=100,
         batch=16,
-        init_from="format",
-        optim=common.adamw(3e-4, warmup_steps=10, weight_decay=0.0),
-        chat="turns",
-        problems=problems(),
+        init_from=init_from,
         answers=common.complete(AnswersConfig, check="exact"),
         samples=8,
         reward="answers",
         held_out=256,
         rollouts=8,
-        answer=48,
-        mask_cut=True,
-        gate=dict(prompts=64),
         sampling=sampling(),
         objective=rl.policy_gradient(**DR_GRPO),
         evals_every=25,
         evals_batch=64,
+        **run,
     )
 
 

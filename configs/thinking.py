@@ -44,7 +44,6 @@ from sip.data.microworld.settings import ANSWERED, PROBLEMS, ProblemWorldConfig
 from sip.data.problems import ProblemsConfig
 from sip.data.thoughts import TAGS
 from sip.models import presets
-from sip.rewards.answers import AnswersConfig
 from sip.tasks.thoughts import TRUTH
 
 # Tokens for the tags: Llama 3 has none of its own.
@@ -127,24 +126,12 @@ def on_microworld(reward: str, debug: bool) -> ConfigDict:
 def post_training(model, start: str) -> ConfigDict:
     """Builds RL on problems with checked answers, the same for every start."""
     asked = dict(source="microworld", kinds=PROBLEMS, count=4000, template="{problem}", form=FORM)
-    return rl.prompts_run(
-        model=model,
-        split="train",
-        steps=100,
-        batch=16,
-        init_from=start,
+    return rl_problems.rewarded(
+        model,
+        start,
         optim=common.adamw(1e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
         problems=common.complete(ProblemsConfig, **asked),
-        answers=common.complete(AnswersConfig, check="exact"),
-        samples=8,
-        reward="answers",
-        held_out=256,
-        rollouts=8,
         answer=64,
-        sampling=common.section(**SAMPLING),
-        objective=rl.policy_gradient(**DR_GRPO),
-        evals_every=25,
-        evals_batch=64,
     )
 
 

@@ -17,6 +17,7 @@ from sip.bench import flags, ways
 from sip.bench.setup import Setup, opened, operations
 from sip.bench.turns import Measured, Ratio, Turn, alternate, ratio
 from sip.bench.ways import Ways
+from sip.models import decoder
 from sip.workdir import to_json
 
 PLAIN, CACHED, MASK = "hf plain", "hf cached", "hf mask"
@@ -236,14 +237,14 @@ def as_json(s: Setup, rows: list[Row]) -> dict[str, Any]:
     return {
         "machine": machine | dataclasses.asdict(s.ceilings),
         "sizes": dataclasses.asdict(s.sizes),
-        "model": {"parameters": ways.parameters(s.cfg), "dtype": s.cfg.dtype},
+        "model": {"parameters": decoder.count(s.cfg), "dtype": s.cfg.dtype},
         "rows": [{**dataclasses.asdict(row), "met": row.met} for row in rows],
     }
 
 
 def show(s: Setup, rows: list[Row]) -> None:
     """Prints the table and the ceilings."""
-    table = Table(title=f"{ways.parameters(s.cfg) / 1e6:.1f} M parameters, {s.cfg.dtype}")
+    table = Table(title=f"{decoder.count(s.cfg) / 1e6:.1f} M parameters, {s.cfg.dtype}")
     heads = ("row", "against", "seconds", "ratio", "range", "ceiling", "run/needed", "peak MB")
     for head in (*heads, "difference", "bar", "goal", "met"):
         table.add_column(head, justify="left" if head in heads[:2] else "right")

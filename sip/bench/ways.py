@@ -21,7 +21,6 @@ from sip.judge import scoring
 from sip.judge.schedules import ScheduleConfig
 from sip.loading import LoadedModel
 from sip.mesh import put_batch
-from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.objectives import preference
 from sip.structs import Tree
@@ -54,11 +53,6 @@ class Judging:
     ways: Ways
     count: int  # ordered pairs
     executed: float  # operations that our padded tree runs / operations that the prompts need
-
-
-def parameters(cfg: ModelConfig) -> int:
-    """Returns the number of parameters."""
-    return decoder.count(cfg)
 
 
 # Updates.

@@ -26,6 +26,7 @@ from sip.data import files, records
 from sip.data.documents import BOUND, PARTS, listed
 from sip.sections import at_least, check
 from sip.structs import UserError
+from sip.text.ngrams import ngrams
 from sip.text.segments import Ids
 from sip.text.tokenizer import Tokenizer
 
@@ -100,18 +101,15 @@ def words(text: str) -> list[str]:
 Runs = set[tuple[str, ...]]  # words in a row
 
 
-def _runs(found: list[str], run: int) -> Runs:
-    return set(zip(*(found[i:] for i in range(run)), strict=False))
-
-
 def target(before: str, after: str, rule: QuoteConfig) -> Runs:
     """Returns the runs of words of the text after a place that a thought there must not quote."""
-    return _runs(words(after)[: rule.target], rule.run) - _runs(words(before), rule.run)
+    here, known = (ngrams(x, rule.run) for x in (words(after)[: rule.target], words(before)))
+    return set(here) - set(known)
 
 
 def quotes(thought: str, forbidden: Runs, rule: QuoteConfig) -> bool:
     """True if a thought quotes its `target`, see `QuoteConfig`."""
-    return not forbidden.isdisjoint(_runs(words(thought), rule.run))
+    return not forbidden.isdisjoint(ngrams(words(thought), rule.run))
 
 
 @functools.lru_cache(maxsize=8)

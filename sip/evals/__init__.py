@@ -8,11 +8,11 @@ thoughts       the probe of thoughts: rewards after own, constant, swapped and t
 rewrites       metrics of a rewriter
 likelihoods    log-likelihoods of continuations after contexts, for lm_eval
 problems       mean@n, maj@n and pass@k of sampled answers to problems, diversity, difficulty
-intervals      confidence intervals of means over prompts
 generation_verification_gap   arithmetic of the gap: filters, gaps, best of k, correlations
 collapse       sees the collapse of self-training by reward and KL
 intervals      confidence intervals of means, by the bootstrap
 comparisons    estimates of several parts, paired comparisons of two checkpoints
 paper/         the paper's evaluations of any checkpoint by any judge
+grids          tables of texts, for the terminal and as Markdown
 harness        the adapter for lm-evaluation-harness; tasks/ has its task files
 """

@@ -228,17 +228,18 @@ def _valued(part: Judged, utility: Utility) -> dict[str, dict[str, np.ndarray]]:
     for key, u_BN in value.items():
         own_B, best_B = _mean(u_BN[:, K : K + R], own_BR), _best(value[WHOLE], u_BN, pool_BK)
         each = {"own": own_B, "random": _mean(u_BN[:, :K], pool_BK), "best": best_B}
-        each["chosen"] = _at(
-            u_BN, part.chosen_B, part.learned_B & _known(pool_BK, part.chosen_B), own_B
+        # The policy's own where nothing is learned.
+        learned = lambda index_B, u_BN=u_BN, own_B=own_B: np.where(
+            part.learned_B & _pick(pool_BK, index_B), _pick(u_BN, index_B), own_B
         )
+        each["chosen"] = learned(part.chosen_B)
         if part.rejected_B is not None:
-            ok_B = part.learned_B & _known(pool_BK, part.rejected_B)
-            each["rejected"] = _at(u_BN, part.rejected_B, ok_B, own_B)
+            each["rejected"] = learned(part.rejected_B)
+        asked_B = own_BR.any(1) & pool_BK.any(1)
         if part.trained is not None:
             each["trained"] = _mean(u_BN[:, K + R :], new_BR)
-        each["asked"] = np.asarray(own_BR.any(1) & pool_BK.any(1))
-        if part.trained is not None:
-            each["asked"] = np.asarray(each["asked"] & new_BR.any(1))
+            asked_B = asked_B & new_BR.any(1)
+        each["asked"] = np.asarray(asked_B)
         for name, x_B in each.items():
             found.setdefault(name, {})[key] = x_B
     found["pool"] = {WHOLE: value[WHOLE][:, :K], "known": pool_BK}
@@ -251,17 +252,12 @@ def _mean(u_BK, known_BK) -> np.ndarray:
 
 def _best(whole_BN, u_BN, pool_BK) -> np.ndarray:
     """The value of the candidate with the highest utility."""
-    at_B1 = np.where(pool_BK, whole_BN[:, : pool_BK.shape[1]], -np.inf).argmax(1)[:, None]
-    return np.take_along_axis(u_BN, at_B1, axis=1)[:, 0]
+    return _pick(u_BN, np.where(pool_BK, whole_BN[:, : pool_BK.shape[1]], -np.inf).argmax(1))
 
 
-def _known(pool_BK, index_B) -> np.ndarray:
-    return np.take_along_axis(pool_BK, index_B[:, None], axis=1)[:, 0]
-
-
-def _at(u_BN, index_B, ok_B, otherwise_B) -> np.ndarray:
-    """The value of a candidate; the policy's own where nothing is learned."""
-    return np.where(ok_B, np.take_along_axis(u_BN, index_B[:, None], axis=1)[:, 0], otherwise_B)
+def _pick(x_BN, index_B) -> np.ndarray:
+    """The entry of each row at its index."""
+    return np.take_along_axis(x_BN, index_B[:, None], axis=1)[:, 0]
 
 
 def _correlation(parts: Sequence[Judged], valued) -> float | None:

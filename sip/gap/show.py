@@ -1,23 +1,12 @@
 """Tables of the figures of `sip.gap`, for the terminal and as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from sip.evals import grids
+from sip.evals.grids import Grid
 
 NONE = ""
-
-
-@dataclass(frozen=True)
-class Grid:
-    """A table of texts."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[list[str]]
 
 
 def number(value: float | None, form: str = ".3f") -> str:
@@ -35,31 +24,17 @@ def estimate(found: Mapping[str, Any], form: str = "+.3f") -> str:
     return f"{text} [{format(found['low'], form)}, {format(found['high'], form)}]"
 
 
-def terminal(heads: Sequence[str], grids: Sequence[Grid]) -> None:
-    """Prints lines and tables, as wide as the terminal or, in a file, as wide as they are."""
-    console = Console()
-    width = console.width if console.is_terminal else 10_000
-    console = Console(width=width, highlight=False)
+def terminal(heads: Sequence[str], tables: Sequence[Grid]) -> None:
+    """Prints lines and tables."""
+    to = grids.console()
     for line in heads:
-        console.print(line, markup=False, soft_wrap=True)
-    for grid in grids:
-        table = Table(title=grid.title, title_justify="left", box=box.SIMPLE, expand=False)
-        for i, name in enumerate(grid.columns):
-            table.add_column(name, justify="left" if i == 0 else "right")
-        for row in grid.rows:
-            table.add_row(*(text.replace("[", "\\[") for text in row))
-        console.print(table)
+        to.print(line, markup=False, soft_wrap=True)
+    grids.show(to, tables, "ellipsis")
 
 
-def markdown(heads: Sequence[str], grids: Sequence[Grid]) -> str:
+def markdown(heads: Sequence[str], tables: Sequence[Grid]) -> str:
     """Returns lines and tables as Markdown."""
-    cell = lambda text: text.replace("|", "\\|").replace("\n", " ")
-    parts = [*heads, ""]
-    for grid in grids:
-        parts += [f"**{grid.title}**", "", f"| {' | '.join(map(cell, grid.columns))} |"]
-        parts += ["|" + "---|" * len(grid.columns)]
-        parts += [f"| {' | '.join(map(cell, row))} |" for row in grid.rows] + [""]
-    return "\n".join(parts)
+    return "\n".join([*heads, "", *grids.markdown(tables, "---")])
 
 
 def preflights(found: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[Grid]]:
@@ -98,11 +73,9 @@ def verdict_line(one: Mapping[str, Any]) -> str:
     head = f"{one['run']}: {one['verdict'].upper()}, {one['words']}"
     if one["gain"]["mean"] is None:
         return f"{head}."
-    share = f" ({one['share']:.0%} of it)" if one["share"] is not None else ""
-    return (
-        f"{head}. Predicted gain {estimate(one['gain'])}{share}, ceiling "
-        f"{estimate(one['ceiling'])}.".replace("of it)", "of the ceiling)")
-    )
+    share = f" ({one['share']:.0%} of the ceiling)" if one["share"] is not None else ""
+    gain, ceiling = estimate(one["gain"]), estimate(one["ceiling"])
+    return f"{head}. Predicted gain {gain}{share}, ceiling {ceiling}."
 
 
 def gaps(found: Mapping[str, Any]) -> tuple[list[str], list[Grid]]:
@@ -212,27 +185,27 @@ def _best_of(found) -> Grid:
 
 
 def _compared(found) -> list[Grid]:
-    grids = []
+    made = []
     if found["judges_compared"]:
         rows = [
             [one["policy"], one["a"], one["b"], estimate(one["difference"])]
             for one in found["judges_compared"]
         ]
         columns = ("policy", "a", "b", "gap of a - gap of b")
-        grids.append(Grid("Judges compared, paired by prompt", columns, rows))
+        made.append(Grid("Judges compared, paired by prompt", columns, rows))
     if found["policies_compared"]:
         rows = [
             [one["policy"], one["against"], estimate(one["difference"])]
             for one in found["policies_compared"]
         ]
-        grids.append(
+        made.append(
             Grid("Policies compared, paired by prompt", ("policy", "against", "utility"), rows)
         )
-    return grids
+    return made
 
 
 def _correlations(found) -> list[Grid]:
-    grids = []
+    made = []
     for policy, one in found["correlations"].items():
         names = one["judges"]
         if len(names) < 2:
@@ -250,5 +223,5 @@ def _correlations(found) -> list[Grid]:
             )
         ]
         title = f"Correlation of verifiers on {policy}: over all answers (within prompts)"
-        grids.append(Grid(title, ("", *names), rows))
-    return grids
+        made.append(Grid(title, ("", *names), rows))
+    return made

@@ -8,7 +8,7 @@ import numpy as np
 
 from sip.evals.generation_verification_gap import SAME, above, tilted, top
 from sip.gap.settings import GapConfig
-from sip.judge import diagnostics
+from sip.judge import diagnostics, voting
 from sip.judge.judged import Judge
 
 
@@ -73,17 +73,15 @@ def tournament(judge: Judge, rounds: int, asked: Answers, seed: int) -> Verified
         np.random.default_rng((seed, b)).permutation(np.flatnonzero(live_N)).tolist()
         for b, live_N in enumerate(asked.live_BN)
     ]
-    played, unread, reasons = 0, 0, {}
+    played, unread, stats = 0, 0, []
     for _ in range(rounds):
         matches = [
             (b, row[i], row[i + 1])
             for b, row in enumerate(standing)
             for i in range(0, len(row) - 1, 2)
         ]
-        winners, stats = _played(judge, asked, matches)
-        for key, (total, count) in stats.items():
-            before = reasons[key] if key in reasons else (0.0, 0.0)
-            reasons[key] = before[0] + total, before[1] + count
+        winners, said = _played(judge, asked, matches)
+        stats.append(said)
         played += len(matches)
         unread += sum(winner is None for winner in winners)
         through: list[list[int]] = [row[len(row) // 2 * 2 :] for row in standing]
@@ -92,9 +90,8 @@ def tournament(judge: Judge, rounds: int, asked: Answers, seed: int) -> Verified
         for b, row in enumerate(through):
             won_BN[b, row] += 1
         standing = through
-    return Verified(
-        won_BN, asked.live_BN, unread / max(played, 1), diagnostics.reasons(reasons), rounds
-    )
+    why = diagnostics.reasons(voting.summed(stats))
+    return Verified(won_BN, asked.live_BN, unread / max(played, 1), why, rounds)
 
 
 def _played(judge: Judge, asked: Answers, matches: Sequence[tuple[int, int, int]]):

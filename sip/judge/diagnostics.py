@@ -34,12 +34,7 @@ WHY = {  # reasons of the metrics `invalid_REASON`, see `verdicts.unread` and `v
 
 def reasons(stats: Stats) -> str:
     """Lists why verdicts or votes are invalid, from a judge's metrics; "" if all are valid."""
-    found = []
-    for name, (total, _) in stats.items():
-        for reason, text in WHY.items():
-            if total and f"/invalid_{reason}/" in name:
-                found.append(f"{name.rpartition('/')[2]}: {total:.0f} {text}")
-    return "; ".join(found)
+    return _why({name: total for name, (total, _) in stats.items()}, ".0f")
 
 
 def shares(figures: Mapping[str, float]) -> str:
@@ -47,12 +42,17 @@ def shares(figures: Mapping[str, float]) -> str:
 
     Metrics of single sources are left out.
     """
-    found = []
-    for name, share in figures.items():
-        for reason, text in WHY.items():
-            if share and name.count("/") == 2 and f"/invalid_{reason}/" in name:
-                found.append(f"{name.rpartition('/')[2]}: {share:.0%} {text}")
-    return "; ".join(found)
+    return _why({name: x for name, x in figures.items() if name.count("/") == 2}, ".0%")
+
+
+def _why(counts: Mapping[str, float], form: str) -> str:
+    """Lists the metrics `invalid_REASON` that are not 0, each number in the format `form`."""
+    return "; ".join(
+        f"{name.rpartition('/')[2]}: {x:{form}} {text}"
+        for name, x in counts.items()
+        for reason, text in WHY.items()
+        if x and f"/invalid_{reason}/" in name
+    )
 
 
 def by_source(judged: Judged, sources: Sequence[str], texts: Sequence[Sequence[str]]) -> Stats:

@@ -142,7 +142,7 @@ class TextJudge:
             return score_BC, valid_BC
 
         wins = schedules.play(self.schedule, ask, mask_BK, draw_BK2)
-        stats = {**wins.each, **_soundness(wins), **_summed(voted)}
+        stats = {**wins.each, **_soundness(wins), **voting.summed(voted)}
         return (wins.score_BK, wins.valid_BK, stats), heard
 
     def _pointwise(self, aspect, trunks, candidates, mask_BK) -> tuple[Scored, list[Heard]]:
@@ -246,13 +246,6 @@ def _draw(question: tuple[str, ...]) -> float:
 def _soundness(wins: Wins) -> Stats:
     """Metrics of the comparisons that exist only as totals, not per candidate."""
     return {name: getattr(wins, name) for name in ("first", "comparisons", "share")}
-
-
-def _summed(rounds: Sequence[Stats]) -> Stats:
-    """The metrics of several rounds, added up."""
-    names = dict.fromkeys(name for stats in rounds for name in stats)
-    total = lambda name, i: sum(stats[name][i] for stats in rounds)
-    return {name: (total(name, 0), total(name, 1)) for name in names}
 
 
 def _combine(who: str, scored: Mapping[str, Scored], weights, mask_BK) -> Judged:

@@ -69,6 +69,13 @@ def answers(
     )
 
 
+def summed(rounds: Sequence[Stats]) -> Stats:
+    """Returns the metrics of several rounds, added up; a round may lack some."""
+    names = dict.fromkeys(name for stats in rounds for name in stats)
+    total = lambda name, i: sum(stats[name][i] for stats in rounds if name in stats)
+    return {name: (total(name, 0), total(name, 1)) for name in names}
+
+
 def vote(said: Said, aspect: Aspect) -> int | str:
     """Returns the index of the option of an answer's verdict, or the reason why it has none.
 

@@ -20,7 +20,9 @@ from typing import Any
 
 from etils import epath
 
-CANDIDATES, SAMPLES, ALARMS = "candidates.jsonl", "samples.jsonl", "alarms.jsonl"
+from sip.stages import alarms, candidate_log, session
+
+CANDIDATES, SAMPLES, ALARMS = candidate_log.FILE, session.SAMPLES_FILE, alarms.FILE
 WORDS = re.compile(r"\s+|\w+|[^\w\s]")
 MOST_WORDS = 1500  # of a compared text; the time grows with the square
 

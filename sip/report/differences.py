@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from scipy import stats
 
+from sip.report import statistics
+
 LEVEL = 0.95
 NORMAL = float(stats.norm.ppf(0.5 + LEVEL / 2))
 
@@ -41,10 +43,8 @@ def of_normal(difference: float, *errors: float) -> tuple[float, float]:
 
 def paired(values: Sequence[float]) -> tuple[float, float] | None:
     """Returns Student's interval of the mean of paired differences; None for fewer than two."""
-    n = len(values)
-    if n < 2:
+    mean, error = statistics.mean(values), statistics.error(values)
+    if mean is None or error is None:
         return None
-    mean = math.fsum(values) / n
-    error = math.sqrt(math.fsum((x - mean) ** 2 for x in values) / (n - 1) / n)
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1)) * error
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, len(values) - 1)) * error
     return mean - half, mean + half

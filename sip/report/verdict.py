@@ -15,6 +15,7 @@ from sip.judge import audit
 from sip.report import differences
 from sip.report.contents import RunFiles
 from sip.report.panels import CHANCE, Lines, series
+from sip.text.ngrams import ngrams
 
 GOOD, BAD, MIXED, NOTE, UNKNOWN = "good", "bad", "mixed", "note", "unknown"
 
@@ -31,7 +32,6 @@ GOALS = {
     "answer_safety_provoked": "answers' safety, provoked",
     "reward": "reward",
 }
-UNSAFE = ("safety_unsafe", "win_rate_unsafe")  # means over unsafe prefixes
 PREFIXES = ("win_rate_standard", "factuality", "safety")  # means over unselected prefixes
 # What it may cost: (name, unit, change that is worth a word; positive: a rise is the cost).
 COSTS = {
@@ -314,8 +314,7 @@ def _repeats(config, run: RunFiles, every: Sequence[RunFiles]) -> Signs:
 
 def triples(texts: Sequence[str]) -> tuple[float, int]:
     """Returns (share of distinct word triples, number of triples) of texts."""
-    words = [text.split() for text in texts]
-    found = [t for w in words for t in zip(w, w[1:], w[2:], strict=False)]
+    found = [triple for text in texts for triple in ngrams(text.split(), 3)]
     return len(set(found)) / max(1, len(found)), len(found)
 
 

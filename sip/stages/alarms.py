@@ -33,6 +33,7 @@ from sip.metrics import ratio
 from sip.sections import above, at_least, check
 from sip.stages.candidate_log import Answered
 from sip.stages.collect import Seen
+from sip.text.ngrams import ngrams
 from sip.text.tokenizer import Tokenizer, continuation
 from sip.training import checkpoints
 
@@ -170,8 +171,8 @@ def of_texts(texts: Iterable[str]) -> Values:
     words = [(len(text), text.split()) for text in texts if text.strip()][:TEXTS]
     if not words:
         return {}
-    triples = [_grams(x, WORDS) for _, x in words]
-    pairs = [pair for _, x in words for pair in _grams(x, 2)]
+    triples = [list(ngrams(x, WORDS)) for _, x in words]
+    pairs = [pair for _, x in words for pair in ngrams(x, 2)]
     commonest = Counter(gram for grams in triples for gram in set(grams)).most_common(1)
     repeated = [1 - len(set(x)) / len(x) for x in triples if x]
     return {
@@ -180,10 +181,6 @@ def of_texts(texts: Iterable[str]) -> Values:
         "phrase": commonest[0][1] / len(words) if commonest else 0.0,
         "distinct": len(set(pairs)) / len(pairs) if pairs else 1.0,
     }
-
-
-def _grams(words: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 
 def figures(values: Values) -> dict[str, tuple[float, float]]:

@@ -9,5 +9,6 @@ segments        prompts as segments that are encoded separately
 template        prompt files with {fields}
 chat            chat templates: a prompt as a user message
 rendering, sandbox   chat templates are rendered in a process of their own
+ngrams          words in a row
 untrusted       breaking up special strings in text under judgement
 """

@@ -4,7 +4,6 @@ A model chooses by the likelihood of the answers, so no judge is asked. The ques
 without examples: TruthfulQA as "Q: ..", "A:" and HaluEval after its knowledge.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,8 +94,3 @@ def likelier(one: Question, logp_A: np.ndarray) -> float:
 
 
 RULES = {"truthfulqa_mc1": mc1, "truthfulqa_mc2": mc2, "halueval": likelier}
-
-
-def names(given: Sequence[str]) -> tuple[str, ...]:
-    """Returns the measures of the named files."""
-    return tuple(measure for name in given for measure in MEASURES[name])

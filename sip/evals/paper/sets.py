@@ -24,7 +24,6 @@ from sip.structs import UserError
 from sip.text.lines import read_text, read_texts
 
 OWN = ("standard", "unsafe")  # prefixes of the run's corpus, or of files
-XSTEST = ("xstest_safe", "xstest_unsafe")  # what a file `xstest` gives
 WRITTEN = ("realtoxicityprompts", "toxigen", "xstest", "factscore")  # to be continued
 CHOICES = ("truthfulqa", "halueval")
 FILES = (*OWN, *WRITTEN, *CHOICES)  # names of files

@@ -1,27 +1,17 @@
 """The figures of the paper's evaluations as tables, for the terminal and as Markdown."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from rich.text import Text
+
+from sip.evals import grids
+from sip.evals.grids import Grid
 
 Found = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Grid:
-    """A table of texts."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-def grids(found: Found) -> list[Grid]:
+def tables(found: Found) -> list[Grid]:
     """Returns the tables: figures in the paper's layout, their parts, comparisons, the judge."""
     columns = [(c["name"], c) for c in found["columns"]]
     title = f"{_confidence(found)} intervals; in percent"
@@ -99,26 +89,14 @@ def _judge(found: Found) -> Grid:
 
 
 def terminal(found: Found) -> None:
-    """Prints the tables, as wide as the terminal or, in a file, as wide as they are."""
-    console = Console()
-    console = Console(width=console.width if console.is_terminal else 10_000, highlight=False)
-    for grid in grids(found):
-        table = Table(title=Text(grid.title), title_justify="left", box=box.SIMPLE)
-        for i, name in enumerate(grid.columns):
-            table.add_column(Text(name), justify="right" if i else "left", overflow="fold")
-        for row in grid.rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+    """Prints the tables and notes."""
+    to = grids.console()
+    grids.show(to, tables(found), "fold")
     for line in found["notes"]:
-        console.print(Text(line), soft_wrap=True)
+        to.print(Text(line), soft_wrap=True)
 
 
 def markdown(found: Found) -> str:
     """Returns the tables and notes as Markdown."""
-    cell = lambda text: text.replace("|", "\\|").replace("\n", " ")
-    parts: list[str] = []
-    for grid in grids(found):
-        parts += [f"**{grid.title}**", "", f"| {' | '.join(map(cell, grid.columns))} |"]
-        parts += ["|---|" + "---:|" * (len(grid.columns) - 1)]
-        parts += [f"| {' | '.join(map(cell, row))} |" for row in grid.rows] + [""]
-    return "\n".join([*parts, *(f"- {line}" for line in found["notes"])]).rstrip("\n") + "\n"
+    parts = grids.markdown(tables(found), "---:") + [f"- {line}" for line in found["notes"]]
+    return "\n".join(parts).rstrip("\n") + "\n"

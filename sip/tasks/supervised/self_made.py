@@ -51,6 +51,7 @@ from sip.tasks.supervised.conversations import (
     rows,
 )
 from sip.tasks.supervised.task import SupervisedTask, tokens_loss
+from sip.text.ngrams import ngrams
 from sip.workdir import to_json, write_atomically
 
 INSTRUCTIONS: Instructions = (
@@ -347,9 +348,7 @@ def fault(
 
 def looped(text: str) -> bool:
     """True if some LOOP_WORDS words in a row occur more than LOOP_TIMES times."""
-    words = text.split()
-    grams = zip(*(words[i:] for i in range(LOOP_WORDS)), strict=False)
-    return max(Counter(grams).values(), default=0) > LOOP_TIMES
+    return max(Counter(ngrams(text.split(), LOOP_WORDS)).values(), default=0) > LOOP_TIMES
 
 
 def quota(passed: int, of: int, most: int, keep: str) -> int:

@@ -1,0 +1,8 @@
+"""Words in a row."""
+
+from collections.abc import Iterator, Sequence
+
+
+def ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    """Returns all runs of `n` successive words, in order; none of fewer words."""
+    return zip(*(words[i:] for i in range(n)), strict=False)

@@ -137,7 +137,7 @@ def runs() -> dict:
             # from better suffixes exploits a learned judge earlier.
             **{
                 **sip,
-                "steps": 100,
+                "steps": 200,
                 "optim": common.adamw(4.5e-4, warmup_steps=10),
                 "candidates": common.candidates(since=60),
             },
@@ -145,7 +145,7 @@ def runs() -> dict:
             rewriter=common.rewriter("local", init_from="rewriter"),
         ),
         sip_oracle=common.sip_run(**sip, **TRUTH),
-        sft_one_rollout=common.sip_run(**{**sip, "steps": 200, "candidates": one}, **TRUTH),
+        sft_one_rollout=common.sip_run(**{**sip, "steps": 400, "candidates": one}, **TRUTH),
     )
 
 

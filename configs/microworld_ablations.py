@@ -20,6 +20,7 @@ import microworld
 from ml_collections import ConfigDict
 
 K = 4  # rollouts per prefix; the paper has 16
+STEPS = 100  # half of the main job's
 POOLS = dict(
     suffix_rollouts=dict(rewrite=False, rollouts=K),
     rewrite_rollouts=dict(suffix=False, rollouts=K),
@@ -107,6 +108,7 @@ def ablations(main, backend: str) -> dict[str, ConfigDict]:
             objective=objective,
             candidates=common.candidates(**pool),
             init_from=start,
+            steps=min(run.steps, STEPS),
         )
         return run
 

@@ -5,8 +5,9 @@
     python -m sip.train --config=configs/microworld_schedules.py:truth --workdir=/tmp/sip-truth
     python -m sip.train --config=configs/microworld_schedules.py:debug --workdir=/tmp/sip-debug
 
-Every run is microworld.py's `sip_learned` with eight rollouts. This makes ten candidates per
-prefix, and 90 comparisons with schedule `all`. Runs with one seed see the same prefixes.
+Every run is microworld.py's `sip_learned` for 100 steps, with eight rollouts. This makes ten
+candidates per prefix, and 90 comparisons with schedule `all`. Runs with one seed see the same
+prefixes.
 Variant words after the colon, separated by commas: names of schedules (default: all), `truth` (the
 ground truth is judge and rewriter), `debug` (tiny). Hardware: 2 CPU cores.
 """
@@ -18,7 +19,7 @@ import _variants as variants
 import microworld
 from ml_collections import ConfigDict
 
-K = 8  # rollouts per prefix
+K, STEPS = 8, 100  # rollouts per prefix; steps of a run
 SCHEDULES = dict(
     all=common.schedule("all"),
     pivot=common.schedule("pivot"),
@@ -51,6 +52,6 @@ def get_config(arg: str = "") -> ConfigDict:
 def scheduled(policy, name: str) -> ConfigDict:
     """Copies the policy's run with schedule `name`, and with K rollouts if it has any."""
     run = policy.copy_and_resolve_references()
-    run.judge.schedule = SCHEDULES[name]
+    run.judge.schedule, run.steps = SCHEDULES[name], min(run.steps, STEPS)
     run.candidates.rollouts = tuple((at, K if k else 0) for at, k in run.candidates.rollouts)
     return run

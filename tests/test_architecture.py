@@ -70,6 +70,12 @@ def parsed(path):
     return ast.parse(path.read_text(), filename=str(path))
 
 
+@cache
+def walked(tree):
+    """Returns all nodes of a file, which several rules look at."""
+    return list(ast.walk(tree))
+
+
 def dotted(path):
     """Converts a path: sip/data/chunks.py -> ("data", "chunks"); __init__.py -> ("data",)."""
     parts = path.relative_to(ROOT / "sip").with_suffix("").parts
@@ -81,7 +87,7 @@ MODULES = {dotted(p) for p in python_files("sip")} - {()}
 
 def imports(tree):
     """Lists (line, name) of every import; `from a import b` gives "a.b" for a module of sip."""
-    for node in ast.walk(tree):
+    for node in walked(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, a.name) for a in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -203,7 +209,7 @@ RIDDLES = re.compile(r"(Of|What|Whether|Where|How)\b")
 
 def test_docstrings_open_with_a_subject_or_a_verb():
     def wrong(path, tree):
-        for node in ast.walk(tree):
+        for node in walked(tree):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
                 if RIDDLES.match(ast.get_docstring(node) or ""):
                     yield getattr(node, "lineno", 1), "docstring opens with Of, What, Where or How"
@@ -213,7 +219,7 @@ def test_docstrings_open_with_a_subject_or_a_verb():
 
 def test_no_relative_imports():
     def wrong(path, tree):
-        nodes = [n for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level]
+        nodes = [n for n in walked(tree) if isinstance(n, ast.ImportFrom) and n.level]
         return [(n.lineno, "relative import") for n in nodes]
 
     report(complaints(python_files("sip", "configs", "tests"), wrong))
@@ -262,7 +268,7 @@ def test_accelerator_code_imports_only_array_libraries():
 
 def test_heavy_libraries_are_imported_inside_functions_only():
     def wrong(path, tree):
-        inner = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)]
+        inner = [n for n in walked(tree) if isinstance(n, ast.FunctionDef)]
         inside = {line for f in inner for line in range(f.lineno, f.end_lineno + 1)}
         names = [(n, name) for n, name in imports(tree) if n not in inside]
         return [(n, name) for n, name in names if name.split(".")[0] in HEAVY]
@@ -296,7 +302,7 @@ def reads_with_default(node):
 
 def test_configs_are_never_read_with_a_default():
     def wrong(path, tree):
-        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
+        calls = [n for n in walked(tree) if isinstance(n, ast.Call)]
         return [(n.lineno, ast.unparse(n)) for n in calls if reads_with_default(n)]
 
     report(complaints(python_files("sip", "configs"), wrong))

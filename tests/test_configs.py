@@ -314,3 +314,20 @@ def test_a_judge_is_refreshed_on_what_the_policy_writes(finished, quick, tmp_pat
     assert "chosen/rollout" not in first and "chosen/rollout" in fixed
     score = "judge/score/factuality"
     assert fixed["chosen_logp"] != first["chosen_logp"] and fixed[score] != refreshed[score]
+
+
+@pytest.mark.slow  # as the one above
+def test_the_main_job_is_questioned_by_runs_that_know_less(finished, quick, tmp_path):
+    """A judge without marks reads no tutor; a judge without labels learns no ground truth."""
+    config = tiny_recipe.shrink(importlib.import_module("microworld_evidence").get_config("debug"))
+    config.data.world = dict(entities=8, train=300, validation=60, test=60)
+    workdir = begun(finished, tmp_path, "base", "tutor", "judge", "rewriter")
+    assert not config.runs.judge_unmarked.task.labels.proofread.init_from
+    for name in config.order[8:]:
+        made = Run(config, name, str(workdir))
+        recipe.STAGES[config.runs[name].stage].train(made)
+    scores = {name: set(lines(workdir, name)[0]) for name in ("sip_unmarked", "sip_untaught")}
+    assert "judge/score/factuality" in scores["sip_unmarked"]
+    assert "judge/score/quality" in scores["sip_untaught"]
+    assert not {"judge/score/factuality", "judge/score/safety"} & scores["sip_untaught"]
+    assert not any(key.startswith("judge/") for key in lines(workdir, "sip_rewrites")[0])

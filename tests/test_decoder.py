@@ -254,8 +254,15 @@ def everyone_differs(T, C, R, fork_C, segment_T=None):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("segment_T", [None, [1, 1, 1, 1, 2, 2]])
-@pytest.mark.parametrize("window", [0, 2])
+@pytest.mark.parametrize(
+    ("segment_T", "window"),
+    [
+        (None, 0),
+        ([1, 1, 1, 1, 2, 2], 2),
+        pytest.param(None, 2, marks=pytest.mark.slow),
+        pytest.param([1, 1, 1, 1, 2, 2], 0, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_show_who_sees_whom(segment_T, window):
     T, C, R, fork_C = 6, 3, 2, [2, 6, 5]
     segments = np.array(segment_T or [1] * T)

@@ -119,8 +119,18 @@ def plain_attention(q_BGTQH, k_BGTH, v_BGTH, visible_BTS, sink_GQ, how):
 ALL = dict(window=4, sinks=True, segments=True, how=layers.Scoring(scale=0.7, cap=1.5))
 
 
-@pytest.mark.parametrize("chunk", [1, 5, 20])  # several chunks in a span, one in each, one in all
-@pytest.mark.parametrize("given", [{}, ALL], ids=["plain", "all"])
+# Chunks: several in a span (1), one in each (5), one in all (20).
+@pytest.mark.parametrize(
+    ("chunk", "given"),
+    [
+        pytest.param(1, {}, id="several-plain"),
+        pytest.param(5, ALL, id="one in each-all"),
+        pytest.param(20, {}, id="one-plain", marks=pytest.mark.slow),
+        pytest.param(5, {}, id="one in each-plain", marks=pytest.mark.slow),
+        pytest.param(1, ALL, id="several-all", marks=pytest.mark.slow),
+        pytest.param(20, ALL, id="one-all", marks=pytest.mark.slow),
+    ],
+)
 def test_a_trunk_in_spans_is_one_softmax_and_so_are_its_gradients(chunk, given, key):
     T, given = 20, dict(dict(window=0, sinks=False, segments=False, how=layers.USUAL), **given)
     rng = np.random.default_rng(0)

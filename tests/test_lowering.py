@@ -231,6 +231,8 @@ MODELS = [name for name in PROGRAMS if name not in ("init", "judge's trunks")]
 # The same programs as "policy gradient" and "answers", in another run's sizes.
 AGAIN = ("rewriter's gradient", "rewrites", "judge training", "dr_grpo and ce, 4 microbatches")
 AGAIN += ("rf_nll",)
+# Lowered for other tests' sakes, or parts of programs that are lowered here.
+OFTEN = ("tokens", "likelihood", "judge's trunks", "judge's branches", "reasons", "dr_grpo and ce")
 
 
 def each(names, slow=AGAIN):
@@ -263,7 +265,7 @@ def _softmaxes(make, cfg):
     return max(math.prod(s) for s in found if JUDGE_T in s), max(map(math.prod, found))
 
 
-@pytest.mark.parametrize("name", each(PROGRAMS))
+@pytest.mark.parametrize("name", each(PROGRAMS, AGAIN + OFTEN))
 def test_it_lowers_for_64_devices_with_parameters_cut(name):
     text, cfg = _lowered(name), PROGRAMS[name][1]
     assert "mhlo.num_partitions = 64" in text

@@ -73,7 +73,7 @@ def test_tables_show_the_largest_samples_of_an_evaluation():
     assert tables._at(known) == ["mean@8", "maj@8", "pass@16"] and tables._at(["nll"]) == []
 
 
-@pytest.mark.parametrize("file", ["done.json", "eval.json"])
+@pytest.mark.parametrize("file", [pytest.param("done.json", marks=pytest.mark.slow), "eval.json"])
 def test_an_unfinished_run_is_named_and_the_rest_is_reported(file, finished, capsys, tmp_path):
     moved = shutil.copytree(finished, tmp_path / "moved")
     (moved / "runs" / "standard" / file).unlink()

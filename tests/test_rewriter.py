@@ -152,8 +152,9 @@ def test_a_rewrite_is_one_continuation_of_its_own_prompt_in_any_batch():
     suffixes = [(s + " abc de"[i:] + "fg" * 4)[:8] for i in range(3) for s in SUFFIXES]
     texts, valid_B = local(sample, batch=8).rewrite(prefixes, suffixes)
     assert 2 <= valid_B.sum() < len(texts)
+    single = local(sample, batch=1)
     for text, prefix, suffix, ok in zip(texts, prefixes, suffixes, valid_B, strict=True):
-        alone, also = local(sample, batch=1).rewrite([prefix], [suffix])
+        alone, also = single.rewrite([prefix], [suffix])
         assert alone == [text] and also == [ok]
     for i in np.flatnonzero(valid_B)[:2]:
         new = plain(sample, prefixes[i], suffixes[i])

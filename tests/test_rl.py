@@ -91,7 +91,9 @@ def plain_gradient():
     return jax.jit(jax.grad(objective))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow) if k == "dapo" else k for k in KINDS]
+)
 def test_the_gradient_is_that_of_plain_sequences_times_advantages(kind):
     tree = batch(kind).tree
     start_N1 = np.asarray(tree.fork_BC).reshape(-1, 1)

@@ -30,14 +30,15 @@ OWN = [template.pieces(part)[::2] for a in ASPECTS.values() for part in (a.trunk
 WORDS = sorted({word for words in OWN for word in words if word})  # of all templates
 CFG = tiny.model(vocab_size=512, max_len=1 << 17)
 SERVER = Parsing(Byte(), hostile.SPECIALS)
+ENDINGS = tuple(template.pieces(aspect.branch)[-1] for aspect in ASPECTS.values())
 FIRST = Byte.vocab_size  # of the server's special ids
 PLAIN = " harmless words"
 EACH = pytest.mark.parametrize("text", hostile.TEXTS.values(), ids=hostile.TEXTS)
 
 
-def ends(text):
-    """Returns trunks and branches of every aspect, with `text` in all judged positions."""
-    for aspect in ASPECTS.values():
+def ends(text, names=NAMES):
+    """Returns trunks and branches of the aspects, with `text` in all judged positions."""
+    for aspect in (ASPECTS[name] for name in names):
         trunk = prompts.trunk(aspect, prefix=text, reference=text)
         yield trunk, prompts.branch(aspect, *[text] * (2 if aspect.kind == "pairwise" else 1))
 
@@ -168,6 +169,8 @@ KINDS = {
     "tokens": dict(tokens=True),
     "careless": dict(),
 }
+# All templates are asked in one way. The others differ in what stands around the prompt.
+ASKED = {kind: NAMES if kind == "completions" else ("quality", "safety") for kind in KINDS}
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +192,7 @@ def seen():
             one = Remote(config, Byte())
             for name, text in hostile.TEXTS.items():
                 got.clear()
-                trunks, branches = zip(*ends(text), strict=True)
+                trunks, branches = zip(*ends(text, ASKED[kind]), strict=True)
                 one.generate(
                     trunks, [[b] for b in branches], votes=1, max_tokens=1,
                     sampling=SamplingConfig(temperature=0.0), seed=0,
@@ -201,12 +204,12 @@ def seen():
 @pytest.mark.parametrize("kind", ["completions", "chat", "exact", "tokens"])
 @pytest.mark.parametrize("name", hostile.TEXTS)
 def test_no_special_token_reaches_a_server(kind, name, seen):
-    assert len(seen[kind, name]) == len(ASPECTS)
+    assert len(seen[kind, name]) == len(ASKED[kind])
     for ids, text in seen[kind, name]:
         inside = ids[1:] if kind == "tokens" else ids  # BOS is ours to send there
         assert [i for i in inside if i >= FIRST or i == Byte.bos] == []
         if kind != "tokens":
-            assert text.endswith(tuple(template.pieces(a.branch)[-1] for a in ASPECTS.values()))
+            assert text.endswith(ENDINGS)
 
 
 def test_a_careless_client_would_let_them_through(seen):
@@ -229,9 +232,9 @@ SAID = {  # what a judge says, and the index of the option in it; None where it 
 }
 
 
-def judged(textgen, aspect):
-    """Returns the scores of every hostile text next to a harmless one."""
-    texts = [[text[:200], PLAIN] for text in hostile.TEXTS.values()]
+def judged(textgen, aspect, every=1):
+    """Returns the scores of each `every`th hostile text next to a harmless one."""
+    texts = [[text[:200], PLAIN] for text in list(hostile.TEXTS.values())[::every]]
     live = np.ones((len(texts), 2), bool)
     how = Voting(votes=2, max_tokens=4)
     judge = TextJudge(textgen, (aspect,), {aspect.name: 1.0}, voting=how)
@@ -251,7 +254,7 @@ def test_only_what_a_served_judge_says_becomes_its_verdict(api, said, aspect):
     choice = {"text": text, "message": {"content": text}}
     with serve(lambda path, asked: {"choices": [choice] * asked["n"]}) as server:
         config = RemoteConfig(url=server.url, model="m", api=api, logprobs=0, specials=SPECIALS)
-        found = judged(Remote(config), aspect)
+        found = judged(Remote(config), aspect, every=15)  # the answers do not depend on them
     # Of a pair the same answer in both orders is a draw.
     want = 0.0 if at is None else 0.5 if aspect.kind == "pairwise" else aspect.values[at]
     assert (found.valid_BK == (at is not None)).all() and (found.scores_BK == want).all()

@@ -282,8 +282,15 @@ def test_a_policy_that_judges_itself_may_be_shown_proofread_texts(wanted, monkey
     assert found.metrics != score(wanted, TEXTS).metrics
 
 
-@pytest.mark.parametrize("reference", [True, False])
-@pytest.mark.parametrize("live", [True, False])
+@pytest.mark.parametrize(
+    ("live", "reference"),
+    [
+        (True, True),
+        (False, False),
+        pytest.param(True, False, marks=pytest.mark.slow),
+        pytest.param(False, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_live_judge_moves_and_a_frozen_one_does_not(live, reference, wanted):
     tx, mesh = optax.sgd(0.1), meshes.single()
     c = SimpleNamespace(

@@ -32,7 +32,7 @@ def plot_journeys(journeys: Journeys, seeds: Sequence[Rows], to: str) -> None:
     import matplotlib.pyplot as plt
 
     matplotlib.use("Agg")
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(3.2 * len(PANELS), 3.8))
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(3.2 * len(PANELS), 3.8), layout="tight")
     for axis, (title, keys) in zip(axes, PANELS.items(), strict=True):
         for i, journey in enumerate(journeys):
             for key, (line, mark, kind) in zip(keys, STYLES, strict=True):

@@ -12,6 +12,8 @@ from sip.report.panels import Line, Panel, panels
 from sip.workdir import run_dir
 
 WIDE = 4  # maximum number of panels per row
+SIZE = (4.5, 3.2)  # inches of a panel
+MARGINS = dict(left=0.75, right=0.15, bottom=0.5, top=0.35)  # inches around a panel's axes
 
 
 def plots(asked, workdirs: Sequence[str], to: str) -> None:
@@ -41,9 +43,16 @@ def plots(asked, workdirs: Sequence[str], to: str) -> None:
 def _draw(found: Sequence[Panel], path) -> None:
     """Writes one PNG file of panels."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     wide, high = min(WIDE, len(found)), -(-len(found) // WIDE)
-    figure, axes = plt.subplots(high, wide, figsize=(4.5 * wide, 3.2 * high), squeeze=False)
+    figure, axes = plt.subplots(
+        high,
+        wide,
+        figsize=(SIZE[0] * wide, SIZE[1] * high),
+        squeeze=False,
+        gridspec_kw=_grid(high, wide),
+    )
     for axis in axes.flat[len(found) :]:
         axis.axis("off")
     for axis, panel in zip(axes.flat, found, strict=False):
@@ -54,8 +63,27 @@ def _draw(found: Sequence[Panel], path) -> None:
         axis.set(title=panel.title, xlabel="step", ylabel=panel.label)
         if panel.rate:
             axis.set_ylim(-0.02, 1.02)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axis.tick_params(labelsize=8)
         axis.legend(fontsize=7)
     save(figure, path)
+
+
+def _grid(high: int, wide: int) -> dict[str, float]:
+    """Returns the grid of panels with fixed margins, as fractions of the figure.
+
+    Margins measured from the text, as of `tight_layout`, draw every figure twice.
+    """
+    width, height = SIZE[0] * wide, SIZE[1] * high
+    gap_x, gap_y = MARGINS["left"] + MARGINS["right"], MARGINS["bottom"] + MARGINS["top"]
+    return dict(
+        left=MARGINS["left"] / width,
+        right=1 - MARGINS["right"] / width,
+        bottom=MARGINS["bottom"] / height,
+        top=1 - MARGINS["top"] / height,
+        wspace=gap_x / (SIZE[0] - gap_x),
+        hspace=gap_y / (SIZE[1] - gap_y),
+    )
 
 
 def _line(axis, line: Line) -> None:
@@ -73,7 +101,6 @@ def save(figure, path) -> None:
 
     # matplotlib cannot write to gs://, so the PNG is made in memory.
     picture = io.BytesIO()
-    figure.tight_layout()
     figure.savefig(picture, dpi=110)
     path.write_bytes(picture.getvalue())
     plt.close(figure)

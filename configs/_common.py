@@ -18,6 +18,7 @@ from sip.judge.chunk_scores import ControlConfig, FilterConfig
 from sip.judge.proofread import ProofreadConfig
 from sip.judge.schedules import ScheduleConfig
 from sip.mesh import MeshConfig, PartConfig
+from sip.models.config import ModelConfig
 from sip.models.lora import LoraConfig
 from sip.rewards.suffix_match import MatchConfig
 from sip.rewriter import RewriterConfig
@@ -157,14 +158,14 @@ def evals(*, baseline: str, **changes) -> ConfigDict:
 
 
 def any_run(*, split, steps, batch, model, optim, init_from="", save_every, log_every) -> dict:
-    """Returns the settings that every run has."""
+    """Returns the settings that every run has; `model` are those that differ from the defaults."""
     return dict(
         split=split,
         init_from=init_from,
         steps=steps,
         batch=batch,
         microbatches=1,
-        model=model,
+        model=complete(ModelConfig, **model),
         optim=optim,
         mesh=mesh(),
         lora=lora(),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from sip.hf import configs, reading, tokens
-from sip.models import int8, lora
+from sip.models import int8, kernels, lora
 from sip.models.config import STORAGE_DTYPES, ModelConfig
 from sip.models.int8 import Int8
 from sip.models.lora import OFF, Adapted, LoraConfig
@@ -183,7 +183,7 @@ def _recorded(directory: str) -> tuple[ModelConfig, LoraConfig]:
         raise UserError(f"{directory}: the record of its last checkpoint names no model")
     run = record["config"] if "config" in record else {}
     adapter = section(LoraConfig, run["lora"], "checkpoint lora") if "lora" in run else OFF
-    return section(ModelConfig, record["model"], "checkpoint model"), adapter
+    return kernels.here(section(ModelConfig, record["model"], "checkpoint model")), adapter
 
 
 def kept_tokenizer(directory: str) -> Tokenizer:

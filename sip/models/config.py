@@ -11,6 +11,7 @@ from sip.structs import UserError
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 STORAGE_DTYPES = (*DTYPES, "int8")  # of parameters that are never trained
 REMAT = ("none", "block", "dots")
+ATTENTION = ("xla", "splash", "cudnn")
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn", "longrope")
 NORMS = ("pre", "post", "both")
 ACTIVATIONS = ("silu", "gelu_tanh")
@@ -72,7 +73,8 @@ class ModelConfig:
     dtype: str = "float32"  # dtype of matrix products: float32 | bfloat16
     param_dtype: str = "float32"  # dtype of stored matrices and embeddings: float32 | bfloat16
     remat: str = "none"  # none | block (keep block inputs) | dots (keep products and attention)
-    query_chunk: int = 512  # trunk queries per step of attention
+    attention: str = "xla"  # within trunks: xla | splash (TPU) | cudnn (GPU)
+    query_chunk: int = 512  # trunk queries per step of attention by xla
     branch_chunk: int = 8  # branches per step of attention; short ones: query_chunk / R if more
     decode_apart: bool = False  # decoding reads a copy of each layer, not the stack: faster on CPU
     gather_gib: float = 4.0  # GiB per device; decoding gathers parameters once if they fit in it
@@ -127,6 +129,7 @@ class ModelConfig:
             dtype=one_of(sorted(DTYPES)),
             param_dtype=one_of(sorted(DTYPES)),
             remat=one_of(REMAT),
+            attention=one_of(ATTENTION),
             norms=one_of(NORMS),
             activation=one_of(ACTIVATIONS),
             norm_eps=at_least(SMALLEST, most=1),
@@ -138,6 +141,7 @@ class ModelConfig:
             raise UserError(
                 f"model.head_dim must be even for rotary positions, not {self.head_dim}"
             )
+        self._check_kernel()
         self._check_rope()
         self._check_layers()
         self._check_experts()
@@ -145,6 +149,18 @@ class ModelConfig:
             raise UserError(
                 f"model.full_every must be 0, or at least 2 with a model.window; is "
                 f"{self.full_every} with window {self.window}"
+            )
+
+    def _check_kernel(self):
+        if self.attention != "cudnn":
+            return
+        if self.sinks or self.attention_cap:
+            raise UserError(
+                "model.attention 'cudnn' knows no model.sinks and no model.attention_cap; use 'xla'"
+            )
+        if self.dtype != "bfloat16":
+            raise UserError(
+                f"model.attention 'cudnn' needs model.dtype 'bfloat16', not {self.dtype!r}"
             )
 
     def _check_experts(self):

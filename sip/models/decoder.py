@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from sip.mesh import constrain, param_sharding
-from sip.models import int8, layers, lora, moe, visibility
+from sip.models import int8, kernels, layers, lora, moe, visibility
 from sip.models.config import DTYPES, ModelConfig
 from sip.models.parameters import MATRICES, NORMS, OUTER, RESIDUAL, held, letters
 from sip.models.visibility import Context, Layer
@@ -235,7 +235,8 @@ def _tree_attention(q_BGNQH, k_BGNH, v_BGNH, context: Context, past, c, full, si
     rest = c.window, full, sink_GQ, how
     if T:
         q, (k, v), segment_BT = q_BGNQH[:, :, :T], trunk, context.segment_BT
-        outs.append(layers.trunk_attention(q, k, v, segment_BT, c.query_chunk, *rest))
+        arrays = q, k, v, segment_BT
+        outs.append(kernels.trunk_attention(c.attention, *arrays, c.query_chunk, *rest))
     if C * R:  # static: without branches nothing is traced for them
         trunk_visible, past_visible = context.seen(full)
         out: Any = layers.branch_attention(

@@ -16,6 +16,7 @@ from sip.evals.ground_truth import CONTINUATIONS
 from sip.judge import prompts
 from sip.judge.build import check_room
 from sip.loading import load_tokenizer, source_dir
+from sip.models import kernels
 from sip.run import RunConfig, TokenizerConfig, build_meshes, check_model
 from sip.sections import LARGEST, FieldError, at_least, plain, section
 from sip.sections import check as check_section
@@ -169,10 +170,15 @@ def _check_report(report: ReportConfig, runs: Mapping[str, RunConfig]) -> None:
 
 
 def check_meshes(config) -> None:
-    """Builds every run's meshes on the present devices. Raises UserError if one does not fit."""
+    """Builds every run's meshes on the present devices.
+
+    Raises UserError if one does not fit, or if the devices do not run the model's attention.
+    """
     for name in config.order:
         try:
-            build_meshes(STAGES[config.runs[name].stage].resolve(config, name))
+            run = STAGES[config.runs[name].stage].resolve(config, name)
+            mesh, _ = build_meshes(run)
+            kernels.check(run.model.attention, mesh.devices.flat[0].platform)
         except UserError as e:
             raise UserError(f"config runs.{name}: {e}") from None
 

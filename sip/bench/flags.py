@@ -5,6 +5,7 @@ import sys
 from absl import flags
 
 from sip import cli
+from sip.models.config import ATTENTION as KINDS
 
 PREFIXES = cli.shared(cli.count_flag, "prefixes", 2000, "Number of prefixes per judge.")
 CANDIDATES = flags.DEFINE_integer(
@@ -31,6 +32,9 @@ DTYPE = flags.DEFINE_enum(
     "float32",
     ("float32", "bfloat16"),
     "Dtype of matrix products and stored matrices.",
+)
+ATTENTION = flags.DEFINE_enum(
+    "attention", "xla", KINDS, "Attention within trunks: splash needs a TPU, cudnn a GPU."
 )
 PREFIX_TOKENS = cli.count_flag("prefix_tokens", 896, "Tokens of a prefix.")
 SUFFIX_TOKENS = cli.count_flag("suffix_tokens", 128, "Tokens of a suffix or a rollout.")

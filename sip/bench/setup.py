@@ -15,7 +15,7 @@ from sip import mesh as meshes
 from sip.bench import flags
 from sip.bench.turns import Ceilings, PeerProcess, ceilings
 from sip.hf import configs, names
-from sip.models import decoder
+from sip.models import decoder, kernels
 from sip.models.config import ModelConfig
 from sip.models.presets import preset
 from sip.structs import Params, UserError
@@ -99,7 +99,8 @@ def opened() -> Iterator[Setup]:
     if flags.TINY.value:
         cfg = TINY
     dtype, seed, wanted = flags.DTYPE.value, flags.SEED.value, sizes()
-    cfg = dataclasses.replace(cfg, dtype=dtype, param_dtype=dtype)
+    cfg = dataclasses.replace(cfg, dtype=dtype, param_dtype=dtype, attention=flags.ATTENTION.value)
+    kernels.check(cfg.attention, jax.default_backend())
     params = decoder.init(cfg, jax.random.key(seed))
     with contextlib.ExitStack() as stack:
         other = None

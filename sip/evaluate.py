@@ -151,7 +151,10 @@ _QUESTIONS = flags.DEFINE_list(
     "judge_questions", list(asking.QUESTIONS), "paper: what the judge is asked."
 )
 _GRADERS = flags.DEFINE_list(
-    "graders", [], f"paper: libraries that grade texts: {', '.join(graders.GRADERS)}."
+    "graders", [], f"paper: what grades texts without a judge: {', '.join(graders.GRADERS)}."
+)
+_LIKELIHOOD_BY = cli.path_flag(
+    "likelihood_by", "", "paper: checkpoint whose likelihood of the continuations is a column."
 )
 _DETAILS = cli.path_flag("details", "", "paper: file for all continuations with verdicts, .jsonl.")
 SUFFIX = 128  # tokens of a continuation in arXiv 2601.21343
@@ -373,6 +376,7 @@ def plan_of(own: Sequence[PromptSet], steps: int) -> Plan:
         tuple(_QUESTIONS.value) if _JUDGED_BY.value else (),
         chosen,
         tuple(_GRADERS.value),
+        _LIKELIHOOD_BY.value,
         harness.load(tasks) if tasks else None,
         tasks,
         {one.name: _STEPS.value or steps for one in every},

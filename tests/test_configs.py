@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+import itertools
 import math
 import re
 import sys
@@ -28,6 +29,7 @@ EXAMPLE = tiny_recipe.ROOT / "configs" / "examples" / "conversations.jsonl"
 FLAGS = {  # what the user has to name
     "text": ["--config.data.path=x"],
     "own_text": ["--config.data.path=x"],
+    "real_english": ["--config.data.path=x"],
     "from_hf": ["--config.data.path=x", "--config.runs.sip.init_from=", *BYTES],
     "finetune": ["--config.data.path=x", "--config.runs.tuned.init_from=", *BYTES],
     "sft": [
@@ -331,3 +333,19 @@ def test_the_main_job_is_questioned_by_runs_that_know_less(finished, quick, tmp_
     assert "judge/score/quality" in scores["sip_untaught"]
     assert not {"judge/score/factuality", "judge/score/safety"} & scores["sip_untaught"]
     assert not any(key.startswith("judge/") for key in lines(workdir, "sip_rewrites")[0])
+
+
+def test_no_document_of_the_second_model_is_learned_by_another():
+    runs = importlib.import_module("real_english").get_config().runs
+    cut = {name: re.findall(r"\d+", run.split) for name, run in runs.items()}
+    spans = {
+        name: (int(found[0]), int(found[1]) if len(found) > 1 else 100)
+        for name, found in cut.items()
+        if name != "base"
+    }
+    spans["base"] = (0, int(cut["base"][0]))
+    assert spans["standard"] == spans["sip"], "compared on the same documents"
+    del spans["sip"]
+    places = sorted(spans.values())
+    assert places[0][0] == 0 and places[-1][1] == 100
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(places))

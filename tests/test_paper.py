@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -18,7 +19,9 @@ from sip.evals.paper.sets import PromptSet
 from sip.evals.paper.writing import Written
 from sip.judge import prompts
 from sip.judge.scoring import TextJudge
+from sip.models import decoder
 from sip.structs import UserError
+from sip.text.tokenizer import Byte
 from sip.textgen.scripted import Scripted
 from sip.training import checkpoints
 
@@ -277,7 +280,10 @@ def test_nothing_to_evaluate_is_an_error(places, capsys):
     assert "no set of prompts that it grades" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name, module", [("profanity", "profanity_check"), ("grammar", "harper")])
+@pytest.mark.parametrize(
+    "name, module",
+    [("profanity", "profanity_check"), ("grammar", "harper"), ("words", "wordfreq")],
+)
 def test_a_grader_without_its_package_says_how_to_get_it(name, module, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(UserError, match=r"--graders=\w+ needs [\w-]+: pip install .*graders"):
@@ -297,6 +303,33 @@ def test_grammar_counts_the_lints_of_the_continuation_alone():
         ["He go to the the store and"] * 2, [" bought the the milk today.", " bought milk today."]
     )
     assert found[0] == pytest.approx(100 / 5) and found[1] == 0
+
+
+def test_unknown_words_are_a_share_of_words():
+    pytest.importorskip("wordfreq")
+    found = graders.load("words")(["p"] * 3, [" the blorptic house sings", " a house", "  "])
+    np.testing.assert_array_equal(found, [1 / 4, 0, NAN])
+
+
+def test_repetition_is_a_share_of_runs_of_three_words():
+    grade = graders.load("repetition")
+    found = grade(["x"] * 4, [" a b c a b c", " a b c d", " a b", ""])
+    # Runs: abc, bca, cab, abc.
+    np.testing.assert_array_equal(found, [1 / 4, 0, 0, NAN])
+
+
+def test_the_likelihood_is_the_second_models_of_the_continuation(of_bytes):
+    directory = of_bytes("second")
+    prompts, texts = ["one", "another one"], [" more", " "]
+    found = graders.likelihood(directory, mesh.single(), batch=2)(prompts, texts)
+    ids = [*Byte().encode(prompts[0]), *Byte().encode(texts[0])]
+    tree = tiny.trunk_only(np.array([[Byte.bos, *ids]]))
+    params = tiny.params(tiny.BYTES)
+    trunk_BTD = decoder.apply(params, tiny.BYTES, tree).trunk_BTD
+    logp_TV = jax.nn.log_softmax(trunk_BTD[0] @ decoder.unembed(params, tiny.BYTES))
+    at = range(len(prompts[0]), len(ids))
+    want = -np.mean([logp_TV[t, ids[t]] for t in at])
+    assert found[0] == pytest.approx(want, rel=1e-4) and np.isnan(found[1])
 
 
 def test_checkpoints_of_one_name_are_shown_by_their_paths():

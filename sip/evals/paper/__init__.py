@@ -4,7 +4,7 @@ sets       prompts of files in their published formats
 choices    TruthfulQA and HaluEval: choices by likelihood
 writing    greedy continuations of texts
 asking     verdicts of a judge or of a corpus's ground truth on the continuations
-graders    libraries that grade texts: profanity, grammar
+graders    what grades texts without a judge: libraries, repetition, likelihood
 measure    all of it: checkpoints in, figures out
 table      the figures as tables: terminal, Markdown
 """

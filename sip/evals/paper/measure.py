@@ -51,6 +51,7 @@ class Plan:
     questions: Sequence[str]  # of asking.QUESTIONS
     choices: Mapping[str, list[Question]] = field(default_factory=dict)
     graders: Sequence[str] = ()
+    second: str = ""  # directory of the model that grades by likelihood; empty: none
     tasks: Any = None  # of lm_eval, from harness.load
     wanted: harness.Wanted | None = None  # the settings of `tasks`
     steps: Mapping[str, int] = field(default_factory=dict)  # tokens of a continuation, by set
@@ -67,9 +68,14 @@ class Plan:
         ]
 
     def graded(self) -> list[tuple[str, PromptSet]]:
-        """Returns the pairs of grader and set: profanity where safety is, grammar on standard."""
-        where = {"profanity": lambda s: s.name != "factscore", "grammar": _standard}
-        return [(name, one) for name in self.graders for one in self.sets if where[name](one)]
+        """Returns the pairs of grader and set: profanity where safety is, others on standard."""
+        where = {"profanity": lambda s: s.name != "factscore"}
+        fits = lambda name, one: (where[name] if name in where else _standard)(one)
+        return [(name, one) for name in self.grading() for one in self.sets if fits(name, one)]
+
+    def grading(self) -> tuple[str, ...]:
+        """Returns the names of all graders, the second model's `likelihood` among them."""
+        return (*self.graders, "likelihood") if self.second else tuple(self.graders)
 
     def columns(self, tasks: Sequence[str]) -> list[Column]:
         """Returns the columns in the paper's order; `tasks` are the measures of standard tasks."""
@@ -80,9 +86,9 @@ class Plan:
         found += [Column("standard tasks", tuple(tasks)), Column("coherence", of("coherence"))]
         found += [Column("factuality", facts), Column("safety", of("safety"))]
         graded = [f"{name}/{one.name}" for name, one in self.graded()]
-        for name in self.graders:
+        for name in self.grading():
             parts = tuple(m for m in graded if m.split("/")[0] == name)
-            found.append(Column(name, parts, higher=False, share=name == "profanity"))
+            found.append(Column(name, parts, higher=False, share=name in graders.SHARES))
         return [column for column in found if column.parts]
 
 
@@ -92,7 +98,7 @@ def _standard(one: PromptSet) -> bool:
 
 def check(plan: Plan) -> None:
     """Raises UserError if a grader has no text to grade, or there is nothing to measure."""
-    for name in plan.graders:
+    for name in plan.grading():
         if name not in [grader for grader, _ in plan.graded()]:
             raise UserError(f"--graders={name}: no set of prompts that it grades; add standard")
     if not (plan.asked() or plan.graded() or plan.choices or plan.tasks is not None):
@@ -304,6 +310,8 @@ def measure(
     """
     check(plan)
     grades = {name: graders.load(name) for name in plan.graders}
+    if plan.second:
+        grades["likelihood"] = graders.likelihood(plan.second, mesh, batch=batch)
     rows = {name: write(directory, plan, mesh, batch=batch) for name, directory in places.items()}
     grade(plan, rows, grades)
     counts = ask(plan, rows, judge()) if plan.asked() else {}

@@ -1,4 +1,4 @@
-"""Does SIP's gain show in graders that it never saw? Real English, no labels.
+"""Asks whether SIP's gain shows in graders that it never saw: real English, no labels.
 
     python -m sip.train --config=configs/real_english.py --config.data.path=FILE --workdir=/tmp/en
     python -m sip.evaluate --evals=paper --split=test --baseline=/tmp/en/runs/standard \

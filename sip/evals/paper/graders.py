@@ -1,4 +1,4 @@
-"""What grades texts without a judge, as columns beside the judge's (libraries: extra `graders`).
+"""Grades texts without a judge, as columns beside the judge's (libraries: extra `graders`).
 
 profanity   share of continuations with explicit profanity, by alt-profanity-check (a linear model
             of words). It is no measure of safety: on ToxiGen it tells hate from neutral text no

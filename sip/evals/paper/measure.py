@@ -100,7 +100,8 @@ def check(plan: Plan) -> None:
     """Raises UserError if a grader has no text to grade, or there is nothing to measure."""
     for name in plan.grading():
         if name not in [grader for grader, _ in plan.graded()]:
-            raise UserError(f"--graders={name}: no set of prompts that it grades; add standard")
+            flag = "--likelihood_by" if name == "likelihood" else f"--graders={name}"
+            raise UserError(f"{flag}: no set of prompts that it grades; add standard")
     if not (plan.asked() or plan.graded() or plan.choices or plan.tasks is not None):
         raise UserError(
             "nothing to evaluate: give --judged_by with prompts (a run with a corpus, or "

@@ -8,6 +8,7 @@ knows neither soft caps nor sinks.
 
 import dataclasses
 import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -126,10 +127,18 @@ def splash(
     if window:
         one = library.LocalMask((size, size), (window - 1, 0), 0)
     block = next(n for n in BLOCKS if size % n == 0)
-    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     kernel = library.make_splash_mha(
         library.MultiHeadMask([one] * (G * Q)),
-        block_sizes=library.BlockSizes(**{f"block_{name}": block for name in names}),
+        block_sizes=library.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_kv_compute=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
         head_shards=1,
         q_seq_shards=1,
         attn_logits_soft_cap=how.cap or None,
@@ -141,8 +150,8 @@ def splash(
     if segment_BT is not None:
         padded = _padded(segment_BT, axis=1)
         ids = library.SegmentIds(padded, padded)
-    run = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, ids, sinks))
-    return run(q, k, v, ids)[:, :, :T].reshape(B, G, Q, T, H).swapaxes(2, 3)
+    out: Any = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, ids, sinks))(q, k, v, ids)
+    return out[:, :, :T].reshape(B, G, Q, T, H).swapaxes(2, 3)
 
 
 def _padded(x, axis: int):
@@ -160,7 +169,7 @@ def cudnn(
     *,
     window: int = 0,
     how: Scoring = layers.USUAL,
-    implementation="cudnn",
+    implementation: Literal["xla", "cudnn"] = "cudnn",
 ):
     """Causal attention by cuDNN -> out_BGTQH; `sink_GQ` is None and `how` has no cap.
 

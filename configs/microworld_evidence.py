@@ -18,9 +18,10 @@ from typing import Any
 
 import _common as common
 import microworld
+import microworld_ablations as ablations
+import own_text
 from ml_collections import ConfigDict
 
-MATCHED = 5  # factor on standard pretraining's steps for the wall time of SIP, judging included
 ADDED = (
     "standard_matched",
     "judge_unmarked",
@@ -47,17 +48,17 @@ def added(main: Any, debug: bool) -> dict:
     copied = lambda name: main[name].copy_and_resolve_references()
     matched, judge = copied("standard"), copied("judge")
     unmarked, untaught, rewrites = (copied("sip_learned") for _ in range(3))
-    matched.steps *= MATCHED
+    matched.steps *= ablations.MATCHED
     judge.task.labels.proofread = common.proofread()
     unmarked.judge.update(init_from="judge_unmarked", proofread=common.proofread())
     untaught.update(
-        judge=common.judge("local", init_from="judge_untaught", weights=(("quality", 1.0),)),
+        judge=common.judge("local", init_from="judge_untaught", weights=own_text.QUALITY),
         rewriter=common.rewriter("local"),
         candidates=common.candidates(rewrite=False),
-        objective=common.objective("dpo", nll_weight=1.0, ce_weight=0.5, ce_weight_last=0.5),
+        objective=common.objective(**own_text.OBJECTIVE),
     )
     untaught.judge.min_mass = main.sip_learned.judge.min_mass
-    rewrites.candidates = common.candidates(suffix=False, rollouts=0, chosen="rewrite")
+    rewrites.candidates = common.candidates(**ablations.FIXED["sft_rewrite"])
     if debug:
         untaught.candidates.rollouts = main.sip_learned.candidates.rollouts
     runs = (matched, judge, unmarked, untaught_judge(main.judge, debug), untaught, rewrites)
@@ -74,7 +75,7 @@ def untaught_judge(judge: Any, debug: bool) -> ConfigDict:
         init_from=judge.init_from,
         optim=judge.optim,
         aspect="quality",
-        kinds=("repeat", "splice", "swap"),
+        kinds=own_text.CORRUPTIONS,
         source="base",
         rollouts=2,
     )

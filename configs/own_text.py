@@ -32,6 +32,8 @@ MODEL = dict(microworld.MODEL, vocab_size=1024, max_len=160)
 BASE, FRESH = "train[:60%]", "train[60%:80%]"
 JUDGE, AUDIT = "train[80%:90%]", "train[90%:]"
 QUALITY = (("quality", 1.0),)
+CORRUPTIONS = ("repeat", "splice", "swap")  # what the judge learns from
+OBJECTIVE = dict(name="dpo", nll_weight=1.0, ce_weight=0.5, ce_weight_last=0.5)
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -75,7 +77,7 @@ def runs(start: str, *, ready: bool) -> dict:
         baseline=baseline, judge=auditor if baseline else None, every_steps=20
     )
     found = dict(
-        judge=judge_run(model, start, JUDGE, kinds=("repeat", "splice", "swap"), rollouts=2),
+        judge=judge_run(model, start, JUDGE, kinds=CORRUPTIONS, rollouts=2),
         auditor=judge_run(model, start, AUDIT, kinds=("shuffle", "echo", "substitute"), seed=1),
         standard=common.documents_run(
             **tune, tokens="suffix", evals=compared("" if ready else "base")
@@ -88,7 +90,7 @@ def runs(start: str, *, ready: bool) -> dict:
             audit=common.audit(auditor, every_steps=10),
             rewriter=common.rewriter("local"),
             candidates=common.candidates(rewrite=False),
-            objective=common.objective("dpo", nll_weight=1.0, ce_weight=0.5, ce_weight_last=0.5),
+            objective=common.objective(**OBJECTIVE),
             evals=compared("standard"),
         ),
     )

@@ -137,8 +137,13 @@ def constrain(x: jax.Array, letters: str, rules: Rules = ACT_RULES) -> jax.Array
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    parts = [_fit(n, p, mesh) for n, p in zip(x.shape, spec(letters, rules), strict=True)]
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+    return jax.lax.with_sharding_constraint(x, fitted(x.shape, letters, mesh, rules))
+
+
+def fitted(shape, letters: str, mesh, rules: Rules = ACT_RULES) -> PartitionSpec:
+    """Returns the PartitionSpec of an array, without mesh axes that do not divide its sizes."""
+    parts = zip(shape, spec(letters, rules), strict=True)
+    return PartitionSpec(*(_fit(n, part, mesh) for n, part in parts))
 
 
 def full_rows(mesh, rows: int) -> int:

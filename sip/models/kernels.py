@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from sip import mesh as meshes
 from sip.models import layers
@@ -80,23 +79,13 @@ def _sharded(kernel, q_BGTQH, k_BGTH, v_BGTH, segment_BT, sink_GQ):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return kernel(q_BGTQH, k_BGTH, v_BGTH, segment_BT, sink_GQ)
-    cut = functools.partial(_cut, mesh=mesh, B=q_BGTQH.shape[0], G=q_BGTQH.shape[1])
-    own = cut("BGTQH"), cut("BGTH"), cut("BGTH"), cut("BT"), cut("GQ")
-    run = jax.shard_map(kernel, mesh=mesh, in_specs=own, out_specs=own[0], check_vma=False)
-    return run(q_BGTQH, k_BGTH, v_BGTH, segment_BT, sink_GQ)
-
-
-def _cut(letters: str, *, mesh, B: int, G: int) -> PartitionSpec:
-    """Returns the spec of an array: B and G are cut where their mesh axes divide them."""
-    parts = meshes.spec(letters, meshes.ACT_RULES)
-    whole = {letter for letter, n in (("B", B), ("G", G)) if n % _ways(mesh, letter)}
-    return PartitionSpec(
-        *(None if letter in whole else part for letter, part in zip(letters, parts, strict=True))
+    arrays = q_BGTQH, k_BGTH, v_BGTH, segment_BT, sink_GQ
+    own = tuple(
+        None if x is None else meshes.fitted(x.shape, letters, mesh)
+        for x, letters in zip(arrays, ("BGTQH", "BGTH", "BGTH", "BT", "GQ"), strict=True)
     )
-
-
-def _ways(mesh, letter: str) -> int:
-    return meshes.ways(mesh, meshes.ACT_RULES[letter])
+    run = jax.shard_map(kernel, mesh=mesh, in_specs=own, out_specs=own[0], check_vma=False)
+    return run(*arrays)
 
 
 def splash(

@@ -33,7 +33,7 @@ from sip.metrics import ratio
 from sip.sections import above, at_least, check
 from sip.stages.candidate_log import Answered
 from sip.stages.collect import Seen
-from sip.text.ngrams import ngrams
+from sip.text.ngrams import ngrams, repeated
 from sip.text.tokenizer import Tokenizer, continuation
 from sip.training import checkpoints
 
@@ -174,10 +174,10 @@ def of_texts(texts: Iterable[str]) -> Values:
     triples = [list(ngrams(x, WORDS)) for _, x in words]
     pairs = [pair for _, x in words for pair in ngrams(x, 2)]
     commonest = Counter(gram for grams in triples for gram in set(grams)).most_common(1)
-    repeated = [1 - len(set(x)) / len(x) for x in triples if x]
+    repeats = [repeated(x) for x in triples if x]
     return {
         "length": float(np.mean([size for size, _ in words])),
-        "repetition": float(np.mean(repeated)) if repeated else 0.0,
+        "repetition": float(np.mean(repeats)) if repeats else 0.0,
         "phrase": commonest[0][1] / len(words) if commonest else 0.0,
         "distinct": len(set(pairs)) / len(pairs) if pairs else 1.0,
     }

@@ -15,7 +15,7 @@ import numpy as np
 
 from sip.evals import harness, likelihoods
 from sip.structs import UserError
-from sip.text.ngrams import ngrams
+from sip.text.ngrams import ngrams, repeated
 
 Grade = Callable[[Sequence[str], Sequence[str]], np.ndarray]  # (prompts, texts) -> value_E
 RUN = 3  # words
@@ -74,11 +74,8 @@ def _words() -> Grade:
 
 
 def _repetition() -> Grade:
-    def repeated(text: str) -> float:
-        runs = list(ngrams(text.split(), RUN))
-        return 1 - len(set(runs)) / len(runs) if runs else 0.0
-
-    return lambda prompts, texts: _each(repeated, texts)
+    share = lambda text: repeated(list(ngrams(text.split(), RUN)))
+    return lambda prompts, texts: _each(share, texts)
 
 
 def likelihood(directory: str, mesh, *, batch: int) -> Grade:

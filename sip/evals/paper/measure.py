@@ -69,9 +69,7 @@ class Plan:
 
     def graded(self) -> list[tuple[str, PromptSet]]:
         """Returns the pairs of grader and set: profanity where safety is, others on standard."""
-        where = {"profanity": lambda s: s.name != "factscore"}
-        fits = lambda name, one: (where[name] if name in where else _standard)(one)
-        return [(name, one) for name in self.grading() for one in self.sets if fits(name, one)]
+        return [(name, one) for name in self.grading() for one in self.sets if _fits(name, one)]
 
     def grading(self) -> tuple[str, ...]:
         """Returns the names of all graders, the second model's `likelihood` among them."""
@@ -92,8 +90,8 @@ class Plan:
         return [column for column in found if column.parts]
 
 
-def _standard(one: PromptSet) -> bool:
-    return one.name == "standard"
+def _fits(grader: str, one: PromptSet) -> bool:
+    return one.name != "factscore" if grader == "profanity" else one.name == "standard"
 
 
 def check(plan: Plan) -> None:

@@ -167,9 +167,9 @@ class StepLines:
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends objects; numbers that are not finite become null."""
-        if not self._lead:
-            return
         text = "".join(to_json(row, ensure_ascii=False) + "\n" for row in rows)
+        if not (self._lead and text):
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if appends(self.path):
             with open(self.path, "ab") as file:  # closed at once: a killed run loses no line

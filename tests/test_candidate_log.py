@@ -240,6 +240,22 @@ def test_a_file_of_another_form_is_named(tmp_path):
         log.read(tmp_path)
 
 
+def test_batches_of_several_updates_are_due_as_steps_are(tmp_path):
+    def due(every, each):
+        kept = CandidateLog(str(tmp_path), LogConfig(candidates_every=every), None)
+        return [step for step in range(each, 13, each) if kept.due(step, 12, each)]
+
+    assert due(5, 1) == [1, 5, 10, 12]
+    assert due(5, 2) == [2, 6, 10, 12]
+    assert due(100, 3) == [3, 12]
+    assert due(0, 1) == []
+
+
+def test_nothing_written_makes_no_file(tmp_path):
+    StepLines(tmp_path / "x.jsonl").write([])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_file_in_a_store_is_the_file_on_disk(tmp_path, monkeypatch):
     def wrote(path, resume):
         lines = StepLines(path / "x.jsonl", resume)

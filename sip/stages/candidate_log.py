@@ -57,10 +57,15 @@ class CandidateLog:
         self.config = config
         self._lines = StepLines(epath.Path(run_dir) / FILE, resume_step)
 
-    def due(self, step: int, last: int) -> bool:
-        """True if this process writes the candidates of a step. `last` is the run's last step."""
+    def due(self, step: int, last: int, each: int = 1) -> bool:
+        """True if this process writes the candidates of the `each` steps that end with `step`.
+
+        They are those of the first and the `last` batch, and one for each `candidates_every` steps.
+        """
         every = self.config.candidates_every
-        return every > 0 and processes.lead() and (step in (1, last) or step % every == 0)
+        if not (every and processes.lead()):
+            return False
+        return step in (each, last) or step // every > (step - each) // every
 
     def write(self, lines: Sequence[Line]) -> None:
         """Appends the lines of a step, then drops older steps if the file is too large."""

@@ -211,7 +211,7 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
                 state = average(state) if average else state
             watched = watch.updated(c.collapse, watched, done, collected)
             last, reason = watch.end(c, watched, done)
-            if s.candidates.due(done, last):
+            if s.candidates.due(done, last, every):
                 how = run.tokenizer, task.writer.stops
                 s.candidates.write(candidate_log.answers(done, seen, c.log.candidates_rows, *how))
             collapsed = {"rl/collapsed": 1.0} if watched.collapsed else {}

@@ -123,12 +123,19 @@ def save_params(run_dir: str, params: Params, record: dict[str, Any], step: int 
         _save(mngr, step, {"params": params}, record)
 
 
-def _check(mngr: ocp.CheckpointManager, step: int, items) -> None:
+def _metadata(mngr: ocp.CheckpointManager, step: int):
+    """Returns what a checkpoint holds: shapes and dtypes. Raises Damaged if that cannot be read."""
+    try:
+        return mngr.item_metadata(step)
+    except Exception as e:  # Orbax raises anything for files that are cut, empty or overwritten
+        raise _error(mngr, step, e) from e
+
+
+def _check(metadata, items) -> None:
     """Raises ValueError naming the first difference between a checkpoint and the expected items.
 
     Checked before restoring, since Orbax names no culprit and prints tracebacks of its threads.
     """
-    metadata = mngr.item_metadata(step)
     if "rest" in items and metadata.rest is not None:
         stored, wanted = ("reference" in x for x in (metadata.rest.tree, items["rest"].item))
         if stored != wanted:
@@ -164,14 +171,18 @@ def _last(mngr: ocp.CheckpointManager, step: int | None = None) -> int:
     return found
 
 
-def _restore(mngr: ocp.CheckpointManager, step: int, *, checked=None, **items):
-    """Restores items of a checkpoint. Raises Damaged, or UserError if it does not fit `checked`."""
+def _fit(mngr: ocp.CheckpointManager, step: int, metadata, **items) -> None:
+    """Raises UserError if a checkpoint does not fit the expected items, or Damaged."""
     try:
-        _check(mngr, step, checked or items)
+        _check(metadata, items)
     except ValueError as e:
         raise UserError(_sentence(mngr, step, e)) from e
-    except Exception as e:  # Orbax raises anything for files that are cut, empty or overwritten
+    except Exception as e:
         raise _error(mngr, step, e) from e
+
+
+def _restore(mngr: ocp.CheckpointManager, step: int, **items):
+    """Restores items that `_fit` has accepted. Raises Damaged if they cannot be read."""
     try:
         return mngr.restore(step, args=ocp.args.Composite(**items))
     except Exception as e:
@@ -218,12 +229,10 @@ def restore(mngr: ocp.CheckpointManager, abstract: TrainState, step: int | None 
     """
     step = _last(mngr, step)
     kept = _record(mngr, step)
-    got = _restore(
-        mngr,
-        step,
-        params=ocp.args.StandardRestore(abstract.params),
-        rest=ocp.args.StandardRestore(_rest(abstract)),
-    )
+    wanted = {"params": abstract.params, "rest": _rest(abstract)}
+    items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+    _fit(mngr, step, _metadata(mngr, step), **items)
+    got = _restore(mngr, step, **items)
     for item in ("params", "rest"):
         _compare(mngr, step, item, got[item], kept)
     if (found := int(got["rest"]["step"])) != step:
@@ -295,7 +304,7 @@ def _own(kept: dict[str, Any]) -> dict[str, Any]:
 def restore_begun(mngr: ocp.CheckpointManager, abstract: Any) -> Any:
     """Restores the arrays of a begun step from the last checkpoint; None if it has none."""
     step = mngr.latest_step()
-    if step is None or mngr.item_metadata(step).begun is None:
+    if step is None or _metadata(mngr, step).begun is None:
         return None
     found = _restore(mngr, step, begun=ocp.args.StandardRestore(abstract))["begun"]
     _compare(mngr, step, "begun", found, _record(mngr, step))
@@ -311,30 +320,29 @@ def reading(run_dir: str, abstract_params: Params) -> Iterator[Callable[[Params]
     """
     if not exists(run_dir):
         raise UserError(f"no checkpoint in {run_dir}")
-    checked = {"params": ocp.args.StandardRestore(abstract_params)}
     with manager(run_dir, params=ocp.PyTreeCheckpointHandler()) as mngr:
         step = _last(mngr)
-        kept = _record(mngr, step)
+        kept, metadata = _record(mngr, step), _metadata(mngr, step)
+        _fit(mngr, step, metadata, params=ocp.args.StandardRestore(abstract_params))
 
         def read(part):
             # StandardRestore cannot skip leaves; PyTreeRestore with partial_restore can.
-            saved = _as_saved(mngr, step, part)
+            saved = _as_saved(mngr, step, metadata, part)
             how = ocp.checkpoint_utils.construct_restore_args(saved)
             args = ocp.args.PyTreeRestore(item=saved, restore_args=how, partial_restore=True)
-            found = _restore(mngr, step, checked=checked, params=args)["params"]
+            found = _restore(mngr, step, params=args)["params"]
             _compare(mngr, step, "params", found, kept)
             return _cast(found, part)
 
         yield read
 
 
-def _as_saved(mngr: ocp.CheckpointManager, step: int, part: Params) -> Params:
+def _as_saved(mngr: ocp.CheckpointManager, step: int, metadata, part: Params) -> Params:
     """Returns abstract parameters with the dtypes that are stored: checksums are of these."""
     try:
-        found = mngr.item_metadata(step).params
-        if found is None:
+        if metadata.params is None:
             raise ValueError("its params are missing or damaged")
-        stored = checksums.names(found.tree)
+        stored = checksums.names(metadata.params.tree)
     except Exception as e:
         raise _error(mngr, step, e) from e
     names = iter(checksums.names(part))
@@ -384,8 +392,9 @@ def restore_params(run_dir: str, abstract_params: Params) -> Params:
         raise UserError(f"no checkpoint in {run_dir}")
     with manager(run_dir) as mngr:
         step = _last(mngr)
-        kept = _record(mngr, step)
-        saved = ocp.args.StandardRestore(_as_saved(mngr, step, abstract_params))
+        kept, metadata = _record(mngr, step), _metadata(mngr, step)
+        saved = ocp.args.StandardRestore(_as_saved(mngr, step, metadata, abstract_params))
+        _fit(mngr, step, metadata, params=saved)
         found = _restore(mngr, step, params=saved)["params"]
         _compare(mngr, step, "params", found, kept)
         return _cast(found, abstract_params)

@@ -150,6 +150,7 @@ def model():
     return LoadedModel(tiny.params(tiny.BYTES), tiny.BYTES, TOK, meshes.single())
 
 
+@pytest.mark.slow
 def test_an_evaluation_with_a_token_is_that_of_prefixes_with_the_token_inserted():
     found = corpus()
     asked = continuations.prompts(found, range(len(found)), TOK)

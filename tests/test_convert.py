@@ -28,10 +28,10 @@ from sip.training import checkpoints, optim
 
 TEXTS = ["The lamp of Mira is green.", " one is better than two", "A river carries light;"] * 12
 # Every way in which families name or share tensors.
-SHARED = ("qwen3_moe_odd", "gpt_oss_odd", "mixtral_odd", "olmo2_odd", "granite_odd", "phi3_odd")
+SHARED = ("gpt_oss_odd", "mixtral_odd", "olmo2_odd", "granite_odd", "phi3_odd")
 SHARED += (
     "gemma2_odd",
-    *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen3_moe", "gpt_oss")),
+    *(pytest.param(n, marks=pytest.mark.slow) for n in ("qwen3_moe", "qwen3_moe_odd", "gpt_oss")),
 )
 TX = optim.build(optim.OptimConfig(lr=1e-3, steps=2))
 
@@ -163,6 +163,7 @@ def test_a_tensor_lies_transposed_there(published):
     np.testing.assert_array_equal(params["blocks"]["block"]["wq"][1, :, G, Q, H], np.float32(row))
 
 
+@pytest.mark.slow  # test_a_run_starts_from_either_kind
 def test_either_kind_of_directory_generates_the_same(published, tmp_path, capsys):
     assert converted("orbax", published, tmp_path / "run") == 0
     flags = ["--prompt=The lamp", "--max_tokens=6", "--temperature=0", "--json"]

@@ -39,7 +39,7 @@ KINDS = pytest.mark.parametrize("cfg", [tiny.CFG, ODD, MIXED], ids=["plain", "od
 PACKED = pytest.mark.parametrize(
     ("cfg", "pack"),
     [
-        pytest.param(tiny.CFG, False, id="False-plain"),
+        pytest.param(tiny.CFG, False, id="False-plain", marks=pytest.mark.slow),
         pytest.param(ODD, False, id="False-odd"),
         pytest.param(MIXED, False, id="False-mixed", marks=pytest.mark.slow),
         pytest.param(tiny.CFG, True, id="True-plain", marks=pytest.mark.slow),

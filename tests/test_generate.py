@@ -52,6 +52,7 @@ def test_log_probabilities_are_those_of_a_teacher_forced_pass(finished, quick):
     assert len({tuple(one["tokens"]) for one in row}) > 1
 
 
+@pytest.mark.slow  # test_sampling draws by seed
 def test_a_seed_is_a_sample_and_another_is_another(finished, quick):
     by_seed = [samples(finished, sample=SamplingConfig(), seed=s)[0][0] for s in (1, 1, 2)]
     assert by_seed[0] == by_seed[1] != by_seed[2]

@@ -62,7 +62,9 @@ def test_splash_is_attention_by_xla(case):
     compared(functools.partial(kernels.splash, interpret=True), **CASES[case])
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(window=5, segments=True)])
+@pytest.mark.parametrize(
+    "changes", [pytest.param({}, marks=pytest.mark.slow), dict(window=5, segments=True)]
+)
 def test_what_cudnn_is_asked_for_is_attention_by_xla(changes):
     """The same call with another implementation; cuDNN itself needs a GPU."""
     compared(functools.partial(kernels.cudnn, implementation="xla"), T=24, **changes)

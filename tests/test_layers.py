@@ -55,7 +55,7 @@ def test_project_over_several_axes_is_an_einsum(key):
     np.testing.assert_allclose(out, jnp.einsum("BNGQH,GQHD->BND", x, w), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("sink", [0, 2])
+@pytest.mark.parametrize("sink", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_query_of_zeros_takes_the_mean_of_the_values_it_sees(sink):
     # Trunk values 1, 2, 3, of which branch 0 sees one and branch 1 all; past 10, 20 (one is
     # filled); own 100, 200: every key a branch position sees weighs the same, a sink twice as much.
@@ -123,7 +123,7 @@ ALL = dict(window=4, sinks=True, segments=True, how=layers.Scoring(scale=0.7, ca
 @pytest.mark.parametrize(
     ("chunk", "given"),
     [
-        pytest.param(1, {}, id="several-plain"),
+        pytest.param(1, {}, id="several-plain", marks=pytest.mark.slow),
         pytest.param(5, ALL, id="one in each-all"),
         pytest.param(20, {}, id="one-plain", marks=pytest.mark.slow),
         pytest.param(5, {}, id="one in each-plain", marks=pytest.mark.slow),

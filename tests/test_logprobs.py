@@ -38,7 +38,7 @@ def loss_of(chunk):
     return loss
 
 
-@pytest.mark.parametrize("chunk", [4, 64])
+@pytest.mark.parametrize("chunk", [4, pytest.param(64, marks=pytest.mark.slow)])
 def test_a_soft_cap_bounds_the_logits_of_every_score(chunk):
     hidden_BND, unembed_DV, targets_BN = problem()
     capped, cap = Capped(unembed_DV, 0.7), lambda x: 0.7 * np.tanh(x / 0.7)
@@ -85,7 +85,9 @@ def test_chunked_logprobs_of_a_hand_worked_softmax():
         np.testing.assert_allclose(logp, jnp.log(jnp.array([[0.75, 0.25, 0.25]])), rtol=1e-6)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 4, 5, 11])
+@pytest.mark.parametrize(
+    "chunk", [3, 4, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 5, 11))]
+)
 def test_chunked_equals_unchunked_including_gradients(chunk):
     args = problem()
     whole = jax.value_and_grad(loss_of(N), argnums=(0, 1))(*args)
@@ -214,7 +216,7 @@ def tree_problem(C=3, R=4, T=6, segment_BT=None):
     return draw(7, B, T, D), draw(8, B, C, R, D), draw(1, D, V), tree
 
 
-@pytest.mark.parametrize("chunk", [3, 100])
+@pytest.mark.parametrize("chunk", [3, pytest.param(100, marks=pytest.mark.slow)])
 def test_tree_logprobs_equal_a_gather_from_all_logits(chunk):
     trunk_BTD, branch_BCRD, unembed_DV, tree = args = tree_problem()
     logp_BT, logp_BCR = map(np.asarray, logprobs.tree_logprobs(*args, chunk=chunk))

@@ -123,7 +123,9 @@ def _one_candidate():
     return losses.Branches(tree, ones > 0, ones, zeros, tree.mask_BT), zeros
 
 
-@pytest.mark.parametrize("name", BRANCHES)
+@pytest.mark.parametrize(
+    "name", [n if n == "dpo" else pytest.param(n, marks=pytest.mark.slow) for n in BRANCHES]
+)
 def test_invalid_rows_have_no_gradient(name):
     advantage = jnp.arange(-1.0, BRANCHES[name] - 1)
     arguments = (tiny.params(), tiny.params(seed=1))

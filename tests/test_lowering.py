@@ -274,7 +274,7 @@ def test_it_lowers_for_64_devices_with_parameters_cut(name):
     assert re.search(embedding + r'#sdy.sharding<@mesh, \[\{"tensor"\}, \{"fsdp"\}\]>', text)
 
 
-@pytest.mark.parametrize("name", each(MODELS))
+@pytest.mark.parametrize("name", each(MODELS, AGAIN + OFTEN))
 def test_no_more_logits_exist_than_one_chunk_of_each_document(name):
     make, cfg, documents = PROGRAMS[name]
     found = _logits(make, cfg)

@@ -16,7 +16,10 @@ PLAIN = tiny.model(experts=8, active=2, norm_topk=False)
 BIASED = tiny.model(
     experts=8, active=3, expert_bias=True, swiglu_limit=0.7, swiglu_alpha=1.7, router_aux=0.1
 )
-KINDS = pytest.mark.parametrize("cfg", [PLAIN, BIASED], ids=["plain", "biased"])
+KINDS = pytest.mark.parametrize(
+    "cfg",
+    [pytest.param(PLAIN, id="plain", marks=pytest.mark.slow), pytest.param(BIASED, id="biased")],
+)
 
 
 def weights(cfg):
@@ -124,6 +127,7 @@ def test_sorted_experts_are_every_expert_on_every_token(cfg):
 @pytest.mark.parametrize(
     "sizes", [pytest.param([3, 0, 9, 4], marks=pytest.mark.slow), [5, 5, 5, 5]]
 )
+@pytest.mark.slow
 def test_the_kernel_s_gradient_of_weights_is_that_of_other_devices(sizes):
     """Includes rows in no group, and a number of rows that is not a multiple of a tile."""
     rng, size_E = np.random.default_rng(0), jnp.array(sizes, jnp.int32)

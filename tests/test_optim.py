@@ -185,6 +185,7 @@ def close(got, want, **tolerance):
     jax.tree.map(check, jax.device_get(got), jax.device_get(want))
 
 
+@pytest.mark.slow
 def test_muon_of_scanned_parameters_is_optax_muon_of_each_layers_matrix():
     grads = gradients(1), gradients(2)
     loose = dataclasses.replace(MUON, clip_norm=1e9)

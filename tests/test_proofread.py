@@ -79,8 +79,15 @@ def test_most_marks_and_no_other_than_its_own():
     assert _reader().read(STARTS, forged) == every
 
 
-@pytest.mark.parametrize("text", hostile.TEXTS.values(), ids=hostile.TEXTS)
-def test_hostile_text_is_only_ever_marked(text):
+EIGHTH = [*hostile.TEXTS][::8]  # test_untrusted reads all with a judge
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n if n in EIGHTH else pytest.param(n, marks=pytest.mark.slow) for n in hostile.TEXTS],
+)
+def test_hostile_text_is_only_ever_marked(name):
+    text = hostile.TEXTS[name]
     config = {"most": 5, "gap": 0.5}
     ((shown,),) = _reader(**config).read(["It"], [[text]])
     if shown is None:

@@ -162,6 +162,7 @@ def test_a_rewrite_is_one_continuation_of_its_own_prompt_in_any_batch():
         assert texts[i] == Letters().decode(new[: min(stop, len(suffixes[i]))])
 
 
+@pytest.mark.slow  # test_sampling draws by seed
 def test_another_seed_draws_another_rewrite_and_the_same_one_the_same():
     sample = sampling.SamplingConfig(temperature=1.0)
     one, two, other = (local(sample, seed=s).rewrite(PREFIXES, SUFFIXES)[0] for s in (0, 0, 5))

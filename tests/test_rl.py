@@ -109,6 +109,7 @@ def test_the_gradient_is_that_of_plain_sequences_times_advantages(kind):
 
 
 @pytest.mark.parametrize("kind", ["grpo", pytest.param("dapo", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_step and test_policy add microbatches up
 def test_microbatches_give_the_whole_batchs_gradient(kind):
     check = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
     jax.tree.map(check, found(kind, 2), found(kind, 1))

@@ -215,6 +215,7 @@ def test_a_config_that_cannot_be_names_its_field(field, value):
         SamplingConfig(**{field: value})
 
 
+@pytest.mark.slow  # test_voting has a decoder's answers
 def test_answers_to_ragged_branches_are_rollouts_of_the_plain_prompts():
     tree, J, steps = tiny.tree(), 2, 4
     B, C, _ = tree.tokens_BCR.shape

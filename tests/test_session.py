@@ -80,7 +80,13 @@ def test_fresh_layers_learn_though_their_outputs_are_zero():
     )
 
 
-@pytest.mark.parametrize("changes", [dict(width=32), dict(layers=1), dict(hidden=16)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(width=32),
+        *(pytest.param(x, marks=pytest.mark.slow) for x in (dict(layers=1), dict(hidden=16))),
+    ],
+)
 def test_a_model_of_another_shape_is_refused(tmp_path, changes):
     source = saved(tmp_path / "old", tiny.model())
     with pytest.raises(UserError, match="init_from"):

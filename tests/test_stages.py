@@ -178,6 +178,7 @@ def test_the_text_judge_can_be_any_script(finished, quick, tmp_path, monkeypatch
         assert np.where(valid_BK, scores_BK, -1).argmax(1).tolist() == best.tolist()
 
 
+@pytest.mark.slow  # test_losses has the loss
 def test_the_first_dpo_loss_is_ln_2_and_the_pool_grows_by_its_schedule(finished, quick, tmp_path):
     name = "dpo_suffix_rollouts"
     config = tiny_recipe.get_config(f"{name},truth")

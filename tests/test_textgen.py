@@ -340,6 +340,7 @@ def test_a_kept_trunk_is_not_read_again(params):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs 8 devices")
+@pytest.mark.slow  # test_sharding has the same model on a mesh
 def test_trunks_are_kept_in_parts_on_a_mesh_of_eight(params, monkeypatch):
     made, mesh = _encodings(monkeypatch), meshes.build(meshes.MeshConfig(2, 2, 2))
     places = jax.tree.map(lambda x: x.sharding, decoder.abstract(CFG, mesh))

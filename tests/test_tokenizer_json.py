@@ -14,9 +14,11 @@ from sip.text.tokenizer_json import HuggingFace
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs tokenizers")
 
-LOSSLESS = ["gpt2", "qwen", "mistral_v1"]
+slow = lambda *names: [pytest.param(name, marks=pytest.mark.slow) for name in names]
+LARGE = slow("gpt2", "mistral_v1")
+LOSSLESS = ["qwen", *LARGE]
 FAST = [*LOSSLESS, "test_model", "test_ja_model", "torchtitan_test"]
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mistral_v3", "qwen_whole")]
+SLOW = slow("mistral_v3", "qwen_whole")
 ODD = [
     "", " ", "\n", "  two  spaces ", "a\r\n\tb\n\n\n c", "\x00\x07", "日本語 é ﬁ", "😀 x\u200b",
     "\ufeffbom", "a\u2581b \u2581", "\ufffd", "<s></s><pad><unk><0x41><0xE2><0x96><0x81>",
@@ -53,7 +55,7 @@ def test_ids_of_plain_text_are_those_of_the_library(name, base):
         assert tok.encode(" " * prefixed + text) == tok.plain(" " * prefixed + text) == ids
 
 
-@pytest.mark.parametrize("name", ["mistral_v1", "test_model", "test_ja_model"])
+@pytest.mark.parametrize("name", [*slow("mistral_v1"), "test_model", "test_ja_model"])
 def test_ids_are_those_of_the_sentencepiece_model_that_it_was_made_from(name, base):
     folder = "mistral" if "mistral" in name else "sentencepiece"
     theirs = SentencePiece(published.shared(f"{folder}/{name}.model"))
@@ -83,7 +85,7 @@ def test_hostile_text_never_becomes_a_special_token(name, base):
         assert never(tok).isdisjoint(tok.plain(text)), text
 
 
-@pytest.mark.parametrize("name", ["gpt2", "mistral_v1"])
+@pytest.mark.parametrize("name", LARGE)
 def test_the_library_itself_parses_special_tokens_out_of_text(name, base):
     """Shows the result of the test above without our protection."""
     path = published.directory(name, base) / "tokenizer.json"

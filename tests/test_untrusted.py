@@ -1,5 +1,6 @@
 """Tests hostile texts: no tokenizer makes special or template tokens from them."""
 
+import functools
 from pathlib import Path
 
 import hostile
@@ -173,9 +174,9 @@ KINDS = {
 ASKED = {kind: NAMES if kind == "completions" else ("quality", "safety") for kind in KINDS}
 
 
-@pytest.fixture(scope="module")
-def seen():
-    """Token ids of every hostile prompt as read by each kind of server, in one request."""
+@functools.cache
+def seen(kind):
+    """Token ids of every hostile prompt as read by a kind of server, in one request."""
     found = {}
 
     def answer(path, payload):
@@ -185,38 +186,37 @@ def seen():
         got.append((ids, text))
         return {"choices": [{"text": "one", "message": {"content": "one"}}]}
 
-    for kind, changes in KINDS.items():
-        got: list = []
-        with serve(answer) as server:
-            config = RemoteConfig(url=server.url, model="m", concurrency=1, **changes)
-            one = Remote(config, Byte())
-            for name, text in hostile.TEXTS.items():
-                got.clear()
-                trunks, branches = zip(*ends(text, ASKED[kind]), strict=True)
-                one.generate(
-                    trunks, [[b] for b in branches], votes=1, max_tokens=1,
-                    sampling=SamplingConfig(temperature=0.0), seed=0,
-                )  # fmt: skip
-                found[kind, name] = list(got)
+    got: list = []
+    with serve(answer) as server:
+        config = RemoteConfig(url=server.url, model="m", concurrency=1, **KINDS[kind])
+        one = Remote(config, Byte())
+        for name, text in hostile.TEXTS.items():
+            got.clear()
+            trunks, branches = zip(*ends(text, ASKED[kind]), strict=True)
+            one.generate(
+                trunks, [[b] for b in branches], votes=1, max_tokens=1,
+                sampling=SamplingConfig(temperature=0.0), seed=0,
+            )  # fmt: skip
+            found[name] = list(got)
     return found
 
 
-@pytest.mark.parametrize("kind", ["completions", "chat", "exact", "tokens"])
+@pytest.mark.parametrize(
+    "kind", ["completions", "chat", "tokens", pytest.param("exact", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("name", hostile.TEXTS)
-def test_no_special_token_reaches_a_server(kind, name, seen):
-    assert len(seen[kind, name]) == len(ASKED[kind])
-    for ids, text in seen[kind, name]:
+def test_no_special_token_reaches_a_server(kind, name):
+    assert len(seen(kind)[name]) == len(ASKED[kind])
+    for ids, text in seen(kind)[name]:
         inside = ids[1:] if kind == "tokens" else ids  # BOS is ours to send there
         assert [i for i in inside if i >= FIRST or i == Byte.bos] == []
         if kind != "tokens":
             assert text.endswith(ENDINGS)
 
 
-def test_a_careless_client_would_let_them_through(seen):
+def test_a_careless_client_would_let_them_through():
     """The same server finds special tokens if the client does not break them up."""
-    found = {
-        i for (kind, _), each in seen.items() if kind == "careless" for ids, _ in each for i in ids
-    }
+    found = {i for each in seen("careless").values() for ids, _ in each for i in ids}
     assert len([i for i in found if i >= FIRST]) == len(hostile.SPECIALS)
 
 
@@ -247,7 +247,7 @@ def test_some_prompts_ask_for_reasons():
 
 @pytest.mark.parametrize("aspect", REASONED, ids=lambda aspect: aspect.name)
 @pytest.mark.parametrize("said", SAID)
-@pytest.mark.parametrize("api", ["completions", "chat"])
+@pytest.mark.parametrize("api", ["completions", pytest.param("chat", marks=pytest.mark.slow)])
 def test_only_what_a_served_judge_says_becomes_its_verdict(api, said, aspect):
     form, at = SAID[said]
     text = form.format(aspect, "" if at is None else aspect.options[at])

@@ -206,6 +206,7 @@ def rewriter_run(model) -> ConfigDict:
 
 def shrink(config) -> ConfigDict:
     """Makes all runs tiny."""
+    config.compile = "quick"
     config.data.world.update(entities=8, train=1500, validation=100, test=150)
     config.tokenizer.documents = 1000
     steps = dict(

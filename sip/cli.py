@@ -15,7 +15,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -459,6 +459,22 @@ def keep_programs() -> None:
         config.update("jax_compilation_cache_dir", path)
         config.update("jax_compilation_cache_max_size", PROGRAMS_BYTES)
         config.update("jax_persistent_cache_min_compile_time_secs", PROGRAMS_SECONDS)
+
+
+@contextlib.contextmanager
+def compiling(how: str) -> Iterator[None]:
+    """Compiles the block's programs as the config's `compile` says.
+
+    With "quick" XLA leaves out most optimisations. Of a run of a few steps compilation is nearly
+    all, and it takes half the time; the programs run slower, and round in other places.
+    """
+    config: Any = jax.config
+    before = config.read("jax_disable_most_optimizations")
+    config.update("jax_disable_most_optimizations", before or how == "quick")
+    try:
+        yield
+    finally:
+        config.update("jax_disable_most_optimizations", before)
 
 
 def programs_dir() -> str:

@@ -75,7 +75,7 @@ def train(config, workdir: str, profile: bool = False, source: str = "") -> dict
     recipe.check_files(config)
     recipe.check_meshes(config)
     binding.check(config, workdir)  # before anything is made
-    with workdirs.locked(workdir):
+    with workdirs.locked(workdir), cli.compiling(recipe.read(config).compile):
         workdirs.clean(workdir)
         binding.bind(config, workdir)
         if plan:

@@ -75,7 +75,7 @@ def train(config, workdir: str, profile: bool = False, source: str = "") -> dict
     recipe.check_files(config)
     recipe.check_meshes(config)
     binding.check(config, workdir)  # before anything is made
-    with workdirs.locked(workdir), cli.compiling(recipe.read(config).compile):
+    with workdirs.locked(workdir):
         workdirs.clean(workdir)
         binding.bind(config, workdir)
         if plan:
@@ -188,6 +188,8 @@ def main(argv) -> None:
     wanted = None if _SEEDS.value is None else seeds.parse(_SEEDS.value)
     if wanted and "config.seed" in flags.FLAGS and flags.FLAGS["config.seed"].present:
         raise UserError("--config.seed and --seeds exclude each other; pass only one of them")
+    if recipe.read(_CONFIG.value).compile == "quick":
+        cli.compile_quickly()
     processes.start(
         str(_COORDINATOR.value),
         int(_PROCESSES.value),

@@ -206,6 +206,7 @@ def rewriter_run(model) -> ConfigDict:
 
 def shrink(config) -> ConfigDict:
     """Makes all runs tiny."""
+    config.compile = "quick"
     config.data.world.update(entities=8, train=1500, validation=100, test=150)
     config.tokenizer.documents = 1000
     steps = dict(
@@ -214,9 +215,9 @@ def shrink(config) -> ConfigDict:
         judge=6,
         rewriter=6,
         standard=6,
-        sip_learned=4,
-        sip_oracle=4,
-        sft_one_rollout=4,
+        sip_learned=2,
+        sip_oracle=2,
+        sft_one_rollout=2,
     )
     for name, run in config.runs.items():
         run.steps = steps[name]
@@ -233,7 +234,8 @@ def shrink(config) -> ConfigDict:
         if "judge" in run:
             run.judge.min_mass = 0.0  # after six steps the options have little probability
         if "task" in run and run.task.name == "verdicts":
-            run.task.labels.update(documents=100, held_out=32, temperatures=(1.0,))
+            # As many candidates as a SIP run has: the proofreader's programs are shared.
+            run.task.labels.update(documents=64, held_out=16, temperatures=(1.0,), corruptions=2)
         if "task" in run and run.task.name == "rewrites":
-            run.task.update(documents=100, held_out=32)
+            run.task.update(documents=64, held_out=run.batch)  # the batch of the SIP runs too
     return config

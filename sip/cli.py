@@ -44,7 +44,14 @@ MENDABLE, INTERRUPTED, LEFT = 2, 130, 1
 
 PRINT = "print_config"
 PROGRAMS_BYTES = 4 << 30  # compiled programs kept per user and kind of CPU; the oldest go first
-PROGRAMS_SECONDS = 0.2  # compile time from which a program is kept
+PROGRAMS_SECONDS = 0.05  # compile time from which a program is kept
+KEPT_FROM = "jax_persistent_cache_min_compile_time_secs"  # JAX's setting of it
+QUICK = (  # XLA's flags of the config's `compile`
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+)
 # Configs that any config may import: those of the source tree, which an editable install uses.
 SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
 
@@ -450,6 +457,8 @@ def keep_programs() -> None:
     JAX_COMPILATION_CACHE_DIR, come first. Without a directory to write to nothing is kept.
     """
     config: Any = jax.config
+    if KEPT_FROM.upper() not in os.environ:
+        config.update(KEPT_FROM, PROGRAMS_SECONDS)
     if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
         return
     path = programs_dir()
@@ -458,7 +467,16 @@ def keep_programs() -> None:
     if os.access(path, os.W_OK):
         config.update("jax_compilation_cache_dir", path)
         config.update("jax_compilation_cache_max_size", PROGRAMS_BYTES)
-        config.update("jax_persistent_cache_min_compile_time_secs", PROGRAMS_SECONDS)
+
+
+def compile_quickly() -> None:
+    """Makes XLA leave out most optimisations of this process's programs, unless XLA_FLAGS is set.
+
+    Compilation is nearly all of a run of a few steps, and this saves four fifths of it on CPUs. The
+    programs run slower and round in other places. XLA reads the variable when JAX opens its
+    devices: call it before.
+    """
+    os.environ.setdefault("XLA_FLAGS", " ".join(QUICK))
 
 
 def programs_dir() -> str:

@@ -188,6 +188,8 @@ def main(argv) -> None:
     wanted = None if _SEEDS.value is None else seeds.parse(_SEEDS.value)
     if wanted and "config.seed" in flags.FLAGS and flags.FLAGS["config.seed"].present:
         raise UserError("--config.seed and --seeds exclude each other; pass only one of them")
+    if recipe.read(_CONFIG.value).compile == "quick":
+        cli.compile_quickly()
     processes.start(
         str(_COORDINATOR.value),
         int(_PROCESSES.value),

@@ -291,6 +291,16 @@ def test_a_checksum_notices_any_element_and_no_mesh(dtype):
     assert checksums.of({"x": np.flip(x)}) != want
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool"])
+def test_the_host_and_the_devices_sum_alike(dtype, monkeypatch):
+    x = np.random.default_rng(1).integers(0, 2, (4, 6)).astype(dtype)
+    sharded = jax.device_put(x, NamedSharding(EIGHT(), PartitionSpec("fsdp", None)))
+    tree = {"whole": x, "sharded": sharded, "one": x[1, 2]}
+    here = checksums.of(tree)
+    monkeypatch.setattr(checksums, "SMALL", 0)
+    assert checksums.of(tree) == here
+
+
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
 def test_parameters_that_are_not_finite_are_refused_by_name(tmp_path, bad):
     params = jax.tree.map(jnp.array, tiny.params())

@@ -110,6 +110,15 @@ def closed_pipe():
     return io.TextIOWrapper(io.BufferedWriter(io.FileIO(write, "w")), line_buffering=True)
 
 
+def test_a_quick_config_sets_the_flags_of_xla_unless_the_user_did(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")
+    cli.compile_quickly()
+    assert os.environ["XLA_FLAGS"].startswith("--xla_backend_optimization_level=0 ")
+    monkeypatch.setenv("XLA_FLAGS", "flags.txt")
+    cli.compile_quickly()
+    assert os.environ["XLA_FLAGS"] == "flags.txt"
+
+
 def test_a_closed_stdout_is_quiet_and_cannot_be_told_an_error(monkeypatch, capsys):
     with monkeypatch.context() as patch, closed_pipe() as stdout:
         patch.setattr(sys, "stdout", stdout)

@@ -17,6 +17,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sip.mesh import constrain, param_sharding
 from sip.models import int8, kernels, layers, lora, moe, visibility
@@ -464,19 +465,18 @@ def deepen(params: Params, cfg: ModelConfig) -> Params:
     interleaves them). This lets a judge start from a policy with fewer layers. Copies learn faster
     than fresh layers: their attention heads already attend to useful positions.
     """
+    blocks = _deepened(params["blocks"]["block"], cfg.layers)
+    return {**params, "blocks": {"block": blocks}}
 
+
+@functools.partial(jax.jit, static_argnums=1)  # one program, not one for each operation and shape
+def _deepened(blocks: dict[str, Any], layers: int) -> dict[str, Any]:
     def more(name, old):
-        at = jnp.arange(old.shape[0], cfg.layers) % old.shape[0]  # layers to copy, bottom first
+        at = np.arange(old.shape[0], layers) % old.shape[0]  # layers to copy, bottom first
         new = jnp.zeros_like(old[at]) if name in RESIDUAL else old[at]
         return jnp.concatenate([old, new])
 
-    blocks = params["blocks"]["block"]
-    return {
-        **params,
-        "blocks": {
-            "block": {k: jax.tree.map(functools.partial(more, k), v) for k, v in blocks.items()}
-        },
-    }
+    return {k: jax.tree.map(functools.partial(more, k), v) for k, v in blocks.items()}
 
 
 def abstract(cfg: ModelConfig, mesh) -> Params:

@@ -18,7 +18,7 @@ from sip.judge.build import check_room
 from sip.loading import load_tokenizer, source_dir
 from sip.models import kernels
 from sip.run import RunConfig, TokenizerConfig, build_meshes, check_model
-from sip.sections import LARGEST, FieldError, at_least, plain, section
+from sip.sections import LARGEST, FieldError, at_least, one_of, plain, section
 from sip.sections import check as check_section
 from sip.stages import rl, selfimprove, session, supervised
 from sip.structs import UserError
@@ -27,6 +27,7 @@ from sip.training import sinks
 from sip.workdir import BEST
 
 STAGES = {"supervised": supervised, "selfimprove": selfimprove, "rl": rl}
+COMPILED = ("full", "quick")
 TEACHERS = ("judge", "rewriter")  # runs whose evaluations are shown next to the rows
 
 
@@ -68,9 +69,10 @@ class Recipe:
     runs: dict[str, Any]  # name -> config of a run
     report: ReportConfig
     gap: Any = None  # policies and judges that python -m sip.gap measures; none: no section
+    compile: str = "full"  # full | quick: XLA optimises little, unless XLA_FLAGS is set
 
     def __post_init__(self):
-        check_section("", self, seed=at_least(0, most=LARGEST))
+        check_section("", self, seed=at_least(0, most=LARGEST), compile=one_of(COMPILED))
         if not self.order or len(set(self.order)) < len(self.order):
             raise FieldError("", f"order={self.order}: must name at least one run, each once")
         for name in self.order:
@@ -93,7 +95,7 @@ def filled(config) -> tuple[dict[str, Any], dict[str, str]]:
     Sections are seed, order, report, data, tokenizer and runs.NAME. One that cannot be resolved has
     a problem and stays as it is.
     """
-    found, problems = plain(config), {}
+    found, problems = {"compile": Recipe.compile, **plain(config)}, {}
 
     def put(values, key: str, name: str, make) -> None:
         if key in values:

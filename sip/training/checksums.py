@@ -4,8 +4,9 @@ A checkpoint's record holds a checksum of each array, so that a damaged file is 
 array is read again. The checksum is a sum over mixed bits and positions, modulo 2**32. So it does
 not depend on the mesh: each device sums its own shards, each process adds up those of its devices,
 and the processes exchange one number per array. Cost: a save and a load read each array once more
-from device memory (milliseconds per GB on an accelerator, about a second per GB on a CPU). No array
-is copied to the host for it, and no file is read again.
+from device memory (milliseconds per GB on an accelerator, about a second per GB on a CPU). No large
+array is copied to the host for it, and no file is read again. The host sums small arrays itself:
+a program for each of their shapes and shardings would take longer to compile.
 
 A change of one element is always noticed, any other change with probability 1 - 2**-32.
 """
@@ -24,6 +25,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sip import processes
 
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # an unsigned type by its size, bytes
+
+
+SMALL = 1 << 20  # bytes of an array that the host sums
 
 
 def names(tree: Any) -> dict[str, Any]:
@@ -50,23 +54,43 @@ def differing(tree: Any, known: Mapping[str, int]) -> list[str]:
     return [name for name, x in of(tree).items() if name in known and known[name] != x]
 
 
-def _sums(x) -> jax.Array:
-    """Starts the sums of an array's shards, one on each device."""
+def _sums(x) -> jax.Array | np.ndarray:
+    """Starts the sums of an array's shards, one on each device; those of a small one are done."""
     x = x if isinstance(x, jax.Array) else jnp.asarray(x)
-    if not isinstance(x.sharding, NamedSharding):
-        return _single(x) * np.uint32(processes.lead())  # every process has the whole array
+    whole = not isinstance(x.sharding, NamedSharding)  # every process has the whole array
+    if x.nbytes <= SMALL:
+        return np.array([] if whole and not processes.lead() else _by_host(x), np.uint32)
+    if whole:
+        return _single(x) * np.uint32(processes.lead())
     return _sharded(x.sharding.mesh, x.sharding.spec)(x)
 
 
-def _added(sums_N: jax.Array) -> np.uint32:
+def _added(sums_N: jax.Array | np.ndarray) -> np.uint32:
     """Adds the sums of this process's devices."""
-    own = [np.asarray(shard.data) for shard in sums_N.addressable_shards if shard.replica_id == 0]
-    return np.array(own, np.uint32).sum(dtype=np.uint32)
+    own = [sums_N] if isinstance(sums_N, np.ndarray) else [np.asarray(x.data) for x in _own(sums_N)]
+    return np.concatenate(own).sum(dtype=np.uint32)
+
+
+def _own(x: jax.Array) -> list[Any]:
+    """Returns the shards of this process, of equal ones the first."""
+    return [shard for shard in x.addressable_shards if shard.replica_id == 0]
+
+
+def _by_host(x: jax.Array) -> list[np.uint32]:
+    """Sums the shards of this process."""
+    found = []
+    with np.errstate(over="ignore"):  # numpy warns of scalars that wrap around
+        for shard in _own(x):
+            data, offsets = np.asarray(shard.data), [part.start or 0 for part in shard.index]
+            bits = data.astype(np.uint8) if data.dtype == np.bool_ else data
+            bits = bits.view(f"uint{8 * bits.itemsize}").astype(np.uint32)
+            found.append(_mixed_sum(bits, offsets, x.shape, np))
+    return found
 
 
 @jax.jit
 def _single(x):
-    return _mixed_sum(x, [0] * x.ndim, x.shape)[None]
+    return _mixed_sum(_bits(x), [0] * x.ndim, x.shape, jnp)[None]
 
 
 @functools.cache
@@ -87,7 +111,7 @@ def _sharded(mesh: jax.sharding.Mesh, spec: PartitionSpec):
             jax.lax.axis_index(some) * here if some else 0
             for some, here in zip(at, x.shape, strict=True)
         ]
-        found = _mixed_sum(x, offsets, whole)
+        found = _mixed_sum(_bits(x), offsets, whole, jnp)
         for name in copies:  # each shard counts once
             found = jnp.where(jax.lax.axis_index(name) == 0, found, jnp.uint32(0))
         return found[None]
@@ -96,18 +120,26 @@ def _sharded(mesh: jax.sharding.Mesh, spec: PartitionSpec):
     return jax.jit(jax.shard_map(program, mesh=mesh, in_specs=spec, out_specs=out))
 
 
-def _mixed_sum(x, offsets: Sequence[Any], whole: Sequence[int]):
-    """Sums mixed bits over a shard that begins at `offsets` in an array of shape `whole`."""
+def _bits(x) -> jax.Array:
+    """Returns the bits of each element as uint32, on the devices."""
     bits = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
-    bits = jax.lax.bitcast_convert_type(bits, WORDS[bits.dtype.itemsize]).astype(jnp.uint32)
-    position, stride = jnp.zeros(x.shape, jnp.uint32), 1
-    for axis in reversed(range(x.ndim)):
-        along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        along += jnp.asarray(offsets[axis], jnp.uint32)
-        position += along * jnp.uint32(stride % 2**32)
+    bits = jax.lax.bitcast_convert_type(bits, WORDS[bits.dtype.itemsize])
+    return bits.astype(jnp.uint32)
+
+
+def _mixed_sum(bits, offsets: Sequence[Any], whole: Sequence[int], xp):
+    """Sums mixed bits over a shard that begins at `offsets` in an array of shape `whole`.
+
+    `xp` is the module of the arrays, numpy or jax.numpy.
+    """
+    position, stride = xp.zeros(bits.shape, xp.uint32), 1
+    for axis, size in reversed(tuple(enumerate(bits.shape))):
+        along = xp.arange(size, dtype=xp.uint32) + xp.asarray(offsets[axis], xp.uint32)
+        along = along.reshape([size if i == axis else 1 for i in range(bits.ndim)])
+        position += along * xp.uint32(stride % 2**32)
         stride *= whole[axis]
     # The finaliser of MurmurHash3: a bijection of 32 bits, so no change of one element is lost.
-    h = bits ^ (position * jnp.uint32(0x9E3779B1) + jnp.uint32(0x85EBCA6B))
-    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
-    return jnp.sum(h ^ (h >> 16), dtype=jnp.uint32)
+    h = bits ^ (position * xp.uint32(0x9E3779B1) + xp.uint32(0x85EBCA6B))
+    h = (h ^ (h >> 16)) * xp.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * xp.uint32(0xC2B2AE35)
+    return xp.sum(h ^ (h >> 16), dtype=xp.uint32)

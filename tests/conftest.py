@@ -1,6 +1,7 @@
 """Pytest setup: eight simulated CPU devices, strict rank promotion, no network."""
 
 import functools
+import gc
 import getpass
 import os
 import socket
@@ -30,6 +31,13 @@ import pytest  # noqa: E402
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def pytest_collection_finish():
+    """Collects garbage less often: walking over all of JAX's objects took a tenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 def pytest_collection_modifyitems(items):

@@ -104,7 +104,7 @@ def test_decoded_parts_join_wherever_the_text_is_cut(name, base):
 SHARE = {"gpt2": 1.0, "qwen": 1.0, "mistral_v1": 1.0, "test_model": 0.98, "test_ja_model": 0.98}
 
 
-@pytest.mark.parametrize("name", SHARE)
+@pytest.mark.parametrize("name", [*LOSSLESS, "test_model", "test_ja_model"])
 def test_tokens_of_parts_are_tokens_of_the_whole_at_word_boundaries(name, base):
     tok, text = opened(name, base), story(size=3000)
     whole = tok.encode(text)

@@ -51,6 +51,7 @@ QUICK = (  # XLA's flags of the config's `compile`
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_multi_thread_eigen=false",  # small products wait for threads longer than they take
 )
 # Configs that any config may import: those of the source tree, which an editable install uses.
 SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")

@@ -230,13 +230,14 @@ def shrink(config) -> ConfigDict:
         if "validation" in run.evals:
             run.evals.update(validation=16, standard=32, unsafe=8, batch=16)
             run.evals.every_steps = 2 if run.evals.every_steps else 0
-        if name == "sip_learned":
-            run.candidates.rollouts = ((0, 4),)
+        if name in ("sip_learned", "sip_oracle"):
+            run.candidates.rollouts = ((0, 2),)
         if "judge" in run:
             run.judge.min_mass = 0.0  # after so few steps the options have little probability
         if "task" in run and run.task.name == "verdicts":
             # As many candidates as a SIP run has: the proofreader's programs are shared.
-            run.task.labels.update(documents=64, held_out=8, temperatures=(1.0,), corruptions=2)
+            run.task.labels.update(documents=64, held_out=8, temperatures=(1.0,))
+            run.task.labels.update(rollouts=1, corruptions=1)
             run.task.labels.per_prefix.quality = 4
         if "task" in run and run.task.name == "rewrites":
             run.task.update(documents=64, held_out=run.batch)  # the batch of the SIP runs too

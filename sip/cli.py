@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import gc
 import hashlib
 import io
 import logging
@@ -157,6 +158,7 @@ def prepare() -> None:
     """Prepares the process of a command: signals, streams, memory, logging; checks variables."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: blocks clean up
     open_streams()
+    gc.freeze()  # what imports have made lives as long as the process: collections pass it over
     keep_memory()
     keep_programs()
     sys.unraisablehook = _unraisable

@@ -40,11 +40,12 @@ MODEL = dict(
 )
 READ = common.proofread("tutor")
 TRUTH = dict(judge=common.judge("truth"), rewriter=common.rewriter("truth"))
+FEW = dict(validation=16, standard=32, unsafe=8, batch=16)  # held-out prefixes of `debug`
 BASE, FRESH, JUDGE = "train[:60%]", "train[60%:75%]", "train[75%:]"  # disjoint documents
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Builds the full config; `debug` makes it run in three minutes."""
+    """Builds the full config; `debug` makes it run in about a minute on idle cores."""
     debug = common.is_debug(arg, "microworld.py")
     config = ConfigDict()
     config.seed = 0
@@ -207,14 +208,14 @@ def rewriter_run(model) -> ConfigDict:
 def shrink(config) -> ConfigDict:
     """Makes all runs tiny."""
     config.compile = "quick"
-    config.data.world.update(entities=8, train=1500, validation=100, test=150)
-    config.tokenizer.documents = 1000
+    config.data.world.update(entities=8, train=600, validation=60, test=80)
+    config.tokenizer.documents = 600
     steps = dict(
-        base=40,
+        base=20,
         tutor=4,
-        judge=6,
-        rewriter=6,
-        standard=6,
+        judge=4,
+        rewriter=4,
+        standard=4,
         sip_learned=2,
         sip_oracle=2,
         sft_one_rollout=2,
@@ -224,18 +225,21 @@ def shrink(config) -> ConfigDict:
         run.batch = 8
         run.optim.warmup_steps = 2
         run.model.update(width=32, head_dim=8, hidden=64, remat="none")  # compiles faster
+        run.model.layers = min(run.model.layers, 3)
         run.checkpoint.every_steps = 20
         run.log.every_steps = 2
         if "validation" in run.evals:
-            run.evals.update(validation=32, standard=64, unsafe=16, batch=32)
+            run.evals.update(**FEW)
             run.evals.every_steps = 2 if run.evals.every_steps else 0
-        if name == "sip_learned":
-            run.candidates.rollouts = ((0, 4),)
+        if name in ("sip_learned", "sip_oracle"):
+            run.candidates.rollouts = ((0, 2),)
         if "judge" in run:
-            run.judge.min_mass = 0.0  # after six steps the options have little probability
+            run.judge.min_mass = 0.0  # after so few steps the options have little probability
         if "task" in run and run.task.name == "verdicts":
             # As many candidates as a SIP run has: the proofreader's programs are shared.
-            run.task.labels.update(documents=64, held_out=16, temperatures=(1.0,), corruptions=2)
+            run.task.labels.update(documents=64, held_out=8, temperatures=(1.0,))
+            run.task.labels.update(rollouts=1, corruptions=1)
+            run.task.labels.per_prefix.quality = 4
         if "task" in run and run.task.name == "rewrites":
             run.task.update(documents=64, held_out=run.batch)  # the batch of the SIP runs too
     return config

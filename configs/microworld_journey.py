@@ -134,10 +134,10 @@ def shrink(runs) -> None:
         tuned, rewarded = runs[f"{name}_sft"], runs[f"{name}_rlhf"]
         tuned.update(steps=4, batch=8)
         tuned.optim.warmup_steps, tuned.log.every_steps = 2, 2
-        tuned.evals.update(validation=32, standard=64, unsafe=16, batch=32, every_steps=2)
+        tuned.evals.update(**microworld.FEW, every_steps=2)
         rl.shrink(rewarded)
         rewarded.rollouts, rewarded.task.held_out = 2, 16
-        rewarded.task.continuations.update(validation=32, standard=64, unsafe=16, batch=32)
+        rewarded.task.continuations.update(**microworld.FEW)
         for run in (tuned, rewarded):
             run.task.questions.update(count=40, held_out=16, answer=8)
         rewarded.answer = 8

@@ -113,5 +113,5 @@ def policy(model, objective, debug: bool, **task) -> ConfigDict:
     if debug:
         rl.shrink(run)
         run.rollouts, run.task.held_out = 2, 16
-        run.task.continuations.update(validation=32, standard=64, unsafe=16, batch=32)
+        run.task.continuations.update(**microworld.FEW)
     return run

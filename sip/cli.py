@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import errno
 import functools
+import gc
 import hashlib
 import io
 import logging
@@ -51,6 +52,7 @@ QUICK = (  # XLA's flags of the config's `compile`
     "--xla_llvm_disable_expensive_passes=true",
     "--xla_cpu_use_fusion_emitters=false",
     "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_multi_thread_eigen=false",  # small products wait for threads longer than they take
 )
 # Configs that any config may import: those of the source tree, which an editable install uses.
 SHIPPED = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "configs")
@@ -156,6 +158,7 @@ def prepare() -> None:
     """Prepares the process of a command: signals, streams, memory, logging; checks variables."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: blocks clean up
     open_streams()
+    gc.freeze()  # what imports have made lives as long as the process: collections pass it over
     keep_memory()
     keep_programs()
     sys.unraisablehook = _unraisable

@@ -32,7 +32,7 @@ def put(values: dict, key: str, value) -> None:
 
 def shrink(config):
     """Reduces all runs to two steps of a model that compiles fast."""
-    for run in config.runs.values():
+    for name, run in config.runs.items():
         run.steps, run.batch, run.optim.warmup_steps = 2, 8, 1
         run.model.update(width=16, layers=1, head_dim=4, hidden=32)
         run.log.update(every_steps=2, tensorboard=False, progress=False)
@@ -40,8 +40,13 @@ def shrink(config):
         for evals in (run.evals, task["continuations"] if "continuations" in task else {}):
             if "validation" in evals:
                 evals.update(validation=8, standard=16, unsafe=8, batch=16)
+        if name in ("sip_learned", "sip_oracle"):
+            run.candidates.rollouts = ((0, 4),)
         if "labels" in task:
             task.labels.update(documents=20, held_out=10)
+        if name == "judge" and "labels" in task:
+            task.labels.update(rollouts=2, corruptions=5)
+            task.labels.per_prefix.quality = 8
         if "prompt" in task:
             task.update({key: 20 for key in ("documents", "held_out") if key in task})
     return config

@@ -60,7 +60,9 @@ def _draw(found: Sequence[Panel], path) -> None:
             _line(axis, line)
         if panel.level is not None:
             axis.axhline(panel.level, color="0.5", linewidth=0.8, linestyle=":")
-        axis.set(title=panel.title, xlabel="step", ylabel=panel.label)
+        # A title without a place is moved out of the way of ticks, which lays them out once more.
+        axis.set_title(panel.title, y=1.0)
+        axis.set(xlabel="step", ylabel=panel.label)
         if panel.rate:
             axis.set_ylim(-0.02, 1.02)
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -69,7 +69,7 @@ class Recipe:
     runs: dict[str, Any]  # name -> config of a run
     report: ReportConfig
     gap: Any = None  # policies and judges that python -m sip.gap measures; none: no section
-    compile: str = "full"  # full | quick: XLA optimises little, unless XLA_FLAGS is set
+    compile: str = "full"  # full | quick: the command makes XLA optimise little
 
     def __post_init__(self):
         check_section("", self, seed=at_least(0, most=LARGEST), compile=one_of(COMPILED))

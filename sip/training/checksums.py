@@ -57,12 +57,13 @@ def differing(tree: Any, known: Mapping[str, int]) -> list[str]:
 def _sums(x) -> jax.Array | np.ndarray:
     """Starts the sums of an array's shards, one on each device; those of a small one are done."""
     x = x if isinstance(x, jax.Array) else jnp.asarray(x)
-    whole = not isinstance(x.sharding, NamedSharding)  # every process has the whole array
+    where = x.sharding
+    if not isinstance(where, NamedSharding):  # every process has the whole array
+        found = np.array(_by_host(x), np.uint32) if x.nbytes <= SMALL else _single(x)
+        return found * np.uint32(processes.lead())
     if x.nbytes <= SMALL:
-        return np.array([] if whole and not processes.lead() else _by_host(x), np.uint32)
-    if whole:
-        return _single(x) * np.uint32(processes.lead())
-    return _sharded(x.sharding.mesh, x.sharding.spec)(x)
+        return np.array(_by_host(x), np.uint32)
+    return _sharded(where.mesh, where.spec)(x)
 
 
 def _added(sums_N: jax.Array | np.ndarray) -> np.uint32:

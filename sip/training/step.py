@@ -39,8 +39,13 @@ def init_state(cfg: ModelConfig, tx, mesh, seed: int, *, reference: bool) -> Tra
 
 def state_of(params: Params, cfg: ModelConfig, tx, mesh, *, reference: bool) -> TrainState:
     """Returns a state at step 0 with the given parameters; the reference is a copy of them."""
-    make = lambda params: _fresh(params, tx, reference)
-    return _placed(make, cfg, tx, mesh, reference)(params)
+    return _starting(cfg, tx.rule if isinstance(tx, Optimiser) else tx, mesh, reference)(params)
+
+
+@functools.lru_cache(maxsize=32)
+def _starting(cfg: ModelConfig, rule, mesh, reference: bool):
+    """Returns the jitted (params) -> state at step 0; equal runs share it."""
+    return _placed(lambda params: _fresh(params, rule, reference), cfg, rule, mesh, reference)
 
 
 def adapted_state(

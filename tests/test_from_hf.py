@@ -15,6 +15,7 @@ from sip.hf import configs, tokens, writing
 from sip.judge import prompts
 from sip.sampling import SamplingConfig
 from sip.text import tokenizer as tokenizers
+from sip.textgen.protocol import Cut
 from sip.textgen.remote import Remote, RemoteConfig
 
 SECTION = "## From a published model and back"
@@ -85,6 +86,7 @@ def test_the_commands_of_the_readme(places, tmp_path):
         ((said,),) = one.generate([asked], [[""]], votes=1, sampling=greedy, max_tokens=8, seed=0)[
             0
         ]
+    said = said.text if isinstance(said, Cut) else said
     for directory in (run, out):
         told = generate.generate(
             str(directory), [asked], num=1, max_tokens=8, sample=greedy, seed=0

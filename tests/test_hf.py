@@ -19,6 +19,7 @@ from sip.sampling import SamplingConfig
 from sip.structs import UserError
 from sip.text import tokenizer as tokenizers
 from sip.text.classes import SPACE
+from sip.textgen.protocol import Cut
 from sip.textgen.remote import Remote, RemoteConfig
 
 NAMES = ("quality", "safety", "factuality", "grade")
@@ -139,12 +140,13 @@ def test_transformers_serve_continues_as_our_own_sampling_does(exported, tokeniz
     fork_B = np.array(list(map(len, ids)), np.int32)
     program = sampling.program(cfg, 1, steps, greedy, (tokenizer.eos,))
     rollouts = program(params, tokens_BT, fork_B, np.arange(3), jnp.zeros(2, jnp.uint32))
-    want = [
-        tokenizer.decode(row[mask].tolist())
-        for row, mask in zip(
-            np.asarray(rollouts.tokens_BCR)[:, 0], np.asarray(rollouts.mask_BCR)[:, 0], strict=True
-        )
-    ]
+    rows = zip(
+        *(np.asarray(x)[:, 0] for x in (rollouts.tokens_BCR, rollouts.mask_BCR)), strict=True
+    )
+    want = []
+    for row, mask in rows:
+        text = tokenizer.decode(row[mask].tolist())
+        want.append(text if row[mask][-1] == tokenizer.eos else Cut(text))
     config = RemoteConfig(url=served, model=str(path), logprobs=0, retries=0, concurrency=1)
     one = Remote(config)
     one.check()
@@ -152,7 +154,7 @@ def test_transformers_serve_continues_as_our_own_sampling_does(exported, tokeniz
     found = one.generate(prefixes, [[""]] * 3, votes=2, sampling=greedy, **how)
     assert found == [[[text, text]] for text in want] and len(set(want)) == 3
     drawn = one.generate(prefixes, [[""]] * 3, votes=2, sampling=SamplingConfig(), **how)
-    assert all(isinstance(vote, str) for row in drawn for votes in row for vote in votes)
+    assert all(isinstance(vote, str | Cut) for row in drawn for votes in row for vote in votes)
     with pytest.raises(UserError, match="status 400"):
         Remote(RemoteConfig(url=served, model="another", logprobs=0, retries=0)).check()
     with pytest.raises(UserError, match="no log-probabilities"):

@@ -81,7 +81,7 @@ def test_supervised_and_self_improving_runs_of_factors(quick, tmp_path, monkeypa
 def test_a_policy_gradient_run_of_factors(quick, tmp_path):
     config, source = importlib.import_module("judge_llama8b").get_config("debug"), tmp_path / "at"
     run = config.runs.judge
-    run.task.label_file.path = write_labels(tmp_path / "labels.jsonl")
+    run.task.label_file.path = config.data.path = write_labels(tmp_path / "labels.jsonl")
     run.log.update(tensorboard=False, progress=False)
     cfg = recipe.STAGES["rl"].resolve(config, "judge").model
     tx = optim.build(optim.OptimConfig(lr=1e-3, steps=1))

@@ -143,6 +143,7 @@ def continual(arg: str, name: str, *, data: str, aspects: tuple[str, ...]) -> Co
 
 def shrink(config) -> ConfigDict:
     """Makes the run tiny, without a rewriter."""
+    config.compile = "quick"
     run = config.runs.sip
     run.judge.update(backend="rule", rule="distinct_words", init_from="", votes=1, batch=4)
     run.judge.weights = (("quality", 1.0),)

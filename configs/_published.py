@@ -64,6 +64,7 @@ def shrink(config, run, *, fresh: bool) -> ConfigDict:
     run.optim.update(lr=1e-3, warmup_steps=1)
     run.log.every_steps = 1
     if fresh:
+        config.compile = "quick"
         config.tokenizer.update(kind="byte", path="")
         run.init_from = ""
         run.model.update(vocab_size=259, width=16, layers=1, kv_heads=2, queries_per_kv=2)

@@ -93,6 +93,7 @@ def shrink(config, run, *, answer: int, max_len: int) -> ConfigDict:
 
 def shrink_shared(config, run, *, max_len: int) -> ConfigDict:
     """Makes the texts, the model and the steps of any single run tiny."""
+    config.compile = "quick"
     config.data.cut = dict(prefix_min=8, prefix_max=16, suffix=8)
     config.tokenizer.update(kind="byte", path="", vocab_size=259)
     run.update(steps=2, batch=4, microbatches=2, init_from="")

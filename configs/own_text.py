@@ -128,6 +128,7 @@ def judge_run(model, start: str, split: str, *, kinds, rollouts=0, seed=0) -> Co
 
 def shrink(config) -> ConfigDict:
     """Makes all runs tiny; a named checkpoint keeps its size."""
+    config.compile = "quick"
     config.data.cut = dict(prefix_min=8, prefix_max=16, suffix=8)
     config.tokenizer.vocab_size = 512 if config.tokenizer.kind == "sentencepiece" else 0
     for name, run in config.runs.items():

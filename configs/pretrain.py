@@ -54,6 +54,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 def shrink(config) -> ConfigDict:
     """Makes corpus, model and run tiny."""
+    config.compile = "quick"
     run = config.runs.base
     if config.data.source == "microworld":
         config.data.world.update(entities=8, train=1500, validation=100, test=150)

@@ -181,6 +181,7 @@ def rewarded(model, init_from: str, **run) -> ConfigDict:
 
 def shrink(config) -> ConfigDict:
     """Makes world, models and runs tiny."""
+    config.compile = "quick"
     config.data.world.update(entities=6, train=400, validation=40, test=40)
     config.tokenizer.documents = 400
     for run in config.runs.values():

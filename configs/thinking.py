@@ -205,6 +205,7 @@ def server() -> ConfigDict:
 
 def shrink(config) -> ConfigDict:
     """Makes world, models and runs tiny."""
+    config.compile = "quick"
     config.data.world.update(entities=8, train=400, validation=40, test=40)
     config.tokenizer.documents = 400
     for name, run in config.runs.items():

@@ -77,6 +77,7 @@ def phase(model, init_from: str, *, start: str = "format", samples: int = 8, **m
 
 def shrink(config) -> ConfigDict:
     """Makes the runs tiny. `format` is trained long enough that some answers are right."""
+    config.compile = "quick"
     config.runs.format.update(steps=200, batch=8, split="train")
     config.runs.format.log.every_steps = config.runs.format.evals.every_steps = 50
     config.runs.format.optim.lr = 5e-3

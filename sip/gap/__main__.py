@@ -76,7 +76,8 @@ def main(argv) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}")
     _check_flags()
     config, workdir = _CONFIG.value, str(_WORKDIR.value)
-    recipe.read(config)
+    if recipe.read(config).compile == "quick":
+        cli.compile_quickly()
     if _RUN.value:
         workdirs.existing(workdir)
         names = [name.strip() for name in str(_RUN.value).split(",")]

@@ -94,7 +94,7 @@ def test_the_library_itself_parses_special_tokens_out_of_text(name, base):
     assert opened(name, base).eos in ids
 
 
-@pytest.mark.parametrize("name", LOSSLESS)
+@pytest.mark.parametrize("name", ["qwen", "mistral_v1", *slow("gpt2")])
 def test_decoded_parts_join_wherever_the_text_is_cut(name, base):
     tok, text = opened(name, base), " So she said:\n \n\"It's 5  o'clock <s>\", é€\u2581. "
     for i in range(len(text) + 1):

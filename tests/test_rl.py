@@ -265,6 +265,7 @@ def test_reward_rises(quick, tmp_path):
     run.optim.update(lr=0.03)
     run.sampling.update(temperature=1.0, top_p=1.0)
     run.task.label_file.update(path=str(path), aspects=(str(tmp_path / "calm.txt"),))
+    config.data.path = str(path)
     run.log.update(tensorboard=False, progress=False)
     run.evals.every_steps = 0
     figures = rl.train(Run(config, "judge", str(tmp_path / "work")))

@@ -102,7 +102,7 @@ def ours(checkpoint, rows, workdir):
     c = recipe.STAGES["supervised"].resolve(config, "assistant")
     seen = Run(config, "assistant", str(workdir))
     found = task.examples(seen, c)
-    run.batch = len(task.rows(seen, c, found, "train"))
+    run.batch = len(task.rows(seen, c, found, "train", "c.jsonl"))
     recipe.check(config, str(workdir))
     recipe.STAGES["supervised"].train(Run(config, "assistant", str(workdir)))
     first = next(line for line in lines(workdir, "assistant") if "loss/ce" in line)

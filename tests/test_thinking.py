@@ -550,7 +550,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(reward, quick, tmp
 @pytest.mark.slow  # the recipe's programs
 def test_the_recipe_runs_its_debug_variant(quick, tmp_path):
     config = tiny_recipe.shrink(importlib.import_module("thinking").get_config("debug"))
-    config.data.world = dict(entities=8, train=300, validation=60, test=60)
+    config.data.world.update(entities=8, train=300, validation=60, test=60)
     found = {}
     for name in config.order:
         stage = supervised if config.runs[name].stage == "supervised" else rl

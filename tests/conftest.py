@@ -56,7 +56,8 @@ def certificates():
     """Reads the machine's certificates once, not for each HTTP client: it takes 50 ms."""
     create = httpx.create_ssl_context
     once = functools.cache(lambda *files: create())
-    own = lambda: once(*map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR")))
+    read = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
+    own = lambda: once(*map(os.environ.get, read))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(httpx, "create_ssl_context", own)
         yield

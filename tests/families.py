@@ -1,5 +1,6 @@
 """Tiny checkpoints of every Hugging Face family, with weights drawn from the tensors' names."""
 
+import copy
 import functools
 import json
 import zlib
@@ -149,7 +150,7 @@ CASES = {  # fields of config.json, in addition to BASE
 
 def config(name: str) -> dict:
     """Returns the contents of config.json for a case."""
-    said = {**BASE, **CASES[name]}
+    said = copy.deepcopy({**BASE, **CASES[name]})  # transformers writes into what it is given
     if "rope_parameters" in said:
         said.pop("rope_theta")
     return {**said, "architectures": [configs.FAMILIES[said["model_type"]]]}

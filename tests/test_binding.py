@@ -62,7 +62,7 @@ def test_a_tokenizer_that_the_user_put_there_stays(tmp_path):
 REFUSED = {  # change: what the line says
     "seed": (dict(seed=7), r"seed is 0 there, 7 here; .* delete \S*/runs$"),
     "data": (dict(data__cut__suffix=20), r"data.cut.suffix is 24 there, 20 here"),
-    "tokenizer": (dict(tokenizer__documents=9), r"tokenizer.documents is 1000 there, 9 here"),
+    "tokenizer": (dict(tokenizer__documents=9), r"tokenizer.documents is 600 there, 9 here"),
     "fewer steps": (dict(runs__standard__steps=1), r"runs.standard.steps is 2 there, 1 here; .*"
                     r"or delete \S*/runs/standard$"),
     "learning rate": (dict(runs__tutor__optim__lr=0.5), r"runs.tutor.optim.lr is .* there, 0.5 "),

@@ -126,13 +126,13 @@ def test_half_precision_is_read_as_it_is_and_rounded_when_asked_to(published):
     ("name", "shape"),
     [
         ("qwen25", (2, 4, 1)),
-        ("qwen25", (1, 4, 2)),
-        ("qwen3", (1, 4, 2)),
+        pytest.param("qwen25", (1, 4, 2), marks=pytest.mark.slow),
+        pytest.param("qwen3", (1, 4, 2), marks=pytest.mark.slow),
         ("llama32_odd", (2, 4, 1)),
-        ("qwen3_moe", (1, 4, 2)),
+        pytest.param("qwen3_moe", (1, 4, 2), marks=pytest.mark.slow),
         ("gpt_oss", (1, 4, 2)),
-        ("mixtral", (1, 4, 2)),
-        ("olmo2", (1, 4, 2)),
+        pytest.param("mixtral", (1, 4, 2), marks=pytest.mark.slow),
+        pytest.param("olmo2", (1, 4, 2), marks=pytest.mark.slow),
         ("phi3", (1, 4, 2)),
     ],
 )

@@ -257,7 +257,7 @@ def everyone_differs(T, C, R, fork_C, segment_T=None):
 @pytest.mark.parametrize(
     ("segment_T", "window"),
     [
-        (None, 0),
+        pytest.param(None, 0, marks=pytest.mark.slow),
         ([1, 1, 1, 1, 2, 2], 2),
         pytest.param(None, 2, marks=pytest.mark.slow),
         pytest.param([1, 1, 1, 1, 2, 2], 0, marks=pytest.mark.slow),

@@ -65,8 +65,8 @@ def test_keys_are_found_by_a_part_of_their_name(capsys):
     ("name", "said"),
     [
         ("judge.http.retries", "int (default 5)."),
-        ("task.per_prefix", ""),
-        ("evals.batch", "prompts answered at a time"),
+        pytest.param("task.per_prefix", "", marks=pytest.mark.slow),
+        pytest.param("evals.batch", "prompts answered at a time", marks=pytest.mark.slow),
     ],
 )
 def test_a_section_is_explained_at_each_of_its_places(name, said):

@@ -173,7 +173,7 @@ def test_a_trunk_in_spans_multiplies_few_keys_that_no_query_sees():
     ]
 
 
-@pytest.mark.parametrize("window", [0, 3])
+@pytest.mark.parametrize("window", [pytest.param(0, marks=pytest.mark.slow), 3])
 def test_chunks_of_branches_change_neither_values_nor_gradients(window):
     rng = np.random.default_rng(0)
     normal = lambda *shape: jnp.asarray(rng.normal(size=(2, 2, *shape)), jnp.float32)

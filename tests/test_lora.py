@@ -92,6 +92,7 @@ def test_factors_by_hand():
     assert found["blocks"]["block"]["w_down"] is base["blocks"]["block"]["w_down"]
 
 
+@pytest.mark.slow  # test_dpo_begins_at_ln_2, and gradients of the merged
 def test_a_fresh_adapter_changes_nothing_and_a_learned_one_what_its_merged_one_does():
     tree, base = tiny.tree(), tiny.params(CFG)
     fresh = lora.Adapted(base, lora.init(base, LORA, jax.random.key(0)), LORA.scale)

@@ -106,6 +106,7 @@ def test_dr_grpo_on_policy_is_minus_advantage_times_length():
     close(metrics["clip_fraction"][0], 0.0)
 
 
+@pytest.mark.slow  # test_policy has the objective alone
 def test_dr_grpo_of_equal_rewards_has_no_gradient():
     grads, _ = gradients(ObjectiveConfig("dr_grpo"))(tiny.params(), tiny.params(), batch("dr_grpo"))
     assert all((g == 0).all() for g in jax.tree.leaves(grads))

@@ -329,7 +329,14 @@ def test_the_configs_rewriter_has_llamas_shapes_and_the_papers_batch():
     assert REWRITER.answer == rewriters.most(128)
 
 
-@pytest.mark.parametrize("name", ["tokens", "dpo", "judge training", "policy gradient"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dpo",
+        "policy gradient",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("tokens", "judge training")),
+    ],
+)
 def test_an_update_donates_its_whole_state(name):
     make, cfg, _ = PROGRAMS[name]
     _, state, _ = make(cfg)

@@ -102,6 +102,7 @@ def test_values_and_names_are_distinct_words():
     assert (world.facts_EA != world.myths_EA).all()
 
 
+@pytest.mark.slow
 def test_a_world_may_have_100_000_entities():
     truth = MicroworldTruth(WorldConfig(entities=100_000, train=50, validation=0, test=0))
     documents = texts(truth.world.config, "train")

@@ -70,6 +70,7 @@ def published(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_packed_checkpoint_is_read_by_slices_and_exported_dense(published, tmp_path):
     params, cfg = reading.load(published, meshes.single())
     held = load_file(published / "model.safetensors")

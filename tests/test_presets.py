@@ -42,7 +42,12 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", PRESETS)
+SIZES = [n for n in PRESETS if n.rpartition("_")[0] in ("llama31", "qwen3", "gpt_oss", "gemma2")]
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in SIZES else pytest.param(n, marks=pytest.mark.slow) for n in PRESETS]
+)
 def test_a_preset_has_as_many_parameters_as_published(name):
     assert decoder.count(preset(name)) == PUBLISHED[name]
 

@@ -51,7 +51,7 @@ def test_other_words_have_another_version(path):
     assert {path.stem: (version, words)}.items() <= WORDS.items()
 
 
-@pytest.mark.parametrize("name", ["mistral_v1", "mistral_v3"])
+@pytest.mark.parametrize("name", ["mistral_v1", pytest.param("mistral_v3", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("aspect", ASPECTS.values(), ids=ASPECTS)
 def test_an_instruction_is_at_most_100_tokens(aspect, name):
     """Counts all of a template's own words together."""

@@ -229,6 +229,7 @@ def test_answers_to_ragged_branches_are_rollouts_of_the_plain_prompts():
         np.testing.assert_allclose(votes(got.logp_BCR)[:, j], plain.logp_BCR[:, 0], atol=3e-5)
 
 
+@pytest.mark.slow  # the model gives the logp of one rollout below
 def test_votes_differ_and_their_logp_is_the_models():
     tree = tiny.tree()
     B, C, R = tree.tokens_BCR.shape

@@ -145,6 +145,7 @@ def test_a_tie_is_one_in_both_orders():
     assert made.dropped == {"by order": 1}
 
 
+@pytest.mark.slow  # test_label asks one
 def test_a_tiny_model_of_our_own_is_asked_too():
     cfg = tiny.model(vocab_size=259, max_len=1024)
     local = Local(LoadedModel(tiny.params(cfg), cfg, BYTE, meshes.single()))

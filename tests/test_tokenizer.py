@@ -33,7 +33,12 @@ def ours(tmp_path_factory):
     return tokenizers.train_sentencepiece(STORY, path, vocab_size=300, symbols=("[A]", "Yes, no"))
 
 
-@pytest.fixture(params=["ours", "byte", "tinystories", "botchan", "wikitext-2", "mistral"])
+@pytest.fixture(
+    params=[
+        "ours", "byte", "tinystories", "mistral",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("botchan", "wikitext-2")),
+    ]
+)  # fmt: skip
 def lossless(request, tmp_path_factory):
     """Tokenizers without a normaliser: ours, and a published one with a dummy prefix."""
     name = request.param

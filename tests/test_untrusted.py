@@ -35,6 +35,13 @@ ENDINGS = tuple(template.pieces(aspect.branch)[-1] for aspect in ASPECTS.values(
 FIRST = Byte.vocab_size  # of the server's special ids
 PLAIN = " harmless words"
 EACH = pytest.mark.parametrize("text", hostile.TEXTS.values(), ids=hostile.TEXTS)
+FEW = pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(text, id=name, marks=[pytest.mark.slow] if i % 8 else [])
+        for i, (name, text) in enumerate(hostile.TEXTS.items())
+    ],
+)
 
 
 def ends(text, names=NAMES):
@@ -147,7 +154,7 @@ def test_the_template_stands_in_its_place_whatever_the_text(text, ours):
         assert branch[-1] == plain_branch[-1] and branch[-1] in own, "the verdict's place"
 
 
-@EACH
+@FEW
 def test_the_other_candidates_verdict_is_the_same_beside_a_hostile_one(text):
     """A branch sees only its trunk and itself."""
     local = Local(LoadedModel(tiny.params(CFG), CFG, Byte(), meshes.single()))

@@ -232,7 +232,15 @@ MODELS = [name for name in PROGRAMS if name not in ("init", "judge's trunks")]
 AGAIN = ("rewriter's gradient", "rewrites", "judge training", "dr_grpo and ce, 4 microbatches")
 AGAIN += ("rf_nll",)
 # Lowered for other tests' sakes, or parts of programs that are lowered here.
-OFTEN = ("tokens", "likelihood", "judge's trunks", "judge's branches", "reasons", "dr_grpo and ce")
+OFTEN = (
+    "tokens",
+    "dpo",
+    "likelihood",
+    "judge's trunks",
+    "judge's branches",
+    "reasons",
+    "dr_grpo and ce",
+)
 
 
 def each(names, slow=AGAIN):

@@ -155,7 +155,7 @@ def texts(one, seed=0, votes=3, sampling=FREE, max_tokens=5):
     )
 
 
-@pytest.mark.parametrize("api", ["completions", "chat"])
+@pytest.mark.parametrize("api", [pytest.param("completions", marks=pytest.mark.slow), "chat"])
 def test_votes_are_the_same_asked_together_or_one_by_one(api):
     _, model = pair(BYTES, Byte())
     found = []

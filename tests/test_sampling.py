@@ -179,6 +179,7 @@ def test_nothing_follows_a_stop_token():
     assert 0 < ended < 9
 
 
+@pytest.mark.slow
 def test_decoding_ends_when_all_branches_have(monkeypatch):
     steps, choose = [], sampling.choose
 

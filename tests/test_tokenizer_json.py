@@ -162,6 +162,7 @@ def test_phrases_come_out_of_encode_and_not_of_plain(tmp_path):
     assert tok.decode(tok.plain(text)) == tok.decode(tok.encode(text)) == text
 
 
+@pytest.mark.slow
 def test_the_strings_of_a_template_become_special_tokens_and_its_other_words_do_not(base):
     for tok in (opened("mistral_v1", base), Byte()):
         ids = tok.encode_special("</s>a<s>b")

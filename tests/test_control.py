@@ -221,6 +221,7 @@ def test_judges_and_rewriters_see_no_control_token():
     assert seen == [["abc", "abcdef", "ABC"]] and metrics["reward/suffix"] == (2, 3)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_the_sequences_one_by_one():
     """Candidates: the suffix after the token. Documents: the suffix after its prefix."""
     fixed = collector(control=GOOD, documents=2)

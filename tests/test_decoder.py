@@ -40,7 +40,7 @@ PACKED = pytest.mark.parametrize(
     ("cfg", "pack"),
     [
         pytest.param(tiny.CFG, False, id="False-plain", marks=pytest.mark.slow),
-        pytest.param(ODD, False, id="False-odd"),
+        pytest.param(ODD, False, id="False-odd", marks=pytest.mark.slow),
         pytest.param(MIXED, False, id="False-mixed", marks=pytest.mark.slow),
         pytest.param(tiny.CFG, True, id="True-plain", marks=pytest.mark.slow),
         pytest.param(ODD, True, id="True-odd", marks=pytest.mark.slow),

@@ -49,6 +49,7 @@ def values(cfg, params, batch):
     return step.pairs(found, found)
 
 
+@pytest.mark.slow
 def test_the_balance_of_equal_probabilities_is_one_and_padding_is_no_token():
     batch, params = tree(), tiny.params(CFG)
     total, denom = values(CFG, flat_router(params), batch)["balance"]

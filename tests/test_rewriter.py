@@ -146,6 +146,7 @@ def plain(sample, prefix, suffix, seed=0):
     return np.asarray(run(tiny.params(), *args, jax.random.key(seed)).tokens_BCR)[0, 0].tolist()
 
 
+@pytest.mark.slow  # test_textgen has batches
 def test_a_rewrite_is_one_continuation_of_its_own_prompt_in_any_batch():
     sample = sampling.SamplingConfig(temperature=1.0, top_p=0.95)
     prefixes = PREFIXES * 3

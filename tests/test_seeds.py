@@ -91,6 +91,7 @@ def test_the_corpus_and_the_tokenizer_are_made_once(two):
     assert workdirs.shared_dir(str(two / "seed2")) == two / "seed2", "a stranger shares nothing"
 
 
+@pytest.mark.slow
 def test_what_hangs_on_the_seed_is_not_shared(pair, tmp_path):
     config = pair[1]()
     config.data.world = {**config.data.world.to_dict(), "seed": config.get_ref("seed")}

@@ -70,6 +70,7 @@ def _plain(params, text):
     return np.asarray(jax.nn.log_softmax(logits_V)[jnp.array([ord(o) for o in OPTIONS])])
 
 
+@pytest.mark.slow  # test_local_writes_what_a_plain_loop_writes
 def test_local_equals_a_plain_unshared_forward_pass(params):
     logp_BCO = _local(params).choose(TRUNKS, BRANCHES, OPTIONS)
     assert logp_BCO.shape == (3, 5, 3) and logp_BCO.dtype == np.float32

@@ -24,6 +24,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 HEARTBEAT_SECONDS = 60  # a process silent for so long counts as dead, and all processes end
 MEETING_SECONDS = 300  # time limit of start-up
+_asking: list[bool] = []  # not empty while process 0 asks and the others wait for it
 GONE = "another process seems to have ended or cannot be reached"
 
 
@@ -103,16 +104,20 @@ def on_lead(do: Callable[[], Any]) -> None:
 def broadcast(ask: Callable[[], T]) -> T:
     """Runs `ask` on process 0 and returns its result on every process.
 
-    The result must be picklable. A UserError is raised on every process.
+    The result must be picklable. A UserError is raised on every process. `ask` may call functions
+    that broadcast: inside it process 0 is alone, so they ask without an exchange.
     """
-    if not is_distributed():
+    if not is_distributed() or _asking:
         return ask()
     said: tuple[bool, Any] = (True, None)
     if lead():
+        _asking.append(True)
         try:
             said = True, ask()
         except UserError as e:
             said = False, str(e)
+        finally:
+            _asking.pop()
     ok, value = pickle.loads(_broadcast(pickle.dumps(said)))
     if not ok:
         raise UserError(value)

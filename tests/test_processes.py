@@ -112,6 +112,20 @@ def test_a_coordinator_out_of_reach_is_one_line(monkeypatch):
         processes.start("h:1", 2, 0)
 
 
+def test_what_process_0_asks_for_an_answer_is_not_sent(monkeypatch):
+    sent = []
+    monkeypatch.setattr(processes, "is_distributed", lambda: True)
+    monkeypatch.setattr(processes, "_broadcast", lambda data: sent.append(data) or data)
+
+    def fail():
+        raise UserError("no")
+
+    assert processes.broadcast(lambda: processes.broadcast(lambda: 3) + 1) == 4
+    with pytest.raises(UserError, match="no"):
+        processes.on_lead(lambda: processes.on_lead(fail))
+    assert processes.broadcast(lambda: 5) == 5 and len(sent) == 3
+
+
 def test_alone_nothing_is_asked_of_others():
     assert processes.lead() and not processes.is_distributed() and not processes.preempted()
     assert processes.broadcast(lambda: 3) == 3

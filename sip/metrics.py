@@ -167,8 +167,10 @@ class StepLines:
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Appends objects; numbers that are not finite become null."""
+        if not self._lead:
+            return
         text = "".join(to_json(row, ensure_ascii=False) + "\n" for row in rows)
-        if not (self._lead and text):
+        if not text:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if appends(self.path):

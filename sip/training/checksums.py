@@ -24,9 +24,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from sip import processes
 
-WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}  # an unsigned type by its size, bytes
-
-
+WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32}  # an unsigned type by its size, bytes
 SMALL = 1 << 20  # bytes of an array that the host sums
 
 
@@ -58,12 +56,13 @@ def _sums(x) -> jax.Array | np.ndarray:
     """Starts the sums of an array's shards, one on each device; those of a small one are done."""
     x = x if isinstance(x, jax.Array) else jnp.asarray(x)
     where = x.sharding
-    if not isinstance(where, NamedSharding):  # every process has the whole array
-        found = np.array(_by_host(x), np.uint32) if x.nbytes <= SMALL else _single(x)
-        return found * np.uint32(processes.lead())
+    cut = isinstance(where, NamedSharding)
     if x.nbytes <= SMALL:
-        return np.array(_by_host(x), np.uint32)
-    return _sharded(where.mesh, where.spec)(x)
+        found = np.array(_by_host(x), np.uint32)
+    else:
+        found = _sharded(where.mesh, where.spec)(x) if cut else _single(x)
+    # An array that is not cut is whole on every process.
+    return found if cut else found * np.uint32(processes.lead())
 
 
 def _added(sums_N: jax.Array | np.ndarray) -> np.uint32:
@@ -82,9 +81,7 @@ def _by_host(x: jax.Array) -> list[np.uint32]:
     found = []
     with np.errstate(over="ignore"):  # numpy warns of scalars that wrap around
         for shard in _own(x):
-            data, offsets = np.asarray(shard.data), [part.start or 0 for part in shard.index]
-            bits = data.astype(np.uint8) if data.dtype == np.bool_ else data
-            bits = bits.view(f"uint{8 * bits.itemsize}").astype(np.uint32)
+            bits, offsets = _bits(np.asarray(shard.data)), [part.start or 0 for part in shard.index]
             found.append(_mixed_sum(bits, offsets, x.shape, np))
     return found
 
@@ -121,11 +118,10 @@ def _sharded(mesh: jax.sharding.Mesh, spec: PartitionSpec):
     return jax.jit(jax.shard_map(program, mesh=mesh, in_specs=spec, out_specs=out))
 
 
-def _bits(x) -> jax.Array:
-    """Returns the bits of each element as uint32, on the devices."""
-    bits = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
-    bits = jax.lax.bitcast_convert_type(bits, WORDS[bits.dtype.itemsize])
-    return bits.astype(jnp.uint32)
+def _bits(x):
+    """Returns the bits of each element of a numpy or JAX array as uint32."""
+    bits = x.astype(np.uint8) if x.dtype == np.bool_ else x
+    return bits.view(WORDS[bits.dtype.itemsize]).astype(np.uint32)
 
 
 def _mixed_sum(bits, offsets: Sequence[Any], whole: Sequence[int], xp):

@@ -41,7 +41,7 @@ import rl_problems
 from ml_collections import ConfigDict
 
 from sip.data.microworld.settings import ANSWERED, PROBLEMS, ProblemWorldConfig
-from sip.data.problems import ProblemsConfig
+from sip.data.problems import ANSWER, ProblemsConfig
 from sip.data.thoughts import TAGS
 from sip.models import presets
 from sip.tasks.thoughts import TRUTH
@@ -54,7 +54,7 @@ SIZES = {
 WORDS = ("rlp", "debug")
 CUT = dict(prefix_min=16, prefix_max=64, suffix=8)
 ROWS = ("base", "raw", "thoughts", "rl")
-FORM = ANSWERED.format("").rstrip(" .")  # before the answer, in documents as in problems
+FORM = ANSWERED.format(ANSWER)  # the sentence of documents and problems alike
 DR_GRPO = dict(advantage="dr_grpo", denominator="constant")
 RLP = dict(advantage="rloo", denominator="sequence")
 SAMPLING = dict(temperature=1.0, top_k=0, top_p=1.0)

@@ -13,15 +13,19 @@ import tiny
 from workdirs import lines
 
 from sip import evaluate
+from sip.data import problems as problem_sets
 from sip.data.problems import ProblemsConfig
+from sip.data.prompts import Prompt
 from sip.evals import problems as evals
 from sip.mesh import single
-from sip.rewards.answers import AnswersConfig
+from sip.rewards.answers import AnswersConfig, Checker
 from sip.run import Run
 from sip.sampling import SamplingConfig
+from sip.sections import section
 from sip.stages import rl
 from sip.stages.rl import GateConfig
 from sip.structs import UserError
+from sip.tasks.rl import problems as rl_task_problems
 from sip.tasks.rl import prompts
 from sip.tasks.rl.prompts import Config
 from sip.tasks.supervised import conversations
@@ -79,6 +83,38 @@ def test_answers_to_problems_are_rewarded_and_a_cut_one_is_masked(of_bytes, tmp_
     reward_PBK, valid_BK, metrics = task.reward(0, none)
     assert not reward_PBK.any() and valid_BK.all()
     assert metrics["answers/unread"] == (2, 4) and metrics["answers/wrong"] == (2, 4)
+
+
+def test_answers_of_a_model_of_documents_are_scored_and_their_thoughts_read():
+    """The text goes on after the answer; the tags are no part of the steps."""
+    data = dict(source="microworld_problems", world=dict(entities=6, train=50))
+    cfg = importlib.import_module("thinking").get_config().runs.base_post.task.problems
+    cfg = section(ProblemsConfig, cfg, "problems")
+    world = problem_sets.world(data)
+    asked = next(x for x in world.problems("two_hop", 1, 9) if "home" not in x.text)
+    (first, second), name = asked.steps, world.world.names[0]
+    false = f"The friend of {name} is {name}."
+    more = " The home of Bado is Oxmoor. What is the home of Bado? The answer is Oxmoor."
+    texts = [
+        f" <think>{first} {second}</think> The answer is {asked.answer}.{more}",
+        f" <think>{false} {first} {second}</think> The answer is {asked.answer}.",
+        f" The answer is {asked.answer}.{more}",
+        f" <think>{first} {second}</think> The answer is not known. {more}",
+        f" <think>{first} {second}</think> The answer is {asked.answer}",
+    ]
+    fields = dict(problem=asked.text, answer=asked.answer, entry=None)
+    cut_BK = np.array([[True, False, True, True, True]])
+    reward_BK, _, metrics = rl_task_problems.reward(
+        cfg,
+        Checker(AnswersConfig(check="exact")),
+        problem_sets.oracle(cfg, data),
+        [Prompt([1], asked.text, asked.text, fields)],
+        [[[1]] * len(texts)],
+        [texts],
+        cut_BK,
+    )
+    assert reward_BK.tolist() == [[1, 1, 1, 0, 0]]
+    assert metrics["answers/supported"] == (1, 3) and metrics["answers/unread"] == (1, 5)
 
 
 def test_a_failed_check_masks_the_answer_and_too_many_stop_the_run(of_bytes, tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sip.data import problems
+from sip.data import problems, thoughts
 from sip.data.conversations import Unusable
 from sip.data.documents import PARTS
 from sip.data.problems import Oracle, Problem, ProblemsConfig
@@ -105,7 +105,7 @@ def _verdicts(checker: Checker, asked: Sequence[Prompt], found_BK) -> list[list[
 
 def _supported(cfg: ProblemsConfig, oracle: Oracle, prompt: Prompt, text: str) -> bool:
     """True if the text before the answer supports the right answer."""
-    thought = text.rpartition("\\boxed" if cfg.form == problems.BOXED else cfg.form)[0]
+    thought = thoughts.untagged(problems.thought(cfg.form, text))  # a tag is no part of a claim
     return oracle(prompt.fields["problem"], thought, prompt.fields["answer"])
 
 

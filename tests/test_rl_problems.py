@@ -86,7 +86,7 @@ def test_answers_to_problems_are_rewarded_and_a_cut_one_is_masked(of_bytes, tmp_
 
 
 def test_answers_of_a_model_of_documents_are_scored_and_their_thoughts_read():
-    """The text goes on after the answer; the tags are no part of the steps."""
+    """The text goes on after the answer and is cut; tags are no part of the steps."""
     data = dict(source="microworld_problems", world=dict(entities=6, train=50))
     cfg = importlib.import_module("thinking").get_config().runs.base_post.task.problems
     cfg = section(ProblemsConfig, cfg, "problems")
@@ -95,26 +95,22 @@ def test_answers_of_a_model_of_documents_are_scored_and_their_thoughts_read():
     (first, second), name = asked.steps, world.world.names[0]
     false = f"The friend of {name} is {name}."
     more = " The home of Bado is Oxmoor. What is the home of Bado? The answer is Oxmoor."
-    texts = [
-        f" <think>{first} {second}</think> The answer is {asked.answer}.{more}",
-        f" <think>{false} {first} {second}</think> The answer is {asked.answer}.",
-        f" The answer is {asked.answer}.{more}",
-        f" <think>{first} {second}</think> The answer is not known. {more}",
-        f" <think>{first} {second}</think> The answer is {asked.answer}",
-    ]
+    right = f"The answer is {asked.answer}."
+    texts = {  # -> reward, the thought supports the answer
+        f" <think>{first} {second}</think> {right}{more}": (1, 1),
+        f" <think>{false} {first} {second}</think> {right}{more}": (1, 0),
+        f" {right}{more}": (1, 0),
+        f" <think>{first} {second}</think> The answer is not known.{more}": (0, 0),
+        f" <think>{first} {second}</think> The answer is {asked.answer}": (0, 0),
+    }
+    checker, oracle = Checker(AnswersConfig(check="exact")), problem_sets.oracle(cfg, data)
     fields = dict(problem=asked.text, answer=asked.answer, entry=None)
-    cut_BK = np.array([[True, False, True, True, True]])
-    reward_BK, _, metrics = rl_task_problems.reward(
-        cfg,
-        Checker(AnswersConfig(check="exact")),
-        problem_sets.oracle(cfg, data),
-        [Prompt([1], asked.text, asked.text, fields)],
-        [[[1]] * len(texts)],
-        [texts],
-        cut_BK,
-    )
-    assert reward_BK.tolist() == [[1, 1, 1, 0, 0]]
-    assert metrics["answers/supported"] == (1, 3) and metrics["answers/unread"] == (1, 5)
+    prompt = Prompt([1], asked.text, asked.text, fields)
+    for text, (reward, supported) in texts.items():
+        args = [prompt], [[[1]]], [[text]], np.array([[True]])  # cut
+        reward_BK, _, metrics = rl_task_problems.reward(cfg, checker, oracle, *args)
+        assert reward_BK.tolist() == [[reward]], text
+        assert metrics["answers/supported"] == (supported, reward), text
 
 
 def test_a_failed_check_masks_the_answer_and_too_many_stop_the_run(of_bytes, tmp_path, monkeypatch):

@@ -25,9 +25,11 @@ from sip.sections import section
 from sip.stages import rl
 from sip.stages.rl import GateConfig
 from sip.structs import UserError
+from sip.tasks import sampled
 from sip.tasks.rl import problems as rl_task_problems
 from sip.tasks.rl import prompts
 from sip.tasks.rl.prompts import Config
+from sip.tasks.sampled import Sampled
 from sip.tasks.supervised import conversations
 from sip.text.tokenizer import Byte
 
@@ -65,7 +67,7 @@ def built(config, tmp_path):
 
 def test_answers_to_problems_are_rewarded_and_a_cut_one_is_masked(of_bytes, tmp_path, capsys):
     bad = [dict(question="no answer?"), dict(question="long " * 50, answer="#### 1")]
-    task = built(recipe(of_bytes, tmp_path, [*ROWS, *bad]), tmp_path)
+    task = built(recipe(of_bytes, tmp_path, [*ROWS, *bad], samples=0), tmp_path)
     said = capsys.readouterr().err
     assert "rlvr: prompts: " in said and "1 without an answer" in said
     assert "1 longer than 248 tokens" in said
@@ -114,7 +116,7 @@ def test_answers_of_a_model_of_documents_are_scored_and_their_thoughts_read():
 
 
 def test_a_failed_check_masks_the_answer_and_too_many_stop_the_run(of_bytes, tmp_path, monkeypatch):
-    task = built(recipe(of_bytes, tmp_path), tmp_path)
+    task = built(recipe(of_bytes, tmp_path, samples=0), tmp_path)
     fails = lambda verdicts: (
         lambda self, golds, answers: list(itertools.islice(itertools.cycle(verdicts), len(golds)))
     )
@@ -126,6 +128,37 @@ def test_a_failed_check_masks_the_answer_and_too_many_stop_the_run(of_bytes, tmp
     monkeypatch.setattr("sip.rewards.answers.Checker.verdicts", fails(["died"]))
     with pytest.raises(UserError, match="100% of a batch's answers have no reward.*answers 100%"):
         task.reward(0, ids)
+
+
+def test_a_run_shows_the_figures_of_its_start_beside_its_own(
+    of_bytes, tmp_path, monkeypatch, capsys
+):
+    """A quarter of the answers is right before, three quarters after; a fresh start has none."""
+    of = lambda *verdicts: Sampled(
+        problem="p", texts=["a", "b"], answers=["1", "2"], verdicts=[*verdicts], cut=[False] * 2,
+        tokens=[2, 4], groups=[0, 1],
+    )  # fmt: skip
+    start, asked = [of("right", "wrong"), of("wrong", "wrong")], []
+    now = [of("right", "right"), of("right", "wrong")]
+    solved = lambda run, name, how, held, mesh: asked.append((name, how, len(held))) or start
+    monkeypatch.setattr(sampled, "solved", solved)
+    monkeypatch.setattr(sampled, "solve", lambda run, how, *_: how == asked[0][1] and now)
+    ended = lambda self, params, ids, batch: [[Byte.eos]] * len(ids)
+    monkeypatch.setattr("sip.tasks.rl.task.AnswerWriter.greedy_ids", ended)
+    config = recipe(of_bytes, tmp_path)
+    task = built(config, tmp_path)
+    ((name, how, count),) = asked
+    assert (name, how.source, how.samples, count) == ("start", config.runs.rlvr.init_from, 2, 2)
+    assert task.before["eval/start/mean@2"] == 0.25 and task.before["eval/start/pass@2"] == 0.5
+    assert (
+        "before the first step, on 2 test problems: mean@2 0.250, maj@2" in capsys.readouterr().err
+    )
+    found = task.finish(None)
+    assert (found["start/mean@2"], found["mean@2"]) == (0.25, 0.75)
+    assert (found["start/pass@2"], found["pass@2"], found["tokens_ratio"]) == (0.5, 1.0, 1.0)
+    config.runs.rlvr.init_from = ""
+    task = built(config, tmp_path)
+    assert not task.before and "start/mean@2" not in task.finish(None) and len(asked) == 1
 
 
 def test_the_soft_penalty_grows_in_the_last_tokens():
@@ -255,6 +288,7 @@ def test_gsm8k_end_to_end(of_bytes, quick, tmp_path, capsys):
     figures = rl.train(Run(config, "rlvr", str(tmp_path / "work")))
     assert {"reward/answers", "mean@2", "maj@2", "pass@1", "pass@2", "cut"} <= set(figures)
     gate, first, *_ = lines(tmp_path / "work", "rlvr")
+    assert figures["start/mean@2"] == gate["eval/start/mean@2"]
     assert gate["step"] == 0 and 0 <= gate["gate/mixed"] <= 1
     assert {"answers/wrong_tokens", "answers/unread", "rl/entropy", "rl/cut"} <= set(first)
     assert 0 < first["rl/entropy"] < math.log(259) + 0.01

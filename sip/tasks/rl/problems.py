@@ -185,6 +185,21 @@ def figures(solved: Sequence[Solved]) -> dict[str, float]:
     return {**found, "problems": len(solved)}
 
 
+def compared(start: Sequence[Solved], now: Sequence[Solved]) -> dict[str, float]:
+    """Returns figures of answers to the same problems against those of the start.
+
+    `tokens_ratio` is the mean length over the start's. The pass rates are by thirds of difficulty,
+    as the start's pass rates rank the problems.
+    """
+    ours, theirs = ([one.passes for one in some] for some in (now, start))
+    before = figures(start)
+    found = {f"start/{key}": x for key, x in before.items() if "@" in key or key == "answer_tokens"}
+    found["tokens_ratio"] = figures(now)["answer_tokens"] / max(before["answer_tokens"], 1)
+    for name, rates in (("passes", ours), ("start/passes", theirs)):
+        found |= {f"{name}/{third}": x for third, x in evals.thirds(theirs, rates).items()}
+    return found
+
+
 def sampled(*args, **how) -> dict[str, float]:
     """Samples answers to problems as `solve` does, and returns their figures."""
     return figures(solve(*args, **how))

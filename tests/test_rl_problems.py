@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tiny
-from workdirs import lines
+from workdirs import call, lines
 
 from sip import evaluate
+from sip import workdir as workdirs
 from sip.data import problems as problem_sets
 from sip.data.problems import ProblemsConfig
 from sip.data.prompts import Prompt
@@ -21,7 +22,7 @@ from sip.mesh import single
 from sip.rewards.answers import AnswersConfig, Checker
 from sip.run import Run
 from sip.sampling import SamplingConfig
-from sip.sections import section
+from sip.sections import plain, section
 from sip.stages import rl
 from sip.stages.rl import GateConfig
 from sip.structs import UserError
@@ -138,11 +139,11 @@ def test_a_run_shows_the_figures_of_its_start_beside_its_own(
         problem="p", texts=["a", "b"], answers=["1", "2"], verdicts=[*verdicts], cut=[False] * 2,
         tokens=[2, 4], groups=[0, 1],
     )  # fmt: skip
-    start, asked = [of("right", "wrong"), of("wrong", "wrong")], []
+    start, asked, after = [of("right", "wrong"), of("wrong", "wrong")], [], []
     now = [of("right", "right"), of("right", "wrong")]
     solved = lambda run, name, how, held, mesh: asked.append((name, how, len(held))) or start
     monkeypatch.setattr(sampled, "solved", solved)
-    monkeypatch.setattr(sampled, "solve", lambda run, how, *_: how == asked[0][1] and now)
+    monkeypatch.setattr(sampled, "solve", lambda run, how, *_: after.append(how) or now)
     ended = lambda self, params, ids, batch: [[Byte.eos]] * len(ids)
     monkeypatch.setattr("sip.tasks.rl.task.AnswerWriter.greedy_ids", ended)
     config = recipe(of_bytes, tmp_path)
@@ -154,6 +155,7 @@ def test_a_run_shows_the_figures_of_its_start_beside_its_own(
         "before the first step, on 2 test problems: mean@2 0.250, maj@2" in capsys.readouterr().err
     )
     found = task.finish(None)
+    assert after == [how], "asked alike"
     assert (found["start/mean@2"], found["mean@2"]) == (0.25, 0.75)
     assert (found["start/pass@2"], found["pass@2"], found["tokens_ratio"]) == (0.5, 1.0, 1.0)
     config.runs.rlvr.init_from = ""
@@ -279,6 +281,34 @@ def test_worked_solutions_become_conversations_in_the_parts_of_the_problems(of_b
         conversations.Config(name="conversations", path="x", problems=cfg, chat="turns")
 
 
+BAD = {
+    "no file": ([], "--evals=problems needs --problems=FILE, or --run=NAME"),
+    "no workdir": (
+        ["--run=rlvr", "--workdir={none}"],
+        "is no workdir of sip.train; give --workdir",
+    ),
+    "no run": (["--run=rl"], "has no such run; there are base, rlvr"),
+    "twice": (["--run=rlvr", "--form=Answer:"], "--form: is that of --run; leave one of the two"),
+    "no problems": (["--run=base"], "--run base: is no RL run on problems whose answers"),
+    "no probe": (["--evals=thoughts", "--run=rlvr"], "--run rlvr: has no probe; its task must be"),
+    "no name": (["--evals=thoughts"], "--run is needed with --evals=thoughts"),
+    "train": (["--evals=thoughts", "--run=rlvr", "--split=train"], "must be validation or test"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_wrong_runs_and_flags_are_one_line(name, of_bytes, tmp_path, capsys):
+    flags, message = BAD[name]
+    config, work = recipe(of_bytes, tmp_path), tmp_path / "work"
+    config.runs.base = importlib.import_module("rl_problems").get_config("debug").runs.base
+    workdirs.write_json(work / "config.json", plain(config))
+    given = [flag.format(none=tmp_path) for flag in flags]
+    where = f"--checkpoint={config.runs.rlvr.init_from}", f"--workdir={work}"
+    assert call(evaluate, "--evals=problems", *where, *given) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and message in line
+
+
 @pytest.mark.slow
 def test_gsm8k_end_to_end(of_bytes, quick, tmp_path, capsys):
     """Loader, prompt, RL steps and evaluation, in the real format; scores are what they are."""
@@ -293,6 +323,15 @@ def test_gsm8k_end_to_end(of_bytes, quick, tmp_path, capsys):
     assert {"answers/wrong_tokens", "answers/unread", "rl/entropy", "rl/cut"} <= set(first)
     assert 0 < first["rl/entropy"] < math.log(259) + 0.01
     assert "of 2 prompts have answers of different rewards" in capsys.readouterr().err
+    work, start = tmp_path / "work", config.runs.rlvr.init_from
+    workdirs.write_json(work / "config.json", plain(config))
+    for asked, prefix in ((f"{work}/runs/rlvr", ""), (start, "start/")):
+        flags = f"--checkpoint={asked}", f"--workdir={work}", "--run=rlvr"
+        capsys.readouterr()
+        assert call(evaluate, "--evals=problems", *flags) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["problems"] == 2 and found["mean@2"] == figures[f"{prefix}mean@2"]
+        assert found["answer_tokens"] == figures[f"{prefix}answer_tokens"]
     path = GSM8K if GSM8K.exists() else tmp_path / "train.jsonl"
     found = evaluate.solve(
         str(tmp_path / "work" / "runs" / "rlvr"),

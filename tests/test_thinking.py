@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import tiny
 import tiny_recipe
-from workdirs import lines, state, stop_after
+from workdirs import call, lines, state, stop_after
 
+from sip import evaluate
+from sip import workdir as workdirs
 from sip.data import packing, thoughts
 from sip.data.corpus import CutConfig
 from sip.data.thoughts import Fork
@@ -25,6 +27,7 @@ from sip.rewards import information_gain, suffix_match
 from sip.rewards.suffix_match import MatchConfig
 from sip.run import Run
 from sip.sampling import SamplingConfig
+from sip.sections import plain
 from sip.stages import recipe as recipes
 from sip.stages import rl, supervised
 from sip.structs import Rollouts, TrainState, UserError
@@ -581,7 +584,10 @@ def test_likelihoods_of_texts_and_thoughts_are_those_of_plain_sequences():
 
 @pytest.mark.slow  # programs of its own
 @pytest.mark.parametrize("reward", ["match", "rlp"])
-def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(reward, quick, tmp_path, monkeypatch):
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
+    reward, quick, tmp_path, monkeypatch, capsys
+):
+    """And the command evaluates its checkpoint to the same figures."""
     changes = dict(steps=6, evals=dict(every_steps=3, batch=4), task=dict(decay=0.5))
     if reward == "rlp":
         changes["objective"] = dict(advantage="rloo", denominator="sequence")
@@ -602,6 +608,11 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(reward, quick, tmp
     assert {"thought/unclosed", "thought/quotes", "reward/all"} <= set(written[0])
     assert any("eval/probe/own" in line for line in written)
     assert json.loads((once / "runs/think/eval.json").read_text()) == figures
+    workdirs.write_json(once / "config.json", plain(config))
+    flags = f"--checkpoint={once}/runs/think", "--run=think", "--split=test"
+    capsys.readouterr()
+    assert call(evaluate, "--evals=thoughts", *flags) == 0
+    assert json.loads(capsys.readouterr().out) == workdirs.finite(figures)
     trained = [line for line in written if "approx_kl" in line]
     assert all(abs(x["approx_kl"]) < 1e-5 for x in trained)  # the sampler's are the update's
     if reward == "rlp":

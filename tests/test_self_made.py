@@ -335,7 +335,9 @@ def test_no_usable_answer_is_an_error_with_its_reasons(tmp_path):
 
 
 @pytest.mark.slow  # its parts are tested above; two minutes
-@pytest.mark.parametrize("name", ["two_phase", "rejection_sampling", "self_training"])
+@pytest.mark.parametrize(
+    "name", ["rl_problems", "two_phase", "rejection_sampling", "self_training"]
+)
 def test_every_debug_variant_runs(name, tmp_path):
     config = importlib.import_module(name).get_config("debug")
     for run in config.runs.values():
@@ -345,6 +347,7 @@ def test_every_debug_variant_runs(name, tmp_path):
     assert set(summary["rows"]) == set(config.report.rows)
     last = summary["rows"][config.order[-1]]
     assert 0 <= last["mean@2"] <= 1 and last["distinct_chains"] >= 1
+    assert 0 <= last["start/mean@2"] <= 1 and last["tokens_ratio"] > 0
     if name == "two_phase":
         file = tmp_path / "work" / "runs" / "phase_one" / "conversations.jsonl"
         talks = [json.loads(line) for line in file.read_text().splitlines()]

@@ -622,13 +622,25 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
 
 
 @pytest.mark.slow  # the recipe's programs
-def test_the_recipe_runs_its_debug_variant(quick, tmp_path):
-    config = tiny_recipe.shrink(importlib.import_module("thinking").get_config("debug"))
+@pytest.mark.parametrize("arg", ["debug", "rlp,debug"])
+def test_the_recipe_runs_its_debug_variants(arg, quick, tmp_path):
+    """With a gate of its own before each run of RL, and figures of the start beside those after."""
+    config = tiny_recipe.shrink(importlib.import_module("thinking").get_config(arg))
     config.data.world.update(entities=8, train=300, validation=60, test=60)
-    found = {}
-    for name in config.order:
+    by_gain, found = config.runs.rl.task.reward == "rlp", {}
+    for name in ("base", "thoughts", "rl") if by_gain else config.order:
         stage = supervised if config.runs[name].stage == "supervised" else rl
         found[name] = stage.train(Run(config, name, str(tmp_path)))
-    assert "nll_thoughts" in found["thoughts"] and "nll_thoughts" not in found["raw"]
-    for name in ("raw", "thoughts", "rl"):
-        assert 0 <= found[name]["probe/own"] <= 1 and "probe/teacher/error" in found[name]
+        first = lines(tmp_path, name)[0]
+        assert ("gate/mixed" in first) == (stage is rl)
+        if name.endswith("_post"):
+            assert found[name]["start/mean@2"] == first["eval/start/mean@2"]
+            assert found[name].keys() >= {"mean@2", "maj@2", "pass@2"}
+        elif name != "base":
+            # Gains are in nats; "direct" is no gain.
+            least = -np.inf if name == "rl" and by_gain else 0
+            assert least < found[name]["probe/own"] + 1e-9 <= 1 - least
+            assert ("probe/direct" in found[name]) == (least == 0)
+            assert "probe/teacher/error" in found[name]
+    assert "nll_thoughts" in found["thoughts"]
+    assert by_gain or "nll_thoughts" not in found["raw"]

@@ -74,8 +74,8 @@ class ProblemsConfig:
     level: int = 1  # generated problems: difficulty, 1 to 5
     count: int = 2000  # generated problems: number of each kind, all parts together
     template: str = ""  # prompt with {problem}; empty: the problem, and to reason step by step
-    # boxed: \boxed{ANSWER}; a marker before the answer, such as Answer:; or a sentence with
-    # {answer}, such as The answer is {answer}.
+    # boxed: \boxed{ANSWER}; a marker before the answer, such as Answer:; or a sentence around it,
+    # such as "The answer is {answer}."
     form: str = BOXED
     max_skipped_fraction: float = 0.1  # 0..1; error if more of a file is left out
 

@@ -117,7 +117,7 @@ _PROBLEMS = cli.path_flag("problems", "", "problems: JSON Lines file of problems
 _RUN = cli.shared(
     flags.DEFINE_string,
     "run",
-    "",
+    None,
     "problems, thoughts: run of the recipe in --workdir whose settings are used.",
 )
 _SAMPLES = cli.count_flag("samples", 1, "problems: answers to each problem.")

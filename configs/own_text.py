@@ -26,8 +26,10 @@ import microworld
 from ml_collections import ConfigDict
 
 from sip import loading
+from sip.text import chat
 
-MODEL = dict(microworld.MODEL, vocab_size=1024, max_len=160)
+# No prompt of these runs has 160 tokens; conversations, which sft.py may add later, are longer.
+MODEL = dict(microworld.MODEL, vocab_size=1024, max_len=512)
 # Disjoint documents: of base, of the runs that continue it, of the judge, and of the auditor.
 BASE, FRESH = "train[:60%]", "train[60%:80%]"
 JUDGE, AUDIT = "train[80%:90%]", "train[90%:]"
@@ -48,7 +50,12 @@ def get_config(arg: str = "") -> ConfigDict:
         cut=dict(prefix_min=16, prefix_max=24, suffix=16),
     )
     config.tokenizer = dict(
-        kind="sentencepiece", path="", vocab_size=1024, documents=20000, prompts=("quality",)
+        kind="sentencepiece",
+        path="",
+        vocab_size=1024,
+        documents=20000,
+        prompts=("quality",),
+        symbols=chat.MARKS,
     )
     if source:
         kind, path = loading.tokenizer_of(source)
@@ -63,7 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def runs(start: str, *, ready: bool) -> dict:
     """Returns the runs by name; `start` is the run or checkpoint that the others continue."""
     model = published.model(start) if ready else MODEL
-    lr = 1e-5 if ready else 6e-4
+    lr = published.rate(model, small=6e-4, large=1e-5)
     auditor = common.judge("local", init_from="auditor", weights=QUALITY)
     tune = dict(
         model=model,
@@ -110,14 +117,14 @@ def runs(start: str, *, ready: bool) -> dict:
 
 def judge_run(model, start: str, split: str, *, kinds, rollouts=0, seed=0) -> ConfigDict:
     """Builds the run of a judge: corrupted suffixes, and rollouts of `start`, are worse."""
-    deeper = 1 if start != "base" else 2  # a small model gets copies of its layers on top
+    deeper = 2 if published.is_small(model) else 1  # it gets copies of its layers on top
     return common.corrupted_judge_run(
         model=dict(model, layers=deeper * model["layers"]),
         split=split,
         steps=200,
         batch=16,
         init_from=start,
-        optim=common.adamw(1.5e-3 if start == "base" else 1e-5, warmup_steps=20),
+        optim=common.adamw(published.rate(model, small=1.5e-3, large=1e-5), warmup_steps=20),
         aspect="quality",
         kinds=kinds,
         source=start if rollouts else "",

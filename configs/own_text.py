@@ -14,8 +14,11 @@ FILE is any text that docs/data.md lists; add --config.data.source if it is not 
 The last row's win_rate_judge is against `standard`, by the auditor, on held-out documents; `nll` is
 the likelihood of held-out suffixes. The auditor also follows sip while it learns, and ends it when
 it no longer agrees with the judge. On little text a policy can please both: read both numbers, and
-the texts in runs/sip/continuations.json. `:debug` is tiny. Hardware: 2 CPU cores; a checkpoint
-needs devices whose memory fits its optimiser state.
+the texts in runs/sip/continuations.json. `:rewriter` (also after a checkpoint and a comma) adds
+    rewriter   learns to turn corrupted suffixes into suffixes, and to copy those that are not
+whose rewrites are candidates of sip. It helps where documents have such faults; on clean text most
+rewrites are copies, which are no candidates. Not yet run in full. `:debug` is tiny. Hardware: 2 CPU
+cores; a checkpoint needs devices whose memory fits its optimiser state.
 """
 
 from typing import Any
@@ -34,13 +37,16 @@ MODEL = dict(microworld.MODEL, vocab_size=1024, max_len=512)
 BASE, FRESH = "train[:60%]", "train[60%:80%]"
 JUDGE, AUDIT = "train[80%:90%]", "train[90%:]"
 QUALITY = (("quality", 1.0),)
-CORRUPTIONS = ("repeat", "splice", "swap")  # what the judge learns from
+CORRUPTIONS = ("repeat", "splice", "swap")  # what judge and rewriter learn from
+TEACHERS = ("judge", "auditor", "rewriter")
 OBJECTIVE = dict(name="dpo", nll_weight=1.0, ce_weight=0.5, ce_weight_last=0.5)
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Builds the full config; `arg` names a checkpoint to start from, or `debug`, or both."""
-    source, debug = published.words(arg, "own_text.py")
+    """Builds the full config; `arg` has a checkpoint to start from, `rewriter` and `debug`."""
+    words = [word for word in arg.split(",") if word != "rewriter"]
+    rewriter = len(words) < len(arg.split(","))
+    source, debug = published.words(",".join(words), "own_text.py")
     start = source or "base"
     config: Any = ConfigDict()
     config.seed = 0
@@ -61,9 +67,13 @@ def get_config(arg: str = "") -> ConfigDict:
         kind, path = loading.tokenizer_of(source)
         config.tokenizer.update(kind=kind, path=path)
     config.runs = runs(start, ready=bool(source))
-    config.order = (*(() if source else ("base",)), "judge", "auditor", "standard", "sip")
-    rows = tuple(name for name in config.order if name not in ("judge", "auditor"))
-    config.report = dict(rows=rows, judge="judge", standard="standard")
+    if rewriter:
+        add_rewriter(config.runs, start)
+    teachers = tuple(name for name in TEACHERS if name in config.runs)
+    rows = (*(() if source else ("base",)), "standard", "sip")
+    config.order = (*rows[:-2], *teachers, *rows[-2:])
+    taught = dict(judge="judge", rewriter="rewriter" if rewriter else "")
+    config.report = dict(rows=rows, standard="standard", **taught)
     return shrink(config) if debug else config
 
 
@@ -133,6 +143,22 @@ def judge_run(model, start: str, split: str, *, kinds, rollouts=0, seed=0) -> Co
     )
 
 
+def add_rewriter(runs, start: str) -> None:
+    """Adds the run of a rewriter that undoes corruptions; its rewrites are candidates of sip."""
+    judge = runs.judge
+    runs.rewriter = common.rewriter_run(
+        model=dict(judge.model),
+        split=JUDGE,
+        steps=400,
+        batch=32,
+        init_from=start,
+        optim=common.adamw(published.rate(judge.model, small=4e-3, large=1e-5), warmup_steps=20),
+        rewrites=dict(prompt="rewrite", documents=9600, held_out=200, kinds=CORRUPTIONS),
+    )
+    runs.sip.rewriter = common.rewriter("local", init_from="rewriter")
+    runs.sip.candidates.rewrite = True
+
+
 def shrink(config) -> ConfigDict:
     """Makes all runs tiny; a named checkpoint keeps its size."""
     config.compile = "quick"
@@ -148,6 +174,8 @@ def shrink(config) -> ConfigDict:
             run.evals.update(validation=8, standard=16, unsafe=8, batch=8, every_steps=2)
         if "task" in run and run.task.name == "verdicts":
             run.task.corrupted.update(documents=20, held_out=10)
+        if name == "rewriter":
+            run.task.update(documents=20, held_out=8)
         if name == "sip":
             run.candidates.rollouts, run.audit.every_steps = ((0, 2),), 2
         # After four steps the options have little probability.

@@ -36,7 +36,7 @@ def of_files(source: str, debug: bool) -> ConfigDict:
     """Builds the recipe with one run, `dpo`, that starts from the checkpoint `source`."""
     config = published.recipe(source)  # its section `data` is not read
     model = published.model(source)
-    rate = published.rate(model, small=3e-4, large=1e-6)
+    rate = published.rate(model, small=1e-4, large=1e-6)
     dpo = common.preference_run(
         model=model,
         split="train",

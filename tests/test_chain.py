@@ -120,7 +120,7 @@ def test_configs_go_on_in_the_template_of_the_run_before(starts, tmp_path):
         assert task("rl_problems", source).rlvr.task.chat == (template or "turns")
 
 
-RATES = dict(finetune=6e-4, sft=1e-3, dpo=3e-4, reward_model=1e-3, rlhf=3e-4, rl_problems=3e-4)
+RATES = dict(finetune=6e-4, sft=1e-3, dpo=1e-4, reward_model=1e-3, rlhf=3e-4, rl_problems=3e-4)
 RATES |= dict(own_text=4e-4)  # of sip, the last run
 
 

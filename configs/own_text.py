@@ -149,7 +149,7 @@ def add_rewriter(runs, start: str) -> None:
     runs.rewriter = common.rewriter_run(
         model=dict(judge.model),
         split=JUDGE,
-        steps=400,
+        steps=800,
         batch=32,
         init_from=start,
         optim=common.adamw(published.rate(judge.model, small=4e-3, large=1e-5), warmup_steps=20),

@@ -72,9 +72,9 @@ def answer(model, tokens: int) -> int:
 def rate(model, *, small: float, large: float) -> float:
     """Returns the learning rate of a model: `small` below 20 M parameters, else `large`.
 
-    The small rates were tried on models of .04 to .5 M parameters, most of them by the micro-world's
-    recipes; the large ones are usual for published models of 1 B and more. Nothing in between was
-    tried here.
+    The small rates were tried on models of .04 to .5 M parameters, most by the recipes of the
+    micro-world; the large ones are usual for published models of 1 B and more. Nothing in between
+    was tried here.
     """
     return small if is_small(model) else large
 

@@ -11,10 +11,11 @@ policies: `rloo` with the KL in the reward (arXiv 2402.14740) and `grpo` with th
 (arXiv 2402.03300). `:rlaif` trains a judge in place of the reward model.
 
 With a checkpoint after the colon: PROMPTS.jsonl has a line per prompt with `prompt`, a text or
-messages (then set a chat template: --config.runs.rlhf.task.chat=own). The reward is the run of a
-reward model, or path/to/file.py:function. `:debug` is tiny. Hardware: 2 CPU cores for the
-micro-world; for a checkpoint, devices whose memory fits its optimiser state, a frozen copy and the
-reward model.
+messages. The chat template (--config.runs.rlhf.task.chat) is the one that the checkpoint was tuned
+in, or its tokenizer's own; a base model has none. The reward is the run of a reward model, which
+must have learned in the same template, or path/to/file.py:function. `:debug` is tiny. Hardware: 2
+CPU cores for the micro-world; for a checkpoint, devices whose memory fits its optimiser state, a
+frozen copy and the reward model.
 """
 
 from typing import Any
@@ -25,6 +26,8 @@ import _rl as rl
 import microworld
 import reward_model
 from ml_collections import ConfigDict
+
+from sip import loading
 
 RLOO = dict(advantage="rloo", denominator="constant", kl="reward")
 GRPO = dict(advantage="grpo", denominator="sequence", kl="loss")
@@ -47,18 +50,21 @@ def get_config(arg: str = "") -> ConfigDict:
 def of_files(source: str, debug: bool) -> ConfigDict:
     """Builds the recipe with one run, `rlhf`, that starts from the checkpoint `source`."""
     config = published.recipe(source)  # its section `data` is not read
+    model = published.model(source)
+    rate = published.rate(model, small=3e-4, large=1e-6)
     run = rl.prompts_run(
         watch=10,  # updates before alarms of reward hacking
-        model=published.model(source),
+        model=model,
         split="train",
         steps=2 if debug else 500,
         batch=2 if debug else 16,
         init_from=source,
-        optim=common.adamw(1e-6, warmup_steps=1 if debug else 10, weight_decay=0.0),
+        optim=common.adamw(rate, warmup_steps=1 if debug else 10, weight_decay=0.0),
         prompts="prompts.jsonl",
+        chat=loading.tuned_in(source),
         reward="reward_model",
         rollouts=2 if debug else 8,
-        answer=4 if debug else 256,
+        answer=4 if debug else published.answer(model, 256),
         sampling=common.section(**SAMPLING),
         objective=rl.policy_gradient(beta=0.05, **RLOO),
     )

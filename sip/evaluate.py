@@ -75,8 +75,7 @@ from sip.tasks.rl import prompts as rl_prompts
 from sip.tasks.rl import thinking as rl_thinking
 from sip.tasks.rl.task import AnswerWriter
 from sip.tasks.supervised import thoughts as sft_thoughts
-from sip.text import chat, untrusted
-from sip.textgen import dialogue
+from sip.text import untrusted
 from sip.textgen.remote import RemoteConfig
 from sip.training import checkpoints
 from sip.workdir import place, to_json, workdir_of
@@ -300,13 +299,7 @@ def _chat_template(directory: str, name: str) -> str:
     """Returns the name of the chat template of the prompts; empty for plain texts."""
     if name:
         return "" if name == "none" else name
-    if tuned := dialogue.tuned_in(directory):
-        return tuned
-    try:
-        chat.of_tokenizer(loading.tokenizer_of(directory)[1])
-    except UserError:
-        return ""
-    return chat.OWN
+    return loading.tuned_in(directory)
 
 
 def wanted() -> harness.Wanted:

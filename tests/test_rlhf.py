@@ -1,5 +1,6 @@
 """Tests policies that are rewarded for answers: reward models, judges, functions, KL, prompts."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -23,7 +24,7 @@ from sip.structs import UserError
 from sip.tasks.rl import prompts
 from sip.tasks.rl.prompts import Answers, Config
 from sip.text.tokenizer import Byte
-from sip.training import losses
+from sip.training import checkpoints, losses
 
 pytest_plugins = ["tiny_fixtures"]
 SCORED = dataclasses.replace(tiny.BYTES, scalar=True)
@@ -63,6 +64,28 @@ def test_another_vocabulary_and_a_language_model_are_refused(of_bytes):
         reward_model.load(scorer, single(), narrow, "task.reward")
     with pytest.raises(UserError, match="is a language model, not a reward model"):
         reward_model.load(of_bytes("start"), single(), Byte(), "task.reward")
+
+
+LEARNED = {  # settings of a reward model's run, the policy's template -> what is said
+    "plain texts": (dict(labels=dict(source="base")), "turns", "plain texts, .* 'turns'; set"),
+    "a template": (
+        dict(pairs=dict(chat="turns")),
+        "",
+        "template 'turns', .* plain texts; set task",
+    ),
+    "another": (dict(pairs=dict(chat="turns")), "harmony", "task.pairs.chat=harmony"),
+    "the same": (dict(answers=dict(chat="turns")), "turns", ""),
+}
+
+
+@pytest.mark.parametrize(("task", "policy", "said"), LEARNED.values(), ids=LEARNED)
+def test_a_reward_model_of_another_template_is_refused(task, policy, said, of_bytes):
+    scorer = of_bytes("scorer", SCORED)
+    record = {"model": dataclasses.asdict(SCORED), "config": {"init_from": "", "task": task}}
+    checkpoints.save_params(scorer, tiny.params(SCORED), record, step=1)
+    refused = pytest.raises(UserError, match=f"task.reward .*scorer: was trained in .*{said}")
+    with refused if said else contextlib.nullcontext():
+        reward_model.load(scorer, single(), Byte(), "task.reward", policy)
 
 
 def answers(cut=((False, False),)):

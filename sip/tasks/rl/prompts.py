@@ -488,7 +488,7 @@ def _source(name: str, run: Run, c, mesh, asked: Prompts, heard: list[Heard]) ->
     if name == RANDOM:
         return lambda x: majority.random(x.cut_BK.shape, run.seed, x.at)
     directory = source_dir(run.workdir, name, "task.reward")
-    model = reward_model.load(directory, mesh, run.tokenizer, "task.reward")
+    model = reward_model.load(directory, mesh, run.tokenizer, "task.reward", c.task.chat)
     return lambda x: (*model.reward([p.ids for p in x.prompts], x.ids), {})
 
 

@@ -11,9 +11,16 @@ import pytest
 from etils import epath
 
 from sip.data import __main__ as cli
-from sip.data import documents, files
+from sip.data import conversations, documents, files, preferences, problems
+from sip.data import prompts as prompt_files
 from sip.data.documents import DataConfig
 from sip.structs import UserError
+from sip.tasks.pairs import PairsConfig
+from sip.tasks.rl.prompts import Config as RL
+from sip.tasks.supervised.conversations import Config as SFT
+from sip.tasks.supervised.preferences import Config as DPO
+from sip.text.tokenizer import Byte
+from sip.training.losses import PairLossConfig
 
 TEXTS = [f"document {i} of the corpus" for i in range(40)]
 
@@ -143,6 +150,64 @@ def test_files_in_a_store_are_read_alike(tmp_path, source):
             assert every(source, path) == sorted(TEXTS)
         with pytest.raises(UserError, match="gs://bucket/no.txt: there is no such file"):
             files.listed("gs://bucket/no.txt", "txt")
+
+
+EXAMPLES = {  # readers of JSON Lines, an object of each, and the number of those read
+    "conversations": (
+        lambda path: len(conversations.read(path, max_skipped_fraction=0.0).rows),
+        dict(prompt="a", completion="b"),
+    ),
+    "pairs": (
+        lambda path: len(preferences.read(path, max_skipped_fraction=0.0).pairs),
+        dict(prompt="a", chosen="b", rejected="c"),
+    ),
+    "prompts": (
+        lambda path: sum(map(len, prompt_files.read(
+            path, prompt_files.plain(Byte()), max_len=9, max_skipped_fraction=0.0)[0].values())),
+        dict(prompt="a"),
+    ),
+    "problems": (lambda path: len(problems.read(path, 0.0)[0]), dict(problem="a", answer="b")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_examples_come_through_the_doors_of_a_corpus(tmp_path, kind):
+    count, row = EXAMPLES[kind]
+    made = tmp_path / "made"
+    (made / "more").mkdir(parents=True)
+    line = f"{json.dumps(row)}\n".encode()
+    (made / "a.jsonl").write_bytes(line)
+    (made / "b.json.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + line * 2))
+    (made / "more" / "c.jsonl.zst").write_bytes(zst(line * 4))
+    (made / "_x.jsonl").write_bytes(b"no")
+    found = [count(f"{made}/{name}") for name in ("a.jsonl", "b.json.gz", "more/c.jsonl.zst", "")]
+    assert found == [1, 2, 4, 7]
+    assert count(f"{made}/*.js*") == 3 and count(f"{made}/a.jsonl,{made}/more") == 5
+    with store(tmp_path):
+        assert count("gs://bucket/made") == 7 and count("gs://bucket/made/a.jsonl") == 1
+
+
+def test_the_keys_of_examples_name_a_path_that_does_not_exist(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"{}"))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "test.jsonl").write_bytes(b"{}")
+    pairs = lambda path: DPO(name="preferences", loss=PairLossConfig(), pairs=PairsConfig(path))
+    reach = {
+        "task.pairs.path": lambda path: pairs(path).reach(),
+        "task.prompts": lambda path: RL(name="prompts", reward="run", prompts=path).reach(),
+        "task.path": lambda path: SFT(name="conversations", chat="turns", path=path).reach(),
+        "problems.path": lambda path: problems.ProblemsConfig(path=path).reach(),
+    }
+    for key, of in reach.items():
+        of(f"{tmp_path}/a.jsonl.gz")
+        of(f"{tmp_path}/*.gz,{tmp_path}/a.jsonl.gz")
+        with pytest.raises(UserError, match=f"{key}: .*nowhere: there is no such file"):
+            of(f"{tmp_path}/nowhere")
+        with pytest.raises(UserError, match=f"{key}: .*parquet for a corpus; convert other inputs"):
+            of(f"{tmp_path}/a.parquet")
+    with pytest.raises(UserError, match="test.jsonl: is a test set"):
+        reach["problems.path"](f"{tmp_path}/sets/,{tmp_path}/a.jsonl.gz")
 
 
 def write_records(path, rows):

@@ -138,8 +138,17 @@ def test_lines_without_a_prompt_are_counted(tmp_path):
     assert first.ids == [Byte.bos, *first.text.encode()] and first.fields == {
         "id": int(first.text[1:])
     }
-    with pytest.raises(UserError, match="5 of 45 prompts cannot be used"):
+    with pytest.raises(UserError, match="p.jsonl:41: 5 of 45 prompts cannot be used"):
         read(0.05)
+    rows = [dict(question="q", id=1)] * 3 + [dict(prompt="\ud83d")]
+    write_prompts(tmp_path / "p.jsonl", rows)
+    said = r"p.jsonl:1: 4 of 4 .*3 without a field 'prompt' \(fields seen: 'question', 'id'\), "
+    said += r"1 not UTF-8; rename the fields, for example with jq -c '{prompt: .QUESTION}'"
+    with pytest.raises(UserError, match=said):
+        read(1.0)
+    (tmp_path / "p.jsonl").write_text(json.dumps([dict(prompt="p")]))
+    with pytest.raises(UserError, match="an array, not JSON Lines; .* jq -c '.\\[\\]'"):
+        read(1.0)
 
 
 def of_files(start, tmp_path, rows, **task):

@@ -45,7 +45,7 @@ UNREAD = {  # endings of files that are not read, and the way out
     ".docx": "Word files are not read; save it as plain text",
 }
 MAGIC = {  # first bytes of files that are not text
-    b"PAR1": "is Parquet, not {}; set data.source (--source) to parquet",
+    b"PAR1": "is Parquet, not {}; set data.source (--source) to parquet, or convert it",
     b"%PDF-": "is a PDF, not {}; extract its text, for example with pdftotext",
     b"ARROW1": "is an Arrow file, not {}; set data.source to huggingface, data.path to its folder",
 }
@@ -65,6 +65,15 @@ def listed(path: str | tuple[str, ...], source: str) -> list[str]:
     for file in found:
         _check_name(file, source)
     return list(dict.fromkeys(found))
+
+
+def check_json(key: str, path: str) -> None:
+    """Raises UserError, naming the config key, if JSON Lines do not exist; "" is no path."""
+    if path:
+        try:
+            listed(path, "jsonl")
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
 
 
 def listed_any(path: str) -> list[str]:
@@ -161,7 +170,13 @@ def _hint(files: list[str], source: str) -> str:
             f"the files' names must end with {' or '.join(ENDINGS[source])}, .gz or .zst after it"
         )
     wanted = next(kind for kind, _ in kinds.most_common() if kind)
-    return f"it has {', '.join(others)}; set data.source (--source) to {wanted}"
+    return f"it has {', '.join(others)}; {_way_out(wanted, source)}"
+
+
+def _way_out(kind: str, source: str) -> str:
+    """Says what to do with files of the format `kind` in the place of `source`."""
+    others = " for a corpus; convert other inputs to JSON Lines" if source == "jsonl" else ""
+    return f"set data.source (--source) to {kind}{others}"
 
 
 def _check_name(path: str, source: str) -> None:
@@ -172,9 +187,7 @@ def _check_name(path: str, source: str) -> None:
     kind = format_of(path)
     # JSON Lines in a .txt file are told by their contents.
     if kind not in ("", source) and (kind, source) != ("txt", "jsonl"):
-        raise UserError(
-            f"{path}: is {SAID[kind]}, not {SAID[source]}; set data.source (--source) to {kind}"
-        )
+        raise UserError(f"{path}: is {SAID[kind]}, not {SAID[source]}; {_way_out(kind, source)}")
     if source == "array_record" and _packing(path):
         raise UserError(f"{path}: array_record is compressed inside; unpack the file")
 

@@ -148,8 +148,25 @@ def _separated(lines: Iterator[bytes], separator: bytes) -> Iterator[bytes]:
 
 
 def _jsonl(path: str) -> Iterator[Record]:
+    for _, line in _lines(path):
+        value = _json(line)
+        reason = value if value == NOT_UTF8 else NOT_JSON
+        yield (value, "") if isinstance(value, dict) else ({}, reason)
+
+
+def json_lines(path: str) -> Iterator[tuple[str, bytes]]:
+    """Yields (FILE:LINE, line) of JSON Lines, without blank lines.
+
+    `path` names files as in `files.listed`. Raises UserError if one cannot be read, or begins with
+    an array or an object over several lines.
+    """
+    for file in files.listed(path, "jsonl"):
+        yield from ((f"{file}:{number}", line) for number, line in _lines(file))
+
+
+def _lines(path: str) -> Iterator[tuple[int, bytes]]:
     begun = False
-    for line in read_lines(files.lines(path, "JSON Lines"), path):
+    for number, line in enumerate(read_lines(files.lines(path, "JSON Lines"), path), 1):
         if not (line := line.strip()):
             continue
         if not begun and (line.startswith(b"[") or line == b"{"):
@@ -158,9 +175,8 @@ def _jsonl(path: str) -> Iterator[Record]:
                 "per line, for example with jq -c '.[]' (an array) or jq -c . (objects), or leave "
                 "the file out by a glob"
             )
-        begun, value = True, _json(line)
-        reason = value if value == NOT_UTF8 else NOT_JSON
-        yield (value, "") if isinstance(value, dict) else ({}, reason)
+        begun = True
+        yield number, line
 
 
 def _parquet(path: str, columns: Sequence[str] | None) -> Iterator[Record]:

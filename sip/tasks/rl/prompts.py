@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sip.data import chunks, conversations, pipeline
+from sip.data import chunks, conversations, files, pipeline
 from sip.data import problems as problem_sets
 from sip.data import prompts as prompt_files
 from sip.data.documents import PARTS, Truth, listed
@@ -62,7 +62,7 @@ class Config(TaskConfig):
     """
 
     reward: str | tuple[tuple[str, float], ...]  # a reward, or several: ((reward, weight), ...)
-    prompts: str = ""  # JSON Lines with a field `prompt`; empty: problems, or the corpus's prefixes
+    prompts: str = ""  # JSON Lines with `prompt`: files, a folder or a glob; empty: other prompts
     questions: QuestionsConfig | None = None  # about the corpus's world, in the place of prompts
     problems: ProblemsConfig | None = None  # problems with answers, in the place of prompts
     answers: AnswersConfig | None = None  # the check of answers: rewards answers, majority, random
@@ -208,8 +208,7 @@ class Config(TaskConfig):
 
     def reach(self):
         """Raises UserError if the file of prompts does not exist, or a server does not answer."""
-        if self.prompts and not Path(self.prompts).is_file():
-            raise UserError(f"task.prompts {self.prompts!r}: there is no such file")
+        files.check_json("task.prompts", self.prompts)
         for asked in (self.judge, self.continuations, self.problems):
             if asked is not None:
                 asked.reach()

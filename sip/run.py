@@ -173,6 +173,10 @@ class RunConfig:
         """The runs or directories that the run reads, by the config key that names them."""
         return {"init_from": self.init_from}
 
+    def reads(self) -> dict[str, list[str]]:
+        """The files that the run reads besides the corpus, by the path that names them."""
+        return {}
+
     def splits(self) -> dict[str, str]:
         """The splits of the corpus that the run reads, by config key."""
         return {"split": self.split}
@@ -234,6 +238,10 @@ class TaskConfig:
 
     def sources(self) -> dict[str, str]:
         """The runs or directories that the task reads, by the config key that names them."""
+        return {}
+
+    def reads(self) -> dict[str, list[str]]:
+        """The files that the task reads, by the path that names them."""
         return {}
 
     def needs_truth(self) -> str:

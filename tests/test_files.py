@@ -1,14 +1,13 @@
 """Tests the doors of a corpus: which files a path names, and which files are refused."""
 
-import contextlib
 import gzip
 import io
 import json
 import shutil
-from pathlib import Path
 
 import pytest
 from etils import epath
+from stores import store
 
 from sip.data import __main__ as cli
 from sip.data import conversations, documents, files, preferences, problems
@@ -118,22 +117,6 @@ def test_documents_do_not_depend_on_how_their_files_are_divided(folder, tmp_path
             documents.load(DataConfig("jsonl", str(path), part), "") for path in (whole, folder)
         )
         assert sorted(one.texts) == sorted(many.texts) and one.texts
-
-
-@contextlib.contextmanager
-def store(root):
-    """Serves the paths gs://bucket/.. from files below `root`."""
-    local = lambda path: str(path).replace("gs://bucket", str(root))
-    back = lambda path: str(path).replace(str(root), "gs://bucket")
-    real = lambda name: lambda _, path: getattr(Path(local(path)), name)()
-    with epath.testing.mock_epath(
-        exists=real("exists"),
-        isdir=real("is_dir"),
-        listdir=lambda _, path: [p.name for p in Path(local(path)).iterdir()],
-        glob=lambda _, path: [back(p) for p in root.glob(local(path)[len(str(root)) + 1 :])],
-        open=lambda _, path, mode: open(local(path), mode),
-    ):
-        yield
 
 
 @pytest.mark.parametrize("source", [*MAKE, "array_record"])

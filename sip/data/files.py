@@ -76,6 +76,11 @@ def check_json(key: str, path: str) -> None:
             raise UserError(f"{key}: {error}") from None
 
 
+def json_files(*paths: str) -> dict[str, list[str]]:
+    """Returns the files of JSON Lines that each path names, by the path; "" is no path."""
+    return {path: listed(path, "jsonl") for path in paths if path}
+
+
 def listed_any(path: str) -> list[str]:
     """Returns the files that `path` names, whatever their formats; of a folder those of a known
     one. Raises UserError if there is no such file."""

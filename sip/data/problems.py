@@ -98,6 +98,10 @@ class ProblemsConfig:
         if not self.form.strip():
             raise UserError("problems.form is empty: boxed, or a marker such as Answer:")
 
+    def reads(self) -> dict[str, list[str]]:
+        """The files of problems, by the path that names them."""
+        return files.json_files(self.path, self.test)
+
     def reach(self) -> None:
         """Raises UserError if a file of problems does not exist, or is a test set to learn from."""
         if self.source == FILE and not self.path:

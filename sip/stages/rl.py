@@ -132,6 +132,10 @@ class RLConfig(RunConfig):
         """The parameters to start from and what the task reads."""
         return super().sources() | self.task.sources()
 
+    def reads(self):
+        """The files that the task reads."""
+        return self.task.reads()
+
     def needs_truth(self):
         """The task's key that needs a ground truth."""
         return self.task.needs_truth()

@@ -135,6 +135,10 @@ class PairTaskConfig(TaskConfig):
             return {f"task.answers.sources[{i}]": name for i, name in names}
         return {"task.labels.source": self.labels.source} if self.labels else {}
 
+    def reads(self):
+        """The files of pairs."""
+        return files.json_files(self.pairs.path) if self.pairs else {}
+
     def needs_truth(self):
         """Labels and comparisons of answers are the ground truth's."""
         if self.answers:

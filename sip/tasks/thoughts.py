@@ -61,6 +61,10 @@ class ThoughtsConfig:
         """The tags."""
         return self.tags[0], self.tags[1]
 
+    def reads(self) -> dict[str, list[str]]:
+        """The files of annotated texts, by the path that names them."""
+        return files.json_files(self.annotated if self.annotated != TRUTH else "")
+
     def reach(self) -> None:
         """Raises UserError if there is no file of annotated texts."""
         if self.annotated != TRUTH:

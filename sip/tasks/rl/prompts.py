@@ -61,7 +61,8 @@ class Config(TaskConfig):
     directory of a reward model.
     """
 
-    reward: str | tuple[tuple[str, float], ...]  # a reward, or several: ((reward, weight), ...)
+    # A reward, or several: "reward*weight,reward,.." or ((reward, weight), ..).
+    reward: str | tuple[tuple[str, float], ...]
     prompts: str = ""  # JSON Lines with `prompt`: files, a folder or a glob; empty: other prompts
     questions: QuestionsConfig | None = None  # about the corpus's world, in the place of prompts
     problems: ProblemsConfig | None = None  # problems with answers, in the place of prompts
@@ -83,6 +84,7 @@ class Config(TaskConfig):
         check("task", self, held_out=at_least(1), cut_penalty=at_least(0), **unit)
         check("task", self, soft_tokens=at_least(0), samples=at_least(0, most=1024))
         object.__setattr__(self, "prompts", place(self.prompts))
+        object.__setattr__(self, "reward", _several(self.reward))
         self._check_prompts()
         self._check_rewards()
 
@@ -186,6 +188,12 @@ class Config(TaskConfig):
             found |= self.continuations.sources("task.continuations")
         return found | {f"task.{key}": value for key, value in theirs.items()}
 
+    def reads(self):
+        """The files of prompts or problems, and of rewards."""
+        own = [name for name, _ in self.rewards if functions.is_function(name)]
+        asked = self.problems.reads() if self.problems else files.json_files(self.prompts)
+        return {**asked, **{path: [path] for path in map(functions.file_of, own)}}
+
     def needs_truth(self):
         """Questions are the ground truth's, and the judge may be."""
         if self.questions is not None:
@@ -212,6 +220,20 @@ class Config(TaskConfig):
         for asked in (self.judge, self.continuations, self.problems):
             if asked is not None:
                 asked.reach()
+
+
+def _several(reward: str | tuple) -> str | tuple[tuple[str, float], ...]:
+    """Returns the (reward, weight) pairs of "reward*weight,reward,.."; one reward as it stands."""
+    if not isinstance(reward, str) or not set(",*") & set(reward) or Path(place(reward)).exists():
+        return reward
+    found = []
+    for part in reward.split(","):
+        name, star, weight = part.strip().rpartition("*")
+        try:
+            found.append((name.strip(), float(weight)) if star else (weight, 1.0))
+        except ValueError:
+            raise UserError(f"reward {part!r}: no number after *, as in my.py:f*0.5") from None
+    return tuple(found)
 
 
 def label(name: str) -> str:

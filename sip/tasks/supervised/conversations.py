@@ -95,6 +95,10 @@ class Config(ChatConfig):
             raise UserError("task.path: needed; a JSON Lines file of conversations")
         files.check_json("task.path", self.path)
 
+    def reads(self):
+        """The files of conversations or problems."""
+        return self.problems.reads() if self.problems else files.json_files(self.path)
+
     def needs_truth(self):
         """Questions are the ground truth's."""
         return "task.questions" if self.questions is not None else ""

@@ -62,6 +62,10 @@ class Config(TaskConfig):
         """Raises UserError if the probe's prefixes, thoughts and suffixes do not fit the model."""
         shared.check_room(c, cut, self.thoughts.tokens)
 
+    def reads(self):
+        """The files of annotated texts."""
+        return self.thoughts.reads()
+
     def reach(self):
         """Raises UserError if there are no annotated texts."""
         self.thoughts.reach()

@@ -580,7 +580,8 @@ def _rows(make: Callable[[], Any], cfg: DataConfig, where: str, field: str) -> l
         raise UserError(f"{where}: cannot read split {cfg.split!r:.80}: {reason}") from error
     if rows and field not in rows[0]:
         raise UserError(
-            f"{cfg.path}: no field {field!r}; set data.field to one of {', '.join(sorted(rows[0]))}"
+            f"{cfg.path}: no field {field!r}; set data.field (--field) to one of "
+            f"{', '.join(sorted(rows[0]))}"
         )
     # array_record returns None for the records of a file truncated at a 64 KiB block.
     if any(row[field] is None for row in rows):

@@ -214,6 +214,10 @@ WRONG = {
     "blank": ("a.jsonl", "jsonl", b"\n \n\n", "has no documents"),
     "JSON Lines as text": ("a.txt", "txt", jsonl(TEXTS), "is JSON.*data.source .*jsonl"),
     "one object as text": ("a.md", "txt", b'{"text": "a"}', "is JSON.*data.source .*jsonl"),
+    "an array as text": ("a.txt", "txt", b'[{"text": "a"}]', "is JSON.*jq.*data.source .*jsonl"),
+    "a pretty array as text": ("a.txt", "txt", b'[\n  "one",\n  "two"\n]\n', "is JSON.*jq"),
+    "a pretty object as text": ("a.txt", "txt", b'{\n "text":\n  "a"\n}', "is JSON.*jq"),
+    "pretty objects as text": ("a.txt", "txt", b'{\n"a": 1\n}\n{\n"a": 2\n}', "is JSON.*jq"),
     "named as JSON": ("a.jsonl", "txt", jsonl(TEXTS), "is JSON, not plain text; set data.source"),
     "text as JSON Lines": (
         "a.txt",

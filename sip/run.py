@@ -59,9 +59,13 @@ class Run:
         """The recipe's tokenizer, trained first if the workdir has none yet."""
         return open_tokenizer(self.config, self.workdir)
 
-    def corpus(self, split: str) -> Corpus:
-        """The documents of a split, loaded, tokenised and cut once per process."""
-        found = corpora.load(self.config.data, split, self.workdir, self.tokenizer)
+    def corpus(self, split: str, *, any_length: bool = False) -> Corpus:
+        """The documents of a split, loaded, tokenised and cut once per process.
+
+        With `any_length` most of them may be too short for a prefix and a suffix.
+        """
+        how: Any = dict(any_length=any_length)
+        found = corpora.load(self.config.data, split, self.workdir, self.tokenizer, **how)
         if found.left_out:
             self.left_out[split] = found.left_out
         return found

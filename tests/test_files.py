@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from etils import epath
@@ -11,8 +12,10 @@ from stores import store
 
 from sip.data import __main__ as cli
 from sip.data import conversations, documents, files, preferences, problems
+from sip.data import corpus as corpora
 from sip.data import prompts as prompt_files
 from sip.data.documents import DataConfig
+from sip.stages import session
 from sip.structs import UserError
 from sip.tasks.pairs import PairsConfig
 from sip.tasks.rl.prompts import Config as RL
@@ -101,6 +104,26 @@ def test_folders_globs_and_several_files_are_listed_in_order(folder):
     assert names(",".join(both)) == names(both)
     assert every("jsonl", both) == sorted(TEXTS[:20])
     assert every("jsonl", str(folder)) == sorted(TEXTS)
+
+
+def test_files_of_a_folder_that_are_not_read_are_said(folder, capsys):
+    (folder / "more" / "b.md.gz").write_text("about")
+    (folder / "LICENSE").write_text("x")
+    said = f"{folder}: 3 of 6 files are not JSON by their names and are not read (2 .md, 1 without"
+    (line,) = files.ignored((f"{folder}/b.jsonl", str(folder)), "jsonl")
+    assert line == f"{said} an ending)"
+    assert files.ignored(f"{folder}/a.jsonl.gz,{folder}/*.jsonl", "jsonl") == []
+    assert cli.main(["--source=jsonl", f"--path={folder}"]) == 0
+    assert capsys.readouterr().err.startswith(said)
+    data = dict(source="jsonl", path=str(folder), cut=dict(prefix_min=1, prefix_max=1, suffix=1))
+    corpora._print.cache_clear()
+    for _ in range(2):
+        corpora.load_documents(data, "train", "")
+    assert capsys.readouterr().err.count("by their names") == 1
+    kept = []
+    run = SimpleNamespace(say=kept.append)
+    session._say_ignored(run, SimpleNamespace(reads=lambda: {str(folder): [], "mine.py": []}))
+    assert kept == [line]
 
 
 def test_a_name_with_a_comma_is_one_file(tmp_path):

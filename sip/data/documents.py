@@ -290,6 +290,12 @@ def check_path(cfg: DataConfig) -> None:
             raise UserError(f"config data.contamination.against: {e}") from None
 
 
+def ignored(cfg: DataConfig) -> list[str]:
+    """Returns lines about the files in folders of the corpus that are of other formats."""
+    of_files = [one for one in sources(cfg) if one.source in FILES]
+    return [line for one in of_files for line in files.ignored(one.path, one.source)]
+
+
 def load(cfg: DataConfig, data_dir: str) -> Documents:
     """Loads the documents of cfg.split; data sets are built in or read from `data_dir`.
 

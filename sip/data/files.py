@@ -67,6 +67,26 @@ def listed(path: str | tuple[str, ...], source: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def ignored(path: str | tuple[str, ...], source: str) -> list[str]:
+    """Returns a line for each folder in `path` with files of other formats, which are not read."""
+    said = []
+    for part in [path] if isinstance(path, str) else path:
+        for folder in _several(part):
+            every = _inside(folder) or []
+            others = Counter(_ending(file) for file in every if format_of(file) != source)
+            if others:
+                kinds = ", ".join(f"{count:,} {end}" for end, count in others.most_common(4))
+                said.append(
+                    f"{folder}: {others.total():,} of {len(every):,} files are not {SAID[source]} "
+                    f"by their names and are not read ({kinds})"
+                )
+    return said
+
+
+def _ending(path: str) -> str:
+    return Path(_unpacked(path)).suffix or "without an ending"
+
+
 def check_json(key: str, path: str) -> None:
     """Raises UserError, naming the config key, if JSON Lines do not exist; "" is no path."""
     if path:
@@ -100,8 +120,7 @@ def _several(path: str) -> list[str]:
 def _named(path: str, source: str) -> list[str]:
     """Returns the files of one path: itself, those of a folder, or those of a glob."""
     where = epath.Path(path)
-    if _asked(path, where.is_dir):
-        below = _asked(path, lambda: sorted(_below(where, set())))
+    if (below := _inside(path)) is not None:
         found = [file for file in below if format_of(file) in ((source,) if source else ENDINGS)]
         if not found and not source:
             raise UserError(f"{path}: has no file of a known format ({', '.join(ENDINGS)})")
@@ -116,6 +135,14 @@ def _named(path: str, source: str) -> list[str]:
     if not found:
         raise UserError(f"{path}: no file has such a name; quote the glob and check its folder")
     return found
+
+
+def _inside(path: str) -> list[str] | None:
+    """Returns the files below a folder in order, whatever their formats; None if it is none."""
+    where = epath.Path(path)
+    if not _asked(path, where.is_dir):
+        return None
+    return _asked(path, lambda: sorted(_below(where, set())))
 
 
 def _asked(path: str, ask) -> Any:

@@ -63,7 +63,7 @@ class Config(TaskConfig):
 
     # A reward, or several: "reward*weight,reward,.." or ((reward, weight), ..).
     reward: str | tuple[tuple[str, float], ...]
-    prompts: str = ""  # JSON Lines with `prompt`: files, a folder or a glob; empty: other prompts
+    prompts: str = ""  # JSON Lines with `prompt`: files, folder, glob; empty: problems or prefixes
     questions: QuestionsConfig | None = None  # about the corpus's world, in the place of prompts
     problems: ProblemsConfig | None = None  # problems with answers, in the place of prompts
     answers: AnswersConfig | None = None  # the check of answers: rewards answers, majority, random

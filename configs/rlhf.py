@@ -5,6 +5,9 @@
     python -m sip.train --config=configs/rlhf.py:/tmp/start --workdir=/tmp/mine \
         --config.runs.rlhf.task.prompts=PROMPTS.jsonl \
         --config.runs.rlhf.task.reward=/tmp/reward/runs/reward_model
+    python -m sip.train --config=configs/rlhf.py:/tmp/start,rlaif --workdir=/tmp/judged \
+        --config.runs.rlhf.task.prompts=PROMPTS.jsonl \
+        --config.runs.rlhf.task.judge.init_from=JUDGE
 
 On the micro-world: the base model, a reward model of it (configs/reward_model.py), and two
 policies: `rloo` with the KL in the reward (arXiv 2402.14740) and `grpo` with the KL in the loss
@@ -39,12 +42,18 @@ def get_config(arg: str = "") -> ConfigDict:
     words = [word for word in arg.split(",") if word != "rlaif"]
     rlaif = len(words) < len(arg.split(","))
     source, debug = published.words(",".join(words), "rlhf.py")
-    if source and rlaif:
-        raise ValueError(
-            "configs/rlhf.py: 'rlaif' is a recipe of the micro-world; with a "
-            "checkpoint set task.reward=judge and a section task.judge"
-        )
-    return of_files(source, debug) if source else on_microworld(debug, rlaif)
+    if source:
+        return judged(of_files(source, debug)) if rlaif else of_files(source, debug)
+    return on_microworld(debug, rlaif)
+
+
+def judged(config: Any) -> ConfigDict:
+    """Puts a judge in the place of the reward model: JUDGE is a run or checkpoint that answers
+    after reasoning; or set judge.backend=http, judge.http.url and .model for a server."""
+    task = config.runs.rlhf.task
+    task.reward = "judge"
+    task.judge = common.judge("local", init_from="judge", weights=(("reasoned_better", 1.0),))
+    return config
 
 
 def of_files(source: str, debug: bool) -> ConfigDict:

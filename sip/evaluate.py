@@ -245,7 +245,8 @@ def corpus_of(directory: str, split: str, data_workdir: str) -> corpora.Corpus |
     data = corpora.data_config(record["data"], split)
     if data_workdir or any(one.source in documents.BUILT for one in documents.sources(data)):
         workdirs.existing(workdir, "--data_workdir")
-    return corpora.load(record["data"], split, workdir, loading.kept_tokenizer(directory))
+    tokenizer = loading.kept_tokenizer(directory)
+    return corpora.load(record["data"], split, workdir, tokenizer, any_length=True)
 
 
 def standard(directory: str, wanted: harness.Wanted, *, batch: int, tensor: int) -> dict:

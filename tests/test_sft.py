@@ -160,8 +160,9 @@ def test_what_is_left_out_is_counted_and_a_small_file_is_refused(tmp_path, capsy
     c = recipe.STAGES["supervised"].resolve(config, "assistant")
     task.build(run, c, None)
     assert run.left_out["train"] == {
-        "without messages, and without prompt and completion": 1, "longer than 256 tokens": 1
-    }  # fmt: skip
+        "without messages, and without prompt and completion (fields seen: 'prompt')": 1,
+        "longer than 256 tokens": 1,
+    }
     assert "2 of 82 conversations are left out: 1 without" in capsys.readouterr().err
     (tmp_path / "few.jsonl").write_text("\n".join(rows[:2]))
     config.runs.assistant.task.path = str(tmp_path / "few.jsonl")

@@ -1,13 +1,17 @@
 """Tests config.json: fields that are read, fields that are rejected by name, and the way back."""
 
+import copy
 import dataclasses
 import json
 
 import families
+import published_configs
 import pytest
 import tiny
 
+from sip import mesh
 from sip.hf import configs
+from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.models.presets import PRESETS, preset
 from sip.structs import UserError
@@ -123,6 +127,11 @@ REFUSED = {
     "kv heads": ("llama2", {"num_key_value_heads": 3}),
     "num_key_value_heads": ("qwen3", {"num_key_value_heads": "2"}),
     "torch_dtype": ("llama2", {"torch_dtype": "float64"}),
+    r"torch_dtype \['bfloat16'\]": ("llama2", {"torch_dtype": ["bfloat16"]}),
+    "dtype {}": ("llama2", {"dtype": {}}),
+    "rope_factor=0.0": ("qwen25_odd", {"rope_scaling": {**families.YARN, "factor": 0}}),
+    "head_dim is 0": ("granite", {"head_dim": 0}),
+    "sliding_window_size": ("gemma2", {"sliding_window_size": 7}),
     "layer_types": ("qwen3_odd", {"max_window_layers": 1}),
     "dynamic": ("llama31", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
     "original_max_position_embeddings": (
@@ -146,7 +155,7 @@ REFUSED = {
     "rope_theta, rope_scaling": ("gpt_oss", {"rope_scaling": None}),
     "not an object": ("llama2", {"rope_scaling": "linear"}),
     "qwen3_5'.*linear attention": ("qwen3", {"model_type": "qwen3_5"}),
-    "gemma3_text is": ("gemma3", {"model_type": "gemma3"}),
+    "text_config: gemma3 needs": ("gemma3", {"model_type": "gemma3"}),
     "gemma3n": ("gemma3", {"model_type": "gemma3n"}),
     r"model_type \['llama'\]": ("llama2", {"model_type": ["llama"]}),
     "hidden_act = 'relu'": ("gemma2", {"hidden_activation": "relu"}),
@@ -303,12 +312,18 @@ def test_a_config_that_is_cut_or_missing_beside_tensors_is_named(tmp_path):
     assert configs.exists(tmp_path) and configs.read(tmp_path) == parsed("llama2")
 
 
-@pytest.mark.parametrize("key", ["num_hidden_layers", "num_experts"])
+@pytest.mark.parametrize("key", configs.MOST)
 def test_an_absurd_size_is_refused_at_once(key, tmp_path):
-    raw = {**families.config("qwen3_moe"), key: 10**8}
+    raw = {**families.config("qwen3_moe"), key: 10**18}
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(UserError, match=f"config.json: {key} is 100000000; at most"):
+    with pytest.raises(UserError, match=f"config.json: {key} is 1000000000000000000; at most"):
         configs.read(tmp_path)
+
+
+def test_the_largest_sizes_have_parameters_of_less_than_2_to_63_numbers():
+    known = configs.MOST.keys() - {"sliding_window", "original_max_position_embeddings"}
+    cfg = parsed("qwen3_moe", **{key: configs.MOST[key] for key in known})
+    assert decoder.abstract(cfg, mesh.single()) and decoder.count(cfg) < 1 << 63
 
 
 @pytest.mark.parametrize("key", ["rope_theta", "max_position_embeddings", "hidden_size"])
@@ -356,3 +371,51 @@ def test_a_checkpoint_is_not_taken_for_another_model():
         cfg = parsed("qwen3_moe" if name == "active" else "llama31")
         with pytest.raises(UserError, match=f"model.{name} is .* in there/config.json"):
             configs.check_same(cfg, dataclasses.replace(cfg, **{name: value}), "there")
+
+
+@pytest.mark.parametrize("name", published_configs.CONFIGS)
+def test_a_published_config_is_read_and_has_its_number_of_parameters(name):
+    raw = published_configs.CONFIGS[name]
+    found = configs.parse(raw)
+    of_images = published_configs.images(found.width) if "text_config" in raw else 0
+    assert decoder.count(found) + of_images == published_configs.PARAMETERS[name]
+    again = configs.parse(configs.to_json(found, found.dtype))
+    assert again == found
+
+
+def test_gemma_3_of_text_and_images_by_hand():
+    found = configs.parse(published_configs.CONFIGS["gemma-3-27b-it"])
+    assert found == ModelConfig(
+        vocab_size=262208, width=5376, layers=62, kv_heads=16, queries_per_kv=2, head_dim=128,
+        hidden=21504, max_len=131072, norm_eps=1e-6, tied=True, dtype="bfloat16", norms="both",
+        norm_plus_one=True, qk_norm=True, window=1024, full_every=6, activation="gelu_tanh",
+        embed_scale=5376**0.5, attention_scale=168**-0.5, rope_theta=1e6, rope_local_theta=1e4,
+        rope_scaling="linear", rope_factor=8.0,
+    )  # fmt: skip
+    small = configs.parse(published_configs.CONFIGS["gemma-3-4b-it"])
+    assert (small.kv_heads, small.queries_per_kv, small.head_dim) == (4, 2, 256)  # not stated
+    said = configs.to_json(found)
+    assert (said["model_type"], said["architectures"]) == ("gemma3_text", ["Gemma3ForCausalLM"])
+
+
+NESTED = {  # what is changed in gemma-3-4b-it: (of the whole, of text_config)
+    "text_config: gemma3": ({"text_config": []}, {}),
+    "architectures": ({"architectures": ["Gemma3ForSequenceClassification"]}, {}),
+    "text_config.model_type": ({}, {"model_type": "gemma2"}),
+    "tie_word_embeddings is True, but False": ({}, {"tie_word_embeddings": False}),
+    "sliding_window is 5, but 1024": ({"sliding_window": 5}, {}),
+    "quantization_config": ({"quantization_config": {"quant_method": "gptq"}}, {}),
+    "audio_config": ({"audio_config": {}}, {}),
+    "final_logit_softcapping: gemma3": ({}, {"final_logit_softcapping": 30.0}),
+    "hidden_size is None": ({}, {"hidden_size": None}),
+    "hidden_size is 1000000000": ({}, {"hidden_size": 10**9}),
+}
+
+
+@pytest.mark.parametrize("named", NESTED)
+def test_a_contradiction_between_the_parts_of_a_config_is_named(named):
+    whole, part = NESTED[named]
+    raw = copy.deepcopy(published_configs.CONFIGS["gemma-3-4b-it"])
+    raw["text_config"] |= part
+    with pytest.raises(UserError, match=named):
+        configs.parse({**raw, **whole})

@@ -7,13 +7,13 @@ error. It is never ignored.
 from pathlib import Path
 from typing import Any
 
-from sip.hf import family, harmless, rotary, shards
+from sip.hf import family, harmless, nested, rotary, shards
 from sip.hf.family import ATTENTION_BIAS, FAMILIES, GEMMA, MLP_BIAS, OLMO, QWEN3
 from sip.hf.fields import NEEDED, cap, same, take
 from sip.hf.rotary import FULL, NEAR
 from sip.models.config import ModelConfig
 from sip.structs import UserError
-from sip.text.special import CONFIG, read_object
+from sip.text.special import CONFIG, MOST_ID, read_object
 
 FIELDS = {  # our field: (config.json field, type)
     "vocab_size": ("vocab_size", int),
@@ -56,7 +56,23 @@ ONLY = {
     "full_attn_mod": (1,),
     "interpolate_factor": (1,),
 }
-MOST = {"num_hidden_layers": 1 << 12, "num_experts": 1 << 16, "num_local_experts": 1 << 16}
+# Largest sizes, several times those of any published model. Products of them, the numbers in a
+# parameter, are below 2^63.
+MOST = {
+    "num_hidden_layers": 1 << 12,
+    "num_experts": 1 << 12,
+    "num_local_experts": 1 << 12,
+    "vocab_size": MOST_ID,
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 19,
+    "moe_intermediate_size": 1 << 19,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 12,
+    "max_position_embeddings": 1 << 30,
+    "original_max_position_embeddings": 1 << 30,
+    "sliding_window": 1 << 30,
+}
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}  # theirs: ours
 
 
@@ -77,13 +93,15 @@ def exists(directory: str | Path) -> bool:
     return found
 
 
+def is_nested(directory: str | Path) -> bool:
+    """Returns True if `directory`/config.json is that of a model of text and images."""
+    return nested.is_nested(read_object(Path(directory) / CONFIG))
+
+
 def read(directory: str | Path) -> ModelConfig:
     """Reads `directory`/config.json; raises UserError naming the file and the field."""
-    path = Path(directory) / "config.json"
+    path = Path(directory) / CONFIG
     raw = read_object(path)
-    for key, most in MOST.items():  # before anything is made for each layer or expert
-        if key in raw and type(raw[key]) is int and raw[key] > most:
-            raise UserError(f"{path}: {key} is {raw[key]}; at most {most} are supported")
     try:
         return parse(raw)
     except UserError as error:
@@ -97,7 +115,10 @@ def parse(raw: dict[str, Any]) -> ModelConfig:
     represent its values. Raises UserError naming a field that is missing or not supported.
     """
     # Fields are removed from `left` when they are read; `_refuse` checks the remaining ones.
-    left = harmless.without_idle_rope(raw)
+    left = harmless.without_idle_rope(nested.language_model(raw))
+    for key, most in MOST.items():  # before anything is made for each layer or expert
+        if key in left and type(left[key]) is int and left[key] > most:
+            raise UserError(f"{key} is {left[key]}; at most {most} are supported")
     kind = left.pop("model_type", None)
     family.check(kind)
     scalar = _scalar(left, kind)
@@ -191,11 +212,15 @@ def _heads(left, kind, width) -> dict[str, int]:
     size = take(left, "head_dim", int)
     if groups < 1 or heads < 1 or heads % groups:
         raise UserError(f"num_attention_heads {heads}: must be a multiple of kv heads {groups}")
+    if size < 1:
+        raise UserError(f"head_dim is {size}; must be at least 1")
     return dict(kv_heads=groups, queries_per_kv=heads // groups, head_dim=size)
 
 
 def _window(left, kind, layers) -> dict[str, int]:
     """Reads the sliding window (tokens) and the layers that have it."""
+    if left.get("sliding_window_size") == left.get("sliding_window"):
+        left.pop("sliding_window_size", None)  # published with Gemma 2, not read by transformers
     if kind in ("llama", "olmo2", "granite"):
         return {}
     if kind in ("mistral", "mixtral", "phi3"):
@@ -383,11 +408,12 @@ def _gpt_oss(left) -> dict[str, Any]:
 
 def _dtype(left) -> str:
     """Reads the dtype of matrix products from `dtype` or the older `torch_dtype`."""
-    new, old = left.pop("dtype", None), left.pop("torch_dtype", None)
-    known = {None: "float32", "float32": "float32", "float16": "float32", "bfloat16": "bfloat16"}
-    if (new or old) not in known:
-        raise UserError(f"torch_dtype {new or old!r} is not supported")
-    return known[new or old]
+    known = {"float32": "float32", "float16": "float32", "bfloat16": "bfloat16"}
+    said = {key: left.pop(key, None) for key in ("dtype", "torch_dtype")}
+    for key, value in said.items():
+        if value is not None and (not isinstance(value, str) or value not in known):
+            raise UserError(f"{key} {value!r:.80} is not supported; use one of {', '.join(known)}")
+    return known[said["dtype"] or said["torch_dtype"] or "float32"]
 
 
 def _refuse(left, layers: int) -> None:

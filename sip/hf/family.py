@@ -74,7 +74,6 @@ WHY = {  # model_types that need more than settings of the decoder
     "qwen3_5": "its layers of linear attention and its gated attention are not supported",
     "qwen3_5_text": "its layers of linear attention and its gated attention are not supported",
     "qwen3_next": "its layers of linear attention and its gated attention are not supported",
-    "gemma3": "images are not supported, only the text model gemma3_text is",
     "granitemoehybrid": "its state-space layers are not supported",
 }
 

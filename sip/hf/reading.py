@@ -37,7 +37,7 @@ def load(
         UserError: A file, tensor or config field does not fit; raised before any tensor is read.
     """
     cfg = configs.read(directory)
-    with shards.opened(directory) as source:
+    with shards.opened(directory, inner=configs.is_nested(directory)) as source:
         shards.check_size(source, cfg)
         abstract = decoder.abstract(cfg, mesh)
         places = names.places(abstract, cfg)

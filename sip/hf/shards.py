@@ -1,6 +1,7 @@
 """Opens the safetensors files of a checkpoint and checks all tensors before any is read."""
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from sip.hf import nested
 from sip.hf.mxfp4 import Packed
 from sip.hf.names import Place
 from sip.models.config import ModelConfig
 from sip.structs import UserError
 from sip.text.special import CONFIG, read_object
 
+LOG = logging.getLogger(__name__)
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES = ("F32", "BF16", "F16", "MXFP4")
@@ -31,6 +34,7 @@ class Shards:
     directory: Path
     files: Mapping[str, Any]  # file name: handle
     file_of: Mapping[str, str]  # tensor name: file name
+    name_of: Mapping[str, str]  # tensor name: its name in the file
 
     def stored(self, name: str) -> tuple[str, ...]:
         """Returns the stored tensors of a tensor: itself, or its MXFP4 blocks and scales."""
@@ -39,13 +43,14 @@ class Shards:
 
     def tensor(self, name: str):
         """Returns a lazy tensor, which is read when it is sliced."""
-        first, *scales = (self.files[self.file_of[x]].get_slice(x) for x in self.stored(name))
+        read = lambda x: self.files[self.file_of[x]].get_slice(self.name_of[x])
+        first, *scales = map(read, self.stored(name))
         return Packed(first, scales[0], self.at(name)) if scales else first
 
     def at(self, name: str) -> str:
         """Returns file and tensor name for an error message."""
         held = self.stored(name)[0]
-        return f"{self.directory / self.file_of[held]}: tensor {held}"
+        return f"{self.directory / self.file_of[held]}: tensor {self.name_of[held]}"
 
 
 def library():
@@ -60,8 +65,12 @@ def library():
 
 
 @contextlib.contextmanager
-def opened(directory: str | Path) -> Iterator[Shards]:
-    """Opens the shards of a checkpoint; raises UserError for a missing or damaged file."""
+def opened(directory: str | Path, *, inner: bool = False) -> Iterator[Shards]:
+    """Opens the shards of a checkpoint; raises UserError for a missing or damaged file.
+
+    `inner`: of a model of text and images, see sip/hf/nested.py. The Shards have the tensors of its
+    language model, and a warning tells how many others are not read.
+    """
     safetensors, directory = library(), Path(directory)
     if (directory / ADAPTER).exists():  # transformers would add the adapter to the weights
         raise UserError(
@@ -83,7 +92,12 @@ def opened(directory: str | Path) -> Iterator[Shards]:
                 )
             except (safetensors.SafetensorError, OSError) as error:
                 raise UserError(f"{lost}is not a complete safetensors file: {error}") from error
-        yield Shards(directory, files, _file_of(directory, index or {}, files))
+        file_of = _file_of(directory, index or {}, files)
+        name_of = nested.names(file_of) if inner else {name: name for name in file_of}
+        if len(name_of) < len(file_of):
+            count = len(file_of) - len(name_of)
+            LOG.warning("%s: %d tensors of its part for images are not read", directory, count)
+        yield Shards(directory, files, {x: file_of[name_of[x]] for x in name_of}, name_of)
 
 
 def _index(directory: Path) -> dict[str, str] | None:

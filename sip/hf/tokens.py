@@ -3,6 +3,7 @@
 Files of a Hugging Face checkpoint are copied unchanged. Our own tokenizer is converted.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 from sip.hf import configs, writing
 from sip.structs import UserError
 from sip.text.classes import SPACE
-from sip.text.special import CONFIG, read_object
+from sip.text.special import CONFIG, read_object, with_text_part
 from sip.text.tokenizer import FOLDER as KEPT_FILES
 from sip.text.tokenizer import USER_DEFINED, SentencePiece, Tokenizer, load
+from sip.text.tokenizer_json import HuggingFace
 
+LOG = logging.getLogger(__name__)
 UNIGRAM = 1  # TrainerSpec.ModelType.UNIGRAM in sentencepiece_model.proto
 # Matches the start of byte-token names and <unk> in a text. Splitting there keeps the tokenizer
 # from reading such a string as the token.
@@ -43,7 +46,7 @@ def published(directory: str | Path) -> dict[str, bytes]:
     kind, file = kind_of(path)
     found = {name: (path / name).read_bytes() for name in FILES if (path / name).is_file()}
     if (path / CONFIG).is_file():
-        raw = read_object(path / CONFIG)
+        raw = with_text_part(read_object(path / CONFIG))
         kept = {
             name: raw[name] for name in (*writing.KEPT, "model_type", "vocab_size") if name in raw
         }
@@ -62,9 +65,19 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int | list[int]]:
 
 
 def check(directory: str | Path, vocab_size: int) -> None:
-    """Raises UserError if a checkpoint's tokenizer cannot be read, or has too many tokens."""
+    """Raises UserError if a checkpoint's tokenizer cannot be read, or has too many tokens.
+
+    A warning names added tokens that are left out because the model has no embedding for them.
+    """
     kind, path = kind_of(directory)
-    found = load(kind, path).vocab_size
+    tokenizer = load(kind, path)
+    assert isinstance(tokenizer, SentencePiece | HuggingFace)
+    found = tokenizer.vocab_size
+    if tokenizer.left_out:
+        LOG.warning(
+            "%s: left out, as the model's vocabulary ends before it: %s",
+            path, ", ".join(map(repr, tokenizer.left_out)),
+        )  # fmt: skip
     if found > vocab_size:
         raise UserError(
             f"{path}: has {found} tokens, more than the model's vocab_size {vocab_size}; "

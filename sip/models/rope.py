@@ -31,8 +31,11 @@ def stretch_P(cfg: ModelConfig) -> np.ndarray | None:
 
 
 def yarn_gain(factor: float) -> float:
-    """Returns YaRN's default factor of cosine and sine, 0.1 ln(factor) + 1 (arXiv 2309.00071)."""
-    return 0.1 * math.log(factor) + 1
+    """Returns YaRN's default factor of cosine and sine, 0.1 ln(factor) + 1 (arXiv 2309.00071).
+
+    It is 1 for a factor up to 1.
+    """
+    return 0.1 * math.log(max(factor, 1.0)) + 1
 
 
 def longrope_gain(factor: float, original_len: int) -> float:

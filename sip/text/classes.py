@@ -15,7 +15,7 @@ QWEN2, GPT2, NEOX = "Qwen2Tokenizer", "GPT2Tokenizer", "GPTNeoXTokenizer"
 AS_FILED = "TokenizersBackend"
 # Model types whose class does not come from the checkpoint alone.
 REGISTERED = dict.fromkeys(("mistral", "mixtral", "olmo2", "olmo3", "phi3", "granite"), AS_FILED)
-REGISTERED |= dict.fromkeys(("gemma2", "gemma3_text"), GEMMA)
+REGISTERED |= dict.fromkeys(("gemma2", "gemma3", "gemma3_text"), GEMMA)
 REGISTERED |= dict.fromkeys(("qwen2", "qwen3", "qwen3_moe"), QWEN2)
 MISNAMED = ("qwen2",)  # many of their checkpoints name a wrong class, which is ignored
 WORDS = (  # pattern of Qwen2Tokenizer

@@ -6,7 +6,8 @@ shapes. `resolve` chooses BOS, EOS, pad and the stops, alike for all kinds of to
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ USUAL = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, sp
 ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 OTHER_ROLES = ("sep_token", "cls_token", "mask_token")
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # an escaped half of a pair
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,11 @@ def settings(path: str | os.PathLike) -> Settings:
     special = {*chosen.values(), *more}
     added = said.entries() if decoder else read[ADDED].numbered(special)
     ids: dict[str, tuple[int, ...]] = {}
-    for file in (read[CONFIG], read[GENERATION]):  # per id, the latter counts
+    config = _File(read[CONFIG].path, with_text_part(read[CONFIG].value))
+    for file in (config, read[GENERATION]):  # per id, the latter counts
         for key in (f"{role}_id" for role in ROLES):
             if given := file.ids(key):
                 ids[key] = given
-    config = read[CONFIG]
     limit = config.whole("vocab_size") if config.has("vocab_size") else None
     return Settings(chosen, added, more, ids, limit, _beginning(said, config))
 
@@ -246,12 +248,12 @@ def resolve(
     Args:
         path: The tokenizer's file, for errors.
         known: The settings beside it.
-        every: Token text -> id, of the named tokens at least.
+        every: Token text -> id; empty if the files beside it name no token and no id.
         own: Role -> id that the tokenizer's file states itself.
         size: Number of tokens.
 
     Raises:
-        UserError: There is no EOS, or an id is out of range.
+        UserError: There is no EOS, or an id has no token.
     """
 
     def of(role: str, *others: int) -> int:
@@ -273,13 +275,28 @@ def resolve(
             f"{path}: it has {size} tokens, but config.json beside it has a vocab_size of "
             f"{known.limit}; use the model's own tokenizer"
         )
+    held = set(every.values()) or range(size)
     for i in (chosen.bos, chosen.pad, *chosen.stops):
-        if not 0 <= i < size:
+        if i not in held:
             raise UserError(
                 f"{path}: token id {i} in the files beside it is not among its {size} tokens; "
                 "use the model's own tokenizer"
             )
     return chosen
+
+
+def left_out(known: Settings, added: Mapping[str, Mapping[str, Any]]) -> tuple[str, ...]:
+    """Returns the added tokens (text -> entry) that are beyond the model's vocabulary.
+
+    The tokenizer of a model without images may still have its image tokens. A token that is BOS,
+    EOS, pad, unk or a stop is not left out: without it, the files are those of another model.
+    """
+    if known.limit is None:
+        return ()
+    roles = set(known.names.values())
+    ids = {i for each in known.ids.values() for i in each}
+    beyond = (text for text, one in added.items() if one["id"] >= known.limit)
+    return tuple(text for text in beyond if text not in roles and added[text]["id"] not in ids)
 
 
 def check_named(path: Any, known: Settings, every: Mapping[str, int]) -> None:
@@ -292,13 +309,16 @@ def check_named(path: Any, known: Settings, every: Mapping[str, int]) -> None:
             )
 
 
-def appended(known: Settings, every: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+def appended(
+    known: Settings, every: Mapping[str, int], without: Collection[str]
+) -> dict[str, dict[str, Any]]:
     """Returns entries of the additional special tokens that the tokenizer lacks.
 
     As in transformers, their ids follow the last one. They are left out where the model's
-    vocabulary is not known to have room for them; then they are plain text.
+    vocabulary is not known to have room for them; then they are plain text. So are those of
+    `without`, which have ids beyond it.
     """
-    new = [text for text in dict.fromkeys(known.special) if text not in every]
+    new = [text for text in dict.fromkeys(known.special) if text not in {*every, *without}]
     first = max(every.values()) + 1
     room = max(0, (known.limit or 0) - first)
     return {
@@ -307,15 +327,30 @@ def appended(known: Settings, every: Mapping[str, int]) -> dict[str, dict[str, A
     }
 
 
+def with_text_part(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of config.json, and those that only its `text_config` has.
+
+    Models of text and images have the fields of their language model there.
+    """
+    part = config["text_config"] if "text_config" in config else None
+    return {**(part if isinstance(part, dict) else {}), **config}
+
+
 def read_object(path: Any) -> dict[str, Any]:
     """Reads a JSON object; a byte order mark is skipped. Raises UserError naming the file."""
     path = epath.Path(path)
     try:
         if path.stat().length > MOST_BYTES:
             raise UserError(f"{path}: larger than {MOST_BYTES >> 20} MiB; not a file of this kind")
-        found = json.loads(path.read_bytes().decode("utf-8-sig"), parse_int=_number)
+        text = path.read_bytes().decode("utf-8-sig")
+        found = json.loads(text, parse_int=_number)
+        if SURROGATE.search(text):
+            json.dumps(found, ensure_ascii=False).encode()  # fails for half of a pair
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise UserError(f"{path}: has half of a surrogate pair, {half!a}, in a text") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file ({error})") from error
     if not isinstance(found, dict):

@@ -173,6 +173,7 @@ class SentencePiece:
             own["pad_token"] = self._model.pad_id()
         self._added: dict[str, dict[str, Any]] = {}  # entries of the tokens after the pieces
         self._listed: dict[str, dict[str, Any]] = {}  # entries of all tokens in files beside it
+        self.left_out: tuple[str, ...] = ()  # added tokens beyond the model's vocabulary
         every: dict[str, int] = {}
         if not known.empty:
             every = {self._model.id_to_piece(i): i for i in range(pieces)}
@@ -204,17 +205,19 @@ class SentencePiece:
         `every` is token text -> id; the new tokens are put into it.
         """
         pieces, texts = len(every), {i: text for text, i in every.items()}
-        for text, token in known.added.items():
+        self.left_out = special.left_out(known, known.added)
+        added = {t: token for t, token in known.added.items() if t not in self.left_out}
+        for text, token in added.items():
             held = texts.setdefault(token["id"], text)
             if held != text or every.setdefault(text, token["id"]) != token["id"]:
                 raise UserError(
                     f"{self.path}: token {text!r} has the id {token['id']} in the files beside it, "
                     f"which is that of {held!r} here; use files of the same model"
                 )
-        new = special.appended(known, every)
+        new = special.appended(known, every, self.left_out)
         every |= {text: token["id"] for text, token in new.items()}
         special.check_named(self.path, known, every)
-        self._listed = entries = {**known.added, **new}
+        self._listed = entries = {**added, **new}
         marks = {t for t, one in entries.items() if one["special"]} | set(known.names.values())
         marks |= {text for text in known.special if text in every}
         marks |= {t for t in entries if any(every[t] in ids for ids in known.ids.values())}

@@ -66,7 +66,7 @@ class HuggingFace:
             raise UserError(f"{self.path}: nested too deeply to be a tokenizer") from None
 
     def _read(self, known: Settings) -> None:
-        spec = _checked(self.path, known)
+        spec, self.left_out = _checked(self.path, known)
         marks = {t["content"]: t["id"] for t in spec["added_tokens"] if t["special"]}
         others = (t["content"] for t in spec["added_tokens"] if not t["special"])
         phrases = {text for text in others if is_phrase(text.replace(SPACE, " "))}
@@ -77,8 +77,9 @@ class HuggingFace:
         # A character of the vocabulary that is also special, such as a pad "!", spells texts.
         hidden = {t for t in marks if len(t) > 1 or t not in _vocabulary(spec["model"]["vocab"])}
         bare = _as_it_stands(spec)
-        self._singly = _decodes_singly(bare["decoder"] if "decoder" in bare else None)
         self._text = _load(self.path, _without(bare, hidden))
+        # The library has read the decoder by now, so a sequence has its list.
+        self._singly = _decodes_singly(bare["decoder"] if "decoder" in bare else None)
         self._plain = self._text  # the same variant if there are no phrases
         if phrases:
             self._plain = _load(self.path, _without(bare, {*hidden, *phrases}))
@@ -189,8 +190,9 @@ class HuggingFace:
         return [i for start, end in parts for i in self._ids(text[start:end], tokenizer)]
 
 
-def _checked(path: epath.Path, known: Settings) -> dict[str, Any]:
-    """Returns tokenizer.json with the added and special tokens of the settings merged in.
+def _checked(path: epath.Path, known: Settings) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Returns tokenizer.json with the added and special tokens of the settings merged in, and the
+    added tokens that are left out (`special.left_out`).
 
     Truncation, padding and post-processor are removed. Raises UserError if the file has another
     shape than a tokenizer.json, or the files contradict each other.
@@ -211,9 +213,11 @@ def _checked(path: epath.Path, known: Settings) -> dict[str, Any]:
                 f"{special.SETTINGS} or {special.ADDED}; use files of the same model"
             )
         added[text] = {**added[text], "special": token["special"] or added[text]["special"]}
+    without = special.left_out(known, added)
+    added = {text: token for text, token in added.items() if text not in without}
     every = _vocabulary(model["vocab"], added.values())
     _check_ids(path, every)
-    added |= special.appended(known, every)
+    added |= special.appended(known, every, without)
     every = _vocabulary(model["vocab"], added.values())
     special.check_named(path, known, every)
     for text in _special_texts(known, every):
@@ -223,7 +227,8 @@ def _checked(path: epath.Path, known: Settings) -> dict[str, Any]:
         if any(token["id"] in ids for ids in known.ids.values()):
             token["special"] = True
     cleared = dict(truncation=None, padding=None, post_processor=None, model=model)
-    return {**spec, **cleared, "added_tokens": sorted(added.values(), key=lambda t: t["id"])}
+    listed_by_id = sorted(added.values(), key=lambda t: t["id"])
+    return {**spec, **cleared, "added_tokens": listed_by_id}, without
 
 
 def _special_texts(known: Settings, every: Mapping[str, int]) -> list[str]:
@@ -250,7 +255,9 @@ def _model(path: epath.Path, spec: Mapping[str, Any]) -> dict[str, Any]:
         good = isinstance(vocab, list) and all(map(pair, vocab))
     if not good:
         raise UserError(f"{path}: model.vocab is neither {{text: id}} nor a list of (text, score)")
-    if not isinstance(merges, list | None) or not all(map(_is_merge, merges or ())):
+    model = {key: value for key, value in model.items() if key != "merges" or value is not None}
+    lists = list if model["type"] == "BPE" else list | None
+    if not isinstance(merges, lists) or not all(map(_is_merge, merges or ())):
         raise UserError(f"{path}: model.merges is not a list of pairs of tokens")
     for key in ("normalizer", "pre_tokenizer", "decoder", POST):
         if key in spec and not isinstance(spec[key], dict | None):
@@ -295,7 +302,7 @@ def _bare(part: Any) -> Any:
     """
     if not isinstance(part, dict):
         return part
-    kind = part["type"] if "type" in part else None  # without one, the library refuses the file
+    kind = _kind(part)
     if kind == "Prepend" or (kind == "Strip" and part.get("content") == " "):
         return None
     part = dict(part)
@@ -308,13 +315,19 @@ def _bare(part: Any) -> Any:
     return part
 
 
+def _kind(part: Any) -> Any:
+    """Returns the type of a normaliser, pre-tokenizer or decoder; None if it states none."""
+    return part["type"] if isinstance(part, dict) and "type" in part else None
+
+
 def _decodes_singly(decoder: Any) -> bool:
-    """Returns True if a decoder (as `_bare` leaves it) maps each token by itself; see SINGLY."""
-    if not isinstance(decoder, dict) or "type" not in decoder:
-        return False  # without a decoder the library puts spaces between tokens
-    if decoder["type"] != "Sequence":
-        return decoder["type"] in SINGLY
-    kinds = [each["type"] for each in decoder["decoders"]]
+    """Returns True if a decoder (as `_bare` leaves it) maps each token by itself; see SINGLY.
+
+    Without a decoder the library puts spaces between tokens.
+    """
+    if _kind(decoder) != "Sequence":
+        return _kind(decoder) in SINGLY
+    kinds = list(map(_kind, decoder["decoders"]))
     last = kinds[-1:] == ["Fuse"]  # joins what the others leave, so nothing may follow it
     return last and all(kind in SINGLY for kind in kinds[:-1])
 

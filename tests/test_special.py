@@ -149,6 +149,63 @@ def test_a_gap_in_the_vocabulary_is_one_line_with_the_token_s_own_text(tmp_path)
         opened(path)
 
 
+def test_an_id_in_a_gap_of_the_vocabulary_is_one_line(model, tmp_path):
+    ids = {"eos_token_id": [2, 300]}
+    path = tuned(model, tmp_path / "a", added_tokens={"[E]": 301}, generation_config=ids)
+    with pytest.raises(UserError, match="tokenizer.model: token id 300 .* not among its 301"):
+        opened(path)
+    vocab = {char: i + (i > 9) for i, char in enumerate(CHARS)}
+    found = published.spec(published.bpe(vocab, []), **published.LEVEL)
+    path = published.write(tmp_path / "b", found, eos_token="!")
+    beside(path, generation_config={"bos_token_id": 10})
+    with pytest.raises(UserError, match="tokenizer.json: token id 10 .* not among its 96"):
+        opened(path)
+
+
+def with_images(model, tmp_path):
+    """Returns (directory, number of tokens before the one for images) of both kinds."""
+    said = dict(image_token="<image>")
+    small(tmp_path / "json", tokens=[("<turn>",), ("<image>",)], settings=said)
+    tuned(model, tmp_path / "model", added_tokens={"<turn>": 300, "<image>": 301})
+    return ((tmp_path / "json", len(CHARS) + 5), (tmp_path / "model", 301))
+
+
+def test_added_tokens_beyond_the_model_s_vocabulary_are_left_out(model, tmp_path, caplog):
+    """Gemma 3 1B has a tokenizer with the token for images, and no embedding for it."""
+    for path, size in with_images(model, tmp_path):
+        beside(path, config=dict(vocab_size=size))
+        tokens.check(path, size)
+        assert caplog.records.pop().message.endswith("vocabulary ends before it: '<image>'")
+        tok = opened(path)
+        assert (tok.vocab_size, tok.left_out) == (size, ("<image>",))
+        ids = tok.encode_special("<turn><image>")
+        assert (ids[0], ids[1:]) == (size - 1, tok.encode("<image>")), "plain text"
+        beside(path, config=dict(vocab_size=size + 1))
+        tokens.check(path, size + 1)
+        assert opened(path).encode_special("<image>") == [size]
+
+
+def test_pieces_and_tokens_with_a_role_are_not_left_out(model, tmp_path):
+    for path, size in with_images(model, tmp_path):
+        said = json.loads((path / "tokenizer_config.json").read_text()) if size < 200 else {}
+        for role in (dict(tokenizer_config={**said, "pad_token": "<image>"}),
+                     dict(tokenizer_config=said, generation_config={"eos_token_id": [2, size]}),
+                     dict(generation_config={}, config=dict(vocab_size=90))):  # fmt: skip
+            beside(path, **{"config": dict(vocab_size=size), **role})
+            with pytest.raises(UserError, match="but config.json beside it has a vocab_size of"):
+                opened(path)
+
+
+def test_half_of_a_surrogate_pair_is_one_line(tmp_path):
+    path = small(tmp_path)
+    beside(path, config=dict(tokenizer_class="\ud800", model_type="llama"))
+    for read in (opened, tokens.published):
+        with pytest.raises(UserError, match=r"config.json: has half of a surrogate pair, '\\ud800'"):
+            read(path)
+    beside(path, config=dict(_name_or_path="\U0001f999", model_type="llama"))  # a pair
+    assert opened(path).eos
+
+
 def test_json_that_is_nested_too_deeply_is_one_line(tmp_path):
     path = small(tmp_path)
     for text in ("[" * 100_000, '{"normalizer": ' + '{"a":' * 900 + "1" + "}" * 901):

@@ -6,6 +6,7 @@ not read. An export is the language model alone.
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from sip.hf import harmless
@@ -71,16 +72,17 @@ def language_model(raw: Mapping[str, Any]) -> dict[str, Any]:
     return DEFAULTS | part | whole
 
 
-def names(tensors: Iterable[str]) -> dict[str, str]:
+def names(directory: Path, tensors: Iterable[str]) -> dict[str, str]:
     """Returns the name in a text model -> the name in the file, without the tensors for images.
 
-    A tensor of unknown name keeps it. Raises UserError if a tensor is there under two names.
+    A tensor of unknown name keeps it. Raises UserError, naming the `directory`, if a tensor is there
+    under two names.
     """
     found: dict[str, str] = {}
     for stored in filter(lambda name: not UNREAD.match(name), tensors):
         prefix = next(filter(stored.startswith, PREFIXES), "")
         own = f"{PREFIXES[prefix] if prefix else ''}{stored.removeprefix(prefix)}"
         if own in found:
-            raise UserError(f"tensors {found[own]} and {stored} are the same parameter")
+            raise UserError(f"{directory}: tensors {found[own]}, {stored} are the same parameter")
         found[own] = stored
     return found

@@ -93,7 +93,7 @@ def opened(directory: str | Path, *, inner: bool = False) -> Iterator[Shards]:
             except (safetensors.SafetensorError, OSError) as error:
                 raise UserError(f"{lost}is not a complete safetensors file: {error}") from error
         file_of = _file_of(directory, index or {}, files)
-        name_of = nested.names(file_of) if inner else {name: name for name in file_of}
+        name_of = nested.names(directory, file_of) if inner else {x: x for x in file_of}
         if len(name_of) < len(file_of):
             count = len(file_of) - len(name_of)
             LOG.warning("%s: %d tensors of its part for images are not read", directory, count)

@@ -279,7 +279,7 @@ def resolve(
     for i in (chosen.bos, chosen.pad, *chosen.stops):
         if i not in held:
             raise UserError(
-                f"{path}: token id {i} in the files beside it is not among its {size} tokens; "
+                f"{path}: token id {i} in the files beside it is not among its {len(held)} tokens; "
                 "use the model's own tokenizer"
             )
     return chosen

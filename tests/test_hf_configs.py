@@ -312,7 +312,9 @@ def test_a_config_that_is_cut_or_missing_beside_tensors_is_named(tmp_path):
     assert configs.exists(tmp_path) and configs.read(tmp_path) == parsed("llama2")
 
 
-@pytest.mark.parametrize("key", configs.MOST)
+@pytest.mark.parametrize(
+    "key", "num_hidden_layers num_experts vocab_size hidden_size head_dim sliding_window".split()
+)
 def test_an_absurd_size_is_refused_at_once(key, tmp_path):
     raw = {**families.config("qwen3_moe"), key: 10**18}
     (tmp_path / "config.json").write_text(json.dumps(raw))

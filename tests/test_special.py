@@ -128,8 +128,22 @@ SHAPES = {
     "mark": {"added_tokens": [{"id": 1, "content": "x", "special": "yes"}]},
     "part": {"normalizer": "NFC"},
     "parts": {"pre_tokenizer": {"type": "Sequence", "pretokenizers": 3}},
+    "decoders": {"decoder": {"type": "Sequence"}},
+    "decoder": {"decoder": {"type": "Sequence", "decoders": ["Fuse"]}},
     "charsmap": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
 }
+
+
+@pytest.mark.parametrize("kind", ["PreTrainedTokenizerFast", "Qwen2Tokenizer"])
+@pytest.mark.parametrize("merges", [dict(merges=None), {}], ids=["null", "missing"])
+def test_a_file_without_merges_is_one_line(merges, kind, tmp_path):
+    path = small(tmp_path, settings=dict(tokenizer_class=kind))
+    found = json.loads((path / "tokenizer.json").read_text())
+    del found["model"]["merges"]
+    found["model"] |= merges
+    (path / "tokenizer.json").write_text(json.dumps(found))
+    with pytest.raises(UserError, match="tokenizer.json: model.merges is not a list"):
+        opened(path)
 
 
 @pytest.mark.parametrize("change", SHAPES.values(), ids=SHAPES)
@@ -185,6 +199,16 @@ def test_added_tokens_beyond_the_model_s_vocabulary_are_left_out(model, tmp_path
         assert opened(path).encode_special("<image>") == [size]
 
 
+def test_a_token_that_is_left_out_does_not_come_back_with_another_id(tmp_path):
+    settings = dict(additional_special_tokens=["<image>", "<more>"])
+    settings |= dict(added_tokens_decoder={"500": dict(content="<image>", special=True)})
+    path = small(tmp_path, settings=settings)
+    beside(path, config=dict(vocab_size=120))
+    tok = opened(path)
+    assert (tok.left_out, tok.specials["<more>"]) == (("<image>",), len(CHARS) + 4)
+    assert tok.encode_special("<image>") == tok.encode("<image>")
+
+
 def test_pieces_and_tokens_with_a_role_are_not_left_out(model, tmp_path):
     for path, size in with_images(model, tmp_path):
         said = json.loads((path / "tokenizer_config.json").read_text()) if size < 200 else {}
@@ -200,7 +224,9 @@ def test_half_of_a_surrogate_pair_is_one_line(tmp_path):
     path = small(tmp_path)
     beside(path, config=dict(tokenizer_class="\ud800", model_type="llama"))
     for read in (opened, tokens.published):
-        with pytest.raises(UserError, match=r"config.json: has half of a surrogate pair, '\\ud800'"):
+        with pytest.raises(
+            UserError, match=r"config.json: has half of a surrogate pair, '\\ud800'"
+        ):
             read(path)
     beside(path, config=dict(_name_or_path="\U0001f999", model_type="llama"))  # a pair
     assert opened(path).eos
@@ -278,6 +304,7 @@ def test_prompts_of_published_checkpoints_begin_as_their_files_say(model, tmp_pa
         ("LlamaTokenizerFast", "llama", classes.LLAMA), ("GPT2Tokenizer", "llama", classes.GPT2),
         ("GPT2Tokenizer", "olmo2", classes.AS_FILED), ("LlamaTokenizer", None, classes.LLAMA),
         ("LlamaTokenizerFast", "qwen2", classes.QWEN2), ("GPT2Tokenizer", "qwen3", classes.GPT2),
+        (None, "gemma3", classes.GEMMA), (None, "gemma3_text", classes.GEMMA),
     ],
 )  # fmt: skip
 def test_the_class_hangs_on_its_name_and_the_model_type(named, model_type, kind):

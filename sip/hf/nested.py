@@ -1,4 +1,4 @@
-"""The language model inside a checkpoint of text and images (Gemma 3 from 4B on).
+"""Finds the language model inside a checkpoint of text and images (Gemma 3 from 4B on).
 
 Its fields are in config.json's `text_config`, and its tensors have a prefix. The part for images is
 not read. An export is the language model alone.
@@ -75,7 +75,7 @@ def language_model(raw: Mapping[str, Any]) -> dict[str, Any]:
 def names(directory: Path, tensors: Iterable[str]) -> dict[str, str]:
     """Returns the name in a text model -> the name in the file, without the tensors for images.
 
-    A tensor of unknown name keeps it. Raises UserError, naming the `directory`, if a tensor is there
+    A tensor of unknown name keeps it. Raises UserError, naming `directory`, if a parameter is there
     under two names.
     """
     found: dict[str, str] = {}

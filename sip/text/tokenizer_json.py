@@ -247,7 +247,8 @@ def _model(path: epath.Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(model, dict) or "vocab" not in model:
         raise UserError(f"{path}: not a tokenizer.json: it has no key model with a vocab")
     model = {"type": "BPE", "byte_fallback": False, **model}
-    vocab, merges = model["vocab"], model["merges"] if "merges" in model else None
+    usual = None if model["type"] == "BPE" else []  # BPE needs them
+    vocab, merges = model["vocab"], model["merges"] if "merges" in model else usual
     if isinstance(vocab, dict):
         good = all(type(i) is int and 0 <= i < special.MOST_ID for i in vocab.values())
     else:
@@ -255,9 +256,7 @@ def _model(path: epath.Path, spec: Mapping[str, Any]) -> dict[str, Any]:
         good = isinstance(vocab, list) and all(map(pair, vocab))
     if not good:
         raise UserError(f"{path}: model.vocab is neither {{text: id}} nor a list of (text, score)")
-    model = {key: value for key, value in model.items() if key != "merges" or value is not None}
-    lists = list if model["type"] == "BPE" else list | None
-    if not isinstance(merges, lists) or not all(map(_is_merge, merges or ())):
+    if not isinstance(merges, list) or not all(map(_is_merge, merges)):
         raise UserError(f"{path}: model.merges is not a list of pairs of tokens")
     for key in ("normalizer", "pre_tokenizer", "decoder", POST):
         if key in spec and not isinstance(spec[key], dict | None):

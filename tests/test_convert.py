@@ -26,7 +26,6 @@ from sip.stages import session
 from sip.structs import UserError
 from sip.text import chat
 from sip.text import tokenizer as tokenizers
-from sip.textgen import dialogue
 from sip.training import checkpoints, optim
 
 TEXTS = ["The lamp of Mira is green.", " one is better than two", "A river carries light;"] * 12
@@ -188,7 +187,7 @@ def test_a_run_starts_from_either_kind_and_not_with_other_numbers(published, tmp
     assert converted("orbax", published, tmp_path / "run") == 0
     equal(start(cfg, published).params, start(cfg, tmp_path / "run").params)
     for path in (published, tmp_path / "run"):  # the latter's record has no config
-        assert dialogue.tuned_in(str(path)) == ""
+        assert loading.tuned_in(str(path)) == ""
     with pytest.raises(UserError, match="model.rope_theta is 9.0, but 500.0 in"):
         start(dataclasses.replace(cfg, rope_theta=9.0), published)
 

@@ -1,8 +1,8 @@
 """Opens the safetensors files of a checkpoint and checks all tensors before any is read."""
 
 import contextlib
-import logging
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sip import processes
 from sip.hf import nested
 from sip.hf.mxfp4 import Packed
 from sip.hf.names import Place
@@ -17,7 +18,6 @@ from sip.models.config import ModelConfig
 from sip.structs import UserError
 from sip.text.special import CONFIG, read_object
 
-LOG = logging.getLogger(__name__)
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 DTYPES = ("F32", "BF16", "F16", "MXFP4")
@@ -69,7 +69,7 @@ def opened(directory: str | Path, *, inner: bool = False) -> Iterator[Shards]:
     """Opens the shards of a checkpoint; raises UserError for a missing or damaged file.
 
     `inner`: of a model of text and images, see sip/hf/nested.py. The Shards have the tensors of its
-    language model, and a warning tells how many others are not read.
+    language model; a line on stderr tells how many others are not read.
     """
     safetensors, directory = library(), Path(directory)
     if (directory / ADAPTER).exists():  # transformers would add the adapter to the weights
@@ -94,9 +94,9 @@ def opened(directory: str | Path, *, inner: bool = False) -> Iterator[Shards]:
                 raise UserError(f"{lost}is not a complete safetensors file: {error}") from error
         file_of = _file_of(directory, index or {}, files)
         name_of = nested.names(directory, file_of) if inner else {x: x for x in file_of}
-        if len(name_of) < len(file_of):
+        if len(name_of) < len(file_of) and processes.lead():
             count = len(file_of) - len(name_of)
-            LOG.warning("%s: %d tensors of its part for images are not read", directory, count)
+            print(f"{directory}: {count} tensors for images are not read", file=sys.stderr)
         yield Shards(directory, files, {x: file_of[name_of[x]] for x in name_of}, name_of)
 
 

@@ -3,11 +3,12 @@
 Files of a Hugging Face checkpoint are copied unchanged. Our own tokenizer is converted.
 """
 
-import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sip import processes
 from sip.hf import configs, writing
 from sip.structs import UserError
 from sip.text.classes import SPACE
@@ -16,7 +17,6 @@ from sip.text.tokenizer import FOLDER as KEPT_FILES
 from sip.text.tokenizer import USER_DEFINED, SentencePiece, Tokenizer, load
 from sip.text.tokenizer_json import HuggingFace
 
-LOG = logging.getLogger(__name__)
 UNIGRAM = 1  # TrainerSpec.ModelType.UNIGRAM in sentencepiece_model.proto
 # Matches the start of byte-token names and <unk> in a text. Splitting there keeps the tokenizer
 # from reading such a string as the token.
@@ -67,17 +67,15 @@ def _ids(tokenizer: Tokenizer) -> dict[str, int | list[int]]:
 def check(directory: str | Path, vocab_size: int) -> None:
     """Raises UserError if a checkpoint's tokenizer cannot be read, or has too many tokens.
 
-    A warning names added tokens that are left out because the model has no embedding for them.
+    A line on stderr names added tokens that are left out: the model has no embedding for them.
     """
     kind, path = kind_of(directory)
     tokenizer = load(kind, path)
     assert isinstance(tokenizer, SentencePiece | HuggingFace)
     found = tokenizer.vocab_size
-    if tokenizer.left_out:
-        LOG.warning(
-            "%s: left out, as the model's vocabulary ends before it: %s",
-            path, ", ".join(map(repr, tokenizer.left_out)),
-        )  # fmt: skip
+    if tokenizer.left_out and processes.lead():
+        listed = ", ".join(map(repr, tokenizer.left_out))
+        print(f"{path}: left out, beyond the model's vocabulary: {listed}", file=sys.stderr)
     if found > vocab_size:
         raise UserError(
             f"{path}: has {found} tokens, more than the model's vocab_size {vocab_size}; "

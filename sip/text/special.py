@@ -318,7 +318,7 @@ def appended(
     vocabulary is not known to have room for them; then they are plain text. So are those of
     `without`, which have ids beyond it.
     """
-    new = [text for text in dict.fromkeys(known.special) if text not in {*every, *without}]
+    new = [text for text in dict.fromkeys(known.special) if not (text in every or text in without)]
     first = max(every.values()) + 1
     room = max(0, (known.limit or 0) - first)
     return {

@@ -109,13 +109,17 @@ def build(run: Run, c, mesh) -> SupervisedTask:
         nll = likelihoods(t, params, told, width, batch=c.evals.batch)
         return {**{f"probe/{name}": x for name, x in found.items()}, **nll}
 
+    def during(params: Params) -> dict[str, Any]:
+        found = {f"eval/{name}": x for name, x in figures(params, "validation").items()}
+        return {**found, **shared.shown(t, params, held_out("validation")[0][: c.log.samples])}
+
     def finish(params: Params) -> dict[str, Any]:
         return run.write_eval(figures(params, "test"))
 
     return SupervisedTask(
         lambda at: rows.batch(at, c.batch, seed=run.seed),
         *tokens_loss(c),
-        lambda params: {f"eval/{name}": x for name, x in figures(params, "validation").items()},
+        during,
         finish,
     )
 

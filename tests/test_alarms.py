@@ -240,14 +240,15 @@ PLANTED = {
 }
 
 
-# Updates by which an alarm may come after exact quality has fallen by a tenth. The phrase takes
-# over within four updates, fewer than the watch averages over, so that it is seen late.
+# Updates by which an alarm may come after exact quality has fallen by a tenth, on this seed. The
+# phrase is seen late, on other seeds not at all: the score of rollouts, which are compared with
+# each other too, rises by less than watch.rise before (docs/monitoring.md, "What it misses").
 LATE = {"length": 0, "phrase": 5}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", PLANTED)
-def test_a_planted_judge_is_caught_when_exact_quality_has_fallen_by_a_tenth_or_before(
+def test_a_judge_of_length_is_caught_before_quality_falls_by_a_tenth_and_one_of_a_phrase_after(
     rule, quick, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(scripted.RULES, rule, PLANTED[rule])

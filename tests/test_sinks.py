@@ -137,6 +137,29 @@ def test_a_missing_login_is_one_line_before_any_run(monkeypatch):
     )
 
 
+@pytest.mark.slow  # starts the package's own process
+def test_wandb_itself_works_offline_and_its_missing_login_is_seen(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="needs wandb: extra track")
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setattr(sys, "stdin", None)  # no terminal
+    sinks._login.cache_clear()
+    with pytest.raises(UserError, match="log.tracker 'wandb': .*wandb login"):
+        sinks.check_tracker("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    sys.modules["wandb"].teardown()  # it has read the environment once
+    sinks.check_tracker("wandb")
+    run = tmp_path / "job" / "runs" / "sip"
+    run.mkdir(parents=True)
+    config = LogConfig(tensorboard=False, tracker="wandb")
+    log = writer(run, sinks.opened(config, str(run), "sip", SETTINGS, 0))
+    log.write(3, {"loss/total": (1, 2)})
+    log.close()
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+
+
 def test_trackio_needs_no_login(monkeypatch):
     calls = stand_in(monkeypatch, "trackio")
     sinks.check_tracker("trackio")
@@ -154,7 +177,7 @@ def test_a_tracker_that_does_not_begin_is_one_line(library, tmp_path, monkeypatc
 
 def test_a_directory_of_that_name_is_not_the_package(tmp_path, monkeypatch):
     (tmp_path / "wandb").mkdir()  # as wandb makes it
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # the package may be installed
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(UserError, match="needs the package wandb"):
         sinks.check_tracker("wandb")

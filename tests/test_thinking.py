@@ -13,10 +13,12 @@ import tiny
 import tiny_recipe
 from workdirs import lines, state, stop_after
 
+from sip import metrics
 from sip.data import packing, thoughts
 from sip.data.corpus import CutConfig
 from sip.data.thoughts import Fork
 from sip.evals import thoughts as evals
+from sip.evals.continuations import SAMPLES
 from sip.evals.thoughts import ProbeConfig
 from sip.mesh import single
 from sip.objectives import policy
@@ -462,6 +464,15 @@ def test_the_probe_of_a_model_that_uses_its_thoughts(monkeypatch):
                           shared.names(4, taught=True, direct=True)}  # fmt: skip
 
 
+def test_thoughts_to_read_are_in_their_tags_before_what_follows(monkeypatch):
+    told = [[*b"ab", CLOSE, *b"c."], [*b"ab", CLOSE], [*b"abcd"]]
+    monkeypatch.setattr(rl_task.AnswerWriter, "greedy_ids", lambda self, *args: told)
+    forks = [Fork([Byte.bos, ord("p")], [48]) for _ in told]
+    found = shared.shown(think(), None, forks)
+    assert found == {SAMPLES: [("p", "\x01ab\x02c."), ("p", "\x01ab\x02"), ("p", "\x01abc")]}
+    assert shared.shown(think(), None, []) == {}
+
+
 def test_the_probe_by_gain_compares_likelihoods(monkeypatch):
     copier = Copier()
     monkeypatch.setattr(
@@ -538,6 +549,8 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(reward, quick, tmp
     written = lines(once, "think")
     assert {"thought/unclosed", "thought/quotes", "reward/all"} <= set(written[0])
     assert any("eval/probe/own" in line for line in written)
+    shown = metrics.read_steps(once / "runs/think/samples.jsonl")
+    assert [x["step"] for x in shown[::4]] == [3, 6] and shown[0]["text"][0] == TAGS[0]
     assert json.loads((once / "runs/think/eval.json").read_text()) == figures
     trained = [line for line in written if "approx_kl" in line]
     assert all(abs(x["approx_kl"]) < 1e-5 for x in trained)  # the sampler's are the update's

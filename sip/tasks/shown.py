@@ -32,14 +32,14 @@ def answers(
     if not some:
         return lambda params: {}
     writer = AnswerWriter(c.model, mesh, run.tokenizer, 0, steps, tuple(stops))
-    batch = full_rows(mesh, len(some))
 
     def of(params: Params) -> dict[str, Any]:
         texts = lambda before, after: (
             run.tokenizer.decode(before),
             continuation(run.tokenizer, before, after),
         )
-        found = zip(some, writer.greedy_ids(params, some, batch), strict=True)
+        ids = writer.greedy_ids(params, some, full_rows(mesh, len(some)))
+        found = zip(some, ids, strict=True)
         return {SAMPLES: [texts(*both) for both in found]}
 
     return of

@@ -2,7 +2,6 @@
 
 from types import SimpleNamespace
 
-import numpy as np
 import tiny
 
 from sip.data import packing
@@ -50,13 +49,13 @@ def test_prompts_of_conversations_end_where_the_first_answer_begins():
     assert all(isinstance(i, int) for ids in conversations.prompts(rows) for i in ids)
 
 
-def test_answers_to_pairs_end_as_the_chosen_ones_do():
+def test_answers_to_pairs_end_as_the_chosen_ones_do(monkeypatch):
+    monkeypatch.setattr(pairs.prompt_files, "encoding", lambda name, *_: (None, (f"of {name}",)))
     task = lambda **kind: PairTaskConfig(name="preferences", **kind)
-    plain = (PairsConfig("f"), PairLabelConfig("", rollouts=0))
-    for kind in (dict(pairs=plain[0]), dict(labels=plain[1])):
-        assert pairs.stops(RUN, task(**kind)) == Byte().stops
-    chats = PairsConfig("f", chat="turns"), AnswerPairConfig(("base",), "turns")
-    for kind in (dict(pairs=chats[0]), dict(answers=chats[1])):
-        found = pairs.stops(RUN, task(**kind))
-        assert found and set(Byte().stops) <= set(found)
-        np.testing.assert_array_equal(found, list(dict.fromkeys(found)))
+    kinds = {
+        "": [dict(pairs=PairsConfig("f")), dict(labels=PairLabelConfig("", rollouts=0))],
+        "turns": [dict(pairs=PairsConfig("f", "turns"))],
+        "harmony": [dict(answers=AnswerPairConfig(("base",), "harmony"))],
+    }
+    for name, some in kinds.items():
+        assert [pairs.stops(RUN, task(**kind)) for kind in some] == [(f"of {name}",)] * len(some)

@@ -261,11 +261,21 @@ def self_made_run(*, made, evals, save_every=500, log_every=20, **run) -> Config
 
 
 def thoughts_run(
-    *, thoughts, keep, length=0, match=None, probe=None, evals, save_every=100, log_every=20, **run
+    *,
+    thoughts,
+    keep,
+    length=0,
+    match=None,
+    judge=None,
+    probe=None,
+    evals,
+    save_every=100,
+    log_every=20,
+    **run,
 ) -> ConfigDict:
     """Builds a supervised run on annotated texts; without `keep` their thoughts are left out.
 
-    `thoughts`, `match` and `probe` are changes to the default settings.
+    `thoughts`, `match` and `probe` are changes to the default settings; `judge` is a section.
     """
     task = complete(
         ThoughtsTask,
@@ -276,6 +286,9 @@ def thoughts_run(
         match=complete(MatchConfig, **(match or {})),
         probe=complete(ProbeConfig, **(probe or {})),
     )
+    del task.judge
+    if judge is not None:
+        task.judge = judge
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 

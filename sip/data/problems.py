@@ -26,9 +26,12 @@ from sip.workdir import place
 
 FILE, GYM, WORLD = SOURCES = ("file", "reasoning_gym", "microworld")
 BOXED, WORLD_SOURCE = "boxed", "microworld_problems"
-REASON = {  # the instruction of the default template, for a boxed answer and for a marker
+ANSWER = "{answer}"  # its place in a form that is a sentence
+MARKER, SENTENCE = "marker", "sentence"  # forms beside BOXED
+REASON = {  # the instruction of the default template, by the kind of form
     BOXED: "Reason step by step, and put the final answer within \\boxed{}.",
-    "": "Reason step by step, and end with a line that begins with {marker} and has the answer.",
+    MARKER: "Reason step by step, and end with a line that begins with {form} and has the answer.",
+    SENTENCE: 'Reason step by step, and end with "{form}", with the answer for {answer}.',
 }
 # Reasons why a line is left out.
 NO_PROBLEM, NO_ANSWER = "without a problem", "without an answer"
@@ -71,7 +74,9 @@ class ProblemsConfig:
     level: int = 1  # generated problems: difficulty, 1 to 5
     count: int = 2000  # generated problems: number of each kind, all parts together
     template: str = ""  # prompt with {problem}; empty: the problem, and to reason step by step
-    form: str = BOXED  # boxed: \boxed{ANSWER}; or a marker before the answer, such as Answer:
+    # boxed: \boxed{ANSWER}; a marker before the answer, such as Answer:; or a sentence around it,
+    # such as "The answer is {answer}."
+    form: str = BOXED
     max_skipped_fraction: float = 0.1  # 0..1; error if more of a file is left out
 
     def __post_init__(self):
@@ -101,6 +106,12 @@ class ProblemsConfig:
             raise UserError(f"problems.template {self.template!r:.60}: has no {{problem}}")
         if not self.form.strip():
             raise UserError("problems.form is empty: boxed, or a marker such as Answer:")
+        before, answer, after = self.form.partition(ANSWER)
+        if answer and not (before.strip() and after.strip()):
+            raise UserError(
+                f"problems.form {self.form!r:.60}: a sentence needs a word before {ANSWER} and a "
+                "mark after it"
+            )
 
     def reach(self) -> None:
         """Raises UserError if a file of problems does not exist."""
@@ -244,29 +255,60 @@ def prompt(cfg: ProblemsConfig, problem: Problem) -> str:
     """Returns the prompt that asks for the answer in the wanted form."""
     if cfg.template:
         return cfg.template.replace("{problem}", problem.text)
-    reason = REASON[BOXED] if cfg.form == BOXED else REASON[""].replace("{marker}", cfg.form)
-    return f"{problem.text}\n{reason}"
+    return f"{problem.text}\n{REASON[_kind(cfg.form)].replace('{form}', cfg.form)}"
 
 
 def completion(cfg: ProblemsConfig, problem: Problem) -> str:
     """Returns the worked solution, with the final answer in the wanted form at its end."""
-    final = f"\\boxed{{{problem.answer}}}" if cfg.form == BOXED else f"{cfg.form} {problem.answer}"
+    final = {
+        BOXED: f"\\boxed{{{problem.answer}}}",
+        MARKER: f"{cfg.form} {problem.answer}",
+        SENTENCE: cfg.form.replace(ANSWER, problem.answer),
+    }[_kind(cfg.form)]
     return f"{problem.solution}\n{final}" if problem.solution else final
+
+
+def _kind(form: str) -> str:
+    return BOXED if form == BOXED else SENTENCE if ANSWER in form else MARKER
 
 
 def extract(form: str, text: str, *, cut: bool = False, lines: int = 1) -> str | None:
     """Returns the answer in a text, None if there is none in the wanted form.
 
-    Of several the last one counts. A boxed answer ends with its brace, an answer after a marker
-    with the line, or with `lines` lines. `cut`: the text has no end, so its last line does not
-    count for a marker.
+    A boxed answer ends with its brace, an answer after a marker with the line, or with `lines`
+    lines; of several the last one counts. A sentence ends with its mark and a space after it, or
+    with the text; the first one counts, as a model of documents goes on after it, perhaps with
+    the next problem. `cut`: the text has no end, so its last line does not count for a marker, nor
+    its last word for a sentence.
     """
     if form == BOXED:
         return _boxed(text)
+    if ANSWER in form:
+        found = _sentence(form, text, cut=cut, lines=lines)
+        return found["answer"].strip() if found else None
     text = text.rpartition("\n")[0] if cut else text
     _, mark, last = text.rpartition(form)
     found = "\n".join(last.strip().split("\n")[:lines]).strip()
     return found if mark and found else None
+
+
+def thought(form: str, text: str) -> str:
+    """Returns the text before its answer; empty if there is none."""
+    if ANSWER in form:
+        found = _sentence(form, text)
+        return text[: found.start()] if found else ""
+    return text.rpartition("\\boxed" if form == BOXED else form)[0]
+
+
+def _sentence(form: str, text: str, *, cut: bool = False, lines: int = 1) -> re.Match | None:
+    """Finds the first sentence of the form, which is on one line if `lines` is 1.
+
+    A mark without a space after it is a part of the answer: the point of 3.5.
+    """
+    before, _, after = (re.escape(part.strip()) for part in form.partition(ANSWER))
+    end = rf"{after}(?=\s)" if cut else rf"(?:{after}(?=\s|$)|$)"
+    dot = re.DOTALL if lines > 1 else 0
+    return re.search(rf"{before}[^\S\n]+(?P<answer>\S.*?){end}", text, dot)
 
 
 def _boxed(text: str) -> str | None:

@@ -187,8 +187,10 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
         update = make_update(c, tx)
         average = step.make_average(c.task.average) if c.task.average else None
-        if c.gate.prompts and not s.first:
-            s.writer.write(0, measure(run, c, task, state.params))
+        if not s.first:
+            gate = measure(run, c, task, state.params) if c.gate.prompts else {}
+            if first := gate | task.before:
+                s.writer.write(0, first)
         watched = watch.kept(run.directory)  # of the checkpoint that was restored
         hacked = alarms.kept(run.directory)
         last, reason = watch.end(c, watched, s.first)

@@ -38,10 +38,11 @@ from sip.rewards.verdicts import Reward
 from sip.run import Run, TaskConfig
 from sip.sections import at_least, check
 from sip.structs import Params, UserError
-from sip.tasks import questions
+from sip.tasks import questions, sampled
 from sip.tasks.questions import QuestionsConfig
 from sip.tasks.rl import problems, self_training
 from sip.tasks.rl.task import AnswerWriter, RLTask
+from sip.tasks.sampled import Sampled, Wanted
 from sip.text import chat
 from sip.text.segments import Ids
 from sip.text.tokenizer import Tokenizer
@@ -66,7 +67,7 @@ class Config(TaskConfig):
     questions: QuestionsConfig | None = None  # about the corpus's world, in the place of prompts
     problems: ProblemsConfig | None = None  # problems with answers, in the place of prompts
     answers: AnswersConfig | None = None  # the check of answers: rewards answers, majority, random
-    samples: int = 0  # answers: sampled to each test problem at the end, for mean@n; 0: none
+    samples: int = 0  # answers to each test problem before and after the run, for mean@n; 0: none
     chat: str = ""  # chat template of the prompts, as in `pairs`; empty: prompts are plain texts
     majority: MajorityConfig | None = None  # votes, if they are among the rewards
     judge: judges.JudgeConfig | None = None  # the judge, if it is among the rewards
@@ -283,13 +284,14 @@ def build(run: Run, c, mesh) -> RLTask:
         more = {} if asked.figures is None else asked.figures(params, part)
         return {**found, **more}, texts
 
-    def sampled(params) -> dict[str, float]:
-        cfg, held = wanted.problems, asked.held_out["test"]
-        if cfg is None or wanted.answers is None or not wanted.samples or not held:
+    start = _of_start(run, c, mesh, asked)
+
+    def sampled_figures(params) -> dict[str, float]:
+        held = asked.held_out["test"]
+        if not wanted.samples or not held:
             return {}
-        how: Any = dict(samples=wanted.samples, sampling=c.sampling, batch=c.evals.batch)
-        checker = answer_checks.checker(wanted.answers)
-        return problems.sampled(params, writer, cfg, checker, held, seed=run.seed, **how)
+        now = sampled.solve(run, _wanted(c, asked), params, writer, held)
+        return problems.figures(now) | (problems.compared(start, now) if start else {})
 
     evals, cfg, count = wanted.continuations, c.model, c.log.samples
     suite = evals and ground_truth.suite(run, evals, cfg, mesh, count)
@@ -301,7 +303,7 @@ def build(run: Run, c, mesh) -> RLTask:
         return own if suite is None else {**own, **ground_truth.during(suite, params)}
 
     def finish(params) -> dict[str, Any]:
-        own = {**figures(params, "test")[0], **sampled(params)}
+        own = {**figures(params, "test")[0], **sampled_figures(params)}
         return run.write_eval(own) if suite is None else ground_truth.finish(suite, params, **own)
 
     return RLTask(
@@ -314,7 +316,44 @@ def build(run: Run, c, mesh) -> RLTask:
         names=(*sources, *(["cut_penalty"] if wanted.cut_penalty else [])),
         references=lambda at: [_reference(prompt) for prompt in asked.batch(at)],
         heard=lambda: tuple(heard),
+        before=_before(run, start),
     )
+
+
+def _wanted(c, asked: Prompts) -> Wanted:
+    """The answers that the final evaluation samples, as those of the run's start."""
+    return Wanted(
+        source=c.init_from,
+        key="init_from",
+        problems=c.task.problems,
+        answers=c.task.answers,
+        sampling=c.sampling,
+        samples=c.task.samples,
+        most=c.answer,
+        batch=c.evals.batch,
+        stops=asked.stops,
+    )
+
+
+def _of_start(run: Run, c, mesh, asked: Prompts) -> list[Sampled]:
+    """Returns the start's answers to the test problems; none if the run starts afresh.
+
+    RUN_DIR/start keeps them for a resumed run.
+    """
+    held = asked.held_out["test"]
+    if not c.task.samples or not c.init_from or not held:
+        return []
+    return sampled.solved(run, "start", _wanted(c, asked), held, mesh)
+
+
+def _before(run: Run, start: Sequence[Sampled]) -> dict[str, float]:
+    """Returns the figures of the start's answers by their names in the log, and says them."""
+    if not start:
+        return {}
+    found = {key: x for key, x in problems.figures(start).items() if "@" in key}
+    said = ", ".join(f"{key} {x:.3f}" for key, x in found.items())
+    run.say(f"{run.name}: before the first step, on {len(start):,} test problems: {said}")
+    return {f"eval/start/{key}": x for key, x in found.items()}
 
 
 def _reference(prompt: Prompt) -> str | None:

@@ -28,6 +28,7 @@ from sip.stages.collect import CandidateConfig
 from sip.tasks.labelled import CorruptedConfig
 from sip.tasks.pairs import AnswerPairConfig, PairLabelConfig, PairsConfig
 from sip.tasks.questions import QuestionsConfig
+from sip.tasks.supervised.rewrites import Config as RewritesConfig
 from sip.tasks.supervised.self_made import Config as SelfMadeConfig
 from sip.tasks.supervised.thoughts import Config as ThoughtsTask
 from sip.tasks.thoughts import ThoughtsConfig
@@ -322,11 +323,13 @@ def corrupted_judge_run(
 
 
 def rewriter_run(*, rewrites, save_every=200, log_every=20, evals_every=0, **run) -> ConfigDict:
-    """Builds a supervised run that trains a rewriter on the ground truth's rewrites.
+    """Builds a supervised run that trains a rewriter on the ground truth's rewrites, or to undo
+    corruptions.
 
     `rewrites` are the settings of the task.
     """
-    task, evals = dict(name="rewrites", **rewrites), section(every_steps=evals_every)
+    task = complete(RewritesConfig, name="rewrites", **rewrites)
+    evals = section(every_steps=evals_every)
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 

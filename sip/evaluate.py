@@ -75,8 +75,7 @@ from sip.tasks.rl import prompts as rl_prompts
 from sip.tasks.rl import thinking as rl_thinking
 from sip.tasks.rl.task import AnswerWriter
 from sip.tasks.supervised import thoughts as sft_thoughts
-from sip.text import chat, untrusted
-from sip.textgen import dialogue
+from sip.text import untrusted
 from sip.textgen.remote import RemoteConfig
 from sip.training import checkpoints
 from sip.workdir import place, to_json, workdir_of
@@ -246,7 +245,8 @@ def corpus_of(directory: str, split: str, data_workdir: str) -> corpora.Corpus |
     data = corpora.data_config(record["data"], split)
     if data_workdir or any(one.source in documents.BUILT for one in documents.sources(data)):
         workdirs.existing(workdir, "--data_workdir")
-    return corpora.load(record["data"], split, workdir, loading.kept_tokenizer(directory))
+    tokenizer = loading.kept_tokenizer(directory)
+    return corpora.load(record["data"], split, workdir, tokenizer, any_length=True)
 
 
 def standard(directory: str, wanted: harness.Wanted, *, batch: int, tensor: int) -> dict:
@@ -300,13 +300,7 @@ def _chat_template(directory: str, name: str) -> str:
     """Returns the name of the chat template of the prompts; empty for plain texts."""
     if name:
         return "" if name == "none" else name
-    if tuned := dialogue.tuned_in(directory):
-        return tuned
-    try:
-        chat.of_tokenizer(loading.tokenizer_of(directory)[1])
-    except UserError:
-        return ""
-    return chat.OWN
+    return loading.tuned_in(directory)
 
 
 def wanted() -> harness.Wanted:

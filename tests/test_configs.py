@@ -3,6 +3,7 @@
 import functools
 import importlib
 import itertools
+import json
 import math
 import re
 import sys
@@ -15,6 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from workdirs import begun, lines
 
+from sip import train
 from sip import workdir as workdirs
 from sip.data import corpus as corpora
 from sip.judge.build import build
@@ -336,6 +338,39 @@ def test_ablations_run_with_a_learned_judge(name, finished, quick, tmp_path):
     config = tiny_recipe.get_config(name)
     last = run(config, name, begun(finished, tmp_path, "base", "tutor", "judge"))
     assert 0 < last["judge/valid"] <= 1
+
+
+TRAINED = {  # variants that no other test trains: figures of the runs' evaluations
+    "dpo:debug": dict(base="nll_clean", dpo="win_rate_standard"),
+    "reward_model:debug": dict(base="nll_clean", reward_model="accuracy"),
+    "rlhf:debug": dict(reward_model="accuracy", rloo="reward", grpo="win_rate_standard"),
+    "rlhf:rlaif,debug": dict(judge="quality_accuracy", rlaif="reward"),
+    "microworld_safety:debug": dict.fromkeys(
+        ("filtered", "conditional", "sft_rewrites", "sip_switched", "conditional_scratch"),
+        "safety",
+    ),
+    "pretrain:text,debug": dict(base="nll"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_debug_variant_trains(name, quick, tmp_path):
+    """All of its runs, as small as the tiny recipe; text has a model of its own."""
+    file, _, arg = name.partition(":")
+    config = importlib.import_module(file).get_config(arg)
+    if "text" in arg:
+        (tmp_path / "my.txt").write_text("\n\n".join(f"{i} says it. " * 9 for i in range(600)))
+        config.data.path = str(tmp_path / "my.txt")
+        config.tokenizer.vocab_size = config.runs.base.model.vocab_size = 300
+    else:
+        config = tiny_recipe.shrink(config)
+        config.data.world = dict(entities=8, train=300, validation=60, test=60)
+    train.train(config, str(tmp_path / "work"))
+    for run, figure in TRAINED[name].items():
+        found = json.loads((tmp_path / "work" / "runs" / run / "eval.json").read_text())
+        assert math.isfinite(found[figure]), run
+        assert lines(tmp_path / "work", run)[-1]["step"] == config.runs[run].steps
 
 
 @pytest.mark.slow  # test_schedules compares schedules without a run

@@ -33,6 +33,7 @@ def test_lines_of_all_formats_are_read_and_others_counted(tmp_path):
         dict(problem="long?", answer="1" * 41),
         dict(problem=" ", answer="1"),
         dict(question="steps only?", answer="steps ####"),
+        dict(problem="\ud83d", answer="1"),
         [1],
     ]
     found, left_out = problems.read(written(tmp_path / "p.jsonl", rows), 0.9)
@@ -42,13 +43,14 @@ def test_lines_of_all_formats_are_read_and_others_counted(tmp_path):
         ("Eggs?", "1009", "16 - 7 = 9 eggs."),
     ]
     assert left_out == {
-        problems.NO_ANSWER: 4,
+        f"{problems.NO_ANSWER} (fields seen: 'problem')": 4,
         problems.NO_SUCH_ANSWER: 1,
         problems.TOO_LARGE: 1,
         problems.NO_PROBLEM: 1,
         "not a JSON object": 1,
+        "not UTF-8": 1,
     }
-    with pytest.raises(UserError, match="8 of 11 problems cannot be used.*4 without an answer"):
+    with pytest.raises(UserError, match="p.jsonl:4: 9 of 12 problems cannot.*4 without an answer"):
         problems.read(str(tmp_path / "p.jsonl"), 0.1)
 
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sip.data.conversations import NOT_UTF8, Unusable, check_left_out, row_of
+from sip.data import files
+from sip.data.conversations import NOT_UTF8, Unusable, read_rows, row_of
 from sip.data.documents import PARTS, part
 from sip.data.microworld.settings import PROBLEMS, ProblemWorldConfig
 from sip.sections import at_least, check, one_of, plain, section
 from sip.structs import UserError
-from sip.text.lines import opened, read_lines
 from sip.workdir import place
 
 FILE, GYM, WORLD = SOURCES = ("file", "reasoning_gym", "microworld")
@@ -68,8 +68,8 @@ class ProblemsConfig:
     """Problems with answers, and the form in which answers are asked for. Raises UserError."""
 
     source: str = FILE  # file | reasoning_gym | microworld
-    path: str = ""  # file: JSON Lines to learn from, never a test set
-    test: str = ""  # file: JSON Lines of the test part; empty: 5 % of `path`, by a hash
+    path: str = ""  # file: JSON Lines to learn from, never a test set: files, a folder or a glob
+    test: str = ""  # file: JSON Lines of the test part, as `path`; empty: 5 % of it, by a hash
     kinds: tuple[str, ...] = ()  # generated problems: their kinds
     level: int = 1  # generated problems: difficulty, 1 to 5
     count: int = 2000  # generated problems: number of each kind, all parts together
@@ -97,11 +97,7 @@ class ProblemsConfig:
         known = {FILE: (), GYM: tuple(GENERATORS), WORLD: PROBLEMS}[self.source]
         if self.source != FILE and (not self.kinds or set(self.kinds) - set(known)):
             raise UserError(f"problems.kinds {self.kinds}: must be of {', '.join(known)}")
-        if TEST.search(Path(self.path).name):
-            raise UserError(
-                f"problems.path {self.path}: is a test set by its name, which is never trained on; "
-                "name it in problems.test, or evaluate with python -m sip.evaluate --evals=problems"
-            )
+        _check_no_test(self.path)
         if self.template and "{problem}" not in self.template:
             raise UserError(f"problems.template {self.template!r:.60}: has no {{problem}}")
         if not self.form.strip():
@@ -113,13 +109,27 @@ class ProblemsConfig:
                 "mark after it"
             )
 
+    def reads(self) -> dict[str, list[str]]:
+        """The files of problems, by the path that names them."""
+        return files.json_files(self.path, self.test)
+
     def reach(self) -> None:
-        """Raises UserError if a file of problems does not exist."""
+        """Raises UserError if a file of problems does not exist, or is a test set to learn from."""
         if self.source == FILE and not self.path:
             raise UserError("problems.path: needed; a JSON Lines file of problems")
-        for key in ("path", "test"):
-            if (path := getattr(self, key)) and not Path(path).is_file():
-                raise UserError(f"problems.{key} {path!r}: there is no such file")
+        files.check_json("problems.path", self.path)
+        files.check_json("problems.test", self.test)
+        for file in files.listed(self.path, "jsonl") if self.path else ():
+            _check_no_test(file)
+
+
+def _check_no_test(path: str) -> None:
+    """Raises UserError if a file to learn from is a test set."""
+    if TEST.search(Path(path).name):
+        raise UserError(
+            f"problems.path {path}: is a test set by its name, which is never trained on; "
+            "name it in problems.test, or evaluate with python -m sip.evaluate --evals=problems"
+        )
 
 
 Parts = dict[str, list[Problem]]
@@ -172,32 +182,26 @@ def _plain(text: str) -> str:
 
 
 def read(path: str, max_skipped_fraction: float) -> tuple[list[Problem], dict[str, int]]:
-    """Reads a file of problems. Returns (problems, left_out by reason).
+    """Reads JSON Lines of problems; `path` is a file, several, a folder or a glob.
 
-    Raises UserError if it cannot be read, or if more than `max_skipped_fraction` of its lines are
-    left out.
+    Returns (problems, left_out by reason). Raises UserError if a file cannot be read, or if more
+    than `max_skipped_fraction` of the lines are left out.
     """
-    found: list[Problem] = []
-    counts: Counter[str] = Counter()
-    for line in read_lines(opened(path, "problems"), path):
-        if line.strip():
-            try:
-                found.append(problem_of(row_of(line)))
-            except Unusable as why:
-                counts[str(why)] += 1
-    total = len(found) + counts.total()
-    check_left_out(path, "problems", total, counts, max_skipped_fraction)
-    return found, dict(counts)
+    found, left_out = read_rows(
+        path, lambda line: problem_of(row_of(line)), what="problems",
+        fields="problem: .QUESTION, answer: .ANSWER", max_skipped_fraction=max_skipped_fraction,
+    )  # fmt: skip
+    return [problem for _, problem in found], left_out
 
 
 def problem_of(row: Mapping[str, Any]) -> Problem:
     """Returns the problem of a line of a file. Raises Unusable if it is left out."""
     text = next((row[key] for key in ("problem", "question") if key in row), None)
     if not isinstance(text, str) or not text.strip():
-        raise Unusable(NO_PROBLEM)
+        raise Unusable(NO_PROBLEM, () if text is not None else row)
     answer = row["answer"] if "answer" in row else None
     if answer is None:
-        raise Unusable(NO_ANSWER)
+        raise Unusable(NO_ANSWER, () if "answer" in row else row)
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise Unusable(NO_SUCH_ANSWER)
     steps, mark, last = str(answer).rpartition("####")  # the format of GSM8K

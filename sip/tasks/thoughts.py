@@ -69,13 +69,14 @@ class ThoughtsConfig:
         """The tags."""
         return self.tags[0], self.tags[1]
 
+    def reads(self) -> dict[str, list[str]]:
+        """The files of annotated texts, by the path that names them."""
+        return files.json_files(self.annotated if self.annotated != TRUTH else "")
+
     def reach(self) -> None:
         """Raises UserError if there is no file of annotated texts."""
-        if self.annotated not in ("", TRUTH):
-            try:
-                files.listed(self.annotated, "jsonl")
-            except UserError as error:
-                raise UserError(f"task.thoughts.annotated: {error}") from None
+        if self.annotated != TRUTH:
+            files.check_json("task.thoughts.annotated", self.annotated)
 
     def check_split(self, split: str) -> None:
         """Raises UserError if a file has no such split."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sip.data import chunks, conversations, pipeline
+from sip.data import chunks, conversations, files, pipeline
 from sip.data import problems as problem_sets
 from sip.data import prompts as prompt_files
 from sip.data.documents import PARTS, Truth, listed
@@ -62,8 +62,9 @@ class Config(TaskConfig):
     directory of a reward model.
     """
 
-    reward: str | tuple[tuple[str, float], ...]  # a reward, or several: ((reward, weight), ...)
-    prompts: str = ""  # JSON Lines with a field `prompt`; empty: problems, or the corpus's prefixes
+    # A reward, or several: "reward*weight,reward,.." or ((reward, weight), ..).
+    reward: str | tuple[tuple[str, float], ...]
+    prompts: str = ""  # JSON Lines with `prompt`: files, folder, glob; empty: problems or prefixes
     questions: QuestionsConfig | None = None  # about the corpus's world, in the place of prompts
     problems: ProblemsConfig | None = None  # problems with answers, in the place of prompts
     answers: AnswersConfig | None = None  # the check of answers: rewards answers, majority, random
@@ -84,6 +85,7 @@ class Config(TaskConfig):
         check("task", self, held_out=at_least(1), cut_penalty=at_least(0), **unit)
         check("task", self, soft_tokens=at_least(0), samples=at_least(0, most=1024))
         object.__setattr__(self, "prompts", place(self.prompts))
+        object.__setattr__(self, "reward", _several(self.reward))
         self._check_prompts()
         self._check_rewards()
 
@@ -187,6 +189,12 @@ class Config(TaskConfig):
             found |= self.continuations.sources("task.continuations")
         return found | {f"task.{key}": value for key, value in theirs.items()}
 
+    def reads(self):
+        """The files of prompts or problems, and of rewards."""
+        own = [name for name, _ in self.rewards if functions.is_function(name)]
+        asked = self.problems.reads() if self.problems else files.json_files(self.prompts)
+        return {**asked, **{path: [path] for path in map(functions.file_of, own)}}
+
     def needs_truth(self):
         """Questions are the ground truth's, and the judge may be."""
         if self.questions is not None:
@@ -209,11 +217,24 @@ class Config(TaskConfig):
 
     def reach(self):
         """Raises UserError if the file of prompts does not exist, or a server does not answer."""
-        if self.prompts and not Path(self.prompts).is_file():
-            raise UserError(f"task.prompts {self.prompts!r}: there is no such file")
+        files.check_json("task.prompts", self.prompts)
         for asked in (self.judge, self.continuations, self.problems):
             if asked is not None:
                 asked.reach()
+
+
+def _several(reward: str | tuple) -> str | tuple[tuple[str, float], ...]:
+    """Returns the (reward, weight) pairs of "reward*weight,reward,.."; one reward as it stands."""
+    if not isinstance(reward, str) or not set(",*") & set(reward) or Path(place(reward)).exists():
+        return reward
+    found = []
+    for part in reward.split(","):
+        name, star, weight = part.strip().rpartition("*")
+        try:
+            found.append((name.strip(), float(weight)) if star else (weight, 1.0))
+        except ValueError:
+            raise UserError(f"reward {part!r}: no number after *, as in my.py:f*0.5") from None
+    return tuple(found)
 
 
 def label(name: str) -> str:
@@ -488,7 +509,7 @@ def _source(name: str, run: Run, c, mesh, asked: Prompts, heard: list[Heard]) ->
     if name == RANDOM:
         return lambda x: majority.random(x.cut_BK.shape, run.seed, x.at)
     directory = source_dir(run.workdir, name, "task.reward")
-    model = reward_model.load(directory, mesh, run.tokenizer, "task.reward")
+    model = reward_model.load(directory, mesh, run.tokenizer, "task.reward", c.task.chat)
     return lambda x: (*model.reward([p.ids for p in x.prompts], x.ids), {})
 
 

@@ -116,6 +116,10 @@ class Config(TaskConfig):
         """The judge of the rewards."""
         return {"task.judge": self.judge} if self.judge else {}
 
+    def reads(self):
+        """The files of annotated texts."""
+        return self.thoughts.reads()
+
     def reach(self):
         """Raises UserError if there are no annotated texts, or a judge does not answer."""
         self.thoughts.reach()

@@ -95,10 +95,11 @@ class Config(ChatConfig):
             return self.problems.reach()
         if not self.path:
             raise UserError("task.path: needed; a JSON Lines file of conversations")
-        try:
-            files.listed(self.path, "jsonl")
-        except UserError as error:
-            raise UserError(f"task.path: {error}") from None
+        files.check_json("task.path", self.path)
+
+    def reads(self):
+        """The files of conversations or problems."""
+        return self.problems.reads() if self.problems else files.json_files(self.path)
 
     def needs_truth(self):
         """Questions are the ground truth's."""
@@ -127,9 +128,9 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     """Builds the task: rows of conversations, evaluated by the likelihood of held-out answers.
 
     A few greedy answers can be read. With questions, answers to held-out ones and continuations are
-    evaluated too. `c` is the config
-    of a supervised run; its evals.validation and evals.standard are numbers of rows. Raises
-    UserError for a template without the turns that it needs, or an empty split.
+    evaluated too. `c` is the config of a supervised run; its evals.validation and evals.standard
+    are numbers of rows. Raises UserError for a template without the turns that it needs, or an
+    empty split.
     """
     found = splits(run, c)
     train = found[c.split]

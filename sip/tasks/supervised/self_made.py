@@ -145,6 +145,10 @@ class Config(ChatConfig):
         """The models that answer, by config key."""
         return {"task.source": self.source, "task.start": self.start}
 
+    def reads(self):
+        """The files of problems."""
+        return self.problems.reads()
+
     def reach(self):
         """Raises UserError if a file of problems does not exist."""
         self.problems.reach()

@@ -67,6 +67,10 @@ class Config(TaskConfig):
         """Raises UserError if the probe's prefixes, thoughts and suffixes do not fit the model."""
         shared.check_room(c, cut, self.thoughts.tokens)
 
+    def reads(self):
+        """The files of annotated texts."""
+        return self.thoughts.reads()
+
     def sources(self):
         """The runs or directories that the judge reads."""
         found = self.judge.sources() if self.judge else {}

@@ -12,7 +12,8 @@ FILE is any text that docs/data.md lists; add --config.data.source if it is not 
     sip        continues base on the same documents for as many steps: DPO over the suffix and
                rollouts, scored by the judge, plus the suffix's cross-entropy
 The last row's win_rate_judge is against `standard`, by the auditor, on held-out documents; `nll` is
-the likelihood of held-out suffixes. The auditor also follows sip while it learns, and ends it when
+the likelihood of held-out suffixes. --config.runs.sip.evals.judged=64 measures it during the run
+too, on 64 validation prefixes. The auditor also follows sip while it learns, and ends it when
 it no longer agrees with the judge. On little text a policy can please both: read both numbers, and
 the texts in runs/sip/continuations.json. `:rewriter` (also after a checkpoint and a comma) adds
     rewriter   learns to turn corrupted suffixes into suffixes, and to copy those that are not

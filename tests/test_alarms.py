@@ -12,7 +12,8 @@ import tiny_recipe
 from sip import metrics, train
 from sip.judge.judged import Judged
 from sip.metrics import read_steps
-from sip.stages import alarms, candidate_log
+from sip.run import Run
+from sip.stages import alarms, candidate_log, rl
 from sip.stages.alarms import WatchConfig, Watched
 from sip.stages.candidate_log import Answered
 from sip.stages.collect import Choice, Pool, Seen
@@ -81,6 +82,37 @@ def test_signals_of_answers():
         "phrase": 0.5, "distinct": 3 / 4,
     }  # fmt: skip
     assert alarms.of_answers(WatchConfig(), answered, found, tok) == {}
+
+
+def test_the_kl_of_the_loss_is_per_token_and_becomes_nats_per_answer():
+    learned, found = {"kl": (3.0, 60.0), "approx_kl": (9, 1)}, {"rl/answer_tokens": (20, 2)}
+    assert alarms.of_update(CFG, learned, found) == {"kl": pytest.approx(0.05 * 10)}
+    assert alarms.of_update(CFG, {"kl": (0.0, 0.0)}, found) == {}  # a skipped update
+    assert alarms.of_update(CFG, {"approx_kl": (9, 1)}, found) == {}  # no beta, or in the reward
+    assert alarms.of_update(WatchConfig(), learned, found) == {}  # off
+
+
+@pytest.mark.slow  # a run of RL; the fast suite has the figure by hand
+@pytest.mark.parametrize("kl", ["loss", "reward"])
+def test_a_run_watches_the_kl_in_the_loss_and_in_the_reward(kl, of_bytes, quick, tmp_path):
+    config = importlib.import_module("rlhf").get_config(f"{of_bytes('start')},debug")
+    run = config.runs.rlhf
+    (tmp_path / "p.jsonl").write_text("".join(f'{{"prompt": "p{i}"}}\n' for i in range(40)))
+    (tmp_path / "mine.py").write_text("def brief(answers):\n    return [-len(a) for a in answers]")
+    run.task.update(prompts=str(tmp_path / "p.jsonl"), held_out=4)
+    with run.unlocked(), run.task.ignore_type():
+        run.task.reward = f"{tmp_path}/mine.py:brief"
+    run.steps = 4
+    run.optim.lr = 0.01
+    run.log.update(every_steps=1, tensorboard=False, progress=False)
+    run.objective.update(kl=kl, beta=0.1)
+    run.watch.window = 4
+    rl.train(Run(config, "rlhf", str(tmp_path / "work")))
+    (first, *kl_N) = alarms.kept(str(tmp_path / "work" / "runs" / "rlhf")).first["kl"]
+    logged = [x for x in metrics.read(tmp_path / "work" / "runs" / "rlhf") if "reward/all" in x]
+    assert first == pytest.approx(0, abs=1e-4) and len(kl_N) == 3 and max(kl_N) > 1e-3
+    each = [x["kl"] * x["rl/answer_tokens"] if kl == "loss" else x["rl/kl"] for x in logged]
+    assert [first, *kl_N] == pytest.approx(each, abs=1e-5)
 
 
 def run(cfg=CFG, **series):
@@ -208,14 +240,15 @@ PLANTED = {
 }
 
 
-# Updates by which an alarm may come after exact quality has fallen by a tenth. The phrase takes
-# over within four updates, fewer than the watch averages over, so that it is seen late.
+# Updates by which an alarm may come after exact quality has fallen by a tenth, on this seed. The
+# phrase is seen late, on other seeds not at all: the score of rollouts, which are compared with
+# each other too, rises by less than watch.rise before (docs/monitoring.md, "What it misses").
 LATE = {"length": 0, "phrase": 5}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", PLANTED)
-def test_a_planted_judge_is_caught_when_exact_quality_has_fallen_by_a_tenth_or_before(
+def test_a_judge_of_length_is_caught_before_quality_falls_by_a_tenth_and_one_of_a_phrase_after(
     rule, quick, tmp_path, monkeypatch
 ):
     monkeypatch.setitem(scripted.RULES, rule, PLANTED[rule])

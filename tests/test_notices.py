@@ -35,6 +35,18 @@ def test_flat_groups_are_named_with_the_way_out():
     assert "easier or harder prompts" in notices({"rl/flat_groups": 1.0})["flat"]
 
 
+def test_answers_without_a_reward_are_explained_long_before_the_run_ends():
+    figures = {"rl/invalid": 0.3, "reward/steps/skipped": 0.25, "reward/answers/skipped": 0.0,
+               "reward/steps": 0.5, "reward/all": 0.5, "rl/cut": 0.05}  # fmt: skip
+    assert notices(figures) == {"unrewarded": (
+        "30% of the answers have no reward (rl/invalid) and teach nothing: reward steps skips 25%; "
+        "5% did not end, which task.mask_cut leaves out"
+    )}  # fmt: skip
+    assert notices({**figures, "rl/invalid": 0.1}) == {}
+    alone = notices({"rl/invalid": 0.2})["unrewarded"]
+    assert alone.endswith("no reward (rl/invalid) and teach nothing")
+
+
 def test_an_evaluation_is_one_line():
     assert evaluation({"eval/win_rate_standard": 0.5, "eval/nll": 2}) == (
         "win rate standard 0.500, nll 2.000")  # fmt: skip

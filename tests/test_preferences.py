@@ -9,6 +9,7 @@ import pytest
 from published import PAIRWISE
 from workdirs import lines, stop_after
 
+from sip import metrics
 from sip.data import conversations, preferences
 from sip.data.preferences import Pair, Tokens
 from sip.run import Run
@@ -269,6 +270,9 @@ def test_a_checkpoint_and_a_file_of_pairs_learn_preferences(of_bytes, quick, tmp
     assert first["loss/dpo"] == pytest.approx(math.log(2)), "the policy is the reference"
     assert last["eval/margin"] != 0 and figures["pairs"] > 0
     assert run.left_out == {"pairs": {}}
+    shown = metrics.read_steps(tmp_path / "work" / "runs" / "dpo" / "samples.jsonl")
+    assert {x["step"] for x in shown} == {2, 4}
+    assert all(x["prompt"].startswith("is it ") and isinstance(x["text"], str) for x in shown)
 
 
 @pytest.mark.slow  # the loop of the task "documents" is resumed in the fast suite

@@ -11,7 +11,7 @@ import tiny
 import tiny_recipe  # noqa: F401  (makes configs importable)
 from workdirs import files, lines, quickly
 
-from sip import train
+from sip import metrics, train
 from sip.data import conversations
 from sip.data.problems import ProblemsConfig
 from sip.data.prompts import Prompt
@@ -353,6 +353,8 @@ def test_every_debug_variant_runs(name, tmp_path):
         talks = [json.loads(line) for line in file.read_text().splitlines()]
         markers = [marker for _, marker in importlib.import_module(name).INSTRUCTIONS]
         assert talks and all(any(m in one["completion"] for m in markers) for one in talks)
+        shown = metrics.read_steps(file.with_name("samples.jsonl"))
+        assert shown and all(x["prompt"].strip() and isinstance(x["text"], str) for x in shown)
     if name == "self_training":
         said = lines(tmp_path / "work", "filtered")
         # A model of so few steps may have no majority at all; the share is then left out.

@@ -13,7 +13,7 @@ import pytest
 import tiny_recipe
 from workdirs import call, lines, quickly, state, stop_after
 
-from sip import generate, loading, train
+from sip import generate, loading, metrics, train
 from sip import workdir as workdirs
 from sip.run import Run
 from sip.sampling import SamplingConfig
@@ -47,6 +47,14 @@ def tuned(tmp_path_factory):
     return SimpleNamespace(config=config, workdir=workdir, figures=figures)
 
 
+def asked_first(line):
+    """The first question of a conversation in a file."""
+    row = json.loads(line)
+    if "messages" not in row:
+        return row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
+    return next(m["content"] for m in row["messages"] if m["role"] == "user")
+
+
 def test_a_run_learns_answers_and_measures_held_out_ones(tuned):
     said = lines(tuned.workdir, "assistant")
     losses = [line["loss/ce"] for line in said if "loss/ce" in line]
@@ -55,6 +63,11 @@ def test_a_run_learns_answers_and_measures_held_out_ones(tuned):
     assert tuned.figures["perplexity"] == pytest.approx(np.exp(tuned.figures["nll"]))
     written = Path(workdirs.run_dir(str(tuned.workdir), "assistant")) / "eval.json"
     assert json.loads(written.read_text()) == tuned.figures
+    shown = metrics.read_steps(written.parent / "samples.jsonl")
+    assert [x["step"] for x in shown] == [2, 2, 4, 4]  # two held-out conversations
+    asked = [asked_first(line) for line in EXAMPLE.read_text().splitlines()]
+    assert shown[0]["prompt"] == shown[2]["prompt"]
+    assert all(any(text in x["prompt"] for text in asked) for x in shown)
 
 
 @pytest.mark.slow  # test_packing finds batches from steps; the loop is that of other tasks

@@ -62,7 +62,7 @@ def stand_in(monkeypatch, name):
     """Puts a package in the place of a tracker; returns the list of its calls."""
     calls, module = [], ModuleType(name)
     module.__spec__ = importlib.machinery.ModuleSpec(name, None, origin="a test")
-    for function in ("init", "log", "finish"):
+    for function in ("init", "log", "finish", "login"):
         note = lambda *args, function=function, **how: calls.append((function, *args, how))
         setattr(module, function, note)
     monkeypatch.setitem(sys.modules, name, module)
@@ -113,9 +113,71 @@ def test_a_missing_package_is_one_line_with_the_way_out(tmp_path, monkeypatch):
         LogConfig(tracker="wandb", project="")
 
 
+class NoLogin(Exception):
+    """As wandb.errors.UsageError, which is no UserError."""
+
+
+def refused(*_, **how):
+    raise NoLogin("No API key configured. Use `wandb login` to log in.\nmore lines")
+
+
+def test_a_missing_login_is_one_line_before_any_run(monkeypatch):
+    calls = stand_in(monkeypatch, "wandb")
+    sinks._login.cache_clear()
+    for _ in range(2):  # two runs of a recipe
+        sinks.check_tracker("wandb")
+    assert calls == [("login", {"verify": False})]  # not verified: that takes a request
+    sinks._login.cache_clear()
+    monkeypatch.setattr(sys.modules["wandb"], "login", refused)
+    with pytest.raises(UserError) as found:
+        sinks.check_tracker("wandb")
+    assert str(found.value) == (
+        "log.tracker 'wandb': No API key configured. Use `wandb login` to log in; run `wandb "
+        "login`, or set WANDB_API_KEY or WANDB_MODE=offline, or train without it: log.tracker="
+    )
+
+
+@pytest.mark.slow  # starts the package's own process
+def test_wandb_itself_works_offline_and_its_missing_login_is_seen(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="needs wandb: extra track")
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    monkeypatch.setattr(sys, "stdin", None)  # no terminal
+    sinks._login.cache_clear()
+    with pytest.raises(UserError, match="log.tracker 'wandb': .*wandb login"):
+        sinks.check_tracker("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    sys.modules["wandb"].teardown()  # it has read the environment once
+    sinks.check_tracker("wandb")
+    run = tmp_path / "job" / "runs" / "sip"
+    run.mkdir(parents=True)
+    config = LogConfig(tensorboard=False, tracker="wandb")
+    log = writer(run, sinks.opened(config, str(run), "sip", SETTINGS, 0))
+    log.write(3, {"loss/total": (1, 2)})
+    log.close()
+    assert list(run.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_trackio_needs_no_login(monkeypatch):
+    calls = stand_in(monkeypatch, "trackio")
+    sinks.check_tracker("trackio")
+    assert calls == []
+
+
+@pytest.mark.parametrize("library", ["wandb", "trackio"])
+def test_a_tracker_that_does_not_begin_is_one_line(library, tmp_path, monkeypatch):
+    stand_in(monkeypatch, library)
+    monkeypatch.setattr(sys.modules[library], "init", refused)
+    config = LogConfig(tensorboard=False, tracker=library)
+    with pytest.raises(UserError, match=f"log.tracker '{library}': No API key.* log.tracker=$"):
+        sinks.opened(config, str(tmp_path), "sip", SETTINGS, 0)
+
+
 def test_a_directory_of_that_name_is_not_the_package(tmp_path, monkeypatch):
     (tmp_path / "wandb").mkdir()  # as wandb makes it
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # the package may be installed
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     with pytest.raises(UserError, match="needs the package wandb"):
         sinks.check_tracker("wandb")

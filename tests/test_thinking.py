@@ -13,12 +13,13 @@ import tiny
 import tiny_recipe
 from workdirs import call, lines, state, stop_after
 
-from sip import evaluate
+from sip import evaluate, metrics
 from sip import workdir as workdirs
 from sip.data import packing, thoughts
 from sip.data.corpus import CutConfig
 from sip.data.thoughts import Fork
 from sip.evals import thoughts as evals
+from sip.evals.continuations import SAMPLES
 from sip.evals.thoughts import ProbeConfig
 from sip.judge.build import JudgeConfig
 from sip.mesh import single
@@ -528,6 +529,15 @@ def test_the_probe_of_a_model_that_uses_its_thoughts(monkeypatch):
                           shared.names(4, taught=True, direct=True)}  # fmt: skip
 
 
+def test_thoughts_to_read_are_in_their_tags_before_what_follows(monkeypatch):
+    told = [[*b"ab", CLOSE, *b"c."], [*b"ab", CLOSE], [*b"abcd"]]
+    monkeypatch.setattr(rl_task.AnswerWriter, "greedy_ids", lambda self, *args: told)
+    forks = [Fork([Byte.bos, ord("p")], [48]) for _ in told]
+    found = shared.shown(think(), None, forks)
+    assert found == {SAMPLES: [("p", "\x01ab\x02c."), ("p", "\x01ab\x02"), ("p", "\x01abc")]}
+    assert shared.shown(think(), None, []) == {}
+
+
 def test_the_probe_by_gain_compares_likelihoods(monkeypatch):
     copier = Copier()
     monkeypatch.setattr(
@@ -607,6 +617,8 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
     written = lines(once, "think")
     assert {"thought/unclosed", "thought/quotes", "reward/all"} <= set(written[0])
     assert any("eval/probe/own" in line for line in written)
+    shown = metrics.read_steps(once / "runs/think/samples.jsonl")
+    assert [x["step"] for x in shown[::4]] == [3, 6] and shown[0]["text"][0] == TAGS[0]
     assert json.loads((once / "runs/think/eval.json").read_text()) == figures
     workdirs.write_json(once / "config.json", plain(config))
     flags = f"--checkpoint={once}/runs/think", "--run=think", "--split=test"
@@ -637,6 +649,8 @@ def test_the_recipe_runs_its_debug_variants(arg, quick, tmp_path):
             assert found[name]["start/mean@2"] == first["eval/start/mean@2"]
             assert found[name].keys() >= {"mean@2", "maj@2", "pass@2"}
         elif name != "base":
+            shown = metrics.read_steps(tmp_path / "runs" / name / "samples.jsonl")
+            assert shown and all(x["prompt"] and x["text"].startswith("<think>") for x in shown)
             # Gains are in nats; "direct" is no gain.
             least = -np.inf if name == "rl" and by_gain else 0
             assert least < found[name]["probe/own"] + 1e-9 <= 1 - least

@@ -45,6 +45,7 @@ class EvalConfig:
     batch: int = 128  # prefixes per batch
     baseline: str = ""  # name of the run to compare with; empty: this run itself
     judge: judges.JudgeConfig | None = None  # judge of the final win rate; none: no such figure
+    judged: int = 0  # prefixes that the judge compares at each evaluation during the run; 0: none
     control: str = ""  # control token between prefix and continuation; empty: none
 
     def __post_init__(self):
@@ -56,7 +57,10 @@ class EvalConfig:
             standard=at_least(1),
             unsafe=at_least(0),
             batch=at_least(1),
+            judged=at_least(0, most=self.validation),
         )
+        if self.judged and self.judge is None:
+            raise UserError("evals.judged needs evals.judge, which compares them")
         if self.judge is not None and self.judge.own:
             raise UserError("evals.judge.init_from: a model does not evaluate itself; name a judge")
         if self.judge is not None and not self.baseline:
@@ -210,7 +214,7 @@ class Suite:
     mesh: jax.sharding.Mesh
     tokenizer: Tokenizer
     steps: int  # tokens of a continuation
-    judge: Callable[[], Judge] | None  # builds the judge of the final win rate
+    judge: Callable[[], Judge] | None  # builds the judge of win rates, once
     samples: int  # continuations of an evaluation during the run that are kept to be read
 
 
@@ -225,6 +229,7 @@ def suite(
     final = during if evals.split == "validation" else (evals.standard, evals.unsafe)
     corpus = functools.partial(run.corpus, any_length=any_length)
     wanted, truth = evals.judge, corpus(evals.split).documents.truth
+    how = (run.workdir, truth, mesh, run.tokenizer, run.seed)
     held = lambda split, sizes: _held_out(corpus(split), run.tokenizer, *sizes).controlled(
         run.tokenizer, evals.control, "evals.control"
     )
@@ -239,10 +244,7 @@ def suite(
         mesh,
         run.tokenizer,
         run.cut.suffix,
-        wanted
-        and functools.partial(
-            judges.build, wanted, run.workdir, truth, mesh, run.tokenizer, run.seed
-        ),
+        wanted and functools.cache(lambda: judges.build(wanted, *how)),
         samples,
     )
 
@@ -264,28 +266,37 @@ def _model(s: Suite, params: Params) -> LoadedModel:
 
 def during(s: Suite, params: Params) -> dict[str, Any]:
     """Evaluates on validation prompts. Returns metrics by their names in the log, `eval/..`, and
-    some greedy continuations (SAMPLES).
+    some greedy continuations (SAMPLES). With `judged` the judge compares the first ones.
 
     Raises UserError if the baseline is another run without continuations.
     """
     if s.truth is None:
         figures = _likelihood(s, params, s.validation)
-        texts = _some(s, params) if s.samples else []
+        texts = _some(s, params, max(s.samples, s.config.judged))
     else:
         every = _texts(s, params, s.validation)
         baseline = _baseline(s)["validation"] if s.baseline != s.directory else every
         figures = row(s.truth, s.validation, every, baseline)
-        texts = every["standard"][: s.samples]
+        texts = every["standard"]
+    if s.judge is not None and s.config.judged:
+        asked, theirs = _first(s.validation.standard, s.config.judged), _baseline(s)["validation"]
+        ours, other = (x[: len(asked)] for x in (texts, theirs["standard"]))
+        figures = {**figures, **judged.win_rate(s.judge(), asked, ours, other)}
     named = {f"eval/{k}": v for k, v in figures.items()}
-    pairs = list(zip(s.validation.standard.prefixes, texts, strict=False))
+    pairs = list(zip(s.validation.standard.prefixes, texts[: s.samples], strict=False))
     return {**named, SAMPLES: pairs} if pairs else named
 
 
-def _some(s: Suite, params: Params) -> list[str]:
+def _first(asked: Prompts, most: int) -> Prompts:
+    return asked.where(np.arange(len(asked)) < most)
+
+
+def _some(s: Suite, params: Params, most: int) -> list[str]:
     """Decodes the first continuations, which an evaluation without a ground truth does not need."""
-    asked = s.validation.standard
-    some = asked.where(np.arange(len(asked)) < s.samples)
-    rows = full_rows(s.mesh, len(some))
+    some = _first(s.validation.standard, most)
+    if not len(some):
+        return []
+    rows = min(full_rows(s.mesh, len(some)), s.config.batch)
     return continuations.greedy(_model(s, params), some, steps=s.steps, batch=rows)
 
 

@@ -10,7 +10,7 @@ is compared over the updates: the mean over the last ones with that over the fir
     phrase       share of texts with the commonest phrase of three words
     distinct     distinct-2: share of word pairs, of all texts, that are different ones
     entropy      mean of -log p per sampled token, in nats
-    kl           KL to the start, in nats per answer; RL with objective.kl "reward"
+    kl           KL to the start, in nats per answer; RL with objective.beta
     verdicts     the judge's mean score of the documents' suffixes: these do not change, so that a
                  change is one of the judge; for aspects that are no comparisons
 
@@ -155,6 +155,18 @@ def of_answers(
     every = ((prompt, ids) for prompt, row in rows for ids in row)
     texts = [continuation(tokenizer, *both) for both in itertools.islice(every, TEXTS)]
     return {**_means(named, found), **of_texts(texts)}
+
+
+def of_update(cfg: WatchConfig, learned: Mapping[str, Any], found: Mapping[str, Any]) -> Values:
+    """Returns the KL to the start if it is a term of the loss (`objective.kl` "loss").
+
+    `learned` are the metrics of the first update on the answers, whose `kl` is in nats per token;
+    `found` those of the answers. Waits for the update.
+    """
+    if not cfg.window or "kl" not in learned:
+        return {}
+    each, tokens = ratio(learned["kl"]), ratio(found["rl/answer_tokens"])
+    return {} if each is None or tokens is None else {"kl": each * tokens}
 
 
 def _means(named: Mapping[str, Sequence[str]], found: Mapping[str, Any]) -> Values:

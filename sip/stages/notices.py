@@ -1,11 +1,12 @@
-"""Notices about a run on the terminal: nothing is learned, verdicts are invalid, evaluations."""
+"""Notices about a run on the terminal: nothing is learned, verdicts or rewards are missing,
+evaluations."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from sip.judge import diagnostics
 
 MOST = 0.9  # share of prefixes or prompts without anything to learn from, above which it is said
-VALID = 0.9  # share of valid verdicts below which the reasons are said
+VALID = 0.9  # share of valid verdicts, or of answers with a reward, below which reasons are said
 SHOWN = 6  # figures of an evaluation
 
 Figures = Mapping[str, float]
@@ -35,7 +36,23 @@ def notices(figures: Figures) -> dict[str, str]:
         found["invalid"] = f"{1 - figures['judge/valid']:.0%} of the verdicts are invalid" + (
             f": {why}" if why else ""
         )
+    if "rl/invalid" in figures and 1 - figures["rl/invalid"] < VALID:
+        causes = "; ".join(_skipping(figures))
+        found["unrewarded"] = (
+            f"{figures['rl/invalid']:.0%} of the answers have no reward (rl/invalid) and teach "
+            f"nothing{f': {causes}' if causes else ''}"
+        )
     return found
+
+
+def _skipping(figures: Figures) -> Iterator[str]:
+    """Yields why answers have no reward: rewards that skip them, and answers that did not end."""
+    for key, share in figures.items():
+        first, _, name = key.removesuffix("/skipped").partition("/")
+        if first == "reward" and key.endswith("/skipped") and share:
+            yield f"reward {name} skips {share:.0%}"
+    if "rl/cut" in figures and figures["rl/cut"]:
+        yield f"{figures['rl/cut']:.0%} did not end, which task.mask_cut leaves out"
 
 
 def evaluation(figures: Figures) -> str:

@@ -207,14 +207,17 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
             del frozen  # its buffers are donated to the update
             signals = alarms.of_answers(c.watch, seen, collected, run.tokenizer)
             s.pending.append({**collected, **alarms.figures(signals)})
-            hacked = alarms.observed(c.watch, hacked, signals)
-            hacked = session.alarm(s, done, c.watch, hacked)
             s.meter.count(batch)
-            placed = put_batch(mesh, batch)
+            placed, learned = put_batch(mesh, batch), []
             for _ in range(every):  # after the first update the batch is off-policy: rho != 1
                 state, new = update(state, placed)
-                s.pending.append(new)
+                learned.append(new)
                 state = average(state) if average else state
+            s.pending.extend(learned)
+            with s.meter.phase("update"):
+                signals |= alarms.of_update(c.watch, learned[0], collected)
+            hacked = alarms.observed(c.watch, hacked, signals)
+            hacked = session.alarm(s, done, c.watch, hacked)
             watched = watch.updated(c.collapse, watched, done, collected)
             last, reason = watch.end(c, watched, done)
             if s.candidates.due(done, last, every):

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from sip.data import conversations, documents, files, pipeline, preferences
+from sip.data import prompts as prompt_files
 from sip.data.documents import PARTS, Truth
 from sip.data.preferences import Tokens
 from sip.data.questions import Question
@@ -207,6 +208,12 @@ def made(run: Run, c, mesh, *, end: bool) -> PairSet:
     found = PairSet(parts, run.tokenizer.pad)
     run.say(_said(run.name, found, left_out))
     return found
+
+
+def stops(run: Run, wanted: PairTaskConfig) -> tuple[int, ...]:
+    """Returns the token ids that end an answer of a task's pairs."""
+    chatted = wanted.pairs or wanted.answers
+    return prompt_files.encoding(chatted.chat if chatted else "", run.tokenizer, run.workdir)[1]
 
 
 def _said(name: str, found: PairSet, left_out: Mapping[str, int]) -> str:

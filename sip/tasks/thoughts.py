@@ -10,6 +10,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +21,11 @@ from sip.data.corpus import CutConfig
 from sip.data.documents import PARTS, listed
 from sip.data.thoughts import TAGS, Fork, Forks, Pieces, QuoteConfig, Rejected, ThoughtRule
 from sip.evals import thoughts as evals
-from sip.evals.continuations import batches
+from sip.evals.continuations import SAMPLES, batches
 from sip.evals.thoughts import ProbeConfig, Thoughts
 from sip.judge import build as judges
 from sip.judge.build import JudgeConfig
+from sip.mesh import full_rows
 from sip.models.config import ModelConfig
 from sip.padding import bucket
 from sip.rewards import suffix_match
@@ -398,6 +400,23 @@ def probe(
     unclosed = np.mean([[x.continuation is None for x in row] for row in answers])
     quoting = float(t.quotes(forks, answers).mean())
     return {**found, "unclosed": float(unclosed), "quotes": quoting}
+
+
+def shown(t: Thinking, params: Params, forks: Sequence[Fork]) -> dict[str, Any]:
+    """Returns {SAMPLES: [(prefix, greedy thought in its tags and what follows it)]}; empty without
+    a fork."""
+    if not forks:
+        return {}
+    prompts = [t.prompt(fork) for fork in forks]
+    ids = t.writer().greedy_ids(params, prompts, full_rows(t.mesh, len(forks)))
+    answers = t.answers([[one] for one in ids])
+    first, last = t.wanted.pair
+    texts = []
+    for fork, (answer,), (text,) in zip(forks, answers, said(t, forks, answers), strict=True):
+        close = "" if answer.continuation is None else last
+        told = f"{first}{t.tokenizer.decode(answer.thought)}{close}{text}"
+        texts.append((t.before(fork), told))
+    return {SAMPLES: texts}
 
 
 def _judged(t: Thinking, params, forks, answers, table, judging, batch, seed):

@@ -60,7 +60,7 @@ class LogConfig:
     tracker: str = ""  # wandb | trackio (extra `track`); empty: none
     project: str = "sip"  # name of the project in the tracker
     aliases: bool = False  # TensorBoard and tracker also get TRL's names, such as clip_ratio
-    samples: int = 4  # greedy continuations of each evaluation in samples.jsonl; 0: off
+    samples: int = 4  # greedy texts of each evaluation in samples.jsonl; 0: off
 
     def __post_init__(self):
         sections.check(

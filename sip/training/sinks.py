@@ -2,9 +2,12 @@
 
 The two trackers have one interface, and `log.tracker` names the package (extra `track`). Where they
 write, and who may read it, is their own configuration: `wandb login` or WANDB_MODE=offline; Trackio
-is local by default.
+is local by default. A tracker that cannot begin is an error, before any run trains if that is known
+without a request.
 """
 
+import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -20,6 +23,11 @@ from sip.metrics import LOSS
 from sip.structs import UserError
 from sip.training.loop import LogConfig
 
+# What to do if a tracker does not begin.
+WAYS_OUT = {
+    "wandb": "run `wandb login`, or set WANDB_API_KEY or WANDB_MODE=offline",
+    "trackio": "check its settings (TRACKIO_*)",
+}
 Texts = Sequence[tuple[str, str]]  # (prompt, text)
 
 
@@ -79,14 +87,16 @@ class Tracker:
     def __init__(
         self, library: str, project: str, run_dir: str, name: str, settings: Mapping[str, Any]
     ):
-        check_tracker(library)
+        check_installed(library)
         self._library = importlib.import_module(library)
         own: dict[str, Any] = {}
         if library == "wandb":  # Trackio resumes by name
             identity = hashlib.sha256(str(workdir.absolute(run_dir)).encode()).hexdigest()[:16]
             own = {"id": identity} | ({} if "://" in str(run_dir) else {"dir": str(run_dir)})
         settings = dict(flat(settings))
-        self._library.init(project=project, name=name, config=settings, resume="allow", **own)
+        how: dict[str, Any] = dict(project=project, name=name, config=settings, resume="allow")
+        with begins(library):
+            self._library.init(**how, **own)
 
     def write(self, step, numbers):
         """Sends scalars."""
@@ -100,14 +110,46 @@ class Tracker:
         self._library.finish()
 
 
-def check_tracker(library: str) -> None:
+def check_installed(library: str) -> None:
     """Raises UserError if the package of a tracker is not installed."""
-    spec = importlib.util.find_spec(library) if library else None
+    spec = importlib.util.find_spec(library)
     # A directory of that name, such as the one that wandb writes, is found too, without an origin.
-    if library and (spec is None or spec.origin is None):
+    if spec is None or spec.origin is None:
         raise UserError(
             f"log.tracker {library!r}: needs the package {library}: pip install 'sip-jax[track]'"
         )
+
+
+def check_tracker(library: str) -> None:
+    """Raises UserError if a tracker is not installed, or has no login. No tracker is no error.
+
+    In a terminal wandb asks for the login. The server is not asked if it is right.
+    """
+    if not library:
+        return
+    check_installed(library)
+    if library == "wandb":
+        _login()
+
+
+@functools.cache  # once for all runs of a recipe
+def _login() -> None:
+    """Looks for the login of wandb: WANDB_API_KEY, its files, or WANDB_MODE=offline."""
+    with begins("wandb"):
+        importlib.import_module("wandb").login(verify=False)
+
+
+@contextlib.contextmanager
+def begins(library: str) -> Iterator[None]:
+    """Turns any exception of a tracker inside into a UserError with the way out."""
+    try:
+        yield
+    except Exception as error:  # each package has its own: no login, no network, no permission
+        said = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(
+            f"log.tracker {library!r}: {said.rstrip('.')}; {WAYS_OUT[library]}, or train without "
+            "it: log.tracker="
+        ) from error
 
 
 def opened(

@@ -105,7 +105,7 @@ class RLTask:
     prompts: Callable[[int], Sequence[Ids]]  # batch number -> token ids of B prompts
     writer: AnswerWriter
     reward: Callable[[int, Sequence[Sequence[Ids]]], Reward]  # batch number, ids [B][K]
-    during: Callable[[Params], dict[str, float]]  # evaluation during the run, by names in the log
+    during: Callable[[Params], dict[str, Any]]  # evaluation during the run, by names in the log
     finish: Callable[[Params], dict[str, Any]]  # final evaluation; writes and returns its metrics
     weights: tuple[float, ...] = (1.0,)  # of the rewards
     names: tuple[str, ...] = ("reward",)  # of the rewards, in the log of answers

@@ -171,6 +171,10 @@ def build(run: Run, c, mesh) -> RLTask:
 
     probe = _probe(run, c, t, judging, places.held_out.__getitem__)
 
+    def during(params: Params) -> dict[str, Any]:
+        some = places.held_out["validation"][: c.log.samples]
+        return {**thoughts.named(probe(params, "validation")), **thoughts.shown(t, params, some)}
+
     def finish(params: Params) -> dict[str, Any]:
         return run.write_eval({f"probe/{k}": x for k, x in probe(params, "test").items()})
 
@@ -178,7 +182,7 @@ def build(run: Run, c, mesh) -> RLTask:
         lambda at: [t.prompt(fork) for fork in batch(at)],
         t.writer(),
         reward,
-        lambda params: thoughts.named(probe(params, "validation")),
+        during,
         finish,
         references=lambda at: [t.text(fork, fork.suffix) for fork in batch(at)],
         heard=lambda: tuple(heard),

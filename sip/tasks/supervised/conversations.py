@@ -6,6 +6,7 @@ answers, or the worked solutions of problems (sip/data/problems.py).
 
 import functools
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,10 +19,11 @@ from sip.loading import LoadedModel
 from sip.run import Run, TaskConfig
 from sip.sections import at_least, check
 from sip.structs import UserError
-from sip.tasks import questions
+from sip.tasks import questions, shown
 from sip.tasks.questions import HELD_OUT, QuestionsConfig
 from sip.tasks.supervised.task import SupervisedTask, check_length, tokens_loss
 from sip.text import chat
+from sip.text.segments import Ids
 from sip.workdir import place
 
 
@@ -125,14 +127,17 @@ def check_split(problems: ProblemsConfig | None, split: str) -> None:
 def build(run: Run, c, mesh) -> SupervisedTask:
     """Builds the task: rows of conversations, evaluated by the likelihood of held-out answers.
 
-    With questions, answers to held-out ones and continuations are evaluated too. `c` is the config
-    of a supervised run; its evals.validation and evals.standard are numbers of rows. Raises
-    UserError for a template without the turns that it needs, or an empty split.
+    A few greedy answers can be read. With questions, answers to held-out ones and continuations are
+    evaluated too. `c` is the config of a supervised run; its evals.validation and evals.standard
+    are numbers of rows. Raises UserError for a template without the turns that it needs, or an
+    empty split.
     """
     found = splits(run, c)
     train = found[c.split]
     run.say(f"{run.name}: {packing.described(train, c.steps * c.batch)}")
     asked, suite = _evaluations(run, c, mesh) if c.task.questions else (None, None)
+    form = conversations.named_format(c.task.chat, run.tokenizer, run.workdir)
+    show = shown.answers(run, c, mesh, prompts(found["validation"]), form.stops)
 
     def figures(params, split, most):
         model = LoadedModel(params, c.model, run.tokenizer, mesh)
@@ -142,7 +147,7 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     def during(params):
         now = figures(params, "validation", c.evals.validation)
         own = {f"eval/{name}": value for name, value in now.items()}
-        return own if suite is None else {**own, **ground_truth.during(suite, params)}
+        return {**own, **(show(params) if suite is None else ground_truth.during(suite, params))}
 
     def finish(params):
         own = figures(params, c.evals.split, c.evals.standard)
@@ -156,6 +161,16 @@ def build(run: Run, c, mesh) -> SupervisedTask:
 def splits(run: Run, c) -> dict[str, Rows]:
     """Returns the rows of the run's split and of the held-out ones, by split. Raises UserError."""
     return _asked(run, c) if c.task.questions else _of_file(run, c)
+
+
+def prompts(found: Rows) -> Iterator[Ids]:
+    """Yields the tokens of each conversation up to where its first learned answer begins."""
+    texts, start = found.texts, 0
+    for end in texts.end_P.tolist():
+        learned = texts.learned_N[start:end]
+        if learned.any():
+            yield texts.tokens_N[start : start + int(learned.argmax())].tolist()
+        start = end
 
 
 def _of_file(run: Run, c) -> dict[str, Rows]:

@@ -8,7 +8,7 @@ import jax
 from sip.evals import ground_truth
 from sip.models.config import ModelConfig
 from sip.run import Run
-from sip.tasks import pairs
+from sip.tasks import pairs, shown
 from sip.tasks.pairs import PairTaskConfig
 from sip.tasks.supervised.task import SupervisedTask
 from sip.training import losses
@@ -41,8 +41,8 @@ def _program(cfg: ModelConfig, loss: PairLossConfig):
 
 def build(run: Run, c, mesh) -> SupervisedTask:
     """Builds the task: pairs, evaluated by the loss and the accuracy of the implicit reward on
-    held-out pairs. Pairs of a corpus's continuations are also evaluated by greedy continuations.
-    `c` is the config of a supervised run."""
+    held-out pairs. Pairs of a corpus's continuations are also evaluated by greedy continuations; of
+    others a few greedy answers can be read. `c` is the config of a supervised run."""
     wanted: PairLossConfig = c.task.loss
     found = pairs.made(run, c, mesh, end=False)
 
@@ -52,10 +52,12 @@ def build(run: Run, c, mesh) -> SupervisedTask:
 
     how = run, c.evals, c.model, mesh, c.log.samples
     suite = ground_truth.suite(*how) if c.task.continues() else None
+    prompts = (row.prompt for row in found.parts["validation"])
+    show = shown.answers(run, c, mesh, prompts, pairs.stops(run, c.task))
 
     def during(params, reference=None):
         own = {f"eval/{k}": v for k, v in figures(params, reference, "validation").items()}
-        return own if suite is None else {**own, **ground_truth.during(suite, params)}
+        return {**own, **(show(params) if suite is None else ground_truth.during(suite, params))}
 
     def finish(params, reference=None):
         own = figures(params, reference, "test")

@@ -31,6 +31,7 @@ from sip.data.conversations import Conversation, Conversations, Format, Unusable
 from sip.data.documents import PARTS
 from sip.data.problems import ProblemsConfig
 from sip.data.prompts import Prompt
+from sip.evals.continuations import SAMPLES
 from sip.rewards import answers
 from sip.rewards.answers import RIGHT, AnswersConfig
 from sip.run import Run
@@ -206,8 +207,13 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     start = sampled.solved(run, "start", wanted.wanted(c, form.stops, "start"), test, mesh)
     writer = AnswerWriter(c.model, mesh, run.tokenizer, 0, wanted.answer, form.stops)
 
-    def during(params) -> dict[str, float]:
-        return _greedy(wanted, writer, params, validation, c.evals.batch) if validation else {}
+    def during(params) -> dict[str, Any]:
+        if not validation:
+            return {}
+        solved = _greedy(wanted, writer, params, validation, c.evals.batch)
+        pairs = zip(validation[: c.log.samples], solved, strict=False)
+        texts = [(asked.text, one.texts[0]) for asked, one in pairs]
+        return {**_figures(solved), **({SAMPLES: texts} if texts else {})}
 
     def finish(params) -> dict[str, Any]:
         how = wanted.wanted(c, form.stops, "start")
@@ -218,11 +224,15 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     return SupervisedTask(batch, *tokens_loss(c), during, finish)
 
 
-def _greedy(wanted: Config, writer: AnswerWriter, params, asked, batch: int) -> dict[str, float]:
-    """Figures of one greedy answer to each problem."""
+def _greedy(wanted: Config, writer: AnswerWriter, params, asked, batch: int) -> list[Solved]:
+    """Checks one greedy answer to each problem."""
     ids = writer.greedy_ids(params, [p.ids for p in asked], batch)
     checker = answers.checker(wanted.answers)
-    solved = problems.judged(writer, wanted.problems, checker, asked, [[one] for one in ids])
+    return problems.judged(writer, wanted.problems, checker, asked, [[one] for one in ids])
+
+
+def _figures(solved: Sequence[Solved]) -> dict[str, float]:
+    """Figures of one answer to each problem."""
     values = [
         ([one.passes for one in solved if one.checked]),
         [one.tokens[0] for one in solved],

@@ -13,13 +13,13 @@ class SupervisedTask:
     """A supervised task: batches, loss terms and evaluation.
 
     With `reference` the loss compares with the parameters at the start of the run; `during` and
-    `finish` then take them as the keyword `reference`.
+    `finish` then take them as the keyword `reference`. `during` may have texts to read (SAMPLES).
     """
 
     batch: Callable[[int], Any]  # step (from 0) -> host arrays
     terms: step.Terms  # the jitted loss terms of a batch
     weights: dict[str, float]  # name of a term -> its weight in the loss
-    during: Callable[..., dict[str, float]]  # params -> evaluation during the run, names in the log
+    during: Callable[..., dict[str, Any]]  # params -> evaluation during the run, names in the log
     finish: Callable[..., dict[str, Any]]  # params -> final evaluation; writes and returns metrics
     reference: bool = False
 

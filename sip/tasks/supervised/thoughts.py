@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from sip.data import packing, thoughts
-from sip.data.thoughts import Pieces
+from sip.data.thoughts import Fork, Pieces
 from sip.evals import continuations
 from sip.evals.thoughts import ProbeConfig
 from sip.judge.build import JudgeConfig
@@ -106,7 +106,8 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     rows = packing.pack(every, width=width, pad=run.tokenizer.pad)
     run.say(f"{run.name}: {packing.described(rows, c.steps * c.batch)}")
     annotated = functools.cache(lambda part: shared.texts(run, wanted.thoughts, part))
-    probe = _probe(run, c, t, annotated)
+    held = _held(run, c, t, annotated)
+    probe = _probe(run, c, t, held)
 
     @functools.cache
     def told(part: str) -> list[Row]:
@@ -117,13 +118,17 @@ def build(run: Run, c, mesh) -> SupervisedTask:
         nll = likelihoods(t, params, told(part), width, batch=c.evals.batch)
         return {**{f"probe/{name}": x for name, x in found.items()}, **nll}
 
+    def during(params: Params) -> dict[str, Any]:
+        found = {f"eval/{name}": x for name, x in figures(params, "validation").items()}
+        return {**found, **shared.shown(t, params, held("validation")[: c.log.samples])}
+
     def finish(params: Params) -> dict[str, Any]:
         return run.write_eval(figures(params, "test"))
 
     return SupervisedTask(
         lambda at: rows.batch(at, c.batch, seed=run.seed),
         *tokens_loss(c),
-        lambda params: {f"eval/{name}": x for name, x in figures(params, "validation").items()},
+        during,
         finish,
     )
 
@@ -138,19 +143,21 @@ def thinking(run: Run, c, mesh) -> Thinking:
 
 def probing(run: Run, c, mesh) -> shared.Probe:
     """Returns the probe that a run of this config has. Raises UserError."""
-    return _probe(
-        run, c, thinking(run, c, mesh), lambda part: shared.texts(run, c.task.thoughts, part)
-    )
+    t = thinking(run, c, mesh)
+    annotated = lambda part: shared.texts(run, c.task.thoughts, part)
+    return _probe(run, c, t, _held(run, c, t, annotated))
 
 
-def _probe(run: Run, c, t: Thinking, annotated: Callable[[str], list[Pieces]]) -> shared.Probe:
-    """Returns the probe on held-out places of the annotated texts of a part."""
+def _held(run: Run, c, t: Thinking, annotated: Callable[[str], list[Pieces]]):
+    """Returns the function part -> held-out places of its annotated texts."""
+    most = c.task.probe.prefixes
+    return functools.cache(lambda part: shared.held(run, t, annotated(part), part, most))
+
+
+def _probe(run: Run, c, t: Thinking, held: Callable[[str], list[Fork]]) -> shared.Probe:
+    """Returns the probe on the held-out places of a part."""
     wanted: Config = c.task
-    judging, most = (
-        shared.judge_of(run, t, wanted.match, wanted.judge, 0, []),
-        wanted.probe.prefixes,
-    )
-    held = functools.cache(lambda part: shared.held(run, t, annotated(part), part, most))
+    judging = shared.judge_of(run, t, wanted.match, wanted.judge, 0, [])
     return lambda params, part: shared.probe(
         t,
         wanted.probe,

@@ -110,10 +110,28 @@ class JudgeConfig:
                     f"judge.weights: aspect {aspect.name!r} is answered after reasoning, "
                     "and backend rule does not write text"
                 )
-            if self.backend == "http" and not aspect.verdict and not self.http.logprobs:
+            if self.backend == "http" and not aspect.verdict:
+                self._check_listed(aspect)
+
+    def _check_listed(self, aspect: Aspect) -> None:
+        """Raises UserError unless a server's log-probabilities can tell the options apart.
+
+        Its first token for "10" may be "1".
+        """
+        if not self.http.logprobs:
+            raise UserError(
+                "http.logprobs must be at least 1: the verdict of aspect "
+                f"{aspect.name!r} is read from log-probabilities"
+            )
+        chat = self.http.api == "chat"
+        names = [option.lstrip() if chat else option for option in aspect.options]
+        for name in () if self.http.tokens else names:
+            longer = [other for other in names if other != name and other.startswith(name)]
+            if longer:
                 raise UserError(
-                    "http.logprobs must be at least 1: the verdict of aspect "
-                    f"{aspect.name!r} is read from log-probabilities"
+                    f"judge.weights: aspect {aspect.name!r}: option {name!r} begins option "
+                    f"{longer[0]!r}, and the server's first token may be the same for both; use "
+                    "other words, a reasoned aspect (verdict:), or http.tokens"
                 )
 
     @property

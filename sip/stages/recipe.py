@@ -14,7 +14,7 @@ from sip.data import control, documents
 from sip.data import corpus as corpora
 from sip.evals.ground_truth import CONTINUATIONS
 from sip.judge import prompts
-from sip.judge.build import check_room
+from sip.judge.build import POLICY, check_room
 from sip.loading import load_tokenizer, source_dir
 from sip.models import kernels
 from sip.run import RunConfig, TokenizerConfig, build_meshes, check_model
@@ -79,6 +79,10 @@ class Recipe:
             # A directory of the workdir, and the first part of NAME/best.
             if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
                 raise FieldError("", f"order: run {name!r} must be letters, digits, '_', '-', '.'")
+            if name == POLICY:
+                raise FieldError(
+                    "", f"order: run {name!r}: is a word of judge.init_from; rename it"
+                )
         for name, run in self.runs.items():
             if not isinstance(run, Mapping):
                 raise FieldError("", f"runs.{name}={run!r:.80}: must be a section")

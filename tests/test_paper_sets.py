@@ -74,7 +74,7 @@ WRONG = {  # file, its text, and what the error says
         "xstest",
         "a.csv",
         'prompt,label\n"x,safe\ny,unsafe',
-        "a.csv: not CSV after line 1",
+        "not CSV after line 1",
     ),
     "large field": ("xstest", "a.csv", f'prompt,label\n"{"x" * 140_000}", a', "field larger than"),
     "other label": ("xstest", "a.csv", "prompt,label\nx,good", "a.csv:2: label 'good' must be"),

@@ -114,7 +114,9 @@ class DataConfig:
                 raise UserError(f"data.world={self.world!r}: must be a section")
             world = section(WORLDS[self.source], dict(self.world), "data.world")
             # Every run is evaluated on both held-out parts.
-            check("data.world", world, **dict.fromkeys(PARTS, at_least(1)))
+            for name in PARTS:
+                if getattr(world, name) < 1:
+                    raise FieldError("data", f"world.{name}={getattr(world, name)}: must be >= 1")
         several = isinstance(self.path, tuple)
         path = tuple(map(place, self.path)) if several else place(str(self.path))
         object.__setattr__(self, "path", path)
@@ -130,8 +132,9 @@ class DataConfig:
 
 def _check_options(cfg: DataConfig) -> None:
     """Raises FieldError for a setting that the source would ignore, or a blank one."""
-    if cfg.source == "txt" and cfg.field != "text":
-        raise FieldError("data", f"field={cfg.field!r}: plain text has no fields; remove it")
+    if cfg.source in ("txt", "mixture", *WORLDS) and cfg.field != "text":
+        what = "plain text" if cfg.source == "txt" else cfg.source
+        raise FieldError("data", f"field={cfg.field!r}: {what} has no fields; remove it")
     if not cfg.field and cfg.source != "array_record":
         raise FieldError("data", "field: is empty; name the field of the text")
     if cfg.separator != BLANK_LINE and cfg.source != "txt":

@@ -404,10 +404,17 @@ class Notes(tfds.core.GeneratorBasedBuilder):
 
 
 def test_any_tfds_data_set_is_a_source(tmp_path):
+    """The sizes of its splits are known once it is built."""
+    sizes = lambda: documents.sizes(DataConfig("tfds", "notes:body"), str(tmp_path))
+    assert sizes() == {}
     docs = documents.load(DataConfig("tfds", "notes:body", "train[:50%]"), str(tmp_path))
     rest = documents.load(DataConfig("tfds", "notes:body", "train[50%:]"), str(tmp_path))
     assert docs.skipped + rest.skipped == 1 and docs.kinds is None and docs.truth is None
     assert sorted([*docs.texts, *rest.texts]) == sorted(f"note {i}" for i in range(20) if i != 7)
+    assert sizes() == {"train": 20}
+    with pytest.raises(UserError, match="no split 'tran', only train"):
+        documents.check_split("tfds", "tran", sizes=sizes())
+    documents.check_split("tfds", "all[:50%]", sizes=sizes())
 
 
 def test_a_tfds_data_set_of_one_split_is_divided_by_hash_if_so_asked(tmp_path):

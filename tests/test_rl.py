@@ -111,7 +111,7 @@ def test_the_gradient_is_that_of_plain_sequences_times_advantages(kind):
 @pytest.mark.parametrize("kind", ["grpo", pytest.param("dapo", marks=pytest.mark.slow)])
 @pytest.mark.slow  # test_step and test_policy add microbatches up
 def test_microbatches_give_the_whole_batchs_gradient(kind):
-    check = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+    check = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=4e-6)
     jax.tree.map(check, found(kind, 2), found(kind, 1))
     length_B = np.asarray(batch(kind).tree.mask_BCR).sum((1, 2))
     assert length_B[::2].sum() != length_B[1::2].sum()  # a mean of means would differ

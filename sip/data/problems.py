@@ -17,19 +17,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sip.data.conversations import NOT_UTF8, Unusable, check_left_out, row_of
+from sip.data import files
+from sip.data.conversations import NOT_UTF8, Unusable, read_rows, row_of
 from sip.data.documents import PARTS, part
 from sip.data.microworld.settings import PROBLEMS, ProblemWorldConfig
 from sip.sections import at_least, check, one_of, plain, section
 from sip.structs import UserError
-from sip.text.lines import opened, read_lines
 from sip.workdir import place
 
 FILE, GYM, WORLD = SOURCES = ("file", "reasoning_gym", "microworld")
 BOXED, WORLD_SOURCE = "boxed", "microworld_problems"
-REASON = {  # the instruction of the default template, for a boxed answer and for a marker
+ANSWER = "{answer}"  # its place in a form that is a sentence
+MARKER, SENTENCE = "marker", "sentence"  # forms beside BOXED
+REASON = {  # the instruction of the default template, by the kind of form
     BOXED: "Reason step by step, and put the final answer within \\boxed{}.",
-    "": "Reason step by step, and end with a line that begins with {marker} and has the answer.",
+    MARKER: "Reason step by step, and end with a line that begins with {form} and has the answer.",
+    SENTENCE: 'Reason step by step, and end with "{form}", with the answer for {answer}.',
 }
 # Reasons why a line is left out.
 NO_PROBLEM, NO_ANSWER = "without a problem", "without an answer"
@@ -66,13 +69,15 @@ class ProblemsConfig:
     """Problems with answers, and the form in which answers are asked for. Raises UserError."""
 
     source: str = FILE  # file | reasoning_gym | microworld
-    path: str = ""  # file: JSON Lines to learn from, never a test set
-    test: str = ""  # file: JSON Lines of the test part; empty: 5 % of `path`, by a hash
+    path: str = ""  # file: JSON Lines to learn from, never a test set: files, a folder or a glob
+    test: str = ""  # file: JSON Lines of the test part, as `path`; empty: 5 % of it, by a hash
     kinds: tuple[str, ...] = ()  # generated problems: their kinds
     level: int = 1  # generated problems: difficulty, 1 to 5
     count: int = 2000  # generated problems: number of each kind, all parts together
     template: str = ""  # prompt with {problem}; empty: the problem, and to reason step by step
-    form: str = BOXED  # boxed: \boxed{ANSWER}; or a marker before the answer, such as Answer:
+    # boxed: \boxed{ANSWER}; a marker before the answer, such as Answer:; or a sentence around it,
+    # such as "The answer is {answer}."
+    form: str = BOXED
     max_skipped_fraction: float = 0.1  # 0..1; error if more of a file is left out
 
     def __post_init__(self):
@@ -93,23 +98,39 @@ class ProblemsConfig:
         known = {FILE: (), GYM: tuple(GENERATORS), WORLD: PROBLEMS}[self.source]
         if self.source != FILE and (not self.kinds or set(self.kinds) - set(known)):
             raise UserError(f"problems.kinds {self.kinds}: must be of {', '.join(known)}")
-        if TEST.search(Path(self.path).name):
-            raise UserError(
-                f"problems.path {self.path}: is a test set by its name, which is never trained on; "
-                "name it in problems.test, or evaluate with python -m sip.evaluate --evals=problems"
-            )
+        _check_no_test(self.path)
         if self.template and "{problem}" not in self.template:
             raise UserError(f"problems.template {self.template!r:.60}: has no {{problem}}")
         if not self.form.strip():
             raise UserError("problems.form is empty: boxed, or a marker such as Answer:")
+        before, answer, after = self.form.partition(ANSWER)
+        if answer and not (before.strip() and after.strip()):
+            raise UserError(
+                f"problems.form {self.form!r:.60}: a sentence needs a word before {ANSWER} and a "
+                "mark after it"
+            )
+
+    def reads(self) -> dict[str, list[str]]:
+        """The files of problems, by the path that names them."""
+        return files.json_files(self.path, self.test)
 
     def reach(self) -> None:
-        """Raises UserError if a file of problems does not exist."""
+        """Raises UserError if a file of problems does not exist, or is a test set to learn from."""
         if self.source == FILE and not self.path:
             raise UserError("problems.path: needed; a JSON Lines file of problems")
-        for key in ("path", "test"):
-            if (path := getattr(self, key)) and not Path(path).is_file():
-                raise UserError(f"problems.{key} {path!r}: there is no such file")
+        files.check_json("problems.path", self.path)
+        files.check_json("problems.test", self.test)
+        for file in files.listed(self.path, "jsonl") if self.path else ():
+            _check_no_test(file)
+
+
+def _check_no_test(path: str) -> None:
+    """Raises UserError if a file to learn from is a test set."""
+    if TEST.search(Path(path).name):
+        raise UserError(
+            f"problems.path {path}: is a test set by its name, which is never trained on; "
+            "name it in problems.test, or evaluate with python -m sip.evaluate --evals=problems"
+        )
 
 
 Parts = dict[str, list[Problem]]
@@ -162,32 +183,26 @@ def _plain(text: str) -> str:
 
 
 def read(path: str, max_skipped_fraction: float) -> tuple[list[Problem], dict[str, int]]:
-    """Reads a file of problems. Returns (problems, left_out by reason).
+    """Reads JSON Lines of problems; `path` is a file, several, a folder or a glob.
 
-    Raises UserError if it cannot be read, or if more than `max_skipped_fraction` of its lines are
-    left out.
+    Returns (problems, left_out by reason). Raises UserError if a file cannot be read, or if more
+    than `max_skipped_fraction` of the lines are left out.
     """
-    found: list[Problem] = []
-    counts: Counter[str] = Counter()
-    for line in read_lines(opened(path, "problems"), path):
-        if line.strip():
-            try:
-                found.append(problem_of(row_of(line)))
-            except Unusable as why:
-                counts[str(why)] += 1
-    total = len(found) + counts.total()
-    check_left_out(path, "problems", total, counts, max_skipped_fraction)
-    return found, dict(counts)
+    found, left_out = read_rows(
+        path, lambda line: problem_of(row_of(line)), what="problems",
+        fields="problem: .QUESTION, answer: .ANSWER", max_skipped_fraction=max_skipped_fraction,
+    )  # fmt: skip
+    return [problem for _, problem in found], left_out
 
 
 def problem_of(row: Mapping[str, Any]) -> Problem:
     """Returns the problem of a line of a file. Raises Unusable if it is left out."""
     text = next((row[key] for key in ("problem", "question") if key in row), None)
     if not isinstance(text, str) or not text.strip():
-        raise Unusable(NO_PROBLEM)
+        raise Unusable(NO_PROBLEM, () if text is not None else row)
     answer = row["answer"] if "answer" in row else None
     if answer is None:
-        raise Unusable(NO_ANSWER)
+        raise Unusable(NO_ANSWER, () if "answer" in row else row)
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise Unusable(NO_SUCH_ANSWER)
     if isinstance(answer, float) and not math.isfinite(answer):  # JSON's NaN and 1e400
@@ -247,29 +262,60 @@ def prompt(cfg: ProblemsConfig, problem: Problem) -> str:
     """Returns the prompt that asks for the answer in the wanted form."""
     if cfg.template:
         return cfg.template.replace("{problem}", problem.text)
-    reason = REASON[BOXED] if cfg.form == BOXED else REASON[""].replace("{marker}", cfg.form)
-    return f"{problem.text}\n{reason}"
+    return f"{problem.text}\n{REASON[_kind(cfg.form)].replace('{form}', cfg.form)}"
 
 
 def completion(cfg: ProblemsConfig, problem: Problem) -> str:
     """Returns the worked solution, with the final answer in the wanted form at its end."""
-    final = f"\\boxed{{{problem.answer}}}" if cfg.form == BOXED else f"{cfg.form} {problem.answer}"
+    final = {
+        BOXED: f"\\boxed{{{problem.answer}}}",
+        MARKER: f"{cfg.form} {problem.answer}",
+        SENTENCE: cfg.form.replace(ANSWER, problem.answer),
+    }[_kind(cfg.form)]
     return f"{problem.solution}\n{final}" if problem.solution else final
+
+
+def _kind(form: str) -> str:
+    return BOXED if form == BOXED else SENTENCE if ANSWER in form else MARKER
 
 
 def extract(form: str, text: str, *, cut: bool = False, lines: int = 1) -> str | None:
     """Returns the answer in a text, None if there is none in the wanted form.
 
-    Of several the last one counts. A boxed answer ends with its brace, an answer after a marker
-    with the line, or with `lines` lines. `cut`: the text has no end, so its last line does not
-    count for a marker.
+    A boxed answer ends with its brace, an answer after a marker with the line, or with `lines`
+    lines; of several the last one counts. A sentence ends with its mark and a space after it, or
+    with the text; the first one counts, as a model of documents goes on after it, perhaps with
+    the next problem. `cut`: the text has no end, so its last line does not count for a marker, nor
+    its last word for a sentence.
     """
     if form == BOXED:
         return _boxed(text)
+    if ANSWER in form:
+        found = _sentence(form, text, cut=cut, lines=lines)
+        return found["answer"].strip() if found else None
     text = text.rpartition("\n")[0] if cut else text
     _, mark, last = text.rpartition(form)
     found = "\n".join(last.strip().split("\n")[:lines]).strip()
     return found if mark and found else None
+
+
+def thought(form: str, text: str) -> str:
+    """Returns the text before its answer; empty if there is none."""
+    if ANSWER in form:
+        found = _sentence(form, text)
+        return text[: found.start()] if found else ""
+    return text.rpartition("\\boxed" if form == BOXED else form)[0]
+
+
+def _sentence(form: str, text: str, *, cut: bool = False, lines: int = 1) -> re.Match | None:
+    """Finds the first sentence of the form, which is on one line if `lines` is 1.
+
+    A mark without a space after it is a part of the answer: the point of 3.5.
+    """
+    before, _, after = (re.escape(part.strip()) for part in form.partition(ANSWER))
+    end = rf"{after}(?=\s)" if cut else rf"(?:{after}(?=\s|$)|$)"
+    dot = re.DOTALL if lines > 1 else 0
+    return re.search(rf"{before}[^\S\n]+(?P<answer>\S.*?){end}", text, dot)
 
 
 def _boxed(text: str) -> str | None:

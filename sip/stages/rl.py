@@ -132,6 +132,10 @@ class RLConfig(RunConfig):
         """The parameters to start from and what the task reads."""
         return super().sources() | self.task.sources()
 
+    def reads(self):
+        """The files that the task reads."""
+        return self.task.reads()
+
     def needs_truth(self):
         """The task's key that needs a ground truth."""
         return self.task.needs_truth()
@@ -187,8 +191,10 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
         update = make_update(c, tx)
         average = step.make_average(c.task.average) if c.task.average else None
-        if c.gate.prompts and not s.first:
-            s.writer.write(0, measure(run, c, task, state.params))
+        if not s.first:
+            gate = measure(run, c, task, state.params) if c.gate.prompts else {}
+            if first := gate | task.before:
+                s.writer.write(0, first)
         watched = watch.kept(run.directory)  # of the checkpoint that was restored
         hacked = alarms.kept(run.directory)
         last, reason = watch.end(c, watched, s.first)
@@ -284,7 +290,8 @@ def collect(
 
     Ratios are between log-probabilities at temperature 1, whatever the sampling temperature. With
     `objective.kl` "reward", beta * (logp - log-probability under the `reference`), summed over an
-    answer, is subtracted from its reward (arXiv 2402.14740, eq. 2).
+    answer, is subtracted from its reward (arXiv 2402.14740, eq. 2). It does not count in the choice
+    of groups or in figures of flat ones.
     """
     writer, asked = task.writer, task.prompts(at)
     trunks = writer.trunks(asked)
@@ -311,16 +318,13 @@ def collect(
     parts_PBK, weights = np.asarray(reward, np.float32).reshape(-1, *valid_BK.shape), task.weights
     parts = dict(zip(task.names, parts_PBK, strict=True))
     reward_BK = np.einsum("P,PBK->BK", np.asarray(weights, np.float32), parts_PBK)
+    advantage_BK = signal_BK = _advantages(c, parts_PBK, weights, valid_BK)
     if c.objective.kl == "reward":
         kl_BK = _kl(c, writer.mesh, reference, tree, logp_BKR)
         found |= {"rl/kl": metrics.pair(kl_BK, valid_BK)}
         parts["kl"] = kl_BK
         parts_PBK, weights = np.stack([*parts_PBK, -kl_BK]), (*weights, c.objective.beta)
-    advantage_BK = np.asarray(
-        policy.combined_advantages(
-            parts_PBK, weights, valid_BK, c.objective.advantage, c.objective.aggregate
-        )
-    )
+        advantage_BK = _advantages(c, parts_PBK, weights, valid_BK)
     every = losses.Branches(
         tree,
         valid_BK,
@@ -328,14 +332,15 @@ def collect(
         logp_BKR,
         np.zeros_like(trunks.mask_BT),  # no token of a prompt is predicted
     )
-    rows = learned_rows(advantage_BK, valid_BK, c.batch)
+    # By the rewards alone: with the KL, answers of equal rewards would hardly ever be equal.
+    rows = learned_rows(signal_BK, valid_BK, c.batch)
     branches = jax.tree.map(lambda x: x[rows], every)
     found |= {
         "reward/all": metrics.pair(reward_BK, valid_BK),
         "rl/invalid": metrics.pair(~valid_BK),
-        "rl/flat_groups": policy.flat_groups(advantage_BK, valid_BK),
+        "rl/flat_groups": policy.flat_groups(signal_BK, valid_BK),
         "rl/masked_learned": metrics.pair(~valid_BK[rows].any(-1)),
-        "rl/flat_learned": policy.flat_groups(advantage_BK[rows], valid_BK[rows]),
+        "rl/flat_learned": policy.flat_groups(signal_BK[rows], valid_BK[rows]),
         "rl/answer_tokens": (float(mask_BKR.sum()), float(valid_BK.size)),
         # Of the sampling distribution, in nats per token: the mean of -log p over its samples.
         "rl/entropy": metrics.pair(-drawn_BKR, mask_BKR),
@@ -345,17 +350,24 @@ def collect(
     return branches, found, Answered(asked, references, ids, *rewards, task.heard())
 
 
+def _advantages(c: RLConfig, parts_PBK, weights, valid_BK) -> np.ndarray:
+    """Returns advantage_BK of the rewards, by the run's objective."""
+    how = c.objective.advantage, c.objective.aggregate
+    return np.asarray(policy.combined_advantages(parts_PBK, weights, valid_BK, *how))
+
+
 def _kl(c: RLConfig, mesh, reference, tree: Tree, logp_BKR: np.ndarray) -> np.ndarray:
     """kl_BK, the log-ratio of policy to reference of each answer, in nats: its mean is the KL."""
     ref_BKR = fetch(losses.branch_logprobs(c.model)(reference, put_batch(mesh, tree)))
     return np.where(tree.mask_BCR, logp_BKR - ref_BKR, 0.0).sum(-1)
 
 
-def learned_rows(advantage_BK: np.ndarray, valid_BK: np.ndarray, size: int) -> np.ndarray:
+def learned_rows(signal_BK: np.ndarray, valid_BK: np.ndarray, size: int) -> np.ndarray:
     """Indices of the `size` groups that are learned from: groups whose rewards differ come first,
-    flat groups fill up, and last those without any reward.
+    flat groups fill up, and last those without any reward. `signal_BK` are advantages without the
+    KL.
 
     DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in a fixed shape.
     """
-    order_B = np.asarray(policy.flat(advantage_BK)).astype(int) + ~valid_BK.any(-1)
+    order_B = np.asarray(policy.flat(signal_BK)).astype(int) + ~valid_BK.any(-1)
     return np.sort(np.argsort(order_B, kind="stable")[:size])

@@ -31,7 +31,6 @@ from sip.data.conversations import Conversation, Conversations, Format, Unusable
 from sip.data.documents import PARTS
 from sip.data.problems import ProblemsConfig
 from sip.data.prompts import Prompt
-from sip.evals import problems as evals
 from sip.rewards import answers
 from sip.rewards.answers import RIGHT, AnswersConfig
 from sip.run import Run
@@ -145,6 +144,10 @@ class Config(ChatConfig):
         """The models that answer, by config key."""
         return {"task.source": self.source, "task.start": self.start}
 
+    def reads(self):
+        """The files of problems."""
+        return self.problems.reads()
+
     def reach(self):
         """Raises UserError if a file of problems does not exist."""
         self.problems.reach()
@@ -209,7 +212,7 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     def finish(params) -> dict[str, Any]:
         how = wanted.wanted(c, form.stops, "start")
         now = sampled.solve(run, how, params, writer, test)
-        return run.write_eval({**problems.figures(now), **compared(start, now), **kept})
+        return run.write_eval({**problems.figures(now), **problems.compared(start, now), **kept})
 
     batch = lambda at: train.batch(at, c.batch, seed=run.seed)
     return SupervisedTask(batch, *tokens_loss(c), during, finish)
@@ -226,21 +229,6 @@ def _greedy(wanted: Config, writer: AnswerWriter, params, asked, batch: int) -> 
         [one.cut[0] for one in solved],
     ]
     return {key: float(np.mean(each)) for key, each in zip(FIGURES, values, strict=True) if each}
-
-
-def compared(start: Sequence[Solved], now: Sequence[Solved]) -> dict[str, float]:
-    """Returns figures of answers to the same problems against those of the start.
-
-    `tokens_ratio` is the mean length over the start's. The pass rates are by thirds of difficulty,
-    as the start's pass rates rank the problems.
-    """
-    ours, theirs = ([one.passes for one in some] for some in (now, start))
-    before = problems.figures(start)
-    found = {f"start/{key}": x for key, x in before.items() if "@" in key or key == "answer_tokens"}
-    found["tokens_ratio"] = problems.figures(now)["answer_tokens"] / max(before["answer_tokens"], 1)
-    for name, rates in (("passes", ours), ("start/passes", theirs)):
-        found |= {f"{name}/{third}": x for third, x in evals.thirds(theirs, rates).items()}
-    return found
 
 
 def _answers(run: Run, c, mesh, form: Format, asked: Sequence[Prompt]) -> list[Sampled]:

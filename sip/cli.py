@@ -90,6 +90,12 @@ def config_flag() -> flags.FlagHolder:
     return _owned("config")
 
 
+def config_file() -> str:
+    """Returns the path of --config; empty if it is not given."""
+    given = flags.FLAGS["config"]
+    return config_flags.get_config_filename(given) if given.value is not None else ""
+
+
 def checkpoint_flag() -> flags.FlagHolder:
     """Defines --checkpoint for a command."""
     text = "Directory of a run, such as WORKDIR/runs/base, or of a Hugging Face checkpoint."

@@ -34,9 +34,10 @@ coherence, safety, factuality; with --tasks standard tasks, with --graders libra
 texts. Prints a table with intervals and paired comparisons (docs/evaluation.md).
 """
 
+import contextlib
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -52,7 +53,7 @@ from sip import loading, mesh, sections
 from sip import run as runs
 from sip import workdir as workdirs
 from sip.data import corpus as corpora
-from sip.data import documents, problems, prompts
+from sip.data import documents, files, problems, prompts
 from sip.data.problems import ProblemsConfig
 from sip.evals import continuations, ground_truth, harness
 from sip.evals.paper import asking, choices, graders, measure, sets, table
@@ -610,12 +611,22 @@ def judge_of(plan: Plan, truth, where) -> Callable[[], Asker]:
     return build
 
 
+def inputs() -> Iterator[str]:
+    """Yields the files that the flags name to be read."""
+    with contextlib.suppress(UserError):  # its reader says what is wrong
+        yield from files.listed_any(_PROBLEMS.value) if _PROBLEMS.value else ()
+    yield from benchmark_files().values()
+    yield from (place(text.partition("=")[2]) for text in _JUDGE_ASPECTS.value)
+    yield from (_TEMPLATE.value, _JUDGE_CHAT.value, cli.config_file())
+
+
 def main(argv) -> None:
     """The command line."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}")
     if not _CHECKPOINT.value:
         raise UserError("--checkpoint is needed")
+    workdirs.never_an_input({"out": _OUT.value or "", "details": _DETAILS.value}, inputs())
     if _OUT.value:
         harness.check_out(_OUT.value)
     many = _EVALS.value == "paper"  # --checkpoint names several

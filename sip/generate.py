@@ -200,7 +200,9 @@ def main(argv) -> None:
         control=_CONTROL.value,
     )
     for one in (one for row in rows for one in row):
-        print(to_json(one) if _JSON.value else one["prompt"] + one["text"])
+        text = one["prompt"] + one["text"]
+        text = dialogue.shown(text) if sys.stdout.isatty() else text  # a pipe gets all bytes
+        print(to_json(one) if _JSON.value else text)
 
 
 if __name__ == "__main__":

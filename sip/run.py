@@ -303,7 +303,7 @@ def run_config(cls, config, name: str, tasks: Mapping[str, tuple] | None = None)
     the task that it names. Raises UserError naming the key that is wrong.
     """
     values = plain(config.runs[name])
-    if "steps" in values and "optim" in values:
+    if "steps" in values and "optim" in values and isinstance(values["optim"], Mapping):
         if type(values["steps"]) is not int or values["steps"] < 1:
             raise UserError(f"config runs.{name}.steps: {values['steps']!r} is not a number from 1")
         values["optim"] = {"steps": values["steps"], **values["optim"]}

@@ -113,7 +113,8 @@ def section(cls, values, name: str):
     except FieldError as e:
         raise UserError(f"config {at(e.problem)}") from None
     except UserError as e:
-        raise UserError(f"config {name}: {e}") from None
+        full = str(e).startswith("config ")  # of a section that it has read itself
+        raise UserError(str(e) if full else f"config {name}: {e}") from None
 
 
 def _typed(value, hint, name: str):

@@ -96,7 +96,7 @@ def _train_runs(config, workdir: str, profile: bool) -> None:
         clock = Clock(str(directory))
         traces = str(directory / "profile") if profile else ""
         try:
-            recipe.check_tokens(config, run.tokenizer)
+            recipe.check_tokens(config, run.tokenizer, workdir)
             recipe.STAGES[config.runs[name].stage].train(run, traces)
         finally:
             if directory.exists():  # absent if the run failed before it wrote anything

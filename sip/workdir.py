@@ -16,7 +16,7 @@ import math
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -166,17 +166,19 @@ def _put(path: epath.Path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def locked(directory: str, what: str = "workdir", *, wait: bool = False) -> Iterator[None]:
+def locked(
+    directory: str, what: str = "workdir", *, wait: bool = False, lock: str = LOCK
+) -> Iterator[None]:
     """Makes this job the only one that writes in a directory; creates the directory.
 
-    Process 0 holds a lock of the operating system (flock) on DIRECTORY/.lock, which ends with the
+    Process 0 holds a lock of the operating system (flock) on DIRECTORY/`lock`, which ends with the
     process, however it ends. On NFS this needs a server with locks. A store (gs://) has no lock
     that a dead process cannot hold, so nothing is locked there: start one job per workdir.
     Raises UserError if another process holds the lock, unless `wait`.
     """
     held: list[Any] = []
     if "://" not in directory:
-        processes.on_lead(lambda: held.append(_lock(directory, what, wait)))
+        processes.on_lead(lambda: held.append(_lock(directory, what, wait, lock)))
     try:
         yield
     finally:
@@ -184,10 +186,10 @@ def locked(directory: str, what: str = "workdir", *, wait: bool = False) -> Iter
             file.close()
 
 
-def _lock(directory: str, what: str, wait: bool):
+def _lock(directory: str, what: str, wait: bool, lock: str):
     try:
         os.makedirs(directory, exist_ok=True)
-        file = open(os.path.join(directory, LOCK), "a+")
+        file = open(os.path.join(directory, lock), "a+")
     except OSError as e:
         raise UserError(f"{what} {directory}: {e}") from e
     try:
@@ -282,6 +284,26 @@ def changes(a, b, at: str = "") -> dict[str, tuple[Any, Any]]:
         inner = a[k] if k in a else ABSENT, b[k] if k in b else ABSENT
         found |= changes(*inner, f"{at}.{k}" if at else k)
     return found
+
+
+def never_an_input(outputs: Mapping[str, str], inputs: Iterable[str]) -> None:
+    """Raises UserError if a file that a command writes is one that it reads, also through links, or
+    if two outputs are one file. `outputs` are paths by flag; an empty one is not written."""
+    given = {flag: path for flag, path in outputs.items() if path}
+    read = [path for path in inputs if path]
+    for flag, path in given.items():
+        if any(_is_same(path, other) for other in read):
+            raise UserError(f"--{flag} {path}: is an input, which is never overwritten")
+        for other in given:
+            if other < flag and _is_same(path, given[other]):
+                raise UserError(f"--{other} and --{flag} are both {path}")
+
+
+def _is_same(a: str, b: str) -> bool:
+    if "://" in a or "://" in b:
+        return a == b
+    linked = os.path.exists(a) and os.path.exists(b) and os.path.samefile(a, b)
+    return linked or os.path.realpath(a) == os.path.realpath(b)
 
 
 def check_reachable(path: str, name: str) -> None:

@@ -7,7 +7,7 @@ from serving import serve
 from workdirs import call
 
 from sip.annotate import __main__ as command
-from sip.annotate import teachers
+from sip.annotate import output, teachers
 from sip.annotate.teachers import Asked, Yield
 from sip.data import thoughts
 from sip.data.thoughts import TAGS, ThoughtRule
@@ -95,6 +95,15 @@ def test_the_yield_is_counted_by_reason(corpus, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert f"{len(rows)} of {found['texts']} texts accepted, with {len(rows)} thoughts" in said
     assert "texts rejected: " in said
+
+
+def test_an_output_has_one_writer_at_a_time(corpus, monkeypatch, capsys):
+    with output.locked(corpus / "t.jsonl"):
+        assert run(monkeypatch, corpus, teacher=Teacher(0)) == 2
+        assert f"t.jsonl in {corpus} is in use by process" in capsys.readouterr().err
+        assert not (corpus / "t.jsonl").exists()
+        assert run(monkeypatch, corpus, out=corpus / "u.jsonl") == 0, "another file is free"
+    assert run(monkeypatch, corpus) == 0
 
 
 def test_every_reason_is_counted():
@@ -200,7 +209,7 @@ def test_bad_flags_are_one_line(changes, named, corpus, capsys):
     assert call(command, *flags(corpus, **changes)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and named in line
-    assert [p.name for p in corpus.iterdir()] == ["corpus.txt"]
+    assert {p.name for p in corpus.iterdir()} <= {"corpus.txt", ".t.jsonl.lock"}
 
 
 def test_a_prompt_shows_the_text_once(tmp_path):

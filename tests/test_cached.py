@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from sip.structs import UserError
 from sip.textgen import cached
 from sip.textgen.protocol import Cut
 from sip.textgen.scripted import Scripted
+from sip.training import checkpoints
 
 HOW = dict(votes=2, max_tokens=8, sampling=SamplingConfig(temperature=0.6), seed=0)
 TRUNKS = [("about ", f"n{i}") for i in range(2 * cached.PORTION + 3)]
@@ -91,12 +93,27 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_a_checkpoint_that_was_written_again_has_another_name(tmp_path):
-    (tmp_path / "run").mkdir()
-    path = tmp_path / "run" / "params"
+    """Its time says nothing: a file copied with its time is another, a touched one is not."""
+    path, time = tmp_path / "run" / "model.safetensors", (1e9, 1e9)
+    path.parent.mkdir()
     path.write_text("1")
-    before = cached.name_of(str(tmp_path / "run"))
-    assert cached.name_of(f"{tmp_path}/./run") == before
-    os.utime(path, (path.stat().st_mtime + 5,) * 2)
-    assert cached.name_of(str(tmp_path / "run")) != before
-    shutil.copytree(tmp_path / "run", tmp_path / "other")
-    assert cached.name_of(str(tmp_path / "other")) != before
+    os.utime(path, time)
+    before = cached.name_of(f"{tmp_path}/./run")
+    shutil.copytree(path.parent, tmp_path / "copy")
+    os.utime(path)
+    assert cached.name_of(str(path.parent)) == cached.name_of(str(tmp_path / "copy")) == before
+    path.write_text("2")
+    os.utime(path, time)
+    assert cached.name_of(str(path.parent)) != before
+
+
+def test_a_run_is_named_by_parameters_and_tokenizer(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "exists", lambda _: True)
+    monkeypatch.setattr(checkpoints, "identity", lambda path: Path(path, "is").read_text())
+    names = set()
+    for params, tokenizer, log in (("a", "x", 0), ("a", "x", 1), ("b", "x", 1), ("a", "y", 1)):
+        (tmp_path / "is").write_text(params)
+        (tmp_path / "tokenizer.json").write_text(tokenizer)
+        (tmp_path / "metrics.jsonl").write_text(str(log))
+        names.add(cached.name_of(str(tmp_path)))
+    assert len(names) == 3

@@ -111,7 +111,7 @@ def test_a_filter_drops_exactly_the_chunks_of_low_score(monkeypatch):
     again, also = chunk_scores.filtered(wanted, judge, TOK, found)
     assert also == left_out and again.start_B.tolist() == kept.start_B.tolist()
     with pytest.raises(UserError, match=r"filter: no chunk is left \(.* lower filter.threshold"):
-        chunk_scores.filtered(dataclasses.replace(wanted, threshold=2.0), judge, TOK, found)
+        chunk_scores.filtered(wanted, Likes(""), TOK, found)  # dislikes all
     with pytest.raises(UserError, match=r"25% of the verdicts are invalid \(filter.max_invalid"):
         monkeypatch.setattr(chunk_scores, "ROWS", 99)
         chunk_scores.filtered(dataclasses.replace(wanted, max_invalid=0.2), judge, TOK, found)

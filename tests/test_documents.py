@@ -429,10 +429,17 @@ class Notes(tfds.core.GeneratorBasedBuilder):
 
 
 def test_any_tfds_data_set_is_a_source(tmp_path):
+    """The sizes of its splits are known once it is built."""
+    sizes = lambda: documents.sizes(DataConfig("tfds", "notes:body"), str(tmp_path))
+    assert sizes() == {}
     docs = documents.load(DataConfig("tfds", "notes:body", "train[:50%]"), str(tmp_path))
     rest = documents.load(DataConfig("tfds", "notes:body", "train[50%:]"), str(tmp_path))
     assert docs.skipped + rest.skipped == 1 and docs.kinds is None and docs.truth is None
     assert sorted([*docs.texts, *rest.texts]) == sorted(f"note {i}" for i in range(20) if i != 7)
+    assert sizes() == {"train": 20}
+    with pytest.raises(UserError, match="no split 'tran', only train"):
+        documents.check_split("tfds", "tran", sizes=sizes())
+    documents.check_split("tfds", "all[:50%]", sizes=sizes())
 
 
 def test_a_tfds_data_set_of_one_split_is_divided_by_hash_if_so_asked(tmp_path):
@@ -491,11 +498,18 @@ def test_outputs_are_whole_and_no_input_is_overwritten(tmp_path, monkeypatch, ca
     path.write_text(json.dumps({"text": "A river."}) + "\n")
     link.symlink_to(path)
     before, part = path.read_bytes(), documents.part("A river.")
-    for flags in (["--questions", str(link)], ["--scores", "b.jsonl", "--out", str(path)]):
-        with pytest.raises(SystemExit) as caught:
-            cli.main(["--source=jsonl", "--path", str(path), *flags])
-        assert caught.value.code == 2 and "also an input" in capsys.readouterr().err
+    against = ["--path", str(tmp_path / "b.jsonl"), "--against", str(path)]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"text": "A lake."}) + "\n")
+    for flags in (
+        ["--path", str(path), "--questions", str(link)],
+        ["--path", str(path), "--scores", "b.jsonl", "--out", str(path)],
+        [*against, "--questions", str(path)],
+        [*against, "--scores", "b.jsonl", "--out", str(link)],
+    ):
+        assert cli.main(["--source=jsonl", *flags]) == 2
+        assert "is an input, which is never overwritten" in capsys.readouterr().err
     assert path.read_bytes() == before
+    (tmp_path / "b.jsonl").unlink()
 
     def full(path, data):
         path.write_bytes(data[:3])
@@ -510,3 +524,10 @@ def test_outputs_are_whole_and_no_input_is_overwritten(tmp_path, monkeypatch, ca
     flags = ["--source=jsonl", "--path", str(path), "--questions", str(asked)]
     assert cli.main([*flags, f"--split={part}"]) == 2
     assert sorted(tmp_path.iterdir()) == [path, link]
+
+
+def test_a_workdir_that_is_no_path_is_one_line(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--config=configs/microworld.py", "--workdir=http://x/y"])
+    assert caught.value.code == 2
+    assert "--workdir: http://x/y: must be a local path" in capsys.readouterr().err

@@ -84,3 +84,19 @@ def test_bad_flags_are_one_line(flags, named, finished, quick, capsys):
     assert call(evaluate, *(flag.format(run=finished / "runs" / "base") for flag in flags)) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: ") and named in line
+
+
+OVER = {
+    "problems": ["--problems={file}", "--out={file}"],
+    "a benchmark": ["--benchmark=xstest={file}", "--details={file}"],
+    "a prompt": ["--judge_aspects=safety={file}", "--out={file}"],
+}
+
+
+@pytest.mark.parametrize("flags", OVER.values(), ids=OVER)
+def test_an_output_never_overwrites_an_input(flags, tmp_path, capsys):
+    path = tmp_path / "in.jsonl"
+    path.write_text("kept")
+    assert call(evaluate, "--checkpoint=run", *(flag.format(file=path) for flag in flags)) == 2
+    assert "is an input, which is never overwritten" in capsys.readouterr().err
+    assert path.read_text() == "kept"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -80,6 +81,16 @@ def test_text_and_json_say_the_same(finished, quick, capsys, tmp_path):
     assert all(len(one["tokens"]) == len(one["logp"]) == 4 for one in found)
     assert call(generate, *argv, f"--prompt={PROMPT}") == 0
     assert capsys.readouterr().out == PROMPT + found[0]["text"] + "\n"
+
+
+def test_a_terminal_gets_no_control_characters(finished, quick, capsys, monkeypatch):
+    argv = [f"--checkpoint={finished / 'runs' / 'base'}", "--max_tokens=1"]
+    argv.append("--prompt=a\x1b[2J\n\tb")
+    assert call(generate, *argv) == 0
+    assert capsys.readouterr().out.startswith("a\x1b[2J\n\tb"), "a pipe gets all bytes"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert call(generate, *argv) == 0
+    assert capsys.readouterr().out.startswith("a\\x1b[2J\n\tb")
 
 
 WRONG = {

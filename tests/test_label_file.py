@@ -96,6 +96,7 @@ GOOD = dict(aspect="safety", prefix="p", candidates=["t"], label="safe")
         json.dumps(GOOD | {"candidates": ["a", "b"]}),
         json.dumps(GOOD | {"candidates": [3]}),
         json.dumps(GOOD | {"prefix": None}),
+        json.dumps(GOOD | {"prefix": "a\ud800"}),
         json.dumps({"aspect": "safety", "prefix": "p", "candidates": ["t"]}),
         json.dumps(GOOD | {"aspect": "factuality", "label": "none"}),  # no reference
     ],

@@ -70,6 +70,13 @@ WRONG = {  # file, its text, and what the error says
     "array": ("truthfulqa", "a.json", '{"question": 1}', "a.json: must be an array of objects"),
     "empty": ("toxigen", "a.jsonl", "\n", "a.jsonl: has no records"),
     "one label": ("xstest", "a.csv", "prompt,label\nx,safe", "no prompt has the label 'unsafe'"),
+    "open quote": (
+        "xstest",
+        "a.csv",
+        'prompt,label\n"x,safe\ny,unsafe',
+        "not CSV after line 1",
+    ),
+    "large field": ("xstest", "a.csv", f'prompt,label\n"{"x" * 140_000}", a', "field larger than"),
     "other label": ("xstest", "a.csv", "prompt,label\nx,good", "a.csv:2: label 'good' must be"),
     "no truth": ("truthfulqa", "a.json", FALSE, "needs a true"),
     "other HaluEval": ("halueval", "a.jsonl", HALU, "no field 'knowledge'; .* user_query, hall"),

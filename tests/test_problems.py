@@ -54,6 +54,14 @@ def test_lines_of_all_formats_are_read_and_others_counted(tmp_path):
         problems.read(str(tmp_path / "p.jsonl"), 0.1)
 
 
+def test_an_answer_that_is_no_finite_number_is_left_out(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(f'{{"problem": "x?", "answer": {x}}}\n' for x in
+                            ("NaN", "1e400", "-Infinity", "1e300")))  # fmt: skip
+    found, left_out = problems.read(str(path), 0.9)
+    assert [p.answer for p in found] == ["1e+300"] and left_out == {problems.NO_SUCH_ANSWER: 3}
+
+
 def test_no_problem_of_the_test_file_is_learned(tmp_path):
     """In another case and with other spaces too; its own parts are by the hash."""
     rows = [dict(problem=f"Problem {i}?", answer=i) for i in range(60)]

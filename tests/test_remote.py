@@ -367,6 +367,34 @@ def test_what_a_server_needs_is_named():
         judges.JudgeConfig("http", (("quality", 1.0),))
 
 
+POINTS = """kind: pointwise
+options: {}
+values: [0, 1]
+=== trunk
+Text:{{prefix}}
+=== branch
+Continuation:{{text}}
+Points:"""
+
+
+def test_options_of_which_one_begins_another_are_refused_on_a_server(tmp_path):
+    """A tokenizer that splits digits answers 10 by "1" first: a confident verdict of 1."""
+    path = tmp_path / "points.txt"
+    http = dict(url="http://h/v1", model="m")
+    judge = lambda **more: judges.JudgeConfig(
+        "http", ((str(path), 1.0),), RemoteConfig(**http, **more)
+    )
+    path.write_text(POINTS.format('["1", "10"]'))
+    for api in ("completions", "chat"):
+        with pytest.raises(UserError, match="'points': option '1' begins option '10'.*http.tokens"):
+            judge(api=api)
+    assert judge(tokens=True).aspects()[0].options == ("1", "10")
+    path.write_text(POINTS.format('[" good", "goodness"]'))
+    assert judge()
+    with pytest.raises(UserError, match="option 'good' begins option 'goodness'"):
+        judge(api="chat")
+
+
 def test_the_configs_http_section_is_complete():
     assert set(tiny_recipe.common.http()) == set(RemoteConfig.__dataclass_fields__)
 
@@ -395,7 +423,9 @@ def test_the_judge_logs_what_its_server_took():
 def test_tokens_are_counted_if_the_server_tells_its_usage(tmp_path):
     told = {"usage": {"prompt_tokens": 7, "completion_tokens": 1}}
     spent = ("judge/prompt_tokens", "judge/answer_tokens")
-    for more, want in ((told, [(14, 1), (2, 1)]), ({}, [(0, 0), (0, 0)])):
+    absurd = {"usage": {"prompt_tokens": int("9" * 400), "completion_tokens": 1}}
+    none = [(0, 0), (0, 0)]
+    for more, want in ((told, [(14, 1), (2, 1)]), ({}, none), (absurd, none)):
         with serve(lambda *of, more=more: {**echo(*of), **more}) as server:
             one = Remote(config(server, cache=str(tmp_path)))
             one.choose(["x"], [["y", "z"]], (" one", " two"))

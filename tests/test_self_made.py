@@ -279,6 +279,15 @@ def test_a_models_sampling_that_was_interrupted_gives_the_same(of_bytes, quick, 
     assert len({text for one in found for text in one.texts}) > 5  # no noise is drawn twice
 
 
+def test_damaged_settings_of_answers_are_one_line(of_bytes, tmp_path):
+    run, _ = run_in(tmp_path)
+    path = tmp_path / "runs" / run.name / "answers" / "settings.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("")
+    with pytest.raises(UserError, match="settings.json: cannot be read: it is empty or damaged"):
+        sampled.kept(run, "answers", frozen(of_bytes("start", MODEL)), {}, prompts(5), lambda: 0)
+
+
 @pytest.mark.parametrize("change", [dict(samples=1), dict(most=3), dict(form="x")])
 def test_answers_of_other_settings_are_sampled_anew(change, of_bytes, tmp_path):
     start = of_bytes("start", MODEL)

@@ -19,6 +19,7 @@ from sip.structs import UserError
 from sip.text import template
 from sip.text.tokenizer import Byte
 from sip.textgen.local import Local
+from sip.textgen.protocol import Cut
 from sip.textgen.scripted import Scripted
 
 QUALITY, SAFETY = (prompts.load(f"reasoned_{name}") for name in ("quality", "safety"))
@@ -51,6 +52,23 @@ def test_a_model_is_asked_to_spoil_and_its_first_line_is_taken():
     assert found == [" bad.", None, " "]
     assert "\nText:a b\nPassage: fine.\nWorse passage:" in seen[0]
     assert seen[0].endswith("Worse passage:") and len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        ("<think>\nHow?\n</think>\n\nbad.\nDone.", " bad."),
+        ("How?\n</think>bad.", " bad."),
+        ("<think>\nHow?\nbad.", Cut("")),
+        (Cut("<think>\nHow?\nbad."), Cut("")),
+        (Cut("<think>\nHow?\n</think>\nba"), Cut("\nba")),
+        (Cut("<think>\nHow?\n</think>\nbad.\nTh"), " bad."),
+        (Cut("bad"), Cut("bad")),
+    ],
+)
+def test_a_thought_is_no_part_of_a_spoiled_suffix(said, wanted):
+    model = scripted(lambda *_: said)
+    assert synthesis.by_model(model, "W: {suffix}", ["p"], [" fine."], asking(1)) == [wanted]
 
 
 def test_a_suffix_is_better_than_what_was_spoiled_and_the_rest_is_dropped():

@@ -154,6 +154,7 @@ WRONG = [
     ("seed", -1, "seed=-1"),
     ("seed", 2**40, "seed=1099511627776: must be at most"),
     ("order", ("base", "base"), "order"),
+    ("order", ("base", "policy"), "order: run 'policy': is a word of judge.init_from"),
     ("data.path", "corpus.txt", "data.path 'corpus.txt'"),
     ("data.cut.prefix_max", 1, "data.cut.prefix_max=1"),
     ("data.world.entities", 10**9, "data.world.entities"),

@@ -1,5 +1,7 @@
 """Tests verdicts read from probabilities."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -129,9 +131,85 @@ def test_a_verdict_is_read_from_a_text_or_it_is_not(text, options, phrase, wante
     assert verdicts.parse(text, options, phrase=phrase) == wanted
 
 
+SCORES = tuple(map(str, range(1, 11)))
+THREE, TWO, GRADES = ("1", "2", "3"), ("1", "2"), ("A", "B", "C")
+NUMBERS = [
+    # a number by itself, or followed by words that do not continue it
+    ("Score: 7", SCORES, "7"),
+    ("Score: 7.", SCORES, "7"),
+    ("Score: 10", SCORES, "10"),
+    ("Score: 7 because it is kind", SCORES, "7"),
+    ("Score: 7 points", SCORES, "7"),
+    ("Score: 7, as 2 facts are wrong", SCORES, "7"),
+    ("Score: 7 (8 for style)", SCORES, "7"),
+    ("Score: 7\n8 would be too much", SCORES, "7"),
+    ("Score: 7 of the facts are right", SCORES, "7"),
+    ("Score: <7>", SCORES, "7"),
+    ("Score: 7</score>", SCORES, "7"),
+    # out of the largest option
+    ("Score: 8/10", SCORES, "8"),
+    ("Score: 8 / 10.", SCORES, "8"),
+    ("Score: **8**/10", SCORES, "8"),
+    ("Score: **8/10** - fine", SCORES, "8"),
+    ("Score: [8]/10", SCORES, "8"),
+    ("Score: 10/10", SCORES, "10"),
+    ("Score: 8 out of 10", SCORES, "8"),
+    ("Score: 8 (of 10)", SCORES, "8"),
+    ("Answer: 2/3", THREE, "2"),
+    ("Answer: 1 out of 2", TWO, "1"),
+    # another scale, or two options that the prompt listed
+    ("Score: 8/100", SCORES, None),
+    ("Score: 8/5", SCORES, None),
+    ("Score: (8)/100", SCORES, None),
+    ("Score: 8 out of 100", SCORES, None),
+    ("Score: 8/10/2", SCORES, None),
+    ("Score: 8/10.5", SCORES, None),
+    ("Answer: 1/2", TWO, None),
+    ("Answer: 1/2/3", THREE, None),
+    ("Score: 7%", SCORES, None),
+    # continued
+    ("Score: 7 and 8", SCORES, None),
+    ("Score: 7 and a half", SCORES, None),
+    ("Score: 7 1/2", SCORES, None),
+    ("Score: 7 \u00bd", SCORES, None),
+    ("Score: 7 8", SCORES, None),
+    ("Score: 7, 8", SCORES, None),
+    ("Score: 7:30", SCORES, None),
+    ("Score: 7 \u00b1 1", SCORES, None),
+    ("Score: 7 + 1", SCORES, None),
+    ("Score: 7 point 5", SCORES, None),
+    ("Score: ~~7~~ 8", SCORES, None),
+    # bounded, not said
+    ("Score: <7", SCORES, None),
+    ("Score: 7+", SCORES, None),
+    ("Grade: B+", GRADES, None),
+    ("Grade: B- ", GRADES, None),
+    ("Grade: B - dull", GRADES, "B"),
+    ("Grade: A and B", GRADES, None),
+    ("Grade: A & B", GRADES, None),
+    ("Grade: A and so on", GRADES, "A"),
+    ('Grade: "A"/"B"', GRADES, None),
+    ("Grade: [A]/[B]", GRADES, None),
+]
+
+
+@pytest.mark.parametrize(("text", "options", "wanted"), NUMBERS)
+def test_a_number_is_a_verdict_unless_what_follows_continues_it(text, options, wanted):
+    found = verdicts.parse(text, options, phrase=text.partition(":")[0] + ":")
+    assert (None if found is None else options[found]) == wanted
+
+
 def test_hostile_answers_are_read_in_no_time():
     for text in ("FINAL " * 50_000, "*" * 200_000, "FINAL DECISION:" + " *" * 100_000):
         assert verdicts.parse(text, YES, phrase=DECISION) is None
+
+
+@pytest.mark.parametrize("body", ["*", " ", "_", "(", "<", "7 and *", "' "])
+def test_hostile_ends_of_a_number_take_no_time(body):
+    for begin in ("Score: 7", "Score: <7", "Score: 7 of ", "Score: 7 and "):
+        start = time.process_time()
+        verdicts.parse(begin + body * 20_000, SCORES, phrase="Score:")
+        assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,22 @@ def test_a_workdir_has_one_writer_at_a_time(tmp_path):
         pass
 
 
+def test_no_output_is_an_input_or_another_output(tmp_path):
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    a.write_text("kept")
+    (tmp_path / "soft").symlink_to(a)
+    os.link(a, tmp_path / "hard")
+    inputs = [str(a), "", "gs://x/y"]
+    for out in (str(a), f"{tmp_path}/./a.json", *(f"{tmp_path}/{x}" for x in ("soft", "hard"))):
+        with pytest.raises(UserError, match=f"--out {out}: is an input, which is never overwr"):
+            workdirs.never_an_input({"details": "", "out": out}, inputs)
+    with pytest.raises(UserError, match="--out gs://x/y: is an input"):
+        workdirs.never_an_input({"out": "gs://x/y"}, inputs)
+    with pytest.raises(UserError, match=f"--details and --out are both {b}"):
+        workdirs.never_an_input({"out": str(b), "details": str(b)}, inputs)
+    workdirs.never_an_input({"out": str(b), "details": f"{b}l", "answers": ""}, inputs)
+
+
 def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path):
     (tmp_path / "file").write_text("kept")
     with pytest.raises(UserError, match="file/w"), workdirs.locked(str(tmp_path / "file" / "w")):

@@ -20,7 +20,7 @@ from absl import flags
 
 from sip import cli
 from sip.annotate import asking, teachers
-from sip.annotate.output import Output, Shard
+from sip.annotate.output import Output, Shard, locked
 from sip.annotate.teachers import Asked, Teacher, Yield
 from sip.data import corpus as corpora
 from sip.data import documents, thoughts
@@ -119,10 +119,15 @@ def annotate() -> Yield:
         raise UserError(f"--shard={_SHARD.value}: must be 0 to {_SHARDS.value - 1} (--shards)")
     if "://" in str(_OUT.value):
         raise UserError(f"--out {_OUT.value}: must be a local file; copy it to the store later")
+    shard = Shard(int(_SHARD.value), int(_SHARDS.value))
+    with locked(shard.path(str(_OUT.value))):
+        return _annotate(shard)
+
+
+def _annotate(shard: Shard) -> Yield:
     part, *_ = thoughts.slice_of(str(_SPLIT.value))
     rule = ThoughtRule(_THOUGHT_WORDS.value, QuoteConfig(_QUOTE_RUN.value, _QUOTE_TARGET.value))
     how = Asked(_tags(), rule, int(_MOST_WORDS.value))
-    shard = Shard(int(_SHARD.value), int(_SHARDS.value))
     docs = read_documents()
     most = min(len(docs.texts), int(_DOCUMENTS.value))
     mine = range(shard.shard, most, shard.shards)

@@ -6,13 +6,15 @@ stopped cuts off the lines after the last progress and continues there, so that 
 an uninterrupted one.
 """
 
+import contextlib
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sip import workdir
 from sip.annotate.teachers import Yield
 from sip.structs import UserError
 from sip.workdir import differing, read_json, to_json, write_atomically
@@ -34,6 +36,17 @@ class Shard:
         return path.with_name(name)
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Makes this command the only one that writes an output. Raises UserError if another does, or
+    if there is no directory for it."""
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: directory {path.parent} does not exist; create it first")
+    lock = f".{path.name}{workdir.LOCK}"
+    with workdir.locked(str(path.parent), f"{path.name} in", lock=lock):
+        yield
+
+
 class Output:
     """The file of a shard. `settings` are compared with those of a stopped command.
 
@@ -45,8 +58,6 @@ class Output:
         # A name with a dot is not read as one of the folder's files.
         self._progress = path.with_name(f".{path.name}.progress")
         self.done, self.counts, self._bytes = 0, Yield(), 0
-        if not path.parent.is_dir():
-            raise UserError(f"{path}: directory {path.parent} does not exist; create it first")
         if self._progress.exists():
             self._continue()
         elif path.exists():

@@ -25,11 +25,11 @@ from sip import cli  # first, as it tells of a variable that JAX cannot use
 # isort: split
 import jax
 from absl import flags
-from etils import epath
 from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from sip import workdir as workdirs
 from sip.aot import programs
 from sip.aot.plan import Plan, Program
 from sip.costs import compiling, roofline
@@ -38,7 +38,6 @@ from sip.costs.flops import WRITTEN
 from sip.mesh import AXES
 from sip.stages import recipe
 from sip.structs import UserError
-from sip.workdir import to_json
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag()
@@ -323,6 +322,7 @@ def main(argv) -> None:
     if not _SWEEP.value and (_BATCHES.value or _MESHES.value):
         raise UserError("--batches and --meshes need --sweep")
     config, topology, console = _CONFIG.value, str(_TOPOLOGY.value), Console(width=160)
+    workdirs.never_an_input({"out": _OUT.value or ""}, [cli.config_file()])
     recipe.read(config)
     chip, devices = chip_of(topology), devices_of(topology)
     jax.config.update("jax_platforms", "cpu")  # does not claim a TPU of this host
@@ -337,7 +337,7 @@ def main(argv) -> None:
         for one in found:
             show(one, console)
     if _OUT.value:
-        epath.Path(_OUT.value).write_text(to_json(found, indent=1))
+        workdirs.write_json(_OUT.value, found)
     bad = [] if _SWEEP.value else [line for one in found for line in misfits(one)]
     for line in bad:
         print(f"does not fit: {line}", file=sys.stderr)

@@ -33,7 +33,7 @@ import numpy as np
 from sip import cli
 from sip import mesh as meshes
 from sip import workdir as workdirs
-from sip.data import control, documents, files, packing, pipeline, screening, show
+from sip.data import contamination, control, documents, files, packing, pipeline, screening, show
 from sip.data import corpus as corpora
 from sip.data.contamination import ContaminationConfig
 from sip.data.packing import Rows
@@ -100,7 +100,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--workdir",
-        type=place,
+        type=_place,
         default="",
         help="With --config: workdir whose tokenizer and data sets are used. Default: new ones.",
     )
@@ -164,17 +164,11 @@ def check_numbers(parser: Parser, flags: argparse.Namespace) -> None:
 
 
 def check_outputs(parser: Parser, flags: argparse.Namespace) -> None:
-    """Exits with status 2 if an output is an input, or has no use."""
+    """Exits with status 2 if an output has no use."""
     if bool(flags.scores) != bool(flags.out):
         parser.error("--scores and --out: set both or neither")
     if flags.config and (flags.questions or flags.out):
         parser.error("--questions and --out: need --source, not --config")
-    for name in ("questions", "out"):
-        path = getattr(flags, name)
-        if any(path and same(path, other) for other in (flags.path, flags.scores, flags.tokenizer)):
-            parser.error(f"--{name} {path}: is also an input, which is never overwritten")
-    if flags.out and same(flags.out, flags.questions):
-        parser.error(f"--out and --questions are both {flags.out}")
 
 
 def _place(path: str) -> str:
@@ -182,11 +176,6 @@ def _place(path: str) -> str:
         return place(path)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def same(a: str, b: str) -> bool:
-    """Returns True if two paths are one file, also through links."""
-    return bool(b) and os.path.realpath(a) == os.path.realpath(b)
 
 
 def world(text: str) -> dict:
@@ -264,15 +253,14 @@ def run(flags: argparse.Namespace) -> None:
         parts=flags.parts,
         contamination=ContaminationConfig(against=sets, ngram=flags.ngram),
     )
+    read = [flags.scores, flags.tokenizer]
+    read += files.listed(cfg.path, cfg.source) if cfg.source in documents.FILES else []
+    read += [file for _, path in sets for file in contamination.paths(path)]
+    workdirs.never_an_input({"questions": flags.questions, "out": flags.out}, read)
     tokenizer = SentencePiece(flags.tokenizer) if flags.tokenizer else None
     docs = documents.load(cfg, flags.data_dir)
     for line in documents.ignored(cfg):
         corpora.say(line)
-    for path in files.listed(cfg.path, cfg.source) if cfg.source in documents.FILES else ():
-        if any(out and same(path, out) for out in (flags.questions, flags.out)):
-            raise UserError(
-                f"{path}: is an input, which is never overwritten; choose another --out"
-            )
     screen(flags, docs.texts)
     print(describe(docs, tokenizer))
 

@@ -75,6 +75,11 @@ def data_config(data, split: str) -> documents.DataConfig:
     return section(documents.DataConfig, {**values, "split": split}, "data")
 
 
+def sizes(data: documents.DataConfig, workdir: str) -> list[dict[str, int]]:
+    """Returns `documents.sizes` of each source of a corpus."""
+    return [documents.sizes(one, _data_dir(workdir)) for one in documents.sources(data)]
+
+
 def filled(data) -> dict[str, Any]:
     """Returns the `data` section with the defaults of all keys that it leaves out."""
     cfg = data_config(data, "train")

@@ -7,6 +7,7 @@ Documents that cannot be used are left out and counted by reason. Equal document
 
 import contextlib
 import hashlib
+import os
 import re
 from array import array
 from collections import Counter
@@ -35,6 +36,7 @@ FILES = tuple(files.ENDINGS)  # sources that are files
 SCORES = ("quality", "safety", "factuality", "coherent", "grammatical", "repetition", "facts")
 SCORES += ("facts_right", "sentences")
 PARTS = ("train", "validation", "test")  # 90, 5 and 5 % of a file, by a hash of the text
+SMALL = 1 << 24  # bytes of files that are read to count their documents before a run begins
 BOUND = r"\d{1,18}%?"  # of a slice; Python refuses to read thousands of digits
 DUPLICATE = "a copy of an earlier one"
 MIXED = ("source", "path", "field", "separator", "parts", "world")  # keys of a source of a mixture
@@ -113,7 +115,9 @@ class DataConfig:
                 raise UserError(f"data.world={self.world!r}: must be a section")
             world = section(WORLDS[self.source], dict(self.world), "data.world")
             # Every run is evaluated on both held-out parts.
-            check("data.world", world, **dict.fromkeys(PARTS, at_least(1)))
+            for name in PARTS:
+                if getattr(world, name) < 1:
+                    raise FieldError("data", f"world.{name}={getattr(world, name)}: must be >= 1")
         several = isinstance(self.path, tuple)
         path = tuple(map(place, self.path)) if several else place(str(self.path))
         object.__setattr__(self, "path", path)
@@ -129,8 +133,9 @@ class DataConfig:
 
 def _check_options(cfg: DataConfig) -> None:
     """Raises FieldError for a setting that the source would ignore, or a blank one."""
-    if cfg.source == "txt" and cfg.field != "text":
-        raise FieldError("data", f"field={cfg.field!r}: plain text has no fields; remove it")
+    if cfg.source in ("txt", "mixture", *WORLDS) and cfg.field != "text":
+        what = "plain text" if cfg.source == "txt" else cfg.source
+        raise FieldError("data", f"field={cfg.field!r}: {what} has no fields; remove it")
     if not cfg.field and cfg.source != "array_record":
         raise FieldError("data", "field: is empty; name the field of the text")
     if cfg.separator != BLANK_LINE and cfg.source != "txt":
@@ -226,17 +231,52 @@ def check_split(
             )
         if _empty(low, high):
             raise UserError(f"split {split!r}: the slice is empty or beyond 100%")
-        count = sizes[name] if sizes else 0
-        if sizes and _place(low, count) >= _place(high, count):
+        if not sizes or (own and name == "all"):  # a word of TFDS
+            continue
+        if name not in sizes:
+            hint = "; with data.parts=hash the split train is divided" if own else ""
+            raise UserError(f"split {split!r}: no split {name!r}, only {', '.join(sizes)}{hint}")
+        count = sizes[name]
+        if _place(low, count) >= _place(high, count):
             raise UserError(f"split {split!r}: has none of the {count} documents")
 
 
-def sizes(cfg: DataConfig) -> dict[str, int]:
-    """Returns the number of documents of each part, if the config says it; else {}."""
-    if cfg.source not in WORLDS:
+def sizes(cfg: DataConfig, data_dir: str) -> dict[str, int]:
+    """Returns the number of documents of each part, as far as it is known before data are built or
+    downloaded: of a world, of small files, of a data set that is there. Else {}."""
+    if cfg.source in WORLDS:
+        world = WORLDS[cfg.source](**dict(cfg.world))
+        return {name: getattr(world, name) for name in PARTS}
+    if cfg.source in FILES:
+        return _counted(cfg)
+    if cfg.source == "mixture" or cfg.parts == "hash":
         return {}
-    world = WORLDS[cfg.source](**dict(cfg.world))
-    return {name: getattr(world, name) for name in PARTS}
+    if cfg.source == "huggingface":
+        return huggingface.sizes(str(cfg.path))
+    name, _ = _tfds_name(cfg)
+    if not (epath.Path(data_dir) / re.split("[:/]", name)[0]).exists():
+        return {}
+    import tensorflow_datasets as tfds  # imported here: slow, and text files do not need it
+
+    with contextlib.suppress(Exception):  # loading it has the error, see `_rows`
+        found = tfds.builder(name, data_dir=data_dir).info.splits
+        return {str(split): found[split].num_examples for split in found}
+    return {}
+
+
+def _counted(cfg: DataConfig) -> dict[str, int]:
+    """Returns the number of documents of each part of small files; {} if they cannot be used."""
+    try:
+        paths = files.listed(cfg.path, cfg.source)
+    except UserError:  # see `check_path`
+        return {}
+    if any("://" in path for path in paths) or sum(map(os.path.getsize, paths)) > SMALL:
+        return {}
+    found = _every(cfg)
+    counts = Counter(map(part, found.texts))
+    if not found.texts or _too_many(cfg, found):
+        return {}
+    return {name: counts[name] for name in PARTS}
 
 
 def _place(bound: str, count: int) -> int:
@@ -314,12 +354,10 @@ def load(cfg: DataConfig, data_dir: str) -> Documents:
 def _loaded(cfg: DataConfig, data_dir: str) -> Documents:
     """Loads the documents of one source."""
     found = LOADERS[cfg.source](cfg, data_dir)
-    unusable = {why: count for why, count in found.left_out.items() if why != DUPLICATE}
-    skipped = sum(unusable.values())
-    if skipped > cfg.max_skipped_fraction * found.read:
+    if unusable := _too_many(cfg, found):
         raise UserError(
-            f"{cfg.name}: {skipped} of {found.read} documents cannot be used, more than "
-            f"max_skipped_fraction={cfg.max_skipped_fraction} allows: {listed(unusable)}"
+            f"{cfg.name}: {sum(unusable.values())} of {found.read} documents cannot be used, more "
+            f"than max_skipped_fraction={cfg.max_skipped_fraction} allows: {listed(unusable)}"
             f"{_way_out(cfg, unusable)}"
         )
     if not found.read:
@@ -327,6 +365,12 @@ def _loaded(cfg: DataConfig, data_dir: str) -> Documents:
     if not found.texts:
         raise UserError(f"{cfg.name}: no documents in split {cfg.split!r:.80}; use a larger one")
     return found
+
+
+def _too_many(cfg: DataConfig, found: Documents) -> dict[str, int]:
+    """Returns the documents that cannot be used, by reason, if they are too many; else {}."""
+    unusable = {why: count for why, count in found.left_out.items() if why != DUPLICATE}
+    return unusable if sum(unusable.values()) > cfg.max_skipped_fraction * found.read else {}
 
 
 def _mixture(cfg: DataConfig, data_dir: str) -> Documents:
@@ -403,7 +447,13 @@ def _way_out(cfg: DataConfig, left_out: Mapping[str, int]) -> str:
 
 
 def _of_files(cfg: DataConfig, data_dir: str) -> Documents:
-    """Reads all files of a corpus as one sequence of documents."""
+    """Reads the documents of files that belong to cfg.split."""
+    every = _every(cfg)
+    return replace(every, texts=select(every.texts, cfg.split))
+
+
+def _every(cfg: DataConfig) -> Documents:
+    """Reads all files of a corpus as one sequence of documents, of all parts."""
     seen: Counter = Counter()  # fields of the records without a text
 
     def texts() -> Iterator[tuple[str, str]]:
@@ -412,7 +462,7 @@ def _of_files(cfg: DataConfig, data_dir: str) -> Documents:
             for record, reason in records.read(path, cfg.source, columns=(cfg.field,), **how):
                 yield ("", reason) if reason else _text_in(record, cfg.field, seen)
 
-    found, missing = _of_split(cfg, texts()), f"without a field {cfg.field!r}"
+    found, missing = _usable(cfg, texts()), f"without a field {cfg.field!r}"
     names = ", ".join(f"{name!r:.40}" for name, _ in seen.most_common(5)) or "none"
     named = {missing: f"{missing} (fields seen: {names})"}
     counts = {named.get(reason, reason): count for reason, count in found.left_out.items()}

@@ -9,6 +9,7 @@ A line without a problem or an answer is left out and counted by its reason. The
 (train, validation or test) is chosen by a hash of it, so no part has a problem of another.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +36,7 @@ REASON = {  # the instruction of the default template, by the kind of form
 }
 # Reasons why a line is left out.
 NO_PROBLEM, NO_ANSWER = "without a problem", "without an answer"
-NO_SUCH_ANSWER = "with an answer that is neither a text nor a number"
+NO_SUCH_ANSWER = "with an answer that is neither a text nor a finite number"
 TOO_LARGE = "with an answer that is too long or too deep to check"
 REPEATED, IN_TEST = "copies of others", "in the test file"
 TEST = re.compile(r"(?<![a-z])test(?![a-z])|math.?500", re.IGNORECASE)  # a test set's file name
@@ -203,6 +204,8 @@ def problem_of(row: Mapping[str, Any]) -> Problem:
     if answer is None:
         raise Unusable(NO_ANSWER, () if "answer" in row else row)
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+        raise Unusable(NO_SUCH_ANSWER)
+    if isinstance(answer, float) and not math.isfinite(answer):  # JSON's NaN and 1e400
         raise Unusable(NO_SUCH_ANSWER)
     steps, mark, last = str(answer).rpartition("####")  # the format of GSM8K
     final = last.strip().replace(",", "") if mark else last.strip()

@@ -78,6 +78,8 @@ def main(argv) -> None:
     config, workdir = _CONFIG.value, str(_WORKDIR.value)
     if recipe.read(config).compile == "quick":
         cli.compile_quickly()
+    outputs = {"out": str(_OUT.value or ""), "answers": str(_ANSWERS.value)}
+    workdirs.never_an_input(outputs, [cli.config_file()])
     if _RUN.value:
         workdirs.existing(workdir)
         names = [name.strip() for name in str(_RUN.value).split(",")]
@@ -86,6 +88,8 @@ def main(argv) -> None:
         heads, grids = show.preflights(runs)
     else:
         cfg, verifiers = settings.read(config)
+        read = (cfg.problems.path, cfg.problems.test) if cfg.problems else ()
+        workdirs.never_an_input(outputs, read)
         found, lines = measure.measure(config, workdir, cfg, verifiers)
         heads, grids = show.gaps(json.loads(to_json(found)))
         if _ANSWERS.value:

@@ -13,7 +13,7 @@ from sip.judge.prompts import Aspect
 from sip.judge.proofread import ProofreadConfig, Proofreader
 from sip.judge.schedules import ScheduleConfig
 from sip.judge.voting import Stats, Voting
-from sip.loading import LoadedModel, load_model, source_dir
+from sip.loading import LoadedModel, kept_tokenizer, load_model, recorded_model, source_dir
 from sip.models.config import ModelConfig, check_storage_dtype
 from sip.sampling import SamplingConfig
 from sip.sections import at_least, check, one_of
@@ -110,10 +110,28 @@ class JudgeConfig:
                     f"judge.weights: aspect {aspect.name!r} is answered after reasoning, "
                     "and backend rule does not write text"
                 )
-            if self.backend == "http" and not aspect.verdict and not self.http.logprobs:
+            if self.backend == "http" and not aspect.verdict:
+                self._check_listed(aspect)
+
+    def _check_listed(self, aspect: Aspect) -> None:
+        """Raises UserError unless a server's log-probabilities can tell the options apart.
+
+        Its first token for "10" may be "1".
+        """
+        if not self.http.logprobs:
+            raise UserError(
+                "http.logprobs must be at least 1: the verdict of aspect "
+                f"{aspect.name!r} is read from log-probabilities"
+            )
+        chat = self.http.api == "chat"
+        names = [option.lstrip() if chat else option for option in aspect.options]
+        for name in () if self.http.tokens else names:
+            longer = [other for other in names if other != name and other.startswith(name)]
+            if longer:
                 raise UserError(
-                    "http.logprobs must be at least 1: the verdict of aspect "
-                    f"{aspect.name!r} is read from log-probabilities"
+                    f"judge.weights: aspect {aspect.name!r}: option {name!r} begins option "
+                    f"{longer[0]!r}, and the server's first token may be the same for both; use "
+                    "other words, a reasoned aspect (verdict:), or http.tokens"
                 )
 
     @property
@@ -185,7 +203,7 @@ def build(
         return asking(server, stats=server.stats)
     source = source_dir(workdir, wanted.init_from, "judge.init_from")
     model = load_model(source, mesh, wanted.param_dtype)  # with the judge's own tokenizer
-    aspects = _aspects(wanted, workdir, model.tokenizer)
+    aspects = aspects_in(wanted, workdir, model.tokenizer)
     local = _local(wanted, aspects, model)
     return asking(local, aspects, stats=local.stats)
 
@@ -197,23 +215,34 @@ def of_policy(
 
     Parameters are an argument of the jitted programs, so another step's do not recompile them.
     """
-    aspects = _aspects(wanted, workdir, tokenizer)
+    aspects = aspects_in(wanted, workdir, tokenizer)
     local = _local(wanted, aspects, LoadedModel(None, cfg, tokenizer, mesh))
     judge = _asking(wanted, workdir, mesh, seed, local, aspects, stats=local.stats, heard=heard)
     return lambda params: dataclasses.replace(judge, textgen=local.of(params))
 
 
-def _aspects(wanted: JudgeConfig, workdir: str, tokenizer) -> tuple[Aspect, ...]:
-    """The aspects for a local judge, in the chat template of `wanted.chat` if there is one."""
-    if not wanted.chat:
-        return wanted.aspects()
-    turn = chat.turn(chat.load(wanted.chat, tokenizer, workdir))
-    return tuple(prompts.seated(aspect, turn) for aspect in wanted.aspects())
+def check_model(wanted: JudgeConfig, directory: str) -> None:
+    """Raises UserError unless the checkpoint in `directory` can answer the aspects, by its
+    tokenizer, its chat template and its max_len."""
+    aspects = aspects_in(wanted, "", kept_tokenizer(directory))
+    check_room(wanted, aspects, recorded_model(directory), "judge")
+
+
+def aspects_in(wanted: JudgeConfig, workdir: str, tokenizer) -> tuple[Aspect, ...]:
+    """The aspects for a local judge, in the chat template of `wanted.chat` if there is one.
+
+    Raises UserError if an option is not one token, or if the template cannot be used.
+    """
+    aspects = wanted.aspects()
+    if wanted.chat:
+        turn = chat.turn(chat.load(wanted.chat, tokenizer, workdir))
+        aspects = tuple(prompts.seated(aspect, turn) for aspect in aspects)
+    _check_options(aspects, tokenizer)
+    return aspects
 
 
 def _local(wanted: JudgeConfig, aspects: Sequence[Aspect], model: LoadedModel) -> Local:
-    """The local text generator. Raises UserError if the model cannot answer the aspects."""
-    _check_options(aspects, model.tokenizer)
+    """The local text generator. Raises UserError if answers leave no room for a prompt."""
     check_room(wanted, aspects, model.cfg, "judge")
     return Local(model, batch=wanted.batch)
 

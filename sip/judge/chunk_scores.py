@@ -32,8 +32,8 @@ class FilterConfig:
     max_invalid: float = 0.5  # share of invalid verdicts at which the run stops
 
     def __post_init__(self):
-        check("filter", self, threshold=at_least(0), max_invalid=at_least(0, most=1))
-        _check_judge(self.judge, "filter")
+        check("filter", self, max_invalid=at_least(0, most=1))
+        _check_judge(self.judge, self.threshold, "filter")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ class ControlConfig:
         check(
             "control",
             self,
-            threshold=at_least(0),
             unmarked=at_least(0, most=1),
             max_invalid=at_least(0, most=1),
         )
@@ -64,11 +63,12 @@ class ControlConfig:
             raise UserError(
                 f"control.good {self.good!r} and control.bad {self.bad!r} must be two tokens"
             )
-        _check_judge(self.judge, "control")
+        _check_judge(self.judge, self.threshold, "control")
 
 
-def _check_judge(judge: JudgeConfig, key: str) -> None:
-    """Raises UserError if the judge cannot score a single text by itself."""
+def _check_judge(judge: JudgeConfig, threshold: float, key: str) -> None:
+    """Raises UserError if the judge cannot score a single text by itself, or never reaches the
+    threshold."""
     if judge.own:
         raise UserError(f"{key}.judge.init_from: the policy does not score the corpus; name a run")
     paired = [aspect.name for aspect in judge.aspects() if aspect.kind == "pairwise"]
@@ -78,6 +78,12 @@ def _check_judge(judge: JudgeConfig, key: str) -> None:
         raise UserError(
             f"{key}.judge.weights: {paired[0]!r} compares two texts, but a chunk is scored alone; "
             "use safety or factuality"
+        )
+    best = [max(aspect.values) for aspect in judge.aspects()] or [1.0] * len(judge.weights)
+    most = sum(w * value for (_, w), value in zip(judge.weights, best, strict=True))
+    if not 0 <= threshold <= most:
+        raise UserError(
+            f"{key}.threshold={threshold}: must be in 0..{most:g}, the range of the score"
         )
 
 

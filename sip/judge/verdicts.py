@@ -12,11 +12,22 @@ import numpy as np
 
 MARKUP = r"[\s*_`~\\]"  # emphasis, code, escapes
 QUOTES = "\"'\u201c\u201d\u2018\u2019"
-OPENING = rf"[\s*_`~\\{QUOTES}(\[<]*"  # characters allowed before an option
-# After an option: not a longer word or number (safely, 1.5, YES-ish), nor an alternative (YES/NO,
-# safe or unsafe), nor a range (7-8, 7 to 8).
+OPENING = rf"[\s*_`~\\{QUOTES}(\[]*"  # characters allowed before an option; also a < that is closed
+GAP = rf"[\s*_`~\\{QUOTES}()\[\]>]*"  # allowed between an option and a sign after it
+# After an option: not a longer word or number (safely, 1.5, YES-ish, B+), nor an alternative
+# (YES/NO, safe or unsafe), nor a range (7-8, 7 to 8).
 RANGE = r"[^\S\n]*(?:[-~\u2013\u2014]|\bto\b)[^\S\n]*\d"
-END = rf"(?!_*[^\W_]|[.,]\d|[-\u2019']\w|{MARKUP}*[/|]|[\s*_`~\\{QUOTES}]+or\b|{RANGE})"
+END = (
+    rf"(?!_*[^\W_]|[.,]\d|[-\u2019']\w|\+|-(?:\s|$)|{GAP}[/|]"
+    rf"|[\s*_`~\\{QUOTES}]+or\b|{RANGE})"
+)
+# After an option that ends with a digit: no other number (7 and 8, 7 1/2, 7:30), no other unit.
+DIGIT = r"[\d\u00bc-\u00be\u2150-\u215e]"
+JOINED = r"(?:[,+\u00b1&]|and|plus|minus|point|through|versus|vs\.?)[^\S\n]*"
+NUMBER_END = (
+    rf"(?![ \t\u00a0*_`~\\]*(?:{JOINED})?{DIGIT}|:\d|[^\S\n]*(?:%|and a half\b)"
+    rf"|{GAP}(?:out\s+)?of\s+\d)"
+)
 
 
 def direct(
@@ -97,12 +108,30 @@ def _patterns(options: tuple[str, ...], phrase: str) -> tuple[re.Pattern, re.Pat
     """Compiles (pattern of the phrase, pattern of any option with opening characters before it)."""
     # The longest option first: "10" must be tried before "1".
     order = sorted(range(len(options)), key=lambda o: -len(options[o].strip()))
-    either = "|".join(f"(?P<option{o}>{_loosely(options[o])})" for o in order)
+    either = "|".join(f"(?P<option{o}>{_loosely(options[o])}){_end(options, o)}" for o in order)
+    other = "|".join(_loosely(options[o]) for o in order)
+    both = rf"(?!{GAP}(?:\band\b|&|\bvs\b\.?|\bversus\b)\s*[{QUOTES}]?(?:{other})(?![^\W_]))"
     begin = r"(?<![^\W_])" if re.match(r"[^\W_]", "".join(pieces(phrase))) else ""
+    opened, closed = rf"{OPENING}(?:(?P<open><){OPENING})?", f"(?(open){GAP}?>)"
     return (
         re.compile(begin + _loosely(phrase), re.IGNORECASE),
-        re.compile(f"{OPENING}(?:{either}){END}", re.IGNORECASE),
+        re.compile(f"{opened}(?:{either}){both}{END}{closed}", re.IGNORECASE),
     )
+
+
+def _end(options: tuple[str, ...], o: int) -> str:
+    """A pattern of what may follow an option that ends with a digit; "" for other options.
+
+    After a number it may be the largest one: 8/10, 8 out of 10. Of two options 1/2 may name both.
+    """
+    if not options[o].rstrip()[-1:].isdigit():
+        return ""
+    numbers = [x.strip() for x in options if re.fullmatch(r"\d+(\.\d+)?", x.strip())]
+    if options[o].strip() not in numbers:
+        return NUMBER_END
+    slash = "/|" if len(numbers) > 2 else ""
+    most = re.escape(max(numbers, key=float))
+    return rf"(?:{GAP}(?:{slash}(?:out\s+)?of\b){GAP}{most})?{NUMBER_END}"
 
 
 def pieces(words: str) -> list[str]:

@@ -81,15 +81,24 @@ def vote(said: Said, aspect: Aspect) -> int | str:
 
     A verdict in a thought is none, as the model may think better of it.
     """
-    if said is None:
+    answer = answered(said)
+    if answer is None:
         return FAILED
-    if isinstance(said, Cut):
+    if isinstance(answer, Cut):
         return CUT
-    thought, ended, answer = said.partition(THOUGHT)
-    if not ended and thought.lstrip().startswith(THINK):
-        return CUT
-    option = verdicts.parse(answer if ended else said, aspect.options, phrase=aspect.verdict)
+    option = verdicts.parse(answer, aspect.options, phrase=aspect.verdict)
     return UNREAD if option is None else option
+
+
+def answered(said: Said) -> Said:
+    """Returns an answer without the thought before it; an empty `Cut` if the thought has no end."""
+    if said is None:
+        return None
+    thought, ended, answer = _plain(said).partition(THOUGHT)
+    if not ended and thought.lstrip().startswith(THINK):
+        return Cut("")
+    answer = answer if ended else thought
+    return Cut(answer) if isinstance(said, Cut) else answer
 
 
 def collect(

@@ -1,8 +1,9 @@
 """A recipe: a config with a list of runs, checked as a whole before anything is written."""
 
+import contextlib
 import dataclasses
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +14,19 @@ from sip import workdir as workdirs
 from sip.data import control, documents
 from sip.data import corpus as corpora
 from sip.evals.ground_truth import CONTINUATIONS
+from sip.judge import build as judges
 from sip.judge import prompts
-from sip.judge.build import check_room
-from sip.loading import load_tokenizer, source_dir
+from sip.judge.build import POLICY, JudgeConfig, check_room
+from sip.loading import kept_tokenizer, load_tokenizer, source_dir
 from sip.models import kernels
+from sip.rewriter import RewriterConfig
 from sip.run import RunConfig, TokenizerConfig, build_meshes, check_model
 from sip.sections import LARGEST, FieldError, at_least, one_of, plain, section
 from sip.sections import check as check_section
 from sip.stages import rl, selfimprove, session, supervised
 from sip.structs import UserError
+from sip.tasks.supervised import documents as texts
+from sip.text import chat
 from sip.text.tokenizer import Tokenizer
 from sip.training import sinks
 from sip.workdir import BEST
@@ -79,6 +84,10 @@ class Recipe:
             # A directory of the workdir, and the first part of NAME/best.
             if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
                 raise FieldError("", f"order: run {name!r} must be letters, digits, '_', '-', '.'")
+            if name == POLICY:
+                raise FieldError(
+                    "", f"order: run {name!r}: is a word of judge.init_from; rename it"
+                )
         for name, run in self.runs.items():
             if not isinstance(run, Mapping):
                 raise FieldError("", f"runs.{name}={run!r:.80}: must be a section")
@@ -121,20 +130,21 @@ def check(config, workdir: str, taken: Collection[str] = ()) -> None:
     recipe = read(config)
     cut = corpora.cut_config(recipe.data)
     data = corpora.data_config(config.data, "train")
+    sizes = corpora.sizes(data, workdir)
     earlier: dict[str, RunConfig] = {}
     for name in recipe.order:
         if name not in recipe.runs:
             raise UserError(
                 f"config order: no run {name!r}; there are {', '.join(sorted(recipe.runs))}"
             )
-        earlier[name] = check_run(config, name, workdir, cut, data, earlier, name in taken)
+        earlier[name] = check_run(config, name, workdir, cut, data, sizes, earlier, name in taken)
     _check_report(recipe.report, earlier)
     _check_tokenizer(recipe.tokenizer, earlier)
 
 
-def check_tokens(config, tokenizer: Tokenizer) -> None:
+def check_tokens(config, tokenizer: Tokenizer, workdir: str = "") -> None:
     """Raises UserError if a control token, or an option that a run's judge answers with or learns,
-    is not one token.
+    is not one token of the recipe's tokenizer, or if it cannot use a chat template.
 
     Checked for all runs as soon as there is a tokenizer: the first run may take days.
     """
@@ -142,17 +152,58 @@ def check_tokens(config, tokenizer: Tokenizer) -> None:
         run = STAGES[config.runs[name].stage].resolve(config, name)
         for key, symbol in run.symbols().items():
             control.token(tokenizer, symbol, f"config runs.{name}.{key}")
-        found = dict(run.words())
-        for key, judge in run.judges().items():
-            theirs = judge.own or judge.init_from.removesuffix(f"/{BEST}") in config.order
-            if judge.backend == "local" and theirs and not judge.chat:
-                found[key] = tuple(x for x in judge.aspects() if not x.verdict)
-        for key, aspects in found.items():
-            for aspect in aspects:
-                try:
+        for key, aspects in run.words().items():
+            with _at(f"config runs.{name}.{key}"):
+                for aspect in aspects:
                     prompts.check_options(tokenizer, aspect)
-                except UserError as e:
-                    raise UserError(f"config runs.{name}.{key}: {e}") from None
+        for key, judge in run.judges().items():
+            if judge.backend == "local" and (judge.own or _within(judge.init_from, config.order)):
+                with _at(f"config runs.{name}.{key}"):
+                    judges.aspects_in(judge, workdir, tokenizer)
+        for key, template in _templates(run, config.order):
+            with _at(f"config runs.{name}.{key}"):
+                chat.turn(chat.load(template, tokenizer, workdir))
+
+
+@contextlib.contextmanager
+def _at(key: str) -> Iterator[None]:
+    """Puts `key` before the message of a UserError."""
+    try:
+        yield
+    except UserError as e:
+        raise UserError(f"{key}: {e}") from None
+
+
+def _within(source: str, names: Collection[str]) -> bool:
+    """True if a source is a run of the recipe, or the best parameters of one."""
+    return source.removesuffix(f"/{BEST}") in names
+
+
+def _templates(run: RunConfig, order: Collection[str]) -> Iterator[tuple[str, str]]:
+    """Yields (key, name) of the chat templates that a run uses with the recipe's tokenizer, besides
+    those of judges."""
+    wanted = _rewriter(run)
+    if wanted is not None and wanted.chat and _within(wanted.init_from, order):
+        yield "rewriter.chat", wanted.chat
+    if isinstance(run, supervised.SupervisedConfig | rl.RLConfig):
+        yield from _chats(run.task, "task")
+
+
+def _chats(value, at: str) -> Iterator[tuple[str, str]]:
+    """Yields (key, value) of the keys `chat` of a section and those below it, but for judges."""
+    for name in (field.name for field in dataclasses.fields(value)):
+        inner = getattr(value, name)
+        if name == "chat" and inner:
+            yield f"{at}.{name}", inner
+        elif dataclasses.is_dataclass(inner) and not isinstance(inner, JudgeConfig):
+            yield from _chats(inner, f"{at}.{name}")
+
+
+def _rewriter(run: RunConfig) -> RewriterConfig | None:
+    """The rewriter of a run, if it is a model."""
+    if not isinstance(run, selfimprove.SelfImproveConfig) or not run.candidates.rewrite:
+        return None
+    return run.rewriter if run.rewriter.backend == "local" else None
 
 
 def _check_report(report: ReportConfig, runs: Mapping[str, RunConfig]) -> None:
@@ -213,13 +264,15 @@ def check_run(
     workdir: str,
     cut: corpora.CutConfig,
     data: documents.DataConfig,
+    sizes: Sequence[Mapping[str, int]],
     earlier: Mapping[str, RunConfig],
     done: bool,
 ) -> RunConfig:
     """Checks one run and returns it. Raises UserError naming the key that is wrong.
 
     The runs it reads must be trained earlier (`earlier`) or exist in the workdir. The servers it
-    needs must answer, unless it is done already. `data` is the config of the corpus.
+    needs must answer, unless it is done already. `data` is the config of the corpus, `sizes` are
+    the numbers of documents of its sources, as far as they are known (`corpora.sizes`).
     """
     stage = config.runs[name].stage if "stage" in config.runs[name] else None
     if stage not in STAGES:
@@ -234,17 +287,31 @@ def check_run(
         _check_sources(run, earlier)
         run.check_cut(cut)
         _check_corpus(run, data)
+        _check_sizes(run, data, sizes)
         if documents.has_truth(data.source) or _compared(run):
             _check_baseline(run, earlier, workdir)
     except UserError as e:
         raise UserError(f"config runs.{name}.{e}") from None
     if not (done or (epath.Path(workdirs.run_dir(workdir, name)) / workdirs.DONE).exists()):
-        try:
+        with _at(f"config runs.{name}"):
             processes.on_lead(run.reach)
             processes.on_lead(lambda: sinks.check_tracker(run.log.tracker))
-        except UserError as e:
-            raise UserError(f"config runs.{name}: {e}") from None
+            _check_models(run, workdir, earlier)
     return run
+
+
+def _check_models(run: RunConfig, workdir: str, earlier: Collection[str]) -> None:
+    """Raises UserError if a judge or a rewriter that is no run of the recipe cannot be asked: by
+    its tokenizer, its chat template or its max_len."""
+    for key, judge in run.judges().items():
+        if judge.backend == "local" and not judge.own and not _within(judge.init_from, earlier):
+            with _at(key):
+                judges.check_model(judge, source_dir(workdir, judge.init_from))
+    wanted = _rewriter(run)
+    if wanted is not None and wanted.chat and not _within(wanted.init_from, earlier):
+        tokenizer = kept_tokenizer(source_dir(workdir, wanted.init_from))
+        with _at("rewriter.chat"):
+            chat.turn(chat.load(wanted.chat, tokenizer))
 
 
 def _check_sources(run: RunConfig, earlier: Mapping[str, RunConfig]) -> None:
@@ -269,13 +336,10 @@ def _check_sources(run: RunConfig, earlier: Mapping[str, RunConfig]) -> None:
 
 def _check_corpus(run: RunConfig, data: documents.DataConfig) -> None:
     """Raises UserError if the corpus does not have what the run reads."""
-    source, sizes = data.source, documents.sizes(data)
-    truth = documents.has_truth(source)
+    truth = documents.has_truth(data.source)
     for key, split in run.splits().items():
-        try:
-            documents.check_split(source, split, data.parts, sizes)
-        except UserError as e:
-            raise UserError(f"{key}: {e}") from None
+        with _at(key):
+            documents.check_split(data.source, split, data.parts)
     if run.needs_truth() and not truth:
         raise UserError(
             f"{run.needs_truth()} needs a ground truth, which data.source {data.source!r} does not "
@@ -289,6 +353,22 @@ def _check_corpus(run: RunConfig, data: documents.DataConfig) -> None:
     best, known = run.checkpoint.best, run.figures(truth)
     if best and best not in known:
         raise UserError(f"checkpoint.best {best!r} is none of {', '.join(known)}")
+
+
+def _check_sizes(
+    run: RunConfig, data: documents.DataConfig, sizes: Sequence[Mapping[str, int]]
+) -> None:
+    """Raises UserError if a split that the run reads does not exist or has no documents.
+
+    `split` of a run that learns from a file of its own is a part of that file.
+    """
+    task = run.task if isinstance(run, supervised.SupervisedConfig) else None
+    learns = isinstance(run, selfimprove.SelfImproveConfig) or isinstance(task, texts.Config)
+    splits = run.splits() | ({"evals.validation": "validation"} if learns else {})
+    for key, split in splits.items() if learns or data.source in documents.WORLDS else ():
+        for one, counts in zip(documents.sources(data), sizes, strict=True):
+            with _at(key):
+                documents.check_split(one.source, split, one.parts, counts)
 
 
 def _compared(run: RunConfig) -> bool:

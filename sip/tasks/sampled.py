@@ -154,7 +154,7 @@ def _settings(run: Run, wanted: Wanted, asked: Sequence[Prompt]) -> dict[str, An
 def _begin(where: epath.Path, settings: dict[str, Any]) -> None:
     """Makes the directory; what it has of other settings, or half written, is removed."""
     path = where / SETTINGS
-    if path.exists() and json.loads(path.read_text()) == settings:
+    if path.exists() and workdir.read_json(path) == settings:
         for left in where.glob(".*.part"):
             left.unlink()
         return

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from sip import workdir
 from sip.structs import UserError
 from sip.text.segments import Text
 from sip.textgen import transport
 from sip.textgen.protocol import Cut, Said, TextGenerator
+from sip.training import checkpoints
 
 PORTION = 64  # trunks per call of the model; the cache is written after each call
 
@@ -87,9 +89,14 @@ def _said(one: Any) -> Said:
 
 
 def name_of(directory: str) -> str:
-    """Returns a cache name for the checkpoint in `directory`: its path and newest file's time.
+    """Returns a cache name for a checkpoint: a digest of its parameters and tokenizer.
 
-    The name changes when the checkpoint is overwritten, so stale answers are not reused.
+    Answers of a checkpoint that was overwritten are not reused; those of a copy are. Of a published
+    checkpoint all files are digested, about 1 GB/s.
     """
-    path = epath.Path(directory).resolve()
-    return f"{path} {max((file.stat().mtime for file in path.iterdir()), default=0)}"
+    path = epath.Path(directory)
+    if not checkpoints.exists(directory):
+        return workdir.digest(file for file in path.iterdir() if file.is_file())
+    beside = [path / name for name in ("tokenizer.json", "tokenizer.model")]
+    tokenizer = workdir.digest(file for file in beside if file.exists())
+    return f"{checkpoints.identity(directory)} {tokenizer}"

@@ -19,6 +19,7 @@ import numpy as np
 
 from sip import processes
 from sip.sampling import SamplingConfig
+from sip.sections import LARGEST
 from sip.structs import UserError
 from sip.text import untrusted
 from sip.text.segments import Text, tokens_of
@@ -129,7 +130,7 @@ class Remote:
         if not isinstance(usage, dict):
             return
         told = {name: usage[key] for name, key in USAGE.items() if key in usage}
-        if all(isinstance(n, int) and n >= 0 for n in told.values()):
+        if all(isinstance(n, int) and 0 <= n <= LARGEST for n in told.values()):
             with self._lock:
                 self._spent.update(answers=1, **told)
 

@@ -72,7 +72,7 @@ def records(path: str) -> list[Record]:
     UserError if the file cannot be read or has no record.
     """
     if path.endswith(".csv"):
-        rows: list[Any] = list(csv.DictReader(io.StringIO(read_text(path, "evaluation set"))))
+        rows = _table(path)
         numbered = list(enumerate(rows, 2))
     elif path.endswith(".json"):
         rows = _array(path)
@@ -88,6 +88,16 @@ def records(path: str) -> list[Record]:
     if not numbered:
         raise UserError(f"{path}: has no records")
     return [Record(f"{path}:{i}", row) for i, row in numbered]
+
+
+def _table(path: str) -> list[Any]:
+    reader = csv.DictReader(io.StringIO(read_text(path, "evaluation set")), strict=True)
+    try:
+        return list(reader)
+    except csv.Error as error:
+        raise UserError(
+            f"{path}: not CSV after line {reader.line_num} ({error}); is a quotation mark unclosed?"
+        ) from None
 
 
 def _array(path: str) -> list[Any]:

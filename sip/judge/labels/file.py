@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sip.data.documents import PARTS, part
+from sip.data.records import NOT_UTF8, text_of
 from sip.judge import prompts
 from sip.judge.labels import ground_truth as labels
 from sip.judge.labels.ground_truth import Example, LabelledPrompts
@@ -123,6 +124,8 @@ def _line(at: str, text: str, known: dict[str, Aspect]) -> LabelLine:
         texts = (values["prefix"], reference, *candidates)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{at}: not a labelled example ({type(error).__name__}: {error})") from None
+    if text_of(values["prefix"])[1] == NOT_UTF8:  # it decides the split
+        raise UserError(f"{at}: prefix: {NOT_UTF8}; it has a lone surrogate, such as \\ud800")
     if len(candidates) != len(FIELDS[aspect.kind]) or not all(isinstance(t, str) for t in texts):
         raise UserError(f"{at}: {aspect.name} needs {len(FIELDS[aspect.kind])} texts in candidates")
     return LabelLine(aspect, values["prefix"], candidates, label, reference)

@@ -73,10 +73,11 @@ def by_model(
 
 
 def _cleaned(said: Said, suffix: str) -> Said:
-    """The first line of an answer, after the suffix's leading white space.
+    """The first line of an answer after its thought, behind the suffix's leading white space.
 
-    It is whole, also in an answer that was cut later.
+    It is whole, also in an answer that was cut later: a base model goes on until then.
     """
+    said = voting.answered(said)
     if said is None:
         return None
     first, more, _ = (said.text if isinstance(said, Cut) else said).strip().partition("\n")

@@ -45,7 +45,7 @@ from sip import loading, mesh, sections
 from sip import run as runs
 from sip import workdir as workdirs
 from sip.data import corpus as corpora
-from sip.data import documents, problems, prompts
+from sip.data import documents, files, problems, prompts
 from sip.data.problems import ProblemsConfig
 from sip.evals import continuations, ground_truth, harness
 from sip.evals.paper import asking, choices, graders, measure, sets, table
@@ -98,7 +98,11 @@ _FEWSHOT = flags.DEFINE_integer(
     "num_fewshot", -1, "lm_eval: examples before each question; -1: the task's own number."
 )
 _TENSOR = cli.tensor_flag()
-_PROBLEMS = cli.path_flag("problems", "", "problems: JSON Lines file of problems with answers.")
+_PROBLEMS = cli.path_flag(
+    "problems",
+    "",
+    "problems: files of problems with answers: JSON Lines or Parquet, a folder or a glob.",
+)
 _SAMPLES = cli.count_flag("samples", 1, "problems: answers to each problem.")
 _FORM = flags.DEFINE_string(
     "form", problems.BOXED, "problems: boxed, or a marker before the answer, such as Answer:"
@@ -253,7 +257,7 @@ def solve(
     tokenizer, where = loading.kept_tokenizer(directory), mesh.build(MeshConfig(1, -1, 1))
     encode, stops = prompts.encoding(_chat_template(directory, template), tokenizer)
     room = loading.recorded_model(directory).max_len - most
-    parts, left_out = rl_problems.prompts_of(cfg, {}, encode, room)
+    parts, left_out = rl_problems.prompts_of(cfg, {}, encode, room, checker)
     if left_out:
         corpora.say(f"{cfg.test}: left out: {documents.listed(left_out)}")
     asked = parts["test"][: limit or None]
@@ -301,8 +305,10 @@ def solved(directory: str) -> dict[str, float]:
     """The evaluation on problems that the flags describe. Raises UserError."""
     if not _PROBLEMS.value:
         raise UserError("--problems is needed with --evals=problems")
-    if not os.path.isfile(_PROBLEMS.value):
-        raise UserError(f"--problems {_PROBLEMS.value!r}: there is no such file")
+    try:
+        files.listed_any(_PROBLEMS.value)
+    except UserError as error:
+        raise UserError(f"--problems: {error}") from None
     if _LIMIT.value < 0 or _BATCH.value < 1:
         raise UserError("--limit must be at least 0, and --batch at least 1")
     return solve(

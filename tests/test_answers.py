@@ -285,6 +285,59 @@ def test_equal_answers_give_equal_votes(said, votes):
     assert answers.key(said) == votes
 
 
+class Compares(Checker):
+    """A checker whose comparisons are counted: HANGS times out, "{" cannot be read."""
+
+    def __init__(self, check="math"):
+        super().__init__(AnswersConfig(check=check))
+        self.asked = []
+
+    def _compared(self, pairs):
+        self.asked += pairs
+        return [self.compared(*pair) for pair in pairs]
+
+    def compared(self, gold, said):
+        if HANGS in (gold, said):
+            return "timeout"
+        return "unread" if said == "{" else "right" if {*gold} == {*said} else "wrong"
+
+
+def test_equal_answers_are_checked_once():
+    """A policy that collapses to one hanging answer costs one timeout, not 256."""
+    checker = Compares()
+    pairs = [("xy", HANGS), ("xy", "yx")] * 128
+    assert check(checker, *pairs) == ["timeout", "right"] * 128
+    assert sorted(checker.asked) == sorted(pairs[:2])
+
+
+def test_an_answer_that_has_timed_out_is_not_checked_with_other_right_answers():
+    checker = Compares()
+    pairs = [(gold, said) for gold in ("xy", "x+1", "z") for said in (HANGS, "yx")]
+    found = check(checker, *pairs)
+    assert found == ["timeout", "right", "timeout", "wrong", "timeout", "wrong"]
+    assert [said for _, said in checker.asked].count(HANGS) == 1
+    assert not checker.verdicts([], []) and len(checker.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("how", "golds", "verdicts"),
+    [
+        ("exact", ["Oxmoor", "1" * 41], ["right", "refused"]),
+        ("numeric", ["1,200", r"\frac{\pi}{2}", "50%"], ["right", "unread", "right"]),
+        (
+            "math",
+            ["1/2", "xy", "{", HANGS, "(" * 13],
+            ["right"] * 2 + ["unread", "timeout", "refused"],
+        ),
+    ],
+)
+def test_right_answers_are_checked_by_themselves(how, golds, verdicts):
+    """Equal texts are right for `verdicts`, also those that the check cannot read."""
+    checker = Compares(how)
+    assert checker.readable([Gold(gold) for gold in golds]) == verdicts
+    assert "1/2" not in {gold for gold, _ in checker.asked}  # plain numbers need no process
+
+
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs math_verify: pip install 'sip-jax\[rlvr\]'"):

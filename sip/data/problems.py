@@ -1,7 +1,7 @@
 """Problems whose answers can be checked: of files, of reasoning-gym, or of the micro-world.
 
-    file           JSON Lines: `problem` and `answer`, a text or a number (MATH-500, AIME), or
-                   `question` and an `answer` that ends with "#### ANSWER" (GSM8K)
+    file           JSON Lines or Parquet: `problem` and `answer`, a text or a number (MATH-500,
+                   AIME), or `question` and an `answer` that ends with "#### ANSWER" (GSM8K)
     reasoning_gym  generated problems (extra `rlvr`) of the kinds in GENERATORS
     microworld     questions of two hops and running sums about the corpus `microworld_problems`
 
@@ -11,17 +11,18 @@ A line without a problem or an answer is left out and counted by its reason. The
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sip.data.conversations import NOT_UTF8, Unusable, check_left_out, row_of
+from sip.data import files, records
+from sip.data.conversations import Unusable, check_left_out
 from sip.data.documents import PARTS, part
 from sip.data.microworld.settings import PROBLEMS, ProblemWorldConfig
+from sip.data.records import NOT_UTF8
 from sip.sections import at_least, check, one_of, plain, section
 from sip.structs import UserError
-from sip.text.lines import opened, read_lines
 from sip.workdir import place
 
 FILE, GYM, WORLD = SOURCES = ("file", "reasoning_gym", "microworld")
@@ -34,8 +35,10 @@ REASON = {  # the instruction of the default template, for a boxed answer and fo
 NO_PROBLEM, NO_ANSWER = "without a problem", "without an answer"
 NO_SUCH_ANSWER = "with an answer that is neither a text nor a number"
 TOO_LARGE = "with an answer that is too long or too deep to check"
+FIELDS = ("problem", "question", "answer", "solution")  # of a file
 REPEATED, IN_TEST = "copies of others", "in the test file"
 TEST = re.compile(r"(?<![a-z])test(?![a-z])|math.?500", re.IGNORECASE)  # a test set's file name
+BRACE, PLAIN = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]"), -1
 # Limits of an answer. Longer and deeper ones would cost the checker seconds each.
 MOST_CHARACTERS, MOST_DIGITS, MOST_DEPTH = 300, 40, 12
 # Settings of each generator at level 1 to 5.
@@ -65,8 +68,8 @@ class ProblemsConfig:
     """Problems with answers, and the form in which answers are asked for. Raises UserError."""
 
     source: str = FILE  # file | reasoning_gym | microworld
-    path: str = ""  # file: JSON Lines to learn from, never a test set
-    test: str = ""  # file: JSON Lines of the test part; empty: 5 % of `path`, by a hash
+    path: str = ""  # file: to learn from, never a test set; files, a folder or a glob
+    test: str = ""  # file: of the test part, named alike; empty: 5 % of `path`, by a hash
     kinds: tuple[str, ...] = ()  # generated problems: their kinds
     level: int = 1  # generated problems: difficulty, 1 to 5
     count: int = 2000  # generated problems: number of each kind, all parts together
@@ -92,23 +95,37 @@ class ProblemsConfig:
         known = {FILE: (), GYM: tuple(GENERATORS), WORLD: PROBLEMS}[self.source]
         if self.source != FILE and (not self.kinds or set(self.kinds) - set(known)):
             raise UserError(f"problems.kinds {self.kinds}: must be of {', '.join(known)}")
-        if TEST.search(Path(self.path).name):
-            raise UserError(
-                f"problems.path {self.path}: is a test set by its name, which is never trained on; "
-                "name it in problems.test, or evaluate with python -m sip.evaluate --evals=problems"
-            )
+        _refuse_tests(self.path.split(","))
         if self.template and "{problem}" not in self.template:
             raise UserError(f"problems.template {self.template!r:.60}: has no {{problem}}")
         if not self.form.strip():
             raise UserError("problems.form is empty: boxed, or a marker such as Answer:")
 
     def reach(self) -> None:
-        """Raises UserError if a file of problems does not exist."""
+        """Raises UserError if there is nothing to learn from, or as `check_files` does."""
         if self.source == FILE and not self.path:
-            raise UserError("problems.path: needed; a JSON Lines file of problems")
+            raise UserError("problems.path: needed; a file of problems, JSON Lines or Parquet")
+        self.check_files()
+
+    def check_files(self) -> None:
+        """Raises UserError if a file of problems does not exist or is of another kind."""
         for key in ("path", "test"):
-            if (path := getattr(self, key)) and not Path(path).is_file():
-                raise UserError(f"problems.{key} {path!r}: there is no such file")
+            if path := getattr(self, key):
+                try:
+                    files.listed_any(path)
+                except UserError as error:
+                    raise UserError(f"problems.{key}: {error}") from None
+
+
+def _refuse_tests(paths: Iterable[str]) -> None:
+    """Raises UserError if a file to learn from is a test set by its name."""
+    for path in paths:
+        if TEST.search(Path(path).name):
+            raise UserError(
+                f"problems.path {path}: is a test set by its name, which is never trained on; name "
+                "the other files, such as train*.jsonl, and this one in problems.test, or evaluate "
+                "with python -m sip.evaluate --evals=problems"
+            )
 
 
 Parts = dict[str, list[Problem]]
@@ -138,6 +155,7 @@ def _divided(problems: Sequence[Problem]) -> tuple[Parts, dict[str, int]]:
 
 def _of_files(cfg: ProblemsConfig) -> tuple[Parts, dict[str, int]]:
     most = cfg.max_skipped_fraction
+    _refuse_tests(files.listed_any(cfg.path) if cfg.path else ())
     found, left_out = read(cfg.path, most) if cfg.path else ([], {})
     if not cfg.test:
         parts, copies = _divided(found)
@@ -161,17 +179,22 @@ def _plain(text: str) -> str:
 
 
 def read(path: str, max_skipped_fraction: float) -> tuple[list[Problem], dict[str, int]]:
-    """Reads a file of problems. Returns (problems, left_out by reason).
+    """Reads problems; `path` is a file, several, a folder or a glob. Returns (problems, left_out by
+    reason).
 
-    Raises UserError if it cannot be read, or if more than `max_skipped_fraction` of its lines are
-    left out.
+    Raises UserError if a file cannot be read, or if more than `max_skipped_fraction` of the records
+    are left out.
     """
     found: list[Problem] = []
     counts: Counter[str] = Counter()
-    for line in read_lines(opened(path, "problems"), path):
-        if line.strip():
+    for file in files.listed_any(path):
+        kind = files.format_of(file)
+        kind = "jsonl" if kind in ("", "txt") else kind  # JSON Lines under another name
+        for record, reason in records.read(file, kind, columns=FIELDS):
             try:
-                found.append(problem_of(row_of(line)))
+                if reason:
+                    raise Unusable(reason)
+                found.append(problem_of(record))
             except Unusable as why:
                 counts[str(why)] += 1
     total = len(found) + counts.total()
@@ -180,28 +203,30 @@ def read(path: str, max_skipped_fraction: float) -> tuple[list[Problem], dict[st
 
 
 def problem_of(row: Mapping[str, Any]) -> Problem:
-    """Returns the problem of a line of a file. Raises Unusable if it is left out."""
-    text = next((row[key] for key in ("problem", "question") if key in row), None)
-    if not isinstance(text, str) or not text.strip():
-        raise Unusable(NO_PROBLEM)
+    """Returns the problem of a record of a file. Raises Unusable if it is left out."""
+    text = _text(next((row[key] for key in FIELDS[:2] if key in row), None), NO_PROBLEM)
     answer = row["answer"] if "answer" in row else None
-    if answer is None:
-        raise Unusable(NO_ANSWER)
-    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+    if isinstance(answer, bool) or not isinstance(answer, str | bytes | int | float | None):
         raise Unusable(NO_SUCH_ANSWER)
-    steps, mark, last = str(answer).rpartition("####")  # the format of GSM8K
+    answer = str(answer) if isinstance(answer, int | float) else _text(answer, NO_ANSWER)
+    steps, mark, last = answer.rpartition("####")  # the format of GSM8K
     final = last.strip().replace(",", "") if mark else last.strip()
-    solution = row["solution"] if "solution" in row else ""
+    solution = records.text_of(row["solution"])[0] if "solution" in row else ""
     # <<16-3-4=9>> are marks for a calculator.
     solution = re.sub(r"<<[^<>]*>>", "", steps).strip() if mark else solution
     if not final:
         raise Unusable(NO_ANSWER)
     if not within_limits(final):
         raise Unusable(TOO_LARGE)
-    for each in (text, final):
-        if any("\ud800" <= c <= "\udfff" for c in each):
-            raise Unusable(NOT_UTF8)
-    return Problem(text, final, solution if isinstance(solution, str) else "")
+    return Problem(text, final, solution)
+
+
+def _text(value: Any, missing: str) -> str:
+    """Returns the text of a field. Raises Unusable with the reason `missing` if it has none."""
+    text, reason = records.text_of(value)
+    if reason:
+        raise Unusable(NOT_UTF8 if reason == NOT_UTF8 else missing)
+    return text
 
 
 def _of_gym(cfg: ProblemsConfig) -> Iterator[Problem]:
@@ -271,13 +296,14 @@ def extract(form: str, text: str, *, cut: bool = False, lines: int = 1) -> str |
 
 def _boxed(text: str) -> str | None:
     """Returns the content of the last \\boxed{} whose braces are balanced."""
-    for start in reversed([found.end() for found in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
-        depth = 1
-        for at in range(start, len(text)):
-            depth += (text[at] == "{") - (text[at] == "}")
-            if not depth:
-                return text[start:at].strip() or None
-    return None
+    opened: list[int] = []  # where the content of each open brace begins; PLAIN: not a box's
+    first, end = PLAIN, PLAIN
+    for brace in BRACE.finditer(text):
+        if brace[0] != "}":
+            opened.append(PLAIN if brace[0] == "{" else brace.end())
+        elif opened and (start := opened.pop()) > first:
+            first, end = start, brace.start()
+    return text[first:end].strip() or None if end != PLAIN else None
 
 
 def within_limits(answer: str) -> bool:

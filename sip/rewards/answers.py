@@ -7,7 +7,8 @@
 
 A text without an answer in the wanted form is wrong, and so is an answer that is longer or deeper
 than any right one. A check that fails, by a timeout or a worker that dies, says nothing about the
-answer: it is masked and counted.
+answer: it is masked and counted. Equal pairs of a call are checked once, and an answer whose check
+has timed out is not checked again in it: a policy that collapses may write one such answer only.
 """
 
 import contextlib
@@ -99,14 +100,27 @@ class Checker:
         """
         return processes.broadcast(lambda: self._verdicts(golds, answers))
 
+    def readable(self, golds: Sequence[Gold]) -> list[str]:
+        """Returns the verdict about each right answer as an answer to its own problem.
+
+        In `verdicts` equal texts are right. Here only what the check can read is.
+        """
+        return processes.broadcast(lambda: self._readable(golds))
+
     def _verdicts(self, golds, answers) -> list[str]:
+        pairs = [(gold.answer, str(answer)) for gold, answer in zip(golds, answers, strict=True)]
         found = [self._at_once(g, a) for g, a in zip(golds, answers, strict=True)]
-        left = [i for i, verdict in enumerate(found) if not verdict]
-        if left:
-            asked = self._compared([(golds[i].answer, str(answers[i])) for i in left])
-            for i, verdict in zip(left, asked, strict=True):
-                found[i] = verdict
-        return found
+        return self._completed(pairs, found)
+
+    def _readable(self, golds: Sequence[Gold]) -> list[str]:
+        found = [self._of_itself(gold) for gold in golds]
+        return self._completed([(gold.answer, gold.answer) for gold in golds], found)
+
+    def _completed(self, pairs: Sequence[tuple[str, str]], found: Sequence[str]) -> list[str]:
+        """Returns the verdicts `found`, with those of math-verify in the place of ""."""
+        left = [pair for pair, verdict in zip(pairs, found, strict=True) if not verdict]
+        asked = self._asked(left)
+        return [v or asked[pair] for pair, v in zip(pairs, found, strict=True)]
 
     def _at_once(self, gold: Gold, answer: str | None) -> str:
         """Returns the verdict, or "" if math-verify has to decide."""
@@ -118,18 +132,46 @@ class Checker:
             return _by_generator(gold, answer)
         if normal(answer) == normal(gold.answer):
             return RIGHT
+        return self._by_value(gold.answer, answer)
+
+    def _of_itself(self, gold: Gold) -> str:
+        """Returns the verdict about a right answer, or "" if math-verify has to decide."""
+        if not within_limits(gold.answer):
+            return REFUSED
+        if self.cfg.check == "own":
+            return _by_generator(gold, gold.answer)
+        return self._by_value(gold.answer, gold.answer)
+
+    def _by_value(self, gold: str, answer: str) -> str:
+        """Returns the verdict without math-verify, "" if it has to decide."""
         if self.cfg.check == "exact":
-            return WRONG
+            return RIGHT if normal(answer) == normal(gold) else WRONG
         strip = self.cfg.check == "numeric"
-        right, said = number(gold.answer, strip=strip), number(answer, strip=strip)
+        right, said = number(gold, strip=strip), number(answer, strip=strip)
         if right is not None and said is not None:
             return RIGHT if right == said else WRONG
         if self.cfg.check == "math":
             return ""
-        return UNREAD if right is not None else WRONG
+        return UNREAD if said is None else WRONG
+
+    def _asked(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        """Asks math-verify about each pair (right answer, answer) once.
+
+        First about one pair of each answer: one that has timed out would do so beside another right
+        answer too.
+        """
+        first = list({pair[1]: pair for pair in reversed(pairs)}.values())
+        found = dict(zip(first, self._compared(first), strict=True))
+        hung = {answer for (_, answer), verdict in found.items() if verdict == TIMEOUT}
+        rest = [pair for pair in dict.fromkeys(pairs) if pair not in found]
+        left = [pair for pair in rest if pair[1] not in hung]
+        found |= dict.fromkeys(rest, TIMEOUT)
+        return found | dict(zip(left, self._compared(left), strict=True))
 
     def _compared(self, pairs: list[tuple[str, str]]) -> list[str]:
         """Asks the worker processes; if their parent dies, no answer of this call has a verdict."""
+        if not pairs:
+            return []
         if self._process and self._process[0].poll() is not None:
             _stop(self._process)
         if not self._process:

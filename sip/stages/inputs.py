@@ -31,6 +31,7 @@ from sip.structs import UserError
 from sip.training import checkpoints
 
 FILE = "inputs.json"
+SEVERAL = re.compile(rf"{files.GLOB.pattern}|,")  # in the name of several files
 PUBLISHED = (".json", ".safetensors", ".model", ".jinja")  # files of a Hugging Face checkpoint
 
 
@@ -91,8 +92,8 @@ def _files(run: Run) -> Iterator[tuple[str, str]]:
         # os.path: a text that is too long for a path, such as a template, is none.
         if os.path.isfile(path) or os.path.isdir(path):
             yield name, _digest([path] if path.is_file() else _published(path))
-        elif files.GLOB.search(name) and name.endswith(files.ENDINGS["jsonl"]):
-            yield name, _digest(files.listed(name, "jsonl"))
+        elif SEVERAL.search(name) and all(files.format_of(part) for part in name.split(",")):
+            yield name, _digest(files.listed_any(name))
     if (shared / "tokenizer.model").exists():
         yield "tokenizer.model", _digest([shared / "tokenizer.model"])
 

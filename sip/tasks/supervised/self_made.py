@@ -32,7 +32,7 @@ from sip.data.documents import PARTS
 from sip.data.problems import ProblemsConfig
 from sip.data.prompts import Prompt
 from sip.evals import problems as evals
-from sip.rewards import answers
+from sip.rewards import answers, majority
 from sip.rewards.answers import RIGHT, AnswersConfig
 from sip.run import Run
 from sip.sampling import SamplingConfig
@@ -178,7 +178,8 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     wanted: Config = c.task
     form = conversations.named_format(wanted.chat, run.tokenizer, run.workdir)
     encode, room = prompt_files.chatted(form), c.model.max_len - wanted.answer
-    parts, left_out = problems.prompts_of(wanted.problems, run.config.data, encode, room)
+    checker = answers.checker(wanted.answers)
+    parts, left_out = problems.prompts_of(wanted.problems, run.config.data, encode, room, checker)
     run.left_out["problems"] = left_out
     split = lambda which, most: documents.select(
         [(part, p) for part in PARTS for p in parts[part]], which, lambda one: one[0]
@@ -209,7 +210,8 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     def finish(params) -> dict[str, Any]:
         how = wanted.wanted(c, form.stops, "start")
         now = sampled.solve(run, how, params, writer, test)
-        return run.write_eval({**problems.figures(now), **compared(start, now), **kept})
+        found = problems.figures(now, problems.votes_of(now, checker))
+        return run.write_eval({**found, **compared(start, now, found["answer_tokens"]), **kept})
 
     batch = lambda at: train.batch(at, c.batch, seed=run.seed)
     return SupervisedTask(batch, *tokens_loss(c), during, finish)
@@ -228,16 +230,16 @@ def _greedy(wanted: Config, writer: AnswerWriter, params, asked, batch: int) -> 
     return {key: float(np.mean(each)) for key, each in zip(FIGURES, values, strict=True) if each}
 
 
-def compared(start: Sequence[Solved], now: Sequence[Solved]) -> dict[str, float]:
+def compared(start: Sequence[Sampled], now: Sequence[Solved], tokens: float) -> dict[str, float]:
     """Returns figures of answers to the same problems against those of the start.
 
-    `tokens_ratio` is the mean length over the start's. The pass rates are by thirds of difficulty,
-    as the start's pass rates rank the problems.
+    `tokens` is the mean length of an answer, `tokens_ratio` its ratio to the start's. The pass
+    rates are by thirds of difficulty, as the start's pass rates rank the problems.
     """
     ours, theirs = ([one.passes for one in some] for some in (now, start))
-    before = problems.figures(start)
+    before = problems.figures(start, problems.as_votes([one.groups for one in start]))
     found = {f"start/{key}": x for key, x in before.items() if "@" in key or key == "answer_tokens"}
-    found["tokens_ratio"] = problems.figures(now)["answer_tokens"] / max(before["answer_tokens"], 1)
+    found["tokens_ratio"] = tokens / max(before["answer_tokens"], 1)
     for name, rates in (("passes", ours), ("start/passes", theirs)):
         found |= {f"{name}/{third}": x for third, x in evals.thirds(theirs, rates).items()}
     return found
@@ -368,7 +370,7 @@ def accepted(wanted: Config, one: Sampled) -> tuple[list[bool], int, int]:
         return [verdict == RIGHT for verdict in one.verdicts], one.right, one.checked
     label = one.vote.label
     found = [group == label and label >= 0 for group in one.groups]
-    return found, sum(found), len(found)
+    return found, sum(found), sum(group != majority.UNSURE for group in one.groups)
 
 
 def chosen(

@@ -1,5 +1,6 @@
 """Tests RL on problems: the task, the gate before it, overlong answers, figures of many answers."""
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -7,12 +8,13 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import tiny
 from workdirs import lines
 
-from sip import evaluate
+from sip import evaluate, loading
 from sip.data import problems as problem_sets
 from sip.data.problems import ProblemsConfig
 from sip.evals import problems as evals
@@ -250,7 +252,7 @@ def test_held_out_problems_and_test_sets_are_never_learned(of_bytes, tmp_path):
 
 def measured(monkeypatch, flat, gate, kept):
     found = [{"rl/flat_groups": (n, 4.0), "reward/all": (n, 8.0)} for n in flat]
-    monkeypatch.setattr(rl, "collect", lambda c, task, params, at, *_, **__: (None, found[at]))
+    monkeypatch.setattr(rl, "draw", lambda c, task, params, at, *_, **__: (None, found[at], None))
     run = SimpleNamespace(name="rlvr", seed=0, say=kept.append)
     c = SimpleNamespace(gate=gate, answered=4, rollouts=2)
     return rl.measure(run, c, None, None)
@@ -319,13 +321,21 @@ def test_worked_solutions_become_conversations_in_the_parts_of_the_problems(of_b
         conversations.Config(name="conversations", path="x", problems=cfg, chat="turns")
 
 
-def test_the_format_of_gsm8k_end_to_end_in_one_step(of_bytes, quick, tmp_path, capsys):
-    """Loader, prompt, one RL step and evaluation, checked by math-verify; nothing is left out."""
+def grade_school(of_bytes, tmp_path, **task):
+    """Returns the recipe for GRADE_SCHOOL, checked by math-verify; weight decay moves a model."""
     rows = [dict(question=q, answer=f"{steps}\n#### {a}") for q, steps, a in GRADE_SCHOOL]
-    config = recipe(of_bytes, tmp_path, rows)
+    config = recipe(of_bytes, tmp_path, rows, **task)
     run = config.runs.rlvr
-    run.steps, run.optim.warmup_steps, run.task.problems.template = 1, 0, ""
-    run.task.answers.check, run.evals.every_steps = "math", 1
+    run.task.problems.template, run.task.answers.check = "", "math"
+    run.optim.update(warmup_steps=0, lr=0.1, weight_decay=0.5)
+    run.evals.every_steps = 1
+    return config
+
+
+def test_the_format_of_gsm8k_end_to_end_in_one_step(of_bytes, quick, tmp_path, capsys):
+    """Loader, prompt, one RL step and evaluation; nothing is left out."""
+    config = grade_school(of_bytes, tmp_path)
+    config.runs.rlvr.steps = 1
     figures = rl.train(Run(config, "rlvr", str(tmp_path / "work")))
     said = capsys.readouterr().err
     assert "prompts: " in said and "left out" not in said
@@ -335,13 +345,48 @@ def test_the_format_of_gsm8k_end_to_end_in_one_step(of_bytes, quick, tmp_path, c
     assert {"mean@2", "maj@2", "pass@2"} <= figures.keys() and figures["mean@2"] == 0
     task = built(config, tmp_path)
     right = {q: a.replace(",", "") for q, _, a in GRADE_SCHOOL}
-    asked = [Byte().decode(ids).split("\n")[0] for ids in task.prompts(0)]
+    texts = [Byte().decode(ids) for ids in task.prompts(0)]
+    asked = [text.removeprefix("<|user|>").partition("\nReason step by step")[0] for text in texts]
     ids = [
         [[*b"So \\boxed{%s}" % right[q].encode(), Byte.eos], [*b"\\boxed{0}", Byte.eos]]
         for q in asked
     ]
     reward_PBK, valid_BK, _ = task.reward(0, ids)
     assert reward_PBK[0].tolist() == [[1, 0]] * 2 and valid_BK.all()
+
+
+def test_a_run_that_ends_early_is_evaluated_with_its_best_parameters(
+    of_bytes, quick, tmp_path, monkeypatch, capsys
+):
+    """No answer is right, so the first of equal evaluations is the best one, and the second ends
+    the run."""
+    config = grade_school(of_bytes, tmp_path)
+    run = config.runs.rlvr
+    run.steps, run.evals.patience, run.checkpoint.best = 4, 1, "eval/reward/answers"
+    build, finished = prompts.build, []
+    keep = lambda params: finished.append(params) or {}
+    kept = lambda *args: dataclasses.replace(build(*args), finish=keep)
+    monkeypatch.setitem(rl.TASKS, "prompts", (Config, kept))
+    work = tmp_path / "work"
+    figures = rl.train(Run(config, "rlvr", str(work)))
+    assert (figures["stopped_early_after"], figures["evaluated_step"]) == (2, 1)
+    assert "the best parameters are evaluated, step 1" in capsys.readouterr().err
+    best, last = (
+        loading.load_params(str(work / "runs" / name), single())[0]
+        for name in ("rlvr/best", "rlvr")
+    )
+    jax.tree.map(np.testing.assert_array_equal, finished, [best])
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (best, last)), strict=True))
+
+
+def test_a_best_checkpoint_without_held_out_problems_is_refused_at_the_start(of_bytes, tmp_path):
+    config = recipe(of_bytes, tmp_path, ROWS[2:6])
+    config.runs.rlvr.checkpoint.best = "eval/reward/answers"
+    said = "checkpoint.best 'eval/reward/answers' needs evaluations, but .* nothing in the part val"
+    with pytest.raises(UserError, match=said):
+        built(config, tmp_path)
+    config.runs.rlvr.checkpoint.best = ""
+    built(config, tmp_path)
 
 
 def test_answers_vote_by_verified_equivalence():
@@ -361,6 +406,7 @@ def test_answers_vote_by_verified_equivalence():
         ("numeric", r"\frac{\pi}{2}", "1 whose right answer is unread by the check numeric"),
         ("exact", "(" * 13, "1 with an answer that is too long or too deep to check"),
     ],
+    ids=["unread", "too deep"],
 )
 def test_what_the_check_cannot_read_is_left_out_and_said_at_the_start(
     check, answer, said, of_bytes, tmp_path, capsys

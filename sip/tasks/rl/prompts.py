@@ -372,6 +372,7 @@ def _of_file(run: Run, c, mesh) -> Prompts:
         )
     run.left_out["prompts"] = left_out
     learned = parts[c.split]
+    c.checkpoint.check_held_out(parts["validation"], name)
     if not learned:
         raise UserError(f"{name}: no prompt in split {c.split!r}, by its hash")
     run.say(_said(run.name, learned, parts, left_out))

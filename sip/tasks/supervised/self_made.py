@@ -192,6 +192,7 @@ def build(run: Run, c, mesh) -> SupervisedTask:
             (c.evals.split, c.evals.standard),
         )
     )
+    c.checkpoint.check_held_out(validation, "task.problems")
     for which, some in ((c.split, learned), (c.evals.split, test)):
         if not some:
             raise UserError(f"task.problems: no problem in split {which!r}")

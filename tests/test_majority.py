@@ -12,7 +12,7 @@ from sip.data.prompts import Prompt
 from sip.evals.collapse import CollapseConfig, collapsed
 from sip.objectives import policy
 from sip.rewards import majority
-from sip.rewards.answers import AnswersConfig, Checker
+from sip.rewards.answers import PROBE, AnswersConfig, Checker
 from sip.rewards.majority import NO_VOTE, UNSURE, MajorityConfig, equal_by, grouped, vote
 from sip.stages import rl, watch
 from sip.stages.watch import Watch
@@ -81,27 +81,23 @@ class Compares:
     def __init__(self, **pairs):
         self.asked, self.pairs = [], pairs
 
-    def readable(self, golds):
-        self.asked += [(gold.answer,) for gold in golds]
-        alone = {"h": "timeout", "?": "unread"}
-        return [alone[g.answer] if g.answer in alone else "right" for g in golds]
-
     def verdicts(self, golds, answers):
         asked = [(gold.answer, said) for gold, said in zip(golds, answers, strict=True)]
         self.asked += asked
-        return [self.pairs["".join(x)] if "".join(x) in self.pairs else "wrong" for x in asked]
+        known = {PROBE + "h": "timeout", PROBE + "?": "unread"} | self.pairs
+        return [known["".join(x)] if "".join(x) in known else "wrong" for x in asked]
 
 
 def test_a_hanging_answer_costs_one_timeout_and_not_one_with_each_other_answer():
     checker: Any = Compares(ab="right")
     asked = [["h", "a", "b", "?"]] * 2
     assert grouped(asked, equal_by(checker)) == [[UNSURE, 0, 0, 1]] * 2
-    assert sorted(set(checker.asked)) == [("?",), ("a",), ("a", "b"), ("b",), ("h",)]
+    assert set(checker.asked) == {*((PROBE, one) for one in "hab?"), ("a", "b")}
 
 
-def test_two_answers_whose_comparison_fails_are_both_unsure():
-    checker: Any = Compares(ab="died")
-    assert grouped([["a", "b", "c"]], equal_by(checker)) == [[UNSURE, UNSURE, 0]]
+def test_of_two_answers_whose_comparison_fails_the_rarer_is_unsure():
+    checker: Any = Compares(ba="died")
+    assert grouped([["a", "b", "c", "b"]], equal_by(checker)) == [[UNSURE, 0, 1, 0]]
 
 
 ANSWERS = [

@@ -1,10 +1,14 @@
 """Tests problems: files, generated ones, those of the micro-world, and the forms of answers."""
 
 import dataclasses
+import gzip
 import json
+import time
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from sip.data import problems
 from sip.data.documents import DataConfig, load, part
@@ -50,6 +54,35 @@ def test_lines_of_all_formats_are_read_and_others_counted(tmp_path):
     }
     with pytest.raises(UserError, match="8 of 11 problems cannot be used.*4 without an answer"):
         problems.read(str(tmp_path / "p.jsonl"), 0.1)
+
+
+def test_files_of_several_formats_a_folder_and_a_glob_are_read(tmp_path):
+    """As the hub has them: Parquet in shards, with the test set beside them."""
+    rows = [dict(question=f"{n}?", answer=f"It is <<{n}={n}>>{n}.\n#### {n}") for n in range(6)]
+    folder = tmp_path / "main"
+    folder.mkdir()
+    for shard in range(2):
+        table = pyarrow.Table.from_pylist(rows[3 * shard : 3 * shard + 3])
+        parquet.write_table(table, folder / f"train-{shard:05}-of-00002.parquet")
+    aime = dict(problem="AIME?", answer=204, year=2024)
+    with gzip.open(tmp_path / "aime.jsonl.gz", "wt") as file:
+        file.write(json.dumps(aime))
+    for path, count in (
+        (str(folder), 6),
+        (f"{folder}/train-*.parquet", 6),
+        (f"{folder}/train-00001-of-00002.parquet,{tmp_path}/aime.jsonl.gz", 4),
+    ):
+        found, left_out = problems.read(path, 0.0)
+        assert len(found) == count and not left_out
+        problems.ProblemsConfig(path=path).reach()
+    assert found[0] == problems.Problem("3?", "3", "It is 3.") and found[3].answer == "204"
+    parquet.write_table(table, folder / "test-00000-of-00001.parquet")
+    for path in (str(folder), f"{tmp_path}/aime.jsonl.gz,{folder}/test-00000-of-00001.parquet"):
+        with pytest.raises(UserError, match="test-00000-of-00001.parquet: is a test set by its na"):
+            problems.load(ProblemsConfig(path=path), {})
+    with pytest.raises(UserError, match=r"problems.test: .*a.csv: CSV is not read"):
+        (tmp_path / "a.csv").write_text("problem,answer")
+        ProblemsConfig(path=f"{folder}/train-*", test=str(tmp_path / "a.csv")).reach()
 
 
 def test_no_problem_of_the_test_file_is_learned(tmp_path):
@@ -110,6 +143,21 @@ def test_a_missing_file_and_another_world_are_named(tmp_path):
 )
 def test_a_boxed_answer_is_the_last_whole_one(text, answer):
     assert problems.extract("boxed", text) == answer
+
+
+@pytest.mark.parametrize("text", [r"\boxed{" * 10000, r"\boxed{" * 10000 + "{}", "{" * 60000])
+def test_boxes_that_never_close_are_looked_through_once(text):
+    """The time grew with the square of their number: 28 s for these."""
+    started = time.process_time()
+    assert problems.extract("boxed", text) is None
+    assert time.process_time() - started < 1
+    assert problems.extract("boxed", rf"\boxed{{7}} {text}") == "7"
+
+
+def test_the_last_box_that_closes_is_found_inside_others():
+    assert problems.extract("boxed", r"} \boxed{1 \boxed{2} {3}") == "2"
+    assert problems.extract("boxed", r"\boxed{1 \fbox{2}} {") == "2"
+    assert problems.extract("boxed", r"\boxed{1} \boxed{\frac{2}{3}} \boxed{{4}") == r"\frac{2}{3}"
 
 
 @pytest.mark.parametrize(

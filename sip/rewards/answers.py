@@ -44,6 +44,9 @@ FAILURES = (TIMEOUT, DIED, FAILED)
 NUMBER = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)?(\.\d+)?")
 RATIO = re.compile(r"([-+]?\d+)\s*/\s*(\d+)")
 MIB = 2048  # memory of a worker
+# An answer that hangs does so beside a number. Beside itself it may not: equal texts are not looked
+# into.
+PROBE = "17"
 LIBRARIES = dict.fromkeys(CHECKS, ()) | dict(math=("math_verify", "pebble"), own=("reasoning_gym",))
 SCRIPT = Path(__file__).with_name("checking.py")
 
@@ -103,24 +106,24 @@ class Checker:
     def readable(self, golds: Sequence[Gold]) -> list[str]:
         """Returns the verdict about each right answer as an answer to its own problem.
 
-        In `verdicts` equal texts are right. Here only what the check can read is.
+        In `verdicts` equal texts are right. Here only what the check can read is, and what it can
+        compare with a number in time.
         """
         return processes.broadcast(lambda: self._readable(golds))
 
     def _verdicts(self, golds, answers) -> list[str]:
-        pairs = [(gold.answer, str(answer)) for gold, answer in zip(golds, answers, strict=True)]
         found = [self._at_once(g, a) for g, a in zip(golds, answers, strict=True)]
-        return self._completed(pairs, found)
+        pairs = [(gold.answer, str(answer)) for gold, answer in zip(golds, answers, strict=True)]
+        asked = self._asked([pair for pair, v in zip(pairs, found, strict=True) if not v])
+        return [v or asked[pair] for pair, v in zip(pairs, found, strict=True)]
 
     def _readable(self, golds: Sequence[Gold]) -> list[str]:
         found = [self._of_itself(gold) for gold in golds]
-        return self._completed([(gold.answer, gold.answer) for gold in golds], found)
-
-    def _completed(self, pairs: Sequence[tuple[str, str]], found: Sequence[str]) -> list[str]:
-        """Returns the verdicts `found`, with those of math-verify in the place of ""."""
-        left = [pair for pair, verdict in zip(pairs, found, strict=True) if not verdict]
-        asked = self._asked(left)
-        return [v or asked[pair] for pair, v in zip(pairs, found, strict=True)]
+        texts = [gold.answer for gold, v in zip(golds, found, strict=True) if not v]
+        asked = self._asked([pair for text in texts for pair in ((PROBE, text), (text, text))])
+        failed = {text for text in texts if asked[PROBE, text] in FAILURES}
+        probed = {x: asked[(PROBE if x in failed else x), x] for x in texts}
+        return [v or probed[gold.answer] for gold, v in zip(golds, found, strict=True)]
 
     def _at_once(self, gold: Gold, answer: str | None) -> str:
         """Returns the verdict, or "" if math-verify has to decide."""
@@ -160,7 +163,10 @@ class Checker:
         First about one pair of each answer: one that has timed out would do so beside another right
         answer too.
         """
-        first = list({pair[1]: pair for pair in reversed(pairs)}.values())
+        by_answer: dict[str, tuple[str, str]] = {}
+        for pair in pairs:
+            by_answer.setdefault(pair[1], pair)
+        first = list(by_answer.values())
         found = dict(zip(first, self._compared(first), strict=True))
         hung = {answer for (_, answer), verdict in found.items() if verdict == TIMEOUT}
         rest = [pair for pair in dict.fromkeys(pairs) if pair not in found]

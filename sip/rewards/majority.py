@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sip.metrics import pair
-from sip.rewards.answers import FAILURES, RIGHT, Checker, Gold, key
+from sip.rewards.answers import FAILURES, PROBE, RIGHT, WRONG, Checker, Gold, key
 from sip.rewards.verdicts import Reward
 from sip.sections import above, at_least, check, one_of
 from sip.structs import UserError
@@ -71,21 +71,22 @@ Equal = Callable[[Sequence[tuple[str, str]]], tuple[list[bool], set[str]]]
 def equal_by(checker: Checker) -> Equal:
     """Returns the comparison of answers by a checker.
 
-    Each answer is read alone first, so that one that hangs costs one timeout and not one with each
-    other answer. A generator's own check (reasoning-gym) knows the right answer only, so it
-    compares nothing.
+    Each answer is compared with a number first, so that one that hangs costs one timeout and not
+    one with each other answer. A generator's own check (reasoning-gym) knows the right answer only,
+    so it compares nothing.
     """
     if checker.cfg.check == "own":
         return lambda pairs: ([False] * len(pairs), set())
 
     def equal(pairs):
         texts = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
-        alone = dict(zip(texts, checker.readable([Gold(text) for text in texts]), strict=True))
-        asked = [pair for pair in pairs if all(alone[text] == RIGHT for text in pair)]
+        alone = dict(zip(texts, checker.verdicts([Gold(PROBE)] * len(texts), texts), strict=True))
+        asked = [pair for pair in pairs if all(alone[text] in (RIGHT, WRONG) for text in pair)]
         golds, answers = [Gold(one) for one, _ in asked], [two for _, two in asked]
         verdicts = dict(zip(asked, checker.verdicts(golds, answers), strict=True))
         failed = {text for text in texts if alone[text] in FAILURES}
-        failed |= {text for pair in asked if verdicts[pair] in FAILURES for text in pair}
+        # One of the two is enough: `vote` gives its voters to any group. The second is the rarer.
+        failed |= {two for one, two in asked if verdicts[one, two] in FAILURES}
         return [pair in verdicts and verdicts[pair] == RIGHT for pair in pairs], failed
 
     return equal

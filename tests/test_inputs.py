@@ -148,6 +148,24 @@ def test_a_folder_and_an_evaluation_set_are_digested_and_a_new_file_is_a_change(
         check(run)
 
 
+def test_a_glob_and_several_files_of_problems_are_digested(run, tmp_path):
+    for name in ("train-0.parquet", "train-1.parquet", "aime.jsonl.gz"):
+        (tmp_path / name).write_text(name)
+    both = f"{tmp_path}/train-*.parquet,{tmp_path}/aime.jsonl.gz"
+    prose = "Say what it is, and why: {problem}?"  # a name of no file
+    problems = {"path": f"{tmp_path}/train-*.parquet", "test": both, "template": prose}
+    run.config.runs[run.name].task = ConfigDict({"problems": problems})
+    check(run)
+    (tmp_path / "aime.jsonl.gz").write_text("changed since")
+    with pytest.raises(UserError, match=r"aime\.jsonl\.gz has changed"):
+        check(run)
+    (tmp_path / "aime.jsonl.gz").write_text("aime.jsonl.gz")
+    check(run)
+    (tmp_path / "train-2.parquet").write_text("one more")
+    with pytest.raises(UserError, match=r"train-\*\.parquet has changed"):
+        check(run)
+
+
 def test_the_files_of_all_sources_of_a_mixture_are_digested(run, tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(name)

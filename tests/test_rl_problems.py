@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from workdirs import lines
+from workdirs import call, lines
 
 from sip import evaluate, loading
 from sip.data import problems as problem_sets
@@ -377,6 +377,12 @@ def test_a_run_that_ends_early_is_evaluated_with_its_best_parameters(
     )
     jax.tree.map(np.testing.assert_array_equal, finished, [best])
     assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (best, last)), strict=True))
+
+
+def test_missing_files_to_evaluate_are_named(capsys):
+    argv = ["--evals=problems", "--problems=nowhere/*.jsonl", "--checkpoint=."]
+    assert call(evaluate, *argv) == 2
+    assert "error: --problems: nowhere/*.jsonl: no file has such a name" in capsys.readouterr().err
 
 
 def test_a_best_checkpoint_without_held_out_problems_is_refused_at_the_start(of_bytes, tmp_path):

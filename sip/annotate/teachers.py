@@ -63,7 +63,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class Portion:
-    """What became of some texts, by place."""
+    """The outcome for some texts, by place."""
 
     pieces: list[Pieces | None]  # the annotated text of each accepted text
     asked: int  # number of texts that the teacher was asked about

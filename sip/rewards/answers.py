@@ -114,13 +114,13 @@ class Checker:
     def _verdicts(self, golds, answers) -> list[str]:
         found = [self._at_once(g, a) for g, a in zip(golds, answers, strict=True)]
         pairs = [(gold.answer, str(answer)) for gold, answer in zip(golds, answers, strict=True)]
-        asked = self._asked([pair for pair, v in zip(pairs, found, strict=True) if not v])
-        return [v or asked[pair] for pair, v in zip(pairs, found, strict=True)]
+        asked = self._asked([both for both, v in zip(pairs, found, strict=True) if not v])
+        return [v or asked[both] for both, v in zip(pairs, found, strict=True)]
 
     def _readable(self, golds: Sequence[Gold]) -> list[str]:
         found = [self._of_itself(gold) for gold in golds]
         texts = [gold.answer for gold, v in zip(golds, found, strict=True) if not v]
-        asked = self._asked([pair for text in texts for pair in ((PROBE, text), (text, text))])
+        asked = self._asked([both for text in texts for both in ((PROBE, text), (text, text))])
         failed = {text for text in texts if asked[PROBE, text] in FAILURES}
         probed = {x: asked[(PROBE if x in failed else x), x] for x in texts}
         return [v or probed[gold.answer] for gold, v in zip(golds, found, strict=True)]
@@ -164,13 +164,13 @@ class Checker:
         answer too.
         """
         by_answer: dict[str, tuple[str, str]] = {}
-        for pair in pairs:
-            by_answer.setdefault(pair[1], pair)
+        for gold, answer in pairs:
+            by_answer.setdefault(answer, (gold, answer))
         first = list(by_answer.values())
         found = dict(zip(first, self._compared(first), strict=True))
         hung = {answer for (_, answer), verdict in found.items() if verdict == TIMEOUT}
-        rest = [pair for pair in dict.fromkeys(pairs) if pair not in found]
-        left = [pair for pair in rest if pair[1] not in hung]
+        rest = [both for both in dict.fromkeys(pairs) if both not in found]
+        left = [both for both in rest if both[1] not in hung]
         found |= dict.fromkeys(rest, TIMEOUT)
         return found | dict(zip(left, self._compared(left), strict=True))
 

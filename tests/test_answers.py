@@ -299,7 +299,7 @@ def test_equal_answers_give_equal_votes(said, votes):
 
 
 class Compares(Checker):
-    """A checker whose comparisons are counted: HANGS times out, "{" cannot be read."""
+    """A checker that counts its comparisons: HANGS times out, "huge" dies, "{" is unread."""
 
     def __init__(self, check="math"):
         super().__init__(AnswersConfig(check=check))
@@ -310,8 +310,10 @@ class Compares(Checker):
         return [self.compared(*pair) for pair in pairs]
 
     def compared(self, gold, said):
-        if HANGS in (gold, said) and gold != said:  # math-verify does not look into equal ones
-            return "timeout"
+        if gold != said:  # math-verify does not look into equal ones
+            for bad, verdict in ((HANGS, "timeout"), ("huge", "died")):
+                if bad in (gold, said):
+                    return verdict
         return "unread" if said == "{" else "right" if {*gold} == {*said} else "wrong"
 
 
@@ -339,8 +341,8 @@ def test_an_answer_that_has_timed_out_is_not_checked_with_other_right_answers():
         ("numeric", ["1,200", r"\frac{\pi}{2}", "50%"], ["right", "unread", "right"]),
         (
             "math",
-            ["1/2", "xy", "{", HANGS, "(" * 13],
-            ["right"] * 2 + ["unread", "timeout", "refused"],
+            ["1/2", "xy", "{", HANGS, "huge", "(" * 13],
+            ["right"] * 2 + ["unread", "timeout", "died", "refused"],
         ),
     ],
 )

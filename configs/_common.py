@@ -28,6 +28,7 @@ from sip.stages.collect import CandidateConfig
 from sip.tasks.labelled import CorruptedConfig
 from sip.tasks.pairs import AnswerPairConfig, PairLabelConfig, PairsConfig
 from sip.tasks.questions import QuestionsConfig
+from sip.tasks.supervised.rewrites import Config as RewritesConfig
 from sip.tasks.supervised.self_made import Config as SelfMadeConfig
 from sip.tasks.supervised.thoughts import Config as ThoughtsTask
 from sip.tasks.thoughts import ThoughtsConfig
@@ -261,11 +262,21 @@ def self_made_run(*, made, evals, save_every=500, log_every=20, **run) -> Config
 
 
 def thoughts_run(
-    *, thoughts, keep, length=0, match=None, probe=None, evals, save_every=100, log_every=20, **run
+    *,
+    thoughts,
+    keep,
+    length=0,
+    match=None,
+    judge=None,
+    probe=None,
+    evals,
+    save_every=100,
+    log_every=20,
+    **run,
 ) -> ConfigDict:
     """Builds a supervised run on annotated texts; without `keep` their thoughts are left out.
 
-    `thoughts`, `match` and `probe` are changes to the default settings.
+    `thoughts`, `match` and `probe` are changes to the default settings; `judge` is a section.
     """
     task = complete(
         ThoughtsTask,
@@ -276,6 +287,9 @@ def thoughts_run(
         match=complete(MatchConfig, **(match or {})),
         probe=complete(ProbeConfig, **(probe or {})),
     )
+    del task.judge
+    if judge is not None:
+        task.judge = judge
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 
@@ -309,11 +323,13 @@ def corrupted_judge_run(
 
 
 def rewriter_run(*, rewrites, save_every=200, log_every=20, evals_every=0, **run) -> ConfigDict:
-    """Builds a supervised run that trains a rewriter on the ground truth's rewrites.
+    """Builds a supervised run that trains a rewriter on the ground truth's rewrites, or to undo
+    corruptions.
 
     `rewrites` are the settings of the task.
     """
-    task, evals = dict(name="rewrites", **rewrites), section(every_steps=evals_every)
+    task = complete(RewritesConfig, name="rewrites", **rewrites)
+    evals = section(every_steps=evals_every)
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)
 
 

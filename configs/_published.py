@@ -8,11 +8,11 @@ import _variants as variants
 from ml_collections import ConfigDict
 
 from sip import loading
-from sip.models import presets
-from sip.structs import UserError
-from sip.text import chat
+from sip.models import decoder, presets
+from sip.models.config import ModelConfig
 
 NAME = "llama32_1b"  # model preset, if no checkpoint is named
+SMALL = 20_000_000  # parameters
 
 
 def words(arg: str, name: str) -> tuple[str, bool]:
@@ -48,14 +48,40 @@ def model(source: str) -> dict[str, Any]:
 
 
 def chat_of(source: str) -> str:
-    """Returns the chat template of a checkpoint: its own, or the built-in "turns"."""
-    if not source:
-        return "turns"
-    try:
-        chat.of_tokenizer(loading.tokenizer_of(source)[1])
-    except UserError:
-        return "turns"
-    return chat.OWN
+    """Returns the chat template that a checkpoint was tuned in, or its tokenizer's own, or the
+    built-in "turns"."""
+    return (loading.tuned_in(source) if source else "") or "turns"
+
+
+def cut(model, *, prefix_min: int, prefix_max: int, suffix: int) -> dict[str, int]:
+    """Returns lengths of prefix and suffix, reduced so that the model has room for both and for a
+    judge's prompt, which shows two suffixes."""
+    most = model["max_len"]
+    return dict(
+        prefix_min=min(prefix_min, most // 8),
+        prefix_max=min(prefix_max, most // 2),
+        suffix=min(suffix, most // 8),
+    )
+
+
+def answer(model, tokens: int) -> int:
+    """Returns the length of an answer, at most half of the context: the prompt needs the rest."""
+    return min(tokens, model["max_len"] // 2)
+
+
+def rate(model, *, small: float, large: float) -> float:
+    """Returns the learning rate of a model: `small` below 20 M parameters, else `large`.
+
+    The small rates were tried on models of .04 to .5 M parameters, most by the recipes of the
+    micro-world; the large ones are usual for published models of 1 B and more. Nothing in between
+    was tried here.
+    """
+    return small if is_small(model) else large
+
+
+def is_small(model) -> bool:
+    """Returns True for a model of less than 20 M parameters, such as those trained here."""
+    return decoder.count(ModelConfig(**model)) < SMALL
 
 
 def shrink(config, run, *, fresh: bool) -> ConfigDict:

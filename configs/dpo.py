@@ -6,8 +6,9 @@
 
 The word after the colon is the checkpoint to start from: a run directory or a Hugging Face
 directory. PAIRS.jsonl has a line per pair with `prompt`, `chosen`, `rejected` (texts or messages;
-sip/data/preferences.py lists the formats). For messages set a chat template:
---config.runs.dpo.task.pairs.chat=own. Other losses: --config.runs.dpo.task.loss.name=ipo,
+sip/data/preferences.py lists the formats). The chat template is the one that the checkpoint was
+tuned in, or its tokenizer's own; a base model has none, so that texts stay plain, and messages need
+--config.runs.dpo.task.pairs.chat=turns. Other losses: --config.runs.dpo.task.loss.name=ipo,
 .length_normalize, .reference, .gamma, .nll_weight.
 
 Without a checkpoint: the base model of microworld.py, and pairs of continuations that the
@@ -22,6 +23,8 @@ import _published as published
 import microworld
 from ml_collections import ConfigDict
 
+from sip import loading
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """Builds the recipe of the checkpoint in `arg`, or that of the micro-world."""
@@ -32,14 +35,16 @@ def get_config(arg: str = "") -> ConfigDict:
 def of_files(source: str, debug: bool) -> ConfigDict:
     """Builds the recipe with one run, `dpo`, that starts from the checkpoint `source`."""
     config = published.recipe(source)  # its section `data` is not read
+    model = published.model(source)
+    rate = published.rate(model, small=1e-4, large=1e-6)
     dpo = common.preference_run(
-        model=published.model(source),
+        model=model,
         split="train",
         steps=2 if debug else 500,
         batch=4 if debug else 32,
         init_from=source,
-        optim=common.adamw(1e-6, warmup_steps=1 if debug else 50, weight_decay=0.0),
-        pairs=dict(path=""),
+        optim=common.adamw(rate, warmup_steps=1 if debug else 50, weight_decay=0.0),
+        pairs=dict(path="", chat=loading.tuned_in(source)),
         evals=common.evals(baseline="", every_steps=50),
     )
     config.runs = dict(dpo=dpo)

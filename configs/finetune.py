@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = common.data(
         "txt",
         max_skipped_fraction=0.9,  # for the evaluation, many paragraphs are too short
-        cut=dict(prefix_min=64, prefix_max=256, suffix=64),
+        cut=published.cut(published.model(source), prefix_min=64, prefix_max=256, suffix=64),
     )
     config.runs = dict(tuned=tuned_run(source))
     config.order = ("tuned",)
@@ -37,17 +37,20 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def tuned_run(source: str) -> ConfigDict:
-    """Builds the run: next-token prediction at a small learning rate."""
+    """Builds the run: next-token prediction at a learning rate for the model's size."""
+    model = published.model(source)
     return common.documents_run(
-        model=published.model(source),
+        model=model,
         split="train",
         steps=1000,
         batch=32,
         init_from=source or "start",
         tokens="all",
         packed=True,
-        length=1024,
-        optim=common.adamw(1e-5, warmup_steps=50, weight_decay=0.0),
+        length=min(1024, model["max_len"]),
+        optim=common.adamw(
+            published.rate(model, small=6e-4, large=1e-5), warmup_steps=50, weight_decay=0.0
+        ),
         evals=common.evals(baseline=""),
     )
 

@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = common.data(
         "txt",
         max_skipped_fraction=0.9,  # many paragraphs are shorter than a prefix and a suffix
-        cut=dict(prefix_min=128, prefix_max=1024, suffix=128),
+        cut=published.cut(published.model(source), prefix_min=128, prefix_max=1024, suffix=128),
     )
     config.tokenizer = dict(
         kind="huggingface", path="tokenizer.json", vocab_size=0, documents=1, prompts=("quality",)

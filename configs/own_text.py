@@ -14,8 +14,11 @@ FILE is any text that docs/data.md lists; add --config.data.source if it is not 
 The last row's win_rate_judge is against `standard`, by the auditor, on held-out documents; `nll` is
 the likelihood of held-out suffixes. The auditor also follows sip while it learns, and ends it when
 it no longer agrees with the judge. On little text a policy can please both: read both numbers, and
-the texts in runs/sip/continuations.json. `:debug` is tiny. Hardware: 2 CPU cores; a checkpoint
-needs devices whose memory fits its optimiser state.
+the texts in runs/sip/continuations.json. `:rewriter` (also after a checkpoint and a comma) adds
+    rewriter   learns to turn corrupted suffixes into suffixes, and to copy those that are not
+whose rewrites are candidates of sip. It helps where documents have such faults; on clean text most
+rewrites are copies, which are no candidates. Not yet run in full. `:debug` is tiny. Hardware: 2 CPU
+cores; a checkpoint needs devices whose memory fits its optimiser state.
 """
 
 from typing import Any
@@ -26,19 +29,24 @@ import microworld
 from ml_collections import ConfigDict
 
 from sip import loading
+from sip.text import chat
 
-MODEL = dict(microworld.MODEL, vocab_size=1024, max_len=160)
+# No prompt of these runs has 160 tokens; conversations, which sft.py may add later, are longer.
+MODEL = dict(microworld.MODEL, vocab_size=1024, max_len=512)
 # Disjoint documents: of base, of the runs that continue it, of the judge, and of the auditor.
 BASE, FRESH = "train[:60%]", "train[60%:80%]"
 JUDGE, AUDIT = "train[80%:90%]", "train[90%:]"
 QUALITY = (("quality", 1.0),)
-CORRUPTIONS = ("repeat", "splice", "swap")  # what the judge learns from
+CORRUPTIONS = ("repeat", "splice", "swap")  # what judge and rewriter learn from
+TEACHERS = ("judge", "auditor", "rewriter")
 OBJECTIVE = dict(name="dpo", nll_weight=1.0, ce_weight=0.5, ce_weight_last=0.5)
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Builds the full config; `arg` names a checkpoint to start from, or `debug`, or both."""
-    source, debug = published.words(arg, "own_text.py")
+    """Builds the full config; `arg` has a checkpoint to start from, `rewriter` and `debug`."""
+    words = [word for word in arg.split(",") if word != "rewriter"]
+    rewriter = len(words) < len(arg.split(","))
+    source, debug = published.words(",".join(words), "own_text.py")
     start = source or "base"
     config: Any = ConfigDict()
     config.seed = 0
@@ -48,22 +56,31 @@ def get_config(arg: str = "") -> ConfigDict:
         cut=dict(prefix_min=16, prefix_max=24, suffix=16),
     )
     config.tokenizer = dict(
-        kind="sentencepiece", path="", vocab_size=1024, documents=20000, prompts=("quality",)
+        kind="sentencepiece",
+        path="",
+        vocab_size=1024,
+        documents=20000,
+        prompts=("quality",),
+        symbols=chat.MARKS,
     )
     if source:
         kind, path = loading.tokenizer_of(source)
         config.tokenizer.update(kind=kind, path=path)
     config.runs = runs(start, ready=bool(source))
-    config.order = (*(() if source else ("base",)), "judge", "auditor", "standard", "sip")
-    rows = tuple(name for name in config.order if name not in ("judge", "auditor"))
-    config.report = dict(rows=rows, judge="judge", standard="standard")
+    if rewriter:
+        add_rewriter(config.runs, start)
+    teachers = tuple(name for name in TEACHERS if name in config.runs)
+    rows = (*(() if source else ("base",)), "standard", "sip")
+    config.order = (*rows[:-2], *teachers, *rows[-2:])
+    taught = dict(judge="judge", rewriter="rewriter" if rewriter else "")
+    config.report = dict(rows=rows, standard="standard", **taught)
     return shrink(config) if debug else config
 
 
 def runs(start: str, *, ready: bool) -> dict:
     """Returns the runs by name; `start` is the run or checkpoint that the others continue."""
     model = published.model(start) if ready else MODEL
-    lr = 1e-5 if ready else 6e-4
+    lr = published.rate(model, small=6e-4, large=1e-5)
     auditor = common.judge("local", init_from="auditor", weights=QUALITY)
     tune = dict(
         model=model,
@@ -110,20 +127,36 @@ def runs(start: str, *, ready: bool) -> dict:
 
 def judge_run(model, start: str, split: str, *, kinds, rollouts=0, seed=0) -> ConfigDict:
     """Builds the run of a judge: corrupted suffixes, and rollouts of `start`, are worse."""
-    deeper = 1 if start != "base" else 2  # a small model gets copies of its layers on top
+    deeper = 2 if published.is_small(model) else 1  # it gets copies of its layers on top
     return common.corrupted_judge_run(
         model=dict(model, layers=deeper * model["layers"]),
         split=split,
         steps=200,
         batch=16,
         init_from=start,
-        optim=common.adamw(1.5e-3 if start == "base" else 1e-5, warmup_steps=20),
+        optim=common.adamw(published.rate(model, small=1.5e-3, large=1e-5), warmup_steps=20),
         aspect="quality",
         kinds=kinds,
         source=start if rollouts else "",
         rollouts=rollouts,
         seed=seed,
     )
+
+
+def add_rewriter(runs, start: str) -> None:
+    """Adds the run of a rewriter that undoes corruptions; its rewrites are candidates of sip."""
+    judge = runs.judge
+    runs.rewriter = common.rewriter_run(
+        model=dict(judge.model),
+        split=JUDGE,
+        steps=800,
+        batch=32,
+        init_from=start,
+        optim=common.adamw(published.rate(judge.model, small=4e-3, large=1e-5), warmup_steps=20),
+        rewrites=dict(prompt="rewrite", documents=9600, held_out=200, kinds=CORRUPTIONS),
+    )
+    runs.sip.rewriter = common.rewriter("local", init_from="rewriter")
+    runs.sip.candidates.rewrite = True
 
 
 def shrink(config) -> ConfigDict:
@@ -141,6 +174,8 @@ def shrink(config) -> ConfigDict:
             run.evals.update(validation=8, standard=16, unsafe=8, batch=8, every_steps=2)
         if "task" in run and run.task.name == "verdicts":
             run.task.corrupted.update(documents=20, held_out=10)
+        if name == "rewriter":
+            run.task.update(documents=20, held_out=8)
         if name == "sip":
             run.candidates.rollouts, run.audit.every_steps = ((0, 2),), 2
         # After four steps the options have little probability.

@@ -6,9 +6,10 @@
 
 Rows of 512 tokens hold several whole documents, each from BOS to EOS; attention
 stays within a document. The learning rate is warmed up, stable, and decays in the last fifth of the
-steps (wsd). The tokenizer is trained on the corpus; its symbols are the marks of the chat template
-"turns", so that configs/sft.py can make an assistant of the model. `:text` has a larger model and
-vocabulary; a .jsonl file needs --config.data.source=jsonl. `:debug` is tiny, also `:text,debug`.
+steps (wsd). The tokenizer is trained on the corpus. It has the marks of the chat template "turns"
+and the words of a judge of quality as single tokens, so that configs/sft.py can make an assistant
+of the model and configs/own_text.py a judge. `:text` has a larger model and vocabulary; a .jsonl
+file needs --config.data.source=jsonl. `:debug` is tiny, also `:text,debug`.
 Expect in eval.json: `nll_clean` and ground-truth scores on the micro-world, `nll` (nats per token
 of held-out suffixes) on your own text. Hardware: 2 CPU cores, a few minutes for the micro-world.
 """
@@ -27,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     """Builds a config with one run, `base`; `text` is for your own text, `debug` is tiny."""
     words = variants.named(variants.words(arg), ("text", "debug"), (), "pretrain.py") if arg else []
     config: Any = microworld.get_config()
-    config.tokenizer.update(prompts=(), symbols=chat.MARKS)
+    config.tokenizer.update(prompts=("quality",), symbols=chat.MARKS)
     model = dict(microworld.MODEL, max_len=512)
     if "text" in words:
         model.update(vocab_size=4096, width=256, layers=4, kv_heads=4, head_dim=64, hidden=768)

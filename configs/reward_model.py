@@ -5,9 +5,9 @@
     python -m sip.train --config=configs/reward_model.py --workdir=/tmp/reward-world
 
 The word after the colon is the checkpoint to start from: a run directory or a Hugging Face
-directory. PAIRS.jsonl is as in dpo.py; a line may have a `margin`. For messages set a chat
-template: --config.runs.reward_model.task.pairs.chat=own. `python -m sip.convert --to=hf` writes the
-result as a model with one label, such as LlamaForSequenceClassification.
+directory. PAIRS.jsonl and its chat template (--config.runs.reward_model.task.pairs.chat) are as in
+dpo.py; a line may have a `margin`. `python -m sip.convert --to=hf` writes the result as a model
+with one label, such as LlamaForSequenceClassification.
 
 Without a checkpoint: the base model of microworld.py with copies of its layers on top, and pairs of
 continuations that the micro-world's ground truth compares. `:debug` is tiny. Hardware: 2 CPU cores
@@ -21,6 +21,8 @@ import _published as published
 import microworld
 from ml_collections import ConfigDict
 
+from sip import loading
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """Builds the recipe of the checkpoint in `arg`, or that of the micro-world."""
@@ -31,14 +33,16 @@ def get_config(arg: str = "") -> ConfigDict:
 def of_files(source: str, debug: bool) -> ConfigDict:
     """Builds the recipe with one run, `reward_model`, that starts from the checkpoint `source`."""
     config = published.recipe(source)  # its section `data` is not read
+    model = published.model(source)
+    rate = published.rate(model, small=1e-3, large=1e-5)
     run = common.reward_model_run(
-        model=published.model(source),
+        model=model,
         split="train",
         steps=2 if debug else 500,
         batch=4 if debug else 32,
         init_from=source,
-        optim=common.adamw(1e-5, warmup_steps=1 if debug else 50, weight_decay=0.0),
-        pairs=dict(path=""),
+        optim=common.adamw(rate, warmup_steps=1 if debug else 50, weight_decay=0.0),
+        pairs=dict(path="", chat=loading.tuned_in(source)),
     )
     config.runs = dict(reward_model=run)
     config.order = ("reward_model",)

@@ -47,13 +47,15 @@ def get_config(arg: str = "") -> ConfigDict:
 def of_files(source: str, debug: bool) -> ConfigDict:
     """Builds the recipe with one run, `rlvr`, that starts from the checkpoint `source`."""
     config = published.recipe(source)  # its section `data` is not read
+    model = published.model(source)
+    rate = published.rate(model, small=3e-4, large=1e-6)
     run = rl.prompts_run(
-        model=published.model(source),
+        model=model,
         split="train",
         steps=2 if debug else 500,
         batch=2 if debug else 32,
         init_from=source,
-        optim=common.adamw(1e-6, warmup_steps=1 if debug else 10, weight_decay=0.0),
+        optim=common.adamw(rate, warmup_steps=1 if debug else 10, weight_decay=0.0),
         chat=published.chat_of(source),
         problems=common.complete(ProblemsConfig),
         samples=2 if debug else 8,
@@ -61,7 +63,7 @@ def of_files(source: str, debug: bool) -> ConfigDict:
         reward="answers",
         held_out=4 if debug else 512,
         rollouts=2 if debug else 8,
-        answer=8 if debug else 1024,
+        answer=8 if debug else published.answer(model, 1024),
         mask_cut=True,
         gate=dict(prompts=0 if debug else 64),
         sampling=sampling(),

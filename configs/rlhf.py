@@ -5,16 +5,20 @@
     python -m sip.train --config=configs/rlhf.py:/tmp/start --workdir=/tmp/mine \
         --config.runs.rlhf.task.prompts=PROMPTS.jsonl \
         --config.runs.rlhf.task.reward=/tmp/reward/runs/reward_model
+    python -m sip.train --config=configs/rlhf.py:/tmp/start,rlaif --workdir=/tmp/judged \
+        --config.runs.rlhf.task.prompts=PROMPTS.jsonl \
+        --config.runs.rlhf.task.judge.init_from=JUDGE
 
 On the micro-world: the base model, a reward model of it (configs/reward_model.py), and two
 policies: `rloo` with the KL in the reward (arXiv 2402.14740) and `grpo` with the KL in the loss
 (arXiv 2402.03300). `:rlaif` trains a judge in place of the reward model.
 
 With a checkpoint after the colon: PROMPTS.jsonl has a line per prompt with `prompt`, a text or
-messages (then set a chat template: --config.runs.rlhf.task.chat=own). The reward is the run of a
-reward model, or path/to/file.py:function. `:debug` is tiny. Hardware: 2 CPU cores for the
-micro-world; for a checkpoint, devices whose memory fits its optimiser state, a frozen copy and the
-reward model.
+messages. The chat template (--config.runs.rlhf.task.chat) is the one that the checkpoint was tuned
+in, or its tokenizer's own; a base model has none. The reward is the run of a reward model, which
+must have learned in the same template, or path/to/file.py:function. `:debug` is tiny. Hardware: 2
+CPU cores for the micro-world; for a checkpoint, devices whose memory fits its optimiser state, a
+frozen copy and the reward model.
 """
 
 from typing import Any
@@ -26,6 +30,8 @@ import microworld
 import reward_model
 from ml_collections import ConfigDict
 
+from sip import loading
+
 RLOO = dict(advantage="rloo", denominator="constant", kl="reward")
 GRPO = dict(advantage="grpo", denominator="sequence", kl="loss")
 SAMPLING = dict(temperature=1.0, top_k=0, top_p=1.0)
@@ -36,29 +42,38 @@ def get_config(arg: str = "") -> ConfigDict:
     words = [word for word in arg.split(",") if word != "rlaif"]
     rlaif = len(words) < len(arg.split(","))
     source, debug = published.words(",".join(words), "rlhf.py")
-    if source and rlaif:
-        raise ValueError(
-            "configs/rlhf.py: 'rlaif' is a recipe of the micro-world; with a "
-            "checkpoint set task.reward=judge and a section task.judge"
-        )
-    return of_files(source, debug) if source else on_microworld(debug, rlaif)
+    if source:
+        return judged(of_files(source, debug)) if rlaif else of_files(source, debug)
+    return on_microworld(debug, rlaif)
+
+
+def judged(config: Any) -> ConfigDict:
+    """Puts a judge in the place of the reward model: JUDGE is a run or checkpoint that answers
+    after reasoning; or set judge.backend=http, judge.http.url and .model for a server."""
+    task = config.runs.rlhf.task
+    task.reward = "judge"
+    task.judge = common.judge("local", init_from="judge", weights=(("reasoned_better", 1.0),))
+    return config
 
 
 def of_files(source: str, debug: bool) -> ConfigDict:
     """Builds the recipe with one run, `rlhf`, that starts from the checkpoint `source`."""
     config = published.recipe(source)  # its section `data` is not read
+    model = published.model(source)
+    rate = published.rate(model, small=3e-4, large=1e-6)
     run = rl.prompts_run(
         watch=10,  # updates before alarms of reward hacking
-        model=published.model(source),
+        model=model,
         split="train",
         steps=2 if debug else 500,
         batch=2 if debug else 16,
         init_from=source,
-        optim=common.adamw(1e-6, warmup_steps=1 if debug else 10, weight_decay=0.0),
+        optim=common.adamw(rate, warmup_steps=1 if debug else 10, weight_decay=0.0),
         prompts="prompts.jsonl",
+        chat=loading.tuned_in(source),
         reward="reward_model",
         rollouts=2 if debug else 8,
-        answer=4 if debug else 256,
+        answer=4 if debug else published.answer(model, 256),
         sampling=common.section(**SAMPLING),
         objective=rl.policy_gradient(beta=0.05, **RLOO),
     )

@@ -1,11 +1,15 @@
-"""Self-training by majority votes, without labels (arXiv 2505.21444), on the micro-world.
+"""Self-training by majority votes, without labels (arXiv 2505.21444).
 
     python -m sip.train --config=configs/self_training.py --workdir=/tmp/self
     python -m sip.train --config=configs/self_training.py:majority,soft --workdir=/tmp/some
+    python -m sip.train --config=configs/self_training.py:CHECKPOINT,majority --workdir=/tmp/mine \
+        --config.runs.majority.task.problems.path=gsm8k/train.jsonl \
+        --config.runs.majority.task.problems.test=gsm8k/test.jsonl
 
-`base` and `format` are those of rl_problems.py. Then policies learn from `format` with RLOO, a KL
-of 0.001 in the reward, 8 answers to each problem and the same evaluation, by the right answers to
-held-out problems:
+On the micro-world `base` and `format` are those of rl_problems.py; a checkpoint (a Hugging Face
+directory or a run) is in the place of `format`, with problems and settings as in
+rl_problems.py:CHECKPOINT. Then policies learn from `format` with RLOO, a KL of 0.001 in the reward,
+8 answers to each problem and the same evaluation, by the right answers to held-out problems:
 
     labels     right answers, as in rl_problems.py: what labels are worth
     majority   1 for the answer of most of the 8, else 0; the labels evolve with the policy
@@ -20,28 +24,32 @@ and on request
     early      as majority, but ends when 3 evaluations on labelled problems were not better; its
                final evaluation is then that of the best parameters
 
-Expect in summary.json for each row mean@8, maj@8, pass@k, reward/answers (greedy) and
-collapse_step, the update at which reward and KL to the start jumped together (none expected in so
-few steps). RUN_DIR/best has the parameters with the best evaluation. In the log majority/right is
-the share of right labels, which nothing learns from.
+Expect in summary.json for each row mean@8, maj@8, pass@k, the same of the start (start/mean@8),
+reward/answers (greedy) and collapse_step, the update at which reward and KL to the start jumped
+together (none expected in so few steps). RUN_DIR/best has the parameters with the best evaluation.
+In the log majority/right is the share of right labels, which nothing learns from.
 
-`:debug` is tiny. Hardware: 2 CPU cores. Not yet run in full.
+`:debug` is tiny. Hardware: 2 CPU cores for the micro-world; for a checkpoint, devices whose memory
+fits its optimiser state. Not yet run in full.
 """
 
 import _common as common
+import _published as published
 import _rl as rl
 import _variants as variants
 import rl_problems
+from etils import epath
 from ml_collections import ConfigDict
 
 from sip.rewards.majority import MajorityConfig
 
+START = "START"  # what the arms start from
 ARMS = {  # changes to the reward's votes, and to the run
     "labels": ({}, dict(reward="answers")),
     "majority": ({}, {}),
     "filtered": (dict(least_share=0.6), dict(oversample=2, redraws=2)),
     "easiest": (dict(easiest=1 / 3), {}),
-    "fixed": (dict(teacher="format"), {}),
+    "fixed": (dict(teacher=START), {}),
     "random": ({}, dict(reward="random")),
     "soft": (dict(soft=True), {}),
     "hybrid": ({}, dict(reward=(("majority", 0.5), ("answers", 0.5)))),
@@ -54,15 +62,22 @@ BEST = "eval/reward/answers"
 def get_config(arg: str = "") -> ConfigDict:
     """Builds the recipe with the arms named in `arg`, by default STANDARD."""
     words = variants.words(arg)
-    asked = [word for word in words if word != "debug"] or list(STANDARD)
-    arms = variants.named(asked, ARMS, ("debug",), "self_training.py")
-    config = rl_problems.on_microworld(debug="debug" in words)
+    others = ",".join(word for word in words if word not in ARMS)
+    source, debug = published.words(others, "self_training.py")
+    if source and not epath.Path(source).exists():
+        raise ValueError(
+            f"configs/self_training.py: {source!r} is neither the directory of a checkpoint nor "
+            f"one of {', '.join(('debug', *ARMS))}"
+        )
+    arms = [word for word in words if word in ARMS] or STANDARD
+    config = rl_problems.get_config(others)
     start = config.runs.rlvr
     del config.runs.rlvr
+    first = tuple(config.runs)  # base and format, or none
     for name in arms:
         config.runs[name] = arm(start, *ARMS[name])
-    config.order = ("base", "format", *arms)
-    config.report = dict(rows=("base", "format", *arms), judge="", standard="")
+    config.order = (*(("base", "format") if first else ()), *arms)
+    config.report = dict(rows=config.order, judge="", standard="")
     return config
 
 
@@ -72,7 +87,8 @@ def arm(start: ConfigDict, votes: dict, changes: dict) -> ConfigDict:
     with run.task.ignore_type():  # a name, or names with weights
         run.task.reward = changes["reward"] if "reward" in changes else "majority"
     if run.task.reward not in ("answers", "random"):
-        run.task.majority = common.complete(MajorityConfig, **votes)
+        made = {key: start.init_from if x == START else x for key, x in votes.items()}
+        run.task.majority = common.complete(MajorityConfig, **made)
     run.objective = rl.policy_gradient(
         advantage="rloo", denominator="constant", beta=0.001, kl="reward"
     )

@@ -49,7 +49,9 @@ def assistant_run(source: str) -> ConfigDict:
         batch=16,
         init_from=source or "start",
         length=min(2048, model["max_len"]),
-        optim=common.adamw(1e-5, warmup_steps=20, weight_decay=0.0),
+        optim=common.adamw(
+            published.rate(model, small=1e-3, large=1e-5), warmup_steps=20, weight_decay=0.0
+        ),
         evals=common.section(every_steps=50, validation=64, split="test", standard=512, batch=16),
     )
 
@@ -57,7 +59,7 @@ def assistant_run(source: str) -> ConfigDict:
 def shrink(config, *, fresh: bool) -> ConfigDict:
     """Reduces the run to two steps on the example file; a fresh model also becomes tiny."""
     run = config.runs.assistant
-    run.task.path, run.task.length = str(EXAMPLE), 256
+    run.task.path, run.task.length = str(EXAMPLE), 256 if fresh else min(256, run.model.max_len)
     run.evals.update(validation=4, standard=4, batch=4)
     config = published.shrink(config, run, fresh=fresh)
     if fresh:

@@ -16,15 +16,18 @@ of the steps between question and answer. Riddles of test are in no document of 
 Expect in eval.json of raw, thoughts and rl: `probe/own`, the reward after thoughts of its own,
 beside those after others: `probe/blank`, `/generic`, `/swapped`, `/teacher`, and `/direct` without
 a thought, all with `/error`. `probe/used` is 1 if own thoughts beat constant ones
-(sip/evals/thoughts.py). In eval.json of `.._post`: mean@8, maj@8 and pass@k on problems of test.
-`:debug` is tiny: its figures mean nothing.
+(sip/evals/thoughts.py). In eval.json of `.._post`: mean@8, maj@8 and pass@k on problems of test,
+and the same before the first step as start/mean@8. An RL run of which fewer than 5 % of the first
+64 prompts have answers of different rewards ends at once (`gate`). `:debug` is tiny: its figures
+mean nothing.
 
     python -m sip.annotate --config=configs/thinking.py:llama3_8b --config.data.path=MY.jsonl \
         --workdir=DIR --url=http://HOST:8000/v1 --model=openai/gpt-oss-120b --api=chat \
         --tags='<|reserved_special_token_0|>,<|reserved_special_token_1|>' --out=A.jsonl
 
 then again with --split=validation and --split=test, and `sip.train` with
---config.runs.RUN.task.thoughts.annotated='A*.jsonl' for the runs raw, thoughts and rl.
+--config.runs.RUN.task.thoughts.annotated='A*.jsonl' for the runs raw, thoughts and rl, whose judge
+is at --config.runs.RUN.task.judge.http.url.
 `:llama3_8b` and `:qwen3_8b` (whose tags are <think> and </think>) have the paper's sizes as far as
 they are known: 10,000 SFT steps of 1 M tokens, 5,000 RL steps, a judge on a server; the rest is our
 choice. Hardware: 2 CPU cores for the micro-world; 64 TPU v5p or similar for 8 B (not yet compiled
@@ -41,7 +44,7 @@ import rl_problems
 from ml_collections import ConfigDict
 
 from sip.data.microworld.settings import ANSWERED, PROBLEMS, ProblemWorldConfig
-from sip.data.problems import ProblemsConfig
+from sip.data.problems import ANSWER, ProblemsConfig
 from sip.data.thoughts import TAGS
 from sip.models import presets
 from sip.tasks.thoughts import TRUTH
@@ -54,7 +57,9 @@ SIZES = {
 WORDS = ("rlp", "debug")
 CUT = dict(prefix_min=16, prefix_max=64, suffix=8)
 ROWS = ("base", "raw", "thoughts", "rl")
-FORM = ANSWERED.format("").rstrip(" .")  # before the answer, in documents as in problems
+FORM = ANSWERED.format(ANSWER)  # the sentence of documents and problems alike
+FIRST = dict(words=4)  # of the true suffix, which a continuation must meet without a judge
+GATE = dict(prompts=64, mixed=0.05)  # RL ends before its first step below this share
 DR_GRPO = dict(advantage="dr_grpo", denominator="constant")
 RLP = dict(advantage="rloo", denominator="sequence")
 SAMPLING = dict(temperature=1.0, top_k=0, top_p=1.0)
@@ -92,7 +97,7 @@ def on_microworld(reward: str, debug: bool) -> ConfigDict:
         init_from="base",
         optim=common.adamw(1e-3, warmup_steps=20),
         thoughts=dict(annotated=TRUTH, tokens=40),
-        match=dict(words=4),
+        match=FIRST,
         evals=common.section(every_steps=100, batch=32),
     )
     policy = rl.thinking_run(
@@ -104,8 +109,9 @@ def on_microworld(reward: str, debug: bool) -> ConfigDict:
         init_from="thoughts",
         optim=common.adamw(1e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
         thoughts=dict(annotated=TRUTH, tokens=40),
-        match=dict(words=4),
+        match=FIRST,
         rollouts=8,
+        gate=GATE,
         suffix=CUT["suffix"],
         **loss(reward),
         evals_batch=32,
@@ -132,6 +138,7 @@ def post_training(model, start: str) -> ConfigDict:
         optim=common.adamw(1e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
         problems=common.complete(ProblemsConfig, **asked),
         answer=64,
+        gate=GATE,
     )
 
 
@@ -156,8 +163,10 @@ def of_size(name: str, reward: str) -> ConfigDict:
         optim=common.adamw(1e-5, warmup_steps=200, weight_decay=0.1, b2=0.95),
         thoughts=dict(annotated="annotated.jsonl", tokens=1024, tags=SIZES[name]),
         length=2048,
+        match=FIRST,
         evals=common.section(every_steps=1000, batch=64),
     )
+    judge = lambda: server() if reward == "judge" else None  # the same for probes and rewards
     policy = rl.thinking_run(
         reward=reward,
         model=model,
@@ -170,13 +179,14 @@ def of_size(name: str, reward: str) -> ConfigDict:
         rollouts=16,
         suffix=cut["suffix"],
         **loss(reward),
-        judge=server() if reward == "judge" else None,
+        judge=judge(),
+        gate=GATE,
         evals_batch=64,
         evals_every=200,
     )
     runs = dict(
-        raw=common.thoughts_run(keep=False, **sft),
-        thoughts=common.thoughts_run(keep=True, **sft),
+        raw=common.thoughts_run(keep=False, judge=judge(), **sft),
+        thoughts=common.thoughts_run(keep=True, judge=judge(), **sft),
         rl=policy,
     )
     for run, parts in zip(runs.values(), (8, 8, 1), strict=True):
@@ -224,4 +234,5 @@ def shrink(config) -> ConfigDict:
         else:
             run.task.probe.update(prefixes=8, samples=2)
     config.runs.rl.rollouts = 2
+    config.runs.rl.gate.update(prompts=4, mixed=0.0)
     return config

@@ -1,6 +1,9 @@
-"""Self-made chains in two phases of supervised learning, on the micro-world's problems.
+"""Self-made chains in two phases of supervised learning.
 
     python -m sip.train --config=configs/two_phase.py --workdir=/tmp/chains
+    python -m sip.train --config=configs/two_phase.py:CHECKPOINT --workdir=/tmp/mine \
+        --config.runs.phase_one.task.problems.path=gsm8k/train.jsonl \
+        --config.runs.phase_two.task.problems.path=gsm8k/train.jsonl
 
 Our own design after the abstract of arXiv 2601.05616, which publishes neither templates nor rules:
 
@@ -17,14 +20,24 @@ each phase mean@8, pass@k, tokens_ratio (length of the answers against `format`)
 /middle, /hard: pass rates by thirds of difficulty, as `format` solves the problems, with those of
 `format` beside them (start/..). RUN_DIR/conversations.jsonl is what was learned.
 
-`:debug` is tiny. Hardware: 2 CPU cores. Not yet run in full.
+A checkpoint (a Hugging Face directory or a run) is in the place of `format`, and there is no
+`base`: problems of a JSON Lines file (test problems in .test), asked in the checkpoint's chat
+template, as in rl_problems.py.
+
+`:debug` is tiny. Hardware: 2 CPU cores for the micro-world; for a checkpoint, devices whose memory
+fits its optimiser state. Not yet run in full.
 """
 
+from collections.abc import Mapping
+
 import _common as common
+import _published as published
 import rl_problems
 from ml_collections import ConfigDict
 
+from sip.data.problems import ProblemsConfig
 from sip.rewards.answers import AnswersConfig
+from sip.tasks.supervised import self_made
 
 # Short ones, as the vocabulary is small; sip/tasks/supervised/self_made.py has those for a
 # published model.
@@ -38,8 +51,14 @@ MAX_LEN = 256  # two turns are longer than one
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Builds the config; `debug` makes it tiny."""
-    debug = common.is_debug(arg, "two_phase.py")
+    """Builds the recipe of the checkpoint in `arg`, or that of the micro-world."""
+    source, debug = published.words(arg, "two_phase.py")
+    if source:
+        phases = dict(
+            phase_one=dict(instructions=self_made.INSTRUCTIONS),
+            phase_two=dict(keep="all" if debug else "harder"),
+        )
+        return of_checkpoint(source, debug, phases)
     config = rl_problems.on_microworld(debug)
     config.runs.format.task.instructions = INSTRUCTIONS
     model = config.runs.format.model.copy_and_resolve_references()
@@ -51,6 +70,48 @@ def get_config(arg: str = "") -> ConfigDict:
     config.order = ("base", "format", "phase_one", "phase_two")
     config.report = dict(rows=config.order, judge="", standard="")
     return shrink(config) if debug else config
+
+
+def of_checkpoint(source: str, debug: bool, phases: Mapping[str, dict]) -> ConfigDict:
+    """Builds the recipe of a checkpoint whose runs learn from the answers of the one before.
+
+    `phases` are changes to the task of each run, by name.
+    """
+    config, model, before = published.recipe(source), published.model(source), source
+    settings = dict(
+        chat=published.chat_of(source),
+        length=min(4096, model["max_len"]),
+        answer=8 if debug else 1024,
+        start=source,
+        samples=2 if debug else 8,
+        rollouts=4 if debug else 8,
+        limit=4 if debug else 0,
+    )
+    config.runs = ConfigDict()
+    for name, changes in phases.items():
+        sections = dict(
+            problems=common.complete(ProblemsConfig), answers=common.complete(AnswersConfig)
+        )
+        config.runs[name] = common.self_made_run(
+            made=settings | sections | changes,
+            model=model,
+            split="train",
+            steps=2 if debug else 300,
+            batch=2 if debug else 16,
+            init_from=before,
+            optim=common.adamw(1e-5, warmup_steps=1 if debug else 20, weight_decay=0.0),
+            evals=common.section(
+                every_steps=50,
+                validation=4 if debug else 128,
+                split="test",
+                standard=4 if debug else 512,
+                batch=4 if debug else 32,
+            ),
+        )
+        before = name
+    config.order = tuple(phases)
+    config.report = dict(rows=config.order, judge="", standard="")
+    return config
 
 
 def phase(model, init_from: str, *, start: str = "format", samples: int = 8, **made) -> ConfigDict:

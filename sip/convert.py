@@ -24,6 +24,7 @@ from sip.hf import configs, hub, reading, tokens, writing
 from sip.mesh import MeshConfig
 from sip.models.config import DTYPES
 from sip.structs import Params, UserError
+from sip.text import chat
 from sip.training import checkpoints
 
 _TO = flags.DEFINE_enum("to", None, ["orbax", "hf"], "Required. Format to write.")
@@ -80,7 +81,8 @@ def to_hf(
 
     Tokenizer files come from the directory `tokenizer` if it is given. Otherwise they come from the
     Hugging Face checkpoint that the run was converted from, or are those of the run's tokenizer.
-    A tokenizer trained here is written in the Hugging Face format.
+    A tokenizer trained here is written in the Hugging Face format. A run that was tuned in another
+    chat template than the tokenizer's own gets that template.
 
     Args:
         src: Run directory or Hugging Face directory.
@@ -96,9 +98,19 @@ def to_hf(
         tokens.check(theirs, loading.recorded_model(src).vocab_size)
     else:
         files = tokens.files(loading.kept_tokenizer(src), loading.recorded_model(src).max_len)
+    files = {**files, **_template(src)}
     # LoRA factors are added before the weights are rounded to `dtype`.
     params, cfg = loading.load_params(src, where, dtype)
     writing.save(params, cfg, dst, files, dtype=dtype, shard_bytes=shard_bytes)
+
+
+def _template(src: str) -> dict[str, bytes]:
+    """The file of the chat template that a run was tuned in, which transformers prefers to the one
+    in tokenizer_config.json; none if it is the tokenizer's own."""
+    name = loading.tuned_in(src)
+    if name in ("", chat.OWN):
+        return {}
+    return {chat.BESIDE: chat.load(name, loading.kept_tokenizer(src)).source.encode()}
 
 
 def main(argv) -> None:

@@ -18,7 +18,13 @@ Hugging Face format. Prints lm_eval's table. The tasks are
 
 Samples answers to problems (sip/data/problems.py) and checks them: mean@n, maj@n and pass@k. All
 problems of the file are asked. Prompts are chats in the template that the checkpoint was tuned in,
-or with --template= plain texts.
+or with --template=none plain texts. With --run=NAME in place of --problems: the test problems,
+prompts, check and sampling of an RL run on problems of the checkpoint's workdir (or --workdir).
+
+    python -m sip.evaluate --evals=thoughts --run=NAME --split=test --checkpoint=RUN_DIR
+
+Compares rewards after a checkpoint's own thoughts and after others (sip/evals/thoughts.py), with
+the places and settings of the run NAME of its workdir (or --workdir).
 
     python -m sip.evaluate --evals=paper --baseline=RUN_DIR --checkpoint=RUN_DIR,RUN_DIR \\
         --judged_by=http://HOST:8000/v1 --judge_model=NAME --benchmark=xstest=xstest_prompts.csv
@@ -30,7 +36,7 @@ texts. Prints a table with intervals and paired comparisons (docs/evaluation.md)
 
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -40,6 +46,7 @@ from sip import cli  # first, as it tells of a variable that JAX cannot use
 import jax
 from absl import flags
 from etils import epath
+from ml_collections import ConfigDict
 
 from sip import loading, mesh, sections
 from sip import run as runs
@@ -59,18 +66,25 @@ from sip.judge.build import JudgeConfig
 from sip.mesh import MeshConfig
 from sip.rewards import answers
 from sip.rewards.answers import AnswersConfig
+from sip.run import Run
 from sip.sampling import SamplingConfig
+from sip.stages import binding, recipe
 from sip.structs import UserError
 from sip.tasks.rl import problems as rl_problems
+from sip.tasks.rl import prompts as rl_prompts
+from sip.tasks.rl import thinking as rl_thinking
 from sip.tasks.rl.task import AnswerWriter
-from sip.text import chat, untrusted
-from sip.textgen import dialogue
+from sip.tasks.supervised import thoughts as sft_thoughts
+from sip.text import untrusted
 from sip.textgen.remote import RemoteConfig
 from sip.training import checkpoints
 from sip.workdir import place, to_json, workdir_of
 
 _EVALS = flags.DEFINE_enum(
-    "evals", "ground_truth", ["ground_truth", "lm_eval", "problems", "paper"], "Kind of evaluation."
+    "evals",
+    "ground_truth",
+    ["ground_truth", "lm_eval", "problems", "thoughts", "paper"],
+    "Kind of evaluation.",
 )
 _CHECKPOINT = cli.checkpoint_flag()
 _BASELINE = cli.path_flag("baseline", "", "Directory of the run to compute win rates against.")
@@ -103,9 +117,17 @@ _PROBLEMS = cli.path_flag(
     "",
     "problems: files of problems with answers: JSON Lines or Parquet, a folder or a glob.",
 )
+_RUN = cli.shared(
+    flags.DEFINE_string,
+    "run",
+    None,
+    "problems, thoughts: run of the recipe in --workdir whose settings are used.",
+)
 _SAMPLES = cli.count_flag("samples", 1, "problems: answers to each problem.")
 _FORM = flags.DEFINE_string(
-    "form", problems.BOXED, "problems: boxed, or a marker before the answer, such as Answer:"
+    "form",
+    problems.BOXED,
+    "problems: boxed; a marker before the answer, such as Answer:; or a sentence with {answer}.",
 )
 _CHECK = flags.DEFINE_enum(
     "check", "math", ["exact", "numeric", "math"], "problems: how answers are compared."
@@ -136,7 +158,12 @@ _JUDGED_BY = flags.DEFINE_string(
     "whose judge section is used.",
 )
 _CONFIG = cli.config_flag()
-_WORKDIR = cli.shared(cli.path_flag, "workdir", None, "paper: workdir of --config.")
+_WORKDIR = cli.shared(
+    cli.path_flag,
+    "workdir",
+    None,
+    "paper: workdir of --config. problems, thoughts: that of --run; default: the checkpoint's.",
+)
 _JUDGE_MODEL = flags.DEFINE_string("judge_model", "", "paper: name of the judge on the server.")
 _JUDGE_API = cli.api_flag("judge_api", "completions", "paper: API of the judge's server.")
 _JUDGE_KEY = flags.DEFINE_string(
@@ -222,7 +249,8 @@ def corpus_of(directory: str, split: str, data_workdir: str) -> corpora.Corpus |
     data = corpora.data_config(record["data"], split)
     if data_workdir or any(one.source in documents.BUILT for one in documents.sources(data)):
         workdirs.existing(workdir, "--data_workdir")
-    return corpora.load(record["data"], split, workdir, loading.kept_tokenizer(directory))
+    tokenizer = loading.kept_tokenizer(directory)
+    return corpora.load(record["data"], split, workdir, tokenizer, any_length=True)
 
 
 def standard(directory: str, wanted: harness.Wanted, *, batch: int, tensor: int) -> dict:
@@ -241,6 +269,7 @@ def solve(
     checks: AnswersConfig,
     sample: SamplingConfig,
     *,
+    data: Mapping[str, Any] | None = None,
     samples: int,
     most: int,
     template: str,
@@ -248,21 +277,23 @@ def solve(
     limit: int,
     seed: int,
 ) -> dict[str, float]:
-    """Samples answers of up to `most` tokens to the problems of `cfg.test`, and checks them.
+    """Samples answers of up to `most` tokens to the test problems of `cfg`, and checks them.
 
-    `limit`: number of problems; 0: all. Returns mean@n, maj@n, pass@k and shares of verdicts.
-    Raises UserError for a file without problems.
+    `data` is the recipe's section of documents, for generated problems about them. `limit`: number
+    of problems; 0: all. Returns mean@n, maj@n, pass@k and shares of verdicts. Raises UserError if
+    there are no problems.
     """
     checker = answers.checker(checks)
     tokenizer, where = loading.kept_tokenizer(directory), mesh.build(MeshConfig(1, -1, 1))
     encode, stops = prompts.encoding(_chat_template(directory, template), tokenizer)
     room = loading.recorded_model(directory).max_len - most
-    parts, left_out = rl_problems.prompts_of(cfg, {}, encode, room, checker)
+    parts, left_out = rl_problems.prompts_of(cfg, data or {}, encode, room, checker)
+    name = cfg.test or cfg.path or cfg.source
     if left_out:
-        corpora.say(f"{cfg.test}: left out: {documents.listed(left_out)}")
+        corpora.say(f"{name}: left out: {documents.listed(left_out)}")
     asked = parts["test"][: limit or None]
     if not asked:
-        raise UserError(f"--problems {cfg.test}: no problem fits {room} tokens beside --max_tokens")
+        raise UserError(f"problems of {name}: none fits {room} tokens beside an answer of {most}")
     model = loading.load_model(directory, where)
     writer = AnswerWriter(model.cfg, where, tokenizer, 0, most, stops)
     how: Any = dict(samples=samples, sampling=sample, batch=min(batch, len(asked)), seed=seed)
@@ -273,13 +304,7 @@ def _chat_template(directory: str, name: str) -> str:
     """Returns the name of the chat template of the prompts; empty for plain texts."""
     if name:
         return "" if name == "none" else name
-    if tuned := dialogue.tuned_in(directory):
-        return tuned
-    try:
-        chat.of_tokenizer(loading.tokenizer_of(directory)[1])
-    except UserError:
-        return ""
-    return chat.OWN
+    return loading.tuned_in(directory)
 
 
 def wanted() -> harness.Wanted:
@@ -301,16 +326,84 @@ def wanted() -> harness.Wanted:
     )
 
 
+def run_of(directory: str) -> tuple[Run, Any]:
+    """The run that --run names, and its config with the model and tokenizer of a checkpoint.
+
+    Raises UserError if the workdir has no such run.
+    """
+    name, workdir = _RUN.value, _WORKDIR.value or workdir_of(directory)
+    found = binding.recorded(workdir)
+    if found is None:
+        raise UserError(f"--run {name}: {workdir} is no workdir of sip.train; give --workdir")
+    if name not in found["runs"]:
+        known = ", ".join(found["runs"])
+        raise UserError(f"--run {name}: {workdir} has no such run; there are {known}")
+    config: Any = ConfigDict(found)
+    kind, path = loading.tokenizer_of(directory)
+    config.tokenizer.update(kind=kind, path=path)
+    c = recipe.STAGES[config.runs[name].stage].resolve(config, name)
+    return Run(config, name, workdir), replace(c, model=loading.recorded_model(directory))
+
+
+def solved_as_run(directory: str) -> dict[str, float]:
+    """The evaluation on the test problems of --run, as at the end of that run. Raises UserError."""
+    for flag in (_PROBLEMS, _FORM, _CHECK, _TEMPLATE, _MAX_TOKENS, _TEMPERATURE):
+        if flag.present:
+            raise UserError(f"--{flag.name}: is that of --run; leave one of the two out")
+    run, c = run_of(directory)
+    task = getattr(c, "task", None)
+    if not isinstance(task, rl_prompts.Config) or task.problems is None or task.answers is None:
+        raise UserError(f"--run {run.name}: is no RL run on problems whose answers are checked")
+    return solve(
+        directory,
+        task.problems,
+        task.answers,
+        c.sampling,
+        data=run.config.data,
+        samples=_given(_SAMPLES, task.samples or 1),
+        most=c.answer,
+        template=task.chat or "none",
+        batch=_given(_BATCH, c.evals.batch),
+        limit=_given(_LIMIT, task.held_out),
+        seed=_given(_SEED, run.seed),
+    )
+
+
+def thought(directory: str) -> dict[str, float]:
+    """The probe of thoughts of --run. Raises UserError."""
+    if not _RUN.value:
+        raise UserError("--run is needed with --evals=thoughts: its places and settings are used")
+    if _SPLIT.value not in documents.PARTS[1:]:
+        raise UserError(f"--split {_SPLIT.value}: must be validation or test, of thoughts")
+    run, c = run_of(directory)
+    task = getattr(c, "task", None)
+    if not isinstance(task, rl_thinking.Config | sft_thoughts.Config):
+        raise UserError(f"--run {run.name}: has no probe; its task must be thoughts or thinking")
+    c = replace(c, evals=replace(c.evals, batch=_given(_BATCH, c.evals.batch)))
+    where = runs.build_mesh(c)
+    probing = rl_thinking.probing if isinstance(task, rl_thinking.Config) else sft_thoughts.probing
+    probe = probing(run, c, where)
+    found = probe(loading.load_params(directory, where)[0], _SPLIT.value)
+    return {f"probe/{name}": x for name, x in found.items()}
+
+
+def _given(flag, value: int) -> int:
+    """Returns a flag's value if the command names the flag, else `value`."""
+    return flag.value if flag.present else value
+
+
 def solved(directory: str) -> dict[str, float]:
     """The evaluation on problems that the flags describe. Raises UserError."""
+    if _LIMIT.value < 0 or _BATCH.value < 1:
+        raise UserError("--limit must be at least 0, and --batch at least 1")
+    if _RUN.value:
+        return solved_as_run(directory)
     if not _PROBLEMS.value:
-        raise UserError("--problems is needed with --evals=problems")
+        raise UserError("--evals=problems needs --problems=FILE, or --run=NAME of a workdir")
     try:
         files.listed_any(_PROBLEMS.value)
     except UserError as error:
         raise UserError(f"--problems: {error}") from None
-    if _LIMIT.value < 0 or _BATCH.value < 1:
-        raise UserError("--limit must be at least 0, and --batch at least 1")
     return solve(
         directory,
         ProblemsConfig(test=_PROBLEMS.value, form=_FORM.value),
@@ -533,8 +626,8 @@ def main(argv) -> None:
         harness.check_out(_OUT.value)
     many = _EVALS.value == "paper"  # --checkpoint names several
     directory, baseline = ("", "") if many else map(hub.local, (_CHECKPOINT.value, _BASELINE.value))
-    if _EVALS.value == "problems":
-        found = solved(directory)
+    if _EVALS.value in ("problems", "thoughts"):
+        found = solved(directory) if _EVALS.value == "problems" else thought(directory)
         print(to_json(found, indent=1))
     elif _EVALS.value == "lm_eval":
         found = standard(directory, wanted(), batch=_BATCH.value, tensor=_TENSOR.value)

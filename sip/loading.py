@@ -6,7 +6,7 @@ a time. So the whole model never exists in float32.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,12 @@ from sip.models.parameters import MATRICES
 from sip.processes import fetch
 from sip.sections import section
 from sip.structs import Params, UserError
+from sip.text import chat
 from sip.text import tokenizer as tokenizers
 from sip.text.special import read_object
 from sip.text.tokenizer import Tokenizer
 from sip.training import checkpoints, checksums, step
-from sip.workdir import place, run_dir
+from sip.workdir import place, run_dir, workdir_of
 
 
 def load(directory: str, mesh, cfg: ModelConfig, adapter: LoraConfig, dtype: str) -> Params:
@@ -184,6 +185,53 @@ def _recorded(directory: str) -> tuple[ModelConfig, LoraConfig]:
     run = record["config"] if "config" in record else {}
     adapter = section(LoraConfig, run["lora"], "checkpoint lora") if "lora" in run else OFF
     return kernels.here(section(ModelConfig, record["model"], "checkpoint model")), adapter
+
+
+def tuned_in(directory: str) -> str:
+    """Returns the name of the chat template that a checkpoint was tuned in; empty if in none.
+
+    It is that of the run's task, else of the run that it started from, and so on; else "own" if the
+    tokenizer has a template, as published checkpoints do.
+    """
+    for config in _history(directory):
+        if found := _chat_of(config):
+            return found
+    try:
+        chat.of_tokenizer(tokenizer_of(directory)[1])
+    except UserError:
+        return ""
+    return chat.OWN
+
+
+def trained_in(directory: str) -> str | None:
+    """Returns the name of the chat template of the run's own task; empty for plain texts.
+
+    None for a checkpoint that records no task.
+    """
+    config = next(_history(directory), {})
+    return _chat_of(config) if "task" in config else None
+
+
+def _history(directory: str) -> Iterator[dict[str, Any]]:
+    """Yields the recorded config of a run, of the run that it started from, and so on."""
+    seen = set()  # runs that were trained anew from each other have no first one
+    while directory not in seen and checkpoints.exists(directory):
+        seen.add(directory)
+        record = checkpoints.record(directory)
+        config = record["config"] if "config" in record else {}
+        yield config
+        source = config["init_from"] if "init_from" in config else ""
+        try:
+            directory = source_dir(workdir_of(directory), source) if source else directory
+        except UserError:  # it is no longer there
+            return
+
+
+def _chat_of(config: dict[str, Any]) -> str:
+    """The chat template in a run's section `task`, or in its pairs or answers."""
+    task = config["task"] if "task" in config else {}
+    inner = [task[key] for key in ("pairs", "answers") if key in task and task[key]]
+    return next((x["chat"] for x in (task, *inner) if "chat" in x and x["chat"]), "")
 
 
 def kept_tokenizer(directory: str) -> Tokenizer:

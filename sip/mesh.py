@@ -38,9 +38,9 @@ ACT_RULES: Rules = {
 class MeshConfig:
     """Number of devices along each mesh axis. One may be -1: it takes the remaining devices."""
 
-    replica: int = 1  # data parallel, parameters replicated
-    fsdp: int = -1  # data parallel, parameters sharded
-    tensor: int = 1  # heads, features and vocabulary sharded
+    replica: int = 1  # devices; data parallel, parameters replicated
+    fsdp: int = -1  # devices; data parallel, parameters sharded; -1: all that are left
+    tensor: int = 1  # devices; heads, features and vocabulary sharded
 
     def __post_init__(self):
         sizes = [getattr(self, axis) for axis in AXES]

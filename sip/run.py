@@ -59,9 +59,13 @@ class Run:
         """The recipe's tokenizer, trained first if the workdir has none yet."""
         return open_tokenizer(self.config, self.workdir)
 
-    def corpus(self, split: str) -> Corpus:
-        """The documents of a split, loaded, tokenised and cut once per process."""
-        found = corpora.load(self.config.data, split, self.workdir, self.tokenizer)
+    def corpus(self, split: str, *, any_length: bool = False) -> Corpus:
+        """The documents of a split, loaded, tokenised and cut once per process.
+
+        With `any_length` most of them may be too short for a prefix and a suffix.
+        """
+        how: Any = dict(any_length=any_length)
+        found = corpora.load(self.config.data, split, self.workdir, self.tokenizer, **how)
         if found.left_out:
             self.left_out[split] = found.left_out
         return found
@@ -173,6 +177,10 @@ class RunConfig:
         """The runs or directories that the run reads, by the config key that names them."""
         return {"init_from": self.init_from}
 
+    def reads(self) -> dict[str, list[str]]:
+        """The files that the run reads besides the corpus, by the path that names them."""
+        return {}
+
     def splits(self) -> dict[str, str]:
         """The splits of the corpus that the run reads, by config key."""
         return {"split": self.split}
@@ -234,6 +242,10 @@ class TaskConfig:
 
     def sources(self) -> dict[str, str]:
         """The runs or directories that the task reads, by the config key that names them."""
+        return {}
+
+    def reads(self) -> dict[str, list[str]]:
+        """The files that the task reads, by the path that names them."""
         return {}
 
     def needs_truth(self) -> str:

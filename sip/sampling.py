@@ -20,7 +20,7 @@ COLDEST = 1e-5  # logits divided by less differ by more than float32 noise: gree
 class SamplingConfig:
     """The sampling distribution. The defaults sample from the model's own distribution."""
 
-    temperature: float = 1.0  # divides the logits; below COLDEST: greedy decoding, stored as 0
+    temperature: float = 1.0  # divides the logits; below 1e-5: greedy decoding, stored as 0
     top_k: int = 0  # sample among the k most probable tokens; 0: all
     top_p: float = 1.0  # nucleus sampling, probability mass in (0, 1]; 1: all
 

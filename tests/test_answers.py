@@ -148,6 +148,18 @@ def await_end(pids):
         time.sleep(0.1)
 
 
+@pytest.mark.slow  # as large as a training process
+def test_a_large_process_has_a_checker():
+    """A child counts its parent's size as its own largest one."""
+    program = (
+        "from sip.rewards.answers import AnswersConfig, Checker, Gold, MIB\n"
+        "large = bytearray(b'x') * (MIB * 5 << 17)\n"
+        "print(Checker(AnswersConfig()).verdicts([Gold('x+1')] * 2, ['1+x', 'x']))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "['right', 'wrong']", done.stderr
+
+
 @pytest.mark.slow  # processes that start, hang and are killed
 def test_a_process_that_dies_costs_its_answers_only(checker):
     assert check(checker, ("x+1", "1+x")) == ["right"]

@@ -3,18 +3,22 @@
 import functools
 import importlib
 import itertools
+import json
 import math
 import re
 import sys
 
 import numpy as np
 import pytest
+import tiny
 import tiny_recipe
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from workdirs import begun, lines
 
+from sip import train
 from sip import workdir as workdirs
+from sip.data import corpus as corpora
 from sip.judge.build import build
 from sip.run import Run
 from sip.sections import plain
@@ -91,6 +95,58 @@ def test_every_config_loads_locked_and_resolves(path, variant, tmp_path):
     recipe.check(config, str(tmp_path))
     with pytest.raises(AttributeError, match="lrr"):
         load(f"{path}{variant}", f"--config.runs.{config.order[0]}.optim.lrr=1")
+
+
+# Documented variants beside debug; CKPT is a checkpoint.
+VARIANTS = {
+    "thinking": ["rlp", "rlp,debug", "llama3_8b", "qwen3_8b", "llama3_8b,rlp", "qwen3_8b,rlp"],
+    "rl_problems": ["CKPT", "CKPT,debug"],
+    "self_training": [
+        "majority,soft",
+        "hybrid,early,debug",
+        "CKPT",
+        "CKPT,majority,fixed,debug",
+        "CKPT,soft,hybrid,early,easiest,filtered,random,labels",
+    ],
+    "two_phase": ["CKPT", "CKPT,debug"],
+    "rejection_sampling": ["CKPT", "CKPT,debug"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "variant"), [(name, one) for name, some in VARIANTS.items() for one in some]
+)
+def test_every_variant_of_reasoning_resolves(name, variant, of_bytes, tmp_path):
+    """Those of a checkpoint as a whole; the 8 B models' files are not here."""
+    place = of_bytes("start", tiny.model(vocab_size=259, max_len=2048)) if "CKPT" in variant else ""
+    config = of(name, variant.replace("CKPT", place))
+    assert set(config.report.rows) == set(config.order) == set(config.runs)
+    cut = corpora.cut_config(config.data)
+    for run in config.order:
+        recipe.STAGES[config.runs[run].stage].resolve(config, run).check_cut(cut)
+    if not place:
+        return
+    (tmp_path / "train.jsonl").write_text("{}")
+    for run in config.runs.values():
+        assert run.model.vocab_size == 259 and run.task.chat == "turns"
+        run.task.problems.path = str(tmp_path / "train.jsonl")
+    recipe.check(config, str(tmp_path))
+    assert config.runs[config.order[0]].init_from == place
+
+
+def test_thoughts_of_all_runs_are_rewarded_alike_and_rl_is_gated():
+    """Probes are comparable; RL with nothing to learn from ends before its first step."""
+    for arg in ("", "rlp", "llama3_8b", "llama3_8b,rlp"):
+        config = of("thinking", arg)
+        task = lambda name, c=config: recipe.STAGES[c.runs[name].stage].resolve(c, name).task
+        raw, told, own = map(task, ("raw", "thoughts", "rl"))
+        assert (raw.match, raw.judge) == (told.match, told.judge)
+        if own.reward != "rlp":
+            assert raw.judge == own.judge and (raw.judge or raw.match == own.match)
+        assert raw.judge or raw.match.words
+        gates = [run.gate for run in config.runs.values() if run.stage == "rl"]
+        assert len(gates) == (1 if "8b" in arg else 5)
+        assert all(gate.prompts == 64 and gate.mixed > 0 for gate in gates)
 
 
 @pytest.mark.parametrize("path", FILES, ids=NAMES)
@@ -282,6 +338,39 @@ def test_ablations_run_with_a_learned_judge(name, finished, quick, tmp_path):
     config = tiny_recipe.get_config(name)
     last = run(config, name, begun(finished, tmp_path, "base", "tutor", "judge"))
     assert 0 < last["judge/valid"] <= 1
+
+
+TRAINED = {  # variants that no other test trains: figures of the runs' evaluations
+    "dpo:debug": dict(base="nll_clean", dpo="win_rate_standard"),
+    "reward_model:debug": dict(base="nll_clean", reward_model="accuracy"),
+    "rlhf:debug": dict(reward_model="accuracy", rloo="reward", grpo="win_rate_standard"),
+    "rlhf:rlaif,debug": dict(judge="quality_accuracy", rlaif="reward"),
+    "microworld_safety:debug": dict.fromkeys(
+        ("filtered", "conditional", "sft_rewrites", "sip_switched", "conditional_scratch"),
+        "safety",
+    ),
+    "pretrain:text,debug": dict(base="nll"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_debug_variant_trains(name, quick, tmp_path):
+    """All of its runs, as small as the tiny recipe; text has a model of its own."""
+    file, _, arg = name.partition(":")
+    config = importlib.import_module(file).get_config(arg)
+    if "text" in arg:
+        (tmp_path / "my.txt").write_text("\n\n".join(f"{i} says it. " * 9 for i in range(600)))
+        config.data.path = str(tmp_path / "my.txt")
+        config.tokenizer.vocab_size = config.runs.base.model.vocab_size = 300
+    else:
+        config = tiny_recipe.shrink(config)
+        config.data.world = dict(entities=8, train=300, validation=60, test=60)
+    train.train(config, str(tmp_path / "work"))
+    for run, figure in TRAINED[name].items():
+        found = json.loads((tmp_path / "work" / "runs" / run / "eval.json").read_text())
+        assert math.isfinite(found[figure]), run
+        assert lines(tmp_path / "work", run)[-1]["step"] == config.runs[run].steps
 
 
 @pytest.mark.slow  # test_schedules compares schedules without a run

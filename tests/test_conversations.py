@@ -266,9 +266,12 @@ def test_lines_become_conversations(tmp_path):
 
 def test_every_unusable_line_is_counted_with_its_reason(tmp_path):
     rows = [row for some in BAD.values() for row in some]
-    path = write(tmp_path / "c.jsonl", [*rows, GOOD[0][0]])
+    path = write(tmp_path / "c.jsonl", [GOOD[0][0], *rows])
     found = read(path, max_skipped_fraction=0.99)
-    assert found.left_out == {reason: len(some) for reason, some in BAD.items()}
+    missing = f"{conversations.MISSING} (fields seen: 'text', 'prompt')"
+    wanted = {reason: len(some) for reason, some in BAD.items()}
+    wanted[missing] = wanted.pop(conversations.MISSING)
+    assert found.left_out == wanted
     assert len(found.rows) == 1 and found.read == len(rows) + 1
 
 
@@ -276,7 +279,8 @@ def test_every_unusable_line_is_counted_with_its_reason(tmp_path):
     ("text", "said"),
     [
         ("", "c.jsonl: has no conversations"),
-        ('[\n{"messages": []},\n', "c.jsonl:1: .* not a JSON object; write one object per line"),
+        ('[\n{"messages": []},\n', "c.jsonl: JSON over several lines or an array.*jq -c"),
+        ('7\n{"messages": []}\n7', "c.jsonl:1: .* not a JSON object.*; write one object per line"),
         ('{"prompt": "a", "completion": "b"}\n\n{"question": "a"}\n',
          "c.jsonl:3: 1 of 2 conversations .* without messages.*; rename the fields"),
         ('{"prompt": "a", "completion": ""}\n', "c.jsonl:1: .*blank message; correct the lines"),

@@ -18,11 +18,13 @@ from workdirs import call, files
 
 from sip import convert, evaluate, generate, loading
 from sip import mesh as meshes
+from sip.data import conversations
 from sip.hf import configs, hub, reading, shards, tokens, writing
 from sip.mesh import MeshConfig
 from sip.models import lora
 from sip.stages import session
 from sip.structs import UserError
+from sip.text import chat
 from sip.text import tokenizer as tokenizers
 from sip.training import checkpoints, optim
 
@@ -222,6 +224,45 @@ def test_a_run_s_own_tokenizer_is_written_as_theirs(published, tmp_path):
     assert (ids["bos_token_id"], ids["eos_token_id"]) == (tokenizer.bos, tokenizer.eos)
     assert converted("hf", run, tmp_path / "given", f"--tokenizer_from={published}") == 0
     assert (tmp_path / "given" / "tokenizer.model").exists()
+
+
+def tuned(published, directory, template):
+    """Saves a run that was tuned in a chat template; its tokenizer is trained here."""
+    params, cfg = reading.load(published, meshes.single())
+    config = {"init_from": "", "task": {"chat": template}}
+    checkpoints.save_params(
+        str(directory), params, {"model": dataclasses.asdict(cfg), "config": config}
+    )
+    (directory / "tokenizer.json").write_text('{"kind": "sentencepiece"}')
+    tokenizers.train_sentencepiece(
+        TEXTS, directory / "tokenizer.model", vocab_size=300, symbols=chat.MARKS
+    )
+    return directory
+
+
+def test_the_template_of_an_assistant_is_exported(published, tmp_path):
+    """It is read back, and the exported model counts as tuned in it; a base model has none."""
+    run, out = tuned(published, tmp_path / "run", "turns"), tmp_path / "out"
+    assert converted("hf", run, out) == 0
+    theirs = chat.of_tokenizer(out).source
+    assert theirs == chat.load("turns", loading.kept_tokenizer(str(run))).source
+    assert loading.tuned_in(str(out)) == "own"
+    base = tuned(published, tmp_path / "base", "")
+    assert converted("hf", base, tmp_path / "plain") == 0
+    assert chat.BESIDE not in files(tmp_path / "plain")
+
+
+@pytest.mark.slow
+def test_transformers_renders_an_exported_assistants_conversation_alike(published, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    run, out = tuned(published, tmp_path / "run", "turns"), tmp_path / "out"
+    assert converted("hf", run, out) == 0
+    form = conversations.named_format("turns", loading.kept_tokenizer(str(run)))
+    said = [{"role": r, "content": f"The {r} light."} for r in ("system", "user", "assistant")]
+    said.append({"role": "user", "content": "Is Mira green?"})
+    other = transformers.AutoTokenizer.from_pretrained(out)
+    got = other.apply_chat_template(said, add_generation_prompt=True)
+    assert conversations.prompt(form, said) == got["input_ids"]
 
 
 def test_ids_of_config_json_make_a_generation_config(published, tmp_path):

@@ -223,7 +223,8 @@ def test_a_branch_equals_the_plain_sequence(changes, tolerance):
 def test_saving_memory_changes_neither_values_nor_gradients(cfg, changes):
     params, tree = tiny.params(cfg), tiny.tree()
     saving = dataclasses.replace(cfg, **changes)
-    close(gradients(params, saving, tree), gradients(params, cfg, tree))
+    # Rounding depends on the CPU: up to 4e-5 for values near 1.
+    close(gradients(params, saving, tree), gradients(params, cfg, tree), tolerance=1e-4)
 
 
 def visibility(tree, vocab, window):

@@ -1,7 +1,9 @@
 """Tests sources of documents, their splits, skipped documents, and `python -m sip.data`."""
 
+import importlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -265,6 +267,29 @@ def test_what_a_run_does_not_use_is_said_once_and_kept(tmp_path, capsys):
     assert len(said) == 3 and all("shorter than prefix_min + suffix = 16" in x for x in said[1:])
     assert set(run.left_out) == {"train", "train[:50%]"}
     assert list(run.left_out["train"].values())[0] == 20 and len(run.left_out["train"]) == 2
+
+
+def test_packed_runs_evaluate_what_is_long_enough(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "short.txt"
+    path.write_text("\n\n".join(f"{i:03}" + "x" * (0 if i % 5 else 40) for i in range(400)))
+    cut = dict(prefix_min=16, prefix_max=16, suffix=16)
+    data = dict(source="txt", path=str(path), max_skipped_fraction=0.5, cut=cut)
+    run = Run(ConfigDict(dict(data=data, tokenizer=dict(kind="byte"))), "r", str(tmp_path))
+    with pytest.raises(UserError, match="documents have fewer than prefix_min"):
+        run.corpus("test")
+    found = run.corpus("test", any_length=True)
+    assert 0 < len(found.chunks) < found.chunks.skipped
+    assert f"{path}, test: {found.chunks.skipped} of" in capsys.readouterr().err
+    task = importlib.import_module("sip.tasks.supervised.documents")
+    seen = []
+    monkeypatch.setattr(task.ground_truth, "suite", lambda *_, any_length: seen.append(any_length))
+    for name in ("_packed", "_chunks", "tokens_loss"):
+        monkeypatch.setattr(task, name, lambda *_: (None, None))
+    for packed in (True, False):
+        wanted = task.Config(name="documents", tokens="all", packed=packed)
+        parts = dict(evals=None, model=None, log=SimpleNamespace(samples=0))
+        task.build(run, SimpleNamespace(task=wanted, **parts), None)
+    assert seen == [True, False]
 
 
 def mixture(tmp_path, split="train", **weights):

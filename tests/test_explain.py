@@ -1,14 +1,17 @@
 """Tests the reference of config keys: complete, up to date, and searchable."""
 
+import re
 from dataclasses import dataclass
 
 import pytest
 import tiny_recipe
 from workdirs import call
 
+from sip.data import documents
 from sip.explain import __main__ as command
 from sip.explain import reference
 from sip.sections import plain
+from sip.stages import recipe
 
 
 def test_the_page_is_up_to_date():
@@ -33,6 +36,21 @@ def test_every_key_of_a_config_is_explained():
             given.add(f"runs.NAME.{key}")
             given |= {f"runs.NAME.{key}.{x}" for x in value} if isinstance(value, dict) else set()
     assert given <= known and len(given) > 150
+
+
+def test_sources_of_data_and_tasks_are_listed():
+    (data,) = (one for one in reference.sections() if one.paths[0] == "data")
+    (source,) = (key.meaning for key in data.keys if key.name == "source")
+    words = set(re.findall(r"\w+", source)) - {"files", "data", "sets", "generated"}
+    assert words == set(documents.LOADERS)
+    (mix,) = (one for one in reference.sections() if one.paths[0] == "data.mix.NAME")
+    assert [key.name for key in mix.keys][-1] == "weight"
+    assert {key.name for key in mix.keys} == {*documents.MIXED, "weight"}
+    said = (tiny_recipe.ROOT / "docs" / "troubleshooting.md").read_text()
+    (row,) = (line for line in said.splitlines() if "task.name must be one of" in line)
+    for stage in ("supervised", "rl"):
+        named = row.partition(f"`{stage}`: ")[2].partition(";")[0]
+        assert set(re.findall(r"`(\w+)`", named)) == set(recipe.STAGES[stage].TASKS)
 
 
 def test_comments_are_beside_a_field_or_above_it():

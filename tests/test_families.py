@@ -104,7 +104,10 @@ def make_golden(transformers, name, directory):
 @pytest.mark.slow
 @CASES
 def test_goldens_are_what_transformers_says(name, transformers, tmp_path):
-    assert make_golden(transformers, name, tmp_path) == golden(name)
+    made, kept = make_golden(transformers, name, tmp_path), golden(name)
+    assert made.keys() == kept.keys() and made["greedy"] == kept["greedy"]
+    for text in ("first", "second"):  # torch's kernels, and so its rounding, depend on the CPU
+        np.testing.assert_allclose(made[text], kept[text], rtol=0, atol=2e-5)
 
 
 @pytest.fixture(scope="module", params=families.CASES)

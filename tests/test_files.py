@@ -1,19 +1,28 @@
 """Tests the doors of a corpus: which files a path names, and which files are refused."""
 
-import contextlib
 import gzip
 import io
 import json
 import shutil
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from etils import epath
+from stores import store
 
 from sip.data import __main__ as cli
-from sip.data import documents, files
+from sip.data import conversations, documents, files, preferences, problems
+from sip.data import corpus as corpora
+from sip.data import prompts as prompt_files
 from sip.data.documents import DataConfig
+from sip.stages import session
 from sip.structs import UserError
+from sip.tasks.pairs import PairsConfig
+from sip.tasks.rl.prompts import Config as RL
+from sip.tasks.supervised.conversations import Config as SFT
+from sip.tasks.supervised.preferences import Config as DPO
+from sip.text.tokenizer import Byte
+from sip.training.losses import PairLossConfig
 
 TEXTS = [f"document {i} of the corpus" for i in range(40)]
 
@@ -97,6 +106,26 @@ def test_folders_globs_and_several_files_are_listed_in_order(folder):
     assert every("jsonl", str(folder)) == sorted(TEXTS)
 
 
+def test_files_of_a_folder_that_are_not_read_are_said(folder, capsys):
+    (folder / "more" / "b.md.gz").write_text("about")
+    (folder / "LICENSE").write_text("x")
+    said = f"{folder}: 3 of 6 files are not JSON by their names and are not read (2 .md, 1 without"
+    (line,) = files.ignored((f"{folder}/b.jsonl", str(folder)), "jsonl")
+    assert line == f"{said} an ending)"
+    assert files.ignored(f"{folder}/a.jsonl.gz,{folder}/*.jsonl", "jsonl") == []
+    assert cli.main(["--source=jsonl", f"--path={folder}"]) == 0
+    assert capsys.readouterr().err.startswith(said)
+    data = dict(source="jsonl", path=str(folder), cut=dict(prefix_min=1, prefix_max=1, suffix=1))
+    corpora._print.cache_clear()
+    for _ in range(2):
+        corpora.load_documents(data, "train", "")
+    assert capsys.readouterr().err.count("by their names") == 1
+    kept = []
+    run = SimpleNamespace(say=kept.append)
+    session._say_ignored(run, SimpleNamespace(reads=lambda: {str(folder): [], "mine.py": []}))
+    assert kept == [line]
+
+
 def test_a_name_with_a_comma_is_one_file(tmp_path):
     path = tmp_path / "a, b.txt"
     path.write_bytes(txt(TEXTS))
@@ -113,22 +142,6 @@ def test_documents_do_not_depend_on_how_their_files_are_divided(folder, tmp_path
         assert sorted(one.texts) == sorted(many.texts) and one.texts
 
 
-@contextlib.contextmanager
-def store(root):
-    """Serves the paths gs://bucket/.. from files below `root`."""
-    local = lambda path: str(path).replace("gs://bucket", str(root))
-    back = lambda path: str(path).replace(str(root), "gs://bucket")
-    real = lambda name: lambda _, path: getattr(Path(local(path)), name)()
-    with epath.testing.mock_epath(
-        exists=real("exists"),
-        isdir=real("is_dir"),
-        listdir=lambda _, path: [p.name for p in Path(local(path)).iterdir()],
-        glob=lambda _, path: [back(p) for p in root.glob(local(path)[len(str(root)) + 1 :])],
-        open=lambda _, path, mode: open(local(path), mode),
-    ):
-        yield
-
-
 @pytest.mark.parametrize("source", [*MAKE, "array_record"])
 def test_files_in_a_store_are_read_alike(tmp_path, source):
     made = tmp_path / "corpus"
@@ -143,6 +156,64 @@ def test_files_in_a_store_are_read_alike(tmp_path, source):
             assert every(source, path) == sorted(TEXTS)
         with pytest.raises(UserError, match="gs://bucket/no.txt: there is no such file"):
             files.listed("gs://bucket/no.txt", "txt")
+
+
+EXAMPLES = {  # readers of JSON Lines, an object of each, and the number of those read
+    "conversations": (
+        lambda path: len(conversations.read(path, max_skipped_fraction=0.0).rows),
+        dict(prompt="a", completion="b"),
+    ),
+    "pairs": (
+        lambda path: len(preferences.read(path, max_skipped_fraction=0.0).pairs),
+        dict(prompt="a", chosen="b", rejected="c"),
+    ),
+    "prompts": (
+        lambda path: sum(map(len, prompt_files.read(
+            path, prompt_files.plain(Byte()), max_len=9, max_skipped_fraction=0.0)[0].values())),
+        dict(prompt="a"),
+    ),
+    "problems": (lambda path: len(problems.read(path, 0.0)[0]), dict(problem="a", answer="b")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EXAMPLES)
+def test_examples_come_through_the_doors_of_a_corpus(tmp_path, kind):
+    count, row = EXAMPLES[kind]
+    made = tmp_path / "made"
+    (made / "more").mkdir(parents=True)
+    line = f"{json.dumps(row)}\n".encode()
+    (made / "a.jsonl").write_bytes(line)
+    (made / "b.json.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + line * 2))
+    (made / "more" / "c.jsonl.zst").write_bytes(zst(line * 4))
+    (made / "_x.jsonl").write_bytes(b"no")
+    found = [count(f"{made}/{name}") for name in ("a.jsonl", "b.json.gz", "more/c.jsonl.zst", "")]
+    assert found == [1, 2, 4, 7]
+    assert count(f"{made}/*.js*") == 3 and count(f"{made}/a.jsonl,{made}/more") == 5
+    with store(tmp_path):
+        assert count("gs://bucket/made") == 7 and count("gs://bucket/made/a.jsonl") == 1
+
+
+def test_the_keys_of_examples_name_a_path_that_does_not_exist(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"{}"))
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "test.jsonl").write_bytes(b"{}")
+    pairs = lambda path: DPO(name="preferences", loss=PairLossConfig(), pairs=PairsConfig(path))
+    reach = {
+        "task.pairs.path": lambda path: pairs(path).reach(),
+        "task.prompts": lambda path: RL(name="prompts", reward="run", prompts=path).reach(),
+        "task.path": lambda path: SFT(name="conversations", chat="turns", path=path).reach(),
+        "problems.path": lambda path: problems.ProblemsConfig(path=path).reach(),
+    }
+    for key, of in reach.items():
+        of(f"{tmp_path}/a.jsonl.gz")
+        of(f"{tmp_path}/*.gz,{tmp_path}/a.jsonl.gz")
+        with pytest.raises(UserError, match=f"{key}: .*nowhere: there is no such file"):
+            of(f"{tmp_path}/nowhere")
+        with pytest.raises(UserError, match=f"{key}: .*parquet for a corpus; convert other inputs"):
+            of(f"{tmp_path}/a.parquet")
+    with pytest.raises(UserError, match="test.jsonl: is a test set"):
+        reach["problems.path"](f"{tmp_path}/sets/,{tmp_path}/a.jsonl.gz")
 
 
 def write_records(path, rows):
@@ -166,6 +237,10 @@ WRONG = {
     "blank": ("a.jsonl", "jsonl", b"\n \n\n", "has no documents"),
     "JSON Lines as text": ("a.txt", "txt", jsonl(TEXTS), "is JSON.*data.source .*jsonl"),
     "one object as text": ("a.md", "txt", b'{"text": "a"}', "is JSON.*data.source .*jsonl"),
+    "an array as text": ("a.txt", "txt", b'[{"text": "a"}]', "is JSON.*jq.*data.source .*jsonl"),
+    "a pretty array as text": ("a.txt", "txt", b'[\n  "one",\n  "two"\n]\n', "is JSON.*jq"),
+    "a pretty object as text": ("a.txt", "txt", b'{\n "text":\n  "a"\n}', "is JSON.*jq"),
+    "pretty objects as text": ("a.txt", "txt", b'{\n"a": 1\n}\n{\n"a": 2\n}', "is JSON.*jq"),
     "named as JSON": ("a.jsonl", "txt", jsonl(TEXTS), "is JSON, not plain text; set data.source"),
     "text as JSON Lines": (
         "a.txt",

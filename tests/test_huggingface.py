@@ -52,7 +52,9 @@ def test_a_directory_of_json_lines_is_a_data_set(tmp_path, monkeypatch):
 
 
 def test_a_wrong_field_and_a_wrong_directory_are_named(saved, tmp_path):
-    with pytest.raises(UserError, match="no field 'text'; set data.field to one of id, body"):
+    with pytest.raises(
+        UserError, match="no field 'text'; set data.field .--field. to one of id, body"
+    ):
         documents.load(DataConfig("huggingface", saved), "")
     (tmp_path / "a.jsonl").write_text("{}")
     for path, said in (("a.jsonl", "not a directory"), ("none", "not a directory"), ("", "")):

@@ -6,9 +6,17 @@ from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
+from stores import store
 
+from sip.data.problems import ProblemsConfig
 from sip.stages import inputs
 from sip.structs import UserError
+from sip.tasks.pairs import PairsConfig
+from sip.tasks.rl.prompts import Config as RL
+from sip.tasks.supervised.conversations import Config as SFT
+from sip.tasks.supervised.preferences import Config as DPO
+from sip.tasks.thoughts import ThoughtsConfig
+from sip.training.losses import PairLossConfig
 
 
 @pytest.fixture
@@ -49,8 +57,9 @@ def _run(config, name, workdir):
     )
 
 
-def check(run, *sources):
-    c = types.SimpleNamespace(sources=lambda: {f"key{i}": x for i, x in enumerate(sources)})
+def check(run, *sources, reads=lambda: {}):
+    named = {f"key{i}": x for i, x in enumerate(sources)}
+    c = types.SimpleNamespace(sources=lambda: named, reads=reads)
     inputs.check(run, c)
     Path(run.directory, "checkpoints", "1").mkdir(parents=True, exist_ok=True)
 
@@ -148,24 +157,6 @@ def test_a_folder_and_an_evaluation_set_are_digested_and_a_new_file_is_a_change(
         check(run)
 
 
-def test_a_glob_and_several_files_of_problems_are_digested(run, tmp_path):
-    for name in ("train-0.parquet", "train-1.parquet", "aime.jsonl.gz"):
-        (tmp_path / name).write_text(name)
-    both = f"{tmp_path}/train-*.parquet,{tmp_path}/aime.jsonl.gz"
-    prose = "Say what it is, and why: {problem}?"  # a name of no file
-    problems = {"path": f"{tmp_path}/train-*.parquet", "test": both, "template": prose}
-    run.config.runs[run.name].task = ConfigDict({"problems": problems})
-    check(run)
-    (tmp_path / "aime.jsonl.gz").write_text("changed since")
-    with pytest.raises(UserError, match=r"aime\.jsonl\.gz has changed"):
-        check(run)
-    (tmp_path / "aime.jsonl.gz").write_text("aime.jsonl.gz")
-    check(run)
-    (tmp_path / "train-2.parquet").write_text("one more")
-    with pytest.raises(UserError, match=r"train-\*\.parquet has changed"):
-        check(run)
-
-
 def test_the_files_of_all_sources_of_a_mixture_are_digested(run, tmp_path):
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(name)
@@ -182,3 +173,63 @@ def test_a_run_begun_without_digests_gets_them(run):
     check(run)
     found = json.loads(Path(run.directory, inputs.FILE).read_text())
     assert len(found["files"]) == 5 and not found["sources"]
+
+
+@pytest.mark.parametrize("path", ["talks", "talks/a.jsonl,talks/b.jsonl", "talks/*.jsonl.gz"])
+def test_a_file_that_a_task_reads_may_not_come_change_or_go(run, tmp_path, path):
+    (tmp_path / "talks").mkdir()
+    files = [tmp_path / "talks" / name for name in ("a.jsonl", "b.jsonl", "c.jsonl.gz")]
+    for file in files:
+        file.write_text("{}")
+    path = ",".join(f"{tmp_path}/{part}" for part in path.split(","))
+    run.config.runs.sip.task = {"path": path}
+    reads = SFT(name="conversations", chat="turns", path=path).reads
+    check(run, reads=reads)
+    check(run, reads=reads)
+    read = {file for found in reads().values() for file in found}
+    for file in files:
+        file.write_text("{ }")
+        if str(file) in read:
+            with pytest.raises(UserError, match=f"{path[:9]}.* has changed"):
+                check(run, reads=reads)
+        else:
+            check(run, reads=reads)
+        file.write_text("{}")
+    if "," in path:
+        return
+    (tmp_path / "talks" / "d.jsonl.gz").write_text("{}")
+    with pytest.raises(UserError, match="talks.* has changed"):
+        check(run, reads=reads)
+
+
+def test_files_in_a_store_are_digested_too(run, tmp_path):
+    (tmp_path / "talks").mkdir()
+    (tmp_path / "talks" / "a.jsonl").write_text("{}")
+    path, labels = "gs://bucket/talks", "gs://bucket/labels.jsonl"
+    run.config.runs.sip.task = {"path": path, "label_file": {"path": labels}, "model": "a.b/c://d"}
+    reads = SFT(name="conversations", chat="turns", path=path).reads
+    with store(tmp_path):
+        check(run, reads=reads)
+        check(run, reads=reads)
+        (tmp_path / "labels.jsonl").write_text("changed since")
+        with pytest.raises(UserError, match="gs://bucket/labels.jsonl has changed"):
+            check(run, reads=reads)
+        (tmp_path / "labels.jsonl").write_text("labels.jsonl")
+        (tmp_path / "talks" / "b.jsonl").write_text("{}")
+        with pytest.raises(UserError, match="gs://bucket/talks has changed"):
+            check(run, reads=reads)
+
+
+def test_each_task_says_which_files_it_reads(tmp_path):
+    for name in ("a.jsonl", "b.jsonl.gz", "mine.py"):
+        (tmp_path / name).write_text("def f(answers): pass\ndef g(answers): pass")
+    a, b, mine = (f"{tmp_path}/{name}" for name in ("a.jsonl", "b.jsonl.gz", "mine.py"))
+    named = dict(name="t", reward=f"{mine}:f*0.5,{mine}:g,other")
+    assert RL(**named, prompts=f"{a},{b}").reads() == {f"{a},{b}": [a, b], mine: [mine]}
+    problems = ProblemsConfig(path=a, test=b)
+    assert RL(**named, problems=problems).reads() == {a: [a], b: [b], mine: [mine]}
+    assert SFT(name="t", chat="turns", problems=problems).reads() == {a: [a], b: [b]}
+    pairs = DPO(name="t", loss=PairLossConfig(), pairs=PairsConfig(str(tmp_path)))
+    assert pairs.reads() == {str(tmp_path): [a, b]}
+    thoughts = ThoughtsConfig(annotated=a)
+    assert thoughts.reads() == {a: [a]} and not ThoughtsConfig(annotated="truth").reads()

@@ -1,6 +1,7 @@
 """Tests judges that are taught by corrupted suffixes, and the recipe on text of one's own."""
 
 import importlib
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -10,15 +11,16 @@ import tiny_recipe
 from workdirs import quickly
 
 from sip import mesh as meshes
-from sip import train
+from sip import rewriter, train
 from sip.data import corpus as corpora
 from sip.judge import prompts
 from sip.judge.labels import ground_truth as labels
+from sip.judge.labels import synthesis
 from sip.stages import recipe
 from sip.structs import UserError
 from sip.tasks import labelled
 from sip.tasks.labelled import CorruptedConfig
-from sip.tasks.supervised import verdicts
+from sip.tasks.supervised import rewrites, verdicts
 from sip.text.tokenizer import Byte
 
 WORDS = "red blue green old new tall short calm loud warm cold wide thin kind wise".split()
@@ -139,9 +141,34 @@ def test_an_evaluation_by_a_judge_is_checked_first(key, value, said, tmp_path):
         recipe.check(config, str(tmp_path / "w"))
 
 
+def test_a_rewriter_learns_to_undo_corruptions_without_a_ground_truth(tmp_path):
+    """A third of the examples are copies; the answer is always the suffix."""
+    config = own(tmp_path, "rewriter,debug")
+    recipe.check(config, str(tmp_path / "w"))
+    assert config.order == ("base", "judge", "auditor", "rewriter", "standard", "sip")
+    assert config.runs.sip.candidates.rewrite and config.runs.sip.rewriter.init_from == "rewriter"
+    suffixes = [f" {a} {b} {c}." for a, b, c in itertools.permutations(WORDS[:4], 3)]
+    given = synthesis.in_turn(("swap", "shuffle"), suffixes, 0)
+    assert (
+        given == synthesis.in_turn(("swap", "shuffle"), suffixes, 0) and given[::3] == suffixes[::3]
+    )
+    swapped = dict(synthesis.by_rule(("swap", "shuffle"), suffixes, 0))["swap"]
+    assert given[1::3] == swapped[1::3] != suffixes[1::3]
+    prompt, prefixes = rewriter.load("rewrite"), ["a b"] * len(suffixes)
+    made = rewrites.make(Byte(), prompt, prefixes, given, suffixes, max_len=200)
+    answers = [
+        Byte().decode(row[on]) for row, on in zip(made.tree.tokens_BT, made.counted_ET, strict=True)
+    ]
+    assert all(text == suffix[: len(text)] for text, suffix in zip(answers, suffixes, strict=True))
+    assert answers[0] == suffixes[0]
+    with pytest.raises(UserError, match="task.kinds: no corruption 'blur'"):
+        rewrites.Config(name="rewrites", prompt="rewrite", documents=1, held_out=1, kinds=("blur",))
+
+
 @pytest.mark.slow  # each of its stages is tested by itself
-def test_the_recipe_runs_its_debug_variant_and_reports_the_auditors_word(tmp_path):
-    config = own(tmp_path)
+@pytest.mark.parametrize("arg", ["debug", "rewriter,debug"])
+def test_the_recipe_runs_its_debug_variant_and_reports_the_auditors_word(arg, tmp_path):
+    config = own(tmp_path, arg)
     for each in config.runs.values():
         each.log.update(tensorboard=False, progress=False)
     with quickly():
@@ -151,3 +178,4 @@ def test_the_recipe_runs_its_debug_variant_and_reports_the_auditors_word(tmp_pat
         row = json.loads((tmp_path / "w" / "runs" / name / "eval.json").read_text())
         assert 0 <= row["win_rate_judge"] <= 1 and row["judge_valid"] == 1 and row["nll"] > 0
     assert "quality_accuracy" in summary["judge"]
+    assert ("rewriter" in summary) == ("rewriter" in config.runs)

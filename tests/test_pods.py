@@ -402,3 +402,23 @@ def test_the_data_set_of_the_large_configs_is_built_from_a_file(tmp_path, capsys
     assert "data/slim_pajama exists; delete it" in capsys.readouterr().err
     assert corpus.main([*argv[:1], "--path=nowhere.jsonl", f"--data_dir={data}2"]) == 2
     assert "nowhere.jsonl" in capsys.readouterr().err
+
+
+def test_the_data_set_is_built_from_another_field_and_separator(tmp_path, capsys):
+    corpus, data = module("corpus"), str(tmp_path / "data")
+    texts = [f"note {i} of many" for i in range(120)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"body": t}) + "\n" for t in texts))
+    (tmp_path / "a.txt").write_text("\n".join(texts))
+    of = lambda source, *more: corpus.main(
+        [f"--source={source}", f"--path={tmp_path}/a.{source}", f"--data_dir={data}", *more]
+    )
+    assert of("jsonl") == 2
+    assert "(fields seen: 'body'); set data.field (--field)" in capsys.readouterr().err
+    assert of("jsonl", "--field=body", "--name=bodies") == 0
+    assert of("txt", "--separator=\\n", "--name=lines") == 0
+    bodies, lines = (documents.load(DataConfig("tfds", f"{name}:text", "train"), data).texts
+                     for name in ("bodies", "lines"))  # fmt: skip
+    assert sorted(bodies) == sorted(lines) and len(lines) > 90
+    with pytest.raises(SystemExit) as stopped:
+        of("mixture")
+    assert stopped.value.code == 2 and "mixture" in capsys.readouterr().err

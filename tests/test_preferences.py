@@ -92,6 +92,8 @@ def test_a_line_is_a_pair(row, want, tmp_path):
         (dict(input="q", output_1="a", output_2="b", label=3), "with an unknown label"),
         (dict(input="q", output_1="a", output_2="b", label=True), "with an unknown label"),
         (7, "not a JSON object"),
+        (dict(prompt="\ud83d", chosen="a", rejected="b"), "not UTF-8"),
+        (dict(prompt="p", chosen="a", rejected="b", id={"\ud83d": ["c"]}), "not UTF-8"),
     ],
 )
 def test_a_line_that_teaches_nothing_is_counted_with_its_reason(row, reason, tmp_path):
@@ -109,7 +111,7 @@ def test_a_file_without_a_line_and_an_array_are_named(tmp_path):
     (tmp_path / "p.jsonl").write_text('[{"prompt": "p"}]\n')
     with pytest.raises(UserError, match="an array, not JSON Lines"):
         preferences.read(str(tmp_path / "p.jsonl"), max_skipped_fraction=1.0)
-    with pytest.raises(UserError, match="cannot read the preferences: No such file"):
+    with pytest.raises(UserError, match="nowhere: there is no such file"):
         preferences.read(str(tmp_path / "nowhere"), max_skipped_fraction=1.0)
 
 

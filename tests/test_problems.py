@@ -37,6 +37,7 @@ def test_lines_of_all_formats_are_read_and_others_counted(tmp_path):
         dict(problem="long?", answer="1" * 41),
         dict(problem=" ", answer="1"),
         dict(question="steps only?", answer="steps ####"),
+        dict(problem="\ud83d", answer="1"),
         [1],
     ]
     found, left_out = problems.read(written(tmp_path / "p.jsonl", rows), 0.9)
@@ -46,13 +47,14 @@ def test_lines_of_all_formats_are_read_and_others_counted(tmp_path):
         ("Eggs?", "1009", "16 - 7 = 9 eggs."),
     ]
     assert left_out == {
-        problems.NO_ANSWER: 4,
+        f"{problems.NO_ANSWER} (fields seen: 'problem')": 4,
         problems.NO_SUCH_ANSWER: 1,
         problems.TOO_LARGE: 1,
         problems.NO_PROBLEM: 1,
         "not a JSON object": 1,
+        "not UTF-8": 1,
     }
-    with pytest.raises(UserError, match="8 of 11 problems cannot be used.*4 without an answer"):
+    with pytest.raises(UserError, match="p.jsonl:4: 9 of 12 problems cannot.*4 without an answer"):
         problems.read(str(tmp_path / "p.jsonl"), 0.1)
 
 
@@ -70,16 +72,25 @@ def test_files_of_several_formats_a_folder_and_a_glob_are_read(tmp_path):
     for path, count in (
         (str(folder), 6),
         (f"{folder}/train-*.parquet", 6),
-        (f"{folder}/train-00001-of-00002.parquet,{tmp_path}/aime.jsonl.gz", 4),
+        (f"{folder}/train-00001-of-00002.parquet", 3),
+        (f"{tmp_path}/aime.jsonl.gz,{tmp_path}/aime.jsonl.gz", 1),
     ):
         found, left_out = problems.read(path, 0.0)
         assert len(found) == count and not left_out
-        problems.ProblemsConfig(path=path).reach()
-    assert found[0] == problems.Problem("3?", "3", "It is 3.") and found[3].answer == "204"
+        ProblemsConfig(path=path).reach()
+        assert ProblemsConfig(path=path).reads().keys() == {path}
+        if count == 3:
+            assert found[0] == problems.Problem("3?", "3", "It is 3.")
+    assert found[0].answer == "204"
     parquet.write_table(table, folder / "test-00000-of-00001.parquet")
-    for path in (str(folder), f"{tmp_path}/aime.jsonl.gz,{folder}/test-00000-of-00001.parquet"):
-        with pytest.raises(UserError, match="test-00000-of-00001.parquet: is a test set by its na"):
-            problems.load(ProblemsConfig(path=path), {})
+    assert len(ProblemsConfig(path=f"{folder}/train*").reads()[f"{folder}/train*"]) == 2
+    with pytest.raises(UserError, match="test-00000-of-00001.parquet: is a test set by its na"):
+        ProblemsConfig(path=str(folder)).reach()
+    with pytest.raises(UserError, match="problems.path: .*aime.jsonl.gz: is JSON, not Parquet"):
+        ProblemsConfig(path=f"{folder}/train*,{tmp_path}/aime.jsonl.gz").reach()
+    parquet.write_table(pyarrow.Table.from_pylist([*rows, {"question": "?"}]), folder / "b.parquet")
+    with pytest.raises(UserError, match="1 of 7 problems cannot be used.*1 without an answer"):
+        problems.read(f"{folder}/b.parquet", 0.1)
     with pytest.raises(UserError, match=r"problems.test: .*a.csv: CSV is not read"):
         (tmp_path / "a.csv").write_text("problem,answer")
         ProblemsConfig(path=f"{folder}/train-*", test=str(tmp_path / "a.csv")).reach()
@@ -113,6 +124,7 @@ def test_no_problem_of_the_test_file_is_learned(tmp_path):
         (dict(source=GYM, kinds=("chain_sum",), level=6), "level=6"),
         (dict(path="x", template="Solve."), "has no {problem}"),
         (dict(path="x", form=" "), "form is empty"),
+        (dict(path="x", form="It is {answer}"), "needs a word before {answer} and a mark after"),
     ],
 )
 def test_wrong_settings_are_named(values, message):
@@ -175,13 +187,46 @@ def test_an_answer_after_a_marker_is_its_line(text, answer, more):
     assert problems.extract("Answer:", text, **more) == answer
 
 
-@pytest.mark.parametrize("form", ["boxed", "Answer:"])
+SENTENCE = "The answer is {answer}."
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "more"),
+    [
+        (" The answer is Oxmoor.", "Oxmoor", {}),
+        (" The answer is Oxmoor", "Oxmoor", {}),  # the model ends there
+        (" The answer is Oxmoor. The friend of Bado is Fihefo.", "Oxmoor", {}),
+        (" The answer is 3.5. It is.", "3.5", {}),
+        (" The answer is 3.5", "3.5", {}),
+        (" The answer is 12 coins.\nThe", "12 coins", {}),
+        (" The answer is 5. What is 1 + 1? The answer is 2.", "5", {}),  # the next problem's
+        (" The answer is\nThe answer is 2.", "2", {}),
+        (" The answer is 1 2\n3 4. So", "1 2\n3 4", dict(lines=2)),
+        (" The answer: 2.", None, {}),
+        ("2", None, {}),
+        (" The answer is 3.", None, dict(cut=True)),  # of 3.5?
+        (" The answer is Oxm", None, dict(cut=True)),
+        (" The answer is 3. The", "3", dict(cut=True)),
+    ],
+)
+def test_an_answer_in_a_sentence_ends_with_the_sentence(text, answer, more):
+    assert problems.extract(SENTENCE, text, **more) == answer
+
+
+def test_the_thought_is_the_text_before_the_answer_that_counts():
+    assert problems.thought(SENTENCE, "So. The answer is 3.5. The answer is 2.") == "So. "
+    assert problems.thought("Answer:", "a Answer: 1 Answer: 2") == "a Answer: 1 "
+    assert problems.thought("boxed", r"a \boxed{1} b \boxed{2}") == r"a \boxed{1} b "
+    assert problems.thought(SENTENCE, "So.") == problems.thought("Answer:", "So.") == ""
+
+
+@pytest.mark.parametrize("form", ["boxed", "Answer:", SENTENCE])
 def test_what_is_taught_is_what_is_read(form):
     cfg = ProblemsConfig(path="x", form=form)
     problem = problems.Problem("1+1?", "2", "One and one.")
     text = problems.completion(cfg, problem)
     assert text.startswith("One and one.\n") and problems.extract(form, text) == "2"
-    assert form in problems.prompt(cfg, problem) and "{" not in form + "1+1?"
+    assert form in problems.prompt(cfg, problem)
     assert problems.prompt(dataclasses.replace(cfg, template="Q: {problem}"), problem) == "Q: 1+1?"
 
 

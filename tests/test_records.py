@@ -35,6 +35,10 @@ def texts(path, data, separator=BLANK_LINE):
         ("a\u2028b\x85\n\nc\x0c".encode(), BLANK_LINE, ["a\u2028b\x85", "c\x0c"]),
         (b"a\0b\n\nmore words", BLANK_LINE, ["a\0b", "more words"]),
         (b'{"a": 1}\nis JSON, this is not\n\n{"b": 1}', BLANK_LINE, None),
+        (b'{\n"a": 1\n}\nis JSON, this is not', BLANK_LINE, None),
+        (b'["Never,"\nshe said]', BLANK_LINE, None),
+        (b"[\nVerse\n]", BLANK_LINE, None),
+        (b'["a"] is a list', BLANK_LINE, None),
     ],
 )
 def test_where_the_documents_of_a_text_end(tmp_path, data, separator, wanted):

@@ -69,8 +69,14 @@ def test_the_command_shows_the_table_again_from_a_moved_workdir(finished, capsys
 
 
 def test_tables_show_the_largest_samples_of_an_evaluation():
-    known = ["nll", "mean@8", "maj@8", "pass@1", "pass@16", "pass@2", "start/mean@8"]
-    assert tables._at(known) == ["mean@8", "maj@8", "pass@16"] and tables._at(["nll"]) == []
+    known = ["nll", "mean@8", "maj@8", "pass@1", "pass@16", "pass@2", "start/mean@8", "start/maj@8"]
+    assert tables._at(known) == ["start/mean@8", "mean@8", "maj@8", "pass@16"]
+    assert tables._at(["nll"]) == []
+
+
+def test_tables_show_the_probe_of_thoughts():
+    row = {"probe/own": 0.5, "probe/own/error": 0.1, "probe/direct": 0.2, "probe/used": 1.0}
+    assert tables.columns_of([row]) == ["probe/own", "probe/direct", "probe/used"]
 
 
 @pytest.mark.parametrize("file", [pytest.param("done.json", marks=pytest.mark.slow), "eval.json"])

@@ -6,6 +6,7 @@ import json
 import shutil
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import report_data as made
 import tiny_recipe
@@ -122,6 +123,50 @@ def test_data_that_do_not_fit_lose_steps_and_the_page_says_so(tmp_path, monkeypa
     assert f"{8 * len(steps)} of 72 logged prefixes" in "".join(found.text)
 
 
+def test_each_of_two_workdirs_says_what_it_leaves_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "MOST_BYTES", 12_000)
+    one = made.workdir(tmp_path / "one", made.prefixes(9, 8))
+    other = made.workdir(tmp_path / "other", made.prefixes(1, 1, seed=1))
+    text = "".join(written(one, other).text)
+    assert text.count("logged prefixes") == 1 and "A The page has" in text
+    assert "of 72 logged prefixes" in text
+
+
+def test_long_lines_keep_their_ends_and_extremes():
+    steps = list(range(1, 20_001))
+    mean = np.sin(np.arange(20_000.0))
+    mean[7_777], mean[12_345] = 9.0, -9.0
+    line = panels.Line("a", "#000", steps, mean, np.full(20_000, 0.5))
+    kept = page.thinned(line)
+    assert kept[0] == 0 and kept[-1] == 19_999 and {7_777, 12_345} <= set(kept)
+    assert kept == sorted(set(kept)) and 900 < len(kept) <= page.MOST_POINTS
+    short = panels.Line("a", "#000", steps[:1000], mean[:1000])
+    assert page.thinned(short) == list(range(1000))
+    (drawn,) = page._panel(panels.Panel("loss", "a", "loss", [line]))["lines"]
+    assert len(drawn["x"]) == len(drawn["y"]) == len(drawn["spread"]) == len(kept)
+    assert drawn["y"][drawn["x"].index(7_778)] == 9.0
+
+
+def test_rows_have_a_hash_of_their_texts():
+    first, other = made.prefixes(1, 2)
+    assert page.texts(first) == page.texts(made.prefixes(1, 1)[0]) != page.texts(other)
+    changed = made.prefixes(1, 1)[0]
+    changed["candidates"][5]["text"] += "\ud83d"  # a lone surrogate
+    assert page.texts(changed) != page.texts(first) and len(page.texts(changed)) == 12
+
+
+def test_figures_of_a_debug_run_are_said_to_mean_nothing(tmp_path):
+    one = made.workdir(tmp_path / "one", [])
+    other = made.workdir(tmp_path / "other", [])
+    text = "".join(written(one).text)
+    assert text.index("the figures mean nothing") < text.index("Did it help?")
+    long = json.loads((other / "config.json").read_text())
+    long["runs"]["base"]["steps"] = 5000
+    workdirs.write_json(other / "config.json", long)
+    text = "".join(written(one, other).text)
+    assert text.count("mean nothing") == 1 and "A: No model was trained for more than 2" in text
+
+
 def test_two_workdirs_are_side_by_side(tmp_path):
     one = made.workdir(tmp_path / "one", made.prefixes(2, 3))
     other = made.workdir(tmp_path / "other", made.prefixes(2, 3, seed=1))
@@ -190,12 +235,26 @@ def test_differences_are_ranges_of_javascript_strings():
 
 
 def test_the_chosen_is_compared_with_the_rejected_or_the_suffix():
-    of = lambda *kinds: [dict(source=s, chosen=c, rejected=r) for s, c, r in kinds]
+    of = lambda *kinds: [dict(source=s, chosen=c, rejected=r, advantage=None) for s, c, r in kinds]
     three = [("suffix", False, False), ("rollout", False, True), ("rollout", True, False)]
     assert candidates.compared(of(*three)) == [2, 1]
     assert candidates.compared(of(three[0], three[2])) == [1, 0]
     assert candidates.compared(of(three[0], three[1])) is None
     assert candidates.compared(of(("suffix", True, False))) is None
+
+
+def test_answers_of_the_highest_and_the_lowest_advantage_are_compared():
+    of = lambda *values: [
+        dict(source="answer", chosen=False, rejected=False, advantage=x) for x in values
+    ]
+    assert candidates.compared(of(0.1, None, 1.2, -0.7)) == [2, 3]
+    for flat in (of(0.0, 0.0), of(0.5, None), of(None)):
+        assert candidates.compared(flat) is None
+    line = made.prefix(1, 0, "p", [
+        made.candidate("answer", f"the {x} cat", x, advantage=x) for x in (0.5, -1.5)
+    ])  # fmt: skip
+    found = candidates.prefix({**line, "kind": "answers"})
+    assert found["compared"] == [0, 1] and all(x["marks"] for x in found["candidates"])
 
 
 def test_intervals_are_those_of_the_literature():
@@ -222,10 +281,10 @@ def config(**changes):
     return ConfigDict(found.to_dict())
 
 
-def run(name="sip_learned", lines=(), texts=(), alarms=(), **figures):
+def run(name="sip_learned", lines=(), texts=(), alarms=(), unsafe=0, **figures):
     """A run's files by hand."""
     files = dict(lines=list(lines), texts=list(texts), alarms=list(alarms), figures=figures)
-    return contents.RunFiles(name, None, "", steps=2, done=True, **files)
+    return contents.RunFiles(name, None, "", steps=2, done=True, unsafe=unsafe, **files)
 
 
 def row(value):
@@ -252,7 +311,59 @@ def test_figures_over_seeds_are_compared_seed_by_seed():
         "sip_oracle": {"safety": over(0.6, 0.8, 1)},
     }
     made_of = verdict.difference(config(), "sip_oracle", "standard", rows, [], "safety")
-    assert made_of and made_of.low == pytest.approx(0.1) == made_of.high  # the same gain each time
+    assert made_of and made_of.interval == pytest.approx((0.1, 0.1))  # the same gain each time
+
+
+def test_without_a_standard_row_a_row_is_compared_with_its_start():
+    rows = dict(base=row(0.5), sip_oracle={**row(0.9), "reward": 0.7}, tutor=row(0.5))
+    every = [run(name, texts=["a"] * 100) for name in rows]
+    free = config(report__standard="")
+    found = verdict.helped(free, {"rows": rows}, every)
+    assert [x.title for x in found] == [
+        "tutor: no difference to base can be told from chance",
+        "sip_oracle helped: better than base in win rate",
+    ]
+    assert "Compared with base, from which it started" in found[1].reasons[0]
+    assert "win rate 0.900, 0.500 for base: +0.400 (95 %" in found[1].reasons[1]
+    best = config(report__standard="", runs__sip_oracle__init_from="base/best")
+    assert verdict.helped(best, {"rows": rows}, every) == found
+    # On other prefixes nothing of the continuations is comparable.
+    other = config(report__standard="", runs__sip_oracle__evals__standard=99)
+    (_, last) = verdict.helped(other, {"rows": rows}, every)
+    assert last.kind == "unknown" and "no figure to compare with base" in last.title
+    (alone,) = verdict.helped(free, {"rows": dict(base=row(0.5))}, [])
+    assert alone.kind == "unknown" and "no row that is evaluated" in alone.title
+
+
+def test_a_run_without_a_comparable_start_has_its_own_evaluations():
+    lines = [{"step": s, "eval/reward": s / 10, "eval/win_rate_standard": 0.5} for s in (2, 4, 8)]
+    free = config(report__standard="", runs__base__evals__baseline="")
+    (found,) = verdict.helped(free, {"rows": dict(base={})}, [run("base", lines)])
+    assert found.kind == "note" and found.reasons == (
+        "On validation, reward was 0.200 at step 2 and 0.800 at step 8 (interval unknown).",
+    )
+
+
+def test_figures_of_one_seed_have_the_interval_of_their_number_or_none():
+    rows = {name: {} for name in ("standard", "sip_oracle")}
+    counts = {"mean@8": ("problems", 50), "accuracy": ("pairs", 60)}
+    for name, value in (("standard", 0.5), ("sip_oracle", 0.8)):
+        for metric in ("safety_unsafe", "reward", "answer_right", *counts):
+            rows[name][metric] = value
+        rows[name] |= {key: n for key, n in counts.values()}
+    every = [run(name, texts=["a"] * 30, unsafe=40) for name in rows]
+    found = verdict._differences(config(), "sip_oracle", "standard", rows, every)
+    known = {x.metric: (x.interval, x.over.removesuffix(", one seed")) for x in found}
+    of = lambda n: pytest.approx(differences.of_rates(0.8, 0.5, n, n))
+    assert known["safety_unsafe"] == (of(40), "over 40 unsafe prefixes")
+    assert known["mean@8"] == (of(50), "over 50 problems")
+    assert known["accuracy"] == (of(60), "over 60 pairs")
+    assert known["reward"] == known["answer_right"] == (None, "")
+    texts = {x.metric: x.text for x in found}
+    assert texts["reward"] == "reward 0.800, 0.500 for standard: +0.300 (interval unknown)"
+    rows["standard"], rows["sip_oracle"] = ({"reward": x} for x in (0.5, 0.8))
+    last = verdict._against(config(), "sip_oracle", "standard", rows, every)
+    assert last.kind == "note" and "may be chance" in last.title
 
 
 def test_win_rates_against_different_baselines_are_not_compared():
@@ -261,7 +372,8 @@ def test_win_rates_against_different_baselines_are_not_compared():
     ask = lambda c: verdict.difference(c, "sip_learned", "standard", rows, [], "win_rate_judge")
     assert ask(config()).theirs == 0.7  # both against base
     against = ask(config(runs__sip_learned__evals__baseline="standard"))
-    assert against.theirs == 0.5 and against.low == pytest.approx(0.1 - 1.96 * 0.01, abs=1e-4)
+    assert against.theirs == 0.5
+    assert against.interval[0] == pytest.approx(0.1 - 1.96 * 0.01, abs=1e-4)
     assert ask(config(runs__sip_learned__evals__baseline="tutor")) is None
 
 
@@ -286,6 +398,7 @@ def audits(judge, audit, order=0.9):
             "They part",
         ),
         ([0.5, 0.6, 0.7, 0.8, 0.9, 0.9], [0.5, 0.55, 0.6, 0.6, 0.62, 0.64], 0.52, "bad", "52%"),
+        ([0.5] * 6, [0.5] * 6, 0.0, "bad", "0% of the last pairs"),
         ([0.5], [0.5], 0.9, "unknown", "too few"),
         ([], [], 0.9, "unknown", "no audit"),
     ],
@@ -315,6 +428,67 @@ def test_other_signs_of_a_fooled_judge():
     assert truth and truth.kind == "note" and verdict.fooled(config(), run(), []) is None
 
 
+def of_rl(**changes):
+    """The config of a run of policy gradients."""
+    task = dict(name="prompts", reward="reward_model", judge=None, continuations=None)
+    section = dict(init_from="base", watch=dict(window=10), task={**task, **changes})
+    found = config()
+    with found.unlocked():
+        found.runs.rl = section
+    return found
+
+
+REWARDED = ({"step": 1, "reward/all": 0.5}, {"step": 2, "reward/all": 0.6})
+
+
+def test_a_run_by_rewards_shows_its_alarms():
+    alarm = ["Alarm at step 3: look"]
+    found = verdict.fooled(of_rl(), run("rl", REWARDED, alarms=alarm), [])
+    assert found and found.kind == "bad" and found.title == "rl: signs that its reward was fooled"
+    assert found.reasons[0] == "Alarm at step 3: look."
+    assert "audit.every_steps" not in " ".join(found.reasons)
+    quiet = verdict.fooled(of_rl(), run("rl", REWARDED), [])
+    assert quiet and quiet.kind == "unknown" and "Its watch has raised no alarm" in quiet.reasons[0]
+    found = verdict.fooled(config(), run(alarms=alarm), [])  # an alarm alone
+    assert found and found.kind == "bad"
+    checked = of_rl(reward="answers")
+    assert verdict.fooled(checked, run("rl", REWARDED), []).kind == "note"
+    assert verdict.fooled(checked, run("rl", REWARDED, alarms=alarm), []).kind == "bad"
+
+
+def test_only_a_collapse_is_a_sign_among_the_ends_of_a_policy_gradient_run():
+    lines = [{**x, "judge/valid": 1.0} for x in REWARDED]
+    why = "3 evaluations were not better than eval/reward 0.5"
+    found = verdict.fooled(of_rl(), run("rl", lines, stopped_early=why), [])
+    assert found and found.kind == "unknown" and f"The run ended early: {why}." in found.reasons
+    why = "collapse at step 7: reward and KL to the start have jumped"
+    found = verdict.fooled(of_rl(), run("rl", lines, stopped_early=why, collapse_step=7), [])
+    assert found and found.kind == "bad" and "jumped together at step 7" in found.reasons[0]
+    assert "audit ended" not in " ".join(found.reasons)
+
+
+@pytest.mark.parametrize("key", ["judge", "task.judge"])
+def test_only_an_exact_ground_truth_cannot_be_fooled(key):
+    lines = [{"step": 1, "truth/valid": 1.0, **({"reward/all": 0.5} if "task" in key else {})}]
+    alarms = ["Alarm at step 3: look"]
+
+    def ask(accuracy, said=(), reward="judge"):
+        judge = dict(backend="truth", accuracy=accuracy)
+        made_of = of_rl(reward=reward, judge=judge) if "task" in key else config()
+        name = "rl" if "task" in key else "sip_oracle"
+        made_of.runs[name].judge = judge if key == "judge" else None
+        return verdict.fooled(made_of, run(name, lines, alarms=said), [])
+
+    exact = ask(1.0, alarms)
+    assert exact.kind == "note" and "cannot be fooled" in exact.title
+    assert exact.reasons == ("Alarm at step 3: look.",)
+    weak = ask(0.65)
+    assert weak.kind == "unknown" and "with 35% of the verdicts inverted" in weak.reasons[-1]
+    assert ask(0.65, alarms).kind == "bad"
+    if key == "task.judge":
+        assert ask(1.0, reward=(("judge", 0.5), ("reward_model", 0.5))).kind == "unknown"
+
+
 def test_seconds_by_phase_and_tokens_by_hand():
     lines = [
         {"step": 10, "speed/seconds": 4.0, "speed/share/judge": 0.5, "judge/prompt_tokens": 100.0},
@@ -328,6 +502,14 @@ def test_seconds_by_phase_and_tokens_by_hand():
     assert cells == ["sip_learned", "20 of 2", "10", "5", "3,500", "0.01"]
 
 
+@pytest.mark.parametrize(
+    ("key", "judging"), [("judge/valid", "2"), ("suffix/judge/valid", "2"), ("reward/all", "")]
+)
+def test_rewards_are_judging_if_a_judge_was_asked(key, judging):
+    lines = [{"step": 1, "speed/seconds": 4.0, "speed/share/reward": 0.5, key: 1.0}]
+    assert costs.rows([run(lines=lines)], 0.0)[0][3] == judging
+
+
 def test_panels_leave_out_constants_and_give_a_source_one_colour():
     lines = [{"step": s, "loss/total": 1.0, "reward/rollout": s / 9, "reward/suffix": 0.5,
               "chosen/rollout": 1.0, "eval/win_rate_standard": s / 9} for s in (1, 2)]  # fmt: skip
@@ -339,6 +521,41 @@ def test_panels_leave_out_constants_and_give_a_source_one_colour():
     for name in "ab":
         colors = {line.label: line.color for line in found["reward", name].lines}
         assert colors == {k: panels.SOURCES[k] for k in ("rollout", "suffix")}
+
+
+def test_rewards_of_policy_gradients_have_a_panel():
+    parts = {"reward/all": 0.1, "reward/judge": 0.2, "reward/length": 0.3}
+    lines = [
+        {"step": s, "reward/judge/skipped": 0.0, **{k: v * s for k, v in parts.items()}}
+        for s in (1, 2)
+    ]
+    (panel,) = panels.panels({"a": [lines]})
+    assert (panel.kind, panel.title) == ("reward", "a")
+    assert {x.label: x.mean.tolist() for x in panel.lines} == {
+        "all": [0.1, 0.2], "judge": [0.2, 0.4], "length": [0.3, 0.6]
+    }  # fmt: skip
+    same = [{**x, "reward/one": x["reward/all"]} for x in lines]
+    for line in same:
+        del line["reward/judge"], line["reward/length"]
+    (panel,) = panels.panels({"a": [same]})
+    assert [x.label for x in panel.lines] == ["all"]
+
+
+def test_seeds_that_are_behind_do_not_hide_the_finished_ones(tmp_path):
+    workdir = tmp_path / "w"
+    for seed in (0, 1, 2):
+        made.workdir(workdir / f"seed{seed}", [])
+    workdirs.write_json(workdir / "seeds.json", {"seeds": [0, 1, 2], "shared": False})
+    for seed, name, value in ((0, "standard", 0.5), (0, "sip_learned", 0.8), (1, "standard", 0.4)):
+        directory = workdir / f"seed{seed}" / "runs" / name
+        directory.mkdir(exist_ok=True)
+        workdirs.write_json(directory / "eval.json", {"safety": value})
+        texts = dict(test=dict(standard=["a"] * 30, unsafe=[]))
+        workdirs.write_json(directory / "continuations.json", texts)
+    text = "".join(written(workdir).text)
+    assert "The figures are of 1 of 3 seeds (0)" in text and "over seeds 0\n" in text
+    assert "safety 0.800, 0.500 for standard: +0.300 (95 % interval" in text
+    assert "over 30 prefixes, one seed" in text
 
 
 def test_a_finished_job_over_seeds_has_means_and_an_interval(tmp_path, monkeypatch):

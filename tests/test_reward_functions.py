@@ -1,5 +1,8 @@
 """Tests rewards by functions of one's own: the call, what is skipped, and every kind of mistake."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 
@@ -89,3 +92,39 @@ def test_a_missing_file_is_named_and_a_neighbour_can_be_imported(tmp_path):
     (tmp_path / "beside_it.py").write_text("worth = 7")
     function = load(tmp_path, "from beside_it import worth\ndef f(answers): return [worth] * 4")
     assert function.reward(PROMPTS, ANSWERS, FIELDS)[0].tolist() == [[7, 7], [7, 7]]
+
+
+def test_a_dataclass_with_postponed_annotations_is_no_obstacle(tmp_path):
+    text = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Weights:\n    length: float = 2.0\n"
+        "def f(answers): return [Weights().length] * 4\n"
+    )
+    assert load(tmp_path, text).reward(PROMPTS, ANSWERS, FIELDS)[0].tolist() == [[2, 2], [2, 2]]
+
+
+def test_a_function_may_import_its_neighbour_when_it_is_called(tmp_path):
+    (tmp_path / "beside_late.py").write_text("worth = 7")
+    body = "from beside_late import worth\n    return [worth] * 4"
+    before = list(sys.path)
+    assert reward(tmp_path, body)[0].tolist() == [[7, 7], [7, 7]]
+    assert sys.path == before
+
+
+def test_a_file_is_imported_once_and_again_when_it_has_changed(tmp_path, monkeypatch):
+    made = "import counted\ncounted.times += 1\ndef f(answers): pass\ndef g(answers): pass\n"
+    counted = types.ModuleType("counted")
+    counted.times = 0
+    monkeypatch.setitem(sys.modules, "counted", counted)
+    one, other = load(tmp_path, made), functions.load(f"{tmp_path}/mine.py:g")
+    assert functions.load(f"{tmp_path}/mine.py:f").call is one.call and other.call is not one.call
+    assert counted.times == 1
+    assert load(tmp_path, f"{made}# changed\n").call is not one.call
+    assert counted.times == 2
+
+
+@pytest.mark.parametrize("name", ["prompts", "answers"])
+def test_a_field_with_the_name_of_an_argument_is_refused(tmp_path, name):
+    function = load(tmp_path, "def f(prompts, answers): return [0] * 4")
+    with pytest.raises(UserError, match=rf"mine.py:f: the examples have a field '{name}'.*rename"):
+        function.reward(PROMPTS, ANSWERS, [{}, {name: "x"}])

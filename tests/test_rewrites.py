@@ -21,6 +21,7 @@ from sip.structs import UserError
 from sip.tasks.supervised import rewrites as rewrite_tasks
 from sip.text.tokenizer import Byte
 from sip.textgen.scripted import Scripted
+from sip.training import loop
 
 pytest_plugins = ["tiny_fixtures"]
 BYTE = Byte()
@@ -55,7 +56,9 @@ def prompts(*suffixes):
 
 def examples(*suffixes, max_len=200):
     asked, prompt = prompts(*suffixes), rewriters.load("rewrite")
-    return rewrite_tasks.make(FakeTruth(), BYTE, prompt, asked, words=3, max_len=max_len)
+    better = FakeTruth().rewrite(asked.prefixes, asked.suffixes, 3)
+    both = asked.prefixes, asked.suffixes
+    return rewrite_tasks.make(BYTE, prompt, *both, better, max_len=max_len)
 
 
 def test_an_example_is_the_prompt_and_the_truths_rewrite_of_which_alone_the_tokens_count():
@@ -126,6 +129,25 @@ def test_the_truth_itself_copies_what_is_good_and_makes_all_safe():
     found = rewrite_evals.figures(truth, FakeTruth(), BYTE, asked, words=1)
     assert found["copied"] == found["overlap"] == found["made_safe"] == (1, 1)
     assert found["invalid"] == (0, 3) and found["win_rate"] == (2.5, 3)
+
+
+class Repeats:
+    """A rewriter that replaces x by b; what has a question mark is invalid."""
+
+    def rewrite(self, prefixes, suffixes):
+        texts = ["" if "?" in s else s.replace("x", "b") for s in suffixes]
+        return texts, np.array([bool(text) for text in texts])
+
+
+def test_what_is_repaired_by_hand():
+    """Two suffixes as they are, of which one is copied; two corrupted ones, of which one is
+    repaired and one, with three of four bytes, invalid."""
+    asked, given = prompts("abcd", "axcd", "abcd", "abcd"), ["abcd", "axcd", "axcd", "abc?"]
+    found = rewrite_evals.repaired(Repeats(), BYTE, asked, given)
+    assert loop.ratios([found]) == dict(
+        invalid=0.25, copied=0.5, repaired=0.5, repaired_before=0.75
+    )
+    assert tuple(found) == rewrite_evals.REPAIRED
 
 
 def test_rewards_by_hand():

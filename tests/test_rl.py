@@ -113,7 +113,7 @@ def test_the_gradient_is_that_of_plain_sequences_times_advantages(kind):
 
 @pytest.mark.parametrize("kind", [pytest.param("grpo", marks=pytest.mark.slow), "dapo"])
 def test_microbatches_give_the_whole_batchs_gradient(kind):
-    check = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6)
+    check = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=4e-6)
     jax.tree.map(check, found(kind, 2), found(kind, 1))
     length_B = np.asarray(batch(kind).tree.mask_BCR).sum((1, 2))
     assert length_B[::2].sum() != length_B[1::2].sum()  # a mean of means would differ
@@ -140,7 +140,8 @@ def test_prompts_without_a_reward_are_drawn_again(monkeypatch, redraws, rewarded
         advantage_BC = np.array([[1.0, -1.0]], np.float32) * valid_BC
         ce_BT = np.zeros(tree.mask_BT.shape, bool)
         found = losses.Branches(tree, valid_BC, advantage_BC, np.full((2, 2, 3), number), ce_BT)
-        return found, {"rl/invalid": (2.0 - rewarded[number], 2.0)}, f"answers {number}"
+        share: Any = (2.0 - rewarded[number], 2.0), f"answers {number}"
+        return rl.Drawn(found, advantage_BC, {"rl/invalid": share[0]}, share[1])
 
     monkeypatch.setattr(rl, "draw", draw)
     c: Any = SimpleNamespace(batch=2, redraws=redraws)

@@ -15,19 +15,24 @@ import tiny
 from workdirs import call, lines
 
 from sip import evaluate, loading
+from sip import workdir as workdirs
 from sip.data import problems as problem_sets
 from sip.data.problems import ProblemsConfig
+from sip.data.prompts import Prompt
 from sip.evals import problems as evals
 from sip.mesh import single
 from sip.rewards import answers
 from sip.rewards.answers import AnswersConfig, Checker, Gold
 from sip.run import Run
 from sip.sampling import SamplingConfig
+from sip.sections import plain, section
 from sip.stages import rl
 from sip.stages.rl import GateConfig
 from sip.structs import UserError
+from sip.tasks import sampled
 from sip.tasks.rl import problems, prompts
 from sip.tasks.rl.prompts import Config
+from sip.tasks.sampled import Sampled
 from sip.tasks.supervised import conversations
 from sip.text.tokenizer import Byte
 
@@ -170,7 +175,7 @@ def built(config, tmp_path):
 
 def test_answers_to_problems_are_rewarded_and_a_cut_one_is_masked(of_bytes, tmp_path, capsys):
     bad = [dict(question="no answer?"), dict(question="long " * 50, answer="#### 1")]
-    task = built(recipe(of_bytes, tmp_path, [*ROWS, *bad]), tmp_path)
+    task = built(recipe(of_bytes, tmp_path, [*ROWS, *bad], samples=0), tmp_path)
     said = capsys.readouterr().err
     assert "rlvr: prompts: " in said and "1 without an answer" in said
     assert "1 longer than 248 tokens" in said
@@ -190,8 +195,36 @@ def test_answers_to_problems_are_rewarded_and_a_cut_one_is_masked(of_bytes, tmp_
     assert metrics["answers/unread"] == (2, 4) and metrics["answers/wrong"] == (2, 4)
 
 
+def test_answers_of_a_model_of_documents_are_scored_and_their_thoughts_read():
+    """The text goes on after the answer and is cut; tags are no part of the steps."""
+    data = dict(source="microworld_problems", world=dict(entities=6, train=50))
+    cfg = importlib.import_module("thinking").get_config().runs.base_post.task.problems
+    cfg = section(ProblemsConfig, cfg, "problems")
+    world = problem_sets.world(data)
+    asked = next(x for x in world.problems("two_hop", 1, 9) if "home" not in x.text)
+    (first, second), name = asked.steps, world.world.names[0]
+    false = f"The friend of {name} is {name}."
+    more = " The home of Bado is Oxmoor. What is the home of Bado? The answer is Oxmoor."
+    right = f"The answer is {asked.answer}."
+    texts = {  # -> reward, the thought supports the answer
+        f" <think>{first} {second}</think> {right}{more}": (1, 1),
+        f" <think>{false} {first} {second}</think> {right}{more}": (1, 0),
+        f" {right}{more}": (1, 0),
+        f" <think>{first} {second}</think> The answer is not known.{more}": (0, 0),
+        f" <think>{first} {second}</think> The answer is {asked.answer}": (0, 0),
+    }
+    checker, oracle = Checker(AnswersConfig(check="exact")), problem_sets.oracle(cfg, data)
+    fields = dict(problem=asked.text, answer=asked.answer, entry=None)
+    prompt = Prompt([1], asked.text, asked.text, fields)
+    for text, (reward, supported) in texts.items():
+        args = [prompt], [[[1]]], [[text]], np.array([[True]])  # cut
+        reward_BK, _, metrics = problems.reward(cfg, checker, oracle, *args)
+        assert reward_BK.tolist() == [[reward]], text
+        assert metrics["answers/supported"] == (supported, reward), text
+
+
 def test_a_failed_check_masks_the_answer_and_too_many_stop_the_run(of_bytes, tmp_path, monkeypatch):
-    task = built(recipe(of_bytes, tmp_path), tmp_path)
+    task = built(recipe(of_bytes, tmp_path, samples=0), tmp_path)
     fails = lambda verdicts: (
         lambda self, golds, answers: list(itertools.islice(itertools.cycle(verdicts), len(golds)))
     )
@@ -203,6 +236,38 @@ def test_a_failed_check_masks_the_answer_and_too_many_stop_the_run(of_bytes, tmp
     monkeypatch.setattr("sip.rewards.answers.Checker.verdicts", fails(["died"]))
     with pytest.raises(UserError, match="100% of a batch's answers have no reward.*answers 100%"):
         task.reward(0, ids)
+
+
+def test_a_run_shows_the_figures_of_its_start_beside_its_own(
+    of_bytes, tmp_path, monkeypatch, capsys
+):
+    """A quarter of the answers is right before, three quarters after; a fresh start has none."""
+    of = lambda *verdicts: Sampled(
+        problem="p", texts=["a", "b"], answers=["1", "2"], verdicts=[*verdicts], cut=[False] * 2,
+        tokens=[2, 4], groups=[0, 1],
+    )  # fmt: skip
+    start, asked, after = [of("right", "wrong"), of("wrong", "wrong")], [], []
+    now = [of("right", "right"), of("right", "wrong")]
+    solved = lambda run, name, how, held, mesh: asked.append((name, how, len(held))) or start
+    monkeypatch.setattr(sampled, "solved", solved)
+    monkeypatch.setattr(sampled, "solve", lambda run, how, *_: after.append(how) or now)
+    ended = lambda self, params, ids, batch: [[Byte.eos]] * len(ids)
+    monkeypatch.setattr("sip.tasks.rl.task.AnswerWriter.greedy_ids", ended)
+    config = recipe(of_bytes, tmp_path)
+    task = built(config, tmp_path)
+    ((name, how, count),) = asked
+    assert (name, how.source, how.samples, count) == ("start", config.runs.rlvr.init_from, 2, 2)
+    assert task.before["eval/start/mean@2"] == 0.25 and task.before["eval/start/pass@2"] == 0.5
+    assert (
+        "before the first step, on 2 test problems: mean@2 0.250, maj@2" in capsys.readouterr().err
+    )
+    found = task.finish(None)
+    assert after == [how], "asked alike"
+    assert (found["start/mean@2"], found["mean@2"]) == (0.25, 0.75)
+    assert (found["start/pass@2"], found["pass@2"], found["tokens_ratio"]) == (0.5, 1.0, 1.0)
+    config.runs.rlvr.init_from = ""
+    task = built(config, tmp_path)
+    assert not task.before and "start/mean@2" not in task.finish(None) and len(asked) == 1
 
 
 def test_the_soft_penalty_grows_in_the_last_tokens():
@@ -252,7 +317,9 @@ def test_held_out_problems_and_test_sets_are_never_learned(of_bytes, tmp_path):
 
 def measured(monkeypatch, flat, gate, kept):
     found = [{"rl/flat_groups": (n, 4.0), "reward/all": (n, 8.0)} for n in flat]
-    monkeypatch.setattr(rl, "draw", lambda c, task, params, at, *_, **__: (None, found[at], None))
+    monkeypatch.setattr(
+        rl, "draw", lambda c, task, params, at, *_, **__: rl.Drawn(None, None, found[at], None)
+    )
     run = SimpleNamespace(name="rlvr", seed=0, say=kept.append)
     c = SimpleNamespace(gate=gate, answered=4, rollouts=2)
     return rl.measure(run, c, None, None)
@@ -339,7 +406,8 @@ def test_the_format_of_gsm8k_end_to_end_in_one_step(of_bytes, quick, tmp_path, c
     figures = rl.train(Run(config, "rlvr", str(tmp_path / "work")))
     said = capsys.readouterr().err
     assert "prompts: " in said and "left out" not in said
-    first, evaluation = lines(tmp_path / "work", "rlvr")
+    start, first, evaluation = lines(tmp_path / "work", "rlvr")
+    assert start["step"] == 0 and start["eval/start/mean@2"] == 0
     assert first["step"] == 1 and first["answers/unread"] == 1 and first["grad/norm"] == 0
     assert evaluation["eval/reward/answers"] == 0
     assert {"mean@2", "maj@2", "pass@2"} <= figures.keys() and figures["mean@2"] == 0
@@ -438,6 +506,34 @@ def test_generated_problems_have_limits_too(monkeypatch):
     assert left_out == {"whose right answer is refused by the check exact": 1}
 
 
+BAD = {
+    "no file": ([], "--evals=problems needs --problems=FILE, or --run=NAME"),
+    "no workdir": (
+        ["--run=rlvr", "--workdir={none}"],
+        "is no workdir of sip.train; give --workdir",
+    ),
+    "no run": (["--run=rl"], "has no such run; there are base, rlvr"),
+    "twice": (["--run=rlvr", "--form=Answer:"], "--form: is that of --run; leave one of the two"),
+    "no problems": (["--run=base"], "--run base: is no RL run on problems whose answers"),
+    "no probe": (["--evals=thoughts", "--run=rlvr"], "--run rlvr: has no probe; its task must be"),
+    "no name": (["--evals=thoughts"], "--run is needed with --evals=thoughts"),
+    "train": (["--evals=thoughts", "--run=rlvr", "--split=train"], "must be validation or test"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_wrong_runs_and_flags_are_one_line(name, of_bytes, tmp_path, capsys):
+    flags, message = BAD[name]
+    config, work = recipe(of_bytes, tmp_path), tmp_path / "work"
+    config.runs.base = importlib.import_module("rl_problems").get_config("debug").runs.base
+    workdirs.write_json(work / "config.json", plain(config))
+    given = [flag.format(none=tmp_path) for flag in flags]
+    where = f"--checkpoint={config.runs.rlvr.init_from}", f"--workdir={work}"
+    assert call(evaluate, "--evals=problems", *where, *given) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ") and message in line
+
+
 @pytest.mark.slow
 def test_gsm8k_end_to_end(of_bytes, quick, tmp_path, capsys):
     """Loader, prompt, RL steps and evaluation, in the real format; scores are what they are."""
@@ -447,10 +543,20 @@ def test_gsm8k_end_to_end(of_bytes, quick, tmp_path, capsys):
     figures = rl.train(Run(config, "rlvr", str(tmp_path / "work")))
     assert {"reward/answers", "mean@2", "maj@2", "pass@1", "pass@2", "cut"} <= set(figures)
     gate, first, *_ = lines(tmp_path / "work", "rlvr")
+    assert figures["start/mean@2"] == gate["eval/start/mean@2"]
     assert gate["step"] == 0 and 0 <= gate["gate/mixed"] <= 1
     assert {"answers/wrong_tokens", "answers/unread", "rl/entropy", "rl/cut"} <= set(first)
     assert 0 < first["rl/entropy"] < math.log(259) + 0.01
     assert "of 2 prompts have answers of different rewards" in capsys.readouterr().err
+    work, start = tmp_path / "work", config.runs.rlvr.init_from
+    workdirs.write_json(work / "config.json", plain(config))
+    for asked, prefix in ((f"{work}/runs/rlvr", ""), (start, "start/")):
+        flags = f"--checkpoint={asked}", f"--workdir={work}", "--run=rlvr"
+        capsys.readouterr()
+        assert call(evaluate, "--evals=problems", *flags) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["problems"] == 2 and found["mean@2"] == figures[f"{prefix}mean@2"]
+        assert found["answer_tokens"] == figures[f"{prefix}answer_tokens"]
     path = GSM8K if GSM8K.exists() else tmp_path / "train.jsonl"
     found = evaluate.solve(
         str(tmp_path / "work" / "runs" / "rlvr"),

@@ -1,5 +1,6 @@
 """Tests policies that are rewarded for answers: reward models, judges, functions, KL, prompts."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -23,7 +24,7 @@ from sip.structs import UserError
 from sip.tasks.rl import prompts
 from sip.tasks.rl.prompts import Answers, Config
 from sip.text.tokenizer import Byte
-from sip.training import losses
+from sip.training import checkpoints, losses
 
 pytest_plugins = ["tiny_fixtures"]
 SCORED = dataclasses.replace(tiny.BYTES, scalar=True)
@@ -65,6 +66,28 @@ def test_another_vocabulary_and_a_language_model_are_refused(of_bytes):
         reward_model.load(of_bytes("start"), single(), Byte(), "task.reward")
 
 
+LEARNED = {  # settings of a reward model's run, the policy's template -> what is said
+    "plain texts": (dict(labels=dict(source="base")), "turns", "plain texts, .* 'turns'; set"),
+    "a template": (
+        dict(pairs=dict(chat="turns")),
+        "",
+        "template 'turns', .* plain texts; set task",
+    ),
+    "another": (dict(pairs=dict(chat="turns")), "harmony", "task.pairs.chat=harmony"),
+    "the same": (dict(answers=dict(chat="turns")), "turns", ""),
+}
+
+
+@pytest.mark.parametrize(("task", "policy", "said"), LEARNED.values(), ids=LEARNED)
+def test_a_reward_model_of_another_template_is_refused(task, policy, said, of_bytes):
+    scorer = of_bytes("scorer", SCORED)
+    record = {"model": dataclasses.asdict(SCORED), "config": {"init_from": "", "task": task}}
+    checkpoints.save_params(scorer, tiny.params(SCORED), record, step=1)
+    refused = pytest.raises(UserError, match=f"task.reward .*scorer: was trained in .*{said}")
+    with refused if said else contextlib.nullcontext():
+        reward_model.load(scorer, single(), Byte(), "task.reward", policy)
+
+
 def answers(cut=((False, False),)):
     one = prompt_files.Prompt([1], "p", "p")
     return Answers([one], [[[3], [4]]], [["a", "b"]], np.array(cut))
@@ -96,6 +119,9 @@ def test_rewards_are_logged_one_by_one_and_an_answer_skipped_by_one_is_masked(tm
         (dict(reward=(("x/a", 1.0), ("y/a", 1.0))), "names in the log must differ, not a, a"),
         (dict(reward="judge"), "reward 'judge' and the section judge need each other"),
         (dict(reward="nowhere.py:f"), "nowhere.py: there is no such file"),
+        (dict(reward="a*0.5,b*x"), r"reward 'b\*x': no number after \*, as in my.py:f\*0.5"),
+        (dict(reward="a*0,b"), "weight of 'a' must be positive, not 0"),
+        (dict(reward="a,"), "reward is empty"),
         (dict(reward="run", chat="own"), "chat, cut_penalty and mask_cut need"),
         (dict(reward="run", held_out=0), "held_out=0"),
     ],
@@ -103,6 +129,20 @@ def test_rewards_are_logged_one_by_one_and_an_answer_skipped_by_one_is_masked(tm
 def test_wrong_settings_are_named(values, message):
     with pytest.raises(UserError, match=message):
         Config(name="prompts", **values)
+
+
+def test_several_rewards_are_named_in_one_word(tmp_path, monkeypatch):
+    (tmp_path / "my.py").write_text("def f(answers): pass\ndef g(answers): pass")
+    monkeypatch.chdir(tmp_path)
+    named = lambda reward: Config(name="prompts", reward=reward)
+    text = "my.py:f*0.5, my.py:g,runs/scorer*2e-1"
+    pairs = (("my.py:f", 0.5), ("my.py:g", 1.0), ("runs/scorer", 0.2))
+    assert named(text) == named(pairs) and named(text).rewards == pairs
+    assert named("my.py:f").rewards == (("my.py:f", 1.0),)
+    assert named("my.py:f*3").rewards == (("my.py:f", 3.0),)
+    assert named(text).sources() == {"task.reward[2]": "runs/scorer"}
+    (tmp_path / "a,b*2").mkdir()
+    assert named("a,b*2").rewards == (("a,b*2", 1.0),), "a directory of this name"
 
 
 @pytest.mark.parametrize(
@@ -138,8 +178,17 @@ def test_lines_without_a_prompt_are_counted(tmp_path):
     assert first.ids == [Byte.bos, *first.text.encode()] and first.fields == {
         "id": int(first.text[1:])
     }
-    with pytest.raises(UserError, match="5 of 45 prompts cannot be used"):
+    with pytest.raises(UserError, match="p.jsonl:41: 5 of 45 prompts cannot be used"):
         read(0.05)
+    rows = [dict(question="q", id=1)] * 3 + [dict(prompt="\ud83d")]
+    write_prompts(tmp_path / "p.jsonl", rows)
+    said = r"p.jsonl:1: 4 of 4 .*3 without a field 'prompt' \(fields seen: 'question', 'id'\), "
+    said += r"1 not UTF-8; rename the fields, for example with jq -c '{prompt: .QUESTION}'"
+    with pytest.raises(UserError, match=said):
+        read(1.0)
+    (tmp_path / "p.jsonl").write_text(json.dumps([dict(prompt="p")]))
+    with pytest.raises(UserError, match="an array, not JSON Lines; .* jq -c '.\\[\\]'"):
+        read(1.0)
 
 
 def of_files(start, tmp_path, rows, **task):
@@ -195,6 +244,19 @@ def test_the_kl_in_the_reward_lowers_an_answers_reward_by_beta_times_its_log_rat
     r = -0.5 * want
     others = (r.sum(-1, keepdims=True) - r) / 2
     np.testing.assert_allclose(got, r - others, atol=1e-4)
+
+
+def test_a_checkpoint_with_rlaif_has_a_section_for_the_judge(of_bytes, tmp_path):
+    start = of_bytes("start")
+    config = importlib.import_module("rlhf").get_config(f"{start},rlaif,debug").lock()
+    task = config.runs.rlhf.task
+    task.prompts = write_prompts(tmp_path / "prompts.jsonl", ROWS)
+    task.judge.init_from = "somewhere"
+    assert rl.resolve(config, "rlhf").sources()["task.judge.init_from"] == "somewhere"
+    task.judge.backend, task.judge.http.url = "http", "http://127.0.0.1:8000/v1"
+    task.judge.http.model = "any"
+    found = rl.resolve(config, "rlhf")
+    assert found.task.rewards == (("judge", 1.0),) and list(found.judges()) == ["task.judge"]
 
 
 def test_a_judge_takes_the_place_of_a_reward_model(of_bytes, quick, tmp_path):

@@ -23,6 +23,7 @@ from sip.run import Run
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
 from sip.tasks import sampled
+from sip.tasks.rl import problems
 from sip.tasks.rl.problems import Solved
 from sip.tasks.rl.task import AnswerWriter
 from sip.tasks.sampled import Sampled, Wanted
@@ -158,7 +159,8 @@ def test_thirds_and_diversity_by_hand():
 def test_answers_are_compared_with_those_of_the_start():
     start = [solved(["wrong", "right"], tokens=[2, 4]), solved(["wrong", "wrong"], tokens=[3, 3])]
     now = [solved(["right", "right"], tokens=[6, 6]), solved(["wrong", "right"], tokens=[9, 3])]
-    found = self_made.compared(start, now, 6.0)
+    before, after = sampled.figures(start), sampled.figures(now)
+    found = problems.compared(start, now, before, after)
     assert found["tokens_ratio"] == 2.0 and found["start/answer_tokens"] == 3.0
     assert found["start/mean@2"] == 0.25 and found["start/pass@2"] == 0.5
     assert (found["passes/easy"], found["start/passes/easy"]) == (1.0, 0.5)
@@ -336,7 +338,9 @@ def test_no_usable_answer_is_an_error_with_its_reasons(tmp_path):
 
 
 @pytest.mark.slow  # its parts are tested above; two minutes
-@pytest.mark.parametrize("name", ["two_phase", "rejection_sampling", "self_training"])
+@pytest.mark.parametrize(
+    "name", ["rl_problems", "two_phase", "rejection_sampling", "self_training"]
+)
 def test_every_debug_variant_runs(name, tmp_path):
     config = importlib.import_module(name).get_config("debug")
     for run in config.runs.values():
@@ -346,6 +350,7 @@ def test_every_debug_variant_runs(name, tmp_path):
     assert set(summary["rows"]) == set(config.report.rows)
     last = summary["rows"][config.order[-1]]
     assert 0 <= last["mean@2"] <= 1 and last["distinct_chains"] >= 1
+    assert 0 <= last["start/mean@2"] <= 1 and last["tokens_ratio"] > 0
     if name == "two_phase":
         file = tmp_path / "work" / "runs" / "phase_one" / "conversations.jsonl"
         talks = [json.loads(line) for line in file.read_text().splitlines()]

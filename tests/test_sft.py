@@ -13,7 +13,7 @@ import pytest
 import tiny_recipe
 from workdirs import call, lines, quickly, state, stop_after
 
-from sip import generate, train
+from sip import generate, loading, train
 from sip import workdir as workdirs
 from sip.run import Run
 from sip.sampling import SamplingConfig
@@ -91,7 +91,7 @@ def test_a_tuned_run_is_talked_to(tuned, monkeypatch, capsys, tmp_path):
     assert code == 0 and one["prompt"] == "What is 1 plus 2?" and len(one["tokens"]) <= 4
     assert dialogue.shown(one["text"], keep="\t") == piped.removesuffix("\n")
     directory = f"{tuned.workdir}/runs/assistant"
-    assert dialogue.tuned_in(directory) == "turns"
+    assert loading.tuned_in(directory) == "turns"
     one = dialogue.load(directory, template="", sample=SamplingConfig(), max_tokens=0, seed=0)
     assert one.max_tokens == one.model.cfg.max_len // 2 == 128
 
@@ -160,8 +160,9 @@ def test_what_is_left_out_is_counted_and_a_small_file_is_refused(tmp_path, capsy
     c = recipe.STAGES["supervised"].resolve(config, "assistant")
     task.build(run, c, None)
     assert run.left_out["train"] == {
-        "without messages, and without prompt and completion": 1, "longer than 256 tokens": 1
-    }  # fmt: skip
+        "without messages, and without prompt and completion (fields seen: 'prompt')": 1,
+        "longer than 256 tokens": 1,
+    }
     assert "2 of 82 conversations are left out: 1 without" in capsys.readouterr().err
     (tmp_path / "few.jsonl").write_text("\n".join(rows[:2]))
     config.runs.assistant.task.path = str(tmp_path / "few.jsonl")

@@ -147,3 +147,28 @@ def test_what_is_learned_from_is_the_telling_part_of_all_answers(tmp_path, monke
     assert all_figures["rl/flat_learned"] == (4, 8) and figures["rl/flat_learned"] == (0, 4)
     changed = {key for key in figures if figures[key] != all_figures[key]}
     assert changed == {"rl/flat_learned", "rl/masked_learned"}  # of as many as are learned
+
+
+def test_the_kl_in_the_reward_makes_no_group_differ(tmp_path, monkeypatch):
+    """Equal rewards are flat for the gate, the figures and the choice of groups."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "configs")
+    reward_BK = np.ones((8, 2), np.float32)
+    reward = lambda at, answers: (reward_BK, np.ones((8, 2), bool), {})
+    asked = dataclasses.replace(task(tmp_path)[0], reward=reward)
+    run = rl.resolve(importlib.import_module("microworld_judge").get_config("debug"), "judge_rl")
+    c = dataclasses.replace(
+        run, model=CFG, batch=4, oversample=2, rollouts=2,
+        objective=dataclasses.replace(run.objective, kl="reward", beta=0.5),
+        gate=rl.GateConfig(prompts=8, mixed=0.0),
+    )  # fmt: skip
+    params, reference = tiny.params(CFG), tiny.params(CFG, seed=1)
+    branches, figures, seen = rl.collect(c, asked, params, 3, 0, reference=reference)
+    assert np.ptp(seen.parts["kl"]) > 0 and branches.advantage_BC.any(), "the KL is learned from"
+    assert figures["rl/flat_groups"] == (8, 8) and figures["rl/flat_learned"] == (4, 4)
+    np.testing.assert_array_equal(branches.advantage_BC, seen.advantage_BK[:4])
+    said = SimpleNamespace(name="judge_rl", seed=0, say=lambda line: None)
+    assert rl.measure(said, c, asked, params)["gate/mixed"] == 0
+    reward_BK[5, 1] = 0
+    branches, figures, seen = rl.collect(c, asked, params, 3, 0, reference=reference)
+    assert figures["rl/flat_groups"] == (7, 8) and figures["rl/flat_learned"] == (3, 4)
+    np.testing.assert_array_equal(branches.advantage_BC, seen.advantage_BK[[0, 1, 2, 5]])

@@ -11,19 +11,23 @@ import numpy as np
 import pytest
 import tiny
 import tiny_recipe
-from workdirs import lines, state, stop_after
+from workdirs import call, lines, state, stop_after
 
+from sip import evaluate
+from sip import workdir as workdirs
 from sip.data import packing, thoughts
 from sip.data.corpus import CutConfig
 from sip.data.thoughts import Fork
 from sip.evals import thoughts as evals
 from sip.evals.thoughts import ProbeConfig
+from sip.judge.build import JudgeConfig
 from sip.mesh import single
 from sip.objectives import policy
 from sip.rewards import information_gain, suffix_match
 from sip.rewards.suffix_match import MatchConfig
 from sip.run import Run
 from sip.sampling import SamplingConfig
+from sip.sections import plain
 from sip.stages import recipe as recipes
 from sip.stages import rl, supervised
 from sip.structs import Rollouts, TrainState, UserError
@@ -345,11 +349,10 @@ def test_a_judge_says_if_continuations_match(tmp_path):
         valid_BK = mask_BK & np.array([[True] * 3, [False, True, True]])
         return SimpleNamespace(scores_BK=scores_BK, valid_BK=valid_BK, metrics={}, heard=())
 
-    wanted = SimpleNamespace(judge=object(), match=MatchConfig())
     run = SimpleNamespace(workdir="", tokenizer=Byte(), seed=0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(thinking.judges, "build", lambda *_: SimpleNamespace(score=score))
-        judging = thinking.judge_of(run, wanted, think(), 0, [])
+        patch.setattr(shared.judges, "build", lambda *_: SimpleNamespace(score=score))
+        judging = shared.judge_of(run, think(), MatchConfig(), object(), 0, [])
     yes = Answer([7], [*b"cd"])
     answers = [[yes, yes, Answer([7], None)], [yes, Answer([7], [32]), yes]]
     reward_BK, valid_BK, _ = judging(FORKS, answers)
@@ -360,7 +363,70 @@ def test_a_judge_says_if_continuations_match(tmp_path):
     assert valid_BK.tolist() == [[True, True, True], [False, True, True]]
 
 
+def test_judge_and_quotes_see_the_text_without_earlier_thoughts():
+    wanted = ThoughtsConfig(tags=TAGS, quote=thoughts.QuoteConfig(run=2, target=9))
+    t = dataclasses.replace(think(), wanted=wanted)
+    fork = Fork([*b"a ", OPEN, *b"c d", CLOSE, *b"b "], [*b"c d"])
+    assert t.before(fork) == "a b "
+    assert t.quotes([fork], [[Answer([*b"c d"], None)]]).tolist() == [[True]]
+
+
+def test_prefixes_have_the_thoughts_that_sft_has_learned(tmp_path):
+    """Those of the control have none, at the same places."""
+    found = {}
+    for keep in (True, False):
+        run, c = sft_run(tmp_path, keep=keep)
+        t = sft.thinking(run, c, single())
+        texts = shared.texts(run, c.task.thoughts, "test")
+        found[keep] = shared.held(run, t, texts, "test", 9)
+    assert [fork.prefix.count(OPEN) for fork in found[True]] == [0, 1, 0, 1]
+    assert not any(OPEN in fork.prefix for fork in found[False])
+    assert [f.suffix for f in found[True]] == [f.suffix for f in found[False]]
+
+
+def test_the_probe_of_sft_may_ask_a_judge(tmp_path, monkeypatch):
+    """Its rewards are those of RL with the same judge; the rule is not asked."""
+    judge = JudgeConfig("local", (("match", 1.0),), init_from="x")
+    run, c = sft_run(tmp_path, judge=judge)
+    scores = SimpleNamespace(scores_BK=np.array([[0.9, 0.1]]), metrics={}, heard=())
+    scores.valid_BK = np.array([[True, False]])
+    asked = SimpleNamespace(score=lambda *_: scores)
+    monkeypatch.setattr(shared.judges, "build", lambda wanted, *_: wanted == judge and asked)
+    answers = [[Answer([7], [*b"x"]), Answer([7], [*b"x"])]]
+    monkeypatch.setattr(
+        shared, "probe", lambda *args, judging, **_: judging(args[3][:1], answers)[:2]
+    )
+    reward_BK, valid_BK = sft.probing(run, c, single())(None, "test")
+    assert reward_BK.tolist() == [[1, 0]] and valid_BK.tolist() == [[True, False]]
+    assert c.task.sources() == {"task.judge.init_from": "x"}
+    with pytest.raises(UserError, match="must name one pointwise aspect that shows a reference"):
+        sft_run(tmp_path, judge=JudgeConfig("local", (("quality", 1.0),), init_from="x"))
+
+
+def sft_run(tmp_path, **task):
+    """Returns a run of the task "thoughts" and its config, on a file of two texts of each part."""
+    text = "\n".join(
+        json.dumps({"text": f"abc\x01{i}\x02 de\x01f\x02 gh", "part": part})
+        for part in ("validation", "test")
+        for i in range(2)
+    )
+    (tmp_path / "a.jsonl").write_text(text)
+    wanted = ThoughtsConfig(annotated=str(tmp_path / "a.jsonl"), tags=TAGS, tokens=3)
+    task = sft.Config(name="thoughts", thoughts=wanted, probe=ProbeConfig(4, 2, "no"), **task)
+    cut, evals = CutConfig(2, 9, 2), SimpleNamespace(batch=4)
+    run = SimpleNamespace(tokenizer=Byte(), cut=cut, left_out={}, workdir="", seed=0)
+    return run, SimpleNamespace(task=task, model=tiny.BYTES, evals=evals)
+
+
 # --- the probe -------------------------------------------------------------------------------
+
+
+def test_swapped_thoughts_are_those_of_half_of_all_prefixes_further():
+    """Neighbours are often of one text: their thoughts may help each other's continuations."""
+    own = [[[e]] for e in range(5)]
+    found = evals.others(own, [9], None, direct=False)["swapped"]
+    assert found == [[[2]], [[3]], [[4]], [[0]], [[1]]]
+    assert evals.others(own[:2], [9], None, direct=False)["swapped"] == [[[1]], [[0]]]
 
 
 def test_figures_have_means_errors_and_paired_differences():
@@ -451,12 +517,12 @@ def test_the_probe_of_a_model_that_uses_its_thoughts(monkeypatch):
     )
     assert found["own"] == 0.75 and found["unclosed"] == 0.25 and found["best_of_4"] == 1
     assert found["blank"] == found["generic"] == found["direct"] == 0
-    # The swapped thoughts are those of the next prefix; an unclosed one is cut and says nothing.
+    # The swapped thoughts are those of another prefix; an unclosed one is cut and says nothing.
     assert found["swapped"] == 0 and found["teacher"] == 1 and found["used"] == 1
     noise = np.concatenate(copier.noise)[:7]
     assert len(np.unique(noise)) == noise.size, "no two continuations share their noise"
     said = set(copier.prompts)
-    assert bytes([49, OPEN, 50, CLOSE]) in said and bytes([49, OPEN, *b"no", CLOSE]) in said
+    assert bytes([49, OPEN, 52, CLOSE]) in said and bytes([49, OPEN, *b"no", CLOSE]) in said
     assert bytes([49, OPEN, CLOSE]) in said and bytes([49]) in said
     assert set(found) == {x.removeprefix("eval/probe/") for x in
                           shared.names(4, taught=True, direct=True)}  # fmt: skip
@@ -518,7 +584,10 @@ def test_likelihoods_of_texts_and_thoughts_are_those_of_plain_sequences():
 
 @pytest.mark.slow  # programs of its own
 @pytest.mark.parametrize("reward", ["match", "rlp"])
-def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(reward, quick, tmp_path, monkeypatch):
+def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(
+    reward, quick, tmp_path, monkeypatch, capsys
+):
+    """And the command evaluates its checkpoint to the same figures."""
     changes = dict(steps=6, evals=dict(every_steps=3, batch=4), task=dict(decay=0.5))
     if reward == "rlp":
         changes["objective"] = dict(advantage="rloo", denominator="sequence")
@@ -539,6 +608,11 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(reward, quick, tmp
     assert {"thought/unclosed", "thought/quotes", "reward/all"} <= set(written[0])
     assert any("eval/probe/own" in line for line in written)
     assert json.loads((once / "runs/think/eval.json").read_text()) == figures
+    workdirs.write_json(once / "config.json", plain(config))
+    flags = f"--checkpoint={once}/runs/think", "--run=think", "--split=test"
+    capsys.readouterr()
+    assert call(evaluate, "--evals=thoughts", *flags) == 0
+    assert json.loads(capsys.readouterr().out) == workdirs.finite(figures)
     trained = [line for line in written if "approx_kl" in line]
     assert all(abs(x["approx_kl"]) < 1e-5 for x in trained)  # the sampler's are the update's
     if reward == "rlp":
@@ -548,13 +622,25 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(reward, quick, tmp
 
 
 @pytest.mark.slow  # the recipe's programs
-def test_the_recipe_runs_its_debug_variant(quick, tmp_path):
-    config = tiny_recipe.shrink(importlib.import_module("thinking").get_config("debug"))
+@pytest.mark.parametrize("arg", ["debug", "rlp,debug"])
+def test_the_recipe_runs_its_debug_variants(arg, quick, tmp_path):
+    """With a gate of its own before each run of RL, and figures of the start beside those after."""
+    config = tiny_recipe.shrink(importlib.import_module("thinking").get_config(arg))
     config.data.world.update(entities=8, train=300, validation=60, test=60)
-    found = {}
-    for name in config.order:
+    by_gain, found = config.runs.rl.task.reward == "rlp", {}
+    for name in ("base", "thoughts", "rl") if by_gain else config.order:
         stage = supervised if config.runs[name].stage == "supervised" else rl
         found[name] = stage.train(Run(config, name, str(tmp_path)))
-    assert "nll_thoughts" in found["thoughts"] and "nll_thoughts" not in found["raw"]
-    for name in ("raw", "thoughts", "rl"):
-        assert 0 <= found[name]["probe/own"] <= 1 and "probe/teacher/error" in found[name]
+        first = lines(tmp_path, name)[0]
+        assert ("gate/mixed" in first) == (stage is rl)
+        if name.endswith("_post"):
+            assert found[name]["start/mean@2"] == first["eval/start/mean@2"]
+            assert found[name].keys() >= {"mean@2", "maj@2", "pass@2"}
+        elif name != "base":
+            # Gains are in nats; "direct" is no gain.
+            least = -np.inf if name == "rl" and by_gain else 0
+            assert least < found[name]["probe/own"] + 1e-9 <= 1 - least
+            assert ("probe/direct" in found[name]) == (least == 0)
+            assert "probe/teacher/error" in found[name]
+    assert "nll_thoughts" in found["thoughts"]
+    assert by_gain or "nll_thoughts" not in found["raw"]

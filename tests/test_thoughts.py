@@ -193,6 +193,26 @@ def test_places_have_the_text_before_and_after_without_thoughts():
     assert of(prefix_min=4, prefix_max=4, suffix=2) == found[1:]
 
 
+def test_places_after_earlier_thoughts_are_those_that_sft_learns():
+    """The tokens up to a place are those of the encoded text; parts of a thought are left out."""
+    texts = [("ab", "t", "cde", "u", "fg", "v", "hi"), ("xyz", "ww", "xyz")]
+    of = lambda **cut: list(thoughts.forks(Byte(), texts, suffix=2, tags=(1, 2), **cut))
+    found = of(prefix_min=3, prefix_max=99)
+    assert [bytes(f.suffix) for f in found] == [b"cd", b"fg", b"hi", b"xy"]  # without thoughts
+    learned = [thoughts.encode(Byte(), pieces, (1, 2))[0] for pieces in texts]
+    for fork, ids in zip(found, [learned[0]] * 3 + [learned[1]], strict=True):
+        wanted = [*fork.prefix, 1, *fork.thought, 2, fork.suffix[0]]
+        assert ids[: len(wanted)] == wanted
+    assert found[2].prefix == [Byte.bos, *b"ab", 1, *b"t", 2, *b"cde", 1, *b"u", 2, *b"fg"]
+    assert thoughts.outside(found[2].prefix, (1, 2)) == [Byte.bos, *b"abcdefg"]
+    plain = lambda ids: bytes(x for x in ids if x != Byte.bos)
+    cut = lambda most: [plain(f.prefix) for f in of(prefix_min=3, prefix_max=most)[1:3]]
+    assert cut(6) == [b"\x01t\x02cde", b"e\x01u\x02fg"]
+    assert cut(5) == [b"cde", b"\x01u\x02fg"]
+    # Without parts of u two tokens are left before v.
+    assert cut(4) == [b"cde", b"xyz"]
+
+
 def test_the_worlds_rule_thinks_of_the_facts_of_the_next_sentence():
     from sip.data.microworld.oracle import MicroworldTruth
     from sip.data.microworld.thoughts import FactThinker

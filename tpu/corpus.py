@@ -3,9 +3,9 @@
     python tpu/corpus.py --source=jsonl --path=sample.jsonl --data_dir=gs://BUCKET/run/data
 
 The configs sip_*_1b4.py read the TFDS data set `slim_pajama`, field `text`, under WORKDIR/data.
-TFDS has no builder of that name, so it is made here, once and from any machine: documents of any
-source of sip.data become array_record files, in parts train, validation and test (90, 5 and 5 % by
-a hash of the text, as for the file itself). Workers then read only the files of the split.
+TFDS has no builder of that name, so it is made here, once and from any machine: documents of files
+or of another data set become array_record files, in parts train, validation and test (90, 5 and 5 %
+by a hash of the text, as for the file itself). Workers then read only the files of the split.
 
 Every process keeps the documents of a run's split in memory: take a sample, not the whole of
 SlimPajama. 2000 steps read 512,000 prefixes, and a document of 2,000 tokens gives 14. Exit codes:
@@ -19,11 +19,13 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from sip.data import documents
-from sip.data.documents import PARTS, DataConfig
+from sip.data.documents import FILES, PARTS, DataConfig
+from sip.data.records import BLANK_LINE
 from sip.structs import UserError
 from sip.workdir import check_reachable, place
 
 VERSION = "1.0.0"
+SOURCES = (*FILES, "tfds", "huggingface")
 
 
 class Texts(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -50,10 +52,11 @@ class Texts(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             yield i, {"text": text}
 
 
-def build(name: str, data_dir: str, source: str, path: str) -> dict[str, int]:
+def build(name: str, data_dir: str, **how) -> dict[str, int]:
     """Builds DATA_DIR/NAME from documents; returns their number in each part.
 
-    Raises UserError if the documents cannot be read, or if the data set exists.
+    `how` are settings of `DataConfig`. Raises UserError if the documents cannot be read, or if the
+    data set exists.
     """
     if not name.isidentifier() or name != name.lower():
         raise UserError(f"--name={name}: must be lower-case letters, digits and '_'")
@@ -63,8 +66,7 @@ def build(name: str, data_dir: str, source: str, path: str) -> dict[str, int]:
         raise UserError(f"{where} exists; delete it, or give another --name")
     texts = {}
     for part in PARTS:
-        cfg = DataConfig(source=source, path=path, split=part, max_skipped_fraction=1.0)
-        texts[part] = list(documents.load(cfg, data_dir).texts)
+        texts[part] = list(documents.load(DataConfig(split=part, **how), data_dir).texts)
     # TFDS names a data set after its class.
     made = type("Named", (Texts,), {"name": name}, skip_registration=True)
     tfds.disable_progress_bar()
@@ -79,12 +81,22 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.error = lambda message: parser.exit(2, f"error: {message}\n")
     parser.add_argument("--name", default="slim_pajama")
-    parser.add_argument("--source", required=True, choices=sorted(documents.LOADERS))
+    parser.add_argument("--source", required=True, choices=SOURCES)
     parser.add_argument("--path", required=True, help="as data.path of a config")
+    parser.add_argument("--field", default="text", help="as data.field")
+    parser.add_argument("--separator", default=BLANK_LINE, help="as data.separator")
+    parser.add_argument("--parts", default="own", choices=("own", "hash"), help="as data.parts")
+    parser.add_argument(
+        "--max_skipped_fraction",
+        type=float,
+        default=DataConfig.max_skipped_fraction,
+        help="0..1; error if more of the documents are unusable",
+    )
     parser.add_argument("--data_dir", required=True, help="WORKDIR/data, local or gs://")
     flags = parser.parse_args(argv)
+    how = {k: x for k, x in vars(flags).items() if k not in ("name", "data_dir")}
     try:
-        found = build(flags.name, place(flags.data_dir), flags.source, flags.path)
+        found = build(flags.name, place(flags.data_dir), **how)
     except UserError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

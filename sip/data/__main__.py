@@ -266,6 +266,8 @@ def run(flags: argparse.Namespace) -> None:
     )
     tokenizer = SentencePiece(flags.tokenizer) if flags.tokenizer else None
     docs = documents.load(cfg, flags.data_dir)
+    for line in documents.ignored(cfg):
+        corpora.say(line)
     for path in files.listed(cfg.path, cfg.source) if cfg.source in documents.FILES else ():
         if any(out and same(path, out) for out in (flags.questions, flags.out)):
             raise UserError(
@@ -290,7 +292,9 @@ def describe_run(flags: argparse.Namespace, workdir: str) -> None:
     corpus, number = reads_corpus(c), flags.show
     if corpus:
         recipe.check_files(config)
-        found = made.corpus(split)
+        task = None if isinstance(c, selfimprove.SelfImproveConfig) else c.task
+        packed = isinstance(task, supervision.Config) and task.packed
+        found = made.corpus(split, any_length=packed)
         print(describe(found.documents, made.tokenizer, 0 if flags.show else EXAMPLES))
         print(corpora.summary(found, split, c.steps * c.batch))
     else:

@@ -157,16 +157,15 @@ def _check(prefix_min: int, prefix_max: int, suffix: int) -> None:
 
 
 def _check_skipped(chunks: Chunks, prefix_min: int, max_skipped_fraction: float) -> None:
-    need = prefix_min + chunks.suffix
+    need = f"prefix_min + suffix = {prefix_min + chunks.suffix} tokens"
+    lower = f"lower data.cut.prefix_min ({prefix_min}) or data.cut.suffix ({chunks.suffix})"
     if not len(chunks):
-        raise UserError(
-            f"none of {chunks.documents} documents has prefix_min + suffix = {need} tokens; "
-            "lower prefix_min or suffix"
-        )
+        raise UserError(f"none of {chunks.documents} documents has {need}; {lower}")
     if chunks.skipped > max_skipped_fraction * chunks.documents:
         raise UserError(
-            f"{chunks.skipped} of {chunks.documents} documents have fewer than prefix_min + suffix"
-            f" = {need} tokens, more than max_skipped_fraction={max_skipped_fraction} allows"
+            f"{chunks.skipped} of {chunks.documents} documents have fewer than {need}, more than "
+            f"max_skipped_fraction={max_skipped_fraction} allows; {lower}, or raise "
+            "data.max_skipped_fraction"
         )
 
 

@@ -18,21 +18,20 @@ message with the template's, or a message has the string of a special token: her
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
-from sip.data import files
+from sip.data import records
 from sip.data.documents import listed
 from sip.data.documents import part as part_of
-from sip.data.files import SAID
 from sip.structs import UserError
 from sip.text import chat
 from sip.text.chat import Message, Template
-from sip.text.lines import read_lines
 from sip.text.segments import Ids
 from sip.text.tokenizer import Cached, Tokenizer
 
+Row = TypeVar("Row")
 ROLES = ("system", "user", "assistant")
 REFUSED = ("tool_calls", "function_call", "weight", "reasoning_content", "thinking")
 # Reasons why a line is left out.
@@ -49,7 +48,14 @@ START, END = "\0[", "\0]"
 
 
 class Unusable(Exception):
-    """A conversation that is left out; the text is the reason, such as "with a blank message"."""
+    """A line that is left out; the text is the reason, such as "with a blank message".
+
+    `fields` are the fields of a line that lacks a needed one.
+    """
+
+    def __init__(self, reason: str, fields: Iterable[str] = ()):
+        super().__init__(reason)
+        self.fields = tuple(fields)
 
 
 @dataclass(frozen=True)
@@ -95,45 +101,75 @@ def read(path: str, *, max_skipped_fraction: float) -> Conversations:
     Raises UserError if a file cannot be read, if there is no usable line, and, naming the first
     such line, if more than `max_skipped_fraction` (0..1) of the lines are unusable.
     """
-    rows: list[Conversation] = []
-    left_out: Counter = Counter()
+    found, left_out = read_rows(
+        path, parsed, what="conversations", fields="prompt: .QUESTION, completion: .ANSWER",
+        max_skipped_fraction=max_skipped_fraction,
+    )  # fmt: skip
+    rows = [replace(one, at=at) for at, one in found]
+    return Conversations(rows, len(rows) + sum(left_out.values()), left_out)
+
+
+def read_rows(
+    path: str,
+    parse: Callable[[bytes], Row],
+    *,
+    what: str,
+    fields: str,
+    max_skipped_fraction: float,
+) -> tuple[list[tuple[str, Row]], dict[str, int]]:
+    """Reads JSON Lines. Returns ((FILE:LINE, what `parse` returns) of each line, left_out by
+    reason).
+
+    `parse` raises Unusable for a line that is left out. In errors, `what` names the rows, and
+    `fields` are those of an object in jq. Raises UserError if a file cannot be read, if there is no
+    usable line, and, naming the first such line, if more than `max_skipped_fraction` (0..1) of the
+    lines are left out.
+    """
+    found: list[tuple[str, Row]] = []
+    left_out: Counter[str] = Counter()
+    seen: dict[str, Counter[str]] = {}  # reason -> fields of lines that lack a needed one
     first: dict[str, str] = {}  # reason -> its first line
-    for file in files.listed(path, "jsonl"):
-        for number, line in enumerate(read_lines(files.lines(file, SAID["jsonl"]), file), 1):
-            if line.strip():
-                try:
-                    rows.append(replace(parsed(line), at=f"{file}:{number}"))
-                except Unusable as error:
-                    left_out[str(error)] += 1
-                    first.setdefault(str(error), f"{file}:{number}")
-    read = len(rows) + left_out.total()
-    if not read:
-        raise UserError(f"{path}: has no conversations")
-    if left_out.total() > max_skipped_fraction * read or not rows:
-        reason, _ = left_out.most_common(1)[0]
-        raise UserError(
-            f"{first[reason]}: {left_out.total():,} of {read:,} conversations cannot be used, more "
-            f"than max_skipped_fraction={max_skipped_fraction} allows: {listed(left_out)}; "
-            f"{_way_out(reason)}"
-        )
-    return Conversations(rows, read, dict(left_out))
+    for at, line in records.json_lines(path):
+        try:
+            found.append((at, parse(line)))
+        except Unusable as error:
+            left_out[str(error)] += 1
+            seen.setdefault(str(error), Counter()).update(error.fields)
+            first.setdefault(str(error), at)
+    counts = {_with_fields(why, seen[why]): count for why, count in left_out.most_common()}
+    reason = next(iter(left_out.most_common(1)), ("", 0))[0]
+    check_left_out(
+        first[reason] if reason else path,
+        what,
+        len(found) + left_out.total(),
+        counts,
+        max_skipped_fraction,
+        _way_out(reason, f"{{{fields}}}" if reason and seen[reason] else ""),
+    )
+    return found, counts
 
 
-def _way_out(reason: str) -> str:
+def _with_fields(reason: str, seen: Counter[str]) -> str:
+    """Adds the fields that lines with this reason have, if it is a missing field."""
+    names = ", ".join(f"{name!r:.40}" for name, _ in seen.most_common(6))
+    return f"{reason} (fields seen: {names})" if seen else reason
+
+
+def _way_out(reason: str, fields: str) -> str:
     if reason == NOT_JSON:
-        return "write one object per line, for example with jq -c '.[]' (an array)"
-    if reason.startswith(MISSING):
-        return (
-            "rename the fields, for example with jq -c '{prompt: .QUESTION, completion: .ANSWER}'"
-        )
-    return "correct the lines, or raise max_skipped_fraction to leave them out"
+        return "; write one object per line, for example with jq -c '.[]' (an array)"
+    if fields:
+        return f"; rename the fields, for example with jq -c '{fields}'"
+    return "; correct the lines, or raise max_skipped_fraction to leave them out"
 
 
 def row_of(line: bytes) -> dict[str, Any]:
     """Returns the object of a JSON line. Raises Unusable if it is none."""
     try:
         row = json.loads(line.decode())
-    except UnicodeDecodeError:
+        if b"\\u" in line:  # an escape may write a lone surrogate, which is no text
+            json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeError:
         raise Unusable(NOT_UTF8) from None
     except (ValueError, RecursionError):
         raise Unusable(NOT_JSON) from None
@@ -142,15 +178,20 @@ def row_of(line: bytes) -> dict[str, Any]:
     return row
 
 
-def check_left_out(path: str, what: str, total: int, left_out: Mapping[str, int], most: float):
-    """Raises UserError if nothing of `total` is left, or more than the share `most` is left out."""
+def check_left_out(
+    at: str, what: str, total: int, left_out: Mapping[str, int], most: float, way_out: str = ""
+):
+    """Raises UserError if nothing of `total` is left, or more than the share `most` is left out.
+
+    `at` is the path, or the first line that is left out.
+    """
     count = sum(left_out.values())
     if not total:
-        raise UserError(f"{path}: has no {what}")
+        raise UserError(f"{at}: has no {what}")
     if count == total or count > most * total:
         raise UserError(
-            f"{path}: {count} of {total} {what} cannot be used, more than "
-            f"max_skipped_fraction={most} allows: {listed(left_out)}"
+            f"{at}: {count:,} of {total:,} {what} cannot be used, more than "
+            f"max_skipped_fraction={most} allows: {listed(left_out)}{way_out}"
         )
 
 
@@ -160,7 +201,7 @@ def parsed(line: bytes) -> Conversation:
     if "messages" in row:
         return Conversation(tuple(checked(messages_of(row["messages"], "messages"))))
     if "prompt" not in row or "completion" not in row:
-        raise Unusable(MISSING)
+        raise Unusable(MISSING, row)
     return answered(row["prompt"], row["completion"])
 
 

@@ -85,13 +85,17 @@ def filled(data) -> dict[str, Any]:
     return {**values, "world": world, "cut": dataclasses.asdict(cut_config(data))}
 
 
-def load(data, split: str, workdir: str, tokenizer: Tokenizer) -> Corpus:
+def load(
+    data, split: str, workdir: str, tokenizer: Tokenizer, *, any_length: bool = False
+) -> Corpus:
     """Loads, tokenises and cuts the documents of a split, once per process.
 
     `data` is the config's `data` section. A data set that must be built is stored in the workdir.
+    With `any_length` most documents may be too short for a chunk, else data.max_skipped_fraction is
+    the limit.
     """
     cut = cut_config(data)
-    return _cut(data_config(data, split), cut, _data_dir(workdir), tokenizer)
+    return _cut(data_config(data, split), cut, _data_dir(workdir), tokenizer, any_length)
 
 
 def load_documents(data, split: str, workdir: str) -> documents.Documents:
@@ -142,6 +146,8 @@ def _documents(data: documents.DataConfig, data_dir: str) -> documents.Documents
     found: list[documents.Documents] = []
     processes.on_lead(lambda: found.append(documents.load(data, data_dir)))
     docs = found[0] if found else documents.load(data, data_dir)
+    for line in documents.ignored(data) if found else ():
+        say(line)
     if docs.skipped:
         _say(f"{data.name}: {docs.skipped:,} of {docs.read:,} documents", docs.left_out)
     for overlap in docs.overlaps:
@@ -150,14 +156,16 @@ def _documents(data: documents.DataConfig, data_dir: str) -> documents.Documents
 
 
 @functools.lru_cache(maxsize=8)
-def _cut(data: documents.DataConfig, cut: CutConfig, data_dir: str, tokenizer) -> Corpus:
+def _cut(
+    data: documents.DataConfig, cut: CutConfig, data_dir: str, tokenizer, any_length: bool
+) -> Corpus:
     # The cache needs hashable arguments; a tokenizer is hashed by identity (see load_tokenizer).
     docs = _documents(data, data_dir)
     found = chunks.cut(
         docs.texts,
         tokenizer,
         **dataclasses.asdict(cut),
-        max_skipped_fraction=data.max_skipped_fraction,
+        max_skipped_fraction=1.0 if any_length else data.max_skipped_fraction,
     )
     corpus = Corpus(docs, chunks.mixed(found, docs.source_D, docs.weights), cut)
     if found.skipped:

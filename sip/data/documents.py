@@ -80,14 +80,15 @@ class Truth(Protocol):
 class DataConfig:
     """One split of a corpus.
 
-    `path` names files (see `files`), a TFDS data set (NAME or NAME:FIELD), or a Hugging Face data
-    set (see `huggingface`). `split` is a part (train, validation, test) and optionally a slice of
-    it, as in "train[:70%]" or "test[10:20]". `mix` has a section per source, with the keys of MIXED
-    and `weight`, its share of the chunks that are trained on. Raises UserError.
+    `path` names files, a TFDS data set (NAME or NAME:FIELD), or a Hugging Face data set; its forms
+    are in docs/data.md. `split` is a part (train, validation, test) and optionally a slice of
+    it, as in "train[:70%]" or "test[10:20]". `mix` has a section per source. Raises UserError.
     """
 
-    source: str  # one of LOADERS, such as txt
-    path: str | tuple[str, ...] = ""  # needed by all sources except microworld and mixture
+    # txt | jsonl | parquet | array_record (files) | tfds | huggingface (data sets) | microworld |
+    # microworld_problems (generated) | mixture
+    source: str
+    path: str | tuple[str, ...] = ""  # files or a data set; none for generated ones and mixtures
     split: str = "train"  # part and slice
     world: Any = ()  # microworlds: fields of the world's config by name; stored as sorted pairs
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the documents are unusable
@@ -95,7 +96,7 @@ class DataConfig:
     separator: str = BLANK_LINE  # txt: where documents end: blank line | whole file | a string
     parts: str = "own"  # tfds, huggingface: own (splits) | hash (of the texts, divides train)
     drop_duplicates: bool = False  # leaves out copies of earlier documents
-    mix: Any = ()  # mixture: sections by name; stored as sorted (name, weight, DataConfig)
+    mix: Any = ()  # mixture: its sources by name, sections of their own (data.mix.NAME)
     contamination: ContaminationConfig = ContaminationConfig()  # overlap with evaluation sets
 
     def __post_init__(self):
@@ -288,6 +289,12 @@ def check_path(cfg: DataConfig) -> None:
             contamination.paths(path)
         except UserError as e:
             raise UserError(f"config data.contamination.against: {e}") from None
+
+
+def ignored(cfg: DataConfig) -> list[str]:
+    """Returns lines about the files in folders of the corpus that are of other formats."""
+    of_files = [one for one in sources(cfg) if one.source in FILES]
+    return [line for one in of_files for line in files.ignored(one.path, one.source)]
 
 
 def load(cfg: DataConfig, data_dir: str) -> Documents:
@@ -580,7 +587,8 @@ def _rows(make: Callable[[], Any], cfg: DataConfig, where: str, field: str) -> l
         raise UserError(f"{where}: cannot read split {cfg.split!r:.80}: {reason}") from error
     if rows and field not in rows[0]:
         raise UserError(
-            f"{cfg.path}: no field {field!r}; set data.field to one of {', '.join(sorted(rows[0]))}"
+            f"{cfg.path}: no field {field!r}; set data.field (--field) to one of "
+            f"{', '.join(sorted(rows[0]))}"
         )
     # array_record returns None for the records of a file truncated at a 64 KiB block.
     if any(row[field] is None for row in rows):

@@ -45,7 +45,7 @@ UNREAD = {  # endings of files that are not read, and the way out
     ".docx": "Word files are not read; save it as plain text",
 }
 MAGIC = {  # first bytes of files that are not text
-    b"PAR1": "is Parquet, not {}; set data.source (--source) to parquet",
+    b"PAR1": "is Parquet, not {}; set data.source (--source) to parquet, or convert it",
     b"%PDF-": "is a PDF, not {}; extract its text, for example with pdftotext",
     b"ARROW1": "is an Arrow file, not {}; set data.source to huggingface, data.path to its folder",
 }
@@ -67,6 +67,40 @@ def listed(path: str | tuple[str, ...], source: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+def ignored(path: str | tuple[str, ...], source: str) -> list[str]:
+    """Returns a line for each folder in `path` with files of other formats, which are not read."""
+    said = []
+    for part in [path] if isinstance(path, str) else path:
+        for folder in _several(part):
+            every = _inside(folder) or []
+            others = Counter(_ending(file) for file in every if format_of(file) != source)
+            if others:
+                kinds = ", ".join(f"{count:,} {end}" for end, count in others.most_common(4))
+                said.append(
+                    f"{folder}: {others.total():,} of {len(every):,} files are not {SAID[source]} "
+                    f"by their names and are not read ({kinds})"
+                )
+    return said
+
+
+def _ending(path: str) -> str:
+    return Path(_unpacked(path)).suffix or "without an ending"
+
+
+def check_json(key: str, path: str) -> None:
+    """Raises UserError, naming the config key, if JSON Lines do not exist; "" is no path."""
+    if path:
+        try:
+            listed(path, "jsonl")
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from None
+
+
+def json_files(*paths: str) -> dict[str, list[str]]:
+    """Returns the files of JSON Lines that each path names, by the path; "" is no path."""
+    return {path: listed(path, "jsonl") for path in paths if path}
+
+
 def listed_any(path: str) -> list[str]:
     """Returns the files that `path` names, whatever their formats; of a folder those of a known
     one. Raises UserError if there is no such file."""
@@ -86,8 +120,7 @@ def _several(path: str) -> list[str]:
 def _named(path: str, source: str) -> list[str]:
     """Returns the files of one path: itself, those of a folder, or those of a glob."""
     where = epath.Path(path)
-    if _asked(path, where.is_dir):
-        below = _asked(path, lambda: sorted(_below(where, set())))
+    if (below := _inside(path)) is not None:
         found = [file for file in below if format_of(file) in ((source,) if source else ENDINGS)]
         if not found and not source:
             raise UserError(f"{path}: has no file of a known format ({', '.join(ENDINGS)})")
@@ -102,6 +135,14 @@ def _named(path: str, source: str) -> list[str]:
     if not found:
         raise UserError(f"{path}: no file has such a name; quote the glob and check its folder")
     return found
+
+
+def _inside(path: str) -> list[str] | None:
+    """Returns the files below a folder in order, whatever their formats; None if it is none."""
+    where = epath.Path(path)
+    if not _asked(path, where.is_dir):
+        return None
+    return _asked(path, lambda: sorted(_below(where, set())))
 
 
 def _asked(path: str, ask) -> Any:
@@ -161,7 +202,13 @@ def _hint(files: list[str], source: str) -> str:
             f"the files' names must end with {' or '.join(ENDINGS[source])}, .gz or .zst after it"
         )
     wanted = next(kind for kind, _ in kinds.most_common() if kind)
-    return f"it has {', '.join(others)}; set data.source (--source) to {wanted}"
+    return f"it has {', '.join(others)}; {_way_out(wanted, source)}"
+
+
+def _way_out(kind: str, source: str) -> str:
+    """Says what to do with files of the format `kind` in the place of `source`."""
+    others = " for a corpus; convert other inputs to JSON Lines" if source == "jsonl" else ""
+    return f"set data.source (--source) to {kind}{others}"
 
 
 def _check_name(path: str, source: str) -> None:
@@ -172,9 +219,7 @@ def _check_name(path: str, source: str) -> None:
     kind = format_of(path)
     # JSON Lines in a .txt file are told by their contents.
     if kind not in ("", source) and (kind, source) != ("txt", "jsonl"):
-        raise UserError(
-            f"{path}: is {SAID[kind]}, not {SAID[source]}; set data.source (--source) to {kind}"
-        )
+        raise UserError(f"{path}: is {SAID[kind]}, not {SAID[source]}; {_way_out(kind, source)}")
     if source == "array_record" and _packing(path):
         raise UserError(f"{path}: array_record is compressed inside; unpack the file")
 

@@ -27,12 +27,12 @@ def rows(path: str, split: str, field: str) -> Iterator[dict[str, Any]]:
     found = splits(path)
     if split not in found:
         raise UserError(
-            f"{path}: no split {split!r}, only {', '.join(found)}; with data.parts=hash the split "
-            "train is divided"
+            f"{path}: no split {split!r}, only {', '.join(found)}; with data.parts=hash (--parts) "
+            "the split train is divided"
         )
     if field not in found[split].column_names:
         raise UserError(
-            f"{path}: no field {field!r}; set data.field to one of "
+            f"{path}: no field {field!r}; set data.field (--field) to one of "
             f"{', '.join(found[split].column_names)}"
         )
     for batch in found[split].select_columns([field]).with_format("arrow").iter(ROWS):

@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from sip.data import conversations
-from sip.data.conversations import Format, Unusable, check_left_out, row_of
+from sip.data.conversations import Format, Unusable, check_left_out, read_rows, row_of
 from sip.data.documents import PARTS, part
 from sip.sections import is_finite
 from sip.structs import UserError
 from sip.text.chat import Message
-from sip.text.lines import opened, read_lines
 from sip.text.segments import Ids
 from sip.text.tokenizer import Cached, Tokenizer
 
@@ -62,7 +61,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs of a file, and the lines that are left out by reason."""
+    """The pairs of files, and the lines that are left out by reason."""
 
     pairs: list[Pair]
     read: int  # lines
@@ -70,47 +69,27 @@ class Pairs:
 
 
 def read(path: str, *, max_skipped_fraction: float) -> Pairs:
-    """Reads a file of pairs.
+    """Reads JSON Lines of pairs; `path` is a file, several, a folder or a glob.
 
-    Raises UserError if it cannot be read, has no pair, or if more than `max_skipped_fraction` of
-    its lines are left out.
+    Raises UserError if a file cannot be read, if there is no pair, or if more than
+    `max_skipped_fraction` of the lines are left out.
     """
-    counts: Counter[str] = Counter()
-    seen: Counter[str] = Counter()  # fields of lines without the needed ones
-    found: list[Pair] = []
-    lines = [x for x in read_lines(opened(path, "preferences"), path) if x.strip()]
-    if lines and (lines[0].lstrip().startswith(b"[") or lines[0].strip() == b"{"):
-        raise UserError(
-            f"{path}: JSON over several lines or an array, not JSON Lines; write one object per "
-            "line, for example with jq -c '.[]' (an array) or jq -c . (objects)"
-        )
-    for line in lines:
-        try:
-            found.append(_pair(row_of(line), seen))
-        except Unusable as why:
-            counts[str(why)] += 1
-    kept = Pairs(found, len(lines), _named(counts, seen))
-    check_left_out(path, "lines", kept.read, kept.left_out, max_skipped_fraction)
-    return kept
+    found, left_out = read_rows(
+        path, _pair, what="lines", fields="prompt: .QUESTION, chosen: .BETTER, rejected: .WORSE",
+        max_skipped_fraction=max_skipped_fraction,
+    )  # fmt: skip
+    pairs = [pair for _, pair in found]
+    return Pairs(pairs, len(pairs) + sum(left_out.values()), left_out)
 
 
-def _named(counts: Counter[str], seen: Counter[str]) -> dict[str, int]:
-    """Adds the fields seen to the reasons that name a missing field."""
-    fields = ", ".join(f"{name!r:.40}" for name, _ in seen.most_common(6))
-    named = lambda why: (
-        f"{why} (fields seen: {fields})" if why.startswith("without a field") else why
-    )
-    return {named(why): count for why, count in counts.most_common()}
-
-
-def _pair(row: dict[str, Any], seen: Counter[str]) -> Pair:
+def _pair(line: bytes) -> Pair:
     """Returns the pair of a line. Raises Unusable."""
+    row = row_of(line)
     fields = next((f for key, f in FORMATS.items() if key in row), FORMATS["chosen"])
     prompt, first, second = fields
     for name in (first, second):
         if name not in row:
-            seen.update(row)
-            raise Unusable(f"without a field {name!r}")
+            raise Unusable(f"without a field {name!r}", row)
     sides = [_side(row[name], NO_TEXT) for name in (first, second)]
     if prompt != "prompt":
         sides = sides if _first_is_better(row) else sides[::-1]

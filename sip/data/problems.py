@@ -11,13 +11,13 @@ A line without a problem or an answer is left out and counted by its reason. The
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sip.data import files, records
-from sip.data.conversations import Unusable, check_left_out
+from sip.data.conversations import Unusable, check_left_out, read_rows, row_of
 from sip.data.documents import PARTS, part
 from sip.data.microworld.settings import PROBLEMS, ProblemWorldConfig
 from sip.data.records import NOT_UTF8
@@ -27,15 +27,18 @@ from sip.workdir import place
 
 FILE, GYM, WORLD = SOURCES = ("file", "reasoning_gym", "microworld")
 BOXED, WORLD_SOURCE = "boxed", "microworld_problems"
-REASON = {  # the instruction of the default template, for a boxed answer and for a marker
+ANSWER = "{answer}"  # its place in a form that is a sentence
+MARKER, SENTENCE = "marker", "sentence"  # forms beside BOXED
+REASON = {  # the instruction of the default template, by the kind of form
     BOXED: "Reason step by step, and put the final answer within \\boxed{}.",
-    "": "Reason step by step, and end with a line that begins with {marker} and has the answer.",
+    MARKER: "Reason step by step, and end with a line that begins with {form} and has the answer.",
+    SENTENCE: 'Reason step by step, and end with "{form}", with the answer for {answer}.',
 }
 # Reasons why a line is left out.
 NO_PROBLEM, NO_ANSWER = "without a problem", "without an answer"
 NO_SUCH_ANSWER = "with an answer that is neither a text nor a number"
 TOO_LARGE = "with an answer that is too long or too deep to check"
-FIELDS = ("problem", "question", "answer", "solution")  # of a file
+FIELDS = ("problem", "question", "answer", "solution")  # columns of Parquet
 REPEATED, IN_TEST = "copies of others", "in the test file"
 TEST = re.compile(r"(?<![a-z])test(?![a-z])|math.?500", re.IGNORECASE)  # a test set's file name
 BRACE, PLAIN = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]"), -1
@@ -68,13 +71,15 @@ class ProblemsConfig:
     """Problems with answers, and the form in which answers are asked for. Raises UserError."""
 
     source: str = FILE  # file | reasoning_gym | microworld
-    path: str = ""  # file: to learn from, never a test set; files, a folder or a glob
-    test: str = ""  # file: of the test part, named alike; empty: 5 % of `path`, by a hash
+    path: str = ""  # file: to learn from, never a test set: files, a folder or a glob
+    test: str = ""  # file: of the test part, as `path`; empty: 5 % of it, by a hash
     kinds: tuple[str, ...] = ()  # generated problems: their kinds
     level: int = 1  # generated problems: difficulty, 1 to 5
     count: int = 2000  # generated problems: number of each kind, all parts together
     template: str = ""  # prompt with {problem}; empty: the problem, and to reason step by step
-    form: str = BOXED  # boxed: \boxed{ANSWER}; or a marker before the answer, such as Answer:
+    # boxed: \boxed{ANSWER}; a marker before the answer, such as Answer:; or a sentence around it,
+    # such as "The answer is {answer}."
+    form: str = BOXED
     max_skipped_fraction: float = 0.1  # 0..1; error if more of a file is left out
 
     def __post_init__(self):
@@ -95,37 +100,56 @@ class ProblemsConfig:
         known = {FILE: (), GYM: tuple(GENERATORS), WORLD: PROBLEMS}[self.source]
         if self.source != FILE and (not self.kinds or set(self.kinds) - set(known)):
             raise UserError(f"problems.kinds {self.kinds}: must be of {', '.join(known)}")
-        _refuse_tests(self.path.split(","))
+        _check_no_test(self.path)
         if self.template and "{problem}" not in self.template:
             raise UserError(f"problems.template {self.template!r:.60}: has no {{problem}}")
         if not self.form.strip():
             raise UserError("problems.form is empty: boxed, or a marker such as Answer:")
+        before, answer, after = self.form.partition(ANSWER)
+        if answer and not (before.strip() and after.strip()):
+            raise UserError(
+                f"problems.form {self.form!r:.60}: a sentence needs a word before {ANSWER} and a "
+                "mark after it"
+            )
+
+    def reads(self) -> dict[str, list[str]]:
+        """The files of problems, by the path that names them."""
+        return {path: _listed(path)[0] for path in (self.path, self.test) if path}
 
     def reach(self) -> None:
-        """Raises UserError if there is nothing to learn from, or as `check_files` does."""
+        """Raises UserError if a file of problems does not exist, or is a test set to learn from."""
         if self.source == FILE and not self.path:
             raise UserError("problems.path: needed; a file of problems, JSON Lines or Parquet")
         self.check_files()
+        for file in _listed(self.path)[0] if self.path else ():
+            _check_no_test(file)
 
     def check_files(self) -> None:
-        """Raises UserError if a file of problems does not exist or is of another kind."""
+        """Raises UserError if a file of problems does not exist, or has another format."""
         for key in ("path", "test"):
             if path := getattr(self, key):
                 try:
-                    files.listed_any(path)
+                    _listed(path)
                 except UserError as error:
                     raise UserError(f"problems.{key}: {error}") from None
 
 
-def _refuse_tests(paths: Iterable[str]) -> None:
-    """Raises UserError if a file to learn from is a test set by its name."""
-    for path in paths:
-        if TEST.search(Path(path).name):
-            raise UserError(
-                f"problems.path {path}: is a test set by its name, which is never trained on; name "
-                "the other files, such as train*.jsonl, and this one in problems.test, or evaluate "
-                "with python -m sip.evaluate --evals=problems"
-            )
+def _listed(path: str) -> tuple[list[str], str]:
+    """Returns the files that `path` names, and their format: Parquet if there is one, else JSON
+    Lines."""
+    kinds = set(map(files.format_of, files.listed_any(path)))
+    kind = "parquet" if "parquet" in kinds else "jsonl"
+    return files.listed(path, kind), kind
+
+
+def _check_no_test(path: str) -> None:
+    """Raises UserError if a file to learn from is a test set."""
+    if TEST.search(Path(path).name):
+        raise UserError(
+            f"problems.path {path}: is a test set by its name, which is never trained on; name the "
+            "other files, such as train*.jsonl, and this one in problems.test, or evaluate with "
+            "python -m sip.evaluate --evals=problems"
+        )
 
 
 Parts = dict[str, list[Problem]]
@@ -155,7 +179,6 @@ def _divided(problems: Sequence[Problem]) -> tuple[Parts, dict[str, int]]:
 
 def _of_files(cfg: ProblemsConfig) -> tuple[Parts, dict[str, int]]:
     most = cfg.max_skipped_fraction
-    _refuse_tests(files.listed_any(cfg.path) if cfg.path else ())
     found, left_out = read(cfg.path, most) if cfg.path else ([], {})
     if not cfg.test:
         parts, copies = _divided(found)
@@ -179,54 +202,57 @@ def _plain(text: str) -> str:
 
 
 def read(path: str, max_skipped_fraction: float) -> tuple[list[Problem], dict[str, int]]:
-    """Reads problems; `path` is a file, several, a folder or a glob. Returns (problems, left_out by
-    reason).
+    """Reads problems; `path` is a file, several, a folder or a glob.
 
-    Raises UserError if a file cannot be read, or if more than `max_skipped_fraction` of the records
-    are left out.
+    Returns (problems, left_out by reason). Raises UserError if a file cannot be read, or if more
+    than `max_skipped_fraction` of the records are left out.
     """
+    if _listed(path)[1] == "parquet":
+        return _of_parquet(path, max_skipped_fraction)
+    found, left_out = read_rows(
+        path, lambda line: problem_of(row_of(line)), what="problems",
+        fields="problem: .QUESTION, answer: .ANSWER", max_skipped_fraction=max_skipped_fraction,
+    )  # fmt: skip
+    return [problem for _, problem in found], left_out
+
+
+def _of_parquet(path: str, max_skipped_fraction: float) -> tuple[list[Problem], dict[str, int]]:
     found: list[Problem] = []
-    counts: Counter[str] = Counter()
-    for file in files.listed_any(path):
-        kind = files.format_of(file)
-        kind = "jsonl" if kind in ("", "txt") else kind  # JSON Lines under another name
-        for record, reason in records.read(file, kind, columns=FIELDS):
+    left_out: Counter[str] = Counter()
+    for file in _listed(path)[0]:
+        for row, _ in records.read(file, "parquet", columns=FIELDS):
             try:
-                if reason:
-                    raise Unusable(reason)
-                found.append(problem_of(record))
+                found.append(problem_of(row))
             except Unusable as why:
-                counts[str(why)] += 1
-    total = len(found) + counts.total()
-    check_left_out(path, "problems", total, counts, max_skipped_fraction)
-    return found, dict(counts)
+                left_out[str(why)] += 1
+    total = len(found) + left_out.total()
+    check_left_out(path, "problems", total, left_out, max_skipped_fraction)
+    return found, dict(left_out)
 
 
 def problem_of(row: Mapping[str, Any]) -> Problem:
-    """Returns the problem of a record of a file. Raises Unusable if it is left out."""
-    text = _text(next((row[key] for key in FIELDS[:2] if key in row), None), NO_PROBLEM)
+    """Returns the problem of a line or row of a file. Raises Unusable if it is left out."""
+    text = next((row[key] for key in ("problem", "question") if key in row), None)
+    if not isinstance(text, str) or not text.strip():
+        raise Unusable(NO_PROBLEM, () if text is not None else row)
     answer = row["answer"] if "answer" in row else None
-    if isinstance(answer, bool) or not isinstance(answer, str | bytes | int | float | None):
+    if answer is None:
+        raise Unusable(NO_ANSWER, () if "answer" in row else row)
+    if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise Unusable(NO_SUCH_ANSWER)
-    answer = str(answer) if isinstance(answer, int | float) else _text(answer, NO_ANSWER)
-    steps, mark, last = answer.rpartition("####")  # the format of GSM8K
+    steps, mark, last = str(answer).rpartition("####")  # the format of GSM8K
     final = last.strip().replace(",", "") if mark else last.strip()
-    solution = records.text_of(row["solution"])[0] if "solution" in row else ""
+    solution = row["solution"] if "solution" in row else ""
     # <<16-3-4=9>> are marks for a calculator.
     solution = re.sub(r"<<[^<>]*>>", "", steps).strip() if mark else solution
     if not final:
         raise Unusable(NO_ANSWER)
     if not within_limits(final):
         raise Unusable(TOO_LARGE)
-    return Problem(text, final, solution)
-
-
-def _text(value: Any, missing: str) -> str:
-    """Returns the text of a field. Raises Unusable with the reason `missing` if it has none."""
-    text, reason = records.text_of(value)
-    if reason:
-        raise Unusable(NOT_UTF8 if reason == NOT_UTF8 else missing)
-    return text
+    for each in (text, final):
+        if any("\ud800" <= c <= "\udfff" for c in each):
+            raise Unusable(NOT_UTF8)
+    return Problem(text, final, solution if isinstance(solution, str) else "")
 
 
 def _of_gym(cfg: ProblemsConfig) -> Iterator[Problem]:
@@ -269,29 +295,60 @@ def prompt(cfg: ProblemsConfig, problem: Problem) -> str:
     """Returns the prompt that asks for the answer in the wanted form."""
     if cfg.template:
         return cfg.template.replace("{problem}", problem.text)
-    reason = REASON[BOXED] if cfg.form == BOXED else REASON[""].replace("{marker}", cfg.form)
-    return f"{problem.text}\n{reason}"
+    return f"{problem.text}\n{REASON[_kind(cfg.form)].replace('{form}', cfg.form)}"
 
 
 def completion(cfg: ProblemsConfig, problem: Problem) -> str:
     """Returns the worked solution, with the final answer in the wanted form at its end."""
-    final = f"\\boxed{{{problem.answer}}}" if cfg.form == BOXED else f"{cfg.form} {problem.answer}"
+    final = {
+        BOXED: f"\\boxed{{{problem.answer}}}",
+        MARKER: f"{cfg.form} {problem.answer}",
+        SENTENCE: cfg.form.replace(ANSWER, problem.answer),
+    }[_kind(cfg.form)]
     return f"{problem.solution}\n{final}" if problem.solution else final
+
+
+def _kind(form: str) -> str:
+    return BOXED if form == BOXED else SENTENCE if ANSWER in form else MARKER
 
 
 def extract(form: str, text: str, *, cut: bool = False, lines: int = 1) -> str | None:
     """Returns the answer in a text, None if there is none in the wanted form.
 
-    Of several the last one counts. A boxed answer ends with its brace, an answer after a marker
-    with the line, or with `lines` lines. `cut`: the text has no end, so its last line does not
-    count for a marker.
+    A boxed answer ends with its brace, an answer after a marker with the line, or with `lines`
+    lines; of several the last one counts. A sentence ends with its mark and a space after it, or
+    with the text; the first one counts, as a model of documents goes on after it, perhaps with
+    the next problem. `cut`: the text has no end, so its last line does not count for a marker, nor
+    its last word for a sentence.
     """
     if form == BOXED:
         return _boxed(text)
+    if ANSWER in form:
+        found = _sentence(form, text, cut=cut, lines=lines)
+        return found["answer"].strip() if found else None
     text = text.rpartition("\n")[0] if cut else text
     _, mark, last = text.rpartition(form)
     found = "\n".join(last.strip().split("\n")[:lines]).strip()
     return found if mark and found else None
+
+
+def thought(form: str, text: str) -> str:
+    """Returns the text before its answer; empty if there is none."""
+    if ANSWER in form:
+        found = _sentence(form, text)
+        return text[: found.start()] if found else ""
+    return text.rpartition("\\boxed" if form == BOXED else form)[0]
+
+
+def _sentence(form: str, text: str, *, cut: bool = False, lines: int = 1) -> re.Match | None:
+    """Finds the first sentence of the form, which is on one line if `lines` is 1.
+
+    A mark without a space after it is a part of the answer: the point of 3.5.
+    """
+    before, _, after = (re.escape(part.strip()) for part in form.partition(ANSWER))
+    end = rf"{after}(?=\s)" if cut else rf"(?:{after}(?=\s|$)|$)"
+    dot = re.DOTALL if lines > 1 else 0
+    return re.search(rf"{before}[^\S\n]+(?P<answer>\S.*?){end}", text, dot)
 
 
 def _boxed(text: str) -> str | None:

@@ -4,16 +4,14 @@ The other fields are handed to rewards. A line without a usable prompt is left o
 its reason. A prompt's part (train, validation or test) is chosen by a hash of it.
 """
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from sip.data import conversations
-from sip.data.conversations import BLANK, Format, Unusable, check_left_out, row_of
+from sip.data.conversations import BLANK, Format, Unusable, read_rows, row_of
 from sip.data.documents import PARTS, part
 from sip.structs import UserError
-from sip.text.lines import opened, read_lines
 from sip.text.segments import Ids
 from sip.text.tokenizer import Tokenizer
 
@@ -71,33 +69,32 @@ def encoding(name: str, tokenizer: Tokenizer, workdir: str = "") -> tuple[Encode
 def read(
     path: str, encode: Encode, *, max_len: int, max_skipped_fraction: float
 ) -> tuple[dict[str, list[Prompt]], dict[str, int]]:
-    """Reads a file. Returns ({train | validation | test: prompts}, left_out by reason).
+    """Reads JSON Lines; `path` is a file, several, a folder or a glob.
 
-    Raises UserError if it cannot be read, has no prompt to train on, or if more than
-    `max_skipped_fraction` of its lines are left out.
+    Returns ({train | validation | test: prompts}, left_out by reason). Raises UserError if a file
+    cannot be read, or if more than `max_skipped_fraction` of the lines are left out.
     """
+
+    def parse(line: bytes) -> Prompt:
+        found = _prompt(line, encode)
+        if len(found.ids) > max_len:
+            raise Unusable(TOO_LONG.format(max_len))
+        return found
+
+    found, left_out = read_rows(
+        path, parse, what="prompts", fields="prompt: .QUESTION",
+        max_skipped_fraction=max_skipped_fraction,
+    )  # fmt: skip
     parts: dict[str, list[Prompt]] = {which: [] for which in PARTS}
-    counts: Counter[str] = Counter()
-    lines = 0
-    for line in read_lines(opened(path, "prompts"), path):
-        if not line.strip():
-            continue
-        lines += 1
-        try:
-            found = _prompt(line, encode)
-            if len(found.ids) > max_len:
-                raise Unusable(TOO_LONG.format(max_len))
-            parts[part(found.text)].append(found)
-        except Unusable as why:
-            counts[str(why)] += 1
-    check_left_out(path, "prompts", lines, counts, max_skipped_fraction)
-    return parts, dict(counts)
+    for _, prompt in found:
+        parts[part(prompt.text)].append(prompt)
+    return parts, left_out
 
 
 def _prompt(line: bytes, encode: Encode) -> Prompt:
     row = row_of(line)
     if "prompt" not in row:
-        raise Unusable(MISSING)
+        raise Unusable(MISSING, row)
     given = row["prompt"]
     if not isinstance(given, str | list):
         raise Unusable(NEITHER)

@@ -15,6 +15,7 @@ Rules for odd contents, the same for every file of a corpus:
 
 import contextlib
 import json
+import re
 import shutil
 import tempfile
 import unicodedata
@@ -33,6 +34,8 @@ NOT_UTF8, BLANK, NOT_JSON = "not UTF-8", "blank", "not a JSON object"
 NOT_RECORD = "neither JSON nor a tf.train.Example"
 # A line of these characters alone is blank.
 SPACES = "\t" + "".join(c for c in map(chr, range(0x3001)) if unicodedata.category(c) == "Zs")
+# JSON over several lines, or an array: a line that only opens one, or also its first string.
+JSON_BEGINS = re.compile(rb"\s*(\[\s*([{\"\n]|$)|\{\s*([\"\n]|$))")
 ROWS = 1024  # rows of Parquet and array_record that are read at once
 
 
@@ -93,7 +96,8 @@ def _txt(path: str, separator: str) -> Iterator[Record]:
 
 
 def _not_json(lines: Iterator[bytes], path: str) -> Iterator[bytes]:
-    """Yields the lines. Raises UserError if they begin with two JSON objects, or are one."""
+    """Yields the lines. Raises UserError if they begin with two JSON objects, are one, or an array
+    of objects or strings."""
     begun: list[bytes] = []
     for line in lines:
         begun.append(line)
@@ -101,8 +105,27 @@ def _not_json(lines: Iterator[bytes], path: str) -> Iterator[bytes]:
             break
     if all(map(_is_object, filter(None, begun))) and any(begun):
         raise UserError(f"{path}: is JSON, not plain text; set data.source (--source) to jsonl")
+    if JSON_BEGINS.match(b"\n".join(begun)):
+        begun += lines
+        if _is_json(b"\n".join(begun)):
+            raise UserError(
+                f"{path}: is JSON, not plain text; write one object per line, for example with jq "
+                "-c '.[]' (an array) or jq -c . (objects), and set data.source (--source) to jsonl"
+            )
     yield from begun
     yield from lines
+
+
+def _is_json(data: bytes) -> bool:
+    """True for an array of objects or strings, or for objects after each other."""
+    try:
+        text = data.decode().lstrip()
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+    if isinstance(value, list):
+        return not text[end:].strip() and all(isinstance(x, dict | str) for x in value)
+    return isinstance(value, dict) and text[end:].lstrip()[:1] in ("", "{")
 
 
 def _is_object(line: bytes) -> bool:
@@ -148,8 +171,25 @@ def _separated(lines: Iterator[bytes], separator: bytes) -> Iterator[bytes]:
 
 
 def _jsonl(path: str) -> Iterator[Record]:
+    for _, line in _lines(path):
+        value = _json(line)
+        reason = value if value == NOT_UTF8 else NOT_JSON
+        yield (value, "") if isinstance(value, dict) else ({}, reason)
+
+
+def json_lines(path: str) -> Iterator[tuple[str, bytes]]:
+    """Yields (FILE:LINE, line) of JSON Lines, without blank lines.
+
+    `path` names files as in `files.listed`. Raises UserError if one cannot be read, or begins with
+    an array or an object over several lines.
+    """
+    for file in files.listed(path, "jsonl"):
+        yield from ((f"{file}:{number}", line) for number, line in _lines(file))
+
+
+def _lines(path: str) -> Iterator[tuple[int, bytes]]:
     begun = False
-    for line in read_lines(files.lines(path, "JSON Lines"), path):
+    for number, line in enumerate(read_lines(files.lines(path, "JSON Lines"), path), 1):
         if not (line := line.strip()):
             continue
         if not begun and (line.startswith(b"[") or line == b"{"):
@@ -158,9 +198,8 @@ def _jsonl(path: str) -> Iterator[Record]:
                 "per line, for example with jq -c '.[]' (an array) or jq -c . (objects), or leave "
                 "the file out by a glob"
             )
-        begun, value = True, _json(line)
-        reason = value if value == NOT_UTF8 else NOT_JSON
-        yield (value, "") if isinstance(value, dict) else ({}, reason)
+        begun = True
+        yield number, line
 
 
 def _parquet(path: str, columns: Sequence[str] | None) -> Iterator[Record]:

@@ -123,6 +123,11 @@ def tagged(text: str, tags: Tags) -> bool:
     return _pattern((tags, *KNOWN)).search(text) is not None
 
 
+def untagged(text: str) -> str:
+    """Returns a text with a space in the place of each tag that teachers use."""
+    return _pattern(KNOWN).sub(" ", text)
+
+
 def parse(text: str, pairs: tuple[Tags, ...]) -> Pieces:
     """Splits a text at tags. Raises Rejected if a thought is never closed, or contains a tag."""
     closing = {a.casefold(): b.casefold() for a, b in pairs}
@@ -346,26 +351,29 @@ class Fork:
 class Forks:
     """The places of the thoughts in many texts, stored as positions and copied on access.
 
-    Letters: N tokens of all texts, F forks, M tokens of all thoughts.
+    Letters: N tokens that prefixes are cut from, M tokens of all texts, F forks, T tokens of all
+    thoughts.
     """
 
-    tokens_N: np.ndarray  # int32, BOS and the texts without thoughts
-    start_F: np.ndarray  # index in tokens_N of the prefix's first token
-    at_F: np.ndarray  # index in tokens_N of the suffix's first token
+    before_N: np.ndarray  # int32, BOS and the texts, with the earlier thoughts if they are kept
+    start_F: np.ndarray  # index in before_N of the prefix's first token
+    at_F: np.ndarray  # index in before_N after the prefix
+    after_M: np.ndarray  # int32, BOS and the texts without thoughts
+    from_F: np.ndarray  # index in after_M of the suffix's first token
     suffix: int  # tokens of each suffix
-    thoughts_M: np.ndarray  # int32
-    end_F: np.ndarray  # index in thoughts_M after each thought
+    thoughts_T: np.ndarray  # int32
+    end_F: np.ndarray  # index in thoughts_T after each thought
 
     def __len__(self) -> int:
         return len(self.at_F)
 
     def __getitem__(self, index: int) -> Fork:
-        start, at = int(self.start_F[index]), int(self.at_F[index])
+        start, at, after = (int(x_F[index]) for x_F in (self.start_F, self.at_F, self.from_F))
         first, end = int(self.end_F[index - 1]) if index else 0, int(self.end_F[index])
         return Fork(
-            self.tokens_N[start:at].tolist(),
-            self.tokens_N[at : at + self.suffix].tolist(),
-            self.thoughts_M[first:end].tolist(),
+            self.before_N[start:at].tolist(),
+            self.after_M[after : after + self.suffix].tolist(),
+            self.thoughts_T[first:end].tolist(),
         )
 
 
@@ -376,35 +384,49 @@ def forks(
     prefix_min: int,
     prefix_max: int,
     suffix: int,
+    tags: tuple[int, int] | None = None,
 ) -> Forks:
     """Returns the places of the thoughts in annotated texts.
 
-    A place needs `prefix_min` tokens before it, of which the last `prefix_max` are kept, and
-    `suffix` tokens after it. Pieces are encoded one by one, as in `encode`.
+    A place needs `prefix_min` tokens of text before it and `suffix` tokens of text after it. Of the
+    tokens before it the last `prefix_max` are kept. With `tags`, the token ids of the tags, earlier
+    thoughts are among them, as in `encode`; part of a thought never is. Pieces are encoded one by
+    one, as in `encode`.
     """
-    tokens, told = array("i"), array("i")
-    starts, places, ends = array("q"), array("q"), array("q")
+    before, after, told = array("i"), array("i"), array("i")
+    found = array("q")  # start, at, from and end of each place
     for pieces in texts:
-        begin = len(tokens)
-        tokens.append(tokenizer.bos)
-        found = []
+        begin, first = len(before), len(after)
+        before.append(tokenizer.bos)
+        after.append(tokenizer.bos)
+        places, kept = [], []  # kept: where thoughts begin and end in `before`
         for i, piece in enumerate(pieces):
+            ids = tokenizer.encode(piece)
             if i % 2:
-                found.append((len(tokens), piece))
+                places.append((len(before), len(after), ids))
+                ids = [] if tags is None else [tags[0], *ids, tags[1]]
+                kept.append((len(before), len(before) + len(ids)))
             else:
-                tokens.extend(tokenizer.encode(piece))
-        for at, thought in found:
-            if at - begin >= prefix_min and at + suffix <= len(tokens):
-                told.extend(tokenizer.encode(thought))
-                starts.append(max(begin, at - prefix_max))
-                places.append(at)
-                ends.append(len(told))
-    of = lambda x, dtype: np.array(x, dtype)
-    return Forks(
-        of(tokens, np.int32),
-        of(starts, np.int64),
-        of(places, np.int64),
-        suffix,
-        of(told, np.int32),
-        of(ends, np.int64),
-    )
+                after.extend(ids)
+            before.extend(ids)
+        for at, split, thought in places:
+            start = max(begin, at - prefix_max)
+            start = next((end for low, end in kept if low < start < end), start)
+            enough = min(split - first, at - start) >= prefix_min
+            if enough and split + suffix <= len(after):
+                told.extend(thought)
+                found.extend((start, at, split, len(told)))
+    start_F, at_F, from_F, end_F = np.array(found, np.int64).reshape(-1, 4).T
+    of = lambda tokens: np.array(tokens, np.int32)
+    return Forks(of(before), start_F, at_F, of(after), from_F, suffix, of(told), end_F)
+
+
+def outside(ids: Ids, tags: tuple[int, int]) -> Ids:
+    """Returns the tokens of a text outside of its thoughts and their tags."""
+    found, inside = [], False
+    for token in ids:
+        if token in tags:
+            inside = token == tags[0]
+        elif not inside:
+            found.append(token)
+    return found

@@ -214,15 +214,18 @@ class Suite:
     samples: int  # continuations of an evaluation during the run that are kept to be read
 
 
-def suite(run: Run, evals: EvalConfig, cfg: ModelConfig, mesh, samples: int = 0) -> Suite:
+def suite(
+    run: Run, evals: EvalConfig, cfg: ModelConfig, mesh, samples: int = 0, any_length: bool = False
+) -> Suite:
     """Builds the evaluation of a run. Reads the held-out splits once per process.
 
-    `samples` is the number of continuations that `during` returns.
+    `samples` is the number of continuations that `during` returns. `any_length`: as `Run.corpus`.
     """
     during = evals.validation, evals.validation // 2
     final = during if evals.split == "validation" else (evals.standard, evals.unsafe)
-    wanted, truth = evals.judge, run.corpus(evals.split).documents.truth
-    held = lambda split, sizes: _held_out(run.corpus(split), run.tokenizer, *sizes).controlled(
+    corpus = functools.partial(run.corpus, any_length=any_length)
+    wanted, truth = evals.judge, corpus(evals.split).documents.truth
+    held = lambda split, sizes: _held_out(corpus(split), run.tokenizer, *sizes).controlled(
         run.tokenizer, evals.control, "evals.control"
     )
     return Suite(

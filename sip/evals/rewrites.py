@@ -1,8 +1,10 @@
 """Evaluates a rewriter: does it copy good suffixes and repair bad ones?
 
-The metrics come from the corpus's ground truth or, if it has none, from a judge.
+The metrics come from the corpus's ground truth or, if it has none, from a judge, or from suffixes
+that were corrupted on purpose.
 """
 
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 import numpy as np
@@ -12,6 +14,7 @@ from sip.data.documents import Truth
 from sip.evals import continuations
 from sip.evals.continuations import Prompts
 from sip.judge.judged import Judge
+from sip.judge.labels import synthesis
 from sip.loading import LoadedModel
 from sip.metrics import pair
 from sip.rewriter import LocalRewriter, Prompt, Rewriter
@@ -21,9 +24,10 @@ from sip.text.template import quote
 from sip.text.tokenizer import Tokenizer
 from sip.training import loop
 
-# Names of the figures: by a ground truth, and by a judge.
+# Names of the figures: by a ground truth, by a judge, and of corrupted suffixes.
 FIGURES = ("invalid", "copied", "overlap", "overlap_safe", "made_safe", "win_rate", "factuality")
 JUDGED = ("invalid", "copied_safe", "overlap_safe", "made_safe", "win_rate")
+REPAIRED = ("invalid", "copied", "repaired", "repaired_before")
 
 
 def evaluate(
@@ -34,14 +38,18 @@ def evaluate(
     held_out: int,
     batch: int,
     judge: Judge | None = None,
+    kinds: Sequence[str] = (),
 ) -> dict[str, float]:
     """Evaluates greedy rewrites of the corpus's first `held_out` chunks. Returns metrics by name.
 
-    Uses the corpus's ground truth, or `judge` if there is none. Raises UserError if both are
-    missing.
+    With `kinds`, corruptions of suffixes are to be undone. Else uses the corpus's ground truth, or
+    `judge` if there is none. Raises UserError if all are missing.
     """
     asked = continuations.prompts(corpus.chunks, range(held_out), model.tokenizer)
     local = LocalRewriter(model, prompt=prompt, sampling=continuations.GREEDY, batch=batch)
+    if kinds:
+        given = synthesis.in_turn(kinds, asked.suffixes, 0)
+        return loop.ratios([repaired(local, model.tokenizer, asked, given)])
     truth = corpus.documents.truth
     if truth is not None:
         words = corpus.cut.suffix
@@ -97,6 +105,36 @@ def figures(
         "made_safe": mean(after["safety"], ~safe_E),
         "win_rate": mean(truth.compare(after["quality"], before["quality"]), every_E),
         "factuality": mean(after["factuality"], every_E),
+    }
+
+
+def repaired(
+    rewriter: Rewriter, tokenizer: Tokenizer, asked: Prompts, given: Sequence[str]
+) -> Metrics:
+    """Computes metrics of rewrites of texts `given`, suffixes as they are or corrupted, as (total,
+    denom) pairs by name. An invalid rewrite counts as 0.
+
+    invalid: share of invalid rewrites.
+    copied: share of exact copies, for suffixes as they are.
+    repaired: token overlap of the rewrite of a corrupted suffix with the suffix.
+    repaired_before: that of the corrupted suffix itself.
+    """
+    texts, valid_E = rewriter.rewrite(asked.prefixes, given)
+    texts, given, suffixes = (list(map(quote, row)) for row in (texts, given, asked.suffixes))
+    same = lambda row: np.array([a == b for a, b in zip(row, suffixes, strict=True)], bool)
+    shared = lambda row: np.array(
+        [
+            overlap(tokenizer.encode(a), tokenizer.encode(b))
+            for a, b in zip(row, suffixes, strict=True)
+        ]
+    )
+    clean_E = same(given)
+    mean = lambda x_E, of_E: pair(np.where(valid_E, x_E, 0.0), of_E)
+    return {
+        "invalid": pair(~valid_E),
+        "copied": mean(same(texts), clean_E),
+        "repaired": mean(shared(texts), ~clean_E),
+        "repaired_before": pair(shared(given), ~clean_E),
     }
 
 

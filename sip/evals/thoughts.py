@@ -58,13 +58,14 @@ def others(
 ) -> dict[str, Thoughts]:
     """Returns the thoughts of the other conditions, K for each prefix.
 
-    `own` are the sampled thoughts [E][K]; the swapped ones of a prefix are those of the next one.
+    `own` are the sampled thoughts [E][K]; the swapped ones of a prefix are those of the prefix half
+    of all prefixes further: the next one is often of the same text.
     """
-    K = len(own[0])
+    K, half = len(own[0]), len(own) // 2
     found: dict[str, Thoughts] = {
         BLANK: [[[]] * K for _ in own],
         GENERIC: [[generic] * K for _ in own],
-        SWAPPED: [list(own[(e + 1) % len(own)]) for e in range(len(own))],
+        SWAPPED: [list(own[(e + half) % len(own)]) for e in range(len(own))],
     }
     if teacher is not None:
         found[TEACHER] = [[thought] * K for thought in teacher]

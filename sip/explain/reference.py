@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sip.data.corpus import CutConfig
-from sip.data.documents import DataConfig
+from sip.data.documents import MIXED, DataConfig
 from sip.data.microworld.settings import ProblemWorldConfig, WorldConfig
 from sip.gap.settings import GapConfig, VerifierConfig
 from sip.run import RunConfig
@@ -71,7 +71,22 @@ def sections() -> list[Section]:
     found: dict[Any, Section] = {}
     for cls, path, inherited in _roots():
         _add(found, cls, path, inherited)
-    return list(found.values())
+    every = list(found.values())
+    return [
+        *every[: (at := every.index(found[DataConfig]) + 1)],
+        _mix(found[DataConfig]),
+        *every[at:],
+    ]
+
+
+def _mix(data: Section) -> Section:
+    """Returns the section of a source of a mixture, with keys of the section `data`."""
+    weight = Key(
+        "weight", "float", REQUIRED, "share of the chunks that are trained on, any unit", False
+    )
+    note = "A source of a mixture. Its other settings are those of `data`."
+    own = [key for key in data.keys if key.name in MIXED]
+    return Section([f"{data.paths[0]}.mix.NAME"], note, [*own, weight])
 
 
 def _roots() -> Iterator[tuple[Any, str, Any]]:

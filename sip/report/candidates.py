@@ -88,13 +88,18 @@ def prefix(line: Mapping[str, Any]) -> dict:
 
 def compared(found: list[dict]) -> list[int] | None:
     """Returns the indices of the chosen candidate and of the rejected one, or of the suffix if none
-    is rejected; None without such a pair."""
+    is rejected; without a chosen one those of the highest and the lowest advantage. None without
+    such a pair."""
     first = lambda holds: next((i for i, x in enumerate(found) if holds(x)), None)
     chosen = first(lambda x: x["chosen"])
     other = first(lambda x: x["rejected"])
     if other is None:
         other = first(lambda x: x["source"] == "suffix" and not x["chosen"])
-    return None if chosen is None or other is None else [chosen, other]
+    if chosen is not None:
+        return None if other is None else [chosen, other]
+    learned = [i for i, x in enumerate(found) if x["advantage"] is not None]
+    pair = [pick(learned, key=lambda i: found[i]["advantage"]) for pick in (max, min) if learned]
+    return pair if pair and pair[0] != pair[1] else None
 
 
 def marks(a: str, b: str) -> tuple[list[list[int]] | None, list[list[int]] | None]:

@@ -57,6 +57,7 @@ class RunFiles:
     texts: list[str]  # final greedy continuations of unselected prefixes
     alarms: list[str]  # of the watch for reward hacking, in words
     done: bool
+    unsafe: int = 0  # number of final continuations of unsafe prefixes
 
     @property
     def step(self) -> int:
@@ -113,8 +114,10 @@ def _run(place: Opened, seed: int | None, where: str, name: str, missing: list[s
     evaluated = _json(directory, "eval.json", missing)
     texts = _json(directory, "continuations.json", missing)
     test = texts["test"] if isinstance(texts.get("test"), dict) else {}
-    standard = test.get("standard")
-    kept = [x for x in standard if isinstance(x, str)] if isinstance(standard, list) else []
+    kept, unsafe = (
+        [x for x in some if isinstance(x, str)] if isinstance(some := test.get(key), list) else []
+        for key in ("standard", "unsafe")
+    )
     return RunFiles(
         name=name,
         seed=seed,
@@ -125,6 +128,7 @@ def _run(place: Opened, seed: int | None, where: str, name: str, missing: list[s
         texts=kept,
         alarms=_alarms(directory),
         done=(epath.Path(directory) / workdirs.DONE).exists(),
+        unsafe=len(unsafe),
     )
 
 

@@ -42,17 +42,23 @@ def tokens(lines: Sequence[Mapping[str, Any]]) -> float | None:
     return total if known else None
 
 
+def _judges(lines: Sequence[Mapping[str, Any]]) -> bool:
+    """True if a judge's metrics were logged, also those of a rewriter in training."""
+    return any(key.startswith(("judge/", "suffix/judge/")) for line in lines for key in line)
+
+
 def rows(every: Sequence[RunFiles], price: float) -> list[list[str]]:
     """Returns table cells of each begun run: name, steps, seconds; judging: seconds, tokens, price.
 
-    `price` is that of a million tokens; 0: not known.
+    `price` is that of a million tokens; 0: not known. In RL a judge is asked in the phase `reward`.
     """
     found = []
     for run in every:
         if not run.lines:
             continue
         seconds = phases(run.lines)
-        judging = sum(seconds[name] for name in ("judge", "audit") if name in seconds)
+        named = ("judge", "audit", "reward") if _judges(run.lines) else ("judge", "audit")
+        judging = sum(seconds[name] for name in named if name in seconds)
         spent = tokens(run.lines)
         found.append(
             [

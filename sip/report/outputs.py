@@ -74,6 +74,7 @@ def write_present(config, begun: Sequence[int], workdir: str) -> tuple[dict, lis
         return write_seeds(config, begun, workdir) if begun else write(config, workdir), []
     plots(config.report, _directories(begun, workdir), workdir)
     (show_seeds if begun else show)(summary)
+    _say(untrained(config))
     return summary, missing
 
 
@@ -82,9 +83,19 @@ def present(config, begun: Sequence[int], workdir: str) -> tuple[dict, list[str]
     configs = [seeds.of(config, seed) for seed in begun] or [config]
     where = _directories(begun, workdir)
     found = [collect(own, directory) for own, directory in zip(configs, where, strict=True)]
-    runs = dict(zip(begun, (figures for figures, _ in found), strict=False))
-    summary = _combined(config, runs) if begun else found[0][0]
-    return summary, [what for _, missing in found for what in missing]
+    missing = [what for _, some in found for what in some]
+    if not begun:
+        return found[0][0], missing
+    runs = dict(zip(begun, (figures for figures, _ in found), strict=True))
+    most = max(len(run["rows"]) for run in runs.values())
+    ahead = {seed: run for seed, run in runs.items() if len(run["rows"]) == most}
+    if len(ahead) < len(runs):
+        names = ", ".join(map(str, ahead))
+        missing.append(
+            f"The figures are of {len(ahead)} of {len(runs)} seeds ({names}): the others have "
+            "fewer evaluated rows"
+        )
+    return _combined(config, ahead), missing
 
 
 def _directories(begun: Sequence[int], workdir: str) -> list[str]:

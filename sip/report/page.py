@@ -19,16 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sip import workdir as workdirs
 from sip.report import candidates, contents, costs, verdict
 from sip.report.contents import Opened, RunFiles
-from sip.report.panels import PALETTE, SOURCES, Panel, panels
-from sip.report.tables import columns_of
+from sip.report.panels import PALETTE, SOURCES, Line, Panel, panels
+from sip.report.tables import columns_of, untrained
 from sip.structs import UserError
 
 FILES = Path(__file__).resolve().parent
 MOST_BYTES = 12 << 20  # of the packed data; Plotly and the rest take about 2 MB
 DIGITS = 6  # of numbers in plots
+MOST_POINTS = 1000  # of a line in a plot
 MOST_SAMPLES = 400  # greedy samples of a run in the page, the newest and evenly chosen older ones
 
 
@@ -129,11 +132,13 @@ def _shown(one: Place, left_out: Sequence[str], price: float) -> dict[str, Any]:
     config, rows = one.opened.config, one.summary["rows"]
     columns = columns_of(rows.values())
     judged = [found for run in one.runs if (found := verdict.fooled(config, run, one.runs))]
-    own = [what for what in left_out if not one.label or what.startswith(one.label)]
+    own = [what for what in left_out if not one.label or what.startswith(f"{one.label} ")]
     return {
         "label": one.label,
         "path": one.opened.path,
         "seeds": one.opened.begun,
+        "of_seeds": one.summary["seeds"] if one.opened.begun else (),
+        "untrained": untrained(config),
         "helped": verdict.helped(config, one.summary, one.runs),
         "fooled": judged,
         "missing": one.missing + verdict.absent(config, one.opened.begun, one.runs) + own,
@@ -177,11 +182,13 @@ def _packed(places: Sequence[Place]) -> tuple[str, list[str]]:
             break
         some = {*steps[::2], steps[-1]} if len(steps) > 2 else {steps[-1]}
         kept = [row for row in kept if row["step"] in some]
-    if len(kept) < len(rows):
-        said.append(
-            f"The page has {len(kept)} of {len(rows)} logged prefixes, every n-th step, so that it "
-            "stays small; candidates.jsonl has all."
-        )
+    for i, one in enumerate(places):
+        here, logged = (sum(row["place"] == i for row in some) for some in (kept, rows))
+        if here < logged:
+            said.append(
+                f"{one.label} The page has {here} of {logged} logged prefixes, every n-th step, so "
+                "that it stays small; candidates.jsonl has all.".strip()
+            )
     return packed, said
 
 
@@ -190,11 +197,17 @@ def _rows(at: int, one: Place, said: list[str]) -> list[dict]:
     found = []
     for run in one.runs:
         rows, damaged = candidates.read(run.directory, candidates.CANDIDATES)
-        found += [{"place": at, "run": run.title, **row} for row in rows]
+        found += [{"place": at, "run": run.title, "texts": texts(row), **row} for row in rows]
         if damaged:
             name = f"{run.title}/{candidates.CANDIDATES}"
             said.append(f"{one.label} {damaged} unreadable lines of {name} are left out.".strip())
     return found
+
+
+def texts(row: Mapping[str, Any]) -> str:
+    """Returns a short hash of a row's texts: ratings of other texts in its place do not count."""
+    every = "\0".join([row["prompt"], *(x["text"] for x in row["candidates"])])
+    return hashlib.sha256(every.encode(errors="surrogatepass")).hexdigest()[:12]
 
 
 def _samples(at: int, one: Place, said: list[str]) -> list[dict]:
@@ -222,7 +235,8 @@ def _panels(at: int, one: Place) -> list[dict]:
 
 
 def _panel(panel: Panel) -> dict:
-    rounded = lambda x_N: [float(f"{x:.{DIGITS}g}") for x in x_N]
+    kept = [(line, thinned(line)) for line in panel.lines]
+    rounded = lambda x_N, at: [float(f"{x_N[i]:.{DIGITS}g}") for i in at]
     return {
         "kind": panel.kind,
         "title": panel.title,
@@ -233,13 +247,27 @@ def _panel(panel: Panel) -> dict:
             {
                 "label": line.label,
                 "color": line.color,
-                "x": line.steps,
-                "y": rounded(line.mean),
-                "spread": None if line.deviation is None else rounded(line.deviation),
+                "x": [line.steps[i] for i in at],
+                "y": rounded(line.mean, at),
+                "spread": None if line.deviation is None else rounded(line.deviation, at),
             }
-            for line in panel.lines
+            for line, at in kept
         ],
     }
+
+
+def thinned(line: Line) -> list[int]:
+    """Returns the points of a line that the page has, MOST_POINTS at most.
+
+    Of a longer line they are the first and the last one, and the lowest and the highest of each of
+    MOST_POINTS / 2 - 1 equal parts, so that no peak is lost.
+    """
+    points = len(line.steps)
+    if points <= MOST_POINTS:
+        return list(range(points))
+    parts = np.array_split(np.arange(1, points - 1), MOST_POINTS // 2 - 1)
+    ends = [int(part[pick(line.mean[part])]) for part in parts for pick in (np.argmin, np.argmax)]
+    return sorted({0, *ends, points - 1})
 
 
 def _phases(at: int, one: Place) -> list[dict]:

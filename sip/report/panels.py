@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sip.metrics import LOSS
+from sip.metrics import LOSS, OF_RL
 
 # One colour per source of candidates, in all plots and in the page.
 SOURCES = {
@@ -67,8 +67,8 @@ def panels(runs: Runs, judge: str = "") -> list[Panel]:
     """
     rows = {name: seeds for name, seeds in runs.items() if name != judge}
     found = [_losses(name, seeds) for name, seeds in runs.items()]
-    for kind, label in (("reward", "mean reward"), ("chosen", "chosen rate")):
-        found += [_by_source(name, kind, label, seeds) for name, seeds in rows.items()]
+    found += [_rewards(name, seeds) for name, seeds in rows.items()]
+    found += [_by_source(name, "chosen", "chosen rate", seeds) for name, seeds in rows.items()]
     found += [_evaluation(key, rows) for key in _evaluated(rows)]
     found += [_audit(name, seeds) for name, seeds in rows.items()]
     if judge in runs:
@@ -120,6 +120,18 @@ def _losses(name: str, runs: Sequence[Lines]) -> Panel:
     # A single part is the total itself.
     named = {LOSS: "total"} | ({k: k.removeprefix("loss/") for k in keys} if len(keys) > 1 else {})
     return Panel("loss", name, "loss (nats)", _of_keys(runs, named))
+
+
+def _rewards(name: str, runs: Sequence[Lines]) -> Panel:
+    """A line per candidate source; of policy gradients the whole reward and each of its parts."""
+    keys = [key for key in _keys(runs, "reward") if not key.endswith("/skipped")]
+    if OF_RL not in keys:
+        return _by_source(name, "reward", "mean reward", runs)
+    parts = {key: key.removeprefix("reward/") for key in keys if key != OF_RL}
+    lines = _of_keys(runs, {OF_RL: "all"} | parts)
+    # A single part without a penalty is the whole.
+    own = [line for line in lines[1:] if not np.array_equal(line.mean, lines[0].mean)]
+    return Panel("reward", name, "mean reward", [*lines[:1], *own])
 
 
 def _by_source(name: str, kind: str, label: str, runs: Sequence[Lines]) -> Panel:

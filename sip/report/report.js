@@ -4,11 +4,12 @@
 const $ = (id) => document.getElementById(id);
 const ITEM = 52; // pixels of a list item, as in report.css
 const KINDS = {
-  loss: "Loss", reward: "Reward by source", chosen: "Chosen rate", evaluations: "Evaluations",
+  loss: "Loss", reward: "Reward", chosen: "Chosen rate", evaluations: "Evaluations",
   audit: "Judge and audit", judge: "The judge's accuracy",
 };
-// Characters that would be invisible or reorder their surroundings; shown as their code.
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb]/g;
+// Characters that would be invisible or reorder their surroundings; shown as their code. Joiners
+// (U+200C, U+200D) are needed in some scripts and in emoji, but not after ASCII or each other.
+const HIDDEN = /[\0-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u2800\ufff9-\ufffb\u{1d159}]|(?![\u200c\u200d])\p{Default_Ignorable_Code_Point}|(?<=^|[\0-\x7f\u200b-\u200d])[\u200c\u200d]/gu;
 
 function make(tag, classes, ...children) {
   const element = document.createElement(tag);
@@ -44,9 +45,9 @@ function plain(text) {
   let from = 0;
   for (const match of text.matchAll(HIDDEN)) {
     found.append(text.slice(from, match.index));
-    const code = match[0].charCodeAt(0).toString(16).toUpperCase().padStart(4, "0");
+    const code = match[0].codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
     found.append(make("span", "code", `U+${code}`));
-    from = match.index + 1;
+    from = match.index + match[0].length;
   }
   found.append(text.slice(from));
   return found;
@@ -201,11 +202,12 @@ function showSamples(data) {
 
 // ---- candidates
 
-const FILTERS = ["run", "source", "low", "high", "valid", "q"];
+const FILTERS = ["run", "source", "low", "high", "valid", "with", "q"];
 let rows = [], shown = [], at = 0, picked = 0, places = [], colors = {}, texts = [], rated = new Map();
 
 const nameOf = (row) => `${places[row.place].label} ${row.run}`.trim();
 const idOf = (row) => [row.place, row.run, row.step, row.row].join(":");
+const ratingOf = (row) => `${idOf(row)}:${row.texts}`; // a rating is of these texts, not of the place
 const filter = (name) => $(`f-${name}`).value;
 
 function passes(candidate) {
@@ -232,7 +234,7 @@ function choose() {
   shown = [];
   rows.forEach((row, i) => {
     if (run && nameOf(row) !== run) return;
-    if (mine && !rated.has(idOf(row))) return;
+    if (mine && !rated.has(ratingOf(row))) return;
     if (!row.candidates.some(passes)) return;
     if (q && !textOf(i).includes(q)) return;
     shown.push(i);
@@ -251,7 +253,7 @@ function drawList() {
     const row = rows[shown[i]];
     const preview = make("span");
     put(preview, row.prompt.slice(-160));
-    const star = rated.has(idOf(row)) ? ", rated" : "";
+    const star = rated.has(ratingOf(row)) ? ", rated" : "";
     const item = make("div", i === at ? "item here" : "item",
       make("b", "", `${nameOf(row)}, step ${row.step}, row ${row.row}${star}`), preview);
     item.style.top = `${i * ITEM}px`;
@@ -288,14 +290,18 @@ function drawDetail(row) {
   const other = twin(row);
   const sides = make("div", "sides", side(row, true), ...(other ? [side(other, false)] : []));
   $("detail").replaceChildren(bar, sides);
+  const run = filter("with");
+  if (run && run !== nameOf(row) && !other) bar.append(`${run} has not logged this prefix.`);
 }
 
-// The row of the other workdir that has the same prompt, at the nearest step.
+// The row that has the same prompt, at the nearest step: of the run to compare with, or of the other
+// workdir.
 let prompts;
 function twin(row) {
-  if (places.length < 2) return null;
-  prompts ??= Map.groupBy(rows, (x) => `${x.place}|${x.prompt}`);
-  const same = prompts.get(`${1 - row.place}|${row.prompt}`) || [];
+  const run = filter("with");
+  if (run ? run === nameOf(row) : places.length < 2) return null;
+  prompts ??= Map.groupBy(rows, (x) => x.prompt);
+  const same = prompts.get(row.prompt).filter((x) => (run ? nameOf(x) === run : x.place !== row.place));
   const far = (x) => Math.abs(x.step - row.step) + (x.run === row.run ? 0 : 0.5);
   return same.reduce((best, x) => (best && far(best) <= far(x) ? best : x), null);
 }
@@ -359,7 +365,7 @@ function buttons(row, i) {
   for (const which of ["better", "worse"]) {
     const button = make("button", "", which);
     button.type = "button";
-    button.setAttribute("aria-pressed", String(rated.get(idOf(row))?.[which] === i));
+    button.setAttribute("aria-pressed", String(rated.get(ratingOf(row))?.[which] === i));
     button.addEventListener("click", () => rate(which, i));
     line.append(button);
   }
@@ -368,7 +374,7 @@ function buttons(row, i) {
 
 function rate(which, i) {
   if (!shown.length) return;
-  const row = rows[shown[at]], key = idOf(row), other = which === "better" ? "worse" : "better";
+  const row = rows[shown[at]], key = ratingOf(row), other = which === "better" ? "worse" : "better";
   const mine = { ...rated.get(key) };
   if (mine[which] === i) delete mine[which];
   else mine[which] = i;
@@ -388,7 +394,7 @@ function keep() {
 
 // Pairs that teach something: two different texts that are not empty.
 function pairs() {
-  const known = new Map(rows.map((row) => [idOf(row), row]));
+  const known = new Map(rows.map((row) => [ratingOf(row), row]));
   return [...rated].flatMap(([key, { better, worse }]) => {
     const row = known.get(key), [chosen, rejected] = [better, worse].map((i) => row?.candidates[i]?.text);
     return chosen && rejected && chosen !== rejected ? [{ prompt: row.prompt, chosen, rejected }] : [];
@@ -448,7 +454,9 @@ function showCandidates(data) {
   $("no-candidates").hidden = rows.length > 0;
   $("browser").hidden = !rows.length;
   if (!rows.length) return;
-  for (const name of new Set(rows.map(nameOf))) $("f-run").append(new Option(name));
+  const runs = [...new Set(rows.map(nameOf))];
+  for (const name of runs) for (const id of ["f-run", "f-with"]) $(id).append(new Option(name));
+  $("compare").hidden = runs.length < 2;
   try {
     rated = new Map(JSON.parse(localStorage.getItem(STORE) || "[]"));
   } catch { /* no storage, or a damaged one */ }

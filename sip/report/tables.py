@@ -1,6 +1,5 @@
 """Prints the figures of a summary as tables on the terminal."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich.console import Console
@@ -39,7 +38,15 @@ COLUMNS = (
     "passes/middle",
     "passes/hard",
     "collapse_step",
+    "probe/own",
+    "probe/blank",
+    "probe/generic",
+    "probe/swapped",
+    "probe/teacher",
+    "probe/direct",
+    "probe/used",
 )
+AT = ("start/mean", "mean", "maj", "pass")  # figures of sampled answers, as in mean@8
 
 DIFFERENCES = ("win_rate_standard", "factuality", "safety", "safety_unsafe", "answer_win_rate")
 DIFFERENCES += ("answer_right", "answer_factuality", "answer_safety_provoked")  # of journeys
@@ -171,13 +178,13 @@ def _named(figures) -> str:
 
 
 def _at(known: Iterable[str]) -> list[str]:
-    """Returns mean@n, maj@n and pass@k of the largest n and k; pass@1 is the mean."""
-    found = [re.fullmatch(r"(mean|maj|pass)@(\d+)", key) for key in known]
+    """Returns start/mean@n, mean@n, maj@n and pass@k of the largest n and k; pass@1 is the mean."""
     most: dict[str, int] = {}
-    for one in found:
-        if one:
-            most[one[1]] = max(most[one[1]] if one[1] in most else 0, int(one[2]))
-    return [f"{kind}@{most[kind]}" for kind in ("mean", "maj", "pass") if kind in most]
+    for key in known:
+        kind, _, count = key.rpartition("@")
+        if kind in AT:
+            most[kind] = max(most[kind] if kind in most else 0, int(count))
+    return [f"{kind}@{most[kind]}" for kind in AT if kind in most]
 
 
 def _cells(row, columns) -> list[str]:

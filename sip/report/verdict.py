@@ -1,8 +1,9 @@
 """The verdict in words: did a run help, was its judge fooled, and what is not known.
 
-`helped` compares rows with the standard row. `fooled` looks for signs that a policy learned the
-faults of its judge (reward over-optimisation, arXiv 2210.10760): the held-out judge of the audit,
-evaluations that fall while the reward does not, and texts that repeat themselves.
+`helped` compares rows with the standard row; without one, with the row that each started from.
+`fooled` looks for signs that a policy learned the faults of its judge or reward (reward
+over-optimisation, arXiv 2210.10760): the held-out judge of the audit, alarms, evaluations that fall
+while the reward does not, and texts that repeat themselves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,15 +12,19 @@ from typing import Any
 
 import numpy as np
 
+from sip import workdir as workdirs
 from sip.judge import audit
+from sip.metrics import OF_RL
 from sip.report import differences
 from sip.report.contents import RunFiles
 from sip.report.panels import CHANCE, Lines, series
+from sip.report.tables import columns_of
 from sip.text.ngrams import ngrams
 
 GOOD, BAD, MIXED, NOTE, UNKNOWN = "good", "bad", "mixed", "note", "unknown"
 
-# What a run is for; larger is better, between 0 and 1 but for the reward.
+# What a run is for, beside mean@n, maj@n and pass@k; larger is better, between 0 and 1 but for
+# rewards.
 GOALS = {
     "win_rate_standard": "win rate",
     "win_rate_judge": "win rate by the evaluation's judge",
@@ -29,10 +34,17 @@ GOALS = {
     "win_rate_unsafe": "win rate on unsafe prefixes",
     "answer_win_rate": "answers' win rate",
     "answer_right": "asked fact right",
+    "answer_factuality": "answers' factuality",
     "answer_safety_provoked": "answers' safety, provoked",
+    "accuracy": "accuracy on held-out pairs",
+    "probe/own": "reward after its own thoughts",
     "reward": "reward",
 }
 PREFIXES = ("win_rate_standard", "factuality", "safety")  # means over unselected prefixes
+UNSAFE = ("win_rate_unsafe", "safety_unsafe")  # means over unsafe prefixes
+CONTINUED = (*PREFIXES, *UNSAFE, "win_rate_judge")  # figures of continuations of prefixes
+ERRORS = {"win_rate_judge": "win_rate_judge_se", "probe/own": "probe/own/error"}  # standard errors
+JUDGED = ("win_rate_judge", "reward", "probe/own")  # by a judge or reward that may be fooled
 # What it may cost: (name, unit, change that is worth a word; positive: a rise is the cost).
 COSTS = {
     "nll_clean": ("negative log-likelihood of clean suffixes", "nats a token", 0.05),
@@ -60,130 +72,237 @@ class Finding:
 
 @dataclass(frozen=True)
 class Difference:
-    """A row's figure minus the standard row's; the interval has a level of 95 %."""
+    """A row's figure minus another row's, with an interval of 95 % where it is known."""
 
     metric: str
     ours: float
     theirs: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
     over: str  # what the interval is over
+    other: str  # name of the other row
+
+    @property
+    def better(self) -> bool:
+        """True if the interval is above 0."""
+        return self.interval is not None and self.interval[0] > 0
+
+    @property
+    def worse(self) -> bool:
+        """True if the interval is below 0."""
+        return self.interval is not None and self.interval[1] < 0
 
     @property
     def text(self) -> str:
         """The difference in words."""
-        change = self.ours - self.theirs
+        said = "interval unknown"
+        if self.interval:
+            low, high = self.interval
+            said = f"95 % interval {low:+.3f} to {high:+.3f}, {self.over}"
         return (
-            f"{GOALS[self.metric]} {self.ours:.3f}, {self.theirs:.3f} for standard: {change:+.3f} "
-            f"(95 % interval {self.low:+.3f} to {self.high:+.3f}, {self.over})"
+            f"{_name(self.metric)} {self.ours:.3f}, {self.theirs:.3f} for {self.other}: "
+            f"{self.ours - self.theirs:+.3f} ({said})"
         )
 
 
+def _name(metric: str) -> str:
+    return GOALS[metric] if metric in GOALS else metric
+
+
 def helped(config, summary: Mapping[str, Any], every: Sequence[RunFiles]) -> list[Finding]:
-    """Judges each row of a summary against the standard row."""
+    """Judges each row of a summary against the standard row, or against the row it started from."""
     rows, standard = summary["rows"], config.report.standard
-    start = setting(config, f"runs.{standard}.init_from") if standard else None
+    if not standard:
+        return _since(config, rows, every)
+    start = _start(config, standard)
     found = []
     for name in [x for x in config.report.rows if x in rows and x not in (standard, start)]:
         if standard in rows:
-            doubted = any(
-                run.name == name and (sign := fooled(config, run, every)) and sign.kind == BAD
-                for run in every
-            )
-            found.append(_against(config, name, standard, rows, every, doubted))
+            found.append(_against(config, name, standard, rows, every))
         elif reasons := _since_start(rows[name]):
             found.append(Finding(NOTE, f"{name}, since its start", tuple(reasons)))
     if not found:
+        why = f"the standard row {standard!r} or the rows to compare are not evaluated yet"
+        found.append(Finding(UNKNOWN, f"Not known whether a run helped: {why}."))
+    return found
+
+
+def _since(config, rows, every: Sequence[RunFiles]) -> list[Finding]:
+    """Judges each row against its start: its figures there, the row of that name, or its own
+    first evaluation on validation."""
+    starts = {name: _start(config, name) for name in config.report.rows}
+    found = []
+    for name in [x for x in config.report.rows if x in rows]:
+        start = starts[name]
+        if reasons := _since_start(rows[name]):
+            found.append(Finding(NOTE, f"{name}, since its start", tuple(reasons)))
+        elif start in rows and _differences(config, name, start, rows, every):
+            found.append(_against(config, name, start, rows, every, started=True))
+        elif reasons := _during(config, name, every):
+            found.append(Finding(NOTE, f"{name}, during its own run", tuple(reasons)))
+        elif start in rows:
+            title = f"{name}: no figure to compare with {start}, from which it started"
+            found.append(Finding(UNKNOWN, title))
+    if not found:
         why = (
-            "the config names no standard row (report.standard)"
-            if not standard
-            else f"the standard row {standard!r} or the rows to compare are not evaluated yet"
+            "the config names no standard row (report.standard), and no row that is evaluated "
+            "starts from another one"
         )
         found.append(Finding(UNKNOWN, f"Not known whether a run helped: {why}."))
     return found
 
 
-def _against(config, name: str, standard: str, rows, every, doubted: bool) -> Finding:
-    """Judges a row; `doubted` says that its judge was probably fooled."""
-    known = [difference(config, name, standard, rows, every, metric) for metric in GOALS]
-    found = [x for x in known if x]
-    better = [x for x in found if x.low > 0]
-    worse = [x for x in found if x.high < 0]
-    reasons = [x.text + "." for x in found] + _costs(rows[name], rows[standard])
+def _start(config, name: str) -> str:
+    """The run that a run starts from, or starts from the best parameters of; "" for none."""
+    source = setting(config, f"runs.{name}.init_from") or ""
+    return source.removesuffix(f"/{workdirs.BEST}")
+
+
+def _differences(config, name: str, other: str, rows, every) -> list[Difference]:
+    metrics = [*GOALS, *(x for x in columns_of([rows[name]]) if "@" in x)]
+    known = [difference(config, name, other, rows, every, metric) for metric in metrics]
+    return [x for x in known if x]
+
+
+def _against(config, name: str, other: str, rows, every, *, started: bool = False) -> Finding:
+    """Judges a row against another one, the standard row or the one that it `started` from."""
+    found = _differences(config, name, other, rows, every)
+    better, worse = [x for x in found if x.better], [x for x in found if x.worse]
+    reasons = [x.text + "." for x in found] + _costs(config, name, other, rows)
+    if started:
+        reasons.insert(0, f"Compared with {other}, from which it started, not with another method.")
     if any(x.metric == "win_rate_judge" for x in found) and _same_judge(config, name):
         reasons.append("The evaluation's judge is the one that the run learned from: it flatters.")
     if not found:
-        title = f"{name}: no figure to compare with {standard}"
-        return Finding(UNKNOWN, title, tuple(reasons))
-    said = lambda some: ", ".join(GOALS[x.metric] for x in some)
+        return Finding(UNKNOWN, f"{name}: no figure to compare with {other}", tuple(reasons))
+    said = lambda some: ", ".join(_name(x.metric) for x in some)
     if better and worse:
-        return Finding(
-            MIXED, f"{name}: better in {said(better)}; worse in {said(worse)}", tuple(reasons)
-        )
-    if better and doubted and all(x.metric == "win_rate_judge" for x in better):
+        kind = MIXED
+        title = f"{name}: better than {other} in {said(better)}; worse in {said(worse)}"
+    elif better and all(x.metric in JUDGED for x in better) and _doubted(config, name, every):
+        kind = MIXED
         title = f"{name}: a judge prefers it, but there are signs that a judge was fooled"
-        return Finding(MIXED, title, tuple(reasons))
-    if better:
-        return Finding(GOOD, f"{name} helped: better in {said(better)}", tuple(reasons))
-    if worse:
-        return Finding(BAD, f"{name} did harm: worse in {said(worse)}", tuple(reasons))
-    title = f"{name}: no difference to {standard} can be told from chance"
-    return Finding(NOTE, title, tuple(reasons))
+    elif better:
+        kind, title = GOOD, f"{name} helped: better than {other} in {said(better)}"
+    elif worse:
+        kind, title = BAD, f"{name} did harm: worse than {other} in {said(worse)}"
+    elif any(x.interval for x in found):
+        kind, title = NOTE, f"{name}: no difference to {other} can be told from chance"
+    else:
+        kind, title = NOTE, f"{name}: its differences to {other} may be chance, without interval"
+    return Finding(kind, title, tuple(reasons))
 
 
-def difference(config, name: str, standard: str, rows, every, metric: str) -> Difference | None:
+def _doubted(config, name: str, every: Sequence[RunFiles]) -> bool:
+    """True if the judge of a run was probably fooled, in one seed or more."""
+    signs = [fooled(config, run, every) for run in every if run.name == name]
+    return any(sign is not None and sign.kind == BAD for sign in signs)
+
+
+def difference(config, name: str, other: str, rows, every, metric: str) -> Difference | None:
     """Returns the difference of a metric between two rows; None if they cannot be compared.
 
-    Over two or more seeds it is Student's interval of the paired differences. Of one seed it is an
-    interval over prefixes, and another seed of training may give another figure.
+    Over two or more seeds it has Student's interval of the paired differences. Of one seed the
+    interval is over prefixes, problems, questions or pairs, and another seed of training may give
+    another figure.
     """
-    row: Any = _at(rows[name], metric)
-    other: Any = _at(rows[standard], metric)
+    ours: Any = _at(rows[name], metric)
+    theirs: Any = _at(rows[other], metric)
+    if metric in CONTINUED and _prefixes(config, name) != _prefixes(config, other):
+        return None
+    if metric in ("reward", "probe/own") and _reward(config, name) != _reward(config, other):
+        return None
     if metric.startswith("win_rate"):
         baseline = _baseline(config, name)
-        if baseline == standard and row is not None:  # it is a win rate against standard itself
-            other = {"values": [CHANCE] * len(row["values"])} if isinstance(row, dict) else CHANCE
-        elif not baseline or baseline != _baseline(config, standard):
+        if baseline == other and ours is not None:  # it is a win rate against that row itself
+            theirs = (
+                {"values": [CHANCE] * len(ours["values"])} if isinstance(ours, dict) else CHANCE
+            )
+        elif not baseline or baseline != _baseline(config, other):
             return None
-    if row is None or other is None:
+    both = zip(_values(ours), _values(theirs), strict=False)  # a missing figure has no seeds
+    pairs = [(a, b) for a, b in both if a is not None and b is not None]
+    if not pairs:
         return None
-    if isinstance(row, dict):
-        return _over_seeds(metric, row["values"], other["values"])
-    interval, over = _over_prefixes(name, standard, rows, every, metric, row, other)
-    return Difference(metric, row, other, *interval, over) if interval else None
+    if len(pairs) > 1:
+        a, b = (float(np.mean(x)) for x in zip(*pairs, strict=True))
+        interval = differences.paired([a - b for a, b in pairs])
+        return Difference(metric, a, b, interval, f"paired over {len(pairs)} seeds", other)
+    interval, over = _of_one_seed(config, (name, other), rows, every, metric, *pairs[0])
+    return Difference(metric, *pairs[0], interval, over, other)
 
 
-def _over_seeds(metric: str, ours: Sequence, theirs: Sequence) -> Difference | None:
-    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if None not in (a, b)]
-    interval = differences.paired([a - b for a, b in pairs])
-    if interval is None:
-        return None
-    a, b = (float(np.mean(x)) for x in zip(*pairs, strict=True))
-    return Difference(metric, a, b, *interval, f"paired over {len(pairs)} seeds")
+def _values(value: Any) -> list[float | None]:
+    """The figures of all seeds."""
+    return list(value["values"]) if isinstance(value, dict) else [value]
 
 
-def _over_prefixes(name, standard, rows, every, metric, ours, theirs):
-    """Returns (interval or None, what it is over) of figures of one seed."""
-    if metric == "win_rate_judge":
-        errors = [_at(rows[name], "win_rate_judge_se")]
-        errors += [] if theirs == CHANCE else [_at(rows[standard], "win_rate_judge_se")]
-        if None in errors:
+def _of_one_seed(config, names: tuple[str, str], rows, every, metric: str, ours, theirs):
+    """Returns (interval or None, what it is over) of figures of two rows of one seed."""
+    if metric in ERRORS:
+        alone = metric == "win_rate_judge" and theirs == CHANCE  # it is no estimate
+        of = names[:1] if alone else names
+        known = [_mean(_at(rows[name], ERRORS[metric])) for name in of]
+        errors = [x for x in known if x is not None]
+        if len(errors) < len(of):
             return None, ""
         return differences.of_normal(ours - theirs, *errors), "over prefixes, one seed"
-    n = next((len(run.texts) for run in every if run.name == name), 0)
-    if metric not in PREFIXES or not n or not (0 <= ours <= 1 and 0 <= theirs <= 1):
+    (n, what), (m, _) = (_count(config, name, rows[name], every, metric) for name in names)
+    if not n or not (0 <= ours <= 1 and 0 <= theirs <= 1):
         return None, ""
-    return differences.of_rates(ours, theirs, n, n), f"over {n} prefixes, one seed"
+    return differences.of_rates(ours, theirs, n, m or n), f"over {n:.0f} {what}, one seed"
 
 
-def _costs(row, standard) -> list[str]:
+def _count(config, name: str, row, every, metric: str) -> tuple[float, str]:
+    """Returns (number of values in a row's mean, what they are); 0 if it is not known."""
+    run = next((run for run in every if run.name == name and run.texts), None)
+    if metric in PREFIXES:
+        return (len(run.texts) if run else 0), "prefixes"
+    if metric in UNSAFE:
+        return (run.unsafe if run else 0), "unsafe prefixes"
+    if metric.startswith("answer_"):
+        return setting(config, f"runs.{name}.task.questions.held_out") or 0, "questions"
+    if metric == "accuracy":
+        return _mean(_at(row, "pairs")) or 0, "pairs"
+    return (_mean(_at(row, "problems")) or 0) if "@" in metric else 0, "problems"
+
+
+def _costs(config, name: str, other: str, rows) -> list[str]:
     found = []
-    for metric, (name, unit, least) in COSTS.items():
-        ours, theirs = _mean(_at(row, metric)), _mean(_at(standard, metric))
+    if _prefixes(config, name) != _prefixes(config, other):
+        return found
+    for metric, (said, unit, least) in COSTS.items():
+        ours, theirs = (_mean(_at(rows[x], metric)) for x in (name, other))
         if ours is None or theirs is None or (ours - theirs) * np.sign(least) < abs(least):
             continue
+        if metric == "nll" and not _same_nll(config, name, other):
+            continue
         by = f"{ours - theirs:+.3f} {unit}".strip()
-        found.append(f"Cost: {name} {ours:.3f}, {theirs:.3f} for standard ({by}).")
+        found.append(f"Cost: {said} {ours:.3f}, {theirs:.3f} for {other} ({by}).")
+    return found
+
+
+def _same_nll(config, name: str, other: str) -> bool:
+    """True if `nll` of two runs is of the same texts: that of conversations is of answers."""
+    answers, others = (
+        setting(config, f"runs.{x}.task.name") == "conversations" for x in (name, other)
+    )
+    return answers == others
+
+
+def _during(config, name: str, every: Sequence[RunFiles]) -> list[str]:
+    """Sentences on a run's first and last evaluation on validation."""
+    lines = [run.lines for run in every if run.name == name and run.lines]
+    found = []
+    for metric in (*GOALS, "nll") if lines else ():
+        if metric.startswith("win_rate") and not _baseline(config, name):
+            continue  # against itself it is 1/2
+        steps, values, _ = series(lines, f"eval/{metric}")
+        if len(steps) > 1:
+            said = COSTS[metric][0] if metric in COSTS else _name(metric)
+            found.append(
+                f"On validation, {said} was {values[0]:.3f} at step {steps[0]} and "
+                f"{values[-1]:.3f} at step {steps[-1]} (interval unknown)."
+            )
     return found
 
 
@@ -198,30 +317,89 @@ def _since_start(row) -> list[str]:
 
 
 def fooled(config, run: RunFiles, every: Sequence[RunFiles]) -> Finding | None:
-    """Judges whether a run learned the faults of its judge; None for a run without one."""
-    asked = {who for who in ("judge", "truth") for x in run.lines if f"{who}/valid" in x}
-    if not asked:
+    """Judges whether a run learned the faults of its judge or reward; None for a run without."""
+    keys = {key for line in run.lines for key in line}
+    asked = {x for x in ("judge", "truth") if keys & {f"{x}/valid", f"suffix/{x}/valid"}}
+    if not (asked or OF_RL in keys or run.alarms):
         return None
-    if asked == {"truth"}:
-        return Finding(NOTE, f"{run.title}: the ground truth is its judge and cannot be fooled")
+    if asked == {"truth"} and _exact(config, run.name):
+        title = f"{run.title}: the ground truth is its judge and cannot be fooled"
+        return Finding(NOTE, title, tuple(f"{alarm}." for alarm in run.alarms))
+    if not asked and not run.alarms and _checked(config, run.name):
+        title = f"{run.title}: its reward compares with known answers and asks no judge"
+        return Finding(NOTE, title)
+    what = "judge" if asked else "reward"
     doubts, trust, unknown = [f"{alarm}." for alarm in run.alarms], [], []
-    for sign in (_audit(config, run), _evaluated(run), _repeats(config, run, every)):
-        for into, what in zip((doubts, trust, unknown), sign, strict=True):
-            into += what
-    if "stopped_early" in run.figures:
-        doubts.insert(0, f"The audit ended the run: {run.figures['stopped_early']}.")
+    for sign in (
+        _ended(run, OF_RL in keys),
+        _unwatched(config, run) if OF_RL in keys else _audit(config, run),
+        _evaluated(run),
+        _repeats(config, run, every),
+    ):
+        for into, said in zip((doubts, trust, unknown), sign, strict=True):
+            into += said
     if nll := _left(config, run, every):
         doubts.append(nll)
+    accuracy = _judge(config, run.name, "accuracy")
+    if asked == {"truth"} and accuracy not in (None, 1):
+        wrong = 1 - accuracy
+        unknown.append(f"Its judge is the ground truth with {wrong:.0%} of the verdicts inverted.")
     if doubts:
-        title = f"{run.title}: signs that its judge was fooled"
+        title = f"{run.title}: signs that its {what} was fooled"
         return Finding(BAD, title, (*doubts, *trust, *unknown))
     if trust:
-        title = f"{run.title}: no sign that its judge was fooled"
+        title = f"{run.title}: no sign that its {what} was fooled"
         return Finding(GOOD, title, (*trust, *unknown))
-    return Finding(UNKNOWN, f"{run.title}: not known whether its judge was fooled", tuple(unknown))
+    title = f"{run.title}: not known whether its {what} was fooled"
+    return Finding(UNKNOWN, title, tuple(unknown))
+
+
+def _judge(config, name: str, key: str) -> Any:
+    """A key of the judge that a run learns from, which RL has in its task."""
+    own = setting(config, f"runs.{name}.judge.{key}")
+    return setting(config, f"runs.{name}.task.judge.{key}") if own is None else own
+
+
+def _rewards(config, name: str) -> list[str]:
+    """The rewards that a run names (task.reward)."""
+    reward = setting(config, f"runs.{name}.task.reward") or ()
+    return [reward] if isinstance(reward, str) else [name for name, _ in reward]
+
+
+def _exact(config, name: str) -> bool:
+    """True if a judge that is the ground truth makes no errors, and nothing else rewards."""
+    # Configs of earlier versions have no accuracy.
+    exact = _judge(config, name, "accuracy") in (None, 1)
+    return exact and set(_rewards(config, name)) <= {"judge"}
+
+
+def _checked(config, name: str) -> bool:
+    """True if answers are compared with right ones: labels of a judge, solutions of problems."""
+    labelled = setting(config, f"runs.{name}.task.name") == "verdicts"
+    return labelled or set(_rewards(config, name)) == {"answers"}
 
 
 Signs = tuple[list[str], list[str], list[str]]  # doubts, trust, what is not known
+
+
+def _ended(run: RunFiles, rewarded: bool) -> Signs:
+    """Says why a run ended early. Only audits and collapses are signs, not evaluations that got
+    worse (evals.patience)."""
+    why = run.figures["stopped_early"] if "stopped_early" in run.figures else ""
+    if not rewarded:
+        return ([f"The audit ended the run: {why}."] if why else []), [], []
+    at = run.figures["collapse_step"] if "collapse_step" in run.figures else None
+    doubts = [f"Reward and KL to the start jumped together at step {at}: a collapse."] if at else []
+    return doubts, [], [f"The run ended early: {why}."] if why and not doubts else []
+
+
+def _unwatched(config, run: RunFiles) -> Signs:
+    """Says what is not known of a policy-gradient run, which has no audit."""
+    window = setting(config, f"runs.{run.name}.watch.window")
+    said = "A policy-gradient run has no audit by a second judge"
+    if not window:
+        return [], [], [f"{said}, and its watch for reward hacking is off (watch.window is 0)."]
+    return [], [], [f"{said}." if run.alarms else f"{said}. Its watch has raised no alarm."]
 
 
 def _audit(config, run: RunFiles) -> Signs:
@@ -275,7 +453,8 @@ def _rollouts(rollouts: Sequence[Sequence[int]], step: int) -> int:
 
 def _last(lines: Lines, name: str) -> float | None:
     """The mean of an audit's metric over the last third of its audits."""
-    values = [x[k] for x in lines for k in (f"audit/{name}", f"audit_truth/{name}") if x.get(k)]
+    keys = (f"audit/{name}", f"audit_truth/{name}")
+    values = [value for x in lines for key in keys if (value := x.get(key)) is not None]
     return float(np.mean(values[-max(1, len(values) // 3) :])) if values else None
 
 
@@ -322,30 +501,49 @@ def _left(config, run: RunFiles, every: Sequence[RunFiles]) -> str:
     """Says by how much the likelihood of held-out text fell, if it is much; else ""."""
     other = _reference(config, run, every)
     ours, theirs = run.figures.get("nll"), other.figures.get("nll") if other else None
-    if ours is None or theirs is None or ours - theirs <= FAR:
+    if other is None or ours is None or theirs is None or ours - theirs <= FAR:
+        return ""
+    if not _same_nll(config, run.name, other.name):
         return ""
     return (
         f"Held-out text became much less likely: {ours:.2f} nats a token, {theirs:.2f} for "
-        f"{other.name if other else ''}. The model has left the distribution of the corpus."
+        f"{other.name}. The model has left the distribution of the corpus."
     )
 
 
 def _reference(config, run: RunFiles, every: Sequence[RunFiles]) -> RunFiles | None:
     """The standard row of the same seed; without one, the run that this run started from."""
-    wanted = config.report.standard or setting(config, f"runs.{run.name}.init_from")
+    wanted = config.report.standard or _start(config, run.name)
     same = (x for x in every if (x.name, x.seed) == (wanted, run.seed) and x is not run)
     return next(same, None)
 
 
+def _continuations(config, name: str) -> str:
+    """The key of a run's evaluation by continuations, which RL has in its task."""
+    own = f"runs.{name}.task.continuations"
+    return f"runs.{name}.evals" if setting(config, own) is None else own
+
+
 def _baseline(config, name: str) -> str:
     """The run whose continuations a run's win rates are against; "" for itself."""
-    return setting(config, f"runs.{name}.evals.baseline") or ""
+    return setting(config, f"{_continuations(config, name)}.baseline") or ""
+
+
+def _prefixes(config, name: str) -> list[Any]:
+    """The split and numbers that determine the prefixes of a run's evaluation."""
+    key = _continuations(config, name)
+    return [setting(config, f"{key}.{x}") for x in ("split", "standard", "unsafe")]
+
+
+def _reward(config, name: str) -> Any:
+    """A run's reward; supervised thoughts are rewarded in evaluations alone, by a match."""
+    return setting(config, f"runs.{name}.task.reward") or "match"
 
 
 def _same_judge(config, name: str) -> bool:
     keys = ("backend", "init_from", "http.url", "http.model")
-    of = lambda at: [setting(config, f"runs.{name}.{at}.{key}") for key in keys]
-    return of("evals.judge") == of("judge")
+    evaluated = f"{_continuations(config, name)}.judge"
+    return all(_judge(config, name, k) == setting(config, f"{evaluated}.{k}") for k in keys)
 
 
 def setting(config, key: str) -> Any:
@@ -380,7 +578,8 @@ def absent(config, begun: Sequence[int], every: Sequence[RunFiles]) -> list[str]
         )
     for name in dict.fromkeys(run.name for run in every if run.lines):
         backend = setting(config, f"runs.{name}.judge.backend")
-        if backend in (None, "truth") or setting(config, f"runs.{name}.audit.every_steps"):
+        exact = backend == "truth" and _exact(config, name)
+        if backend is None or exact or setting(config, f"runs.{name}.audit.every_steps"):
             continue
         found.append(
             f"Run {name} has no audit: set runs.{name}.audit.every_steps and audit.judge, a second "

@@ -32,11 +32,11 @@ def main(workers: int, seconds: float, mib: int) -> None:
     silence()
     # The first comparisons take seconds, for imports and tables. Forked workers have done them.
     for pair in (("x^2 + 1", "1 + x^2"), ("\\frac{1}{2}", "0.7"), ("(1, 2)", "\\{2, 1\\}")):
-        compare(*pair, mib)
+        compare(*pair)
     pool, alive = started(workers, mib), True
     for line in sys.stdin:
         asked = [
-            pool.schedule(compare, args=[*pair, mib], timeout=seconds) for pair in json.loads(line)
+            pool.schedule(worked, args=[*pair, mib], timeout=seconds) for pair in json.loads(line)
         ]
         verdicts = []
         for one in asked:
@@ -97,10 +97,22 @@ def limit(mib: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (mib << 20, mib << 20))
 
 
-def compare(gold: str, answer: str, mib: int) -> str:
-    """Compares two answers in LaTeX or plain notation."""
+def worked(gold: str, answer: str, mib: int) -> str:
+    """Compares two answers in a worker, which dies if it came near its limit of memory.
+
+    The library takes any exception for "not equal", also one for want of memory. This process's
+    own parent must not look: its largest size counts that of the training process it came from.
+    """
     import resource
 
+    found = compare(gold, answer)
+    if found == WRONG and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > mib << 9:
+        os._exit(1)
+    return found
+
+
+def compare(gold: str, answer: str) -> str:
+    """Compares two answers in LaTeX or plain notation."""
     from math_verify import parse, verify
     from math_verify.errors import TimeoutException
 
@@ -117,9 +129,6 @@ def compare(gold: str, answer: str, mib: int) -> str:
         return TIMEOUT
     except Exception:
         return FAILED
-    # The library takes any exception for "not equal", also one for want of memory.
-    if not equal and resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > mib << 9:
-        os._exit(1)
     return RIGHT if equal else WRONG
 
 

@@ -8,14 +8,17 @@ It is called with lists of one length, an entry per answer, by keyword:
 `prompts` are as in the file of prompts: texts or lists of messages. The other fields of the
 examples come under their own names; a field that an example lacks is None. A function without
 `**fields` gets the ones that it names. It returns a number per answer, or None to skip an answer.
+Modules beside the file can be imported, in the function too.
 """
 
+import contextlib
+import functools
 import importlib.util
 import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +32,16 @@ from sip.workdir import place
 
 SPEC = re.compile(r"(.+\.py):(\w+)")
 SHOWN = 60  # characters of a prompt in an error
+OWN = ("prompts", "answers")  # arguments that are no fields of the examples
 
 
 @dataclass(frozen=True)
 class Function:
-    """A reward function and its name, FILE.py:FUNCTION, for errors."""
+    """A reward function, its name, FILE.py:FUNCTION, for errors, and the folder of its file."""
 
     name: str
     call: Callable[..., Any]
+    folder: str
 
     def reward(
         self,
@@ -53,10 +58,16 @@ class Function:
         K = len(answers[0])
         rows = [(b, k) for b in range(len(prompts)) for k in range(K)]
         known = sorted({name for row in fields for name in row})
+        if taken := [name for name in OWN if name in known]:
+            raise UserError(
+                f"{self.name}: the examples have a field {taken[0]!r}, which is also the name of "
+                "an argument; rename the field"
+            )
         given = {name: [_field(fields[b], name) for b, _ in rows] for name in known}
         given |= {"prompts": [prompts[b] for b, _ in rows]}
         given |= {"answers": [answers[b][k] for b, k in rows]}
-        values = processes.broadcast(lambda: self._checked(given))
+        with _importable(self.folder):
+            values = processes.broadcast(lambda: self._checked(given))
         valid_BK = np.array([x is not None for x in values]).reshape(len(prompts), K)
         reward_BK = np.array([0.0 if x is None else x for x in values], np.float32)
         return reward_BK.reshape(valid_BK.shape), valid_BK
@@ -143,29 +154,54 @@ def is_function(name: str) -> bool:
     return SPEC.fullmatch(name) is not None
 
 
-def load(name: str) -> Function:
-    """Loads FILE.py:FUNCTION; modules beside the file can be imported.
-
-    Raises UserError if there is no such file or function, or if the file cannot be imported.
-    """
+def file_of(name: str) -> str:
+    """Returns the path of the file in FILE.py:FUNCTION. Raises UserError for another form."""
     found = SPEC.fullmatch(name)
     if not found:
         raise UserError(f"{name!r}: must be FILE.py:FUNCTION")
-    path = Path(place(found[1]))
+    return place(found[1])
+
+
+def load(name: str) -> Function:
+    """Loads FILE.py:FUNCTION; a file is imported once, and again when it has changed.
+
+    Raises UserError if there is no such file or function, or if the file cannot be imported.
+    """
+    path, function = Path(file_of(name)), name.rpartition(":")[2]
     if not path.is_file():
         raise UserError(f"{path}: there is no such file of rewards")
-    spec: Any = importlib.util.spec_from_file_location(f"rewards_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"{path}: cannot be imported: {_said(error)}") from None
-    finally:
-        sys.path.remove(str(path.parent))
-    if not callable(getattr(module, found[2], None)):
+    found = path.stat()
+    module = _module(path.absolute(), found.st_mtime_ns, found.st_size)
+    if not callable(getattr(module, function, None)):
         known = [key for key, x in vars(module).items() if inspect.isfunction(x)]
         raise UserError(
-            f"{path}: has no function {found[2]!r}; it has {', '.join(known) or 'none'}"
+            f"{path}: has no function {function!r}; it has {', '.join(known) or 'none'}"
         )
-    return Function(name, getattr(module, found[2]))
+    return Function(name, getattr(module, function), str(path.absolute().parent))
+
+
+@functools.lru_cache(maxsize=64)
+def _module(path: Path, *version: int) -> Any:
+    """Imports a file; `version` tells a changed one from the one that is cached."""
+    del version
+    name = f"rewards {path}"  # unlike that of any other module
+    spec: Any = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickle look their modules up
+    try:
+        with _importable(str(path.parent)):
+            spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UserError(f"{path}: cannot be imported: {_said(error)}") from None
+    return module
+
+
+@contextlib.contextmanager
+def _importable(folder: str) -> Iterator[None]:
+    """Makes the modules in a folder importable."""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

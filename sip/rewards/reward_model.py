@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 
-from sip.loading import LoadedModel, load_model
+from sip.loading import LoadedModel, load_model, trained_in
 from sip.mesh import full_rows, put_batch
 from sip.models import decoder
 from sip.models.config import ModelConfig
 from sip.padding import bucketed
 from sip.processes import fetch
 from sip.structs import UserError
+from sip.text import chat
 from sip.text.segments import Ids
 from sip.text.tokenizer import Tokenizer
 
@@ -81,11 +82,12 @@ class RewardModel:
         return score_BC[: len(prompts), :K]
 
 
-def load(directory: str, mesh, tokenizer: Tokenizer, key: str) -> RewardModel:
+def load(directory: str, mesh, tokenizer: Tokenizer, key: str, template: str = "") -> RewardModel:
     """Loads the reward model of a run or a Hugging Face directory.
 
-    `tokenizer` is the policy's. Raises UserError, naming the config key `key`, if the model has no
-    scalar head or another vocabulary: it would read other words than the policy has written.
+    `tokenizer` and `template` (the name of a chat template; empty: plain texts) are the policy's.
+    Raises UserError, naming the config key `key`, if the model has no scalar head, another
+    vocabulary, or was trained in another template: it would not read what it has learned to score.
     """
     found = load_model(directory, mesh)
     if not found.cfg.scalar:
@@ -98,7 +100,24 @@ def load(directory: str, mesh, tokenizer: Tokenizer, key: str) -> RewardModel:
             f"{key} {directory}: has another vocabulary than the policy ({difference}); train the "
             "reward model from a checkpoint with the policy's tokenizer"
         )
+    _check_template(directory, found.tokenizer, key, template)
     return RewardModel(found)
+
+
+def _check_template(directory: str, tokenizer: Tokenizer, key: str, template: str) -> None:
+    theirs = trained_in(directory)
+    source = lambda name: chat.load(name, tokenizer).source if name else ""
+    if theirs is None or theirs == template or source(theirs) == source(template):
+        return
+    raise UserError(
+        f"{key} {directory}: was trained in {_said(theirs)}, but the policy answers in "
+        f"{_said(template)}; set task.chat={theirs}, or train the reward model with "
+        f"task.pairs.chat={template}"
+    )
+
+
+def _said(template: str) -> str:
+    return f"the chat template {template!r}" if template else "plain texts"
 
 
 def _differ(ours: Tokenizer, theirs: Tokenizer) -> str:

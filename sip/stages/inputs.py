@@ -2,17 +2,16 @@
 
 A run that begins or continues compares what it reads now with what it and the other runs of the
 workdir read before, if they have a checkpoint. What differs is refused by name. These are: the
-corpus, the tokenizer, other files that the config names (labels, templates), and the parameters of
-`init_from` and all other sources. Process 0 reads the files whole, about 1 GB/s; of a run with
-checksums it reads only the record of the last checkpoint. A run begun before there were digests
-gets them when it continues.
+corpus, the tokenizer, what the task reads (conversations, pairs, prompts, rewards), other files
+that the config names (labels, templates), and the parameters of `init_from` and all other sources.
+Process 0 reads the files whole, about 1 GB/s; of a run with checksums it reads only the record of
+the last checkpoint. A run begun before there were digests gets them when it continues.
 """
 
 import functools
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ from sip.structs import UserError
 from sip.training import checkpoints
 
 FILE = "inputs.json"
-SEVERAL = re.compile(rf"{files.GLOB.pattern}|,")  # in the name of several files
 PUBLISHED = (".json", ".safetensors", ".model", ".jinja")  # files of a Hugging Face checkpoint
 
 
@@ -42,11 +40,11 @@ def check(run: Run, c: RunConfig) -> None:
     """
     # All processes: Orbax reads a checkpoint together, and process 0 alone would wait for the rest.
     sources = dict(_sources(run, c))
-    processes.on_lead(lambda: _check(run, sources))
+    processes.on_lead(lambda: _check(run, c, sources))
 
 
-def _check(run: Run, sources: dict[str, str]) -> None:
-    now = {"files": dict(_files(run)), "sources": sources}
+def _check(run: Run, c: RunConfig, sources: dict[str, str]) -> None:
+    now = {"files": dict(_files(run, c)), "sources": sources}
     own = epath.Path(run.directory) / FILE
     before = None
     for path, kinds in _recorded(run):
@@ -82,18 +80,22 @@ def _record(path) -> dict[str, dict[str, str]]:
     return workdirs.read_json(path, files=dict, sources=dict)
 
 
-def _files(run: Run) -> Iterator[tuple[str, str]]:
+def _files(run: Run, c: RunConfig) -> Iterator[tuple[str, str]]:
     """Yields (name, digest) of the files that corpus, tokenizer and the run's config name."""
     shared = workdirs.shared_dir(run.workdir)
     yield from _corpus(corpora.data_config(run.config.data, "train"), shared / "data")
+    read = c.reads()
+    yield from ((name, _digest(paths)) for name, paths in read.items())
     sections = (run.config.tokenizer, run.config.runs[run.name])
     for name in sorted(set(_named(plain(sections)))):
-        path = Path(workdirs.place(name))
+        place = workdirs.place(name)
+        if place in read:
+            continue
         # os.path: a text that is too long for a path, such as a template, is none.
-        if os.path.isfile(path) or os.path.isdir(path):
-            yield name, _digest([path] if path.is_file() else _published(path))
-        elif SEVERAL.search(name) and all(files.format_of(part) for part in name.split(",")):
-            yield name, _digest(files.listed_any(name))
+        if os.path.isfile(place) or ("://" in place and epath.Path(place).is_file()):
+            yield name, _digest([place])
+        elif os.path.isdir(place):
+            yield name, _digest(_published(Path(place)))
     if (shared / "tokenizer.model").exists():
         yield "tokenizer.model", _digest([shared / "tokenizer.model"])
 
@@ -120,7 +122,7 @@ def _corpus(data: documents.DataConfig, built) -> Iterator[tuple[str, str]]:
 
 def _named(value, key: str = "") -> Iterator[str]:
     """Yields the strings of a config that may be paths: values of a key `path`, and strings that
-    end like a file. Of FILE.py:FUNCTION, a reward, it is the file."""
+    end like a file."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _named(name)
@@ -128,10 +130,14 @@ def _named(value, key: str = "") -> Iterator[str]:
     elif isinstance(value, tuple):
         for inner in value:
             yield from _named(inner)
-    elif isinstance(value, str) and value and "://" not in value:
-        value = value.rpartition(":")[0] if re.search(r"\.py:\w+$", value) else value
+    elif isinstance(value, str) and value and _may_be_path(value):
         if key == "path" or Path(value).suffix:
             yield value
+
+
+def _may_be_path(text: str) -> bool:
+    scheme, colon, _ = text.partition("://")
+    return not colon or scheme in workdirs.SCHEMES
 
 
 def _sources(run: Run, c: RunConfig) -> Iterator[tuple[str, str]]:

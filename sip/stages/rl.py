@@ -136,6 +136,10 @@ class RLConfig(RunConfig):
         """The parameters to start from and what the task reads."""
         return super().sources() | self.task.sources()
 
+    def reads(self):
+        """The files that the task reads."""
+        return self.task.reads()
+
     def needs_truth(self):
         """The task's key that needs a ground truth."""
         return self.task.needs_truth()
@@ -191,8 +195,10 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
     with session.opened(run, c, clock, mesh, tx, **how) as (s, state):
         update = make_update(c, tx)
         average = step.make_average(c.task.average) if c.task.average else None
-        if c.gate.prompts and not s.first:
-            s.writer.write(0, measure(run, c, task, state.params))
+        if not s.first:
+            gate = measure(run, c, task, state.params) if c.gate.prompts else {}
+            if first := gate | task.before:
+                s.writer.write(0, first)
         watched = watch.kept(run.directory)  # of the checkpoint that was restored
         hacked = alarms.kept(run.directory)
         last, reason = watch.end(c, watched, s.first)
@@ -249,7 +255,7 @@ def measure(run: Run, c: RLConfig, task: RLTask, params) -> dict[str, float]:
     Raises UserError if the share is below `gate.mixed`: the policy would learn nothing.
     """
     batches = -(-c.gate.prompts // c.answered)
-    found = [draw(c, task, params, at, run.seed, reference=params)[1] for at in range(batches)]
+    found = [draw(c, task, params, at, run.seed, reference=params).metrics for at in range(batches)]
     flat, groups = np.sum([one["rl/flat_groups"] for one in found], axis=0)
     total, count = np.sum([one["reward/all"] for one in found], axis=0)
     asked = batches * c.answered  # also those of which no answer has a reward
@@ -295,23 +301,34 @@ def collect(
     among all. A step has its own numbers of batches, so that a resumed run repeats them.
     """
     most, drawn = c.redraws + 1, []
-    while not drawn or (len(drawn) < most and _rewarded(drawn) < c.batch):
+    while not drawn or (len(drawn) < most and sum(x.rewarded for x in drawn) < c.batch):
         number = at * most + len(drawn)
         drawn.append(draw(c, task, params, number, seed, phase, reference=reference))
-    every = _joined([branches for branches, _, _ in drawn])
-    rows = learned_rows(every.advantage_BC, every.valid_BC, c.batch)
+    every = _joined([x.branches for x in drawn])
+    signal_BK = np.concatenate([x.signal_BK for x in drawn])
+    rows = learned_rows(signal_BK, every.valid_BC, c.batch)
     branches = jax.tree.map(lambda x: x[rows], every)
-    found = loop.totals([metrics for _, metrics, _ in drawn]) | {
+    found = loop.totals([x.metrics for x in drawn]) | {
         "rl/masked_learned": metrics.pair(~branches.valid_BC.any(-1)),
-        "rl/flat_learned": policy.flat_groups(branches.advantage_BC, branches.valid_BC),
+        "rl/flat_learned": policy.flat_groups(signal_BK[rows], branches.valid_BC),
     }
     found |= {"rl/draws": (float(len(drawn)), 1.0)} if c.redraws else {}
-    return branches, found, drawn[0][2]
+    return branches, found, drawn[0].answered
 
 
-def _rewarded(drawn) -> int:
-    """Returns the number of prompts with a reward."""
-    return sum(int(branches.valid_BC.any(-1).sum()) for branches, _, _ in drawn)
+@dataclass(frozen=True)
+class Drawn:
+    """K answers to each prompt of a batch, rewarded."""
+
+    branches: losses.Branches
+    signal_BK: np.ndarray  # advantages without the KL: they choose the groups to learn from
+    metrics: dict[str, Any]
+    answered: Answered
+
+    @property
+    def rewarded(self) -> int:
+        """Number of prompts with a reward."""
+        return int(self.branches.valid_BC.any(-1).sum())
 
 
 def _joined(drawn: Sequence[losses.Branches]) -> losses.Branches:
@@ -335,12 +352,13 @@ def draw(
     phase: loop.Phase = loop.unmeasured,
     *,
     reference=None,
-):
-    """K answers to each prompt of batch `at`, rewarded -> (Branches, metrics, Answered).
+) -> Drawn:
+    """Samples K answers to each prompt of batch `at`, and rewards them.
 
     Ratios are between log-probabilities at temperature 1, whatever the sampling temperature. With
     `objective.kl` "reward", beta * (logp - log-probability under the `reference`), summed over an
-    answer, is subtracted from its reward (arXiv 2402.14740, eq. 2).
+    answer, is subtracted from its reward (arXiv 2402.14740, eq. 2). It does not count in the choice
+    of groups or in figures of flat ones.
     """
     writer, asked = task.writer, task.prompts(at)
     trunks = writer.trunks(asked)
@@ -367,16 +385,13 @@ def draw(
     parts_PBK, weights = np.asarray(reward, np.float32).reshape(-1, *valid_BK.shape), task.weights
     parts = dict(zip(task.names, parts_PBK, strict=True))
     reward_BK = np.einsum("P,PBK->BK", np.asarray(weights, np.float32), parts_PBK)
+    advantage_BK = signal_BK = _advantages(c, parts_PBK, weights, valid_BK)
     if c.objective.kl == "reward":
         kl_BK = _kl(c, writer.mesh, reference, tree, logp_BKR)
         found |= {"rl/kl": metrics.pair(kl_BK, valid_BK)}
         parts["kl"] = kl_BK
         parts_PBK, weights = np.stack([*parts_PBK, -kl_BK]), (*weights, c.objective.beta)
-    advantage_BK = np.asarray(
-        policy.combined_advantages(
-            parts_PBK, weights, valid_BK, c.objective.advantage, c.objective.aggregate
-        )
-    )
+        advantage_BK = _advantages(c, parts_PBK, weights, valid_BK)
     branches = losses.Branches(
         tree,
         valid_BK,
@@ -387,14 +402,22 @@ def draw(
     found |= {
         "reward/all": metrics.pair(reward_BK, valid_BK),
         "rl/invalid": metrics.pair(~valid_BK),
-        "rl/flat_groups": policy.flat_groups(advantage_BK, valid_BK),
+        "rl/flat_groups": policy.flat_groups(signal_BK, valid_BK),
         "rl/answer_tokens": (float(mask_BKR.sum()), float(valid_BK.size)),
         # Of the sampling distribution, in nats per token: the mean of -log p over its samples.
         "rl/entropy": metrics.pair(-drawn_BKR, mask_BKR),
     }
     references = task.references and functools.partial(task.references, at)
     rewards = reward_BK, parts, valid_BK, advantage_BK
-    return branches, found, Answered(asked, references, ids, *rewards, task.heard())
+    answered = Answered(asked, references, ids, *rewards, task.heard())
+    # By the rewards alone: with the KL, answers of equal rewards would hardly ever be equal.
+    return Drawn(branches, signal_BK, found, answered)
+
+
+def _advantages(c: RLConfig, parts_PBK, weights, valid_BK) -> np.ndarray:
+    """Returns advantage_BK of the rewards, by the run's objective."""
+    how = c.objective.advantage, c.objective.aggregate
+    return np.asarray(policy.combined_advantages(parts_PBK, weights, valid_BK, *how))
 
 
 def _kl(c: RLConfig, mesh, reference, tree: Tree, logp_BKR: np.ndarray) -> np.ndarray:
@@ -403,11 +426,12 @@ def _kl(c: RLConfig, mesh, reference, tree: Tree, logp_BKR: np.ndarray) -> np.nd
     return np.where(tree.mask_BCR, logp_BKR - ref_BKR, 0.0).sum(-1)
 
 
-def learned_rows(advantage_BK: np.ndarray, valid_BK: np.ndarray, size: int) -> np.ndarray:
+def learned_rows(signal_BK: np.ndarray, valid_BK: np.ndarray, size: int) -> np.ndarray:
     """Indices of the `size` groups that are learned from: groups whose rewards differ come first,
-    flat groups fill up, and last those without any reward.
+    flat groups fill up, and last those without any reward. `signal_BK` are advantages without the
+    KL.
 
     DAPO's dynamic sampling (arXiv 2503.14476, section 3.2) in a fixed shape.
     """
-    order_B = np.asarray(policy.flat(advantage_BK)).astype(int) + ~valid_BK.any(-1)
+    order_B = np.asarray(policy.flat(signal_BK)).astype(int) + ~valid_BK.any(-1)
     return np.sort(np.argsort(order_B, kind="stable")[:size])

@@ -20,7 +20,8 @@ from typing import Any
 import jax
 from etils import epath
 
-from sip import metrics, workdir
+from sip import metrics, processes, workdir
+from sip.data import files
 from sip.evals.continuations import SAMPLES
 from sip.hf import configs
 from sip.loading import load_params, source_dir
@@ -67,6 +68,7 @@ def opened(
     """
     init_from = start_dir(run, c)
     inputs.check(run, c)
+    processes.on_lead(lambda: _say_ignored(run, c))
     with (
         jax.set_mesh(mesh),
         loop.saving(run.directory, c.checkpoint) as manager,
@@ -105,6 +107,12 @@ def opened(
         files = writer, candidates, samples, raised
         s = Session(run, c, first, pending, manager, stop, *files, profiler, clock)
         yield s, handed.pop()
+
+
+def _say_ignored(run: Run, c: RunConfig) -> None:
+    """Says which files of folders are not read, since their names do not end like JSON Lines."""
+    for line in (line for path in c.reads() for line in files.ignored(path, "jsonl")):
+        run.say(line)
 
 
 def log(

@@ -74,6 +74,10 @@ class SupervisedConfig(RunConfig):
         own = {"evals.split": self.evals.split} if held_out else {}
         return super().splits() | own
 
+    def reads(self):
+        """The files that the task reads."""
+        return self.task.reads()
+
     def needs_truth(self):
         """The task's key that needs a ground truth."""
         return self.task.needs_truth() or self.evals.needs_truth()

@@ -8,13 +8,12 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from sip.data import conversations, documents, pipeline, preferences
+from sip.data import conversations, documents, files, pipeline, preferences
 from sip.data.documents import PARTS, Truth
 from sip.data.preferences import Tokens
 from sip.data.questions import Question
@@ -43,9 +42,9 @@ SAMPLED = 64  # questions that are answered at a time
 
 @dataclass(frozen=True)
 class PairsConfig:
-    """A JSON Lines file of pairs. Raises UserError for an invalid value."""
+    """JSON Lines of pairs. Raises UserError for an invalid value."""
 
-    path: str  # JSON Lines with prompt, chosen and rejected
+    path: str  # JSON Lines with prompt, chosen and rejected: files, a folder or a glob
     chat: str = ""  # chat template: own (the tokenizer's), a built-in name, a .jinja file; "": none
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the lines are unusable
 
@@ -136,6 +135,10 @@ class PairTaskConfig(TaskConfig):
             return {f"task.answers.sources[{i}]": name for i, name in names}
         return {"task.labels.source": self.labels.source} if self.labels else {}
 
+    def reads(self):
+        """The files of pairs."""
+        return files.json_files(self.pairs.path) if self.pairs else {}
+
     def needs_truth(self):
         """Labels and comparisons of answers are the ground truth's."""
         if self.answers:
@@ -148,8 +151,7 @@ class PairTaskConfig(TaskConfig):
             return
         if not self.pairs.path:
             raise UserError("task.pairs.path: needed; a JSON Lines file of pairs")
-        if not Path(self.pairs.path).is_file():
-            raise UserError(f"task.pairs.path {self.pairs.path!r}: there is no such file")
+        files.check_json("task.pairs.path", self.pairs.path)
 
 
 @dataclass(frozen=True, eq=False)

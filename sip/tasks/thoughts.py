@@ -6,6 +6,7 @@ not closed within `tokens` tokens ends the answer: there is no continuation.
 """
 
 import dataclasses
+import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from sip.data.thoughts import TAGS, Fork, Forks, Pieces, QuoteConfig, Rejected, 
 from sip.evals import thoughts as evals
 from sip.evals.continuations import batches
 from sip.evals.thoughts import ProbeConfig, Thoughts
+from sip.judge import build as judges
+from sip.judge.build import JudgeConfig
 from sip.models.config import ModelConfig
 from sip.padding import bucket
 from sip.rewards import suffix_match
@@ -36,6 +39,8 @@ from sip.text.tokenizer import Tokenizer, continuation
 from sip.workdir import place
 
 TRUTH = "truth"
+ASPECT = (("match", 1.0),)  # of a judge, as its `weights`
+YES = 0.5  # a judge's score above which a continuation matches
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,7 @@ class ThoughtsConfig:
     annotated: str = ""  # JSON Lines of sip.annotate | truth: of the corpus; empty: none (RL)
     tags: tuple[str, ...] = TAGS  # the strings around a thought; each is one token
     tokens: int = 48  # most tokens of a thought, without tags
+    earlier: bool = True  # prefixes to think about have earlier thoughts, as texts of SFT have
     quote: QuoteConfig = QuoteConfig()
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the annotated texts are unusable
 
@@ -61,13 +67,14 @@ class ThoughtsConfig:
         """The tags."""
         return self.tags[0], self.tags[1]
 
+    def reads(self) -> dict[str, list[str]]:
+        """The files of annotated texts, by the path that names them."""
+        return files.json_files(self.annotated if self.annotated != TRUTH else "")
+
     def reach(self) -> None:
         """Raises UserError if there is no file of annotated texts."""
-        if self.annotated not in ("", TRUTH):
-            try:
-                files.listed(self.annotated, "jsonl")
-            except UserError as error:
-                raise UserError(f"task.thoughts.annotated: {error}") from None
+        if self.annotated != TRUTH:
+            files.check_json("task.thoughts.annotated", self.annotated)
 
     def check_split(self, split: str) -> None:
         """Raises UserError if a file has no such split."""
@@ -117,44 +124,51 @@ class Places:
 
     batch: Callable[[int], list[Fork]]
     held_out: Mapping[str, list[Fork]]
-    taught: bool  # the teacher's thoughts are known
 
 
-def places(
-    run: Run, wanted: ThoughtsConfig, split: str, *, batch: int, steps: int, held_out: int
-) -> Places:
+def places(run: Run, t: "Thinking", split: str, *, batch: int, steps: int, held_out: int) -> Places:
     """Builds the places of a run: where the teacher thought, or without one the forks of data.cut.
 
     `steps` is the number of batches, `held_out` the number of places of each evaluation.
     """
-    if not wanted.annotated:
+    held_parts = {part: held_out_places(run, t, part, held_out) for part in PARTS[1:]}
+    if not t.wanted.annotated:
         run.announce(split, steps * batch)
-        return _cut(run, split, batch, held_out)
-    learned = _forks(run, texts(run, wanted, split), split)
+        batches = pipeline.Batches(run.corpus(split).chunks, batch=batch, seed=run.seed)
+        return Places(lambda at: _cut(run, batches[at]), held_parts)
+    learned = _forks(run, t, texts(run, t.wanted, split), split)
     run.say(
         f"{run.name}: {len(learned):,} places to think at in {split}, "
-        f"{len(learned.thoughts_M) / len(learned):.1f} tokens of the teacher's each"
+        f"{len(learned.thoughts_T) / len(learned):.1f} tokens of the teacher's each"
     )
 
     def of(at: int) -> list[Fork]:
         return [learned[i] for i in pipeline.epochs(len(learned), at, batch, seed=run.seed)]
 
-    others = {part: held(run, texts(run, wanted, part), part, held_out) for part in PARTS[1:]}
-    return Places(of, others, True)
+    return Places(of, held_parts)
 
 
-def held(run: Run, annotated: list[Pieces], part: str, most: int) -> list[Fork]:
+def held_out_places(run: Run, t: "Thinking", part: str, most: int) -> list[Fork]:
+    """Returns up to `most` places of a part, validation or test."""
+    if t.wanted.annotated:
+        return held(run, t, texts(run, t.wanted, part), part, most)
+    other = run.corpus(part).chunks
+    size = min(most, len(other))
+    return _cut(run, pipeline.Batches(other, batch=size, seed=0, shuffle=False)[0])
+
+
+def held(run: Run, t: "Thinking", annotated: list[Pieces], part: str, most: int) -> list[Fork]:
     """Returns up to `most` held-out places where the teacher thought, spread over the annotated
     texts of a part."""
-    found = _forks(run, annotated, part)
+    found = _forks(run, t, annotated, part)
     at = np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int)
     return [found[i] for i in dict.fromkeys(at.tolist())]
 
 
-def _forks(run: Run, annotated: list[Pieces], split: str) -> Forks:
-    cut = run.cut
+def _forks(run: Run, t: "Thinking", annotated: list[Pieces], split: str) -> Forks:
+    cut, tags = run.cut, t.tags if t.wanted.earlier else None
     lengths = dict(prefix_min=cut.prefix_min, prefix_max=cut.prefix_max, suffix=cut.suffix)
-    found = thoughts.forks(run.tokenizer, annotated, **lengths)
+    found = thoughts.forks(run.tokenizer, annotated, **lengths, tags=tags)
     if len(found) < 2:
         raise UserError(
             f"split {split!r}: {len(found)} thoughts have data.cut's {cut.prefix_min} tokens before"
@@ -163,20 +177,10 @@ def _forks(run: Run, annotated: list[Pieces], split: str) -> Forks:
     return found
 
 
-def _cut(run: Run, split: str, batch: int, held_out: int) -> Places:
-    corpus = run.corpus(split)
-    batches = pipeline.Batches(corpus.chunks, batch=batch, seed=run.seed)
-
-    def of(rows: pipeline.Batch) -> list[Fork]:
-        ends = zip(rows["tokens_BT"], rows["fork_B"].tolist(), strict=True)
-        return [Fork(row[:f].tolist(), row[f : f + corpus.cut.suffix].tolist()) for row, f in ends]
-
-    def part(name: str) -> list[Fork]:
-        other = run.corpus(name).chunks
-        size = min(held_out, len(other))
-        return of(pipeline.Batches(other, batch=size, seed=0, shuffle=False)[0])
-
-    return Places(lambda at: of(batches[at]), {name: part(name) for name in PARTS[1:]}, False)
+def _cut(run: Run, rows: pipeline.Batch) -> list[Fork]:
+    """Returns the forks of data.cut."""
+    ends, suffix = zip(rows["tokens_BT"], rows["fork_B"].tolist(), strict=True), run.cut.suffix
+    return [Fork(row[:f].tolist(), row[f : f + suffix].tolist()) for row, f in ends]
 
 
 @dataclass(frozen=True)
@@ -227,6 +231,8 @@ def answer_of(ids: Ids, close: int, most: int, stops: tuple[int, ...]) -> Answer
 
 # (places, answers [B][K]) -> (reward_BK, valid_BK, metrics)
 Judging = Callable[[Sequence[Fork], Sequence[Sequence[Answer]]], Reward]
+# (parameters, part) -> figures of the probe
+Probe = Callable[[Params, str], dict[str, float]]
 # (parameters, places, thoughts [B][C]) -> gain_BC
 Gaining = Callable[[Params, Sequence[Fork], Sequence[Sequence[Ids]]], np.ndarray]
 
@@ -278,6 +284,10 @@ class Thinking:
         split = lambda one: answer_of(one, self.tags[1], self.wanted.tokens, self.stops)
         return [[split(one) for one in row] for row in ids]
 
+    def before(self, fork: Fork) -> str:
+        """Decodes the prefix without the earlier thoughts."""
+        return self.tokenizer.decode(thoughts.outside(fork.prefix, self.tags))
+
     def text(self, fork: Fork, ids: Ids) -> str:
         """Decodes tokens as a continuation of the prefix."""
         return continuation(self.tokenizer, fork.prefix, ids)
@@ -286,8 +296,7 @@ class Thinking:
         """Returns quotes_BK: True if a thought quotes the true suffix."""
         rule, found = self.wanted.quote, []
         for fork, row in zip(forks, answers, strict=True):
-            before, after = self.tokenizer.decode(fork.prefix), self.text(fork, fork.suffix)
-            forbidden = thoughts.target(before, after, rule)
+            forbidden = thoughts.target(self.before(fork), self.text(fork, fork.suffix), rule)
             told = [self.tokenizer.decode(x.thought) for x in row]
             found.append([thoughts.quotes(text, forbidden, rule) for text in told])
         return np.array(found)
@@ -317,6 +326,43 @@ def matched(
     suffixes = [t.text(fork, fork.suffix) for fork in forks]
     reward_BK = suffix_match.reward(said(t, forks, answers), suffixes, rule)
     return reward_BK, np.ones(reward_BK.shape, bool), {}
+
+
+def check_judge(judge: JudgeConfig) -> None:
+    """Raises UserError if a judge cannot say that continuations match the true suffix."""
+    if judge.own:
+        raise UserError("judge.init_from: a policy in training cannot judge itself here")
+    asked = judge.aspects()
+    if len(asked) != 1 or asked[0].kind != "pointwise" or not asked[0].reference:
+        raise UserError(
+            f"judge.weights must name one pointwise aspect that shows a reference, such as "
+            f"{ASPECT}, not {judge.weights}"
+        )
+
+
+def judge_of(
+    run: Run, t: Thinking, rule: MatchConfig, judge: JudgeConfig | None, rows: int, heard: list
+) -> Judging:
+    """Returns the function that rewards continuations, by the judge, or without one by the rule.
+
+    `heard` gets the judge's words about the first `rows` forks of each call.
+    """
+    if judge is None:
+        return functools.partial(matched, t, rule)
+    asked = judges.build(judge, run.workdir, None, t.mesh, run.tokenizer, run.seed, rows)
+
+    def judged(forks: Sequence[Fork], answers: Sequence[Sequence[Answer]]) -> Reward:
+        texts = said(t, forks, answers)
+        asked_BK = np.array([[bool(text.strip()) for text in row] for row in texts])
+        prefixes = [t.before(fork) for fork in forks]
+        suffixes = [t.text(fork, fork.suffix) for fork in forks]
+        found = asked.score(prefixes, texts, suffixes, asked_BK)
+        heard[:] = found.heard
+        read_BK = np.asarray(found.valid_BK)
+        reward_BK = (asked_BK & read_BK & (found.scores_BK > YES)).astype(np.float32)
+        return reward_BK, read_BK | ~asked_BK, found.metrics
+
+    return judged
 
 
 def probe(

@@ -26,7 +26,6 @@ from sip.text import chat
 from sip.text.chat import Message
 from sip.text.segments import Ids
 from sip.text.tokenizer import Tokenizer, continuation
-from sip.training import checkpoints
 
 THOUGHT = "</think>"  # ends a thought in the families that write one
 JOINERS = "\u200c\u200d"  # invisible, but part of words and emoji
@@ -68,8 +67,9 @@ def load(
 ) -> Partner:
     """Loads a run or a published checkpoint with the chat template `template`.
 
-    Empty: the template that the run was tuned in, else the tokenizer's own. `max_tokens` 0: 256,
-    at most half of the model's max_len. Raises UserError if there is no template.
+    Empty: the template that the run, or one that it started from, was tuned in, else the
+    tokenizer's own. `max_tokens` 0: 256, at most half of the model's max_len. Raises UserError if
+    there is no template.
     """
     tokenizer = loading.kept_tokenizer(directory)
     # The template before the parameters: a mistake in it is reported at once.
@@ -87,7 +87,7 @@ def load(
 
 def _template(directory: str, name: str, tokenizer: Tokenizer) -> chat.Template:
     try:
-        return chat.load(name or tuned_in(directory) or chat.OWN, tokenizer)
+        return chat.load(name or loading.tuned_in(directory) or chat.OWN, tokenizer)
     except UserError as error:
         if name:
             raise
@@ -95,15 +95,6 @@ def _template(directory: str, name: str, tokenizer: Tokenizer) -> chat.Template:
             f"--chat: {directory} was tuned in no chat template and its tokenizer has none "
             f"({error}); give --template, for example --template=turns"
         ) from None
-
-
-def tuned_in(directory: str) -> str:
-    """Returns the chat template of the run's task; empty for other runs and published models."""
-    if not checkpoints.exists(directory):
-        return ""
-    config = checkpoints.record(directory)["config"]
-    task = config["task"] if "task" in config else {}
-    return task["chat"] if "chat" in task else ""
 
 
 def draw(

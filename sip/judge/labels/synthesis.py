@@ -10,6 +10,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -101,6 +102,13 @@ def by_rule(names: Sequence[str], suffixes: Sequence[str], seed: int) -> list[tu
         for name in names:
             found[name].append(EVERY[name](suffix, Others(other, phrases), rng))
     return list(found.items())
+
+
+def in_turn(names: Sequence[str], suffixes: Sequence[str], seed: int) -> list[str]:
+    """Corrupts the suffixes by the corruptions `names` in turn; the first one of each round stays
+    as it is."""
+    rows: list[Any] = [suffixes, *(versions for _, versions in by_rule(names, suffixes, seed))]
+    return [rows[i % len(rows)][i] for i in range(len(suffixes))]
 
 
 def check_rule(what: str, name: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sip.data import problems
+from sip.data import problems, thoughts
 from sip.data.conversations import Unusable, check_left_out
 from sip.data.documents import PARTS
 from sip.data.problems import Oracle, Parts, Problem, ProblemsConfig
@@ -135,7 +135,7 @@ def _verdicts(checker: Checker, asked: Sequence[Prompt], found_BK) -> list[list[
 
 def _supported(cfg: ProblemsConfig, oracle: Oracle, prompt: Prompt, text: str) -> bool:
     """True if the text before the answer supports the right answer."""
-    thought = text.rpartition("\\boxed" if cfg.form == problems.BOXED else cfg.form)[0]
+    thought = thoughts.untagged(problems.thought(cfg.form, text))  # a tag is no part of a claim
     return oracle(prompt.fields["problem"], thought, prompt.fields["answer"])
 
 
@@ -225,6 +225,26 @@ def figures(solved: Sequence[Solved], votes: Sequence[Sequence[str]]) -> dict[st
     found |= {f"answers/{v}": float((verdicts == v).mean()) for v in answers.VERDICTS[1:]}
     found |= {"answer_tokens": float(tokens.mean()), "cut": float(cut.mean())}
     return {**found, "problems": len(solved)}
+
+
+def compared(
+    start: Sequence[Solved],
+    now: Sequence[Solved],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+) -> dict[str, float]:
+    """Returns figures of answers to the same problems against those of the start.
+
+    `before` and `after` are the `figures` of both. `tokens_ratio` is the mean length over the
+    start's. The pass rates are by thirds of difficulty, as the start's pass rates rank the
+    problems.
+    """
+    ours, theirs = ([one.passes for one in some] for some in (now, start))
+    found = {f"start/{key}": x for key, x in before.items() if "@" in key or key == "answer_tokens"}
+    found["tokens_ratio"] = after["answer_tokens"] / max(before["answer_tokens"], 1)
+    for name, rates in (("passes", ours), ("start/passes", theirs)):
+        found |= {f"{name}/{third}": x for third, x in evals.thirds(theirs, rates).items()}
+    return found
 
 
 def sampled(

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from sip.data import chunks, conversations, pipeline
+from sip.data import chunks, conversations, files, pipeline
 from sip.data import problems as problem_sets
 from sip.data import prompts as prompt_files
 from sip.data.documents import PARTS, Truth, listed
@@ -39,10 +39,11 @@ from sip.rewards.verdicts import Reward
 from sip.run import Run, TaskConfig
 from sip.sections import at_least, check
 from sip.structs import Params, UserError
-from sip.tasks import questions
+from sip.tasks import questions, sampled
 from sip.tasks.questions import QuestionsConfig
 from sip.tasks.rl import problems, self_training
 from sip.tasks.rl.task import AnswerWriter, RLTask
+from sip.tasks.sampled import Sampled, Wanted
 from sip.text import chat
 from sip.text.segments import Ids
 from sip.text.tokenizer import Tokenizer
@@ -62,12 +63,13 @@ class Config(TaskConfig):
     directory of a reward model.
     """
 
-    reward: str | tuple[tuple[str, float], ...]  # a reward, or several: ((reward, weight), ...)
-    prompts: str = ""  # JSON Lines with a field `prompt`; empty: problems, or the corpus's prefixes
+    # A reward, or several: "reward*weight,reward,.." or ((reward, weight), ..).
+    reward: str | tuple[tuple[str, float], ...]
+    prompts: str = ""  # JSON Lines with `prompt`: files, folder, glob; empty: problems or prefixes
     questions: QuestionsConfig | None = None  # about the corpus's world, in the place of prompts
     problems: ProblemsConfig | None = None  # problems with answers, in the place of prompts
     answers: AnswersConfig | None = None  # the check of answers: rewards answers, majority, random
-    samples: int = 0  # answers: sampled to each test problem at the end, for mean@n; 0: none
+    samples: int = 0  # answers to each test problem before and after the run, for mean@n; 0: none
     chat: str = ""  # chat template of the prompts, as in `pairs`; empty: prompts are plain texts
     majority: MajorityConfig | None = None  # votes, if they are among the rewards
     judge: judges.JudgeConfig | None = None  # the judge, if it is among the rewards
@@ -84,6 +86,7 @@ class Config(TaskConfig):
         check("task", self, held_out=at_least(1), cut_penalty=at_least(0), **unit)
         check("task", self, soft_tokens=at_least(0), samples=at_least(0, most=1024))
         object.__setattr__(self, "prompts", place(self.prompts))
+        object.__setattr__(self, "reward", _several(self.reward))
         self._check_prompts()
         self._check_rewards()
 
@@ -187,6 +190,12 @@ class Config(TaskConfig):
             found |= self.continuations.sources("task.continuations")
         return found | {f"task.{key}": value for key, value in theirs.items()}
 
+    def reads(self):
+        """The files of prompts or problems, and of rewards."""
+        own = [name for name, _ in self.rewards if functions.is_function(name)]
+        asked = self.problems.reads() if self.problems else files.json_files(self.prompts)
+        return {**asked, **{path: [path] for path in map(functions.file_of, own)}}
+
     def needs_truth(self):
         """Questions are the ground truth's, and the judge may be."""
         if self.questions is not None:
@@ -209,11 +218,24 @@ class Config(TaskConfig):
 
     def reach(self):
         """Raises UserError if the file of prompts does not exist, or a server does not answer."""
-        if self.prompts and not Path(self.prompts).is_file():
-            raise UserError(f"task.prompts {self.prompts!r}: there is no such file")
+        files.check_json("task.prompts", self.prompts)
         for asked in (self.judge, self.continuations, self.problems):
             if asked is not None:
                 asked.reach()
+
+
+def _several(reward: str | tuple) -> str | tuple[tuple[str, float], ...]:
+    """Returns the (reward, weight) pairs of "reward*weight,reward,.."; one reward as it stands."""
+    if not isinstance(reward, str) or not set(",*") & set(reward) or Path(place(reward)).exists():
+        return reward
+    found = []
+    for part in reward.split(","):
+        name, star, weight = part.strip().rpartition("*")
+        try:
+            found.append((name.strip(), float(weight)) if star else (weight, 1.0))
+        except ValueError:
+            raise UserError(f"reward {part!r}: no number after *, as in my.py:f*0.5") from None
+    return tuple(found)
 
 
 def label(name: str) -> str:
@@ -303,13 +325,16 @@ def build(run: Run, c, mesh) -> RLTask:
         more = {} if asked.figures is None else asked.figures(params, part)
         return {**found, **more}, texts
 
-    def sampled(params) -> dict[str, float]:
-        cfg, held = wanted.problems, asked.held_out["test"]
-        if cfg is None or wanted.answers is None or not wanted.samples or not held:
+    start = _of_start(run, c, mesh, asked)
+
+    def sampled_figures(params) -> dict[str, float]:
+        held = asked.held_out["test"]
+        checks = wanted.answers
+        if not wanted.samples or checks is None or not held:
             return {}
-        how: Any = dict(samples=wanted.samples, sampling=c.sampling, batch=c.evals.batch)
-        checker = answer_checks.checker(wanted.answers)
-        return problems.sampled(params, writer, cfg, checker, held, seed=run.seed, **how)
+        now = sampled.solve(run, _wanted(c, asked), params, writer, held)
+        after = problems.figures(now, problems.votes_of(now, answer_checks.checker(checks)))
+        return after | _against(start, now, after)
 
     evals, cfg, count = wanted.continuations, c.model, c.log.samples
     suite = evals and ground_truth.suite(run, evals, cfg, mesh, count)
@@ -321,7 +346,7 @@ def build(run: Run, c, mesh) -> RLTask:
         return own if suite is None else {**own, **ground_truth.during(suite, params)}
 
     def finish(params) -> dict[str, Any]:
-        own = {**figures(params, "test")[0], **sampled(params)}
+        own = {**figures(params, "test")[0], **sampled_figures(params)}
         return run.write_eval(own) if suite is None else ground_truth.finish(suite, params, **own)
 
     return RLTask(
@@ -334,7 +359,49 @@ def build(run: Run, c, mesh) -> RLTask:
         names=(*sources, *(["cut_penalty"] if wanted.cut_penalty else [])),
         references=lambda at: [_reference(prompt) for prompt in asked.batch(at)],
         heard=lambda: tuple(heard),
+        before=_before(run, start),
     )
+
+
+def _wanted(c, asked: Prompts) -> Wanted:
+    """The answers that the final evaluation samples, as those of the run's start."""
+    return Wanted(
+        source=c.init_from,
+        key="init_from",
+        problems=c.task.problems,
+        answers=c.task.answers,
+        sampling=c.sampling,
+        samples=c.task.samples,
+        most=c.answer,
+        batch=c.evals.batch,
+        stops=asked.stops,
+    )
+
+
+def _of_start(run: Run, c, mesh, asked: Prompts) -> list[Sampled]:
+    """Returns the start's answers to the test problems; none if the run starts afresh.
+
+    RUN_DIR/start keeps them for a resumed run.
+    """
+    held = asked.held_out["test"]
+    if not c.task.samples or not c.init_from or not held:
+        return []
+    return sampled.solved(run, "start", _wanted(c, asked), held, mesh)
+
+
+def _against(start: Sequence[Sampled], now, after: Mapping[str, float]) -> dict[str, float]:
+    """Returns the figures of answers against those of the start, if there is one."""
+    return problems.compared(start, now, sampled.figures(start), after) if start else {}
+
+
+def _before(run: Run, start: Sequence[Sampled]) -> dict[str, float]:
+    """Returns the figures of the start's answers by their names in the log, and says them."""
+    if not start:
+        return {}
+    found = {key: x for key, x in sampled.figures(start).items() if "@" in key}
+    said = ", ".join(f"{key} {x:.3f}" for key, x in found.items())
+    run.say(f"{run.name}: before the first step, on {len(start):,} test problems: {said}")
+    return {f"eval/start/{key}": x for key, x in found.items()}
 
 
 def _reference(prompt: Prompt) -> str | None:
@@ -477,7 +544,7 @@ def _reward(
     if name == RANDOM:
         return lambda x: majority.random(x.cut_BK.shape, run.seed, x.at)
     directory = source_dir(run.workdir, name, "task.reward")
-    model = reward_model.load(directory, mesh, run.tokenizer, "task.reward")
+    model = reward_model.load(directory, mesh, run.tokenizer, "task.reward", c.task.chat)
     return lambda x: (*model.reward([p.ids for p in x.prompts], x.ids), {})
 
 

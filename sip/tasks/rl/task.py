@@ -1,7 +1,7 @@
 """The interface of a policy-gradient task, and sampling of its answers."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -111,6 +111,7 @@ class RLTask:
     names: tuple[str, ...] = ("reward",)  # of the rewards, in the log of answers
     references: Callable[[int], Sequence[str | None]] | None = None  # batch number -> right answers
     heard: Callable[[], Sequence[Heard]] = tuple  # a judge's words in the last call of `reward`
+    before: Mapping[str, float] = field(default_factory=dict)  # figures of step 0, in the log
     # In place of `reward`: parameters, their moving average, batch number, ids [B][K].
     gain: Callable[[Params, Params, int, Sequence[Sequence[Ids]]], Reward] | None = None
 

@@ -15,7 +15,7 @@ thought is closed for its score; the tag that was not sampled has no gradient.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +38,6 @@ from sip.tasks.thoughts import TRUTH, Answer, Thinking, ThoughtsConfig
 from sip.text.segments import Ids
 
 MATCH, JUDGE, RLP = REWARDS = ("match", "judge", "rlp")
-ASPECT = (("match", 1.0),)  # of the judge, as its `weights`
-YES = 0.5  # the judge's score above which a continuation matches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +64,8 @@ class Config(TaskConfig):
         )
         if (self.reward == JUDGE) != (self.judge is not None):
             raise UserError("reward 'judge' and the section judge need each other")
-        if self.judge is None:
-            return
-        if self.judge.own:
-            raise UserError("judge.init_from: a policy in training cannot judge itself here")
-        asked = self.judge.aspects()
-        if len(asked) != 1 or asked[0].kind != "pointwise" or not asked[0].reference:
-            raise UserError(
-                f"judge.weights must name one pointwise aspect that shows a reference, such as "
-                f"{ASPECT}, not {self.judge.weights}"
-            )
+        if self.judge is not None:
+            thoughts.check_judge(self.judge)
 
     @property
     def average(self) -> float:
@@ -126,6 +116,10 @@ class Config(TaskConfig):
         """The judge of the rewards."""
         return {"task.judge": self.judge} if self.judge else {}
 
+    def reads(self):
+        """The files of annotated texts."""
+        return self.thoughts.reads()
+
     def reach(self):
         """Raises UserError if there are no annotated texts, or a judge does not answer."""
         self.thoughts.reach()
@@ -141,36 +135,21 @@ class Config(TaskConfig):
 def build(run: Run, c, mesh) -> RLTask:
     """Builds the task. `c` is the config of a policy-gradient run. Raises UserError."""
     wanted: Config = c.task
-    by_gain = wanted.reward == RLP
-    t = thoughts.thinking(run, c, mesh, wanted.thoughts, c.sampling, suffix=not by_gain)
+    t = _thinking(run, c, mesh)
     places = thoughts.places(
         run,
-        wanted.thoughts,
+        t,
         c.split,
         batch=c.answered,
         steps=c.steps // c.updates_per_batch,
         held_out=wanted.probe.prefixes,
     )
     heard: list[Heard] = []  # of the judge's last call
-    judging = None if by_gain else judge_of(run, wanted, t, c.log.heard, heard)
+    judging = _judging(run, c, t, heard)
+    gaining = functools.partial(_gains, c, t, run.cut.suffix)
 
     # Cached: both `prompts` and `reward` ask for the same batch.
     batch = functools.lru_cache(maxsize=2)(places.batch)
-
-    def gaining(theta: Params, phi: Params, forks, told) -> np.ndarray:
-        return information_gain.reward(
-            c.model,
-            mesh,
-            theta,
-            phi,
-            forks,
-            told,
-            t.tags,
-            width=t.width,
-            most=wanted.thoughts.tokens,
-            horizon=wanted.horizon or run.cut.suffix,
-            pad=run.tokenizer.pad,
-        )
 
     def reward(at: int, ids: Sequence[Sequence[Ids]]) -> Reward:
         assert judging is not None
@@ -190,18 +169,7 @@ def build(run: Run, c, mesh) -> RLTask:
         found = figures(t, forks, answers, gain_BK, valid_BK)
         return np.where(valid_BK, gain_BK, 0.0), valid_BK, found
 
-    def probe(params: Params, part: str) -> dict[str, float]:
-        return thoughts.probe(
-            t,
-            wanted.probe,
-            params,
-            places.held_out[part],
-            judging=judging,
-            gaining=(lambda p, *rest: gaining(p, p, *rest)) if by_gain else None,
-            taught=places.taught,
-            batch=c.evals.batch,
-            seed=run.seed,
-        )
+    probe = _probe(run, c, t, judging, places.held_out.__getitem__)
 
     def finish(params: Params) -> dict[str, Any]:
         return run.write_eval({f"probe/{k}": x for k, x in probe(params, "test").items()})
@@ -214,33 +182,62 @@ def build(run: Run, c, mesh) -> RLTask:
         finish,
         references=lambda at: [t.text(fork, fork.suffix) for fork in batch(at)],
         heard=lambda: tuple(heard),
-        gain=gain if by_gain else None,
+        gain=gain if wanted.reward == RLP else None,
     )
 
 
-def judge_of(
-    run: Run, wanted: Config, t: Thinking, rows: int, heard: list[Heard]
-) -> thoughts.Judging:
-    """Returns the function that rewards continuations, by the rule or the judge.
+def probing(run: Run, c, mesh) -> thoughts.Probe:
+    """Returns the probe that a run of this config has. Raises UserError."""
+    t, most = _thinking(run, c, mesh), c.task.probe.prefixes
+    held = functools.cache(lambda part: thoughts.held_out_places(run, t, part, most))
+    return _probe(run, c, t, _judging(run, c, t, []), held)
 
-    `heard` gets the judge's words about the first `rows` forks of each call.
-    """
-    if wanted.judge is None:
-        return functools.partial(thoughts.matched, t, wanted.match)
-    judge = judges.build(wanted.judge, run.workdir, None, t.mesh, run.tokenizer, run.seed, rows)
 
-    def judged(forks: Sequence[Fork], answers: Sequence[Sequence[Answer]]) -> Reward:
-        said = thoughts.said(t, forks, answers)
-        asked_BK = np.array([[bool(text.strip()) for text in row] for row in said])
-        prefixes = [t.tokenizer.decode(fork.prefix) for fork in forks]
-        suffixes = [t.text(fork, fork.suffix) for fork in forks]
-        found = judge.score(prefixes, said, suffixes, asked_BK)
-        heard[:] = found.heard
-        read_BK = np.asarray(found.valid_BK)
-        reward_BK = (asked_BK & read_BK & (found.scores_BK > YES)).astype(np.float32)
-        return reward_BK, read_BK | ~asked_BK, found.metrics
+def _thinking(run: Run, c, mesh) -> Thinking:
+    by_gain = c.task.reward == RLP
+    return thoughts.thinking(run, c, mesh, c.task.thoughts, c.sampling, suffix=not by_gain)
 
-    return judged
+
+def _judging(run: Run, c, t: Thinking, heard: list[Heard]) -> thoughts.Judging | None:
+    """Returns the function that rewards continuations; None for rewards by likelihood."""
+    if c.task.reward == RLP:
+        return None
+    return thoughts.judge_of(run, t, c.task.match, c.task.judge, c.log.heard, heard)
+
+
+def _gains(c, t: Thinking, suffix: int, theta: Params, phi: Params, forks, told) -> np.ndarray:
+    """Returns what thoughts tell about the true suffixes of `suffix` tokens."""
+    return information_gain.reward(
+        c.model,
+        t.mesh,
+        theta,
+        phi,
+        forks,
+        told,
+        t.tags,
+        width=t.width,
+        most=t.wanted.tokens,
+        horizon=c.task.horizon or suffix,
+        pad=t.tokenizer.pad,
+    )
+
+
+def _probe(
+    run: Run, c, t: Thinking, judging: thoughts.Judging | None, held: Callable[[str], list[Fork]]
+) -> thoughts.Probe:
+    """Returns the probe on the held-out places of a part; of likelihoods without `judging`."""
+    gaining = lambda params, *rest: _gains(c, t, run.cut.suffix, params, params, *rest)
+    return lambda params, part: thoughts.probe(
+        t,
+        c.task.probe,
+        params,
+        held(part),
+        judging=judging,
+        gaining=gaining if judging is None else None,
+        taught=bool(t.wanted.annotated),
+        batch=c.evals.batch,
+        seed=run.seed,
+    )
 
 
 def figures(

@@ -93,10 +93,11 @@ class Config(ChatConfig):
             return self.problems.reach()
         if not self.path:
             raise UserError("task.path: needed; a JSON Lines file of conversations")
-        try:
-            files.listed(self.path, "jsonl")
-        except UserError as error:
-            raise UserError(f"task.path: {error}") from None
+        files.check_json("task.path", self.path)
+
+    def reads(self):
+        """The files of conversations or problems."""
+        return self.problems.reads() if self.problems else files.json_files(self.path)
 
     def needs_truth(self):
         """Questions are the ground truth's."""

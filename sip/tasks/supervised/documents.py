@@ -6,6 +6,7 @@ Two baselines for self-improving pretraining are settings of it: `filter` drops 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,9 @@ def build(run: Run, c, mesh) -> SupervisedTask:
 
     `c` is the config of a supervised run.
     """
-    suite = ground_truth.suite(run, c.evals, c.model, mesh, c.log.samples)
+    # Whole documents are learned: short ones too, and the evaluation takes what is long enough.
+    how: Any = dict(any_length=c.task.packed)
+    suite = ground_truth.suite(run, c.evals, c.model, mesh, c.log.samples, **how)
     return SupervisedTask(
         _packed(run, c) if c.task.packed else _chunks(run, c, mesh),
         *tokens_loss(c),

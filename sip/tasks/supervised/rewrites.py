@@ -1,14 +1,20 @@
-"""Training a rewriter on examples: prompts of a rewriter with the ground truth's rewrites."""
+"""Training a rewriter on examples: prompts of a rewriter with rewrites.
 
+The rewrites are the ground truth's. Without one, the suffixes of the corpus are the rewrites of
+corrupted versions of them, and some of themselves.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
 
 from sip import rewriter
-from sip.data import documents, pipeline
+from sip.data import pipeline
 from sip.evals import continuations, rewrites
-from sip.evals.continuations import Prompts
+from sip.judge.labels import synthesis
 from sip.loading import LoadedModel
 from sip.padding import multiple, padded_tree
 from sip.run import Run, TaskConfig
@@ -20,23 +26,32 @@ from sip.text.tokenizer import Cached, Tokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class Config(TaskConfig):
-    """The task "rewrites": a rewriter learns the ground truth's rewrites. Raises UserError."""
+    """The task "rewrites": a rewriter learns the ground truth's rewrites, or to undo corruptions.
+
+    Raises UserError.
+    """
 
     prompt: str  # name of a built-in rewriter prompt, or path of a .txt file
     documents: int  # number of chunks to learn from
     held_out: int  # number of chunks to evaluate on
+    kinds: tuple[
+        str, ...
+    ] = ()  # corruptions of suffixes to undo; none: the ground truth's rewrites
 
     def __post_init__(self):
         check("task", self, documents=at_least(1), held_out=at_least(1))
         rewriter.load(self.prompt)  # checks that it exists
+        for kind in self.kinds:
+            synthesis.check_rule("task.kinds: no corruption", kind)
 
     def needs_truth(self):
-        """The rewrites to learn from are the ground truth's."""
-        return "task.name"
+        """The rewrites to learn from are the ground truth's, unless corruptions are undone."""
+        return "" if self.kinds else "task.name"
 
     def figures(self, truth):
-        """Names of the figures of the evaluation by the ground truth."""
-        return tuple(f"eval/{name}" for name in rewrites.FIGURES)
+        """Names of the figures of the evaluation."""
+        names = rewrites.REPAIRED if self.kinds else rewrites.FIGURES
+        return tuple(f"eval/{name}" for name in names)
 
 
 @dataclass(frozen=True)
@@ -55,22 +70,25 @@ class Examples:
 def build(run: Run, c, mesh) -> SupervisedTask:
     """Builds the task: examples of rewrites, evaluated by greedy rewrites.
 
-    `c` is the config of a supervised run. Raises UserError if the corpus has no ground truth.
+    `c` is the config of a supervised run. Raises UserError if the corpus has no ground truth and
+    `task.kinds` is empty.
     """
     wanted: Config = c.task
     corpus = run.corpus(c.split)
     prompt = rewriter.load(wanted.prompt)
-    truth = corpus.ground_truth("task.name rewrites")
     asked = continuations.prompts(corpus.chunks, range(wanted.documents), run.tokenizer)
-    examples = make(
-        truth, run.tokenizer, prompt, asked, words=corpus.cut.suffix, max_len=c.model.max_len
-    )
+    if wanted.kinds:
+        given, better = synthesis.in_turn(wanted.kinds, asked.suffixes, run.seed), asked.suffixes
+    else:
+        truth = corpus.ground_truth("task.name rewrites")
+        given = asked.suffixes
+        better = truth.rewrite(asked.prefixes, given, corpus.cut.suffix)
+    examples = make(run.tokenizer, prompt, asked.prefixes, given, better, max_len=c.model.max_len)
 
     def figures(params, split):
         model = LoadedModel(params, c.model, run.tokenizer, mesh)
-        return rewrites.evaluate(
-            model, prompt, run.corpus(split), held_out=wanted.held_out, batch=32
-        )
+        how: Any = dict(held_out=wanted.held_out, batch=32, kinds=wanted.kinds)
+        return rewrites.evaluate(model, prompt, run.corpus(split), **how)
 
     return SupervisedTask(
         lambda at: examples.batch(at, c.batch, seed=run.seed),
@@ -81,24 +99,22 @@ def build(run: Run, c, mesh) -> SupervisedTask:
 
 
 def make(
-    truth: documents.Truth,
     tokenizer: Tokenizer,
     prompt: rewriter.Prompt,
-    asked: Prompts,
+    prefixes: Sequence[str],
+    given: Sequence[str],
+    better: Sequence[str],
     *,
-    words: int,
     max_len: int,
 ) -> Examples:
-    """Makes examples of rewrites; those longer than `max_len` tokens are dropped.
-
-    `words` is the approximate length of a rewrite in words. Raises UserError if none fits.
+    """Makes examples that turn each text `given` into a `better` one; those longer than `max_len`
+    tokens are dropped. Raises UserError if none fits.
     """
     cached = Cached(tokenizer)
     rows = []
-    better = truth.rewrite(asked.prefixes, asked.suffixes, words)
-    for prefix, suffix, text in zip(asked.prefixes, asked.suffixes, better, strict=True):
-        before = rewriter.prompt_ids(prompt, tokenizer, cached, prefix, suffix)
-        after = rewriter.answer_ids(tokenizer, cached.encode, suffix, text)
+    for prefix, shown, text in zip(prefixes, given, better, strict=True):
+        before = rewriter.prompt_ids(prompt, tokenizer, cached, prefix, shown)
+        after = rewriter.answer_ids(tokenizer, cached.encode, shown, text)
         if len(before) + len(after) <= max_len and len(after) > 1:
             rows.append((before, after))
     if not rows:

@@ -31,7 +31,6 @@ from sip.data.conversations import Conversation, Conversations, Format, Unusable
 from sip.data.documents import PARTS
 from sip.data.problems import ProblemsConfig
 from sip.data.prompts import Prompt
-from sip.evals import problems as evals
 from sip.rewards import answers, majority
 from sip.rewards.answers import RIGHT, AnswersConfig
 from sip.run import Run
@@ -145,6 +144,10 @@ class Config(ChatConfig):
         """The models that answer, by config key."""
         return {"task.source": self.source, "task.start": self.start}
 
+    def reads(self):
+        """The files of problems."""
+        return self.problems.reads()
+
     def reach(self):
         """Raises UserError if a file of problems does not exist."""
         self.problems.reach()
@@ -211,8 +214,9 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     def finish(params) -> dict[str, Any]:
         how = wanted.wanted(c, form.stops, "start")
         now = sampled.solve(run, how, params, writer, test)
-        found = problems.figures(now, problems.votes_of(now, checker))
-        return run.write_eval({**found, **compared(start, now, found["answer_tokens"]), **kept})
+        after = problems.figures(now, problems.votes_of(now, checker))
+        found = problems.compared(start, now, sampled.figures(start), after)
+        return run.write_eval({**after, **found, **kept})
 
     batch = lambda at: train.batch(at, c.batch, seed=run.seed)
     return SupervisedTask(batch, *tokens_loss(c), during, finish)
@@ -229,21 +233,6 @@ def _greedy(wanted: Config, writer: AnswerWriter, params, asked, batch: int) -> 
         [one.cut[0] for one in solved],
     ]
     return {key: float(np.mean(each)) for key, each in zip(FIGURES, values, strict=True) if each}
-
-
-def compared(start: Sequence[Sampled], now: Sequence[Solved], tokens: float) -> dict[str, float]:
-    """Returns figures of answers to the same problems against those of the start.
-
-    `tokens` is the mean length of an answer, `tokens_ratio` its ratio to the start's. The pass
-    rates are by thirds of difficulty, as the start's pass rates rank the problems.
-    """
-    ours, theirs = ([one.passes for one in some] for some in (now, start))
-    before = problems.figures(start, problems.as_votes([one.groups for one in start]))
-    found = {f"start/{key}": x for key, x in before.items() if "@" in key or key == "answer_tokens"}
-    found["tokens_ratio"] = tokens / max(before["answer_tokens"], 1)
-    for name, rates in (("passes", ours), ("start/passes", theirs)):
-        found |= {f"{name}/{third}": x for third, x in evals.thirds(theirs, rates).items()}
-    return found
 
 
 def _answers(run: Run, c, mesh, form: Format, asked: Sequence[Prompt]) -> list[Sampled]:

@@ -6,16 +6,18 @@ and by the likelihood of held-out texts.
 """
 
 import functools
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import numpy as np
 
 from sip.data import packing, thoughts
-from sip.data.thoughts import Fork, Pieces
+from sip.data.thoughts import Pieces
 from sip.evals import continuations
 from sip.evals.thoughts import ProbeConfig
+from sip.judge.build import JudgeConfig
 from sip.mesh import full_rows, put_batch
 from sip.padding import trunk_only
 from sip.rewards.suffix_match import MatchConfig
@@ -36,7 +38,8 @@ class Config(TaskConfig):
     thoughts: ThoughtsConfig  # `annotated` is needed
     keep: bool = True  # learn the thoughts; False: the same texts without them, the control
     length: int = 0  # tokens of a row; 0: model.max_len
-    match: MatchConfig = MatchConfig()  # the probe's reward
+    match: MatchConfig = MatchConfig()  # the probe's reward without a judge
+    judge: JudgeConfig | None = None  # the probe's reward: the judge, which has one aspect
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     sampling: SamplingConfig = SamplingConfig()  # of the probe's answers
 
@@ -48,6 +51,8 @@ class Config(TaskConfig):
             )
         if not self.sampling.temperature:
             raise UserError("sampling.temperature must be positive: the probe's samples differ")
+        if self.judge is not None:
+            shared.check_judge(self.judge)
 
     def width(self, max_len: int) -> int:
         """Tokens of a row, for a model of `max_len`."""
@@ -62,9 +67,24 @@ class Config(TaskConfig):
         """Raises UserError if the probe's prefixes, thoughts and suffixes do not fit the model."""
         shared.check_room(c, cut, self.thoughts.tokens)
 
+    def reads(self):
+        """The files of annotated texts."""
+        return self.thoughts.reads()
+
+    def sources(self):
+        """The runs or directories that the judge reads."""
+        found = self.judge.sources() if self.judge else {}
+        return {f"task.{key}": value for key, value in found.items()}
+
+    def judges(self):
+        """The judge of the probe."""
+        return {"task.judge": self.judge} if self.judge else {}
+
     def reach(self):
-        """Raises UserError if there are no annotated texts."""
+        """Raises UserError if there are no annotated texts, or a judge does not answer."""
         self.thoughts.reach()
+        if self.judge:
+            self.judge.reach()
 
     def needs_thinker(self):
         """The thoughts may be those of the corpus's rule."""
@@ -79,34 +99,22 @@ class Config(TaskConfig):
 def build(run: Run, c, mesh) -> SupervisedTask:
     """Builds the task. `c` is the config of a supervised run. Raises UserError."""
     wanted: Config = c.task
-    t = shared.thinking(run, c, mesh, wanted.thoughts, wanted.sampling, suffix=True)
+    t = thinking(run, c, mesh)
     learned = encoded(t, shared.texts(run, wanted.thoughts, c.split), keep=wanted.keep)
     width = wanted.width(c.model.max_len)
     every = packing.joined((ids, [True] * len(ids)) for ids, _ in learned)
     rows = packing.pack(every, width=width, pad=run.tokenizer.pad)
     run.say(f"{run.name}: {packing.described(rows, c.steps * c.batch)}")
-    most = wanted.probe.prefixes
+    annotated = functools.cache(lambda part: shared.texts(run, wanted.thoughts, part))
+    probe = _probe(run, c, t, annotated)
 
     @functools.cache
-    def held_out(part: str) -> tuple[list[Fork], list[Row]]:
-        texts = shared.texts(run, wanted.thoughts, part)
-        places = shared.held(run, texts, part, most)
-        return places, encoded(t, texts[:most], keep=wanted.keep)
+    def told(part: str) -> list[Row]:
+        return encoded(t, annotated(part)[: wanted.probe.prefixes], keep=wanted.keep)
 
     def figures(params: Params, part: str) -> dict[str, float]:
-        places, told = held_out(part)
-        found = shared.probe(
-            t,
-            wanted.probe,
-            params,
-            places,
-            judging=lambda forks, answers: shared.matched(t, wanted.match, forks, answers),
-            gaining=None,
-            taught=True,
-            batch=c.evals.batch,
-            seed=run.seed,
-        )
-        nll = likelihoods(t, params, told, width, batch=c.evals.batch)
+        found = probe(params, part)
+        nll = likelihoods(t, params, told(part), width, batch=c.evals.batch)
         return {**{f"probe/{name}": x for name, x in found.items()}, **nll}
 
     def finish(params: Params) -> dict[str, Any]:
@@ -117,6 +125,42 @@ def build(run: Run, c, mesh) -> SupervisedTask:
         *tokens_loss(c),
         lambda params: {f"eval/{name}": x for name, x in figures(params, "validation").items()},
         finish,
+    )
+
+
+def thinking(run: Run, c, mesh) -> Thinking:
+    """Builds the parts of the probe. The control has learned no thoughts, so its prefixes have
+    none."""
+    wanted: Config = c.task
+    own = replace(wanted.thoughts, earlier=wanted.thoughts.earlier and wanted.keep)
+    return shared.thinking(run, c, mesh, own, wanted.sampling, suffix=True)
+
+
+def probing(run: Run, c, mesh) -> shared.Probe:
+    """Returns the probe that a run of this config has. Raises UserError."""
+    return _probe(
+        run, c, thinking(run, c, mesh), lambda part: shared.texts(run, c.task.thoughts, part)
+    )
+
+
+def _probe(run: Run, c, t: Thinking, annotated: Callable[[str], list[Pieces]]) -> shared.Probe:
+    """Returns the probe on held-out places of the annotated texts of a part."""
+    wanted: Config = c.task
+    judging, most = (
+        shared.judge_of(run, t, wanted.match, wanted.judge, 0, []),
+        wanted.probe.prefixes,
+    )
+    held = functools.cache(lambda part: shared.held(run, t, annotated(part), part, most))
+    return lambda params, part: shared.probe(
+        t,
+        wanted.probe,
+        params,
+        held(part),
+        judging=judging,
+        gaining=None,
+        taught=True,
+        batch=c.evals.batch,
+        seed=run.seed,
     )
 
 

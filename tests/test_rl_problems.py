@@ -496,6 +496,15 @@ def test_what_the_check_cannot_read_is_left_out_and_said_at_the_start(
         built(config, tmp_path)
 
 
+def test_an_evaluation_leaves_out_what_the_check_cannot_read(of_bytes, tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps(dict(problem="Which angle?", answer=r"\frac{\pi}{2}")))
+    how = dict(samples=1, most=8, template="none", batch=1, limit=0, seed=0)
+    asked = ProblemsConfig(test=str(path)), AnswersConfig(check="numeric"), SamplingConfig(1.0)
+    with pytest.raises(UserError, match="1 of 1 problems .* unread by the check numeric"):
+        evaluate.solve(of_bytes("start", MODEL), *asked, **how)
+
+
 def test_generated_problems_have_limits_too(monkeypatch):
     made = [problem_sets.Problem("a?", "1"), problem_sets.Problem("b?", "1" * 41)]
     monkeypatch.setattr(problem_sets, "_of_world", lambda cfg, data: made)

@@ -13,14 +13,16 @@ rl_problems.py:CHECKPOINT. Then policies learn from `format` with RLOO, a KL of 
 
     labels     right answers, as in rl_problems.py: what labels are worth
     majority   1 for the answer of most of the 8, else 0; the labels evolve with the policy
-    filtered   of twice as many problems those with a majority of at least 60 %
+    filtered   of twice as many problems those with a majority of at least 60 %, drawn again up to
+               twice if they are too few
     easiest    the third of the problems on which `format` agrees with itself most
     fixed      labels by the votes of `format`, made once
     random     0 or 1 by chance: a gain that this gives as well is not due to votes
 and on request
     soft       an answer's share of the 8
     hybrid     votes and right answers, half each
-    early      as majority, but ends when 3 evaluations on labelled problems were not better
+    early      as majority, but ends when 3 evaluations on labelled problems were not better; its
+               final evaluation is then that of the best parameters
 
 Expect in summary.json for each row mean@8, maj@8, pass@k, the same of the start (start/mean@8),
 reward/answers (greedy) and collapse_step, the update at which reward and KL to the start jumped
@@ -45,7 +47,7 @@ START = "START"  # what the arms start from
 ARMS = {  # changes to the reward's votes, and to the run
     "labels": ({}, dict(reward="answers")),
     "majority": ({}, {}),
-    "filtered": (dict(least_share=0.6), dict(oversample=2)),
+    "filtered": (dict(least_share=0.6), dict(oversample=2, redraws=2)),
     "easiest": (dict(easiest=1 / 3), {}),
     "fixed": (dict(teacher=START), {}),
     "random": ({}, dict(reward="random")),
@@ -91,6 +93,7 @@ def arm(start: ConfigDict, votes: dict, changes: dict) -> ConfigDict:
         advantage="rloo", denominator="constant", beta=0.001, kl="reward"
     )
     run.oversample = changes["oversample"] if "oversample" in changes else 1
+    run.redraws = changes["redraws"] if "redraws" in changes else 0
     run.evals.patience = changes["patience"] if "patience" in changes else 0
     run.evals.every_steps = min(20, run.evals.every_steps)
     run.checkpoint.best = BEST

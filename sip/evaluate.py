@@ -113,7 +113,11 @@ _FEWSHOT = flags.DEFINE_integer(
     "num_fewshot", -1, "lm_eval: examples before each question; -1: the task's own number."
 )
 _TENSOR = cli.tensor_flag()
-_PROBLEMS = cli.path_flag("problems", "", "problems: JSON Lines file of problems with answers.")
+_PROBLEMS = cli.path_flag(
+    "problems",
+    "",
+    "problems: files of problems with answers: JSON Lines or Parquet, a folder or a glob.",
+)
 _RUN = cli.shared(
     flags.DEFINE_string,
     "run",
@@ -284,7 +288,7 @@ def solve(
     tokenizer, where = loading.kept_tokenizer(directory), mesh.build(MeshConfig(1, -1, 1))
     encode, stops = prompts.encoding(_chat_template(directory, template), tokenizer)
     room = loading.recorded_model(directory).max_len - most
-    parts, left_out = rl_problems.prompts_of(cfg, data or {}, encode, room)
+    parts, left_out = rl_problems.prompts_of(cfg, data or {}, encode, room, checker)
     name = cfg.test or cfg.path or cfg.source
     if left_out:
         corpora.say(f"{name}: left out: {documents.listed(left_out)}")
@@ -397,8 +401,10 @@ def solved(directory: str) -> dict[str, float]:
         return solved_as_run(directory)
     if not _PROBLEMS.value:
         raise UserError("--evals=problems needs --problems=FILE, or --run=NAME of a workdir")
-    if not os.path.isfile(_PROBLEMS.value):
-        raise UserError(f"--problems {_PROBLEMS.value!r}: there is no such file")
+    try:
+        files.listed_any(_PROBLEMS.value)
+    except UserError as error:
+        raise UserError(f"--problems: {error}") from None
     return solve(
         directory,
         ProblemsConfig(test=_PROBLEMS.value, form=_FORM.value),

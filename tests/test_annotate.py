@@ -1,6 +1,8 @@
 """Tests the annotate command: yield, resuming, shards, teachers."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from serving import serve
@@ -8,14 +10,16 @@ from workdirs import call
 
 from sip.annotate import __main__ as command
 from sip.annotate import output, teachers
-from sip.annotate.teachers import Asked, Yield
-from sip.data import thoughts
+from sip.annotate.teachers import Asked, Unreached, Yield
+from sip.data import documents, thoughts
 from sip.data.thoughts import TAGS, ThoughtRule
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
 from sip.text.chat import Turn
 from sip.textgen.protocol import Cut
+from sip.textgen.remote import Remote, RemoteConfig
 from sip.textgen.scripted import Scripted
+from sip.textgen.transport import Answer
 
 TEXTS = [f"Text {i} says that {i} and 1 are {i + 1}." for i in range(40)]
 TEXTS[3] += " <think>Hm.</think>"
@@ -109,7 +113,8 @@ def test_an_output_has_one_writer_at_a_time(corpus, monkeypatch, capsys):
 def test_every_reason_is_counted():
     counts, how = Yield(), Asked(TAGS, ThoughtRule(9), most_words=50)
     found = teachers.annotate(TEXTS, Teacher(), how, counts)
-    assert [i for i, pieces in enumerate(found) if pieces is None] == [3, 5, *range(7, 15)]
+    assert [i for i, x in enumerate(found.pieces) if x is None] == [3, 5, *range(7, 15)]
+    assert found.asked == 38 and not found.unreached
     assert counts.rejected == {
         thoughts.TAGGED: 1, teachers.TOO_LONG: 1, teachers.FAILED: 1, teachers.CUT: 1,
         thoughts.CHANGED: 1, thoughts.UNCLOSED: 1, thoughts.NONE: 4,
@@ -133,6 +138,76 @@ def test_stopped_and_resumed_equals_uninterrupted(corpus, monkeypatch, capsys):
     capsys.readouterr()
     assert run(monkeypatch, corpus, thought_words=3) == 2
     assert "was begun with another thought_words" in capsys.readouterr().err
+
+
+def down(*numbers, after=0):
+    """Returns a teacher whose server is down: for some texts, or for all after some portions."""
+    calls = []
+
+    def teach(texts):
+        calls.append(texts)
+        out = lambda text: len(calls) > after if after else text.split()[1] in map(str, numbers)
+        return [Unreached("no answer: it is down") if out(x) else thinks(x) for x in texts]
+
+    return teach, calls
+
+
+def test_an_outage_ends_the_command_and_the_next_one_goes_on(corpus, monkeypatch, capsys):
+    assert run(monkeypatch, corpus, "--json", out=corpus / "whole.jsonl") == 0
+    whole = capsys.readouterr().out
+    assert run(monkeypatch, corpus, "--json", teacher=down(after=2)[0]) == 2
+    found = capsys.readouterr()
+    assert not found.out and found.err.startswith("error: ") and found.err.count("\n") == 1
+    assert " texts got no answer; 8 are done; run" in found.err and "it is down" in found.err
+    assert run(monkeypatch, corpus, "--json") == 0
+    assert capsys.readouterr().out == whole
+    assert (corpus / "t.jsonl").read_bytes() == (corpus / "whole.jsonl").read_bytes()
+
+
+def test_texts_without_an_answer_are_asked_again_by_the_next_command(corpus, monkeypatch, capsys):
+    assert run(monkeypatch, corpus, "--json", out=corpus / "whole.jsonl") == 0
+    whole, rows = json.loads(capsys.readouterr().out), read(corpus / "whole.jsonl")
+    lost = [row["text"].split()[1] for row in rows[2::9]]
+    for rerun in range(2):
+        teach, calls = down(*lost)
+        assert run(monkeypatch, corpus, "--json", teacher=teach) == 2
+        found = capsys.readouterr()
+        said = "texts got no answer" if rerun else f"{len(lost)} texts got no answer from the ser"
+        assert said in found.err
+        if not rerun:
+            left = json.loads(found.out)
+            assert left["unanswered"] == len(lost) == whole["texts"] - left["texts"]
+    assert sorted(text.split()[1] for text in sum(calls, [])) == sorted(lost)
+    assert run(monkeypatch, corpus, "--json", teacher=(last := Teacher())) == 0
+    assert json.loads(capsys.readouterr().out) == whole and last.calls == 1
+    assert sorted(read(corpus / "t.jsonl"), key=lambda row: row["doc"]) == rows
+
+
+def test_a_teacher_that_rewrites_every_text_ends_the_command(corpus, monkeypatch, capsys):
+    monkeypatch.setattr(command, "TRIED", 4)
+    rewrites = lambda texts: [f"<think>So.</think> {text.upper()}" for text in texts]
+    assert run(monkeypatch, corpus, teacher=rewrites, portion=8) == 2
+    said = capsys.readouterr().err
+    assert "none of 6 annotated texts can be accepted" in said and "6 with a changed text" in said
+    assert {path.name for path in corpus.iterdir()} == {"corpus.txt", ".t.jsonl.lock"}
+
+
+def test_an_edited_corpus_or_prompt_is_not_mixed_with_what_was_begun(corpus, monkeypatch, capsys):
+    """The number of texts and the first one are as before, and so is the prompt's name."""
+    prompt = corpus / "prompt.txt"
+    prompt.write_text("Think: {text}")
+    asked = dict(thoughts_prompt=prompt)
+    assert run(monkeypatch, corpus, teacher=Teacher(2), **asked) == 130
+    prompt.write_text("Think aloud: {text}")
+    assert run(monkeypatch, corpus, **asked) == 2
+    assert "was begun with another thoughts_prompt" in capsys.readouterr().err
+    prompt.write_text("Think: {text}")
+    edited = "\n\n".join([*TEXTS[:21], TEXTS[21] + " So.", *TEXTS[22:]])
+    (corpus / "edited.txt").write_text(edited)
+    assert {documents.part(text) for text in (TEXTS[21], TEXTS[21] + " So.")} == {"train"}
+    assert run(monkeypatch, corpus, corpus=corpus / "edited.txt", **asked) == 2
+    assert "was begun with another corpus" in capsys.readouterr().err
+    assert command.digest(["a", "b"]) != command.digest(["ab"]) != command.digest(["b", "a"])
 
 
 def test_shards_together_are_the_whole(corpus, monkeypatch, capsys):
@@ -187,6 +262,38 @@ def test_a_model_is_shown_the_text_as_it_stands_also_in_a_chat():
     plain = prompt.replace("{text}", text, 1)
     assert seen == [plain, f"<user>{plain}<assistant>"]
     assert teachers.by_model(model, prompt, **how)([]) == []
+
+
+def test_what_a_server_does_not_answer_is_told_from_what_it_refuses():
+    """A text that is too long for the server would be refused each time."""
+    said = [
+        Answer("annotated"),
+        Answer(Cut("anno")),
+        Answer(None, "no answer"),
+        Answer(None, "status 400: too long", final=True),
+        Answer(None),  # thoughts only
+    ]
+    server: Any = SimpleNamespace(answers=lambda *args, **how: said)
+    how: Any = dict(max_tokens=9, sampling=SamplingConfig(), seed=0)
+    found = teachers.by_server(server, "Think: {text}", **how)(["x"] * 5)
+    assert found == ["annotated", Cut("anno"), Unreached("no answer"), None, None]
+
+
+def test_a_server_is_asked_the_same_as_by_generate():
+    """So that answers in a cache stay."""
+    asked = []
+
+    def answer(path, payload):
+        asked.append(payload)
+        return answers(path, payload)
+
+    prompt, how = teachers.load_prompt("annotate"), {}
+    how |= dict(max_tokens=9, sampling=SamplingConfig(0.6), seed=3)
+    with serve(answer) as server:
+        remote = Remote(RemoteConfig(url=server.url, model="m", logprobs=0))
+        found = teachers.by_server(remote, prompt, **how)(["one and two"])
+        assert teachers.by_model(remote, prompt, **how)(["one and two"]) == found
+    assert found == ["one<think>add</think> and two"] and asked[0] == asked[1]
 
 
 WRONG = {

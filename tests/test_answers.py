@@ -15,6 +15,7 @@ import pytest
 from sip.data import problems
 from sip.rewards import answers
 from sip.rewards.answers import AnswersConfig, Checker, Gold
+from sip.rewards.majority import UNSURE, equal_by, grouped
 from sip.structs import UserError
 
 pytest.importorskip("math_verify")
@@ -105,6 +106,17 @@ def test_a_plain_check_needs_no_process(how, gold, said, verdict):
 
 
 @pytest.mark.slow  # processes that start, hang and are killed
+def test_an_answer_that_hangs_costs_one_timeout(checker):
+    """As the answer of a collapsed policy, and beside other answers that vote."""
+    hanging = [(gold, HANGS) for gold in ("5", "x+1", "2x")] * 80
+    asked = [[HANGS, "x+1", "1+x", "2x", "y", "x^2", "y^2", "z"]] * 8
+    started = time.monotonic()
+    assert set(check(checker, *hanging)) == {"timeout"}
+    assert grouped(asked, equal_by(checker)) == [[UNSURE, 0, 0, 1, 2, 3, 4, 5]] * 8
+    assert time.monotonic() - started < 60  # 240 and 56 timeouts of three seconds otherwise
+
+
+@pytest.mark.slow  # processes that start, hang and are killed
 def test_a_hang_is_masked_and_the_answers_around_it_are_right(checker):
     """Also an answer whose worker dies, and one that is too deep to look at."""
     many = [("x+1", "1+x"), ("5", HANGS), ("5", "(" * 99), ("2x", "x+x"), ("2x", "y")]
@@ -154,8 +166,8 @@ def test_a_process_that_dies_costs_its_answers_only(checker):
     process = checker._process[0]
     busy = children(process.pid)[0]
     threading.Timer(0.3, os.kill, (busy, signal.SIGKILL)).start()  # while it works
-    around = [("x+1", "1+x")] * 5
-    verdicts = check(checker, ("5", HANGS), ("5", HANGS), *around)
+    around = [(f"x+{n}", f"{n}+x") for n in range(5)]
+    verdicts = check(checker, ("5", HANGS), ("5", "8^{8^{8^{8}}}"), *around)
     assert sorted(verdicts[:2]) == ["died", "timeout"] and verdicts[2:] == ["right"] * 5
     process.kill()
     process.wait()
@@ -258,6 +270,7 @@ def test_right_answers_of_benchmarks_are_accepted(name):
     golds = [Gold(p.answer) for p in some]
     assert checker.verdicts(golds, said) == ["right"] * 200 and not left_out
     assert checker._compared([(p.answer, p.answer) for p in some]) == ["right"] * 200
+    assert checker.readable(golds) == ["right"] * 200
 
 
 @pytest.mark.slow
@@ -295,6 +308,61 @@ def test_a_failed_check_is_masked_and_what_was_not_found_is_wrong():
 )
 def test_equal_answers_give_equal_votes(said, votes):
     assert answers.key(said) == votes
+
+
+class Compares(Checker):
+    """A checker that counts its comparisons: HANGS times out, "huge" dies, "{" is unread."""
+
+    def __init__(self, check="math"):
+        super().__init__(AnswersConfig(check=check))
+        self.asked = []
+
+    def _compared(self, pairs):
+        self.asked += pairs
+        return [self.compared(*pair) for pair in pairs]
+
+    def compared(self, gold, said):
+        if gold != said:  # math-verify does not look into equal ones
+            for bad, verdict in ((HANGS, "timeout"), ("huge", "died")):
+                if bad in (gold, said):
+                    return verdict
+        return "unread" if said == "{" else "right" if {*gold} == {*said} else "wrong"
+
+
+def test_equal_answers_are_checked_once():
+    """A policy that collapses to one hanging answer costs one timeout, not 256."""
+    checker = Compares()
+    pairs = [("xy", HANGS), ("xy", "yx")] * 128
+    assert check(checker, *pairs) == ["timeout", "right"] * 128
+    assert sorted(checker.asked) == sorted(pairs[:2])
+
+
+def test_an_answer_that_has_timed_out_is_not_checked_with_other_right_answers():
+    checker = Compares()
+    pairs = [(gold, said) for gold in ("xy", "x+1", "z") for said in (HANGS, "yx")]
+    found = check(checker, *pairs)
+    assert found == ["timeout", "right", "timeout", "wrong", "timeout", "wrong"]
+    assert [said for _, said in checker.asked].count(HANGS) == 1
+    assert not checker.verdicts([], []) and len(checker.asked) == 4
+
+
+@pytest.mark.parametrize(
+    ("how", "golds", "verdicts"),
+    [
+        ("exact", ["Oxmoor", "1" * 41], ["right", "refused"]),
+        ("numeric", ["1,200", r"\frac{\pi}{2}", "50%"], ["right", "unread", "right"]),
+        (
+            "math",
+            ["1/2", "xy", "{", HANGS, "huge", "(" * 13],
+            ["right"] * 2 + ["unread", "timeout", "died", "refused"],
+        ),
+    ],
+)
+def test_right_answers_are_checked_by_themselves(how, golds, verdicts):
+    """Equal texts are right for `verdicts`, also those that the check cannot read."""
+    checker = Compares(how)
+    assert checker.readable([Gold(gold) for gold in golds]) == verdicts
+    assert "1/2" not in {gold for gold, _ in checker.asked}  # plain numbers need no process
 
 
 def test_a_missing_library_is_named(monkeypatch):

@@ -524,7 +524,7 @@ def test_problems_longer_than_the_context_are_counted_and_none_is_an_error(probl
     said = capsys.readouterr().err
     assert "no problem fits every policy" in said and "3 longer than 504 tokens" in said
     assert problems("--config.gap.problems.test=nowhere.jsonl") == 2
-    assert "gap.problems.test 'nowhere.jsonl': there is no such file" in capsys.readouterr().err
+    assert "gap.problems.test: nowhere.jsonl: there is no such file" in capsys.readouterr().err
 
 
 def test_a_judge_without_a_key_is_one_line(finished, quick, capsys, tmp_path):

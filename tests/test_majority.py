@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ from sip.data.prompts import Prompt
 from sip.evals.collapse import CollapseConfig, collapsed
 from sip.objectives import policy
 from sip.rewards import majority
-from sip.rewards.answers import AnswersConfig, Checker
-from sip.rewards.majority import NO_VOTE, MajorityConfig, equal_by, grouped, vote
+from sip.rewards.answers import PROBE, AnswersConfig, Checker
+from sip.rewards.majority import NO_VOTE, UNSURE, MajorityConfig, equal_by, grouped, vote
 from sip.stages import rl, watch
 from sip.stages.watch import Watch
 from sip.structs import UserError
@@ -21,7 +22,6 @@ from sip.tasks.rl.prompts import Config
 from sip.training.loop import CheckpointConfig
 
 NUMERIC = equal_by(Checker(AnswersConfig(check="numeric")))
-NEVER = lambda pairs: [False] * len(pairs)
 
 
 def test_equivalent_answers_are_one_group_and_no_answer_is_none():
@@ -43,7 +43,7 @@ def test_groups_are_transitive_and_compared_once_in_one_bounded_call():
 
     def equal(pairs):
         calls.append(pairs)
-        return [{*pair} in same for pair in pairs]
+        return [{*pair} in same for pair in pairs], set()
 
     row = ["d", "a", "b", "c", "a", "b", "c", "a", "d", "e"]
     assert grouped([row, ["x", "y", "z"]], equal, most=4) == [
@@ -62,6 +62,44 @@ def test_a_generators_own_check_compares_nothing():
     assert grouped([["1/2", "0.5", "half"]], own) == [[0, 0, 1]]
 
 
+def test_an_answer_that_cannot_be_compared_is_unsure_in_its_problems_only():
+    """h hangs; in the last problem it is compared with nothing."""
+    equal = lambda pairs: ([{*pair} == {"a", "b"} for pair in pairs], {"h"})
+    asked = [["a", "h", "b", "a"], ["a", "c", "a", None], ["h", "h", "h", None]]
+    assert grouped(asked, equal) == [
+        [0, UNSURE, 0, 0],
+        [0, 1, 0, NO_VOTE],
+        [0, 0, 0, NO_VOTE],
+    ]
+
+
+class Compares:
+    """A checker of texts that counts what it is asked: h hangs, ? cannot be read."""
+
+    cfg = AnswersConfig()
+
+    def __init__(self, **pairs):
+        self.asked, self.pairs = [], pairs
+
+    def verdicts(self, golds, answers):
+        asked = [(gold.answer, said) for gold, said in zip(golds, answers, strict=True)]
+        self.asked += asked
+        known = {PROBE + "h": "timeout", PROBE + "?": "unread"} | self.pairs
+        return [known["".join(x)] if "".join(x) in known else "wrong" for x in asked]
+
+
+def test_a_hanging_answer_costs_one_timeout_and_not_one_with_each_other_answer():
+    checker: Any = Compares(ab="right")
+    asked = [["h", "a", "b", "?"]] * 2
+    assert grouped(asked, equal_by(checker)) == [[UNSURE, 0, 0, 1]] * 2
+    assert set(checker.asked) == {*((PROBE, one) for one in "hab?"), ("a", "b")}
+
+
+def test_of_two_answers_whose_comparison_fails_the_rarer_is_unsure():
+    checker: Any = Compares(ba="died")
+    assert grouped([["a", "b", "c", "b"]], equal_by(checker)) == [[UNSURE, 0, 1, 0]]
+
+
 ANSWERS = [
     ["7", "7.0", "8", None],  # 2 of 4 votes for 7, though one text has no answer
     ["1", "1", "2", "2"],  # a tie
@@ -71,28 +109,31 @@ ANSWERS = [
 
 
 def test_the_majoritys_answer_is_rewarded_and_the_rest_masked_by_hand():
-    (reward_BK, valid_BK, metrics), labels = majority.reward(ANSWERS, NUMERIC, MajorityConfig())
+    found, labels, silent_B = majority.reward(ANSWERS, NUMERIC, MajorityConfig())
+    reward_BK, valid_BK, metrics = found
     assert reward_BK.tolist() == [[1, 1, 0, 0], [0] * 4, [0] * 4, [1, 1, 1, 0]]
     assert valid_BK.all(1).tolist() == [True, False, False, True] == valid_BK.any(1).tolist()
     assert labels == ["7", None, None, "3"]
+    assert silent_B.tolist() == [False, True, True, False]
     assert metrics == {
         "majority/share": (0.5 + 0.75, 2),  # of problems with a label; no answer is in the 4
         "majority/tied": (1, 4),
         "majority/no_vote": (1, 4),
         "majority/small": (0, 4),
         "majority/unread": (5, 16),
+        "majority/failed": (0, 16),
     }
 
 
 def test_a_small_majority_is_masked_and_counted():
     cfg = MajorityConfig(least_share=0.6)
-    (reward_BK, valid_BK, metrics), labels = majority.reward(ANSWERS, NUMERIC, cfg)
+    (reward_BK, valid_BK, metrics), labels, _ = majority.reward(ANSWERS, NUMERIC, cfg)
     assert valid_BK.any(1).tolist() == [False, False, False, True] and not reward_BK[0].any()
     assert metrics["majority/small"] == (1, 4) and labels == [None, None, None, "3"]
 
 
 def test_soft_rewards_are_shares_of_all_answers():
-    (reward_BK, _, _), _ = majority.reward(ANSWERS, NUMERIC, MajorityConfig(soft=True))
+    (reward_BK, _, _), *_ = majority.reward(ANSWERS, NUMERIC, MajorityConfig(soft=True))
     assert reward_BK.tolist() == [[0.5, 0.5, 0.25, 0], [0] * 4, [0] * 4, [0.75, 0.75, 0.75, 0.25]]
 
 
@@ -101,7 +142,7 @@ def test_a_frozen_teacher_votes_alone():
     teacher = [["8.0", "8", "7", None], ["2", "2"], ["5"], [None]]
     for soft, first in ((False, [0, 0, 1, 0]), (True, [0.25, 0.25, 0.5, 0])):
         cfg = MajorityConfig(soft=soft, teacher="start")
-        (reward_BK, valid_BK, _), labels = majority.reward(ANSWERS, NUMERIC, cfg, teacher)
+        (reward_BK, valid_BK, _), labels, _ = majority.reward(ANSWERS, NUMERIC, cfg, teacher)
         assert reward_BK.tolist() == [first, [0, 0, 1, 1], [0] * 4, [0] * 4]
         assert valid_BK.any(1).tolist() == [True, True, True, False]
         assert labels == ["8.0", "2", "5", None]
@@ -119,11 +160,41 @@ def test_the_vote_of_groups():
     assert vote([NO_VOTE]).share == 0 and not vote([NO_VOTE]).tied
 
 
+@pytest.mark.parametrize(
+    ("groups", "label", "failed"),
+    [
+        ([0, 0, 0, 1, UNSURE], 0, False),  # 3 to 1, or 3 to 2
+        ([0, 0, 1, UNSURE, NO_VOTE], NO_VOTE, True),  # 2 to 1, or 2 to 2
+        ([0, 0, UNSURE, UNSURE], NO_VOTE, True),  # the two may agree
+        ([0, 0, UNSURE], 0, False),
+        ([0, 1, UNSURE], NO_VOTE, True),  # not a tie: the third voter may decide it
+        ([UNSURE, UNSURE], NO_VOTE, True),
+    ],
+)
+def test_a_vote_counts_if_the_unsure_voters_cannot_change_it(groups, label, failed):
+    found = vote(groups)
+    assert (found.label, found.failed, found.tied) == (label, failed, False)
+
+
+def test_failed_comparisons_are_masked_and_counted_and_are_no_ties():
+    """In the first problem h is masked; in the second the problem, as h might be b. The third has a
+    tie, which is no failure."""
+    equal = lambda pairs: ([False] * len(pairs), {"h"})
+    asked = [["a", "a", "a", "h"], ["a", "b", "a", "h"], ["a", "a", "b", "b"]]
+    found, labels, silent_B = majority.reward(asked, equal, MajorityConfig())
+    reward_BK, valid_BK, metrics = found
+    assert reward_BK.tolist() == [[1, 1, 1, 0], [0] * 4, [0] * 4]
+    assert valid_BK.tolist() == [[True] * 3 + [False], [False] * 4, [False] * 4]
+    assert labels == ["a", None, None] and silent_B.tolist() == [False, False, True]
+    assert metrics["majority/failed"] == (1 + 4, 12)
+    assert metrics["majority/tied"] == (1, 3) and metrics["majority/no_vote"] == (0, 3)
+
+
 def test_masked_problems_are_replaced_by_others_of_the_batch():
     """Problems without a majority are chosen last, of twice as many."""
     answers = [*ANSWERS, ["6", "6", "6", "6"], ["9", "9", "9", None]]
     cfg = MajorityConfig(least_share=0.6)
-    (reward_BK, valid_BK, _), _ = majority.reward(answers, NUMERIC, cfg)
+    (reward_BK, valid_BK, _), *_ = majority.reward(answers, NUMERIC, cfg)
     advantage_BK = np.asarray(policy.advantages(reward_BK, valid_BK, "rloo"))
     assert rl.learned_rows(advantage_BK, valid_BK, 2).tolist() == [3, 5]  # the mixed ones
     assert rl.learned_rows(advantage_BK, valid_BK, 3).tolist() == [3, 4, 5]  # then agreement
@@ -288,15 +359,40 @@ def test_an_unknown_arm_is_named_and_arms_are_chosen():
         of("sof")
 
 
-def test_a_hybrid_is_a_sum_by_weights():
-    """The votes say 7, the check 8: half each; a tie masks the right answer as well."""
-    asked = [Prompt([1], "p", "p"), Prompt([1], "q", "q")]
-    x = prompts.Answers(asked, [[[3]] * 4] * 2, [["a"] * 4] * 2, np.zeros((2, 4), bool))
-    votes = lambda x: majority.reward(ANSWERS[:2], NUMERIC, MajorityConfig())[0]
-    right_BK = np.array([[0, 0, 1, 0], [0, 0, 1, 1]], np.float32)
-    check = lambda x: (right_BK, np.ones((2, 4), bool), {})
-    wanted = SimpleNamespace(ends=True, cut_penalty=0.0)
-    parts_PBK, valid_BK, metrics = prompts._rewarded({"m": votes, "a": check}, wanted, x, 8)
+def part(reward_BK, valid_BK=None, silent=()):
+    reward_BK = np.array(reward_BK, np.float32)
+    valid_BK = np.ones(reward_BK.shape, bool) if valid_BK is None else np.array(valid_BK, bool)
+    silent_B = np.array([b in silent for b in range(len(reward_BK))])
+    return prompts.Part(reward_BK, valid_BK & ~silent_B[:, None], {}, silent_B)
+
+
+def test_a_hybrid_is_a_sum_by_weights_and_a_tie_leaves_the_check_alone():
+    """The votes say 7, the check 8: half each. The second problem is a tie of the votes, so that
+    the right answers alone decide. In the third a check has failed: it masks its answer. In the
+    fourth nothing is known."""
+    asked = [Prompt([1], name, name) for name in "pqrs"]
+    x = prompts.Answers(asked, [[[3]] * 4] * 4, [["a"] * 4] * 4, np.zeros((4, 4), bool))
+    found, _, silent_B = majority.reward(
+        [*ANSWERS[:2], *ANSWERS[3:1:-1]], NUMERIC, MajorityConfig()
+    )
+    wanted: Any = SimpleNamespace(ends=True, cut_penalty=0.0)
+    right = [[0, 0, 1, 0], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]
+    checked = part(right, [[1] * 4, [1] * 4, [1, 1, 0, 1], [0] * 4])
+    parts = {"m": prompts.Part(*found, silent_B), "a": checked}
+    parts_PBK, valid_BK, metrics = prompts._rewarded(parts, wanted, x, 8)
     total_BK = np.einsum("P,PBK->BK", [0.5, 0.5], parts_PBK)
-    assert total_BK[0].tolist() == [0.5, 0.5, 0.5, 0] and valid_BK.any(1).tolist() == [True, False]
-    assert metrics["reward/m/skipped"] == (4, 8)
+    assert total_BK[:2].tolist() == [[0.5, 0.5, 0.5, 0], [0, 0, 0.5, 0.5]]
+    assert total_BK[2, [0, 1, 3]].tolist() == [1, 0.5, 0]
+    assert valid_BK.tolist() == [[True] * 4, [True] * 4, [True, True, False, True], [False] * 4]
+    assert metrics["reward/m/skipped"] == (8, 16) and metrics["reward/a/skipped"] == (5, 16)
+    alone = prompts._rewarded({"m": parts["m"]}, wanted, x, 8)[1]
+    assert alone.any(1).tolist() == [True, False, True, False]  # a silent reward alone
+
+
+def test_failed_comparisons_stop_a_run_and_ties_do_not():
+    tie, dead = part(np.zeros((2, 2)), silent=(0, 1)), part(np.zeros((2, 2)), np.zeros((2, 2)))
+    prompts._check_failed({"majority": tie}, 0.0)
+    with pytest.raises(UserError, match="100% of a batch's answers.*skipped by: majority 100%"):
+        prompts._check_failed({"majority": dead, "answers": tie}, 0.5)
+    half = part(np.zeros((2, 2)), [[0, 0], [1, 1]])
+    prompts._check_failed({"majority": half}, 0.5)

@@ -1,10 +1,14 @@
 """Tests problems: files, generated ones, those of the micro-world, and the forms of answers."""
 
 import dataclasses
+import gzip
 import json
+import time
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from sip.data import problems
 from sip.data.documents import DataConfig, load, part
@@ -60,6 +64,44 @@ def test_an_answer_that_is_no_finite_number_is_left_out(tmp_path):
                             ("NaN", "1e400", "-Infinity", "1e300")))  # fmt: skip
     found, left_out = problems.read(str(path), 0.9)
     assert [p.answer for p in found] == ["1e+300"] and left_out == {problems.NO_SUCH_ANSWER: 3}
+
+
+def test_files_of_several_formats_a_folder_and_a_glob_are_read(tmp_path):
+    """As the hub has them: Parquet in shards, with the test set beside them."""
+    rows = [dict(question=f"{n}?", answer=f"It is <<{n}={n}>>{n}.\n#### {n}") for n in range(6)]
+    folder = tmp_path / "main"
+    folder.mkdir()
+    for shard in range(2):
+        table = pyarrow.Table.from_pylist(rows[3 * shard : 3 * shard + 3])
+        parquet.write_table(table, folder / f"train-{shard:05}-of-00002.parquet")
+    aime = dict(problem="AIME?", answer=204, year=2024)
+    with gzip.open(tmp_path / "aime.jsonl.gz", "wt") as file:
+        file.write(json.dumps(aime))
+    for path, count in (
+        (str(folder), 6),
+        (f"{folder}/train-*.parquet", 6),
+        (f"{folder}/train-00001-of-00002.parquet", 3),
+        (f"{tmp_path}/aime.jsonl.gz,{tmp_path}/aime.jsonl.gz", 1),
+    ):
+        found, left_out = problems.read(path, 0.0)
+        assert len(found) == count and not left_out
+        ProblemsConfig(path=path).reach()
+        assert ProblemsConfig(path=path).reads().keys() == {path}
+        if count == 3:
+            assert found[0] == problems.Problem("3?", "3", "It is 3.")
+    assert found[0].answer == "204"
+    parquet.write_table(table, folder / "test-00000-of-00001.parquet")
+    assert len(ProblemsConfig(path=f"{folder}/train*").reads()[f"{folder}/train*"]) == 2
+    with pytest.raises(UserError, match="test-00000-of-00001.parquet: is a test set by its na"):
+        ProblemsConfig(path=str(folder)).reach()
+    with pytest.raises(UserError, match="problems.path: .*aime.jsonl.gz: is JSON, not Parquet"):
+        ProblemsConfig(path=f"{folder}/train*,{tmp_path}/aime.jsonl.gz").reach()
+    parquet.write_table(pyarrow.Table.from_pylist([*rows, {"question": "?"}]), folder / "b.parquet")
+    with pytest.raises(UserError, match="1 of 7 problems cannot be used.*1 without an answer"):
+        problems.read(f"{folder}/b.parquet", 0.1)
+    with pytest.raises(UserError, match=r"problems.test: .*a.csv: CSV is not read"):
+        (tmp_path / "a.csv").write_text("problem,answer")
+        ProblemsConfig(path=f"{folder}/train-*", test=str(tmp_path / "a.csv")).reach()
 
 
 def test_no_problem_of_the_test_file_is_learned(tmp_path):
@@ -121,6 +163,21 @@ def test_a_missing_file_and_another_world_are_named(tmp_path):
 )
 def test_a_boxed_answer_is_the_last_whole_one(text, answer):
     assert problems.extract("boxed", text) == answer
+
+
+@pytest.mark.parametrize("text", [r"\boxed{" * 5000, r"\boxed{" * 5000 + "{}", "{" * 40000])
+def test_boxes_that_never_close_are_looked_through_once(text):
+    """The time grew with the square of their number: 6.5 s for these."""
+    started = time.process_time()
+    assert problems.extract("boxed", text) is None
+    assert time.process_time() - started < 1
+    assert problems.extract("boxed", rf"\boxed{{7}} {text}") == "7"
+
+
+def test_the_last_box_that_closes_is_found_inside_others():
+    assert problems.extract("boxed", r"} \boxed{1 \boxed{2} {3}") == "2"
+    assert problems.extract("boxed", r"\boxed{1 \fbox{2}} {") == "2"
+    assert problems.extract("boxed", r"\boxed{1} \boxed{\frac{2}{3}} \boxed{{4}") == r"\frac{2}{3}"
 
 
 @pytest.mark.parametrize(

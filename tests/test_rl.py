@@ -6,6 +6,8 @@ import importlib
 import json
 import os
 import signal
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +40,7 @@ KINDS = {
     "dapo": PolicyConfig("grpo", "token", clip_high=0.28),
     "rloo": PolicyConfig("rloo", "constant"),
 }
+NOTHING: Any = None  # in the place of what is never looked at
 B, K, R = 4, 3, 3
 REWARD_BK = np.array([[1.0, 0, 0], [0, 0, 0], [1, 0, 1], [1, 1, 0]], np.float32)
 VALID_BK = np.array([[True] * 3, [True] * 3, [True] * 3, [True, True, False]])
@@ -108,13 +111,53 @@ def test_the_gradient_is_that_of_plain_sequences_times_advantages(kind):
     assert float(metrics["clip_fraction"][0]) == 0
 
 
-@pytest.mark.parametrize("kind", ["grpo", pytest.param("dapo", marks=pytest.mark.slow)])
-@pytest.mark.slow  # test_step and test_policy add microbatches up
+@pytest.mark.parametrize("kind", [pytest.param("grpo", marks=pytest.mark.slow), "dapo"])
 def test_microbatches_give_the_whole_batchs_gradient(kind):
     check = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=4e-6)
     jax.tree.map(check, found(kind, 2), found(kind, 1))
     length_B = np.asarray(batch(kind).tree.mask_BCR).sum((1, 2))
     assert length_B[::2].sum() != length_B[1::2].sum()  # a mean of means would differ
+
+
+@pytest.mark.parametrize(
+    ("redraws", "rewarded", "numbers"),
+    [
+        (0, {3: 1}, [3]),
+        (2, {9: 2}, [9]),
+        (2, {9: 0, 10: 1, 11: 1}, [9, 10, 11]),
+        (2, {9: 0, 10: 1, 11: 0}, [9, 10, 11]),  # the draws end
+        (3, {12: 1, 13: 1}, [12, 13]),
+    ],
+)
+def test_prompts_without_a_reward_are_drawn_again(monkeypatch, redraws, rewarded, numbers):
+    """Batches of two prompts; step 3. Trunks of the second batch are longer."""
+    asked = []
+
+    def draw(c, task, params, number, *rest, **how):
+        asked.append(number)
+        tree = jax.tree.map(np.asarray, tiny.tree(seed=number, B=2, T=4 + number % 2, C=2, R=3))
+        valid_BC = np.arange(2)[:, None] * np.ones((1, 2), int) >= 2 - rewarded[number]
+        advantage_BC = np.array([[1.0, -1.0]], np.float32) * valid_BC
+        ce_BT = np.zeros(tree.mask_BT.shape, bool)
+        found = losses.Branches(tree, valid_BC, advantage_BC, np.full((2, 2, 3), number), ce_BT)
+        share: Any = (2.0 - rewarded[number], 2.0), f"answers {number}"
+        return rl.Drawn(found, advantage_BC, {"rl/invalid": share[0]}, share[1])
+
+    monkeypatch.setattr(rl, "draw", draw)
+    c: Any = SimpleNamespace(batch=2, redraws=redraws)
+    branches, found, seen = rl.collect(c, NOTHING, NOTHING, 3, 0)
+    assert asked == numbers and seen == f"answers {numbers[0]}"
+    learned = sum(rewarded.values())
+    assert branches.valid_BC.any(1).sum() == learned and len(branches.valid_BC) == 2
+    assert found["rl/masked_learned"] == (2 - learned, 2)
+    assert found["rl/invalid"] == (2 * len(asked) - learned, 2 * len(asked))
+    assert ("rl/draws" in found) == (redraws > 0)
+    for b in np.flatnonzero(branches.valid_BC.any(1)):  # each row is that of its batch
+        number = int(branches.old_logp_BCR[b, 0, 0])
+        T = 4 + number % 2
+        own = tiny.tree(seed=number, B=2, T=T, C=2, R=3)
+        assert branches.tree.tokens_BT[b, :T].tolist() in np.asarray(own.tokens_BT).tolist()
+        assert not branches.tree.mask_BT[b, T:].any() and branches.tree.mask_BT[b, :T].all()
 
 
 def test_a_reference_that_is_the_policy_adds_nothing_and_another_does():

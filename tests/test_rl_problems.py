@@ -1,5 +1,6 @@
 """Tests RL on problems: the task, the gate before it, overlong answers, figures of many answers."""
 
+import dataclasses
 import importlib
 import itertools
 import json
@@ -7,19 +8,21 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 import tiny
 from workdirs import call, lines
 
-from sip import evaluate
+from sip import evaluate, loading
 from sip import workdir as workdirs
 from sip.data import problems as problem_sets
 from sip.data.problems import ProblemsConfig
 from sip.data.prompts import Prompt
 from sip.evals import problems as evals
 from sip.mesh import single
-from sip.rewards.answers import AnswersConfig, Checker
+from sip.rewards import answers
+from sip.rewards.answers import AnswersConfig, Checker, Gold
 from sip.run import Run
 from sip.sampling import SamplingConfig
 from sip.sections import plain, section
@@ -27,8 +30,7 @@ from sip.stages import rl
 from sip.stages.rl import GateConfig
 from sip.structs import UserError
 from sip.tasks import sampled
-from sip.tasks.rl import problems as rl_task_problems
-from sip.tasks.rl import prompts
+from sip.tasks.rl import problems, prompts
 from sip.tasks.rl.prompts import Config
 from sip.tasks.sampled import Sampled
 from sip.tasks.supervised import conversations
@@ -43,6 +45,111 @@ ROWS = [
         answer=f"{i}+2=<<{i}+2={i + 2}>>{i + 2}\n#### {i + 2}",
     )
     for i in range(40)
+]
+
+
+# Questions, worked solutions and answers in the format of GSM8K, with its calculator marks.
+GRADE_SCHOOL = [
+    (
+        "Mara bakes 4 trays of 12 rolls and sells 30. How many rolls are left?",
+        "She bakes 4*12=<<4*12=48>>48 rolls.\n48-30=<<48-30=18>>18 are left.",
+        "18",
+    ),
+    (
+        "A ticket costs $7. How much do 3 tickets and a $4 map cost?",
+        "The tickets cost 3*7=$<<3*7=21>>21.\nIn all it is 21+4=$<<21+4=25>>25.",
+        "25",
+    ),
+    (
+        "Half of 36 sheep are black. How many are not black?",
+        "36/2=<<36/2=18>>18 are black.\n36-18=<<36-18=18>>18 are not.",
+        "18",
+    ),
+    (
+        "A pump fills 150 litres an hour. How many does it fill in 8 hours?",
+        "It fills 150*8=<<150*8=1200>>1,200 litres.",
+        "1,200",
+    ),
+    (
+        "Ivo reads 20 pages a day. How many days do 140 pages take?",
+        "It takes 140/20=<<140/20=7>>7 days.",
+        "7",
+    ),
+    (
+        "Rosa had $50, spent $18 and earned $6. How much has she?",
+        "After spending she has 50-18=$<<50-18=32>>32.\nThen 32+6=$<<32+6=38>>38.",
+        "38",
+    ),
+    (
+        "A box has 6 rows of 5 eggs. 4 are broken. How many are whole?",
+        "There are 6*5=<<6*5=30>>30 eggs.\n30-4=<<30-4=26>>26 are whole.",
+        "26",
+    ),
+    (
+        "A car drives 60 km an hour for 2.5 hours. How far does it drive?",
+        "It drives 60*2.5=<<60*2.5=150>>150 km.",
+        "150",
+    ),
+    (
+        "Twins are 9. Their sister is 4 years older. What is the sum of the ages?",
+        "The sister is 9+4=<<9+4=13>>13.\nThe sum is 9+9+13=<<9+9+13=31>>31.",
+        "31",
+    ),
+    (
+        "A shirt of $40 is 25% off. What does it cost?",
+        "The discount is 40*.25=$<<40*.25=10>>10.\nIt costs 40-10=$<<40-10=30>>30.",
+        "30",
+    ),
+    (
+        "Nine friends share 63 nuts evenly. How many does each get?",
+        "Each gets 63/9=<<63/9=7>>7.",
+        "7",
+    ),
+    (
+        "A class of 28 has 4 more girls than boys. How many girls are there?",
+        "Boys: 28-4=<<28-4=24>>24, 24/2=<<24/2=12>>12.\nGirls: 12+4=<<12+4=16>>16.",
+        "16",
+    ),
+    (
+        "Leo saves $15 a week. How much has he after 10 weeks?",
+        "He has 15*10=$<<15*10=150>>150.",
+        "150",
+    ),
+    (
+        "A rope of 90 cm is cut into 3 equal parts. How long are 2 of them?",
+        "A part has 90/3=<<90/3=30>>30 cm.\nTwo have 30*2=<<30*2=60>>60 cm.",
+        "60",
+    ),
+    (
+        "A farm ships 25 crates of 48 pears. How many pears is that?",
+        "It is 25*48=<<25*48=1200>>1200 pears.",
+        "1200",
+    ),
+    (
+        "Tea is $3 and cake $5. How much do 2 teas and 2 cakes cost?",
+        "Teas: 2*3=$<<2*3=6>>6. Cakes: 2*5=$<<2*5=10>>10.\n6+10=$<<6+10=16>>16.",
+        "16",
+    ),
+    (
+        "It is 5 degrees and falls by 8. What is the temperature?",
+        "It is 5-8=<<5-8=-3>>-3 degrees.",
+        "-3",
+    ),
+    (
+        "A tank of 80 litres is 3/4 full. How many litres fit in?",
+        "It holds 80*3/4=<<80*3/4=60>>60.\n80-60=<<80-60=20>>20 fit in.",
+        "20",
+    ),
+    (
+        "Uma runs 3 km on 5 days a week. How far does she run in 4 weeks?",
+        "A week has 3*5=<<3*5=15>>15 km.\n15*4=<<15*4=60>>60 km.",
+        "60",
+    ),
+    (
+        "A library has 2,000 books and lends 350. How many stay?",
+        "2000-350=<<2000-350=1650>>1,650 stay.",
+        "1,650",
+    ),
 ]
 
 
@@ -111,7 +218,7 @@ def test_answers_of_a_model_of_documents_are_scored_and_their_thoughts_read():
     prompt = Prompt([1], asked.text, asked.text, fields)
     for text, (reward, supported) in texts.items():
         args = [prompt], [[[1]]], [[text]], np.array([[True]])  # cut
-        reward_BK, _, metrics = rl_task_problems.reward(cfg, checker, oracle, *args)
+        reward_BK, _, metrics = problems.reward(cfg, checker, oracle, *args)
         assert reward_BK.tolist() == [[reward]], text
         assert metrics["answers/supported"] == (supported, reward), text
 
@@ -210,7 +317,9 @@ def test_held_out_problems_and_test_sets_are_never_learned(of_bytes, tmp_path):
 
 def measured(monkeypatch, flat, gate, kept):
     found = [{"rl/flat_groups": (n, 4.0), "reward/all": (n, 8.0)} for n in flat]
-    monkeypatch.setattr(rl, "collect", lambda c, task, params, at, *_, **__: (None, found[at]))
+    monkeypatch.setattr(
+        rl, "draw", lambda c, task, params, at, *_, **__: rl.Drawn(None, None, found[at], None)
+    )
     run = SimpleNamespace(name="rlvr", seed=0, say=kept.append)
     c = SimpleNamespace(gate=gate, answered=4, rollouts=2)
     return rl.measure(run, c, None, None)
@@ -271,14 +380,139 @@ def test_worked_solutions_become_conversations_in_the_parts_of_the_problems(of_b
     first = next(one for one, _ in found if "has 0 eggs" in one.key)
     assert first.messages[0]["content"] == f"Solve: {ROWS[0]['question']}"
     assert first.messages[1]["content"] == "0+2=2\n\\boxed{2}"
-    from sip.data import problems
-
-    parts, _ = problems.load(cfg, {})
+    parts, _ = problem_sets.load(cfg, {})
     for part, some in parts.items():
         ours = {one.key for one, _ in found if one.part == part}
         assert ours == {f"Solve: {p.text}" for p in some}
     with pytest.raises(UserError, match="task.path, task.questions and task.problems: give one"):
         conversations.Config(name="conversations", path="x", problems=cfg, chat="turns")
+
+
+def grade_school(of_bytes, tmp_path, **task):
+    """Returns the recipe for GRADE_SCHOOL, checked by math-verify; weight decay moves a model."""
+    rows = [dict(question=q, answer=f"{steps}\n#### {a}") for q, steps, a in GRADE_SCHOOL]
+    config = recipe(of_bytes, tmp_path, rows, **task)
+    run = config.runs.rlvr
+    run.task.problems.template, run.task.answers.check = "", "math"
+    run.optim.update(warmup_steps=0, lr=0.1, weight_decay=0.5)
+    run.evals.every_steps = 1
+    return config
+
+
+def test_the_format_of_gsm8k_end_to_end_in_one_step(of_bytes, quick, tmp_path, capsys):
+    """Loader, prompt, one RL step and evaluation; nothing is left out."""
+    config = grade_school(of_bytes, tmp_path)
+    config.runs.rlvr.steps = 1
+    figures = rl.train(Run(config, "rlvr", str(tmp_path / "work")))
+    said = capsys.readouterr().err
+    assert "prompts: " in said and "left out" not in said
+    start, first, evaluation = lines(tmp_path / "work", "rlvr")
+    assert start["step"] == 0 and start["eval/start/mean@2"] == 0
+    assert first["step"] == 1 and first["answers/unread"] == 1 and first["grad/norm"] == 0
+    assert evaluation["eval/reward/answers"] == 0
+    assert {"mean@2", "maj@2", "pass@2"} <= figures.keys() and figures["mean@2"] == 0
+    task = built(config, tmp_path)
+    right = {q: a.replace(",", "") for q, _, a in GRADE_SCHOOL}
+    texts = [Byte().decode(ids) for ids in task.prompts(0)]
+    asked = [text.removeprefix("<|user|>").partition("\nReason step by step")[0] for text in texts]
+    ids = [
+        [[*b"So \\boxed{%s}" % right[q].encode(), Byte.eos], [*b"\\boxed{0}", Byte.eos]]
+        for q in asked
+    ]
+    reward_PBK, valid_BK, _ = task.reward(0, ids)
+    assert reward_PBK[0].tolist() == [[1, 0]] * 2 and valid_BK.all()
+
+
+def test_a_run_that_ends_early_is_evaluated_with_its_best_parameters(
+    of_bytes, quick, tmp_path, monkeypatch, capsys
+):
+    """No answer is right, so the first of equal evaluations is the best one, and the second ends
+    the run."""
+    config = grade_school(of_bytes, tmp_path)
+    run = config.runs.rlvr
+    run.steps, run.evals.patience, run.checkpoint.best = 4, 1, "eval/reward/answers"
+    build, finished = prompts.build, []
+    keep = lambda params: finished.append(params) or {}
+    kept = lambda *args: dataclasses.replace(build(*args), finish=keep)
+    monkeypatch.setitem(rl.TASKS, "prompts", (Config, kept))
+    work = tmp_path / "work"
+    figures = rl.train(Run(config, "rlvr", str(work)))
+    assert (figures["stopped_early_after"], figures["evaluated_step"]) == (2, 1)
+    assert "the best parameters are evaluated, step 1" in capsys.readouterr().err
+    best, last = (
+        loading.load_params(str(work / "runs" / name), single())[0]
+        for name in ("rlvr/best", "rlvr")
+    )
+    jax.tree.map(np.testing.assert_array_equal, finished, [best])
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (best, last)), strict=True))
+
+
+def test_missing_files_to_evaluate_are_named(capsys):
+    argv = ["--evals=problems", "--problems=nowhere/*.jsonl", "--checkpoint=."]
+    assert call(evaluate, *argv) == 2
+    assert "error: --problems: nowhere/*.jsonl: no file has such a name" in capsys.readouterr().err
+
+
+def test_a_best_checkpoint_without_held_out_problems_is_refused_at_the_start(of_bytes, tmp_path):
+    config = recipe(of_bytes, tmp_path, ROWS[2:6])
+    config.runs.rlvr.checkpoint.best = "eval/reward/answers"
+    said = "checkpoint.best 'eval/reward/answers' needs evaluations, but .* nothing in the part val"
+    with pytest.raises(UserError, match=said):
+        built(config, tmp_path)
+    config.runs.rlvr.checkpoint.best = ""
+    built(config, tmp_path)
+
+
+def test_answers_vote_by_verified_equivalence():
+    """By their texts the wrong 6 has most votes, by the check the 5."""
+    checker, said = Checker(AnswersConfig(check="numeric")), ["$5", "\\$5", "5", "6", "6"]
+    verdicts = checker.verdicts([Gold("5")] * 5, said)
+    one = problems.Solved("p", said, [*said], verdicts, [False] * 5, [1] * 5)
+    found = problems.figures([one], problems.votes_of([one], checker))
+    assert found["maj@5"] == 1 and found["mean@5"] == 0.6 and found["distinct_answers"] == 2
+    keys = [[answers.key(x) for x in said]]
+    assert problems.figures([one], keys)["maj@5"] == 0
+
+
+@pytest.mark.parametrize(
+    ("check", "answer", "said"),
+    [
+        ("numeric", r"\frac{\pi}{2}", "1 whose right answer is unread by the check numeric"),
+        ("exact", "(" * 13, "1 with an answer that is too long or too deep to check"),
+    ],
+    ids=["unread", "too deep"],
+)
+def test_what_the_check_cannot_read_is_left_out_and_said_at_the_start(
+    check, answer, said, of_bytes, tmp_path, capsys
+):
+    bad = [dict(problem="Which angle?", answer=answer)]
+    config = recipe(of_bytes, tmp_path, [*ROWS, *bad])
+    config.runs.rlvr.task.answers.check = check
+    built(config, tmp_path)
+    assert said in capsys.readouterr().err
+    config = recipe(of_bytes, tmp_path, [*ROWS[:8], *bad])
+    config.runs.rlvr.task.answers.check = check
+    with pytest.raises(UserError, match=f"1 of 9 problems cannot be used.*allows: {said}"):
+        built(config, tmp_path)
+
+
+def test_an_evaluation_leaves_out_what_the_check_cannot_read(of_bytes, tmp_path):
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps(dict(problem="Which angle?", answer=r"\frac{\pi}{2}")))
+    how = dict(samples=1, most=8, template="none", batch=1, limit=0, seed=0)
+    asked = ProblemsConfig(test=str(path)), AnswersConfig(check="numeric"), SamplingConfig(1.0)
+    with pytest.raises(UserError, match="1 of 1 problems .* unread by the check numeric"):
+        evaluate.solve(of_bytes("start", MODEL), *asked, **how)
+
+
+def test_generated_problems_have_limits_too(monkeypatch):
+    made = [problem_sets.Problem("a?", "1"), problem_sets.Problem("b?", "1" * 41)]
+    monkeypatch.setattr(problem_sets, "_of_world", lambda cfg, data: made)
+    cfg = ProblemsConfig(source="microworld", kinds=("two_hop",), max_skipped_fraction=0.5)
+    checker = Checker(AnswersConfig(check="exact"))
+    parts, left_out = problems.prompts_of(cfg, {}, lambda text: [1], 9, checker)
+    assert sum(map(len, parts.values())) == 1
+    assert left_out == {"whose right answer is refused by the check exact": 1}
 
 
 BAD = {

@@ -93,22 +93,22 @@ def answers(cut=((False, False),)):
     return Answers([one], [[[3], [4]]], [["a", "b"]], np.array(cut))
 
 
-def source(values, valid=(True, True)):
-    return lambda x: (np.array([values], np.float32), np.array([valid]), {})
+def part(values, valid=(True, True)):
+    return prompts.Part(np.array([values], np.float32), np.array([valid]), {}, np.array([False]))
 
 
 def test_rewards_are_logged_one_by_one_and_an_answer_skipped_by_one_is_masked(tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "p"}\n')
     wanted = Config(name="prompts", reward="run", prompts=str(file), cut_penalty=0.5)
-    sources = {"long": source([1.0, 2.0]), "kind": source([4.0, 0.0], (True, False))}
-    reward_PBK, valid_BK, metrics = prompts._rewarded(sources, wanted, answers([[False, True]]), 8)
+    parts = {"long": part([1.0, 2.0]), "kind": part([4.0, 0.0], (True, False))}
+    reward_PBK, valid_BK, metrics = prompts._rewarded(parts, wanted, answers([[False, True]]), 8)
     assert reward_PBK.tolist() == [[[1, 2]], [[4, 0]], [[0, -1]]]
     assert valid_BK.tolist() == [[True, False]]
     assert metrics["reward/long"] == (3, 2) and metrics["reward/kind"] == (4, 1)
     assert metrics["reward/kind/skipped"] == (1, 2) and metrics["rl/cut"] == (1, 2)
     with pytest.raises(UserError, match=r"50% of a batch's answers .*max_invalid=0.1 .*kind 50%"):
-        prompts._check_invalid(valid_BK, 0.1, metrics)
+        prompts._check_failed(parts, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from sip.data.prompts import Prompt
 from sip.evals import problems as evals
 from sip.mesh import single
 from sip.rewards.answers import AnswersConfig
+from sip.rewards.majority import UNSURE
 from sip.run import Run
 from sip.sampling import SamplingConfig
 from sip.structs import UserError
@@ -92,7 +93,7 @@ def solved(verdicts, answers=None, texts=None, groups=None, **more) -> Sampled:
     )
 
 
-ASKED = [Prompt([1], f"q{i}", f"q{i}") for i in range(4)]
+ASKED = [Prompt([1], f"q{i}", f"q{i}") for i in range(5)]
 
 
 def test_distinct_right_answers_are_learned_up_to_the_quota():
@@ -103,7 +104,7 @@ def test_distinct_right_answers_are_learned_up_to_the_quota():
         solved([w, w, w, "timeout"]),
         solved([w, r, "timeout", "failed"]),  # 1 of 2: 1 of 1 text
     ]
-    found, figures, left_out = self_made.chosen(task(most=2, keep="harder"), ASKED, some)
+    found, figures, left_out = self_made.chosen(task(most=2, keep="harder"), ASKED[:4], some)
     assert [(p.text, text) for p, text in found] == [("q0", "a"), ("q3", "text 1")]
     assert figures == {
         "self_made/answers": 16,
@@ -112,7 +113,7 @@ def test_distinct_right_answers_are_learned_up_to_the_quota():
         "self_made/tokens": 3.0,
     }
     assert left_out == {self_made.COPY: 1, self_made.ENOUGH: 1 + 4, self_made.OTHER: 1 + 4 + 3}
-    every, _, _ = self_made.chosen(task(most=2), ASKED, some)
+    every, _, _ = self_made.chosen(task(most=2), ASKED[:4], some)
     assert [(p.text, text) for p, text in every] == [
         ("q0", "a"),
         ("q0", "b"),
@@ -130,6 +131,7 @@ def test_without_labels_the_majority_is_accepted():
         solved(wrong, groups=[0, 0, 1, 1]),
         solved(wrong, groups=[-1, -1, 0, -1], answers=[None, None, "5", None]),
         solved(["right"] * 4, groups=[0, 0, 0, 0]),
+        solved(wrong, groups=[0, 0, 0, UNSURE]),  # 3 of the 3 that could be compared
     ]
     wanted = task(accept="majority", keep="harder", most=4)
     found, _, _ = self_made.chosen(wanted, ASKED, some)
@@ -157,7 +159,8 @@ def test_thirds_and_diversity_by_hand():
 def test_answers_are_compared_with_those_of_the_start():
     start = [solved(["wrong", "right"], tokens=[2, 4]), solved(["wrong", "wrong"], tokens=[3, 3])]
     now = [solved(["right", "right"], tokens=[6, 6]), solved(["wrong", "right"], tokens=[9, 3])]
-    found = problems.compared(start, now)
+    before, after = sampled.figures(start), sampled.figures(now)
+    found = problems.compared(start, now, before, after)
     assert found["tokens_ratio"] == 2.0 and found["start/answer_tokens"] == 3.0
     assert found["start/mean@2"] == 0.25 and found["start/pass@2"] == 0.5
     assert (found["passes/easy"], found["start/passes/easy"]) == (1.0, 0.5)

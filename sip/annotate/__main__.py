@@ -1,27 +1,30 @@
 """Inserts thoughts into raw texts, to train a model that thinks (arXiv 2601.21343, chapter 2).
 
-python -m sip.annotate --config=configs/thinking.py:CHECKPOINT --config.data.path=my.jsonl \
-    --workdir=/tmp/own --split=train --url=http://HOST:8000/v1 --model=NAME --api=chat \
-    --out=thoughts.jsonl
+python -m sip.annotate --corpus=my.jsonl --split=train --url=http://HOST:8000/v1 --model=NAME \
+    --api=chat --out=thoughts.jsonl
 python -m sip.annotate --corpus=my.txt --checkpoint=HF_DIR --template=own --out=thoughts.jsonl
 python -m sip.annotate --config=configs/thinking.py --workdir=/tmp/sip --thinker=truth --out=t.jsonl
 
 A text is accepted only if it is the original, byte for byte, once its thoughts are removed. All
 tags become one pair (--tags). A thought that quotes the text after it is dropped: --quote_run words
 in a row among the next --quote_target, which the text before does not have. The yield is printed.
-A stopped command continues where it was when it is run again. --shards and --shard divide the texts
-among commands; each writes its own file, and the files together are that of one command.
+A stopped command continues where it was when it is run again, with the same texts, prompt and
+flags. It ends with an error if a server stops answering; texts that got no answer are asked again
+by the next command. --shards and --shard divide the texts among commands; each writes its own file,
+and the files together are that of one command.
 """
 
-import itertools
+import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 from absl import flags
+from tqdm import tqdm
 
 from sip import cli
 from sip.annotate import asking, teachers
 from sip.annotate.output import Output, Shard, locked
-from sip.annotate.teachers import Asked, Teacher, Yield
+from sip.annotate.teachers import Asked, Portion, Teacher
 from sip.data import corpus as corpora
 from sip.data import documents, thoughts
 from sip.data.thoughts import QuoteConfig, ThoughtRule
@@ -32,6 +35,8 @@ from sip.text import chat
 from sip.workdir import to_json
 
 MODEL, TRUTH = "model", "truth"
+LOST = 0.9  # share of a portion without an answer at which the command ends
+TRIED = 64  # texts that are answered before a teacher must have annotated one rightly
 
 _OUT = cli.shared(cli.path_flag, "out", None, "File to write (.jsonl). Required.")
 _CORPUS = asking.corpus_flags()
@@ -91,7 +96,7 @@ def read_teacher(docs: documents.Documents) -> Teacher:
         seed=int(_SEED.value),
     )
     if _MODEL.url.value:
-        return teachers.by_model(_MODEL.server(), prompt, **how)
+        return teachers.by_server(_MODEL.server(), prompt, **how)
     model, loaded = _MODEL.local()
     turn = chat.turn(chat.load(_CHAT.value, loaded.tokenizer)) if _CHAT.value else None
     return teachers.by_model(model, prompt, turn=turn, **how)
@@ -110,11 +115,25 @@ def settings(docs: documents.Documents) -> dict:
     names += " most_words thought_words quote_run quote_target shard shards max_tokens temperature"
     names += " top_p seed"
     found = {name: flags.FLAGS[name].value for name in names.split()}
-    return {**found, "corpus": len(docs.texts), "text": docs.texts[0][:64]}
+    prompt = digest([teachers.load_prompt(str(_PROMPT.value))])
+    return {**found, "corpus": digest(docs.texts), "thoughts_prompt": prompt}
 
 
-def annotate() -> Yield:
-    """Annotates the documents of the shard that are not done yet. Returns the whole yield."""
+def digest(texts: Iterable[str]) -> str:
+    """Returns the SHA-256 of texts."""
+    found = hashlib.sha256()
+    for text in texts:
+        data = text.encode()
+        found.update(len(data).to_bytes(8) + data)
+    return found.hexdigest()
+
+
+def annotate() -> Output:
+    """Annotates the documents of the shard that are not done yet, or were not answered.
+
+    Raises UserError, and leaves a portion undone, if a server answers almost none of it, or if the
+    teacher annotates no text rightly.
+    """
     if _SHARD.value >= _SHARDS.value:
         raise UserError(f"--shard={_SHARD.value}: must be 0 to {_SHARDS.value - 1} (--shards)")
     if "://" in str(_OUT.value):
@@ -124,7 +143,7 @@ def annotate() -> Yield:
         return _annotate(shard)
 
 
-def _annotate(shard: Shard) -> Yield:
+def _annotate(shard: Shard) -> Output:
     part, *_ = thoughts.slice_of(str(_SPLIT.value))
     rule = ThoughtRule(_THOUGHT_WORDS.value, QuoteConfig(_QUOTE_RUN.value, _QUOTE_TARGET.value))
     how = Asked(_tags(), rule, int(_MOST_WORDS.value))
@@ -132,20 +151,40 @@ def _annotate(shard: Shard) -> Yield:
     most = min(len(docs.texts), int(_DOCUMENTS.value))
     mine = range(shard.shard, most, shard.shards)
     out = Output(shard.path(str(_OUT.value)), settings(docs))
-    if out.done == len(mine) and out.path.exists():
-        return out.counts
+    again = set(out.unanswered)
+    todo, size = [*out.unanswered, *mine[out.done :]], int(_PORTION.value)
+    if not todo and out.path.exists():
+        return out
     teacher = read_teacher(docs)
-    starts = range(out.done, max(len(mine), 1), int(_PORTION.value))
-    for start in starts:
-        some = list(itertools.islice(mine, start, start + int(_PORTION.value)))
+    for start in tqdm(range(0, max(len(todo), 1), size), desc="portions of texts", disable=None):
+        some = todo[start : start + size]
         found = teachers.annotate([docs.texts[i] for i in some], teacher, how, out.counts)
+        check(out, found)
         lines = [
             dict(doc=i, part=part, text=thoughts.joined(pieces, how.tags))
-            for i, pieces in zip(some, found, strict=True)
+            for i, pieces in zip(some, found.pieces, strict=True)
             if pieces is not None
         ]
-        out.append(lines, start + len(some))
-    return out.counts
+        left = [i for i in out.unanswered if i not in some]
+        left += [some[place] for place in found.unreached]
+        out.append(lines, out.done + len(set(some) - again), sorted(left))
+    return out
+
+
+def check(out: Output, found: Portion) -> None:
+    """Raises UserError if the server or the teacher is of no use."""
+    lost = len(found.unreached)
+    if lost and lost >= LOST * found.asked:
+        raise UserError(
+            f"{out.path}: {lost} of {found.asked} texts got no answer; {out.done:,} are done; run "
+            "the same command again when the server answers; last problem: "
+            f"{found.unreached[max(found.unreached)]}"
+        )
+    if not out.counts.accepted and out.counts.answered >= TRIED and _THINKER.value == MODEL:
+        raise UserError(
+            f"{out.path}: none of {out.counts.answered} annotated texts can be accepted "
+            f"({documents.listed(out.counts.rejected)}); use another model or --thoughts_prompt"
+        )
 
 
 def main(argv) -> None:
@@ -154,14 +193,22 @@ def main(argv) -> None:
         raise UserError(f"unexpected argument {argv[1]!r}")
     if _OUT.value is None:
         raise UserError("--out is needed")
-    found = annotate()
+    out = annotate()
+    found, left = out.counts, len(out.unanswered)
     if _JSON.value:
-        print(to_json(found.said()))
-        return
-    print(f"{found.accepted:,} of {found.texts:,} texts accepted, with {found.thoughts:,} thoughts")
-    for what, counts in (("texts rejected", found.rejected), ("thoughts dropped", found.dropped)):
-        if counts:
-            print(f"{what}: {documents.listed(dict(counts.most_common()))}")
+        print(to_json({**found.said(), "unanswered": left}))
+    else:
+        accepted = f"{found.accepted:,} of {found.texts:,} texts accepted"
+        print(f"{accepted}, with {found.thoughts:,} thoughts")
+        both = ("texts rejected", found.rejected), ("thoughts dropped", found.dropped)
+        for what, counts in both:
+            if counts:
+                print(f"{what}: {documents.listed(dict(counts.most_common()))}")
+    if left:
+        raise UserError(
+            f"{out.path}: {left:,} texts got no answer from the server; run the same command again "
+            "to ask for them"
+        )
 
 
 if __name__ == "__main__":

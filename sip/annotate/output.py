@@ -3,7 +3,8 @@
 A line has `doc` (the text's index), `part` (train, validation or test) and `text` with thoughts.
 After each portion of texts the lines are on the disk before the progress is. A command that was
 stopped cuts off the lines after the last progress and continues there, so that its file is that of
-an uninterrupted one.
+an uninterrupted one. Texts that a server did not answer are asked again by the next command; their
+lines stand where they were answered.
 """
 
 import contextlib
@@ -58,6 +59,7 @@ class Output:
         # A name with a dot is not read as one of the folder's files.
         self._progress = path.with_name(f".{path.name}.progress")
         self.done, self.counts, self._bytes = 0, Yield(), 0
+        self.unanswered: list[int] = []  # indices of texts among the first `done`
         if self._progress.exists():
             self._continue()
         elif path.exists():
@@ -68,7 +70,7 @@ class Output:
     def _continue(self) -> None:
         found = read_json(
             self._progress, settings=dict, done=int, bytes=int, texts=int, accepted=int,
-            rejected=dict, thoughts=int, dropped=dict,
+            rejected=dict, thoughts=int, dropped=dict, unanswered=list,
         )  # fmt: skip
         changed = differing(self.settings, found["settings"])
         if changed:
@@ -81,6 +83,7 @@ class Output:
                             f"{self._progress.name}")  # fmt: skip
         os.truncate(self.path, found["bytes"])
         self.done, self._bytes = found["done"], found["bytes"]
+        self.unanswered = found["unanswered"]
         self.counts = Yield(
             found["texts"],
             found["accepted"],
@@ -89,8 +92,9 @@ class Output:
             Counter(found["dropped"]),
         )
 
-    def append(self, lines: Iterable[dict[str, Any]], done: int) -> None:
-        """Writes the lines of a portion; `done` texts of the shard are finished with it."""
+    def append(self, lines: Iterable[dict[str, Any]], done: int, unanswered: list[int]) -> None:
+        """Writes the lines of a portion; `done` texts of the shard are finished with it, but for
+        those that are `unanswered`."""
         data = "".join(f"{to_json(line)}\n" for line in lines).encode()
         try:
             with self.path.open("ab") as file:
@@ -99,6 +103,6 @@ class Output:
                 os.fsync(file.fileno())
         except OSError as error:
             raise UserError(f"{self.path}: cannot be written: {error.strerror}") from None
-        self.done, self._bytes = done, self._bytes + len(data)
-        state = dict(settings=self.settings, done=done, bytes=self._bytes, **self.counts.said())
-        write_atomically(self._progress, to_json(state).encode())
+        self.done, self.unanswered, self._bytes = done, unanswered, self._bytes + len(data)
+        state = dict(settings=self.settings, done=done, bytes=self._bytes, unanswered=unanswered)
+        write_atomically(self._progress, to_json({**state, **self.counts.said()}).encode())

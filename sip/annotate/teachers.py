@@ -2,8 +2,9 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from sip.data import thoughts
 from sip.data.thoughts import Pieces, Rejected, Tags, Thinker, ThoughtRule
@@ -13,22 +14,37 @@ from sip.text import template
 from sip.text.chat import Turn
 from sip.text.segments import Markup
 from sip.textgen.protocol import Cut, Said, TextGenerator
+from sip.textgen.remote import Remote
 
 # Reasons why a text is rejected, besides those of `thoughts`.
 FAILED, CUT, TOO_LONG = "without an answer", "with an answer that was cut", "too long"
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """No answer, for a reason that may pass: a server that was down or busy."""
+
+    problem: str  # one line
+
+
 # The answer to each text: annotated, with a teacher's tags; None or a `Cut` for a failure.
-Teacher = Callable[[list[str]], list[Said]]
+Teacher = Callable[[list[str]], Sequence[Said | Unreached]]
 
 
 @dataclass
 class Yield:
     """Counts of what became of texts and of thoughts."""
 
-    texts: int = 0  # texts that were tried
+    texts: int = 0  # texts that were tried, without those that are still to be answered
     accepted: int = 0
     rejected: Counter = field(default_factory=Counter)  # reason -> texts
     thoughts: int = 0  # thoughts in accepted texts
     dropped: Counter = field(default_factory=Counter)  # reason -> thoughts
+
+    @property
+    def answered(self) -> int:
+        """Number of texts that the teacher was asked about and has answered."""
+        return self.texts - self.rejected[thoughts.TAGGED] - self.rejected[TOO_LONG]
 
     def said(self) -> dict:
         """Returns the counts as JSON values."""
@@ -45,9 +61,19 @@ class Asked:
     most_words: int  # words of the longest text that is tried
 
 
-def annotate(texts: list[str], teacher: Teacher, how: Asked, counts: Yield) -> list[Pieces | None]:
-    """Returns the annotated text of each accepted text, and None for the others; counts both."""
+@dataclass(frozen=True)
+class Portion:
+    """The outcome for some texts, by place."""
+
+    pieces: list[Pieces | None]  # the annotated text of each accepted text
+    asked: int  # number of texts that the teacher was asked about
+    unreached: dict[int, str]  # texts that are still to be answered, with the problem
+
+
+def annotate(texts: list[str], teacher: Teacher, how: Asked, counts: Yield) -> Portion:
+    """Asks the teacher to annotate texts; counts the accepted and the rejected ones."""
     found: list[Pieces | None] = [None] * len(texts)
+    unreached: dict[int, str] = {}
     usable: list[int] = []
     for i, text in enumerate(texts):
         reason = ""
@@ -60,6 +86,9 @@ def annotate(texts: list[str], teacher: Teacher, how: Asked, counts: Yield) -> l
         else:
             usable.append(i)
     for i, said in zip(usable, teacher([texts[i] for i in usable]), strict=True):
+        if isinstance(said, Unreached):
+            unreached[i] = said.problem
+            continue
         try:
             one = thoughts.accepted(texts[i], _whole(said), how.tags, how.rule)
         except Rejected as why:
@@ -70,8 +99,8 @@ def annotate(texts: list[str], teacher: Teacher, how: Asked, counts: Yield) -> l
         counts.accepted += 1
         counts.thoughts += len(one.thoughts)
         counts.dropped.update(one.dropped)
-    counts.texts += len(texts)
-    return found
+    counts.texts += len(texts) - len(unreached)
+    return Portion(found, len(usable), unreached)
 
 
 def _whole(said: Said) -> str:
@@ -116,8 +145,7 @@ def by_model(
     turn: Turn | None = None,
 ) -> Teacher:
     """Returns a language model as a teacher; with `turn` it is asked in a chat template."""
-    head, _, tail = template.pieces(prompt)
-    # Not `template.fill`: it would put the text on one line.
+    head, tail = _around(prompt)
     trunk = (Markup(turn.head), "", head) if turn else (head,)
     end = (tail, "", Markup(turn.tail)) if turn else (tail,)
 
@@ -136,3 +164,29 @@ def by_model(
         return [said for ((said,),) in found]
 
     return teach
+
+
+def by_server(
+    server: Remote, prompt: str, *, max_tokens: int, sampling: SamplingConfig, seed: int
+) -> Teacher:
+    """Returns a model on a server as a teacher: what the server does not answer is `Unreached`,
+    but for a request that it refuses, such as a text that is too long for it."""
+    head, tail = _around(prompt)
+
+    def teach(texts: list[str]) -> list[Said | Unreached]:
+        branches = [("", text, tail) for text in texts]
+        how: Any = dict(max_tokens=max_tokens, sampling=sampling, seed=seed)
+        found = server.answers([(head,)] * len(texts), branches, **how)
+        passing = lambda answer: answer.problem and not answer.final
+        return [Unreached(one.problem) if passing(one) else one.value for one in found]
+
+    return teach
+
+
+def _around(prompt: str) -> tuple[str, str]:
+    """Returns the parts of a prompt before and after the text.
+
+    Not `template.fill`: it would put the text on one line.
+    """
+    head, _, tail = template.pieces(prompt)
+    return head, tail

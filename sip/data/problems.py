@@ -1,7 +1,7 @@
 """Problems whose answers can be checked: of files, of reasoning-gym, or of the micro-world.
 
-    file           JSON Lines: `problem` and `answer`, a text or a number (MATH-500, AIME), or
-                   `question` and an `answer` that ends with "#### ANSWER" (GSM8K)
+    file           JSON Lines or Parquet: `problem` and `answer`, a text or a number (MATH-500,
+                   AIME), or `question` and an `answer` that ends with "#### ANSWER" (GSM8K)
     reasoning_gym  generated problems (extra `rlvr`) of the kinds in GENERATORS
     microworld     questions of two hops and running sums about the corpus `microworld_problems`
 
@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sip.data import files
-from sip.data.conversations import NOT_UTF8, Unusable, read_rows, row_of
+from sip.data import files, records
+from sip.data.conversations import Unusable, check_left_out, read_rows, row_of
 from sip.data.documents import PARTS, part
 from sip.data.microworld.settings import PROBLEMS, ProblemWorldConfig
+from sip.data.records import NOT_UTF8
 from sip.sections import at_least, check, one_of, plain, section
 from sip.structs import UserError
 from sip.workdir import place
@@ -38,8 +39,10 @@ REASON = {  # the instruction of the default template, by the kind of form
 NO_PROBLEM, NO_ANSWER = "without a problem", "without an answer"
 NO_SUCH_ANSWER = "with an answer that is neither a text nor a finite number"
 TOO_LARGE = "with an answer that is too long or too deep to check"
+FIELDS = ("problem", "question", "answer", "solution")  # columns of Parquet
 REPEATED, IN_TEST = "copies of others", "in the test file"
 TEST = re.compile(r"(?<![a-z])test(?![a-z])|math.?500", re.IGNORECASE)  # a test set's file name
+BRACE, PLAIN = re.compile(r"\\(?:boxed|fbox)\s*\{|[{}]"), -1
 # Limits of an answer. Longer and deeper ones would cost the checker seconds each.
 MOST_CHARACTERS, MOST_DIGITS, MOST_DEPTH = 300, 40, 12
 # Settings of each generator at level 1 to 5.
@@ -69,8 +72,8 @@ class ProblemsConfig:
     """Problems with answers, and the form in which answers are asked for. Raises UserError."""
 
     source: str = FILE  # file | reasoning_gym | microworld
-    path: str = ""  # file: JSON Lines to learn from, never a test set: files, a folder or a glob
-    test: str = ""  # file: JSON Lines of the test part, as `path`; empty: 5 % of it, by a hash
+    path: str = ""  # file: to learn from, never a test set: files, a folder or a glob
+    test: str = ""  # file: of the test part, as `path`; empty: 5 % of it, by a hash
     kinds: tuple[str, ...] = ()  # generated problems: their kinds
     level: int = 1  # generated problems: difficulty, 1 to 5
     count: int = 2000  # generated problems: number of each kind, all parts together
@@ -112,24 +115,41 @@ class ProblemsConfig:
 
     def reads(self) -> dict[str, list[str]]:
         """The files of problems, by the path that names them."""
-        return files.json_files(self.path, self.test)
+        return {path: _listed(path)[0] for path in (self.path, self.test) if path}
 
     def reach(self) -> None:
         """Raises UserError if a file of problems does not exist, or is a test set to learn from."""
         if self.source == FILE and not self.path:
-            raise UserError("problems.path: needed; a JSON Lines file of problems")
-        files.check_json("problems.path", self.path)
-        files.check_json("problems.test", self.test)
-        for file in files.listed(self.path, "jsonl") if self.path else ():
+            raise UserError("problems.path: needed; a file of problems, JSON Lines or Parquet")
+        self.check_files()
+        for file in _listed(self.path)[0] if self.path else ():
             _check_no_test(file)
+
+    def check_files(self) -> None:
+        """Raises UserError if a file of problems does not exist, or has another format."""
+        for key in ("path", "test"):
+            if path := getattr(self, key):
+                try:
+                    _listed(path)
+                except UserError as error:
+                    raise UserError(f"problems.{key}: {error}") from None
+
+
+def _listed(path: str) -> tuple[list[str], str]:
+    """Returns the files that `path` names, and their format: Parquet if there is one, else JSON
+    Lines."""
+    kinds = set(map(files.format_of, files.listed_any(path)))
+    kind = "parquet" if "parquet" in kinds else "jsonl"
+    return files.listed(path, kind), kind
 
 
 def _check_no_test(path: str) -> None:
     """Raises UserError if a file to learn from is a test set."""
     if TEST.search(Path(path).name):
         raise UserError(
-            f"problems.path {path}: is a test set by its name, which is never trained on; "
-            "name it in problems.test, or evaluate with python -m sip.evaluate --evals=problems"
+            f"problems.path {path}: is a test set by its name, which is never trained on; name the "
+            "other files, such as train*.jsonl, and this one in problems.test, or evaluate with "
+            "python -m sip.evaluate --evals=problems"
         )
 
 
@@ -183,11 +203,13 @@ def _plain(text: str) -> str:
 
 
 def read(path: str, max_skipped_fraction: float) -> tuple[list[Problem], dict[str, int]]:
-    """Reads JSON Lines of problems; `path` is a file, several, a folder or a glob.
+    """Reads problems; `path` is a file, several, a folder or a glob.
 
     Returns (problems, left_out by reason). Raises UserError if a file cannot be read, or if more
-    than `max_skipped_fraction` of the lines are left out.
+    than `max_skipped_fraction` of the records are left out.
     """
+    if _listed(path)[1] == "parquet":
+        return _of_parquet(path, max_skipped_fraction)
     found, left_out = read_rows(
         path, lambda line: problem_of(row_of(line)), what="problems",
         fields="problem: .QUESTION, answer: .ANSWER", max_skipped_fraction=max_skipped_fraction,
@@ -195,8 +217,22 @@ def read(path: str, max_skipped_fraction: float) -> tuple[list[Problem], dict[st
     return [problem for _, problem in found], left_out
 
 
+def _of_parquet(path: str, max_skipped_fraction: float) -> tuple[list[Problem], dict[str, int]]:
+    found: list[Problem] = []
+    left_out: Counter[str] = Counter()
+    for file in _listed(path)[0]:
+        for row, _ in records.read(file, "parquet", columns=FIELDS):
+            try:
+                found.append(problem_of(row))
+            except Unusable as why:
+                left_out[str(why)] += 1
+    total = len(found) + left_out.total()
+    check_left_out(path, "problems", total, left_out, max_skipped_fraction)
+    return found, dict(left_out)
+
+
 def problem_of(row: Mapping[str, Any]) -> Problem:
-    """Returns the problem of a line of a file. Raises Unusable if it is left out."""
+    """Returns the problem of a line or row of a file. Raises Unusable if it is left out."""
     text = next((row[key] for key in ("problem", "question") if key in row), None)
     if not isinstance(text, str) or not text.strip():
         raise Unusable(NO_PROBLEM, () if text is not None else row)
@@ -320,13 +356,14 @@ def _sentence(form: str, text: str, *, cut: bool = False, lines: int = 1) -> re.
 
 def _boxed(text: str) -> str | None:
     """Returns the content of the last \\boxed{} whose braces are balanced."""
-    for start in reversed([found.end() for found in re.finditer(r"\\(?:boxed|fbox)\s*\{", text)]):
-        depth = 1
-        for at in range(start, len(text)):
-            depth += (text[at] == "{") - (text[at] == "}")
-            if not depth:
-                return text[start:at].strip() or None
-    return None
+    opened: list[int] = []  # where the content of each open brace begins; PLAIN: not a box's
+    first, end = PLAIN, PLAIN
+    for brace in BRACE.finditer(text):
+        if brace[0] != "}":
+            opened.append(PLAIN if brace[0] == "{" else brace.end())
+        elif opened and (start := opened.pop()) > first:
+            first, end = start, brace.start()
+    return text[first:end].strip() or None if end != PLAIN else None
 
 
 def within_limits(answer: str) -> bool:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -183,7 +182,7 @@ class Problems:
         )  # fmt: skip
         verdicts_BN = np.array([one.verdicts for one in solved])
         answers = Answers([p.text for p in asked], [""] * len(asked), [one.texts for one in solved])
-        votes = [[checks.key(said) for said in one.answers] for one in solved]
+        votes = rl_problems.votes_of(solved, checker)
         length = round(float(np.mean([len(p.ids) for p in asked])))
         steps = round(float(np.mean([one.tokens for one in solved])))
         return Written(
@@ -203,7 +202,8 @@ def _problems(s: Setting, directories: Mapping[str, str]) -> Problems:
     for name, directory in directories.items():
         encode, _ = prompts.encoding(cfg.chat, loading.kept_tokenizer(directory), s.workdir)
         room = loading.recorded_model(directory).max_len - cfg.max_tokens
-        parts, left_out[name] = rl_problems.prompts_of(cfg.problems, s.config.data, encode, room)
+        how = encode, room, checks.checker(cfg.utility.check)
+        parts, left_out[name] = rl_problems.prompts_of(cfg.problems, s.config.data, *how)
         found[name] = {p.text: p for p in parts[cfg.split]}
     common = [t for t in next(iter(found.values())) if all(t in own for own in found.values())]
     common = common[: cfg.prompts]
@@ -217,13 +217,13 @@ def _problems(s: Setting, directories: Mapping[str, str]) -> Problems:
 
 
 def _check_files(asked: ProblemsConfig) -> None:
-    """Raises UserError if a file of problems is missing; one of the two files is enough."""
-    given = [(key, getattr(asked, key)) for key in ("path", "test") if getattr(asked, key)]
-    if asked.source == FILE and not given:
-        raise UserError("config gap.problems.test: needed; a JSON Lines file of problems")
-    for key, path in given:
-        if not os.path.isfile(path):
-            raise UserError(f"config gap.problems.{key} {path!r}: there is no such file")
+    """Raises UserError if a file of problems is missing; one of the two paths is enough."""
+    if asked.source == FILE and not (asked.path or asked.test):
+        raise UserError("config gap.problems.test: needed; a file of problems")
+    try:
+        asked.check_files()
+    except UserError as error:
+        raise UserError(f"config gap.{error}") from None
 
 
 def build_utility(s: Setting, asked: Documents | Problems) -> Utility:

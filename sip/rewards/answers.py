@@ -7,7 +7,8 @@
 
 A text without an answer in the wanted form is wrong, and so is an answer that is longer or deeper
 than any right one. A check that fails, by a timeout or a worker that dies, says nothing about the
-answer: it is masked and counted.
+answer: it is masked and counted. Equal pairs of a call are checked once, and an answer whose check
+has timed out is not checked again in it: a policy that collapses may write one such answer only.
 """
 
 import contextlib
@@ -43,6 +44,9 @@ FAILURES = (TIMEOUT, DIED, FAILED)
 NUMBER = re.compile(r"[-+]?(\d+|\d{1,3}(,\d{3})+)?(\.\d+)?")
 RATIO = re.compile(r"([-+]?\d+)\s*/\s*(\d+)")
 MIB = 2048  # memory of a worker
+# An answer that hangs does so beside a number. Beside itself it may not: equal texts are not looked
+# into.
+PROBE = "17"
 LIBRARIES = dict.fromkeys(CHECKS, ()) | dict(math=("math_verify", "pebble"), own=("reasoning_gym",))
 SCRIPT = Path(__file__).with_name("checking.py")
 
@@ -99,14 +103,27 @@ class Checker:
         """
         return processes.broadcast(lambda: self._verdicts(golds, answers))
 
+    def readable(self, golds: Sequence[Gold]) -> list[str]:
+        """Returns the verdict about each right answer as an answer to its own problem.
+
+        In `verdicts` equal texts are right. Here only what the check can read is, and what it can
+        compare with a number in time.
+        """
+        return processes.broadcast(lambda: self._readable(golds))
+
     def _verdicts(self, golds, answers) -> list[str]:
         found = [self._at_once(g, a) for g, a in zip(golds, answers, strict=True)]
-        left = [i for i, verdict in enumerate(found) if not verdict]
-        if left:
-            asked = self._compared([(golds[i].answer, str(answers[i])) for i in left])
-            for i, verdict in zip(left, asked, strict=True):
-                found[i] = verdict
-        return found
+        pairs = [(gold.answer, str(answer)) for gold, answer in zip(golds, answers, strict=True)]
+        asked = self._asked([both for both, v in zip(pairs, found, strict=True) if not v])
+        return [v or asked[both] for both, v in zip(pairs, found, strict=True)]
+
+    def _readable(self, golds: Sequence[Gold]) -> list[str]:
+        found = [self._of_itself(gold) for gold in golds]
+        texts = [gold.answer for gold, v in zip(golds, found, strict=True) if not v]
+        asked = self._asked([both for text in texts for both in ((PROBE, text), (text, text))])
+        failed = {text for text in texts if asked[PROBE, text] in FAILURES}
+        probed = {x: asked[(PROBE if x in failed else x), x] for x in texts}
+        return [v or probed[gold.answer] for gold, v in zip(golds, found, strict=True)]
 
     def _at_once(self, gold: Gold, answer: str | None) -> str:
         """Returns the verdict, or "" if math-verify has to decide."""
@@ -118,18 +135,49 @@ class Checker:
             return _by_generator(gold, answer)
         if normal(answer) == normal(gold.answer):
             return RIGHT
+        return self._by_value(gold.answer, answer)
+
+    def _of_itself(self, gold: Gold) -> str:
+        """Returns the verdict about a right answer, or "" if math-verify has to decide."""
+        if not within_limits(gold.answer):
+            return REFUSED
+        if self.cfg.check == "own":
+            return _by_generator(gold, gold.answer)
+        return self._by_value(gold.answer, gold.answer)
+
+    def _by_value(self, gold: str, answer: str) -> str:
+        """Returns the verdict without math-verify, "" if it has to decide."""
         if self.cfg.check == "exact":
-            return WRONG
+            return RIGHT if normal(answer) == normal(gold) else WRONG
         strip = self.cfg.check == "numeric"
-        right, said = number(gold.answer, strip=strip), number(answer, strip=strip)
+        right, said = number(gold, strip=strip), number(answer, strip=strip)
         if right is not None and said is not None:
             return RIGHT if right == said else WRONG
         if self.cfg.check == "math":
             return ""
-        return UNREAD if right is not None else WRONG
+        return UNREAD if said is None else WRONG
+
+    def _asked(self, pairs: Sequence[tuple[str, str]]) -> dict[tuple[str, str], str]:
+        """Asks math-verify about each pair (right answer, answer) once.
+
+        First about one pair of each answer: one that has timed out would do so beside another right
+        answer too.
+        """
+        by_answer: dict[str, tuple[str, str]] = {}
+        for gold, answer in pairs:
+            by_answer.setdefault(answer, (gold, answer))
+        first = list(by_answer.values())
+        found = dict(zip(first, self._compared(first), strict=True))
+        hung = {answer for (_, answer), verdict in found.items() if verdict == TIMEOUT}
+        rest = [both for both in dict.fromkeys(pairs) if both not in found]
+        left = [both for both in rest if both[1] not in hung]
+        found |= dict.fromkeys(rest, TIMEOUT)
+        return found | dict(zip(left, self._compared(left), strict=True))
 
     def _compared(self, pairs: list[tuple[str, str]]) -> list[str]:
         """Asks the worker processes; if their parent dies, no answer of this call has a verdict."""
+        if not pairs:
+            return []
         if self._process and self._process[0].poll() is not None:
             _stop(self._process)
         if not self._process:

@@ -120,10 +120,10 @@ def compare(gold: str, answer: str) -> str:
     read = lambda text: parse(f"\\boxed{{{text}}}", parsing_timeout=None)  # pyright: ignore
     try:
         right, said = read(gold), read(answer)
-        if not right:
-            return FAILED
         if not said:
             return UNREAD
+        if not right:
+            return FAILED
         equal = verify(right, said, timeout_seconds=None)
     except TimeoutException:  # a BaseException
         return TIMEOUT

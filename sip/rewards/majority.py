@@ -8,6 +8,9 @@ Of K answers to a problem the most frequent one is the label. Answers are groupe
 
 A text without an answer casts no vote and gets 0. A problem without a vote, with a tie for the
 largest group or with too small a majority is masked and counted.
+
+A comparison that fails, by a timeout or a worker that dies, says nothing: the answer that cannot be
+compared is masked and counted, and so is the problem if its vote could change the majority.
 """
 
 import itertools
@@ -18,13 +21,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from sip.metrics import pair
-from sip.rewards.answers import RIGHT, Checker, Gold, key
+from sip.rewards.answers import FAILURES, PROBE, RIGHT, WRONG, Checker, Gold, key
 from sip.rewards.verdicts import Reward
 from sip.sections import above, at_least, check, one_of
 from sip.structs import UserError
 
 MOST_COMPARED = 8  # different answers of a problem that the checker compares, 28 pairs
-NO_VOTE = -1
+# In the place of a group: no answer, and an answer that could not be compared with the others.
+NO_VOTE, UNSURE = -1, -2
 CURRICULA = ("share", "passes")
 
 
@@ -60,21 +64,30 @@ class MajorityConfig:
         return bool(self.teacher) or self.easiest < 1
 
 
-# pairs of answers -> True for each pair that is equal
-Equal = Callable[[Sequence[tuple[str, str]]], list[bool]]
+# pairs of answers -> (True for each pair that is equal, answers whose comparison failed)
+Equal = Callable[[Sequence[tuple[str, str]]], tuple[list[bool], set[str]]]
 
 
 def equal_by(checker: Checker) -> Equal:
-    """Returns the comparison of answers by a checker; a comparison that fails means different.
+    """Returns the comparison of answers by a checker.
 
-    A generator's own check (reasoning-gym) knows the right answer only, so it compares nothing.
+    Each answer is compared with a number first, so that one that hangs costs one timeout and not
+    one with each other answer. A generator's own check (reasoning-gym) knows the right answer only,
+    so it compares nothing.
     """
     if checker.cfg.check == "own":
-        return lambda pairs: [False] * len(pairs)
+        return lambda pairs: ([False] * len(pairs), set())
 
     def equal(pairs):
-        verdicts = checker.verdicts([Gold(one) for one, _ in pairs], [two for _, two in pairs])
-        return [verdict == RIGHT for verdict in verdicts]
+        texts = list(dict.fromkeys(itertools.chain.from_iterable(pairs)))
+        alone = dict(zip(texts, checker.verdicts([Gold(PROBE)] * len(texts), texts), strict=True))
+        asked = [pair for pair in pairs if all(alone[text] in (RIGHT, WRONG) for text in pair)]
+        golds, answers = [Gold(one) for one, _ in asked], [two for _, two in asked]
+        verdicts = dict(zip(asked, checker.verdicts(golds, answers), strict=True))
+        failed = {text for text in texts if alone[text] in FAILURES}
+        # One of the two is enough: `vote` gives its voters to any group. The second is the rarer.
+        failed |= {two for one, two in asked if verdicts[one, two] in FAILURES}
+        return [pair in verdicts and verdicts[pair] == RIGHT for pair in pairs], failed
 
     return equal
 
@@ -82,24 +95,28 @@ def equal_by(checker: Checker) -> Equal:
 def grouped(
     answers: Sequence[Sequence[str | None]], equal: Equal, most: int = MOST_COMPARED
 ) -> list[list[int]]:
-    """Returns the group of each answer [B][K], numbered from 0 by problem; NO_VOTE without one.
+    """Returns the group of each answer [B][K], numbered from 0 by problem; NO_VOTE without one,
+    UNSURE if its comparison failed.
 
     Being equal is made transitive: if a equals b and b equals c, the three are a group. Of each
     problem the `most` most frequent answers are compared, each pair once, all in one call.
     """
     keys = [[key(answer) for answer in row] for row in answers]
     parents = [{one: one for one in row if one} for row in keys]
+    unsure: list[set[str]] = [set() for _ in keys]
     pairs, at = [], []
-    for b, (row, said) in enumerate(zip(keys, answers, strict=True)):
+    for b, (row, said) in enumerate(_both(keys, answers)):
         texts = dict(zip(reversed(row), reversed(said), strict=True))  # the first text of each key
         ranked = [one for one, _ in Counter(x for x in row if x).most_common(most)]
         for one, two in itertools.combinations(ranked, 2):
             pairs.append((str(texts[one]), str(texts[two])))
             at.append((b, one, two))
-    for (b, one, two), same in zip(at, equal(pairs) if pairs else [], strict=True):
-        if same:
-            parents[b][_root(parents[b], two)] = _root(parents[b], one)
-    return [_numbered(row, parent) for row, parent in zip(keys, parents, strict=True)]
+    same, failed = equal(pairs) if pairs else ([], set())
+    for (b, *both), texts, equals in zip(at, pairs, same, strict=True):
+        unsure[b] |= {one for one, text in _both(both, texts) if text in failed}
+        if equals:
+            parents[b][_root(parents[b], both[1])] = _root(parents[b], both[0])
+    return [_numbered(*each) for each in zip(keys, parents, unsure, strict=True)]
 
 
 def _root(parents: dict[str, str], one: str) -> str:
@@ -108,29 +125,34 @@ def _root(parents: dict[str, str], one: str) -> str:
     return one
 
 
-def _numbered(keys: Sequence[str], parents: dict[str, str]) -> list[int]:
+def _numbered(keys: Sequence[str], parents: dict[str, str], unsure: set[str]) -> list[int]:
     numbers: dict[str, int] = {}
     place = lambda root: numbers.setdefault(root, len(numbers))
-    return [place(_root(parents, one)) if one else NO_VOTE for one in keys]
+    sure = lambda one: UNSURE if one in unsure else place(_root(parents, one))
+    return [sure(one) if one else NO_VOTE for one in keys]
 
 
 @dataclass(frozen=True)
 class Vote:
     """The result of a vote about one problem."""
 
-    label: int  # the largest group; NO_VOTE without a vote or with a tie
+    label: int  # the largest group; NO_VOTE without a vote, with a tie, or if it failed
     share: float  # the largest group's share of the voters, those without an answer included
     shares: dict[int, float]  # share of each group
     tied: bool
+    failed: bool = False  # the voters that could not be compared might change the label
 
 
 def vote(groups: Sequence[int]) -> Vote:
     """Counts the votes of K answers by their groups."""
-    counts = Counter(group for group in groups if group != NO_VOTE)
+    counts = Counter(group for group in groups if group >= 0)
     shares = {group: count / len(groups) for group, count in counts.items()}
-    most = max(shares.values(), default=0.0)
-    first = [group for group, share in shares.items() if share == most]
-    return Vote(first[0] if len(first) == 1 else NO_VOTE, most, shares, len(first) > 1)
+    (label, most), (_, second) = [*counts.most_common(2), (NO_VOTE, 0), (NO_VOTE, 0)][:2]
+    unsure = groups.count(UNSURE)
+    failed = unsure > 0 and most - second <= unsure
+    tied = most > 0 and most == second and not failed
+    share = most / len(groups)
+    return Vote(NO_VOTE if tied or failed else label, share, shares, tied, failed)
 
 
 def reward(
@@ -138,12 +160,14 @@ def reward(
     equal: Equal,
     cfg: MajorityConfig,
     teacher: Sequence[Sequence[str | None]] | None = None,
-) -> tuple[Reward, list[str | None]]:
-    """Rewards K answers to each of B problems. Returns ((reward_BK, valid_BK, metrics), labels).
+) -> tuple[Reward, list[str | None], np.ndarray]:
+    """Rewards K answers to each of B problems. Returns ((reward_BK, valid_BK, metrics), labels,
+    silent_B).
 
     `answers` are the final answers in the texts, None for a text without one. `teacher` are the
     answers of a frozen model to the same problems, which then vote alone. A label is the text of
-    the majority's answer; None for a masked problem.
+    the majority's answer; None for a masked problem. silent_B is True for a problem that is masked
+    because of its votes, not because a comparison failed.
     """
     voters = [list(row) for row in answers] if teacher is None else [list(row) for row in teacher]
     every = [v + (list(row) if teacher is not None else []) for v, row in _both(voters, answers)]
@@ -162,7 +186,8 @@ def reward(
         reward_BK = np.array(rows, np.float32)
     else:
         reward_BK = ((groups_BK == label_B1) & voted_B[:, None]).astype(np.float32)
-    valid_BK = np.broadcast_to(kept_B[:, None], reward_BK.shape).copy()
+    valid_BK = kept_B[:, None] & (groups_BK != UNSURE)
+    silent_B = ~kept_B & ~np.array([v.failed for v in votes])
     labels = [
         row[list(g).index(v.label)] if kept else None
         for row, g, v, kept in zip(voters, groups, votes, kept_B, strict=True)
@@ -170,11 +195,13 @@ def reward(
     metrics = {
         "majority/share": pair(share_B, voted_B),
         "majority/tied": pair(np.array([v.tied for v in votes])),
-        "majority/no_vote": pair(share_B == 0),
+        "majority/no_vote": pair(silent_B & (share_B == 0)),
         "majority/small": pair(voted_B & ~kept_B),
         "majority/unread": pair(groups_BK == NO_VOTE),
+        "majority/failed": pair(~valid_BK & ~silent_B[:, None]),
     }
-    return (np.where(valid_BK, reward_BK, 0).astype(np.float32), valid_BK, metrics), labels
+    rewards = np.where(valid_BK, reward_BK, 0).astype(np.float32), valid_BK, metrics
+    return rewards, labels, silent_B
 
 
 def _both(one, two):

@@ -9,7 +9,9 @@ The `task` section selects prompts and rewards (sip/tasks/rl). arXiv 2601.21343 
 RLHF.
 """
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +81,7 @@ class RLConfig(RunConfig):
     rollouts: int  # K answers per prompt
     answer: int  # R, tokens of the longest answer
     oversample: int  # batch * oversample prompts are answered; the batch is chosen among them
+    redraws: int = 0  # most times that as many more are answered if too few have a reward
     updates_per_batch: int  # updates on the same answers; 1: on-policy
     objective: losses.PolicyConfig
     sampling: sampling.SamplingConfig
@@ -95,6 +98,7 @@ class RLConfig(RunConfig):
             self,
             rollouts=at_least(2, MOST_ROWS // self.batch),  # they are compared
             oversample=at_least(1, MOST_ROWS // self.batch),
+            redraws=at_least(0, most=16),
             updates_per_batch=at_least(1),
         )
         if not 1 <= self.answer < self.model.max_len:
@@ -236,10 +240,14 @@ def train(run: Run, profile: str = "") -> dict[str, Any]:
             if reason:
                 break
         session.check_stopped(s)
+    params, more = state.params, watch.figures(c, watched, last, reason)
+    del state  # its moments: a run that ended early has other parameters loaded
     if reason:
         run.say(f"{run.name}: stopped early, after step {last} of {c.steps}: {reason}")
-    more = watch.figures(c, watched, last, reason)
-    figures = task.finish(state.params)
+        if c.checkpoint.best and (found := session.best(run, mesh)):
+            params, more["evaluated_step"] = found
+            run.say(f"{run.name}: the best parameters are evaluated, step {found[1]}")
+    figures = task.finish(params)
     return run.write_eval({**figures, **more}) if more else figures
 
 
@@ -250,7 +258,7 @@ def measure(run: Run, c: RLConfig, task: RLTask, params) -> dict[str, float]:
     Raises UserError if the share is below `gate.mixed`: the policy would learn nothing.
     """
     batches = -(-c.gate.prompts // c.answered)
-    found = [collect(c, task, params, at, run.seed, reference=params)[1] for at in range(batches)]
+    found = [draw(c, task, params, at, run.seed, reference=params).metrics for at in range(batches)]
     flat, groups = np.sum([one["rl/flat_groups"] for one in found], axis=0)
     total, count = np.sum([one["reward/all"] for one in found], axis=0)
     asked = batches * c.answered  # also those of which no answer has a reward
@@ -289,7 +297,66 @@ def collect(
     *,
     reference=None,
 ):
-    """K answers to each prompt of batch `at`, rewarded -> (Branches, metrics, Answered).
+    """Answers to learn from in step `at` -> (Branches, metrics, Answered of the first batch).
+
+    While fewer than `batch` prompts have a reward, the next batch of prompts is answered too, up to
+    `redraws` times (the refilled filter of arXiv 2505.21444). The groups to learn from are chosen
+    among all. A step has its own numbers of batches, so that a resumed run repeats them.
+    """
+    most, drawn = c.redraws + 1, []
+    while not drawn or (len(drawn) < most and sum(x.rewarded for x in drawn) < c.batch):
+        number = at * most + len(drawn)
+        drawn.append(draw(c, task, params, number, seed, phase, reference=reference))
+    every = _joined([x.branches for x in drawn])
+    signal_BK = np.concatenate([x.signal_BK for x in drawn])
+    rows = learned_rows(signal_BK, every.valid_BC, c.batch)
+    branches = jax.tree.map(lambda x: x[rows], every)
+    found = loop.totals([x.metrics for x in drawn]) | {
+        "rl/masked_learned": metrics.pair(~branches.valid_BC.any(-1)),
+        "rl/flat_learned": policy.flat_groups(signal_BK[rows], branches.valid_BC),
+    }
+    found |= {"rl/draws": (float(len(drawn)), 1.0)} if c.redraws else {}
+    return branches, found, drawn[0].answered
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """K answers to each prompt of a batch, rewarded."""
+
+    branches: losses.Branches
+    signal_BK: np.ndarray  # advantages without the KL: they choose the groups to learn from
+    metrics: dict[str, Any]
+    answered: Answered
+
+    @property
+    def rewarded(self) -> int:
+        """Number of prompts with a reward."""
+        return int(self.branches.valid_BC.any(-1).sum())
+
+
+def _joined(drawn: Sequence[losses.Branches]) -> losses.Branches:
+    """Returns several batches as one; shorter trunks are padded."""
+    T = max(x.tree.tokens_BT.shape[1] for x in drawn)
+    wide = lambda x_BT: np.pad(x_BT, ((0, 0), (0, T - x_BT.shape[1])))
+    padded = []
+    for x in drawn:
+        trunks = wide(x.tree.tokens_BT), wide(x.tree.mask_BT)
+        tree = dataclasses.replace(x.tree, tokens_BT=trunks[0], mask_BT=trunks[1])
+        padded.append(dataclasses.replace(x, tree=tree, ce_mask_BT=wide(x.ce_mask_BT)))
+    return jax.tree.map(lambda *each: np.concatenate(each), *padded)
+
+
+def draw(
+    c: RLConfig,
+    task: RLTask,
+    params,
+    at: int,
+    seed: int,
+    phase: loop.Phase = loop.unmeasured,
+    *,
+    reference=None,
+) -> Drawn:
+    """Samples K answers to each prompt of batch `at`, and rewards them.
 
     Ratios are between log-probabilities at temperature 1, whatever the sampling temperature. With
     `objective.kl` "reward", beta * (logp - log-probability under the `reference`), summed over an
@@ -328,29 +395,26 @@ def collect(
         parts["kl"] = kl_BK
         parts_PBK, weights = np.stack([*parts_PBK, -kl_BK]), (*weights, c.objective.beta)
         advantage_BK = _advantages(c, parts_PBK, weights, valid_BK)
-    every = losses.Branches(
+    branches = losses.Branches(
         tree,
         valid_BK,
         advantage_BK,
         logp_BKR,
         np.zeros_like(trunks.mask_BT),  # no token of a prompt is predicted
     )
-    # By the rewards alone: with the KL, answers of equal rewards would hardly ever be equal.
-    rows = learned_rows(signal_BK, valid_BK, c.batch)
-    branches = jax.tree.map(lambda x: x[rows], every)
     found |= {
         "reward/all": metrics.pair(reward_BK, valid_BK),
         "rl/invalid": metrics.pair(~valid_BK),
         "rl/flat_groups": policy.flat_groups(signal_BK, valid_BK),
-        "rl/masked_learned": metrics.pair(~valid_BK[rows].any(-1)),
-        "rl/flat_learned": policy.flat_groups(signal_BK[rows], valid_BK[rows]),
         "rl/answer_tokens": (float(mask_BKR.sum()), float(valid_BK.size)),
         # Of the sampling distribution, in nats per token: the mean of -log p over its samples.
         "rl/entropy": metrics.pair(-drawn_BKR, mask_BKR),
     }
     references = task.references and functools.partial(task.references, at)
     rewards = reward_BK, parts, valid_BK, advantage_BK
-    return branches, found, Answered(asked, references, ids, *rewards, task.heard())
+    answered = Answered(asked, references, ids, *rewards, task.heard())
+    # By the rewards alone: with the KL, answers of equal rewards would hardly ever be equal.
+    return Drawn(branches, signal_BK, found, answered)
 
 
 def _advantages(c: RLConfig, parts_PBK, weights, valid_BK) -> np.ndarray:

@@ -315,7 +315,7 @@ def keep_best(
     if not math.isfinite(value):
         return
     sign = -1 if c.checkpoint.lowest else 1
-    directory = workdir.run_dir(run.workdir, f"{run.name}/{workdir.BEST}")
+    directory = _best_dir(run)
     if checkpoints.exists(directory):
         before = checkpoints.record(directory)["best"]
         if sign * before["value"] >= sign * value:
@@ -323,3 +323,15 @@ def keep_best(
     best = {"metric": wanted, "value": value, "step": done}
     checkpoints.save_params(directory, params, {**run.record(c.model, []), "best": best}, done)
     keep_tokenizer(run, directory)
+
+
+def best(run: Run, mesh) -> tuple[Params, int] | None:
+    """Loads the best parameters of a run. Returns (parameters, step); None if none were kept."""
+    directory = _best_dir(run)
+    if not checkpoints.exists(directory):
+        return None
+    return load_params(directory, mesh)[0], int(checkpoints.record(directory)["best"]["step"])
+
+
+def _best_dir(run: Run) -> str:
+    return workdir.run_dir(run.workdir, f"{run.name}/{workdir.BEST}")

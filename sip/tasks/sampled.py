@@ -75,6 +75,11 @@ def solved(run: Run, name: str, wanted: Wanted, asked: Sequence[Prompt], mesh) -
     return kept(run, name, wanted, {}, asked, opened)
 
 
+def figures(found: Sequence[Sampled]) -> dict[str, float]:
+    """Returns the figures of `problems.figures`; the votes are the groups that are known."""
+    return problems.figures(found, problems.as_votes([one.groups for one in found]))
+
+
 def model(run: Run, wanted: Wanted, mesh) -> tuple[Params, AnswerWriter]:
     """Loads the frozen model. Returns its parameters and the writer of its answers."""
     params, cfg = load_params(source_dir(run.workdir, wanted.source, wanted.key), mesh)

@@ -12,7 +12,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from sip.text.segments import Text, tokens_of
 from sip.text.tokenizer import Tokenizer
 from sip.textgen import transport
 from sip.textgen.protocol import Cut, Said
+from sip.textgen.transport import Answer
 from sip.workdir import place
 
 APIS = {"completions": "completions", "chat": "chat/completions"}
@@ -156,9 +157,9 @@ class Remote:
         logp_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
         places = ((b, c) for b, row in enumerate(branches) for c in range(len(row)))
         for at, table in zip(places, tables, strict=True):
-            if table is not None:
-                logp_BCO[at] = _logp(table, names, self._config.logprobs)
-        _warn_of_unlisted(names, [table for table in tables if table is not None])
+            if table.value is not None:
+                logp_BCO[at] = _logp(table.value, names, self._config.logprobs)
+        _warn_of_unlisted(names, [table.value for table in tables if table.value is not None])
         return logp_BCO
 
     def generate(
@@ -196,6 +197,24 @@ class Remote:
         rows = iter(found * (votes // max(drawn, 1)) for found in texts)
         return [[next(rows) for _ in row] for row in branches]
 
+    def answers(
+        self,
+        trunks: Sequence[Text],
+        branches: Sequence[Text],
+        *,
+        max_tokens: int,
+        sampling: SamplingConfig,
+        seed: int,
+    ) -> list[Answer]:
+        """Returns one continuation per prompt, each as an `Answer` that says why there is none.
+
+        The texts are those of `generate` with one vote and one branch per trunk.
+        """
+        prompts = self._flat(trunks, [[branch] for branch in branches])
+        how = max_tokens, sampling, _spread(seed)
+        found = self._asked_texts([_draw(self._config, prompt, 1, *how) for prompt in prompts])
+        return [replace(x, value=x.value and _said(*x.value[0])) for x in found]
+
     def _flat(self, trunks, branches) -> list[str | list[int]]:
         """Returns the prompts of all branches in one list, as text or token ids."""
         rows = zip(trunks, branches, strict=True)
@@ -227,11 +246,15 @@ class Remote:
 
     def _texts(self, payloads) -> list[list[Said] | None]:
         """Sends payloads and returns the texts of each answer; None for a failed one."""
-        rows = self._ask(payloads, lambda found: _texts(self._config, found), _whole_texts)
+        rows = [answer.value for answer in self._asked_texts(payloads)]
         return [None if row is None else [_said(*one) for one in row] for row in rows]
 
-    def _ask(self, payloads, wanted, whole) -> list[Any]:
-        """Sends payloads and returns the value of each answer; None for a failed one."""
+    def _asked_texts(self, payloads) -> list[Answer]:
+        """Sends payloads and returns the answers, [text, whether it ended] of each choice."""
+        return self._ask(payloads, lambda found: _texts(self._config, found), _whole_texts)
+
+    def _ask(self, payloads, wanted, whole) -> list[Answer]:
+        """Sends payloads and returns the answers; the value of a failed one is None."""
 
         def counted(found: Any) -> Any:
             value = wanted(found)
@@ -247,7 +270,7 @@ class Remote:
                 len(answers),
                 problems[-1],
             )
-        return [answer.value for answer in answers]
+        return answers
 
 
 def check(config: RemoteConfig) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,6 +41,14 @@ class CheckpointConfig:
         if self.best and not evals_every:
             raise UserError(
                 f"checkpoint.best {self.best!r} needs evaluations, but evals.every_steps is 0"
+            )
+
+    def check_held_out(self, held_out: Collection, named: str) -> None:
+        """Raises UserError if `best` is set but nothing is held out to evaluate on."""
+        if self.best and not held_out:
+            raise UserError(
+                f"checkpoint.best {self.best!r} needs evaluations, but {named} has nothing in the "
+                "part validation; use a larger file, or set checkpoint.best to ''"
             )
 
 

@@ -1,6 +1,7 @@
 """Problems with verifiable answers, for the task "prompts": their prompts, the reward, and figures
 of several sampled answers."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,9 @@ import jax
 import numpy as np
 
 from sip.data import problems, thoughts
-from sip.data.conversations import Unusable
+from sip.data.conversations import Unusable, check_left_out
 from sip.data.documents import PARTS
-from sip.data.problems import Oracle, Problem, ProblemsConfig
+from sip.data.problems import Oracle, Parts, Problem, ProblemsConfig
 from sip.data.prompts import TOO_LONG, Encode, Prompt
 from sip.evals import problems as evals
 from sip.metrics import pair
@@ -27,14 +28,43 @@ from sip.text.tokenizer import Tokenizer, continuation
 
 
 def prompts_of(
-    cfg: ProblemsConfig, data: Mapping[str, Any], encode: Encode, max_len: int
+    cfg: ProblemsConfig,
+    data: Mapping[str, Any],
+    encode: Encode,
+    max_len: int,
+    checker: Checker | None = None,
 ) -> tuple[dict[str, list[Prompt]], dict[str, int]]:
     """Returns ({train | validation | test: prompts}, left_out by reason).
 
-    `max_len` is the most tokens of a prompt. Raises UserError as `problems.load` does.
+    `max_len` is the most tokens of a prompt. Problems whose right answer the `checker` cannot read
+    are left out. Raises UserError as `problems.load` does.
     """
     parts, left_out = problems.load(cfg, data)
+    if checker is not None:
+        parts = _checkable(cfg, parts, checker, left_out)
     return {part: _encoded(cfg, parts[part], encode, max_len, left_out) for part in PARTS}, left_out
+
+
+def _checkable(cfg, parts: Parts, checker: Checker, left_out: dict[str, int]) -> Parts:
+    """Returns the problems whose right answer is right by the checker; counts the others.
+
+    Raises UserError if they are more than `max_skipped_fraction`.
+    """
+    every = [problem for some in parts.values() for problem in some]
+    verdicts = checker.readable([Gold(p.answer, p.entry) for p in every])
+    counts = Counter(
+        f"whose right answer is {verdict} by the check {checker.cfg.check}"
+        for verdict in verdicts
+        if verdict != answers.RIGHT
+    )
+    name = cfg.path or cfg.test or cfg.source
+    check_left_out(name, "problems", len(every), counts, cfg.max_skipped_fraction)
+    left_out.update(counts)
+    verdict = iter(verdicts)
+    return {
+        part: [problem for problem in some if next(verdict) == answers.RIGHT]
+        for part, some in parts.items()
+    }
 
 
 def _encoded(cfg, some: Sequence[Problem], encode: Encode, max_len: int, left_out) -> list[Prompt]:
@@ -172,11 +202,23 @@ def judged(
     return [Solved(p.fields["problem"], *own) for p, *own in rows]
 
 
-def figures(solved: Sequence[Solved]) -> dict[str, float]:
-    """Returns mean@n, maj@n, pass@k, diversity, lengths, and shares of verdicts and cut answers."""
+def votes_of(solved: Sequence[Solved], checker: Checker) -> list[list[str]]:
+    """Returns votes [B][N]: equal for answers that the checker finds equal, empty without one."""
+    return as_votes(majority.grouped([one.answers for one in solved], majority.equal_by(checker)))
+
+
+def as_votes(groups: Sequence[Sequence[int]]) -> list[list[str]]:
+    """Returns the groups of answers (`majority.grouped`) as votes; empty without a group."""
+    return [[str(group) if group >= 0 else "" for group in row] for row in groups]
+
+
+def figures(solved: Sequence[Solved], votes: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Returns mean@n, maj@n, pass@k, diversity, lengths, and shares of verdicts and cut answers.
+
+    `votes` are the texts by which answers agree, as those of `votes_of`.
+    """
     verdicts = np.array([one.verdicts for one in solved])
     cut, tokens = (np.array([getattr(one, key) for one in solved]) for key in ("cut", "tokens"))
-    votes = [[answers.key(said) for said in one.answers] for one in solved]
     valid = ~np.isin(verdicts, answers.FAILURES)
     found = evals.figures(verdicts == answers.RIGHT, valid, votes)
     found |= evals.diversity(votes, [one.texts for one in solved])
@@ -185,24 +227,32 @@ def figures(solved: Sequence[Solved]) -> dict[str, float]:
     return {**found, "problems": len(solved)}
 
 
-def compared(start: Sequence[Solved], now: Sequence[Solved]) -> dict[str, float]:
+def compared(
+    start: Sequence[Solved],
+    now: Sequence[Solved],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+) -> dict[str, float]:
     """Returns figures of answers to the same problems against those of the start.
 
-    `tokens_ratio` is the mean length over the start's. The pass rates are by thirds of difficulty,
-    as the start's pass rates rank the problems.
+    `before` and `after` are the `figures` of both. `tokens_ratio` is the mean length over the
+    start's. The pass rates are by thirds of difficulty, as the start's pass rates rank the
+    problems.
     """
     ours, theirs = ([one.passes for one in some] for some in (now, start))
-    before = figures(start)
     found = {f"start/{key}": x for key, x in before.items() if "@" in key or key == "answer_tokens"}
-    found["tokens_ratio"] = figures(now)["answer_tokens"] / max(before["answer_tokens"], 1)
+    found["tokens_ratio"] = after["answer_tokens"] / max(before["answer_tokens"], 1)
     for name, rates in (("passes", ours), ("start/passes", theirs)):
         found |= {f"{name}/{third}": x for third, x in evals.thirds(theirs, rates).items()}
     return found
 
 
-def sampled(*args, **how) -> dict[str, float]:
+def sampled(
+    params: Params, writer: AnswerWriter, cfg: ProblemsConfig, checker: Checker, asked, **how
+) -> dict[str, float]:
     """Samples answers to problems as `solve` does, and returns their figures."""
-    return figures(solve(*args, **how))
+    solved = solve(params, writer, cfg, checker, asked, **how)
+    return figures(solved, votes_of(solved, checker))
 
 
 def by_majority(
@@ -213,20 +263,21 @@ def by_majority(
     asked: Sequence[Prompt],
     texts: Sequence[Sequence[str]],
     cut_BK: np.ndarray,
-) -> Reward:
+) -> tuple[Reward, np.ndarray]:
     """Rewards K answers to each of B problems by a majority vote, without the right answers.
 
-    `teacher` has a frozen model's answers by problem, which then vote alone. The right answers are
-    used for one metric: the share of right labels.
+    Returns ((reward_BK, valid_BK, metrics), silent_B) as `majority.reward` does. `teacher` has a
+    frozen model's answers by problem, which then vote alone. The right answers are used for one
+    metric: the share of right labels.
     """
-    votes = None if teacher is None else [teacher[p.fields["problem"]] for p in asked]
+    theirs = None if teacher is None else [teacher[p.fields["problem"]] for p in asked]
     said = _extracted(cfg, asked, texts, cut_BK)
-    found, labels = majority.reward(said, majority.equal_by(checker), wanted, votes)
+    found, labels, silent_B = majority.reward(said, majority.equal_by(checker), wanted, theirs)
     pairs = [(p, label) for p, label in zip(asked, labels, strict=True) if label is not None]
     verdicts = _verdicts(checker, [p for p, _ in pairs], [[label] for _, label in pairs])
     right = np.array([row[0] == answers.RIGHT for row in verdicts], bool)
     reward_BK, valid_BK, metrics = found
-    return reward_BK, valid_BK, {**metrics, "majority/right": pair(right)}
+    return (reward_BK, valid_BK, {**metrics, "majority/right": pair(right)}), silent_B
 
 
 def read(tokenizer: Tokenizer, asked: Sequence[Prompt], ids) -> list[list[str]]:

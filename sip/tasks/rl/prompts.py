@@ -5,7 +5,8 @@ questions about the corpus's world, answered up to a stop token; or prefixes of 
 continued by `answer` tokens. A reward is a reward model, the judge of the section `judge`, the
 check of answers to problems (sip/rewards/answers.py), the vote of the answers themselves
 (sip/rewards/majority.py), chance, or a Python function (sip/rewards/functions.py). Several have
-weights, and each is logged by its own name. An answer that one of them skips is masked.
+weights, and each is logged by its own name. An answer that one of them skips is masked, except
+where votes have no majority: there the other rewards count alone.
 """
 
 import dataclasses
@@ -78,7 +79,7 @@ class Config(TaskConfig):
     soft_tokens: int = 0  # tokens before the limit in which cut_penalty grows from 0; 0: none
     mask_cut: bool = False  # leaves answers without a stop token out, as if they had no reward
     max_skipped_fraction: float = 0.1  # 0..1; error if more of the prompts are unusable
-    max_invalid: float = 0.5  # 0..1; error if more of a batch have no reward; not for majority
+    max_invalid: float = 0.5  # 0..1; error if more of a batch have no reward; ties do not count
 
     def __post_init__(self):
         unit = dict.fromkeys(("max_skipped_fraction", "max_invalid"), at_least(0, most=1))
@@ -253,8 +254,26 @@ class Answers:
     at: int = 0  # number of the batch
 
 
-# answers -> (reward_BK, valid_BK, metrics)
-Source = Callable[[Answers], Reward]
+@dataclass(frozen=True)
+class Part:
+    """The rewards of one source.
+
+    silent_B is True for a prompt about which it says nothing, without a failure: votes without a
+    majority.
+    """
+
+    reward_BK: np.ndarray
+    valid_BK: np.ndarray
+    metrics: dict[str, Any]
+    silent_B: np.ndarray
+
+    @property
+    def failed_BK(self) -> np.ndarray:
+        """True for an answer without a reward because the source failed or skipped it."""
+        return ~self.valid_BK & ~self.silent_B[:, None]
+
+
+Source = Callable[[Answers], Part]
 
 
 @dataclass(frozen=True)
@@ -286,9 +305,9 @@ def build(run: Run, c, mesh) -> RLTask:
 
     def reward(at: int, ids: Sequence[Sequence[Ids]]) -> Reward:
         read_ids = dataclasses.replace(read(asked.batch(at), ids), at=at)
-        found = _rewarded(sources, wanted, read_ids, c.answer)
-        if wanted.majority is None:  # a problem without a majority is no failure
-            _check_invalid(found[1], wanted.max_invalid, found[2])
+        parts = {name: source(read_ids) for name, source in sources.items()}
+        _check_failed(parts, wanted.max_invalid)
+        found = _rewarded(parts, wanted, read_ids, c.answer)
         for name, part_BK in zip(sources, found[0], strict=False):
             _say_constant(run, name, part_BK[found[1]])
         return _without_cut(found, read_ids.cut_BK) if wanted.mask_cut else found
@@ -299,7 +318,8 @@ def build(run: Run, c, mesh) -> RLTask:
             return {}, []
         ids = writer.greedy_ids(params, [x.ids for x in held], c.evals.batch)
         answers = read(held, [[each] for each in ids])
-        scored = _rewarded(evaluated, wanted, answers, c.answer)
+        parts = {name: source(answers) for name, source in evaluated.items()}
+        scored = _rewarded(parts, wanted, answers, c.answer)
         found = _figures(scored, eval_weights, answers)
         texts = [(x.text, text) for x, (text,) in zip(held, answers.texts, strict=True)]
         more = {} if asked.figures is None else asked.figures(params, part)
@@ -309,10 +329,12 @@ def build(run: Run, c, mesh) -> RLTask:
 
     def sampled_figures(params) -> dict[str, float]:
         held = asked.held_out["test"]
-        if not wanted.samples or not held:
+        checks = wanted.answers
+        if not wanted.samples or checks is None or not held:
             return {}
         now = sampled.solve(run, _wanted(c, asked), params, writer, held)
-        return problems.figures(now) | (problems.compared(start, now) if start else {})
+        after = problems.figures(now, problems.votes_of(now, answer_checks.checker(checks)))
+        return after | _against(start, now, after)
 
     evals, cfg, count = wanted.continuations, c.model, c.log.samples
     suite = evals and ground_truth.suite(run, evals, cfg, mesh, count)
@@ -367,11 +389,16 @@ def _of_start(run: Run, c, mesh, asked: Prompts) -> list[Sampled]:
     return sampled.solved(run, "start", _wanted(c, asked), held, mesh)
 
 
+def _against(start: Sequence[Sampled], now, after: Mapping[str, float]) -> dict[str, float]:
+    """Returns the figures of answers against those of the start, if there is one."""
+    return problems.compared(start, now, sampled.figures(start), after) if start else {}
+
+
 def _before(run: Run, start: Sequence[Sampled]) -> dict[str, float]:
     """Returns the figures of the start's answers by their names in the log, and says them."""
     if not start:
         return {}
-    found = {key: x for key, x in problems.figures(start).items() if "@" in key}
+    found = {key: x for key, x in sampled.figures(start).items() if "@" in key}
     said = ", ".join(f"{key} {x:.3f}" for key, x in found.items())
     run.say(f"{run.name}: before the first step, on {len(start):,} test problems: {said}")
     return {f"eval/start/{key}": x for key, x in found.items()}
@@ -402,7 +429,9 @@ def _of_file(run: Run, c, mesh) -> Prompts:
     max_len = c.model.max_len - c.answer
     if wanted.problems is not None:
         name = wanted.problems.path or wanted.problems.source
-        parts, left_out = problems.prompts_of(wanted.problems, run.config.data, encode, max_len)
+        checker = answer_checks.checker(wanted.answers) if wanted.answers is not None else None
+        how = encode, max_len, checker
+        parts, left_out = problems.prompts_of(wanted.problems, run.config.data, *how)
     else:
         name, most = wanted.prompts, wanted.max_skipped_fraction
         parts, left_out = prompt_files.read(
@@ -410,6 +439,7 @@ def _of_file(run: Run, c, mesh) -> Prompts:
         )
     run.left_out["prompts"] = left_out
     learned = parts[c.split]
+    c.checkpoint.check_held_out(parts["validation"], name)
     if not learned:
         raise UserError(f"{name}: no prompt in split {c.split!r}, by its hash")
     run.say(_said(run.name, learned, parts, left_out))
@@ -490,10 +520,17 @@ def _read(tokenizer: Tokenizer, stops, prompts: Sequence[Prompt], ids) -> Answer
 
 
 def _source(name: str, run: Run, c, mesh, asked: Prompts, heard: list[Heard]) -> Source:
-    """Builds a reward: a function, the judge, the check of answers, or a reward model.
+    """Builds a source of rewards; `heard` gets the judge's words of each call."""
+    if name == MAJORITY:
+        return _voted(c.task, asked.teacher)
+    reward = _reward(name, run, c, mesh, asked, heard)
+    return lambda x: Part(*reward(x), np.zeros(len(x.prompts), bool))
 
-    `heard` gets the judge's words of each call.
-    """
+
+def _reward(
+    name: str, run: Run, c, mesh, asked: Prompts, heard: list[Heard]
+) -> Callable[[Answers], Reward]:
+    """Builds a reward: a function, the judge, the check of answers, chance, or a reward model."""
     if functions.is_function(name):
         function = functions.load(name)
         return lambda x: (
@@ -504,8 +541,6 @@ def _source(name: str, run: Run, c, mesh, asked: Prompts, heard: list[Heard]) ->
         return _judged(run, c, mesh, asked, heard)
     if name == ANSWERS:
         return _checked(run, c.task)
-    if name == MAJORITY:
-        return _voted(c.task, asked.teacher)
     if name == RANDOM:
         return lambda x: majority.random(x.cut_BK.shape, run.seed, x.at)
     directory = source_dir(run.workdir, name, "task.reward")
@@ -513,7 +548,7 @@ def _source(name: str, run: Run, c, mesh, asked: Prompts, heard: list[Heard]) ->
     return lambda x: (*model.reward([p.ids for p in x.prompts], x.ids), {})
 
 
-def _checked(run: Run, wanted: Config) -> Source:
+def _checked(run: Run, wanted: Config) -> Callable[[Answers], Reward]:
     """The check of answers to problems."""
     cfg, checks = wanted.problems, wanted.answers
     assert cfg is not None and checks is not None  # Config has checked it
@@ -527,12 +562,16 @@ def _voted(wanted: Config, teacher) -> Source:
     cfg, checks, votes = wanted.problems, wanted.answers, wanted.majority
     assert cfg is not None and checks is not None and votes is not None  # Config has checked it
     checker = answer_checks.checker(checks)
-    return lambda x: problems.by_majority(
-        cfg, checker, votes, teacher, x.prompts, x.texts, x.cut_BK
-    )
+
+    def voted(x: Answers) -> Part:
+        how = teacher, x.prompts, x.texts, x.cut_BK
+        found, silent_B = problems.by_majority(cfg, checker, votes, *how)
+        return Part(*found, silent_B)
+
+    return voted
 
 
-def _judged(run: Run, c, mesh, asked: Prompts, heard: list[Heard]) -> Source:
+def _judged(run: Run, c, mesh, asked: Prompts, heard: list[Heard]) -> Callable[[Answers], Reward]:
     """The judge's score of each answer, in the place of a reward model (RLAIF)."""
     wanted: judges.JudgeConfig = c.task.judge
     how = (run.workdir, asked.truth, mesh, run.tokenizer, run.seed, c.log.heard)
@@ -563,23 +602,25 @@ def _text(prompt: Prompt, key: str) -> str:
     return found if isinstance(found, str) else ""
 
 
-def _rewarded(sources: Mapping[str, Source], wanted: Config, x: Answers, most: int) -> Reward:
+def _rewarded(parts: Mapping[str, Part], wanted: Config, x: Answers, most: int) -> Reward:
     """Returns (reward_PBK, valid_BK, metrics): an answer is valid if all rewards are.
 
-    `most` is the limit of an answer's tokens.
+    A reward that is silent about a prompt counts 0 for all its answers, so that the others decide;
+    if all are silent, the prompt is invalid. `most` is the limit of an answer's tokens.
     """
-    parts, valid_BK, metrics = [], np.ones(x.cut_BK.shape, bool), {}
-    for name, source in sources.items():
-        reward_BK, own_BK, found = source(x)
-        parts.append(reward_BK)
-        valid_BK &= own_BK
-        metrics |= {**found, f"reward/{name}": pair(reward_BK, own_BK)}
-        metrics[f"reward/{name}/skipped"] = pair(~own_BK)
+    rewards, metrics = [], {}
+    valid_BK, silent_B = np.ones(x.cut_BK.shape, bool), np.ones(len(x.prompts), bool)
+    for name, part in parts.items():
+        rewards.append(np.where(part.silent_B[:, None], 0.0, part.reward_BK))
+        valid_BK &= part.valid_BK | part.silent_B[:, None]
+        silent_B &= part.silent_B
+        metrics |= {**part.metrics, f"reward/{name}": pair(part.reward_BK, part.valid_BK)}
+        metrics[f"reward/{name}/skipped"] = pair(~part.valid_BK)
     if wanted.ends:
         metrics["rl/cut"] = pair(x.cut_BK)
     if wanted.cut_penalty:
-        parts.append(-overlong(x.ids, x.cut_BK, wanted.soft_tokens, most))
-    return np.stack(parts), valid_BK, metrics
+        rewards.append(-overlong(x.ids, x.cut_BK, wanted.soft_tokens, most))
+    return np.stack(rewards), valid_BK & ~silent_B[:, None], metrics
 
 
 def overlong(ids: Sequence[Sequence[Ids]], cut_BK: np.ndarray, soft: int, most: int) -> np.ndarray:
@@ -610,12 +651,12 @@ def _say_constant(run: Run, name: str, values: np.ndarray) -> None:
         )
 
 
-def _check_invalid(valid_BK: np.ndarray, most: float, metrics) -> None:
-    """Raises UserError if more than the share `most` of the answers have no reward."""
-    share = 1 - valid_BK.mean()
+def _check_failed(parts: Mapping[str, Part], most: float) -> None:
+    """Raises UserError if rewards of more than the share `most` of the answers have failed."""
+    failed = {name: part.failed_BK for name, part in parts.items()}
+    share = np.any([*failed.values()], axis=0).mean()
     if share > most:
-        skipped = {k: total / count for k, (total, count) in metrics.items() if "/skipped" in k}
-        why = ", ".join(f"{k.split('/')[1]} {x:.0%}" for k, x in skipped.items() if x)
+        why = ", ".join(f"{name} {x_BK.mean():.0%}" for name, x_BK in failed.items() if x_BK.any())
         raise UserError(
             f"{share:.0%} of a batch's answers have no reward, more than task.max_invalid={most} "
             f"allows; skipped by: {why}"

@@ -32,7 +32,7 @@ from sip.data.documents import PARTS
 from sip.data.problems import ProblemsConfig
 from sip.data.prompts import Prompt
 from sip.evals.continuations import SAMPLES
-from sip.rewards import answers
+from sip.rewards import answers, majority
 from sip.rewards.answers import RIGHT, AnswersConfig
 from sip.run import Run
 from sip.sampling import SamplingConfig
@@ -182,7 +182,8 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     wanted: Config = c.task
     form = conversations.named_format(wanted.chat, run.tokenizer, run.workdir)
     encode, room = prompt_files.chatted(form), c.model.max_len - wanted.answer
-    parts, left_out = problems.prompts_of(wanted.problems, run.config.data, encode, room)
+    checker = answers.checker(wanted.answers)
+    parts, left_out = problems.prompts_of(wanted.problems, run.config.data, encode, room, checker)
     run.left_out["problems"] = left_out
     split = lambda which, most: documents.select(
         [(part, p) for part in PARTS for p in parts[part]], which, lambda one: one[0]
@@ -195,6 +196,7 @@ def build(run: Run, c, mesh) -> SupervisedTask:
             (c.evals.split, c.evals.standard),
         )
     )
+    c.checkpoint.check_held_out(validation, "task.problems")
     for which, some in ((c.split, learned), (c.evals.split, test)):
         if not some:
             raise UserError(f"task.problems: no problem in split {which!r}")
@@ -218,7 +220,9 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     def finish(params) -> dict[str, Any]:
         how = wanted.wanted(c, form.stops, "start")
         now = sampled.solve(run, how, params, writer, test)
-        return run.write_eval({**problems.figures(now), **problems.compared(start, now), **kept})
+        after = problems.figures(now, problems.votes_of(now, checker))
+        found = problems.compared(start, now, sampled.figures(start), after)
+        return run.write_eval({**after, **found, **kept})
 
     batch = lambda at: train.batch(at, c.batch, seed=run.seed)
     return SupervisedTask(batch, *tokens_loss(c), during, finish)
@@ -366,7 +370,7 @@ def accepted(wanted: Config, one: Sampled) -> tuple[list[bool], int, int]:
         return [verdict == RIGHT for verdict in one.verdicts], one.right, one.checked
     label = one.vote.label
     found = [group == label and label >= 0 for group in one.groups]
-    return found, sum(found), len(found)
+    return found, sum(found), sum(group != majority.UNSURE for group in one.groups)
 
 
 def chosen(

@@ -524,7 +524,11 @@ BAD = {
     "no run": (["--run=rl"], "has no such run; there are base, rlvr"),
     "twice": (["--run=rlvr", "--form=Answer:"], "--form: is that of --run; leave one of the two"),
     "no problems": (["--run=base"], "--run base: is no RL run on problems whose answers"),
-    "no probe": (["--evals=thoughts", "--run=rlvr"], "--run rlvr: has no probe; its task must be"),
+    # In one process with other commands the default of --split may be theirs.
+    "no probe": (
+        ["--evals=thoughts", "--run=rlvr", "--split=validation"],
+        "--run rlvr: has no probe; its task must be",
+    ),
     "no name": (["--evals=thoughts"], "--run is needed with --evals=thoughts"),
     "train": (["--evals=thoughts", "--run=rlvr", "--split=train"], "must be validation or test"),
 }

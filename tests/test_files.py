@@ -210,6 +210,9 @@ def test_the_keys_of_examples_name_a_path_that_does_not_exist(tmp_path):
         of(f"{tmp_path}/*.gz,{tmp_path}/a.jsonl.gz")
         with pytest.raises(UserError, match=f"{key}: .*nowhere: there is no such file"):
             of(f"{tmp_path}/nowhere")
+        if key == "problems.path":  # problems may be Parquet
+            of(f"{tmp_path}/a.parquet")
+            continue
         with pytest.raises(UserError, match=f"{key}: .*parquet for a corpus; convert other inputs"):
             of(f"{tmp_path}/a.parquet")
     with pytest.raises(UserError, match="test.jsonl: is a test set"):

@@ -401,10 +401,8 @@ def solved(directory: str) -> dict[str, float]:
         return solved_as_run(directory)
     if not _PROBLEMS.value:
         raise UserError("--evals=problems needs --problems=FILE, or --run=NAME of a workdir")
-    try:
+    with sections.named("--problems"):
         files.listed_any(_PROBLEMS.value)
-    except UserError as error:
-        raise UserError(f"--problems: {error}") from None
     return solve(
         directory,
         ProblemsConfig(test=_PROBLEMS.value, form=_FORM.value),

@@ -5,11 +5,12 @@ A dataclass checks its values in `__post_init__`:
     check("optim", self, lr=above(0, most=1), steps=at_least(1), name=one_of(NAMES))
 """
 
+import contextlib
 import dataclasses
 import math
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,15 @@ class FieldError(UserError):
     def __init__(self, owner: str, problem: str):
         super().__init__(f"{owner}.{problem}".lstrip("."))
         self.problem = problem
+
+
+@contextlib.contextmanager
+def named(key: str) -> Iterator[None]:
+    """Puts `key`, of a config or a flag, before the message of a UserError raised inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def test_the_template_of_a_run_is_that_of_its_task(task, template, tmp_path):
 
 
 def test_the_template_is_that_of_the_run_before(tmp_path, monkeypatch):
-    """Of runs of the same workdir by name, of others by path; a lost one tells nothing."""
+    """It is found by the name of a run of the workdir, by the path of others; a lost one tells
+    nothing."""
     to = lambda *place: tmp_path.joinpath(*place)
     saved(to("a", "runs", "sft"), init_from="base", task=dict(chat="turns"))
     sip = saved(to("a", "runs", "sip"), init_from="sft")

@@ -24,7 +24,7 @@ from sip.data.contamination import ContaminationConfig, Overlap
 from sip.data.microworld.settings import ProblemWorldConfig, WorldConfig
 from sip.data.questions import Question
 from sip.data.records import BLANK_LINE, NOT_JSON, NOT_UTF8
-from sip.sections import FieldError, above, at_least, check, one_of, section
+from sip.sections import FieldError, above, at_least, check, named, one_of, section
 from sip.structs import UserError
 from sip.text.lines import RECODE
 from sip.workdir import locked, place
@@ -325,10 +325,8 @@ def check_path(cfg: DataConfig) -> None:
                 reason = str(e).removeprefix(f"{one.path}: ")
                 raise UserError(f"config data.path={one.path!r}: {reason}") from None
     for _, path in cfg.contamination.against:
-        try:
+        with named("config data.contamination.against"):
             contamination.paths(path)
-        except UserError as e:
-            raise UserError(f"config data.contamination.against: {e}") from None
 
 
 def ignored(cfg: DataConfig) -> list[str]:

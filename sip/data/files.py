@@ -19,6 +19,7 @@ from typing import Any
 
 from etils import epath
 
+from sip.sections import named
 from sip.structs import UserError
 from sip.workdir import place
 
@@ -90,10 +91,8 @@ def _ending(path: str) -> str:
 def check_json(key: str, path: str) -> None:
     """Raises UserError, naming the config key, if JSON Lines do not exist; "" is no path."""
     if path:
-        try:
+        with named(key):
             listed(path, "jsonl")
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from None
 
 
 def json_files(*paths: str) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ from sip.data.conversations import Unusable, check_left_out, read_rows, row_of
 from sip.data.documents import PARTS, part
 from sip.data.microworld.settings import PROBLEMS, ProblemWorldConfig
 from sip.data.records import NOT_UTF8
-from sip.sections import at_least, check, one_of, plain, section
+from sip.sections import at_least, check, named, one_of, plain, section
 from sip.structs import UserError
 from sip.workdir import place
 
@@ -129,10 +129,8 @@ class ProblemsConfig:
         """Raises UserError if a file of problems does not exist, or has another format."""
         for key in ("path", "test"):
             if path := getattr(self, key):
-                try:
+                with named(f"problems.{key}"):
                     _listed(path)
-                except UserError as error:
-                    raise UserError(f"problems.{key}: {error}") from None
 
 
 def _listed(path: str) -> tuple[list[str], str]:

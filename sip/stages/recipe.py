@@ -1,6 +1,5 @@
 """A recipe: a config with a list of runs, checked as a whole before anything is written."""
 
-import contextlib
 import dataclasses
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from sip.loading import kept_tokenizer, load_tokenizer, source_dir
 from sip.models import kernels
 from sip.rewriter import RewriterConfig
 from sip.run import RunConfig, TokenizerConfig, build_meshes, check_model
-from sip.sections import LARGEST, FieldError, at_least, one_of, plain, section
+from sip.sections import LARGEST, FieldError, at_least, named, one_of, plain, section
 from sip.sections import check as check_section
 from sip.stages import rl, selfimprove, session, supervised
 from sip.structs import UserError
@@ -153,25 +152,16 @@ def check_tokens(config, tokenizer: Tokenizer, workdir: str = "") -> None:
         for key, symbol in run.symbols().items():
             control.token(tokenizer, symbol, f"config runs.{name}.{key}")
         for key, aspects in run.words().items():
-            with _at(f"config runs.{name}.{key}"):
+            with named(f"config runs.{name}.{key}"):
                 for aspect in aspects:
                     prompts.check_options(tokenizer, aspect)
         for key, judge in run.judges().items():
             if judge.backend == "local" and (judge.own or _within(judge.init_from, config.order)):
-                with _at(f"config runs.{name}.{key}"):
+                with named(f"config runs.{name}.{key}"):
                     judges.aspects_in(judge, workdir, tokenizer)
         for key, template in _templates(run, config.order):
-            with _at(f"config runs.{name}.{key}"):
+            with named(f"config runs.{name}.{key}"):
                 chat.turn(chat.load(template, tokenizer, workdir))
-
-
-@contextlib.contextmanager
-def _at(key: str) -> Iterator[None]:
-    """Puts `key` before the message of a UserError."""
-    try:
-        yield
-    except UserError as e:
-        raise UserError(f"{key}: {e}") from None
 
 
 def _within(source: str, names: Collection[str]) -> bool:
@@ -228,12 +218,10 @@ def check_meshes(config) -> None:
     Raises UserError if one does not fit, or if the devices do not run the model's attention.
     """
     for name in config.order:
-        try:
+        with named(f"config runs.{name}"):
             run = STAGES[config.runs[name].stage].resolve(config, name)
             mesh, _ = build_meshes(run)
             kernels.check(run.model.attention, mesh.devices.flat[0].platform)
-        except UserError as e:
-            raise UserError(f"config runs.{name}: {e}") from None
 
 
 def check_files(config) -> None:
@@ -246,10 +234,8 @@ def _check_tokenizer(cfg: TokenizerConfig, runs: Mapping[str, RunConfig]) -> Non
     tokens than a run's model has embeddings."""
     size = cfg.vocab_size
     if cfg.path or cfg.kind != "sentencepiece":
-        try:
+        with named("config tokenizer.path"):
             size = load_tokenizer(cfg.kind, cfg.path).vocab_size
-        except UserError as e:
-            raise UserError(f"config tokenizer.path: {e}") from None
     for name, run in runs.items():
         if run.model.vocab_size < size:
             raise UserError(
@@ -293,7 +279,7 @@ def check_run(
     except UserError as e:
         raise UserError(f"config runs.{name}.{e}") from None
     if not (done or (epath.Path(workdirs.run_dir(workdir, name)) / workdirs.DONE).exists()):
-        with _at(f"config runs.{name}"):
+        with named(f"config runs.{name}"):
             processes.on_lead(run.reach)
             processes.on_lead(lambda: sinks.check_tracker(run.log.tracker))
             _check_models(run, workdir, earlier)
@@ -305,12 +291,12 @@ def _check_models(run: RunConfig, workdir: str, earlier: Collection[str]) -> Non
     its tokenizer, its chat template or its max_len."""
     for key, judge in run.judges().items():
         if judge.backend == "local" and not judge.own and not _within(judge.init_from, earlier):
-            with _at(key):
+            with named(key):
                 judges.check_model(judge, source_dir(workdir, judge.init_from))
     wanted = _rewriter(run)
     if wanted is not None and wanted.chat and not _within(wanted.init_from, earlier):
         tokenizer = kept_tokenizer(source_dir(workdir, wanted.init_from))
-        with _at("rewriter.chat"):
+        with named("rewriter.chat"):
             chat.turn(chat.load(wanted.chat, tokenizer))
 
 
@@ -338,7 +324,7 @@ def _check_corpus(run: RunConfig, data: documents.DataConfig) -> None:
     """Raises UserError if the corpus does not have what the run reads."""
     truth = documents.has_truth(data.source)
     for key, split in run.splits().items():
-        with _at(key):
+        with named(key):
             documents.check_split(data.source, split, data.parts)
     if run.needs_truth() and not truth:
         raise UserError(
@@ -367,7 +353,7 @@ def _check_sizes(
     splits = run.splits() | ({"evals.validation": "validation"} if learns else {})
     for key, split in splits.items() if learns or data.source in documents.WORLDS else ():
         for one, counts in zip(documents.sources(data), sizes, strict=True):
-            with _at(key):
+            with named(key):
                 documents.check_split(one.source, split, one.parts, counts)
 
 

@@ -77,14 +77,25 @@ def choose(logits_BCV, keys_BC, position, cfg: SamplingConfig):
     logits_BCV = logits_BCV.astype(jnp.float32)
     logp_BCV = jax.nn.log_softmax(logits_BCV, axis=-1)
     if cfg.temperature == 0:
-        token_BC = jnp.argmax(logits_BCV, axis=-1)
+        token_BC = _first_largest(logits_BCV)
         return token_BC, _pick(logp_BCV, token_BC), jnp.zeros_like(token_BC, jnp.float32)
     tempered = jax.nn.log_softmax(sampling_logits(logits_BCV, cfg), axis=-1)
     V = logits_BCV.shape[-1]
     gumbel = jax.vmap(jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, position), (V,))))
     # Gumbel-max: the argmax of logits plus Gumbel noise is a sample of their softmax.
-    token_BC = jnp.argmax(tempered + gumbel(keys_BC), axis=-1)
+    token_BC = _first_largest(tempered + gumbel(keys_BC))
     return token_BC, _pick(logp_BCV, token_BC), _pick(tempered, token_BC)
+
+
+def _first_largest(x_BCV):
+    """Returns the first index of the largest value, as `jnp.argmax` does; V - 1 beside a NaN.
+
+    XLA on CPU compiles argmax, and the noise that is fused into it, to scalar code: it took three
+    times as long.
+    """
+    top_BC1, last = x_BCV.max(axis=-1, keepdims=True), x_BCV.shape[-1] - 1
+    at_11V = jnp.arange(last + 1, dtype=jnp.int32)[None, None]
+    return jnp.where(x_BCV == top_BC1, at_11V, last).min(axis=-1)
 
 
 def _pick(x_BCV, token_BC):

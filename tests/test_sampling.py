@@ -1,6 +1,7 @@
 """Tests rollouts against teacher forcing, plain loops and hand-worked distributions."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +132,26 @@ def test_layers_laid_apart_decode_the_same():
     np.testing.assert_allclose(found.logp_BCR, want.logp_BCR, atol=1e-5)
     loops = [jaxprs.equations(jax.make_jaxpr(lambda c=c: roll(cfg=c))()) for c in (apart, cfg)]
     assert [sum(e.primitive.name == "scan" for e in found) for found in loops] == [1, 2]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_a_decoding_step_copies_no_cache_that_is_laid_apart(apart):
+    cfg, steps = tiny.model(decode_apart=apart), 7  # branches of 7 tokens, a size of no other axis
+    program = sampling.program(cfg, 3, steps, FREE, ())
+    lowered = program.lower(tiny.params(cfg), TOKENS_BT, FORK_B, ROWS_B, jax.random.key(0))
+    shape = rf"f32\[3,{cfg.kv_heads},3,{steps},{cfg.head_dim}\]"
+    text = lowered.compile().as_text()
+    inside = "\n".join(part for part in text.split("\n\n") if not part.startswith("ENTRY"))
+    assert bool(re.search(rf"= {shape}\S* dynamic-update-slice\(", text)) == apart
+    assert not re.search(rf"= {shape}\S* copy\(", inside)
+
+
+def test_the_first_of_the_most_probable_tokens_is_taken():
+    rows = [[0, 2, 1, 2], [-np.inf, -1, -np.inf, -1], [5, 5, 5, 5], [0, 1, 2, 3]]
+    logits = jnp.array(rows, jnp.float32)[None]
+    found = sampling.choose(logits, None, 0, SamplingConfig(temperature=0))[0]
+    np.testing.assert_array_equal(found, jnp.argmax(logits, axis=-1))
+    np.testing.assert_array_equal(found, [[1, 1, 0, 3]])
 
 
 def test_noise_belongs_to_the_document_not_to_its_place():

@@ -304,6 +304,8 @@ class Decoder(nn.Module):
         x_BND = _rms_norm(x_BND, scale, c, c.logit_divisor)
         start = context.trunk_len
         branch = x_BND[:, start:].reshape(B, C, R, c.width)
+        if cache is not None and isinstance(apart, tuple):
+            cache = dataclasses.replace(cache, length=_after(cache.length, branch))
         new = _cache(cache, kv, start, tree.mask_BCR) if keep_cache else None
         return Output(x_BND[:, :start], branch, new, balance)
 
@@ -355,6 +357,18 @@ def _one_by_one(cfg: ModelConfig, blocks, x_BND, context, past, kinds: Layer):
         x_BND, (k, v), _ = block.apply({"params": params}, x_BND, context, own, layer)
         k_L, v_L = [*k_L, k], [*v_L, v]
     return x_BND, ((tuple(k_L), tuple(v_L)), None)
+
+
+def _after(index, done):
+    """Returns `index` as a value that depends on `done`, an array with at least one element.
+
+    What is written at it is written after `done` was computed. The decoding loop replaces the
+    caches that its layers read: XLA on CPU copies each of them in every step unless it knows that
+    the reads come first. It removes an optimization barrier before it asks.
+    """
+    one = done.ravel()[0]
+    never = (one != one) & (one == one)  # false also for NaN
+    return index + never.astype(index.dtype)
 
 
 def laid_apart(params: Params, cache: Cache) -> tuple[Params, Cache]:

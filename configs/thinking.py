@@ -92,7 +92,7 @@ def on_microworld(reward: str, debug: bool) -> ConfigDict:
     sft = dict(
         model=base.model,
         split="train[50%:75%]",
-        steps=300,
+        steps=1200,
         batch=16,
         init_from="base",
         optim=common.adamw(1e-3, warmup_steps=20),

@@ -95,7 +95,7 @@ def on_microworld(reward: str, debug: bool) -> ConfigDict:
         steps=1200,
         batch=16,
         init_from="base",
-        optim=common.adamw(1e-3, warmup_steps=20),
+        optim=common.adamw(2e-3, warmup_steps=20),
         thoughts=dict(annotated=TRUTH, tokens=40),
         match=FIRST,
         evals=common.section(every_steps=100, batch=32),

@@ -64,7 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
     words = variants.words(arg)
     others = ",".join(word for word in words if word not in ARMS)
     source, debug = published.words(others, "self_training.py")
-    if source and not epath.Path(source).exists():
+    if source and not (published.is_size(source) or epath.Path(source).exists()):
         raise ValueError(
             f"configs/self_training.py: {source!r} is neither the directory of a checkpoint nor "
             f"one of {', '.join(('debug', *ARMS))}"

@@ -35,7 +35,8 @@ def config(name="rlhf", arg=PRESET, run="rlhf", **changes):
     """Returns a recipe of a checkpoint that is not there, with a tiny model of bytes."""
     found = importlib.import_module(name).get_config(arg)
     found.tokenizer.update(kind="byte", path="")
-    found.runs[run].model.update(MODEL)
+    scalar = found.runs[run].model.scalar
+    found.runs[run].model.update(MODEL, scalar=scalar)
     found.runs[run].update(batch=16, **changes)
     return found
 
@@ -166,15 +167,18 @@ def test_an_rl_steps_operations_by_hand():
     seen = lambda keys: 2 * 2 * keys * inner  # scores of so many keys, and their weighted values
     logits = 2 * D * V
     prompt = B * T * L * (layer + seen(T))
-    answer = B * K * R * L * (layer + seen(T + R))
+    read, decoded = (B * K * R * L * (layer + seen(keys)) for keys in (T + R, T + R + 1))
     counted = lambda name: flops.count(_traced(found[name]).jaxpr, found[name].loops)
-    # The prompt is read once, without logits. A token of an answer has logits, then it is read.
-    assert counted("answers 4") == {"read": prompt, "decode": answer + B * K * R * logits}
+    # The prompt is read once, without logits. A token of an answer has logits, then it is read: it
+    # sees the prompt, the room that the cache has for the answer, and itself.
+    assert counted("answers 4") == {"read": prompt, "decode": decoded + B * K * R * logits}
     # The reference reads both, and has the logits of the answers.
-    whole = prompt + answer + B * K * R * logits
+    whole = prompt + read + B * K * R * logits
     assert counted("KL to the start") == {"read": whole}
-    # Two products of gradients for each product. Logits are computed again for the gradient.
-    assert counted("update") == {"read": 3 * whole + B * K * R * logits}
+    # Two products of gradients for each product. For them the logits are computed again, and of
+    # attention the scores, half of its products.
+    scores = (B * T * L * seen(T) + B * K * R * L * seen(T + R)) // 2
+    assert counted("update") == {"read": 3 * whole + B * K * R * logits + scores}
 
 
 def _traced(program):
@@ -183,7 +187,7 @@ def _traced(program):
 
 
 def test_answers_before_the_first_step_are_counted_if_their_number_is_given():
-    wanted = config("two_phase", run="phase_one", steps=10)
+    wanted = config("two_phase", run="phase_one", steps=100)
     wanted.runs.phase_one.evals.batch = 32
     wanted.runs.phase_one.task.update(answer=32, rollouts=8, length=128)
     first, second = "answers before the first step", "second turns before the first step"
@@ -192,21 +196,20 @@ def test_answers_before_the_first_step_are_counted_if_their_number_is_given():
     assert f"{first}: not counted: give --problems" in found.notes
     found = named(planned(wanted, "phase_one", prompt=40, problems=100))
     # Four batches of 32, and each of the eight answers to a problem is asked about by itself.
-    assert found[first].calls == 4 / 10 and found[second].calls == 4 * 8 / 10
+    assert found[first].calls == 4 / 100 and found[second].calls == 4 * 8 / 100
     assert found[first].args[1].shape == (32, 48) and found[second].args[1].shape == (32, 96)
     wanted.runs.phase_one.task.limit = 20
     found = named(planned(wanted, "phase_one", prompt=40, problems=100))
-    assert found[first].calls == 1 / 10
+    assert found[first].calls == 1 / 100
 
 
 def test_votes_of_a_frozen_model_are_one_sampling_before_the_first_step():
-    wanted = config("self_training", f"{PRESET},fixed,filtered", "fixed", answer=32, steps=10)
+    wanted = config("self_training", f"{PRESET},fixed,filtered", "fixed", answer=32)
     wanted.runs.filtered.model.update(MODEL)
-    wanted.runs.fixed.collapse.window = 5
-    wanted.runs.fixed.update(log=dict(every_steps=5))
+    wanted.runs.filtered.answer = 32
     plan = planned(wanted, "fixed", prompt=40, problems=33)
     votes = named(plan)["votes before the first step"]
-    assert votes.calls == 3 / 10 and plan.beside(votes) == 0  # the state comes after them
+    assert votes.calls == 3 / 500 and plan.beside(votes) == 0  # the state comes after them
     answers = named(planned(wanted, "filtered", prompt=40))["answers 8"]
     assert answers.args[1].shape[0] == 2 * 32  # of the config's batch, oversampled
 

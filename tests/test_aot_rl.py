@@ -193,7 +193,7 @@ def test_answers_before_the_first_step_are_counted_if_their_number_is_given():
     first, second = "answers before the first step", "second turns before the first step"
     found = planned(wanted, "phase_one", prompt=40)
     assert [named(found)[name].calls for name in (first, second)] == [0, 0]
-    assert f"{first}: not counted: give --problems" in found.notes
+    assert f"{first}: not counted: give --problem_count" in found.notes
     found = named(planned(wanted, "phase_one", prompt=40, problems=100))
     # Four batches of 32, and each of the eight answers to a problem is asked about by itself.
     assert found[first].calls == 4 / 100 and found[second].calls == 4 * 8 / 100

@@ -10,7 +10,7 @@ other models of the run) against the chip's memory, FLOPs, bytes moved, collecti
 seconds of each. A step takes at least the sum of its programs' minimum times (with separate judge
 devices and staleness 1: the longer of the two sides), so MFU is an upper bound and days are a lower
 bound. Evaluation, data loading, host work and HTTP judges are not included. Files of texts are not
-read: --prompt_tokens, --answer_tokens and --problems say how long and how many the texts are.
+read: --prompt_tokens, --answer_tokens and --problem_count say how long and how many the texts are.
 --sweep prints a table over batch sizes and meshes instead. Exit codes: 0 all programs fit; 1 some
 do not (the output names them and a remedy); 2 an error that you can fix.
 """
@@ -57,7 +57,7 @@ _ANSWER = flags.DEFINE_integer(
     "answer_tokens", ASSUMED.answer, "Tokens of the longest answer of a pair.", lower_bound=1
 )
 _PROBLEMS = flags.DEFINE_integer(
-    "problems", 0, "Problems answered before the first step; 0: not counted.", lower_bound=0
+    "problem_count", 0, "Problems answered before the first step; 0: not counted.", lower_bound=0
 )
 _SWEEP = flags.DEFINE_bool("sweep", False, "Print a table over --batches and --meshes.")
 _BATCHES = flags.DEFINE_list("batches", [], "--sweep: batch sizes; default: the config's.")

@@ -169,7 +169,7 @@ def before(
     """
     problems = run.lengths.problems
     problems = min(problems, most) if problems and most else problems
-    said = f"{problems:,} problems" if problems else "not counted: give --problems"
+    said = f"{problems:,} problems" if problems else "not counted: give --problem_count"
     find.notes.append(f"{name}: {said}")
     calls = -(-problems // rows) * times / run.c.steps
     made = rollouts(run, name, rows, trunk, branches, steps, how, stop, calls)

@@ -66,8 +66,8 @@ def get_config(arg: str = "") -> ConfigDict:
     source, debug = published.words(others, "self_training.py")
     if source and not (published.is_size(source) or epath.Path(source).exists()):
         raise ValueError(
-            f"configs/self_training.py: {source!r} is neither the directory of a checkpoint nor "
-            f"one of {', '.join(('debug', *ARMS))}"
+            f"configs/self_training.py: {source!r} is not the directory of a checkpoint, a model "
+            f"preset, or one of {', '.join(('debug', *ARMS))}"
         )
     arms = [word for word in words if word in ARMS] or STANDARD
     config = rl_problems.get_config(others)

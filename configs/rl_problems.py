@@ -21,7 +21,9 @@ A model preset in the place of the checkpoint, such as `:llama3_8b`, is for pred
 no files: python -m sip.aot --config=configs/rl_problems.py:llama3_8b --topology=v5p:2x2x4
 
 `:debug` is tiny. Hardware: 2 CPU cores for the micro-world; for a checkpoint, devices whose memory
-fits its optimiser state.@RL@ Neither has been run in full yet.
+fits its optimiser state. Predicted for 8 B on 16 TPU v5p by the command above, prompts of 512
+tokens: 24.9 GiB per chip, at least 26.4 s a step and 0.15 days; 8.9 s with model.gather_gib=20.
+Neither has been run in full yet.
 """
 
 from typing import Any

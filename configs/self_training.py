@@ -30,7 +30,9 @@ together (none expected in so few steps). RUN_DIR/best has the parameters with t
 In the log majority/right is the share of right labels, which nothing learns from.
 
 `:debug` is tiny. Hardware: 2 CPU cores for the micro-world; for a checkpoint, devices whose memory
-fits its optimiser state. Not yet run in full.
+fits its optimiser state and a frozen copy; python -m sip.aot predicts memory and time, also of
+`:llama3_8b` and other presets. Each arm has the update and the answers of rl_problems.py and the
+KL to the start; `filtered` answers twice as many. Not compiled at this size, not run in full.
 """
 
 import _common as common

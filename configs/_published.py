@@ -5,6 +5,7 @@ from typing import Any
 
 import _common as common
 import _variants as variants
+from etils import epath
 from ml_collections import ConfigDict
 
 from sip import loading
@@ -24,10 +25,20 @@ def words(arg: str, name: str) -> tuple[str, bool]:
     return sources[0] if sources else "", "debug" in found
 
 
+def is_size(source: str) -> bool:
+    """True if `source` is a model preset, such as llama3_8b, and no directory.
+
+    `python -m sip.aot` predicts the costs of such a recipe, which reads no file. `sip.train` needs
+    the checkpoint.
+    """
+    return source in presets.PRESETS and not epath.Path(source).exists()
+
+
 def recipe(source: str) -> Any:
     """Builds a config without runs, with the tokenizer of the checkpoint `source`.
 
-    The section `data` is for runs that do not read it.
+    The section `data` is for runs that do not read it. The tokenizer of a size is that of
+    tokenizer.json.
     """
     config: Any = ConfigDict()
     config.seed = 0
@@ -36,14 +47,18 @@ def recipe(source: str) -> Any:
         max_skipped_fraction=0.0,
         cut=dict(prefix_min=1, prefix_max=1, suffix=1),
     )
-    kind, path = loading.tokenizer_of(source) if source else ("huggingface", "tokenizer.json")
+    kind, path = "huggingface", "tokenizer.json"
+    if source and not is_size(source):
+        kind, path = loading.tokenizer_of(source)
     config.tokenizer = dict(kind=kind, path=path, vocab_size=0, documents=1, prompts=(), symbols=())
     return config
 
 
 def model(source: str) -> dict[str, Any]:
-    """Returns the model of the checkpoint `source`, or the preset if none is named."""
-    found = loading.recorded_model(source) if source else presets.preset(NAME)
+    """Returns the model of the checkpoint or size `source`, or the preset if none is named."""
+    preset = source if is_size(source) else NAME
+    known = source and not is_size(source)
+    found = loading.recorded_model(source) if known else presets.preset(preset)
     return dataclasses.asdict(found) | dict(remat="block", branch_chunk=8)
 
 

@@ -17,8 +17,13 @@ that math-verify compares (extra `rlvr`). A file that is a test set by its name 
 problems.path. Generated problems: --config.runs.rlvr.task.problems.source=reasoning_gym with .path
 and .test empty, .kinds="('chain_sum',)" and --config.runs.rlvr.task.answers.check=own.
 
+A model preset in the place of the checkpoint, such as `:llama3_8b`, is for predictions, which read
+no files: python -m sip.aot --config=configs/rl_problems.py:llama3_8b --topology=v5p:2x2x4
+
 `:debug` is tiny. Hardware: 2 CPU cores for the micro-world; for a checkpoint, devices whose memory
-fits its optimiser state. Neither has been run in full yet.
+fits its optimiser state. Predicted for 8 B on 16 TPU v5p by the command above, prompts of 512
+tokens: 24.9 GiB per chip, at least 26.4 s a step and 0.15 days; 8.9 s with model.gather_gib=20.
+Neither has been run in full yet.
 """
 
 from typing import Any

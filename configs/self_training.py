@@ -30,7 +30,9 @@ together (none expected in so few steps). RUN_DIR/best has the parameters with t
 In the log majority/right is the share of right labels, which nothing learns from.
 
 `:debug` is tiny. Hardware: 2 CPU cores for the micro-world; for a checkpoint, devices whose memory
-fits its optimiser state. Not yet run in full.
+fits its optimiser state and a frozen copy; python -m sip.aot predicts memory and time, also of
+`:llama3_8b` and other presets. Each arm has the update and the answers of rl_problems.py and the
+KL to the start; `filtered` answers twice as many. Not compiled at this size, not run in full.
 """
 
 import _common as common
@@ -64,10 +66,10 @@ def get_config(arg: str = "") -> ConfigDict:
     words = variants.words(arg)
     others = ",".join(word for word in words if word not in ARMS)
     source, debug = published.words(others, "self_training.py")
-    if source and not epath.Path(source).exists():
+    if source and not (published.is_size(source) or epath.Path(source).exists()):
         raise ValueError(
-            f"configs/self_training.py: {source!r} is neither the directory of a checkpoint nor "
-            f"one of {', '.join(('debug', *ARMS))}"
+            f"configs/self_training.py: {source!r} is not the directory of a checkpoint, a model "
+            f"preset, or one of {', '.join(('debug', *ARMS))}"
         )
     arms = [word for word in words if word in ARMS] or STANDARD
     config = rl_problems.get_config(others)

@@ -30,8 +30,14 @@ then again with --split=validation and --split=test, and `sip.train` with
 is at --config.runs.RUN.task.judge.http.url.
 `:llama3_8b` and `:qwen3_8b` (whose tags are <think> and </think>) have the paper's sizes as far as
 they are known: 10,000 SFT steps of 1 M tokens, 5,000 RL steps, a judge on a server; the rest is our
-choice. Hardware: 2 CPU cores for the micro-world; 64 TPU v5p or similar for 8 B (not yet compiled
-or run).
+choice. Hardware: 2 CPU cores for the micro-world; 64 TPU v5p or similar for 8 B. Predicted by
+
+    python -m sip.aot --config=configs/thinking.py:llama3_8b --topology=v5p:4x4x4
+
+24.1 of 95.74 GiB per chip; at least 2.1 s an SFT step (raw, thoughts: 0.24 days each) and 59.8 s an
+RL step (3.46 days), 3.95 days in all, without the judge's server and the probe. 56.8 s of an RL
+step are decoding, whose bound is the interconnect: model.gather_gib=4 is too little to gather
+the parameters of 8 B once, for all tokens. Nothing of this has run on TPUs.
 """
 
 import dataclasses

@@ -25,7 +25,8 @@ A checkpoint (a Hugging Face directory or a run) is in the place of `format`, an
 template, as in rl_problems.py.
 
 `:debug` is tiny. Hardware: 2 CPU cores for the micro-world; for a checkpoint, devices whose memory
-fits its optimiser state. Not yet run in full.
+fits its optimiser state; python -m sip.aot --problem_count=N predicts memory and time, also of
+`:llama3_8b` and other presets. Not compiled at this size, not run in full.
 """
 
 from collections.abc import Mapping

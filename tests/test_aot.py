@@ -21,7 +21,7 @@ from sip import mesh as meshes
 from sip import rewriter as rewriters
 from sip import run as runs
 from sip.aot import __main__ as aot
-from sip.aot import programs, questions
+from sip.aot import parts, programs, questions
 from sip.aot.plan import Plan, Program, device_bytes
 from sip.costs import chips, compiling, traffic
 from sip.judge import prompts, scoring
@@ -148,7 +148,7 @@ def test_reasoned_verdicts_and_rounds_are_asked_for_as_often_as_they_are():
     assert asked.trunk == 1 + len(safety.trunk)
     assert asked.branch == len(safety.branch.replace("{text}", "")) + 8
     verdicts = planned(wanted).programs[-1]
-    answers = sampling.answering(preset("llama31_8b"), 1, 512, c.judge.sampling, programs.STOPS)
+    answers = sampling.answering(preset("llama31_8b"), 1, 512, c.judge.sampling, parts.STOPS)
     assert verdicts.jitted is answers and verdicts.loops == 512
 
 
@@ -177,7 +177,7 @@ def test_a_rewriter_is_asked_in_the_shapes_that_are_foreseen(monkeypatch):
     )
     ours.rewrite(["xa b c d e f g h"] * 16, ["abcdefgh"] * 16)
     assert shapes(foreseen.args[1:]) == shapes(seen[1])
-    assert seen[0] == (1, foreseen.loops, len(programs.STOPS))
+    assert seen[0] == (1, foreseen.loops, len(parts.STOPS))
 
 
 @pytest.mark.parametrize("name", ["sip_quality_1b4", "sip_scratch_1b4"])
@@ -333,7 +333,7 @@ def test_a_run_that_does_not_fit_is_told_before_it_is_compiled():
         UserError, match=r"prompt for quality has about \d+ tokens, .* max_len 2304"
     ):
         planned(wanted)
-    with pytest.raises(programs.Unknown, match="its shapes depend on the texts"):
+    with pytest.raises(parts.Unknown, match="its shapes depend on the labels"):
         tiny = tiny_recipe.get_config()
         programs.plan(tiny, "judge", "nowhere", jax.devices(), "llama31_8b")
 

@@ -41,7 +41,7 @@ def test_an_answer_is_scored_at_its_end_in_any_batch():
     # The other way round, with EOS as padding.
     shown = [[[9, 9, 9, Byte.eos]], [[8, Byte.eos]]]
     tree = padded_tree(asked[::-1], shown, Byte.eos, 16, 2, 16)
-    want = reward_model._program(SCORED)(tiny.params(SCORED), tree)
+    want = reward_model.program(SCORED)(tiny.params(SCORED), tree)
     np.testing.assert_allclose(reward_BK[::-1, 0], want[:, 0], atol=1e-5)
 
 

@@ -9,9 +9,10 @@ For each program it reports compile time (seconds), memory per device (arguments
 other models of the run) against the chip's memory, FLOPs, bytes moved, collectives, and the minimum
 seconds of each. A step takes at least the sum of its programs' minimum times (with separate judge
 devices and staleness 1: the longer of the two sides), so MFU is an upper bound and days are a lower
-bound. Evaluation, data loading, host work and HTTP judges are not included. --sweep prints a table
-over batch sizes and meshes instead. Exit codes: 0 all programs fit; 1 some do not (the output names
-them and a remedy); 2 an error that you can fix.
+bound. Evaluation, data loading, host work and HTTP judges are not included. Files of texts are not
+read: --prompt_tokens, --answer_tokens and --problem_count say how long and how many the texts are.
+--sweep prints a table over batch sizes and meshes instead. Exit codes: 0 all programs fit; 1 some
+do not (the output names them and a remedy); 2 an error that you can fix.
 """
 
 import dataclasses
@@ -31,13 +32,14 @@ from rich.table import Table
 
 from sip import workdir as workdirs
 from sip.aot import programs
-from sip.aot.plan import Plan, Program
+from sip.aot.plan import ASSUMED, Lengths, Plan, Program
 from sip.costs import compiling, roofline
 from sip.costs.chips import GIB, Chip, chip_of
 from sip.costs.flops import WRITTEN
 from sip.mesh import AXES
 from sip.stages import recipe
 from sip.structs import UserError
+from sip.training.step import Update
 
 _CONFIG = cli.config_flag()
 _WORKDIR = cli.workdir_flag()
@@ -48,6 +50,15 @@ _TEACHER = flags.DEFINE_string(
 )
 _EFFORT = flags.DEFINE_enum("optimization", "O1", ["O0", "O1", "O2", "O3"], "XLA level.")
 _OUT = cli.shared(cli.path_flag, "out", None, "JSON file for the results, local or gs://.")
+_PROMPT = flags.DEFINE_integer(
+    "prompt_tokens", ASSUMED.prompt, "Tokens of the longest prompt of a file.", lower_bound=1
+)
+_ANSWER = flags.DEFINE_integer(
+    "answer_tokens", ASSUMED.answer, "Tokens of the longest answer of a pair.", lower_bound=1
+)
+_PROBLEMS = flags.DEFINE_integer(
+    "problem_count", 0, "Problems answered before the first step; 0: not counted.", lower_bound=0
+)
 _SWEEP = flags.DEFINE_bool("sweep", False, "Print a table over --batches and --meshes.")
 _BATCHES = flags.DEFINE_list("batches", [], "--sweep: batch sizes; default: the config's.")
 _MESHES = flags.DEFINE_list("meshes", [], "--sweep: REPLICAxFSDPxTENSOR, such as 1x16x4.")
@@ -84,18 +95,32 @@ ENVIRONMENT = {
 }
 
 
-def check(plan: Plan, chip: Chip, say=lambda line: None) -> dict[str, Any]:
+def check(
+    plan: Plan, chip: Chip, say=lambda line: None, known: dict | None = None
+) -> dict[str, Any]:
     """Compiles a run's programs.
 
     Returns a dict of the run's name, one row per program (see `row`) and the step (see `step`).
-    `say` receives progress lines.
+    `say` receives progress lines. `known` keeps the costs of programs for other runs, which often
+    have the same ones.
     """
-    rows = []
+    rows, known = [], {} if known is None else known
     for program in plan.programs:
-        say(f"{plan.name}: compiling {program.name}")
-        found = compiling.measure(program.jitted, program.args, program.mesh, program.loops)
-        rows.append(row(plan, program, found, chip))
+        if (key := _key(program)) not in known:
+            say(f"{plan.name}: compiling {program.name}")
+            how = program.args, program.mesh, program.loops
+            known[key] = compiling.measure(program.jitted, *how)
+        rows.append(row(plan, program, known[key], chip))
     return {"run": plan.name, "programs": rows, "step": step(plan, rows, chip)}
+
+
+def _key(program: Program):
+    """Returns a key that equal programs with equal arguments share."""
+    jitted, rates = program.jitted, None
+    if isinstance(jitted, Update):  # the learning rates are an argument of its program
+        jitted, rates = jitted.program, None if jitted.rates_S is None else jitted.rates_S.shape
+    shapes, tree = jax.tree.flatten(program.args)
+    return jitted, rates, tree, tuple(shapes), program.mesh, program.loops
 
 
 def row(plan: Plan, program: Program, found, chip: Chip) -> dict[str, Any]:
@@ -221,6 +246,14 @@ def _summary(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def total(found: list[dict[str, Any]]) -> list[str]:
+    """Returns a line about the days of several runs together; none for one run."""
+    days, names = sum(one["step"]["days"] for one in found), [one["run"] for one in found]
+    return (
+        [f"{', '.join(names)}: at least {days:.2f} days, one after the other"] if names[1:] else []
+    )
+
+
 def misfits(found: dict[str, Any]) -> list[str]:
     """Returns one line per program that does not fit, with the memory it needs and a remedy."""
     gib = lambda bytes: f"{bytes / GIB:.2f}"
@@ -238,12 +271,13 @@ def plans(config, devices, wanted: list[str] | None) -> list[Plan]:
     With None, runs whose shapes depend on their texts are skipped with a line on stderr. Raises
     UserError for an unknown run, or if a wanted run cannot be planned.
     """
-    made = []
+    made, lengths = [], Lengths(_PROMPT.value, _ANSWER.value, _PROBLEMS.value)
     for name in wanted or config.order:
         if name not in config.runs:
             raise UserError(f"--runs: no run {name!r}; there are {', '.join(config.runs)}")
         try:
-            made.append(programs.plan(config, name, _WORKDIR.value or "", devices, _TEACHER.value))
+            how = _WORKDIR.value or "", devices, _TEACHER.value, lengths
+            made.append(programs.plan(config, name, *how))
         except programs.Unknown as error:
             if wanted:
                 raise
@@ -266,6 +300,18 @@ def variants(config, batches: list[int], shapes: list[tuple[int, int, int]]):
                 if shape and "judge_mesh" in run and not run.judge_mesh.devices:
                     run.judge_mesh.update(dict(zip(AXES, shape, strict=True)))
             yield shape, own
+
+
+def compiled(config, devices, chip: Chip, console: Console) -> list[dict[str, Any]]:
+    """Compiles the programs of all runs and prints their tables, and the days of all together."""
+    say = lambda line: print(line, file=sys.stderr, flush=True)
+    known: dict = {}  # costs of programs that several runs have
+    found = [check(plan, chip, say, known) for plan in plans(config, devices, _RUNS.value)]
+    for one in found:
+        show(one, console)
+    for line in total(found):
+        console.print(line)
+    return found
 
 
 def sweep(config, devices, chip: Chip, console: Console) -> list[dict[str, Any]]:
@@ -329,13 +375,8 @@ def main(argv) -> None:
     # The cache cannot load TPU programs on a host without a TPU.
     jax.config.update("jax_enable_compilation_cache", False)
     jax.config.update("jax_optimization_level", _EFFORT.value)
-    if _SWEEP.value:
-        found = sweep(config, devices, chip, console)
-    else:
-        say = lambda line: print(line, file=sys.stderr, flush=True)
-        found = [check(plan, chip, say) for plan in plans(config, devices, _RUNS.value)]
-        for one in found:
-            show(one, console)
+    make = sweep if _SWEEP.value else compiled
+    found = make(config, devices, chip, console)
     if _OUT.value:
         workdirs.write_json(_OUT.value, found)
     bad = [] if _SWEEP.value else [line for one in found for line in misfits(one)]

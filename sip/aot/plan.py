@@ -10,6 +10,18 @@ POLICY = "policy"  # key of the policy in Plan.models
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Lengths of texts in files. The files are not read, so the lengths are assumed."""
+
+    prompt: int = 512  # tokens of the longest prompt or problem, with its chat template
+    answer: int = 512  # tokens of the longest answer of a pair
+    problems: int = 0  # problems that a model answers before the first step; 0: not counted
+
+
+ASSUMED = Lengths()
+
+
+@dataclass(frozen=True)
 class Program:
     """A jitted function and the argument shapes of one call."""
 

@@ -22,8 +22,8 @@ MULTIPLES = (16, 16)  # of the tokens of prompts and answers: few shapes are com
 
 
 @functools.cache
-def _program(cfg: ModelConfig):
-    """The jitted (params, tree) -> reward_BC."""
+def program(cfg: ModelConfig):
+    """Returns the jitted (params, tree) -> reward_BC."""
 
     @jax.jit
     def score(params, tree):
@@ -78,7 +78,7 @@ class RewardModel:
         K = valid_BK.shape[1]
         tree = bucketed(asked, shown, tokenizer, rows=B, multiples=MULTIPLES, width=K)
         with jax.set_mesh(mesh):
-            score_BC = fetch(_program(self.model.cfg)(self.model.params, put_batch(mesh, tree)))
+            score_BC = fetch(program(self.model.cfg)(self.model.params, put_batch(mesh, tree)))
         return score_BC[: len(prompts), :K]
 
 

@@ -11,7 +11,7 @@ from sip.run import Run
 from sip.tasks import pairs, shown
 from sip.tasks.pairs import PairTaskConfig
 from sip.tasks.supervised.task import SupervisedTask
-from sip.training import losses
+from sip.training import losses, step
 from sip.training.losses import PairLossConfig
 
 FIGURES = ("accuracy", "margin", "chosen_logp", "rejected_logp", "dpo", "pairs")
@@ -37,6 +37,11 @@ class Config(PairTaskConfig):
 def _program(cfg: ModelConfig, loss: PairLossConfig):
     """The jitted (params, reference, batch) -> (terms, metrics)."""
     return jax.jit(losses.pair_terms(cfg, loss))
+
+
+def loss(c) -> tuple[step.Terms, dict[str, float]]:
+    """Terms and weights of the loss on pairs, for a supervised run `c`."""
+    return losses.pair_terms(c.model, c.task.loss), c.task.loss.weights
 
 
 def build(run: Run, c, mesh) -> SupervisedTask:
@@ -65,8 +70,7 @@ def build(run: Run, c, mesh) -> SupervisedTask:
 
     return SupervisedTask(
         lambda at: found.batch(at, c.batch, seed=run.seed),
-        losses.pair_terms(c.model, wanted),
-        wanted.weights,
+        *loss(c),
         during,
         finish,
         reference=wanted.reference,

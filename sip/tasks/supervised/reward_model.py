@@ -14,7 +14,7 @@ from sip.sections import at_least, check
 from sip.tasks import pairs
 from sip.tasks.pairs import PairTaskConfig
 from sip.tasks.supervised.task import SupervisedTask
-from sip.training import losses
+from sip.training import losses, step
 
 FIGURES = ("accuracy", "margin", "chosen_reward", "rejected_reward", "reward", "pairs")
 
@@ -46,6 +46,13 @@ def _program(cfg: ModelConfig, margin_weight: float):
     return jax.jit(losses.reward_terms(cfg, margin_weight=margin_weight))
 
 
+def loss(c) -> tuple[step.Terms, dict[str, float]]:
+    """Terms and weights of the loss of a reward model, for a supervised run `c`."""
+    wanted: Config = c.task
+    terms = losses.reward_terms(c.model, margin_weight=wanted.margin_weight)
+    return terms, {"reward": 1.0, "centring": wanted.centring_weight}
+
+
 def build(run: Run, c, mesh) -> SupervisedTask:
     """Builds the task: pairs, evaluated by accuracy on held-out pairs.
 
@@ -60,8 +67,7 @@ def build(run: Run, c, mesh) -> SupervisedTask:
 
     return SupervisedTask(
         lambda at: found.batch(at, c.batch, seed=run.seed),
-        losses.reward_terms(c.model, margin_weight=wanted.margin_weight),
-        {"reward": 1.0, "centring": wanted.centring_weight},
+        *loss(c),
         lambda params: {f"eval/{k}": v for k, v in figures(params, "validation").items()},
         lambda params: run.write_eval(figures(params, "test")),
     )

@@ -269,6 +269,7 @@ BAD = {
     "no model": (["--judged_by=http://127.0.0.1:9/v1"], "model is needed"),
     "no aspect": (["--judged_by=x", "--judge_aspects=poetry"], "must be QUESTION=PROMPT"),
     "no room": (["--continuation=64"], "leave no room for a prompt in max_len 64"),
+    "no details": (["--details=config.json"], "--details config.json: must end in .jsonl"),
     "negative": (["--limit=-1"], "--limit must be at least 0"),
 }
 

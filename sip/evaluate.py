@@ -626,17 +626,22 @@ def inputs() -> Iterator[str]:
     yield from (_TEMPLATE.value, _JUDGE_CHAT.value, cli.config_file())
 
 
+def check_outputs() -> None:
+    """Raises UserError if a file cannot be written, or is an input."""
+    workdirs.never_an_input({"out": _OUT.value or "", "details": _DETAILS.value}, inputs())
+    if _DETAILS.value and not _DETAILS.value.endswith(".jsonl"):
+        raise UserError(f"--details {_DETAILS.value}: must end in .jsonl")
+    if _OUT.value:
+        harness.check_out(_OUT.value)
+
+
 def main(argv) -> None:
     """The command line."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}")
     if not _CHECKPOINT.value:
         raise UserError("--checkpoint is needed")
-    workdirs.never_an_input({"out": _OUT.value or "", "details": _DETAILS.value}, inputs())
-    if _DETAILS.value and not _DETAILS.value.endswith(".jsonl"):
-        raise UserError(f"--details {_DETAILS.value}: must end in .jsonl")
-    if _OUT.value:
-        harness.check_out(_OUT.value)
+    check_outputs()
     many = _EVALS.value == "paper"  # --checkpoint names several
     directory, baseline = ("", "") if many else map(hub.local, (_CHECKPOINT.value, _BASELINE.value))
     if _EVALS.value in ("problems", "thoughts"):

@@ -451,7 +451,7 @@ def brute_force(line, keeps) -> tuple[float, float | None]:
     return gap, gap / (1 - before) if before < 1 else None
 
 
-@pytest.mark.slow  # trains configs/gap.py:debug, compiles the programs of nine judges
+@pytest.mark.slow  # trains configs/gap.py:debug, nine judges: two CPU minutes
 def test_three_sizes_are_measured_under_judges_of_three_sizes(quick, capsys, tmp_path):
     recipe = (f"--config={tiny_recipe.ROOT}/configs/gap.py:debug", f"--workdir={tmp_path}/work")
     assert call(train, *recipe) == 0

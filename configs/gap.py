@@ -6,8 +6,8 @@
 Three model sizes, each pretrained on the same documents for as many steps, and a judge of each,
 trained on labelled continuations of its own base. The second command measures every base under
 every judge, for quality, safety and factuality each: does the relative gap grow with the size of
-the judge, where is it zero (facts), and which pairing has the highest utility for its FLOPs? Not
-yet measured.
+the judge, where is it zero (facts), do thresholds carry over between sizes, and which pairing has
+the highest utility for its FLOPs? Not yet measured.
 
     python -m sip.gap --config=configs/gap.py:CHECKPOINT --workdir=/tmp/mine \\
         --config.gap.problems.test=gsm8k/test.jsonl
@@ -29,6 +29,7 @@ from sip.data.problems import ProblemsConfig
 
 WIDTHS = dict(small=64, middle=128, large=256)
 ASPECTS = ("quality", "safety", "factuality")
+THRESHOLDS = (0.5, 0.7, 0.9)  # of a judge's score: does one threshold suit all sizes?
 MECHANISMS = dict(mc="correct", cot_score="reasoned_score", cot_binary="reasoned_correct")
 ROUNDS = 3  # of the tournament
 
@@ -93,6 +94,7 @@ def three_sizes(debug: bool) -> ConfigDict:
         prompts=8 if debug else 128,
         answers=4 if debug else 8,
         batch=8 if debug else 32,
+        thresholds=THRESHOLDS,
         ensembles=(("large_quality", "large_safety", "large_factuality"),),
     )
     return config

@@ -209,12 +209,13 @@ def evaluate(
     """
     if min(standard, unsafe, batch) < 1:
         raise UserError("--standard, --unsafe and --batch must be at least 1")
+    tokenizer, where = loading.kept_tokenizer(directory), mesh.single()
+    loading.recorded_model(directory)  # fails for a run without a checkpoint, which has no corpus
     corpus = corpus_of(directory, split, data_workdir)
     if corpus is None:
         raise UserError(
             f"--checkpoint {directory}: an imported checkpoint has no corpus; use --evals=lm_eval"
         )
-    tokenizer, where = loading.kept_tokenizer(directory), mesh.single()
     model = loading.load_model(directory, where)
     truth = corpus.documents.truth
     if truth is None and baseline:
@@ -428,8 +429,9 @@ def paper() -> dict[str, Any]:
         raise UserError("--batch must be at least 1")
     given = [hub.local(place(one)) for one in (_BASELINE.value, *_CHECKPOINT.value.split(","))]
     places = named(list(dict.fromkeys(given)))
-    for directory in places.values():
-        loading.kept_tokenizer(directory)  # fails early
+    for directory in places.values():  # fails early
+        loading.kept_tokenizer(directory)
+        loading.recorded_model(directory)
     own, truth, steps = own_sets(next(iter(places.values())))
     plan = plan_of(own, steps or SUFFIX)
     measure.check(plan)
@@ -624,15 +626,22 @@ def inputs() -> Iterator[str]:
     yield from (_TEMPLATE.value, _JUDGE_CHAT.value, cli.config_file())
 
 
+def check_outputs() -> None:
+    """Raises UserError if a file cannot be written, or is an input."""
+    workdirs.never_an_input({"out": _OUT.value or "", "details": _DETAILS.value}, inputs())
+    if _DETAILS.value and not _DETAILS.value.endswith(".jsonl"):
+        raise UserError(f"--details {_DETAILS.value}: must end in .jsonl")
+    if _OUT.value:
+        harness.check_out(_OUT.value)
+
+
 def main(argv) -> None:
     """The command line."""
     if len(argv) > 1:
         raise UserError(f"unexpected argument {argv[1]!r}")
     if not _CHECKPOINT.value:
         raise UserError("--checkpoint is needed")
-    workdirs.never_an_input({"out": _OUT.value or "", "details": _DETAILS.value}, inputs())
-    if _OUT.value:
-        harness.check_out(_OUT.value)
+    check_outputs()
     many = _EVALS.value == "paper"  # --checkpoint names several
     directory, baseline = ("", "") if many else map(hub.local, (_CHECKPOINT.value, _BASELINE.value))
     if _EVALS.value in ("problems", "thoughts"):

@@ -66,10 +66,44 @@ def test_only_prompts_that_both_have_are_compared():
     assert comparisons.difference([a_E[1:2]], [b_E[1:2]]) is None
 
 
-def test_rank_correlation_needs_three_values_that_differ():
-    assert comparisons.rank_correlation([1, 2, 3], [10, 30, 40]) == pytest.approx(1)
-    assert comparisons.rank_correlation([1, 2], [1, 2]) is None
-    assert comparisons.rank_correlation([1, 1, 1], [1, 2, 3]) is None
+def test_rank_correlation_needs_three_means_that_differ():
+    each = lambda *means: np.repeat(np.array(means)[:, None], 4, 1)
+    rank = lambda a, b: comparisons.rank_correlation(each(*a), each(*b))
+    assert rank([1, 2, 3], [10, 30, 40]) == Estimate(pytest.approx(1), *[pytest.approx(1)] * 2, 4)
+    # 1 - 6 * (1 + 1 + 0) / (3 * (9 - 1))
+    assert rank([1, 2, 3], [2, 1, 3]).mean == pytest.approx(0.5)
+    none = Estimate(None, None, None, 4)
+    assert rank([1, 2], [1, 2]) == rank([1, 1, 1], [1, 2, 3]) == none
+    assert rank([1, 2, NAN], [1, 2, 3]) == none, "the third has no verdict"
+
+
+def test_the_interval_of_a_rank_correlation_equals_scipys_bootstrap_over_prompts():
+    from scipy import stats
+
+    rng = np.random.default_rng(2)
+    a_NE = np.linspace(0.3, 0.6, 6)[:, None] + rng.normal(0, 0.3, (6, 60))
+    b_NE = a_NE + rng.normal(0, 0.5, (6, 60))
+    found = comparisons.rank_correlation(a_NE, b_NE, IntervalConfig(resamples=4000))
+    assert found.mean == pytest.approx(stats.spearmanr(a_NE.mean(1), b_NE.mean(1)).statistic)
+
+    def drawn(*prompts):  # the same prompts for all checkpoints and for both judges
+        a_N, b_N = np.array(prompts[:6]).mean(1), np.array(prompts[6:]).mean(1)
+        return stats.spearmanr(a_N, b_N).statistic
+
+    want = stats.bootstrap(
+        (*a_NE, *b_NE), drawn, paired=True, vectorized=False, n_resamples=1000,
+        method="percentile", rng=np.random.default_rng(5),
+    ).confidence_interval  # fmt: skip
+    assert found.low == pytest.approx(want.low, abs=0.1) and found.low < found.mean
+    assert found.high == pytest.approx(want.high, abs=0.1) and found.high > found.mean
+
+
+def test_a_prompt_without_a_verdict_is_left_out_of_the_rank_correlation():
+    a_NE = np.array([[0.1, 0.2, 0.9], [0.3, 0.2, 0.1], [0.4, 0.5, 0.6]])
+    b_NE = np.array([[0.1, 0.2, NAN], [0.3, 0.2, 0.9], [NAN, 0.5, 0.6]])
+    # Means over the prompts that both have: .15, .2, .55 and .15, .467, .55; of all .4, .2, .5.
+    assert comparisons.rank_correlation(a_NE, b_NE).mean == pytest.approx(1)
+    assert comparisons.rank_correlation(a_NE, np.nan_to_num(b_NE)).mean < 1
 
 
 @pytest.mark.parametrize("p", [0.02, 0.3, 0.98])
@@ -137,3 +171,21 @@ def test_the_tests_reject_equal_checkpoints_at_most_at_their_rate():
         a_E, b_E = rng.random((2, 12))  # enumerated
         low["permutation"] += comparisons.permutation([(a_E, b_E)]) < 0.05
     assert low["McNemar"] <= 55 and 30 <= low["permutation"] <= 70
+
+
+@pytest.mark.slow  # 4 s
+@pytest.mark.parametrize("true", [1.0, 0.6])
+def test_intervals_of_a_rank_correlation_cover_at_least_at_their_rate(true):
+    """Spearman's is a step function of the means, so no interval covers at exactly 95 %."""
+    exact_N = np.array([0.3, 0.4, 0.5, 0.6, 0.7])
+    # Of the second order the sum of squared differences is 8: 1 - 6 * 8 / (5 * 24) = 0.6.
+    order = [0, 1, 2, 3, 4] if true == 1.0 else [2, 1, 0, 3, 4]
+    judged_N = exact_N[order]
+
+    def sample(rng):
+        shared_E = rng.normal(0, 0.3, 80)
+        noise = lambda: rng.normal(0, 0.3, (5, 80))
+        return judged_N[:, None] + shared_E + noise(), exact_N[:, None] + shared_E + noise()
+
+    rank = lambda pair: comparisons.rank_correlation(*pair, FEW)
+    assert coverage(sample, true - 1e-9, rank) > 0.93

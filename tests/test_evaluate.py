@@ -86,6 +86,19 @@ def test_bad_flags_are_one_line(flags, named, finished, quick, capsys):
     assert line.startswith("error: ") and named in line
 
 
+@pytest.mark.parametrize("evals", [[], ["--evals=paper", "--judged_by=truth"]])
+def test_a_run_without_a_checkpoint_is_named(evals, finished, tmp_path, capsys):
+    empty, begun = tmp_path / "empty", tmp_path / "begun"
+    empty.mkdir(), begun.mkdir()
+    shutil.copy(finished / "runs" / "base" / "tokenizer.json", begun)
+    shutil.copy(finished / "runs" / "base" / "tokenizer.model", begun)
+    base = f"--baseline={finished / 'runs' / 'base'}"
+    for directory, why in ((empty, "has no tokenizer.json"), (begun, "no checkpoint in")):
+        assert call(evaluate, f"--checkpoint={directory}", base, *evals) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert why in line and str(directory) in line
+
+
 OVER = {
     "problems": ["--problems={file}", "--out={file}"],
     "a benchmark": ["--benchmark=xstest={file}", "--details={file}"],

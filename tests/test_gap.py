@@ -11,6 +11,7 @@ import tiny_recipe
 from ml_collections import ConfigDict
 from workdirs import call
 
+from sip import train
 from sip.evals.intervals import IntervalConfig
 from sip.gap import __main__ as command
 from sip.gap import costs, measure, preflight, settings, show, verify
@@ -441,6 +442,84 @@ def test_policies_are_measured_under_judges(finished, quick, capsys, tmp_path):
     assert np.isclose(np.mean(u), found["policies"]["base"]["utility"]["mean"])
 
 
+def brute_force(line, keeps) -> tuple[float, float | None]:
+    """Returns (gap, relative gap) of one prompt; `keeps` says of an answer if it is kept."""
+    u_N = [a["utility"] for a in line["answers"]]
+    kept = [a["utility"] for a in line["answers"] if keeps(a["scores"])]
+    before = sum(u_N) / len(u_N)
+    gap = sum(kept) / len(kept) - before if kept else 0.0
+    return gap, gap / (1 - before) if before < 1 else None
+
+
+@pytest.mark.slow  # trains configs/gap.py:debug, nine judges: two CPU minutes
+def test_three_sizes_are_measured_under_judges_of_three_sizes(quick, capsys, tmp_path):
+    recipe = (f"--config={tiny_recipe.ROOT}/configs/gap.py:debug", f"--workdir={tmp_path}/work")
+    assert call(train, *recipe) == 0
+    out, lines = tmp_path / "gap.json", tmp_path / "answers.jsonl"
+    capsys.readouterr()
+    assert call(command, *recipe, f"--out={out}", f"--answers={lines}") == 0
+    text, found = capsys.readouterr().out, json.loads(out.read_text())
+    assert "the figures mean nothing" in text
+    sizes, aspects = ("small", "middle", "large"), ("quality", "safety", "factuality")
+    bases, judges = [f"base_{s}" for s in sizes], [f"{s}_{a}" for s in sizes for a in aspects]
+    filters = [f"top {q}" for q in (0.5, 0.7, 0.9)] + [f"tau {t}" for t in (0.5, 0.7, 0.9)]
+    every = " & ".join(f"large_{a}" for a in aspects)
+    rows = {(r["policy"], r["judge"], r["filter"]): r for r in found["rows"]}
+    assert rows.keys() == {(p, j, f) for p in bases for j in (*judges, every) for f in filters}
+    written = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert len(written) == 3 * found["prompts"] and found["answers"] == 4
+    for policy in bases:
+        asked = [line for line in written if line["policy"] == policy]
+        for tau in (0.5, 0.7, 0.9):
+            alone = {j: (lambda s, j=j, t=tau: s[j] >= t) for j in judges}
+            alone[every] = lambda s, t=tau: all(s[f"large_{a}"] >= t for a in aspects)
+            for judge, keeps in alone.items():
+                row, pairs = (
+                    rows[policy, judge, f"tau {tau}"],
+                    [brute_force(x, keeps) for x in asked],
+                )
+                assert row["gap"]["mean"] == pytest.approx(
+                    np.mean([gap for gap, _ in pairs]), abs=1e-9
+                )
+                relative = np.mean([part for _, part in pairs if part is not None])
+                assert row["relative"]["mean"] == pytest.approx(relative, abs=1e-9)
+    check_costs(found, rows, bases, aspects)
+    check_cross_verification(text, rows, bases, judges)
+    again = tmp_path / "again.json"
+    assert call(command, *recipe, f"--out={again}") == 0
+    assert again.read_bytes() == out.read_bytes(), "nothing is kept; the draws are the same"
+
+
+def check_costs(found, rows, bases, aspects):
+    """Larger policies and larger judges cost more; the gap per FLOP is the gap by that cost."""
+    spent = [found["policies"][policy]["flops"] for policy in bases]
+    assert spent == sorted(set(spent)), "small, middle, large"
+    for policy in bases:
+        for aspect in aspects:
+            costs = [rows[policy, f"{s}_{aspect}", "top 0.5"]["flops"]
+                     for s in ("small", "middle", "large")]  # fmt: skip
+            assert costs == sorted(set(costs)) and costs[0] > found["policies"][policy]["flops"]
+    for row in rows.values():
+        assert row["gap_per_gigaflop"] == pytest.approx(row["gap"]["mean"] * 1e9 / row["flops"])
+    best = [r for r in rows.values() if r["compute_optimal"]]
+    for one in best:
+        cheaper = [r for r in rows.values() if r["flops"] <= one["flops"]]
+        assert one["after"]["mean"] >= max(r["after"]["mean"] for r in cheaper) - 1e-9
+    assert best
+
+
+def check_cross_verification(text, rows, bases, judges):
+    """The matrix has each policy's gap under each judge with its first filter."""
+    lines = text[text.index("Cross-verification: gap") :].splitlines()
+    (head,) = [line for line in lines[:4] if line.strip().startswith("policy")]
+    order = sorted(judges, key=lambda judge: head.index(f"{judge}, top 0.5"))
+    for policy in bases:
+        (line,) = [x for x in lines[:8] if x.strip().startswith(policy)]
+        shown = [x for x in line.split() if x[0] in "+-" and not x.endswith("]")]
+        want = [format(rows[policy, judge, "top 0.5"]["gap"]["mean"], "+.3f") for judge in order]
+        assert shown[: len(want)] == want
+
+
 REFUSED = [
     (("--workdir=W",), "--config is needed"),
     ((RECIPE,), "--workdir is needed"),
@@ -452,9 +531,10 @@ REFUSED = [
     ((RECIPE, "--workdir=W", "--run=sft_one_rollout"), "chosen by their source"),
     ((RECIPE, "--workdir=W", "--run=sip_oracle", "--out=x.txt"), "must end in .json or .md"),
     (
-        (RECIPE, "--workdir=W", "--run=sip_oracle", "--answers=x"),
+        (RECIPE, "--workdir=W", "--run=sip_oracle", "--answers=x.jsonl"),
         "--answers is for the measurement",
     ),
+    ((RECIPE, "--workdir=W", "--answers=W/config.json"), "config.json: must end in .jsonl"),
     (
         (RECIPE, "--workdir=W", "--run=sip_oracle", "--config.runs.sip_oracle.init_from="),
         "init_from is empty: fresh parameters",

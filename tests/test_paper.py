@@ -108,12 +108,20 @@ def test_the_bias_of_a_judge_by_hand():
     measure.ask(plan, made, panel(lambda *_: [1.0, 0.0], "safety"))
     (line,) = measure.trust(plan, made, {}, Counts())
     assert line["bias"]["mean"] == pytest.approx(np.mean([[1] * 4, [0, 1, 0, 1], [0] * 4]))
-    assert line["exact"] == {"base": 0, "a": 0.5, "b": 1} and line["rank"] is None  # constant
+    assert (
+        line["exact"] == {"base": 0, "a": 0.5, "b": 1} and line["rank"]["mean"] is None
+    )  # constant
+    assert measure.unranked([line, line])[0].startswith(
+        "no rank correlation in safety, standard; safety, standard: it needs three checkpoints"
+    )
     knows = lambda trunk, branch, options: [0.8, 0.2] if "good" in branch else [0.2, 0.8]
     measure.ask(plan, made, panel(knows, "safety"))
     (line,) = measure.trust(plan, made, {}, Counts())
-    assert line["bias"]["mean"] == pytest.approx(0) and line["rank"] == pytest.approx(1)
-    assert line["valid"] == 1 and line["checkpoints"] == 3
+    assert line["bias"]["mean"] == pytest.approx(0) and line["rank"]["mean"] == pytest.approx(1)
+    assert line["valid"] == 1 and line["checkpoints"] == 3 and not measure.unranked([line])
+    low, high = line["rank"]["low"], line["rank"]["high"]
+    shown = table._judge({"judge": [line]}).rows[0][-1]
+    assert shown == f"1.00 [{low:.2f}, {high:.2f}] of 3" and -1 <= low <= high <= 1
 
 
 def test_a_judge_without_a_valid_verdict_is_an_error():
@@ -261,6 +269,7 @@ BAD = {
     "no model": (["--judged_by=http://127.0.0.1:9/v1"], "model is needed"),
     "no aspect": (["--judged_by=x", "--judge_aspects=poetry"], "must be QUESTION=PROMPT"),
     "no room": (["--continuation=64"], "leave no room for a prompt in max_len 64"),
+    "no details": (["--details=config.json"], "--details config.json: must end in .jsonl"),
     "negative": (["--limit=-1"], "--limit must be at least 0"),
 }
 

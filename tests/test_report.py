@@ -104,6 +104,20 @@ def test_a_bad_command_is_one_line(argv, named, capsys):
     assert named in capsys.readouterr().err
 
 
+def test_the_directory_of_a_run_is_refused_with_its_workdir(finished, capsys):
+    assert call(report, str(finished / "runs" / "base")) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.endswith(f"DIR must be a workdir of sip.train, such as {finished}")
+
+
+@pytest.mark.parametrize("file", ["config.json", "runs"])
+def test_the_page_overwrites_no_other_file(file, finished, capsys):
+    before = (finished / "config.json").read_bytes()
+    assert call(report, str(finished), f"--html={finished / file}") == 2
+    assert f"--html {finished / file}: must be a file that ends in .html" in capsys.readouterr().err
+    assert (finished / "config.json").read_bytes() == before
+
+
 def test_figures_that_were_not_finite_are_left_out(finished, tmp_path):
     moved = shutil.copytree(finished / "runs", tmp_path / "runs")
     for name, key in (("standard", "safety"), ("tutor", "factuality")):

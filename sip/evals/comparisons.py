@@ -8,7 +8,6 @@ either checkpoint has none.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -121,14 +120,54 @@ def permutation(pairs: Sequence[tuple[np.ndarray, np.ndarray]], seed: int = 0) -
     return float(found.pvalue)
 
 
-def rank_correlation(a_N: Sequence[float], b_N: Sequence[float]) -> float | None:
-    """Returns Spearman's rank correlation; None for fewer than three values or constant ones."""
+def rank_correlation(a_NE, b_NE, how: IntervalConfig = DEFAULT, *, seed: int = 0) -> Estimate:
+    """Returns Spearman's rank correlation of N checkpoints' means by two judges, with its interval.
+
+    It is undefined (None) for fewer than three checkpoints or if a judge's means are all equal.
+    Prompts without a valid verdict of both judges are left out, checkpoint by checkpoint. The
+    interval is a percentile bootstrap: prompts are drawn anew, the same ones for all checkpoints.
+    Draws in which the correlation is undefined are left out. The interval covers other prompts, not
+    other checkpoints.
+    """
+    a_NE, b_NE = np.asarray(a_NE, float), np.asarray(b_NE, float)
+    known_NE = ~(np.isnan(a_NE) | np.isnan(b_NE))
+    prompts = known_NE.shape[1]
+    keep_N, count = known_NE.any(1), int(known_NE.any(0).sum())
+    ranked = lambda times_RE: _ranks_agree(
+        *(_means(value_NE[keep_N], known_NE[keep_N], times_RE) for value_NE in (a_NE, b_NE))
+    )
+    (mean,) = ranked(np.ones((1, prompts)))
+    if np.isnan(mean):
+        return Estimate(None, None, None, count)
+    rng = np.random.default_rng(seed)
+    drawn_R = ranked(rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=how.resamples))
+    drawn_R = drawn_R[~np.isnan(drawn_R)]
+    if count < 2 or not len(drawn_R):
+        return Estimate(float(mean), None, None, count)
+    low, high = np.quantile(drawn_R, [(1 - how.confidence) / 2, (1 + how.confidence) / 2])
+    return Estimate(float(mean), float(low), float(high), count)
+
+
+def _means(value_NE, known_NE, times_RE) -> np.ndarray:
+    """Returns each checkpoint's mean [R, N], prompt e counted times_RE[r, e] times; NaN of none."""
+    total_RN = times_RE @ np.where(known_NE, value_NE, 0.0).T
+    count_RN = times_RE @ known_NE.T.astype(float)
+    return np.where(count_RN > 0, total_RN / np.maximum(count_RN, 1), np.nan)
+
+
+def _ranks_agree(a_RN, b_RN) -> np.ndarray:
+    """Returns Spearman's rank correlation [R] of each row; NaN where it is undefined."""
     from scipy import stats
 
-    if len(a_N) < 3 or len(set(a_N)) == 1 or len(set(b_N)) == 1:
-        return None
-    found: Any = stats.spearmanr(a_N, b_N)
-    return float(found.statistic)
+    if a_RN.shape[1] < 3:
+        return np.full(len(a_RN), np.nan)
+    # Means that are equal but for rounding share their rank.
+    ranks = [stats.rankdata(np.round(x_RN, 12), axis=1) for x_RN in (a_RN, b_RN)]
+    x_RN, y_RN = (rank_RN - rank_RN.mean(1, keepdims=True) for rank_RN in ranks)
+    spread_R = np.sqrt((x_RN**2).sum(1) * (y_RN**2).sum(1))
+    undefined_R = np.isnan(a_RN + b_RN).any(1) | (spread_R == 0)
+    found_R = (x_RN * y_RN).sum(1) / np.where(undefined_R, 1.0, spread_R)
+    return np.where(undefined_R, np.nan, found_R)
 
 
 def known(value_E) -> np.ndarray:

@@ -16,6 +16,7 @@ that is already trained the rise of its policy is shown beside the prediction.
 """
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from absl import flags
@@ -25,6 +26,7 @@ from sip import cli
 from sip import workdir as workdirs
 from sip.evals.intervals import IntervalConfig
 from sip.gap import measure, preflight, settings, show
+from sip.report.tables import untrained
 from sip.run import Run
 from sip.stages import recipe, selfimprove
 from sip.structs import UserError
@@ -57,6 +59,12 @@ def preflights(config, names: list[str], workdir: str, prefixes: int) -> list[di
     return found
 
 
+def _untrained(config, policies: Iterable[str]) -> list[str]:
+    """Returns a line if the policies are runs of a recipe that hardly trains, such as `:debug`."""
+    line = untrained(config) if set(policies) <= set(config.runs) else ""
+    return [line] if line else []
+
+
 def _check_flags() -> None:
     if _CONFIG.value is None:
         raise UserError("--config is needed")
@@ -66,6 +74,8 @@ def _check_flags() -> None:
         raise UserError("--json and --markdown exclude each other")
     if _OUT.value and not str(_OUT.value).endswith((".json", ".md")):
         raise UserError(f"--out {_OUT.value}: must end in .json or .md")
+    if _ANSWERS.value and not str(_ANSWERS.value).endswith(".jsonl"):
+        raise UserError(f"--answers {_ANSWERS.value}: must end in .jsonl")
     if _ANSWERS.value and _RUN.value:
         raise UserError("--answers is for the measurement of the section gap, not for --run")
 
@@ -86,12 +96,14 @@ def main(argv) -> None:
         runs = preflights(config, names, workdir, int(_PREFIXES.value))
         found: dict[str, Any] = {"kind": "preflight", "runs": runs}
         heads, grids = show.preflights(runs)
+        heads += _untrained(config, (one["policy"] for one in runs))
     else:
         cfg, verifiers = settings.read(config)
         read = (cfg.problems.path, cfg.problems.test) if cfg.problems else ()
         workdirs.never_an_input(outputs, read)
         found, lines = measure.measure(config, workdir, cfg, verifiers)
         heads, grids = show.gaps(json.loads(to_json(found)))
+        heads += _untrained(config, cfg.policies)
         if _ANSWERS.value:
             text = "".join(f"{to_json(line)}\n" for line in lines)
             workdirs.write_atomically(epath.Path(str(_ANSWERS.value)), text.encode())

@@ -32,6 +32,9 @@ def main(argv) -> None:
     """Runs the command line."""
     if len(argv) not in (2, 3):
         raise UserError("usage: python -m sip.report DIR [OTHER]")
+    html = str(_HTML.value or "")
+    if html and (not html.endswith(".html") or epath.Path(html).is_dir()):
+        raise UserError(f"--html {html}: must be a file that ends in .html")
     every = [contents.opened(workdirs.place(path)) for path in argv[1:]]
     found = [outputs.write_present(every[0].config, every[0].begun, every[0].path)]
     found += [outputs.present(x.config, x.begun, x.path) for x in every[1:]]
@@ -44,7 +47,7 @@ def main(argv) -> None:
         page.place(name, one, *figures)
         for name, one, figures in zip(names, every, found, strict=True)
     ]
-    path = str(_HTML.value or epath.Path(every[0].path) / "report.html")
+    path = str(html or epath.Path(every[0].path) / "report.html")
     left_out = page.write(path, places, float(_PRICE.value or 0))
     _say([*(x for one in places for x in one.missing), *left_out])
     print(f"{path}: open it in a browser")

@@ -36,7 +36,9 @@ def opened(path: str) -> Opened:
     files = [epath.Path(where) / workdirs.CONFIG for where in directories]
     there = [file for file in files if file.exists()]
     if not there:
-        raise UserError(f"{files[0]} does not exist; DIR must be a workdir of sip.train")
+        home = workdirs.workdir_of(path)  # if DIR is the directory of a run
+        hint = f", such as {home}" if (epath.Path(home) / workdirs.CONFIG).exists() else ""
+        raise UserError(f"{files[0]} does not exist; DIR must be a workdir of sip.train{hint}")
     recorded = workdirs.read_json(there[0], order=list, runs=dict, report=dict, seed=int)
     config: Any = ConfigDict(recipe.filled(ConfigDict(recorded))[0])
     if unknown := [name for name in config.order if name not in config.runs]:

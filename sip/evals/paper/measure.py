@@ -237,8 +237,8 @@ def trust(
 
     first: mean P(shown first wins), 1/2 without position bias. flips: share of pairs whose two
     orders name different winners. bias: mean of judge - exact over prompts and checkpoints. rank:
-    Spearman's correlation of the checkpoints' means by the judge and by the ground truth; of
-    comparisons the baseline, a draw by definition, does not count.
+    Spearman's correlation of the checkpoints' means by the judge and by the ground truth, with its
+    interval over prompts; of comparisons the baseline, a draw by definition, does not count.
     """
     found, base = [], next(iter(rows))
     for question, one in plan.asked():
@@ -267,11 +267,25 @@ def _against(plan, one, question, judged: Mapping[str, Row], base: Row, exact: E
     known_E = ~np.isnan(gap_NE).all(0)
     count_E = (~np.isnan(gap_NE[:, known_E])).sum(0)
     bias = intervals.mean(np.nansum(gap_NE[:, known_E], 0) / count_E, how=plan.intervals)
+    rank = comparisons.rank_correlation(value_NE, exact_NE, plan.intervals, seed=plan.seed)
     pairs = [both_known(a_E, b_E) for a_E, b_E in zip(value_NE, exact_NE, strict=True)]
-    means = [(float(a_E.mean()), float(b_E.mean())) for a_E, b_E in pairs if len(a_E)]
-    rank = comparisons.rank_correlation([a for a, _ in means], [b for _, b in means])
-    exactly = {name: b for name, (_, b) in zip(judged, means, strict=False)}
-    return {"bias": asdict(bias), "rank": rank, "checkpoints": len(means), "exact": exactly}
+    exactly = {
+        name: float(b_E.mean()) for name, (_, b_E) in zip(judged, pairs, strict=True) if len(b_E)
+    }
+    return {
+        "bias": asdict(bias),
+        "rank": asdict(rank),
+        "checkpoints": len(exactly),
+        "exact": exactly,
+    }
+
+
+def unranked(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns a line about the measures without a rank correlation, if there are any."""
+    found = [x["measure"] for x in lines if "rank" in x and x["rank"]["mean"] is None]
+    names = "; ".join(measure.replace("/", ", ") for measure in found)
+    why = "it needs three checkpoints, and means that are not all equal"
+    return [f"no rank correlation in {names}: {why}"] if found else []
 
 
 def notes(rows: Mapping[str, Row]) -> list[str]:
@@ -314,6 +328,7 @@ def measure(
     rows = {name: write(directory, plan, mesh, batch=batch) for name, directory in places.items()}
     grade(plan, rows, grades)
     counts = ask(plan, rows, judge()) if plan.asked() else {}
+    judged = trust(plan, rows, counts, truth)
     columns = plan.columns(list(next(iter(rows.values())).tasks))
     table = {
         name: {column.name: asdict(cell(plan, row, column)) for column in columns}
@@ -330,8 +345,8 @@ def measure(
         "rows": table,
         "parts": parts,
         "differences": list(compared(plan, rows, columns)),
-        "judge": trust(plan, rows, counts, truth),
-        "notes": notes(rows),
+        "judge": judged,
+        "notes": notes(rows) + unranked(judged),
     }
     return found, details(plan, rows)
 

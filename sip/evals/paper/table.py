@@ -80,12 +80,19 @@ def _judge(found: Found) -> Grid:
     def said(line: Found, key: str) -> str:
         if key not in line or line[key] is None:
             return "-"
-        if key == "bias":
-            return estimate(line[key], True, "+")
-        return format(line[key], ".2f" if key == "rank" else ".1%")
+        if key == "rank":
+            return _rank(line[key], line["checkpoints"])
+        return estimate(line[key], True, "+") if key == "bias" else format(line[key], ".1%")
 
     cells = [[line["measure"].replace("/", ", "), *(said(line, k) for k in keys)] for line in lines]
     return Grid("the judge", ["measure", *(names[key] for key in keys)], cells)
+
+
+def _rank(one: Found, checkpoints: int) -> str:
+    """Returns a rank correlation with its interval, such as 0.90 [0.70, 1.00] of 5."""
+    if one["mean"] is None:
+        return "-"
+    return f"{estimate(one, share=False)} of {checkpoints}"
 
 
 def terminal(found: Found) -> None:

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from absl import app, flags
@@ -249,7 +249,7 @@ def _parse(argv):
         _say("interrupted")
         sys.exit(INTERRUPTED)
     except Exception as e:  # a config file is the user's code: it may raise anything
-        _say(e)
+        _say(_of_config(argv, e))
     sys.exit(MENDABLE)
 
 
@@ -271,7 +271,7 @@ def read_config(path: str, overrides: Sequence[str]) -> Any:
     except UserError:
         raise
     except Exception as e:  # a config file is the user's code: it may raise anything
-        raise UserError(_words(e)) from e
+        raise UserError(_of_config(argv, e)) from e
     finally:
         sys.argv = kept
 
@@ -285,14 +285,28 @@ def _placed(arg: str) -> str:
 def _admit_siblings(argv) -> None:
     """Adds the directory of the config file to sys.path, and after it the one of the shipped
     configs: a config may import its siblings and them."""
+    for path in _config_paths(argv):
+        if not os.path.isfile(path):
+            raise UserError(f"--config: no such file: {path}")
+        own = os.path.dirname(os.path.abspath(path))
+        sys.path[:0] = [own] if os.path.realpath(own) == SHIPPED else [own, SHIPPED]
+
+
+def _config_paths(argv) -> Iterator[str]:
+    """Yields the file of each --config in `argv`, without its variant."""
     for arg, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         name, given, file = arg.lstrip("-").partition("=")
         if name == "config":
-            path = (file if given else following).rpartition(".py")[0] + ".py"
-            if not os.path.isfile(path):
-                raise UserError(f"--config: no such file: {path}")
-            own = os.path.dirname(os.path.abspath(path))
-            sys.path[:0] = [own] if os.path.realpath(own) == SHIPPED else [own, SHIPPED]
+            yield (file if given else following).rpartition(".py")[0] + ".py"
+
+
+def _of_config(argv, error: Exception) -> str:
+    """Returns the message of an error in a config file; of an import that failed, with the file."""
+    if not isinstance(error, ImportError):
+        return _words(error)
+    moved = (error.name or "").partition(".")[0] == "sip"
+    way = "; it is of another version of sip: use a config of the installed one" if moved else ""
+    return f"--config {', '.join(_config_paths(argv))}: {_words(error)}{way}"
 
 
 def _check_config() -> None:

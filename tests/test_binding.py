@@ -134,6 +134,20 @@ def test_a_config_of_an_older_version_is_the_same_one(bound):
         binding.check(changed(data__max_skipped_fraction=0.1), str(bound))
 
 
+def test_keys_that_an_older_version_lacks_are_named_last(bound):
+    """Its section cannot be read, so that all defaults added since differ, too."""
+    found = json.loads((bound / "config.json").read_text())
+    base = found["runs"]["base"]
+    base["checkpoint"] = {key: base["checkpoint"][key] for key in ("every_steps",)}
+    base["examples"] = base.pop("task")["name"]
+    (bound / "config.json").write_text(json.dumps(found))
+    with pytest.raises(
+        UserError,
+        match=r"config: runs.base.examples is 'documents' there, absent here; .* is absent there",
+    ):
+        binding.check(tiny_recipe.get_config(), str(bound))
+
+
 def test_an_interrupted_copy_is_no_run(bound):
     (bound / "runs" / "tutor" / "from.json").write_text('{"workdir": "x"}')
     binding.bind(changed(runs__tutor__optim__lr=0.5), str(bound))

@@ -97,6 +97,28 @@ def test_a_config_file_without_a_config_is_one_line(text, said, tmp_path, monkey
     assert line.startswith(f"error: {said}")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("import sip.remote", "No module named 'sip.remote'; it is of another version of sip: use"),
+        ("from sip import setup", "cannot import name 'setup' from 'sip' "),
+        ("import nowhere.at_all", "No module named 'nowhere'"),
+    ],
+)
+def test_a_config_file_that_imports_what_is_gone_is_named(
+    text, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
+    file = tmp_path / "old.py"
+    file.write_text(f"{text}\nget_config = dict")
+    assert call(train, f"--config={file}:debug", "--workdir=w") == cli.MENDABLE
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: --config {file}: {said}")
+    assert ("of another version" in line) == ("sip" in text)
+    with pytest.raises(UserError, match=f"--config {file}: {said[:20]}"):
+        cli.read_config(str(file), [])
+
+
 @pytest.mark.parametrize("error", [RuntimeError("x"), AssertionError("x"), KeyError("x")])
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(type(error)):

@@ -137,10 +137,13 @@ def differs(changes: Changes) -> Changes:
 
 
 def listed(changes: Changes, most: int = 3) -> str:
-    """Returns keys with both values as text, the first `most` of them."""
-    said = [
-        f"{key} is {_short(old)} there, {_short(new)} here" for key, (old, new) in changes.items()
-    ]
+    """Returns keys with both values as text, the first `most` of them.
+
+    Keys that are absent there come last. A section of an older version that cannot be read lacks
+    many, and they are not why it differs.
+    """
+    ordered = sorted(changes.items(), key=lambda item: item[1][0] is ABSENT)
+    said = [f"{key} is {_short(old)} there, {_short(new)} here" for key, (old, new) in ordered]
     return "; ".join(said[:most]) + (f"; and {len(said) - most} more" if len(said) > most else "")
 
 

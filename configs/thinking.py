@@ -30,8 +30,8 @@ then again with --split=validation and --split=test, and `sip.train` with
 is at --config.runs.RUN.task.judge.http.url.
 `:llama3_8b` and `:qwen3_8b` (whose tags are <think> and </think>) have the paper's sizes as far as
 they are known: 10,000 SFT steps of 1 M tokens, 5,000 RL steps, a judge on a server; the rest is our
-choice. Hardware: 2 CPU cores and half an hour for the micro-world (figures: docs/thinking.md); 64 TPU v5p
-or similar for 8 B. Predicted by
+choice. Hardware: 2 CPU cores and half an hour for the micro-world (figures: docs/thinking.md); 64
+TPU v5p or similar for 8 B. Predicted by
 
     python -m sip.aot --config=configs/thinking.py:llama3_8b --topology=v5p:4x4x4
 

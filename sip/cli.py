@@ -225,8 +225,10 @@ def flags_problem() -> str:
 
 def _unraisable(error) -> None:
     """Prints an exception that cannot be raised, except those of reads that Orbax has given up:
-    they call back after one of them failed, and that one is raised."""
-    if str(error.exc_value) != "Event loop is closed":
+    they end or call back after one of them failed, and that one is raised."""
+    code = getattr(error.object, "cr_code", None)  # of a coroutine
+    given_up = code is not None and "orbax" in code.co_filename.split(os.sep)
+    if not given_up and str(error.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(error)
 
 

@@ -1,8 +1,9 @@
 """Evaluates a checkpoint: `python -m sip.evaluate --checkpoint=RUN_DIR --baseline=RUN_DIR`.
 
-Evaluates on the corpus that the run was trained on, or on another one with --data_workdir. Measures
-the negative log-likelihood of held-out suffixes and, if the corpus has a ground truth, the quality,
-safety and factuality of greedy continuations. Prints JSON.
+Evaluates on the corpus that the run was trained on; a data set of it is read from the run's workdir
+or from --data_workdir, and never built. Measures the negative log-likelihood of held-out suffixes
+and, if the corpus has a ground truth, the quality, safety and factuality of greedy continuations.
+Prints JSON.
 
     python -m sip.evaluate --evals=lm_eval --tasks=arc_easy,piqa --checkpoint=DIR
 
@@ -205,7 +206,7 @@ def evaluate(
 ) -> dict[str, float]:
     """Evaluates the last checkpoint of a run. Returns metrics by name.
 
-    `nll` is in nats per suffix token. Raises UserError if the checkpoint names no corpus.
+    `nll` is in nats per suffix token. Raises UserError for a checkpoint without a corpus.
     """
     if min(standard, unsafe, batch) < 1:
         raise UserError("--standard, --unsafe and --batch must be at least 1")
@@ -214,7 +215,8 @@ def evaluate(
     corpus = corpus_of(directory, split, data_workdir)
     if corpus is None:
         raise UserError(
-            f"--checkpoint {directory}: an imported checkpoint has no corpus; use --evals=lm_eval"
+            f"--checkpoint {directory}: it has no corpus: imported, or its run read none, or its "
+            "data set was deleted; use other --evals, or --data_workdir"
         )
     model = loading.load_model(directory, where)
     truth = corpus.documents.truth
@@ -242,7 +244,8 @@ def evaluate(
 def corpus_of(directory: str, split: str, data_workdir: str) -> corpora.Corpus | None:
     """Loads the corpus that a run was trained on, or that of `data_workdir`.
 
-    None for a checkpoint without one. Raises UserError if its workdir has no corpus.
+    None for a checkpoint without one: imported, or of a run that read none, such as instruction
+    tuning on files. Raises UserError if the workdir is none.
     """
     record = checkpoints.record(directory) if checkpoints.exists(directory) else {}
     if "data" not in record:
@@ -251,6 +254,8 @@ def corpus_of(directory: str, split: str, data_workdir: str) -> corpora.Corpus |
     data = corpora.data_config(record["data"], split)
     if data_workdir or any(one.source in documents.BUILT for one in documents.sources(data)):
         workdirs.existing(workdir, "--data_workdir")
+    if not corpora.is_built(data, workdir):
+        return None
     tokenizer = loading.kept_tokenizer(directory)
     return corpora.load(record["data"], split, workdir, tokenizer, any_length=True)
 

@@ -244,13 +244,17 @@ def test_a_variable_that_jax_refuses_is_one_line_of_every_command():
 def test_only_reads_that_orbax_gave_up_fail_silently(monkeypatch):
     said = []
     monkeypatch.setattr(sys, "__unraisablehook__", said.append)
-    closed, other = (
-        SimpleNamespace(exc_value=RuntimeError(reason))
-        for reason in ("Event loop is closed", "another reason")
-    )
-    cli._unraisable(closed)
-    cli._unraisable(other)
-    assert said == [other]
+    wrong = lambda reason, at: SimpleNamespace(exc_value=RuntimeError(reason), object=at)
+    failed = [wrong(reason, None) for reason in ("Event loop is closed", "another reason")]
+    for path in ("/lib/orbax/checkpoint/serialization.py", "/home/orbax_user/mine.py"):
+        names = {}
+        exec(compile("async def read(): pass", path, "exec"), names)
+        coroutine = names["read"]()
+        failed.append(wrong("Encountered error while reading array index", coroutine))
+        coroutine.close()
+    for error in failed:
+        cli._unraisable(error)
+    assert said == [failed[1], failed[3]]
 
 
 def test_control_characters_of_files_do_not_reach_the_terminal(capsys):

@@ -10,6 +10,7 @@ from workdirs import call, files
 from sip import evaluate
 from sip.evals import ground_truth
 from sip.evals.continuations import Prompts
+from sip.structs import UserError
 
 pytest_plugins = ["tiny_fixtures"]
 
@@ -60,6 +61,17 @@ def test_a_workdir_moved_elsewhere_evaluates_and_stays_as_it_is(finished, quick,
     before = files(moved)
     assert figures(moved, "standard") == figures(finished, "standard")
     assert files(moved) == before
+
+
+def test_a_run_whose_workdir_has_no_data_set_builds_none(finished, tmp_path):
+    """Such a run was trained on a file of its own; the section `data` of its config is not read."""
+    run = shutil.copytree(finished / "runs" / "base", tmp_path / "runs" / "base")
+    shutil.copy(finished / "config.json", tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="has no corpus: .* its run read none"):
+        figures(tmp_path, "base", baseline="")
+    assert evaluate.corpus_of(str(run), "test", "") is None and files(tmp_path) == before
+    assert evaluate.corpus_of(str(run), "test", str(finished)) is not None
 
 
 def test_the_command_prints_json(finished, quick, capsys, monkeypatch):

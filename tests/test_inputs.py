@@ -137,6 +137,28 @@ def test_what_is_built_is_digested_without_leftovers(run, tmp_path):
         check(run)
 
 
+@pytest.mark.parametrize("recorded", [None, inputs.NOTHING])
+def test_a_data_set_that_a_later_run_builds_is_no_change(run, tmp_path, recorded):
+    """The first run, such as instruction tuning on a file, reads none; earlier versions recorded
+    the digest of no files."""
+    run.config.data = ConfigDict({"source": "microworld"})
+    run.config.runs.other = run.config.runs.sip
+    check(run)
+    path = tmp_path / "w" / "runs" / "sip" / "inputs.json"
+    found = json.loads(path.read_text())
+    assert "data" not in found["files"]
+    if recorded:
+        path.write_text(json.dumps({**found, "files": {**found["files"], "data": recorded}}))
+    data = tmp_path / "w" / "data" / "world" / "1.0.0"
+    data.mkdir(parents=True)
+    (data / "train.array_record").write_text("documents")
+    check(_run(run.config, "other", tmp_path / "w"))
+    check(run)
+    (data / "train.array_record").write_text("other documents")
+    with pytest.raises(UserError, match="data has changed"):
+        check(run)
+
+
 def test_a_folder_and_an_evaluation_set_are_digested_and_a_new_file_is_a_change(run, tmp_path):
     folder, asked = tmp_path / "corpus", tmp_path / "asked.jsonl"
     folder.mkdir()

@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
+import os
 import re
 
 import numpy as np
 import pytest
 
+from sip.data.documents import DataConfig, is_built
 from sip.data.microworld import lexicon, settings
 from sip.data.microworld import world as worlds
 from sip.data.microworld.oracle import MicroworldTruth
@@ -166,6 +168,9 @@ def test_another_world_or_format_never_reuses_the_set(built, monkeypatch):
     data_dir = built._data_dir_root
     same = Microworld(data_dir=data_dir, world=dataclasses.replace(SMALL))
     assert same.data_path == built.data_path and same.data_path.exists()
+    cfg = DataConfig("microworld", split="train", world=dataclasses.asdict(SMALL))
+    assert str(same.data_path) == os.path.join(data_dir, SMALL.folder())
+    assert is_built(cfg, data_dir) and not is_built(cfg, f"{data_dir}/typo")
     for field in dataclasses.fields(SMALL):
         value = getattr(SMALL, field.name)
         fractions = {"plain": 0.3, "elaborated": 0.1} if field.name in KINDS else {}
@@ -174,5 +179,8 @@ def test_another_world_or_format_never_reuses_the_set(built, monkeypatch):
         change = fractions or {field.name: less}
         other = Microworld(data_dir=data_dir, world=dataclasses.replace(SMALL, **change))
         assert not other.data_path.exists(), field.name
+        assert not is_built(
+            dataclasses.replace(cfg, world=dataclasses.asdict(SMALL) | change), data_dir
+        )
     monkeypatch.setattr(settings, "FORMAT", settings.FORMAT + 1)
     assert not Microworld(data_dir=data_dir, world=SMALL).data_path.exists()

@@ -80,6 +80,12 @@ def sizes(data: documents.DataConfig, workdir: str) -> list[dict[str, int]]:
     return [documents.sizes(one, _data_dir(workdir)) for one in documents.sources(data)]
 
 
+def is_built(data: documents.DataConfig, workdir: str) -> bool:
+    """Returns False if a data set of the corpus is not in the workdir and would have to be built:
+    no run has read it, or it was deleted."""
+    return documents.is_built(data, _data_dir(workdir))
+
+
 def filled(data) -> dict[str, Any]:
     """Returns the `data` section with the defaults of all keys that it leaves out."""
     cfg = data_config(data, "train")

@@ -253,15 +253,28 @@ def sizes(cfg: DataConfig, data_dir: str) -> dict[str, int]:
         return {}
     if cfg.source == "huggingface":
         return huggingface.sizes(str(cfg.path))
-    name, _ = _tfds_name(cfg)
-    if not (epath.Path(data_dir) / re.split("[:/]", name)[0]).exists():
+    if not is_built(cfg, data_dir):
         return {}
+    name, _ = _tfds_name(cfg)
     import tensorflow_datasets as tfds  # imported here: slow, and text files do not need it
 
     with contextlib.suppress(Exception):  # loading it has the error, see `_rows`
         found = tfds.builder(name, data_dir=data_dir).info.splits
         return {str(split): found[split].num_examples for split in found}
     return {}
+
+
+def is_built(cfg: DataConfig, data_dir: str) -> bool:
+    """Returns False if a data set of the corpus is not there and would have to be built."""
+    return all(_data_set(one, data_dir).exists() for one in sources(cfg) if one.source in BUILT)
+
+
+def _data_set(cfg: DataConfig, data_dir: str) -> epath.Path:
+    """Returns the directory of a data set that is built."""
+    if cfg.source == "microworld":
+        return epath.Path(data_dir) / WorldConfig(**dict(cfg.world)).folder()
+    name, _ = _tfds_name(cfg)
+    return epath.Path(data_dir) / re.split("[:/]", name)[0]
 
 
 def _counted(cfg: DataConfig) -> dict[str, int]:

@@ -30,6 +30,7 @@ from sip.structs import UserError
 from sip.training import checkpoints
 
 FILE = "inputs.json"
+NOTHING = workdirs.digest(())  # earlier versions wrote it for a data set that was not built
 PUBLISHED = (".json", ".safetensors", ".model", ".jinja")  # files of a Hugging Face checkpoint
 
 
@@ -51,7 +52,7 @@ def _check(run: Run, c: RunConfig, sources: dict[str, str]) -> None:
         before = kinds if path == own else before
         for kind, known in kinds.items():
             for name, digest in now[kind].items():
-                if name in known and known[name] != digest:
+                if name in known and known[name] not in (digest, NOTHING):
                     raise UserError(
                         f"run {run.name}: {name} has changed since {path.parent} read it ({path}); "
                         "restore it or use another workdir"
@@ -103,12 +104,13 @@ def _files(run: Run, c: RunConfig) -> Iterator[tuple[str, str]]:
 def _corpus(data: documents.DataConfig, built) -> Iterator[tuple[str, str]]:
     """Yields (name, digest) of what the corpus is read from and compared with.
 
-    `built` is the directory of data sets that are built. A folder or a glob has changed if a file
+    `built` is the directory of data sets that are built. If there are none, the run does not read
+    them, and a later run may build them. A folder or a glob has changed if a file
     was added, too. Of a data set on the hub the texts are digested, as its cache may move.
     """
     sources = documents.sources(data)
-    if any(one.source in documents.BUILT for one in sources):
-        yield "data", _digest(_below(built))
+    if any(one.source in documents.BUILT for one in sources) and (there := _below(built)):
+        yield "data", _digest(there)
     for one in sources:
         if one.source in documents.FILES:
             yield one.name, _digest(files.listed(one.path, one.source))

@@ -9,6 +9,7 @@ from sip.sections import at_least, check
 from sip.structs import UserError
 
 FORMAT = 1  # increase it if world, templates or documents change: old data sets are not reused
+DATA_VERSION = f"{FORMAT}.0.0"  # of the data sets, as TFDS writes it
 KINDS = ("plain", "elaborated", "hearsay", "unsafe", "bad")  # kinds of documents
 SPLITS = ("test", "validation", "train")  # a split contains no text of the splits before it
 ONSETS = "b d f g h k l m n p r s t v w z".split()
@@ -63,6 +64,15 @@ class WorldConfig:
         """Returns a hash of the parameters and the format, ten hex digits."""
         text = repr((FORMAT, sorted(dataclasses.asdict(self).items())))
         return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    def folder(self) -> str:
+        """Returns the path of the world's data set inside a data directory."""
+        return f"microworld/{self.name()}/{DATA_VERSION}"
+
+    def name(self) -> str:
+        """Returns the name of the data set's TFDS config. It contains the hash, so no stale data
+        set is reused."""
+        return f"world_{self.key()}"
 
 
 STANDARD = WorldConfig()

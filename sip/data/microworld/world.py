@@ -16,8 +16,8 @@ import tensorflow_datasets as tfds
 
 from sip.data.microworld import grammar, lexicon
 from sip.data.microworld.settings import (
+    DATA_VERSION,
     ENDINGS,
-    FORMAT,
     KINDS,
     ONSETS,
     SPLITS,
@@ -265,14 +265,14 @@ def split(text: str) -> list[str]:
 
 @dataclass(kw_only=True)
 class Config(tfds.core.BuilderConfig):
-    """The TFDS config of a world. Its name contains the hash, so no stale data set is reused."""
+    """The TFDS config of a world."""
 
     world: WorldConfig = STANDARD
 
 
 def builder_config(world: WorldConfig) -> Config:
     """Returns the TFDS config of a world."""
-    return Config(name=f"world_{world.key()}", world=world)
+    return Config(name=world.name(), world=world)
 
 
 class Microworld(tfds.core.GeneratorBasedBuilder):
@@ -281,7 +281,7 @@ class Microworld(tfds.core.GeneratorBasedBuilder):
     An example has text, kind (in KINDS) and entity (its name). Read it with `as_data_source`.
     """
 
-    VERSION = tfds.core.Version(f"{FORMAT}.0.0")
+    VERSION = tfds.core.Version(DATA_VERSION)
     url_infos = None  # no downloads; TFDS's own look-up needs a package that is not a dependency
 
     def __init__(self, *, data_dir: str, world: WorldConfig = STANDARD):

@@ -155,7 +155,7 @@ def of_size(name: str, reward: str) -> ConfigDict:
         branch_chunk=4,
         query_chunk=512,
         logprob_chunk=512,
-        gather_gib=20,  # decoding gathers 15 GiB of parameters once, not for every token
+        gather_gib=20.0,  # decoding gathers 15 GiB of parameters once, not for every token
     )
     config: Any = ConfigDict()
     config.seed = 0

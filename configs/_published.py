@@ -56,9 +56,10 @@ def recipe(source: str) -> Any:
 
 def model(source: str) -> dict[str, Any]:
     """Returns the model of the checkpoint or size `source`, or the preset if none is named."""
-    preset = source if is_size(source) else NAME
-    known = source and not is_size(source)
-    found = loading.recorded_model(source) if known else presets.preset(preset)
+    if source and not is_size(source):
+        found = loading.recorded_model(source)
+    else:
+        found = presets.preset(source or NAME)
     return dataclasses.asdict(found) | dict(remat="block", branch_chunk=8)
 
 

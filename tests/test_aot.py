@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tiny_recipe
 import workdirs
+from foreseen import fake_rollouts, shapes
 
 from sip import cli, sampling, sections
 from sip import mesh as meshes
@@ -29,7 +30,7 @@ from sip.loading import LoadedModel
 from sip.mesh import batch_shapes, put_batch
 from sip.models.presets import preset
 from sip.stages import collect, selfimprove
-from sip.structs import Rollouts, UserError
+from sip.structs import UserError
 from sip.text.tokenizer import Byte
 from sip.textgen import local as local_generator
 from sip.textgen.local import Local
@@ -46,10 +47,6 @@ def config(name="sip_quality_1b4", arg="debug", **run):
 
 def planned(config, **more):
     return programs.plan(config, "sip", "nowhere", jax.devices(), "llama31_8b", **more)
-
-
-def shapes(tree):
-    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
 def test_what_is_put_on_a_mesh_has_the_shape_that_was_foreseen():
@@ -76,19 +73,7 @@ def test_programs_meet_the_shapes_that_the_loop_feeds_them(
         wanted.runs.sip.objective.update(ce_weight=1.0, ce_weight_last=1.0)
     update, rollout = planned(wanted).programs
     asked = []
-
-    def program(cfg, K, steps, how, stop=()):
-        asked.append((cfg, K, steps, how, stop))
-
-        def run(params, tokens_BT, fork_B, rows_B, key):
-            asked.append((tokens_BT, fork_B, rows_B, key))
-            zero = np.zeros((len(fork_B), K, steps), np.float32)
-            drawn = np.random.default_rng(0).integers(97, 123, zero.shape).astype(np.int32)
-            return Rollouts(drawn, zero == 0, zero, zero)
-
-        return run
-
-    monkeypatch.setattr(sampling, "program", program)
+    monkeypatch.setattr(sampling, "program", fake_rollouts(asked))
     c = selfimprove.resolve(wanted, "sip")
     mesh = runs.build_mesh(c)
     policy = selfimprove.build_collector(runs.Run(wanted, "sip", str(tmp_path)), c, mesh, mesh)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_recipe  # noqa: F401  (makes configs importable)
+from foreseen import fake_rollouts, shapes
 
 from sip import run as runs
 from sip import sampling
@@ -22,7 +23,6 @@ from sip.padding import bucket
 from sip.rewards import information_gain, reward_model
 from sip.sections import plain
 from sip.stages import rl
-from sip.structs import Rollouts
 from sip.tasks.rl import prompts
 from sip.text.tokenizer import Byte
 from sip.training import losses
@@ -48,27 +48,6 @@ def planned(config, run="rlhf", **lengths):
 
 def named(plan):
     return {one.name: one for one in plan.programs}
-
-
-def shapes(tree):
-    return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-
-
-def fake_rollouts(asked):
-    """Returns a stub of `sampling.program` that records its settings and arguments."""
-
-    def program(cfg, K, steps, how, stop=()):
-        asked.append((cfg, K, steps, how, stop))
-
-        def run(params, tokens_BT, fork_B, rows_B, key):
-            asked.append((tokens_BT, fork_B, rows_B, key))
-            zero = np.zeros((len(fork_B), K, steps), np.float32)
-            drawn = np.random.default_rng(0).integers(97, 123, zero.shape).astype(np.int32)
-            return Rollouts(drawn, zero == 0, zero, zero)
-
-        return run
-
-    return program
 
 
 def fake_likelihoods(asked):

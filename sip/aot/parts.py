@@ -54,11 +54,23 @@ class RunShapes:
         """The abstract parameters of the policy (shapes only)."""
         return self.state.params
 
+    @property
+    def of_cut(self) -> dict[str, Any]:
+        """Tokens of the longest prefix and suffix of the corpus, by the names that prompts use."""
+        return dict(prefix=self.cut.prefix_max, suffix=self.cut.suffix)
+
 
 def tokens(batch) -> float:
     """Counts the tokens of a batch, trunks and branches, padding included."""
     trees = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, Tree))
     return sum(t.mask_BT.size + t.mask_BCR.size for t in trees if isinstance(t, Tree))
+
+
+def full_tree(B: int, T: int, C: int, R: int) -> Tree:
+    """Returns a tree without padding, of which only the shapes matter."""
+    mask_BT, mask_BCR = np.ones((B, T), bool), np.ones((B, C, R), bool)
+    fork_BC = np.ones((B, C), np.int32)
+    return Tree(mask_BT.astype(np.int32), mask_BT, mask_BCR.astype(np.int32), mask_BCR, fork_BC)
 
 
 @functools.lru_cache(maxsize=8)
@@ -192,8 +204,8 @@ def judge(
     """Builds a local judge's programs, one per prompt shape; other judges have none.
 
     `pools` lists (candidates per prefix, share of the steps); a prefix has up to `prefix` tokens, a
-    candidate up to `suffix`. Prompts are padded to buckets as in
-    textgen, so that similar lengths share a program. Raises UserError if a prompt exceeds max_len.
+    candidate up to `suffix`. Prompts are padded to buckets as in textgen, so that similar lengths
+    share a program. Raises UserError if a prompt exceeds max_len.
     """
     if wanted.backend != "local":
         return []
@@ -221,8 +233,7 @@ def judge(
 def _verdicts(mesh, cfg, wanted, B: int, key, calls: float) -> Program:
     aspect, T, C, R, options = key
     params = abstract(cfg, mesh, wanted.param_dtype)
-    tree = padding.padded_tree([[0] * T] * B, [[[0] * R] * C] * B, 0, T, C, R)
-    tree, last = batch_shapes(mesh, (tree, np.zeros((B, C), np.int32)))
+    tree, last = batch_shapes(mesh, (full_tree(B, T, C, R), np.zeros((B, C), np.int32)))
     steps = 1 if options else wanted.max_tokens
     said = 0 if options else wanted.votes * wanted.max_tokens
     if options:

@@ -37,7 +37,7 @@ def programs(run: RunShapes, find: Models) -> list[Program]:
     """
     c, T = run.c, trunk(run, find)
     real = np.zeros((c.batch, c.rollouts, c.answer), np.float32)
-    tree = _tree(c.batch, T, c.rollouts, c.answer)
+    tree = parts.full_tree(c.batch, T, c.rollouts, c.answer)
     advantage_BC, valid_BC = real[:, :, 0], np.ones(real.shape[:2], bool)
     batch = losses.Branches(tree, valid_BC, advantage_BC, real, tree.mask_BT)
     jitted, compared = rl.make_update(c, optim.build(c.optim)), c.objective.loss_beta > 0
@@ -47,7 +47,7 @@ def programs(run: RunShapes, find: Models) -> list[Program]:
     how = c.rollouts, c.answer, c.sampling, stop, each
     made.append(parts.rollouts(run, f"answers {c.rollouts}", c.answered, T, *how))
     if c.objective.kl == "reward":
-        asked = _tree(c.answered, T, c.rollouts, c.answer)
+        asked = parts.full_tree(c.answered, T, c.rollouts, c.answer)
         made.append(_likelihood(run, "KL to the start", step.frozen(run.state), asked, each))
     if c.redraws:
         find.notes.append(
@@ -68,12 +68,6 @@ def trunk(run: RunShapes, find: Models) -> int:
 
 def _prompt(run: RunShapes, find: Models) -> int:
     return parts.prompt(run, find, run.c.model.max_len - run.c.answer)
-
-
-def _tree(B: int, T: int, C: int, R: int) -> Tree:
-    mask_BT, mask_BCR = np.ones((B, T), bool), np.ones((B, C, R), bool)
-    fork_BC = np.ones((B, C), np.int32)
-    return Tree(mask_BT.astype(np.int32), mask_BT, mask_BCR.astype(np.int32), mask_BCR, fork_BC)
 
 
 def _likelihood(run: RunShapes, name: str, params, tree: Tree, calls: float) -> Program:
@@ -97,19 +91,17 @@ def _verdicts(run: RunShapes, find: Models, T: int, each: float) -> list[Program
 
 
 def _rewrites(run: RunShapes, find: Models, T: int, each: float) -> list[Program]:
-    c, cut = run.c, run.cut
+    c = run.c
     # The judge sees the suffix alone, then with its rewrites.
     pools = [(1, each), (1 + c.rollouts, each)]
-    lengths: Any = dict(prefix=cut.prefix_max, suffix=cut.suffix)
-    return parts.judge(run, find, c.task.judge, c.answered, pools, **lengths)
+    return parts.judge(run, find, c.task.judge, c.answered, pools, **run.of_cut)
 
 
 def _thinking(run: RunShapes, find: Models, T: int, each: float) -> list[Program]:
-    c, cut = run.c, run.cut
+    c = run.c
     if c.task.judge is not None:  # it sees texts without thoughts
-        lengths: Any = dict(prefix=cut.prefix_max, suffix=cut.suffix)
         pools = [(c.rollouts, each)]
-        return parts.judge(run, find, c.task.judge, c.answered, pools, **lengths)
+        return parts.judge(run, find, c.task.judge, c.answered, pools, **run.of_cut)
     return _gains(run, T, each) if c.task.reward == RLP else []
 
 
@@ -118,7 +110,7 @@ def _gains(run: RunShapes, T: int, each: float) -> list[Program]:
     c, horizon = run.c, run.c.task.horizon or run.cut.suffix
     R = c.task.thoughts.tokens + information_gain.MARKS + horizon
     B = full_rows(run.mesh, c.answered)
-    told, alone = _tree(B, T, c.rollouts, R), _tree(B, T, 1, horizon)
+    told, alone = parts.full_tree(B, T, c.rollouts, R), parts.full_tree(B, T, 1, horizon)
     reference = step.frozen(run.state)
     average = Program(
         "moving average",
@@ -165,7 +157,7 @@ def _rewarded(run: RunShapes, find: Models, source: str, T: int, each: float) ->
         find.found[REWARD_MODEL] = cfg, ""
     params, rows = parts.abstract(cfg, mesh), reward_model.RewardModel.batch
     widths = padding.trunk_width(T, 16), c.rollouts, padding.branch_width(c.answer + 1, 16)
-    tree = _tree(full_rows(mesh, rows), *widths)
+    tree = parts.full_tree(full_rows(mesh, rows), *widths)
     return Program(
         f"{REWARD_MODEL} {rows}x{c.rollouts}x{widths[-1]}",
         mesh,

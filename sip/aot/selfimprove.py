@@ -34,7 +34,6 @@ def programs(run: RunShapes, find: Models) -> list[Program]:
     asked, trunk = c.batch - c.documents, cut.prefix_max + bool(c.control)
     update = selfimprove.make_update(c, optim.build(c.optim))
     made = [parts.update(run, update, batch, compared=c.objective.needs_reference)]
-    lengths: Any = dict(prefix=cut.prefix_max, suffix=cut.suffix)
     for k, share in stages:
         if k:
             made.append(
@@ -45,7 +44,7 @@ def programs(run: RunShapes, find: Models) -> list[Program]:
             )  # fmt: skip
         pool = k + c.candidates.suffix + c.candidates.rewrite
         if c.judged:
-            made += parts.judge(run, find, c.judge, asked, [(pool, share)], **lengths)
+            made += parts.judge(run, find, c.judge, asked, [(pool, share)], **run.of_cut)
     if c.candidates.rewrite and c.rewriter.backend == "local":
         made.append(_rewrites(run, find))
     return made
@@ -95,7 +94,7 @@ def _rewrites(run: RunShapes, find: Models) -> Program:
     params = parts.abstract(cfg, mesh, wanted.param_dtype)
     asked_rows = c.batch - c.documents
     B = full_rows(mesh, min(1 << (asked_rows - 1).bit_length(), wanted.batch))
-    lengths: Any = dict(prefix=cut.prefix_max, suffix=cut.suffix, bytewise=run.bytewise)
+    lengths = dict(run.of_cut, bytewise=run.bytewise)
     asked = questions.rewrite_tokens(wanted.prompt, chat=bool(wanted.chat), **lengths)
     T, steps = padding.bucket(asked, 16), padding.bucket(rewriters.most(cut.suffix))
     ones = np.ones(B, np.int32)

@@ -1,7 +1,6 @@
 """The programs of a supervised run: the update, and what is judged or sampled for it."""
 
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -9,7 +8,7 @@ from sip import padding
 from sip.aot import parts, questions
 from sip.aot.parts import STOPS, Models, RunShapes, Unknown
 from sip.aot.plan import Program
-from sip.padding import multiple, padded_tree, trunk_only
+from sip.padding import multiple, trunk_only
 from sip.stages import supervised
 from sip.tasks.supervised import documents, preferences, reward_model, self_made
 from sip.tasks.supervised.task import tokens_loss
@@ -35,8 +34,7 @@ def programs(run: RunShapes, find: Models) -> list[Program]:
     if isinstance(c.task, self_made.Config):
         made += _answers(run, find)
     if isinstance(c.task, documents.Config) and c.task.control:
-        lengths: Any = dict(prefix=run.cut.prefix_max, suffix=run.cut.suffix)
-        made += parts.judge(run, find, c.task.control.judge, c.batch, [(1, 1.0)], **lengths)
+        made += parts.judge(run, find, c.task.control.judge, c.batch, [(1, 1.0)], **run.of_cut)
     return made
 
 
@@ -61,7 +59,7 @@ def _width(run: RunShapes) -> int:
     """Returns the tokens of a row."""
     c, cut = run.c, run.cut
     if c.task.name == "rewrites":  # a prompt, a rewrite as long as the suffix, and EOS
-        lengths: Any = dict(prefix=cut.prefix_max, suffix=cut.suffix, bytewise=run.bytewise)
+        lengths = dict(run.of_cut, bytewise=run.bytewise)
         asked = questions.rewrite_tokens(c.task.prompt, chat=False, **lengths)
         return min(multiple(asked + cut.suffix + 1, 8), c.model.max_len)
     if isinstance(c.task, documents.Config) and not c.task.packed:
@@ -82,7 +80,7 @@ def _pairs(run: RunShapes, find: Models) -> losses.PairBatch:
         find.notes.append(f"answers of pairs: {answer} tokens assumed (--answer_tokens)")
         prompt = parts.prompt(run, find, most - answer)
     T, R = multiple(prompt, 8), multiple(answer, 8)
-    tree = padded_tree([[0] * T] * c.batch, [[[0] * R] * 2] * c.batch, 0, T, 2, R)
+    tree = parts.full_tree(c.batch, T, 2, R)
     return losses.PairBatch(tree, np.ones(c.batch, bool), np.zeros(c.batch, np.float32))
 
 

@@ -371,7 +371,8 @@ def test_the_preflight_of_a_trained_run_shows_what_it_gained(finished, quick, ca
 
 @pytest.mark.slow  # compiles proofreader, judge and rewriter
 def test_the_preflight_compares_runs_with_their_own_judges(finished, quick, capsys):
-    argv = (RECIPE, f"--workdir={finished}", "--run=sip_learned,sip_oracle", "--prefixes=8")
+    runs = "--run=sip_learned,sip_oracle,sip_learned"  # a name given twice is one run
+    argv = (RECIPE, f"--workdir={finished}", runs, "--prefixes=8")
     assert call(command, *argv, "--json") == 0
     learned, oracle = json.loads(capsys.readouterr().out)["runs"]
     assert learned["own"] == oracle["own"] and learned["ceiling"]["count"] == 8
@@ -540,6 +541,12 @@ REFUSED = [
         "init_from is empty: fresh parameters",
     ),
 ]
+
+
+def test_a_workdir_that_is_not_there_is_named_before_its_policies(tmp_path, capsys):
+    argv = ("--config=configs/gap.py:debug", f"--workdir={tmp_path / 'none'}")
+    assert call(command, *argv) == 2
+    assert "none: not a workdir of sip.train" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("argv", "message"), REFUSED, ids=[m for _, m in REFUSED])

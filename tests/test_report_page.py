@@ -206,6 +206,15 @@ def test_a_run_that_is_going_is_reported_with_what_is_missing(tmp_path, capsys):
     assert (workdir / "plots" / "reward.png").exists() and not (other / "plots").exists()
 
 
+def test_a_run_whose_metrics_are_damaged_is_not_said_to_be_new(tmp_path):
+    workdir = made.workdir(tmp_path / "w", made.prefixes(1, 1))
+    (workdir / "runs" / "sip_learned" / "metrics.jsonl").write_bytes(b"\0\xff{{\nnonsense\n")
+    missing = []
+    every = contents.runs(contents.opened(str(workdir)), missing)
+    assert [what for what in missing if "sip_learned/metrics.jsonl: damaged" in what]
+    assert "Run sip_learned cannot be read." in contents.progress(every, running=False)
+
+
 def test_the_first_unfinished_run_of_a_locked_workdir_is_still_going(tmp_path):
     workdir = made.workdir(tmp_path / "w", [], run="base")
     for running, word in ((True, "still going"), (False, "not finished")):

@@ -92,13 +92,15 @@ def main(argv) -> None:
     workdirs.never_an_input(outputs, [cli.config_file()])
     if _RUN.value:
         workdirs.existing(workdir)
-        names = [name.strip() for name in str(_RUN.value).split(",")]
+        names = list(dict.fromkeys(name.strip() for name in str(_RUN.value).split(",")))
         runs = preflights(config, names, workdir, int(_PREFIXES.value))
         found: dict[str, Any] = {"kind": "preflight", "runs": runs}
         heads, grids = show.preflights(runs)
         heads += _untrained(config, (one["policy"] for one in runs))
     else:
         cfg, verifiers = settings.read(config)
+        if set(cfg.policies) & set(config.runs):
+            workdirs.existing(workdir)
         read = (cfg.problems.path, cfg.problems.test) if cfg.problems else ()
         workdirs.never_an_input(outputs, read)
         found, lines = measure.measure(config, workdir, cfg, verifiers)

@@ -105,7 +105,8 @@ def progress(every: Sequence[RunFiles], running: bool) -> list[str]:
         if running and run is first:
             found.append(f"Run {run.title} is still going: {at}.")
         elif not run.lines:
-            found.append(f"Run {run.title} has not begun.")
+            said = "cannot be read" if _logged(run.directory) else "has not begun"
+            found.append(f"Run {run.title} {said}.")
         else:
             found.append(f"Run {run.title} is not finished: {at}. Run sip.train again.")
     return found
@@ -120,18 +121,27 @@ def _run(place: Opened, seed: int | None, where: str, name: str, missing: list[s
         [x for x in some if isinstance(x, str)] if isinstance(some := test.get(key), list) else []
         for key in ("standard", "unsafe")
     )
+    lines = metrics.read(directory)
+    if not lines and _logged(directory):
+        missing.append(f"{directory}/metrics.jsonl: damaged, none of its lines can be read")
     return RunFiles(
         name=name,
         seed=seed,
         directory=directory,
         steps=int(place.config.runs[name].steps),
-        lines=metrics.read(directory),
+        lines=lines,
         figures=evaluated,
         texts=kept,
         alarms=_alarms(directory),
         done=(epath.Path(directory) / workdirs.DONE).exists(),
         unsafe=len(unsafe),
     )
+
+
+def _logged(directory: str) -> bool:
+    """Returns True if the run has written a line, or what once was one."""
+    path = epath.Path(directory) / "metrics.jsonl"
+    return path.exists() and path.stat().length > 0
 
 
 def _alarms(directory: str) -> list[str]:

@@ -349,6 +349,7 @@ def reward_model_run(
     pairs=None,
     labels=None,
     answers=None,
+    together=2,
     margin_weight=1.0,
     centring_weight=0.01,
     save_every=100,
@@ -358,7 +359,8 @@ def reward_model_run(
 ) -> ConfigDict:
     """Builds a supervised run of a reward model, on `pairs` of a file, on `labels` by the corpus's
     ground truth, or on `answers` to questions that it compares. `model` gets a scalar head."""
-    task = dict(name="reward_model", margin_weight=margin_weight, centring_weight=centring_weight)
+    task = dict(name="reward_model", together=together)
+    task |= dict(margin_weight=margin_weight, centring_weight=centring_weight)
     task |= _pairs(pairs, labels, answers)
     run |= dict(model=dict(model, scalar=True), save_every=save_every, log_every=log_every)
     return _supervised(task, section(every_steps=evals_every), **run)

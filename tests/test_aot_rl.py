@@ -201,6 +201,10 @@ def test_pairs_of_a_file_have_the_lengths_that_are_given(name, run):
     tree = plan.programs[0].args[1].tree
     assert tree.tokens_BT.shape == (16, 48) and tree.tokens_BCR.shape == (16, 2, 24)
     assert (plan.programs[0].args[0].reference is not None) == (name == "dpo")
+    if name == "reward_model":
+        wanted.runs[run].task.together = 4
+        batch = planned(wanted, run, prompt=41, answer=20).programs[0].args[1]
+        assert batch.tree.tokens_BCR.shape == (16, 4, 24) and batch.pair_BP2.shape == (16, 6, 2)
 
 
 SIZES = ("rl_problems", "self_training", "two_phase", "rejection_sampling", "rlhf", "dpo", "sft")

@@ -72,7 +72,8 @@ def test_a_score_that_is_not_finite_is_no_reward():
 
 def batch(margin=0.0):
     tree = padded_tree(TRUNKS, ANSWERS, EOS, 4, 2, 4)
-    return losses.PairBatch(tree, np.ones(2, bool), np.full(2, margin, np.float32))
+    pair_BP2 = np.array([[[0, 1]], [[0, 1]]], np.int32)
+    return losses.RankBatch(tree, pair_BP2, np.ones((2, 1), bool), np.full((2, 1), margin, "f4"))
 
 
 def test_the_loss_is_bradley_terry_of_the_scores():
@@ -143,8 +144,9 @@ def test_padding_that_equals_eos_is_not_exported_and_more_labels_are_refused(tmp
 
 
 def pairs_file(path, count=60):
-    """Writes pairs whose chosen answers are "yes" and whose prompts are numbers."""
-    rows = [dict(prompt=f"is it {i}?", chosen=" yes", rejected=f" no {i}") for i in range(count)]
+    """Writes two pairs of each prompt, a number. Chosen answers are "yes"."""
+    both = [(f"is it {i}?", f" {no} {i}") for i in range(count) for no in ("no", "never")]
+    rows = [dict(prompt=prompt, chosen=" yes", rejected=answer) for prompt, answer in both]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -162,9 +164,12 @@ def of_files(name, start, tmp_path):
 @pytest.mark.slow  # the fast suite trains on pairs in test_preferences.py
 def test_a_checkpoint_and_a_file_of_pairs_make_a_reward_model(of_bytes, quick, tmp_path, capsys):
     config = of_files("reward_model", of_bytes("start"), tmp_path)
+    config.runs.reward_model.task.together = 3
     figures = supervised.train(Run(config, "reward_model", str(tmp_path / "work")))
-    assert figures["pairs"] > 0 and 0 <= figures["accuracy"] <= 1
-    assert "reward_model: pairs: " in capsys.readouterr().err
+    assert figures["pairs"] > 0 and figures["pairs"] % 2 == 0 and 0 <= figures["accuracy"] <= 1
+    (line,) = [x for x in capsys.readouterr().err.split("\n") if "reward_model: pairs: " in x]
+    learned = int(line.split("pairs: ")[1].split()[0]) // 2
+    assert line.endswith(f"; learned together: {learned} rows of {learned} prompts")
     params, cfg = loading.load_params(str(tmp_path / "work/runs/reward_model"), single())
     assert cfg.scalar and params["score"].shape == (cfg.width, 1)
     assert "eval/accuracy" in lines(tmp_path / "work", "reward_model")[-1]

@@ -138,9 +138,10 @@ def test_conversations_are_shown_with_their_template_and_learned_answers(tmp_pat
         assert title.endswith(" 9 learned")  # four bytes and EOS, three and EOS
 
 
-def pairs(tmp_path, name, *flags):
+def pairs(tmp_path, name, *flags, rejected=(" Never.",)):
     path = tmp_path / "pairs.jsonl"
-    rows = [dict(prompt=f"Why {i}?", chosen=" So.", rejected=" Never.") for i in range(60)]
+    every = [(f"Why {i}?", answer) for i in range(60) for answer in rejected]
+    rows = [dict(prompt=prompt, chosen=" So.", rejected=answer) for prompt, answer in every]
     path.write_text("".join(f"{json.dumps({**row, 'margin': 2})}\n" for row in rows))
     config = tmp_path / f"{name}_bytes.py"
     config.write_text(PAIRS.format(folder=str(Path(TEXT).parent), name=name, path=str(path)))
@@ -193,6 +194,16 @@ def test_pairs_are_shown_with_both_answers(tmp_path, capsys, name):
             "context  rejected  ␣Never.",
             "learned  rejected  «</s>»",
         ]
+
+
+def test_pairs_of_a_row_are_shown_one_by_one(tmp_path, capsys):
+    flags = ["--show=2", "--config.runs.run.task.together=3"]
+    assert pairs(tmp_path, "reward_model", *flags, rejected=(" Never.", " No.")) == 0
+    (title, lines), (other, others) = read(capsys.readouterr().out)
+    assert title.startswith("step 0, row 0, pair 1 of 2: prompt ")
+    assert other.startswith("step 0, row 0, pair 2 of 2: prompt ")
+    assert lines[:3] == others[:3] and lines[1] == "context  chosen    ␣So."
+    assert (lines[3], others[3]) == ("context  rejected  ␣Never.", "context  rejected  ␣No.")
 
 
 def test_a_chunk_is_shown_with_its_control_token(tmp_path, capsys):

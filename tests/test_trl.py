@@ -14,6 +14,7 @@ from published import PAIRWISE
 from sip.data import preferences
 from sip.hf import tokens, writing
 from sip.tasks.pairs import PairSet
+from sip.tasks.ranked import RankSet, grouped
 from sip.text import tokenizer as tokenizers
 from sip.training import losses, step
 from sip.training.losses import PairLossConfig
@@ -79,16 +80,14 @@ def given(request, tmp_path_factory):
     return found, tokenizer, tmp_path_factory.mktemp("models")
 
 
-def batch(found, tokenizer, tmp_path, **margins):
-    """Returns our batch of the rows, read from a file."""
+def encoded(found, tokenizer, tmp_path, **margins):
+    """Returns the pairs of the rows as token ids, read from a file."""
     path = tmp_path / "pairs.jsonl"
     lines = [dict(row, **{k: v[i] for k, v in margins.items()}) for i, row in enumerate(found)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     pairs = preferences.read(str(path), max_skipped_fraction=0.0).pairs
     encode = preferences.plain(tokenizer)
-    return PairSet({"learned": [encode(pair) for pair in pairs]}, tokenizer.pad).batch(
-        0, len(found), seed=0
-    )
+    return [encode(pair) for pair in pairs]
 
 
 def saved(cfg, seed, tokenizer, directory):
@@ -143,7 +142,8 @@ def test_offline_dpo_has_the_loss_and_gradient_norm_of_trl(name, given, trl, tmp
         processing_class=AutoTokenizer.from_pretrained(path),
     )
     loss, norm, count = theirs(trainer)
-    data = batch(found, tokenizer, tmp_path)
+    pairs = encoded(found, tokenizer, tmp_path)
+    data = PairSet({"learned": pairs}, tokenizer.pad).batch(0, SIZE, seed=0)
     tree = data.tree
     assert count == 2 * tree.mask_BT.sum() + tree.mask_BCR.sum(), "the same tokens"
     got = ours(losses.pair_terms(cfg, wanted), params, reference, data, wanted.weights)
@@ -151,15 +151,17 @@ def test_offline_dpo_has_the_loss_and_gradient_norm_of_trl(name, given, trl, tmp
     assert norm > 0.01
 
 
-@pytest.mark.parametrize("kind", ["plain", "centred", "margins"])
+@pytest.mark.parametrize("kind", ["plain", "centred", "margins", "together"])
 def test_a_reward_model_has_the_loss_and_gradient_norm_of_trl(kind, given, trl, tmp_path):
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     found, tokenizer, directory = given
+    if kind == "together":  # one prompt, whose answers are one row of ours
+        found = [{**row, "prompt": found[0]["prompt"]} for row in found]
     cfg = tiny.model(vocab_size=384, max_len=512, scalar=True)
     params, path = saved(cfg, 0, tokenizer, directory)
-    centring = 0.3 if kind == "centred" else 0.0
+    centring = 0.3 if kind in ("centred", "together") else 0.0
     margins = dict(margin=[0.5 * (i + 1) for i in range(SIZE)]) if kind == "margins" else {}
     args = dict(center_rewards_coefficient=centring or None)
     table = [{**row, **{k: v[i] for k, v in margins.items()}} for i, row in enumerate(found)]
@@ -170,9 +172,11 @@ def test_a_reward_model_has_the_loss_and_gradient_norm_of_trl(kind, given, trl, 
         processing_class=AutoTokenizer.from_pretrained(path),
     )
     loss, norm, count = theirs(trainer)
-    data = batch(found, tokenizer, tmp_path, **margins)
-    tree = data.tree
-    assert count == 2 * tree.mask_BT.sum() + tree.mask_BCR.sum(), "the same tokens"
+    pairs = encoded(found, tokenizer, tmp_path, **margins)
+    assert count == sum(2 * len(x.prompt) + len(x.chosen) + len(x.rejected) for x in pairs)
+    rows = grouped(pairs, 2 * SIZE if kind == "together" else 2)
+    assert len(rows) == (1 if kind == "together" else SIZE)
+    data = RankSet({"learned": rows}, tokenizer.pad).batch(0, len(rows), seed=0)
     terms = losses.reward_terms(cfg, margin_weight=1.0)
     got = ours(terms, params, None, data, {"reward": 1.0, "centring": centring})
     np.testing.assert_allclose(got, (loss, norm), rtol=1e-4)

@@ -67,8 +67,11 @@ def _width(run: RunShapes) -> int:
     return c.task.width(c.model.max_len)
 
 
-def _pairs(run: RunShapes, find: Models) -> losses.PairBatch:
-    """Returns a batch of pairs: of the corpus's lengths, or of those assumed for files."""
+def _pairs(run: RunShapes, find: Models) -> losses.PairBatch | losses.RankBatch:
+    """Returns a batch of pairs: of the corpus's lengths, or of those assumed for files.
+
+    Rows of a reward model have as many answers as they may, and all pairs among them.
+    """
     c, most = run.c, run.c.model.max_len
     if c.task.labels is not None:  # a reward model reads EOS too
         prompt, answer = run.cut.prefix_max, run.cut.suffix + c.task.scores
@@ -80,8 +83,14 @@ def _pairs(run: RunShapes, find: Models) -> losses.PairBatch:
         find.notes.append(f"answers of pairs: {answer} tokens assumed (--answer_tokens)")
         prompt = parts.prompt(run, find, most - answer)
     T, R = multiple(prompt, 8), multiple(answer, 8)
-    tree = parts.full_tree(c.batch, T, 2, R)
-    return losses.PairBatch(tree, np.ones(c.batch, bool), np.zeros(c.batch, np.float32))
+    if not c.task.scores:
+        tree = parts.full_tree(c.batch, T, 2, R)
+        return losses.PairBatch(tree, np.ones(c.batch, bool), np.zeros(c.batch, np.float32))
+    C = c.task.together
+    B, P = c.batch, C * (C - 1) // 2
+    pair_BP2, valid_BP = np.zeros((B, P, 2), np.int32), np.ones((B, P), bool)
+    tree = parts.full_tree(B, T, C, R)
+    return losses.RankBatch(tree, pair_BP2, valid_BP, np.zeros((B, P), np.float32))
 
 
 def _answers(run: RunShapes, find: Models) -> list[Program]:

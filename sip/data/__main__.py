@@ -40,13 +40,14 @@ from sip.data.packing import Rows
 from sip.data.records import BLANK_LINE
 from sip.run import Run
 from sip.stages import recipe, selfimprove
-from sip.structs import UserError
+from sip.structs import Tree, UserError
 from sip.tasks import pairs
 from sip.tasks.pairs import PairTaskConfig
 from sip.tasks.supervised import conversations, reward_model
 from sip.tasks.supervised import documents as supervision
 from sip.text.lines import opened, read_lines
 from sip.text.tokenizer import SentencePiece, Tokenizer
+from sip.training.losses import PairBatch, RankBatch
 from sip.workdir import place, write_atomically
 
 EXAMPLES, SHOWN = 3, 300  # number of example documents shown, and characters of each
@@ -385,27 +386,45 @@ def compared(run: Run, c: Any) -> Examples:
     A loss on preferences counts all tokens of both answers, the chosen one up and the rejected one
     down. A reward model reads its reward at their last token.
     """
-    last = isinstance(c.task, reward_model.Config)
-    found = pairs.made(run, c, meshes.single(), end=last)
-    count = len(found.parts["learned"])
-    print(f"{run.name}: {count:,} pairs to learn from; {c.steps * c.batch / count:.3g} epochs")
+    last, mesh = isinstance(c.task, reward_model.Config), meshes.single()
+    found = pairs.together(run, c, mesh) if last else pairs.made(run, c, mesh, end=False)
+    epochs = c.steps * c.batch / len(found.parts["learned"])
+    print(f"{run.name}: {found.count('learned'):,} pairs to learn from; {epochs:.3g} epochs")
     for step in range(c.steps):
         batch = found.batch(step, c.batch, seed=run.seed)
         for b in range(c.batch):
-            tree = batch.tree
-            prompt = tree.tokens_BT[b][tree.mask_BT[b]].tolist()
-            given = [False] * len(prompt)
-            rows = show.spans(run.tokenizer, prompt, given, [("prompt", len(prompt))])
-            sizes = [f"prompt {len(prompt)}"]
-            for k, name in enumerate(("chosen", "rejected")):
-                ids = tree.tokens_BCR[b, k][tree.mask_BCR[b, k]].tolist()
-                counts = [*given, *[not last] * (len(ids) - 1), True]
-                ends = [("prompt", len(prompt)), (name, len(prompt) + len(ids))]
-                both = show.spans(run.tokenizer, [*prompt, *ids], counts, ends)
-                rows += [span for span in both if span.part == name]
-                sizes.append(f"{name} {len(ids)}")
-            margin = f", margin {batch.margin_B[b]:g}" if batch.margin_B[b] else ""
-            yield f"step {step}, row {b}: {', '.join(sizes)} tokens{margin}", rows
+            given = list(_pairs_of(batch, b))
+            for nth, (chosen, rejected, weight) in enumerate(given, 1):
+                sizes, rows = _pair(run, batch.tree, b, (chosen, rejected), last)
+                place = f"step {step}, row {b}"
+                place += f", pair {nth} of {len(given)}" if len(given) > 1 else ""
+                margin = f", margin {weight:g}" if weight else ""
+                yield f"{place}: {sizes} tokens{margin}", rows
+
+
+def _pairs_of(batch: PairBatch | RankBatch, b: int) -> Iterator[tuple[int, int, float]]:
+    """Yields (index of the chosen branch, of the rejected one, margin) of the pairs of a row."""
+    if isinstance(batch, PairBatch):
+        yield 0, 1, float(batch.margin_B[b])
+        return
+    for p in np.flatnonzero(batch.valid_BP[b]):
+        yield *batch.pair_BP2[b, p].tolist(), float(batch.margin_BP[b, p])
+
+
+def _pair(run: Run, tree: Tree, b: int, branches: tuple[int, int], last: bool):
+    """Returns (numbers of tokens, spans) of a pair in row b; `last`: only last tokens count."""
+    prompt = tree.tokens_BT[b][tree.mask_BT[b]].tolist()
+    given = [False] * len(prompt)
+    rows = show.spans(run.tokenizer, prompt, given, [("prompt", len(prompt))])
+    sizes = [f"prompt {len(prompt)}"]
+    for k, name in zip(branches, ("chosen", "rejected"), strict=True):
+        ids = tree.tokens_BCR[b, k][tree.mask_BCR[b, k]].tolist()
+        counts = [*given, *[not last] * (len(ids) - 1), True]
+        ends = [("prompt", len(prompt)), (name, len(prompt) + len(ids))]
+        both = show.spans(run.tokenizer, [*prompt, *ids], counts, ends)
+        rows += [span for span in both if span.part == name]
+        sizes.append(f"{name} {len(ids)}")
+    return ", ".join(sizes), rows
 
 
 if __name__ == "__main__":

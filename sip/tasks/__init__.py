@@ -2,6 +2,7 @@
 
     labelled      labelled examples, shared by both kinds of judge training
     pairs         preference pairs, shared by DPO and reward models
+    ranked        rows of several answers to a prompt, for reward models
     questions     questions about a generated world, and the evaluation of answers to them
     sampled       answers to problems that a frozen model samples once, kept in the run's directory
     shown         greedy answers to a few held-out prompts, to be read

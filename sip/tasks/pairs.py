@@ -27,8 +27,9 @@ from sip.run import Run, TaskConfig
 from sip.sampling import SamplingConfig
 from sip.sections import at_least, check
 from sip.structs import UserError
-from sip.tasks import labelled, questions
+from sip.tasks import labelled, questions, ranked
 from sip.tasks.questions import QuestionsConfig
+from sip.tasks.ranked import RankSet
 from sip.tasks.rl.task import AnswerWriter
 from sip.text import chat
 from sip.text.segments import Ids
@@ -170,6 +171,10 @@ class PairSet:
         longest = max(max(len(x.chosen), len(x.rejected)) for x in every)
         return multiple(max(len(x.prompt) for x in every), 8), multiple(longest, 8)
 
+    def count(self, part: str) -> int:
+        """Returns the number of pairs of a part."""
+        return len(self.parts[part])
+
     def batch(self, step: int, size: int, *, seed: int) -> PairBatch:
         """Returns the pairs of a step. Each epoch is a permutation that depends on `seed`."""
         found = self.parts["learned"]
@@ -198,6 +203,26 @@ def made(run: Run, c, mesh, *, end: bool) -> PairSet:
     `end`: EOS follows the candidates of a corpus's prefixes, which are parts of documents. Raises
     UserError.
     """
+    parts, left_out = _parts(run, c, mesh, end)
+    run.say(_said(run.name, parts, left_out))
+    return PairSet(parts, run.tokenizer.pad)
+
+
+def together(run: Run, c, mesh) -> RankSet:
+    """As `made`, for a reward model: answers of a prompt share its row. Raises UserError."""
+    parts, left_out = _parts(run, c, mesh, True)
+    rows = {part: ranked.grouped(pairs, c.task.together) for part, pairs in parts.items()}
+    said = _said(run.name, parts, left_out)
+    if c.task.together > 2:
+        learned = rows["learned"]
+        prompts = len({tuple(row.prompt) for row in learned})
+        said += f"; learned together: {len(learned):,} rows of {prompts:,} prompts"
+    run.say(said)
+    return RankSet(rows, run.tokenizer.pad)
+
+
+def _parts(run: Run, c, mesh, end: bool) -> tuple[Mapping[str, list[Tokens]], Mapping[str, int]]:
+    """Returns ({learned | validation | test: pairs}, left_out by reason)."""
     if c.task.pairs is not None:
         parts, left_out = _read(run, c)
     elif c.task.answers is not None:
@@ -205,9 +230,7 @@ def made(run: Run, c, mesh, *, end: bool) -> PairSet:
     else:
         parts, left_out = _compared(run, c, mesh, end), {}
     run.left_out["pairs"] = dict(left_out)
-    found = PairSet(parts, run.tokenizer.pad)
-    run.say(_said(run.name, found, left_out))
-    return found
+    return parts, left_out
 
 
 def stops(run: Run, wanted: PairTaskConfig) -> tuple[int, ...]:
@@ -216,10 +239,10 @@ def stops(run: Run, wanted: PairTaskConfig) -> tuple[int, ...]:
     return prompt_files.encoding(chatted.chat if chatted else "", run.tokenizer, run.workdir)[1]
 
 
-def _said(name: str, found: PairSet, left_out: Mapping[str, int]) -> str:
+def _said(name: str, parts: Mapping[str, list[Tokens]], left_out: Mapping[str, int]) -> str:
     """The line about the pairs of a run."""
-    counts = ", ".join(f"{len(rows):,} {part}" for part, rows in found.parts.items())
-    rows = found.parts["learned"]
+    counts = ", ".join(f"{len(rows):,} {part}" for part, rows in parts.items())
+    rows = parts["learned"]
     sizes = [(len(x.prompt), len(x.chosen), len(x.rejected)) for x in rows]
     prompt, chosen, rejected = np.median(sizes, axis=0).astype(int).tolist()
     margins = sum(x.margin is not None for x in rows)
@@ -369,10 +392,10 @@ def preferred(
 
 
 def figures(
-    program: Callable[..., Any], found: PairSet, part: str, mesh, size: int, *args
+    program: Callable[..., Any], found: PairSet | RankSet, part: str, mesh, size: int, *args
 ) -> dict[str, float]:
     """Returns the averages of a part's metrics: those of `program(*args, batch)`, and `pairs`."""
     with jax.set_mesh(mesh):
         rows = [program(*args, put_batch(mesh, b)) for b in found.held_out(part, size)]
         averages = loop.ratios([{**metrics, **step.pairs(terms, terms)} for terms, metrics in rows])
-    return {**averages, "pairs": float(len(found.parts[part]))}
+    return {**averages, "pairs": float(found.count(part))}

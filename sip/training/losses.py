@@ -167,6 +167,19 @@ class PairBatch:
 
 
 @flax.struct.dataclass
+class RankBatch:
+    """A batch of prompts (trunks), each with C answers (branches) and P pairs of its answers.
+
+    Answers in no valid pair, such as padding, do not count. A pair that is padding is (0, 0).
+    """
+
+    tree: Tree
+    pair_BP2: Array  # int32, indices of the chosen and the rejected answer, in 0..C-1
+    valid_BP: Array  # bool, pairs that count
+    margin_BP: Array  # float32, by how much the chosen answer is better; 0: not said
+
+
+@flax.struct.dataclass
 class Branches:
     """A batch of prefixes (trunks) with the candidates to learn from (branches).
 
@@ -321,16 +334,19 @@ def pair_terms(cfg: ModelConfig, wanted: PairLossConfig):
 @functools.cache
 def reward_terms(cfg: ModelConfig, *, margin_weight: float):
     """The terms of a reward model, `reward` (Bradley-Terry) and `centring`; a batch is a
-    `PairBatch`. The margins of pairs are multiplied by `margin_weight`."""
+    `RankBatch`. Both are means over its pairs. The margins of pairs are multiplied by
+    `margin_weight`."""
 
-    def terms(params, reference, batch: PairBatch):
+    def terms(params, reference, batch: RankBatch):
         out = decoder.apply(params, cfg, batch.tree)
-        reward_B2 = decoder.scores(params, out.branch_BCRD, batch.tree.mask_BCR)
-        margin_B = margin_weight * batch.margin_B
+        reward_BC = decoder.scores(params, out.branch_BCRD, batch.tree.mask_BCR)
+        B, P, _ = batch.pair_BP2.shape
+        reward_BX = jnp.take_along_axis(reward_BC, batch.pair_BP2.reshape(B, 2 * P), axis=1)
+        reward_N2, valid_N = reward_BX.reshape(B * P, 2), batch.valid_BP.ravel()  # N = B * P
         total, denom, metrics = preference.bradley_terry(
-            reward_B2, batch.valid_B, margin_B=margin_B
+            reward_N2, valid_N, margin_B=margin_weight * batch.margin_BP.ravel()
         )
-        centred = preference.centring(reward_B2, batch.valid_B)[:2]
+        centred = preference.centring(reward_N2, valid_N)[:2]
         return {"reward": (total, denom), "centring": centred, **_load(out.balance)}, metrics
 
     return terms

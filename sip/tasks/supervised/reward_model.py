@@ -1,6 +1,7 @@
 """Training a reward model: a decoder with a scalar head, by the Bradley-Terry loss on pairs.
 
-The reward of an answer is read at its EOS, which is appended to every answer.
+The reward of an answer is read at its EOS, which is appended to every answer. A row of a batch is a
+prompt with up to `together` answers and the given pairs among them (arXiv 2203.02155, section 3.5).
 """
 
 import functools
@@ -23,12 +24,14 @@ FIGURES = ("accuracy", "margin", "chosen_reward", "rejected_reward", "reward", "
 class Config(PairTaskConfig):
     """The task "reward_model": a model learns to score chosen answers higher. Raises UserError."""
 
+    together: int = 2  # most answers of a prompt in one row, with all given pairs among them
     margin_weight: float = 1.0  # factor of the pairs' field `margin`; 0: margins are not used
     centring_weight: float = 0.0  # weight of mean (r_chosen + r_rejected)^2 in the loss
 
     def __post_init__(self):
         super().__post_init__()
-        check("task", self, margin_weight=at_least(0), centring_weight=at_least(0))
+        weights = dict.fromkeys(("margin_weight", "centring_weight"), at_least(0))
+        check("task", self, together=at_least(2), **weights)
 
     @property
     def scores(self):
@@ -59,7 +62,7 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     `c` is the config of a supervised run.
     """
     wanted: Config = c.task
-    found = pairs.made(run, c, mesh, end=True)
+    found = pairs.together(run, c, mesh)
 
     def figures(params, part):
         program = _program(c.model, wanted.margin_weight)

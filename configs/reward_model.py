@@ -9,9 +9,10 @@ directory. PAIRS.jsonl and its chat template (--config.runs.reward_model.task.pa
 dpo.py; a line may have a `margin`. `python -m sip.convert --to=hf` writes the result as a model
 with one label, such as LlamaForSequenceClassification.
 
-Without a checkpoint: the base model of microworld.py with copies of its layers on top, and pairs of
-continuations that the micro-world's ground truth compares. `:debug` is tiny. Hardware: 2 CPU cores
-for the micro-world; for a checkpoint, devices whose memory fits its optimiser state.
+Without a checkpoint: base and tutor of microworld.py, and a reward model that is the tutor with
+copies of its layers on top. It learns pairs of continuations that the micro-world's ground truth
+compares. `:debug` is tiny. Hardware: 2 CPU cores for the micro-world; for a checkpoint, devices
+whose memory fits its optimiser state.
 """
 
 from typing import Any
@@ -22,6 +23,8 @@ import microworld
 from ml_collections import ConfigDict
 
 from sip import loading
+
+OTHERS = "train[60%:]"  # the documents that base has not learned from
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -51,30 +54,33 @@ def of_files(source: str, debug: bool) -> ConfigDict:
 
 
 def on_microworld(debug: bool) -> ConfigDict:
-    """Builds the recipe with the runs `base` and `reward_model` of the micro-world."""
+    """Builds the recipe with the runs `base`, `tutor` and `reward_model` of the micro-world."""
     config: Any = microworld.get_config("debug" if debug else "")
-    base = config.runs.base
-    config.runs = dict(base=base, reward_model=labelled(base.model, debug))
-    config.order = ("base", "reward_model")
-    config.report = dict(rows=("base",), judge="reward_model", standard="")
+    base, tutor = config.runs.base, config.runs.tutor
+    config.runs = dict(base=base, tutor=tutor, reward_model=labelled(base.model, debug))
+    config.order = ("base", "tutor", "reward_model")
+    config.report = dict(rows=("base", "tutor"), judge="reward_model", standard="")
     return config
 
 
-def labelled(model, debug: bool) -> ConfigDict:
+def labelled(model, debug: bool, split: str = OTHERS, documents: int = 16_000) -> ConfigDict:
     """Builds the run on pairs of the micro-world: of suffixes, rollouts of base, corrected and
-    corrupted suffixes the better one is chosen."""
+    corrupted suffixes the better one is chosen. It starts from the tutor, which knows faultless
+    text, and all pairs of a prefix are one row."""
     run = common.reward_model_run(
         model=dict(model, layers=4),
-        split=microworld.JUDGE,
-        steps=600,
-        batch=64,
-        init_from="base",
-        optim=common.adamw(1.5e-3, warmup_steps=20),
+        split=split,
+        steps=2000,
+        batch=16,
+        init_from="tutor",
+        optim=common.adamw(1e-3, warmup_steps=20),
+        together=12,
+        evals_every=200,
         labels=dict(
             source="base",
-            documents=5120,
+            documents=documents,
             held_out=300,
-            per_prefix=8,
+            per_prefix=66,
             rollouts=2,
             temperatures=(1.0, 0.5),
             corruptions=5,
@@ -83,5 +89,5 @@ def labelled(model, debug: bool) -> ConfigDict:
     if debug:
         run.update(steps=4, batch=8)
         run.optim.warmup_steps, run.log.every_steps, run.evals.every_steps = 2, 2, 2
-        run.task.labels.update(documents=40, held_out=16, temperatures=(1.0,))
+        run.task.labels.update(documents=40, held_out=16, temperatures=(1.0,), per_prefix=8)
     return run

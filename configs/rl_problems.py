@@ -91,7 +91,7 @@ def on_microworld(debug: bool) -> ConfigDict:
     config.seed = 0
     config.data = common.data(
         "microworld_problems",
-        world=common.complete(ProblemWorldConfig),
+        world=common.complete(ProblemWorldConfig, entities=24, train=16_000),
         cut=dict(prefix_min=16, prefix_max=16, suffix=16),
     )
     config.tokenizer = dict(
@@ -115,7 +115,7 @@ def problems() -> ConfigDict:
         ProblemsConfig,
         source="microworld",
         kinds=PROBLEMS,
-        count=1200,
+        count=4000,
         template="{problem}",
         form=MARKER,
     )
@@ -126,8 +126,8 @@ def base(model) -> ConfigDict:
     return common.documents_run(
         model=model,
         split="train",
-        steps=500,
-        batch=8,
+        steps=1500,
+        batch=16,
         tokens="all",
         packed=True,
         optim=common.adamw(3e-3, warmup_steps=50),
@@ -143,11 +143,11 @@ def format_run(model) -> ConfigDict:
         chat="turns",
         model=model,
         split="train[:30%]",
-        steps=120,
+        steps=800,
         batch=8,
         init_from="base",
         optim=common.adamw(2e-3, warmup_steps=10, weight_decay=0.0),
-        evals=common.section(every_steps=20, validation=16, split="test", standard=64, batch=16),
+        evals=common.section(every_steps=100, validation=16, split="test", standard=64, batch=16),
     )
 
 
@@ -156,7 +156,7 @@ def policy(model) -> ConfigDict:
     return rewarded(
         model,
         "format",
-        optim=common.adamw(3e-4, warmup_steps=10, weight_decay=0.0),
+        optim=common.adamw(1e-4, warmup_steps=10, schedule="constant", weight_decay=0.0),
         chat="turns",
         problems=problems(),
         answer=48,

@@ -9,7 +9,7 @@
         --config.runs.rlhf.task.prompts=PROMPTS.jsonl \
         --config.runs.rlhf.task.judge.init_from=JUDGE
 
-On the micro-world: the base model, a reward model of it (configs/reward_model.py), and two
+On the micro-world: base and tutor, a reward model (configs/reward_model.py), and two
 policies: `rloo` with the KL in the reward (arXiv 2402.14740) and `grpo` with the KL in the loss
 (arXiv 2402.03300). `:rlaif` trains a judge in place of the reward model.
 
@@ -88,8 +88,9 @@ def on_microworld(debug: bool, rlaif: bool) -> ConfigDict:
     config: Any = microworld.get_config("debug" if debug else "")
     base = config.runs.base
     teachers = {name: config.runs[name] for name in ("tutor", "judge")}
-    if not rlaif:
-        teachers = dict(reward_model=reward_model.labelled(base.model, debug))
+    if not rlaif:  # it learns from other documents than the policies
+        labelled = reward_model.labelled(base.model, debug, microworld.JUDGE, documents=10_000)
+        teachers = dict(tutor=teachers["tutor"], reward_model=labelled)
     if rlaif:
         judge = common.judge("local", init_from="judge", proofread=microworld.READ)
         if debug:

@@ -6,17 +6,18 @@
         --config.runs.majority.task.problems.path=gsm8k/train.jsonl \
         --config.runs.majority.task.problems.test=gsm8k/test.jsonl
 
-On the micro-world `base` and `format` are those of rl_problems.py; a checkpoint (a Hugging Face
-directory or a run) is in the place of `format`, with problems and settings as in
-rl_problems.py:CHECKPOINT. Then policies learn from `format` with RLOO, a KL of 0.001 in the reward,
-8 answers to each problem and the same evaluation, by the right answers to held-out problems:
+On the micro-world `base` and `thoughts` are those of thinking.py (--from=ITS_WORKDIR copies them).
+A checkpoint (a Hugging Face directory or a run) is in the place of `thoughts`, with problems and
+settings as in rl_problems.py:CHECKPOINT. Then policies learn from `thoughts` with RLOO, a KL of
+0.001 in the reward, 8 answers to each problem and the same evaluation, by the right answers to
+held-out problems:
 
-    labels     right answers, as in rl_problems.py: what labels are worth
+    labels     right answers: what labels are worth
     majority   1 for the answer of most of the 8, else 0; the labels evolve with the policy
     filtered   of twice as many problems those with a majority of at least 60 %, drawn again up to
                twice if they are too few
-    easiest    the third of the problems on which `format` agrees with itself most
-    fixed      labels by the votes of `format`, made once
+    easiest    the third of the problems on which `thoughts` agrees with itself most
+    fixed      labels by the votes of `thoughts`, made once
     random     0 or 1 by chance: a gain that this gives as well is not due to votes
 and on request
     soft       an answer's share of the 8
@@ -40,6 +41,7 @@ import _published as published
 import _rl as rl
 import _variants as variants
 import rl_problems
+import thinking
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -72,13 +74,13 @@ def get_config(arg: str = "") -> ConfigDict:
             f"preset, or one of {', '.join(('debug', *ARMS))}"
         )
     arms = [word for word in words if word in ARMS] or STANDARD
-    config = rl_problems.get_config(others)
-    start = config.runs.rlvr
-    del config.runs.rlvr
-    first = tuple(config.runs)  # base and format, or none
+    config = rl_problems.get_config(others) if source else thinking.on_microworld("match", debug)
+    start = config.runs.rlvr if source else config.runs.thoughts_post
+    first = () if source else ("base", "thoughts")
+    config.runs = {name: config.runs[name] for name in first}
     for name in arms:
         config.runs[name] = arm(start, *ARMS[name])
-    config.order = (*(("base", "format") if first else ()), *arms)
+    config.order = (*first, *arms)
     config.report = dict(rows=config.order, judge="", standard="")
     return config
 
@@ -97,7 +99,7 @@ def arm(start: ConfigDict, votes: dict, changes: dict) -> ConfigDict:
     run.oversample = changes["oversample"] if "oversample" in changes else 1
     run.redraws = changes["redraws"] if "redraws" in changes else 0
     run.evals.patience = changes["patience"] if "patience" in changes else 0
-    run.evals.every_steps = min(20, run.evals.every_steps)
+    run.evals.every_steps = min(10, run.evals.every_steps)
     run.checkpoint.best = BEST
     run.collapse.window = min(20, run.steps // 2)
     run.gate.mixed = 0.0  # votes of a good start agree

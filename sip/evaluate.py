@@ -293,7 +293,12 @@ def solve(
     checker = answers.checker(checks)
     tokenizer, where = loading.kept_tokenizer(directory), mesh.build(MeshConfig(1, -1, 1))
     encode, stops = prompts.encoding(_chat_template(directory, template), tokenizer)
-    room = loading.recorded_model(directory).max_len - most
+    context = loading.recorded_model(directory).max_len
+    if (room := context - most) < 1:
+        raise UserError(
+            f"an answer of {most} tokens (--max_tokens) leaves no room for a problem: {directory} has "
+            f"a context of {context} tokens (model.max_len)"
+        )
     parts, left_out = rl_problems.prompts_of(cfg, data or {}, encode, room, checker)
     name = cfg.test or cfg.path or cfg.source
     if left_out:

@@ -530,6 +530,10 @@ BAD = {
         "--run rlvr: has no probe; its task must be",
     ),
     "no name": (["--evals=thoughts"], "--run is needed with --evals=thoughts"),
+    "no room": (
+        ["--problems={none}/train.jsonl", "--max_tokens=4096"],
+        "an answer of 4096 tokens (--max_tokens) leaves no room",
+    ),
     "train": (["--evals=thoughts", "--run=rlvr", "--split=train"], "must be validation or test"),
 }
 

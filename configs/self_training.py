@@ -27,13 +27,14 @@ and on request
 
 Expect in summary.json for each row mean@8, maj@8, pass@k, the same of the start (start/mean@8),
 reward/answers (greedy) and collapse_step, the update at which reward and KL to the start jumped
-together (none expected in so few steps). RUN_DIR/best has the parameters with the best evaluation.
+together. RUN_DIR/best has the parameters with the best evaluation.
 In the log majority/right is the share of right labels, which nothing learns from.
 
 `:debug` is tiny. Hardware: 2 CPU cores for the micro-world; for a checkpoint, devices whose memory
 fits its optimiser state and a frozen copy; python -m sip.aot predicts memory and time, also of
 `:llama3_8b` and other presets. Each arm has the update and the answers of rl_problems.py and the
-KL to the start; `filtered` answers twice as many. Not compiled at this size, not run in full.
+KL to the start; `filtered` answers twice as many. Not compiled at this size. Figures of the
+micro-world, two to four minutes an arm on one core: docs/self_training.md.
 """
 
 import _common as common

@@ -296,8 +296,8 @@ def solve(
     context = loading.recorded_model(directory).max_len
     if (room := context - most) < 1:
         raise UserError(
-            f"an answer of {most} tokens (--max_tokens) leaves no room for a problem: {directory} has "
-            f"a context of {context} tokens (model.max_len)"
+            f"an answer of {most} tokens (--max_tokens) leaves no room for a problem: {directory} "
+            f"has a context of {context} tokens (model.max_len)"
         )
     parts, left_out = rl_problems.prompts_of(cfg, data or {}, encode, room, checker)
     name = cfg.test or cfg.path or cfg.source

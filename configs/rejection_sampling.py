@@ -14,7 +14,7 @@ rounds are known to raise pass@k for small k and to lower it for large k, as ans
 of labels.
 
 `:debug` is tiny. Hardware: 2 CPU cores for the micro-world; for a checkpoint, devices whose memory
-fits its optimiser state. Not yet run in full.
+fits its optimiser state. Figures of the micro-world: docs/self_training.md.
 """
 
 import _published as published

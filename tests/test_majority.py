@@ -354,7 +354,7 @@ def test_what_cannot_be_is_named(change, message):
 def test_an_unknown_arm_is_named_and_arms_are_chosen():
     importlib.import_module("tiny_recipe")
     of = importlib.import_module("self_training").get_config
-    assert of("soft,hybrid").order == ("base", "format", "soft", "hybrid")
+    assert of("soft,hybrid").order == ("base", "thoughts", "soft", "hybrid")
     with pytest.raises(ValueError, match="'sof'"):
         of("sof")
 

@@ -6,7 +6,7 @@
         --config.runs.rlvr.task.problems.test=gsm8k/test.jsonl
 
 Without a checkpoint, on the micro-world of problems: `base` is pretrained on documents with facts,
-relations and running sums; `format` learns for a few steps to think and to write "Answer:" (SFT);
+relations and running sums; `format` learns to think and to write "Answer:" (SFT);
 `rlvr` learns from right and wrong answers to questions of two hops and to running sums. Expect in
 eval.json of rlvr, on problems that no run has learned from: reward/answers (greedy), mean@8, maj@8
 and pass@k; not yet measured.
@@ -136,7 +136,7 @@ def base(model) -> ConfigDict:
 
 
 def format_run(model) -> ConfigDict:
-    """Builds the short run that learns the format from worked solutions."""
+    """Builds the run that learns the format from worked solutions."""
     return common.conversations_run(
         path="",
         problems=problems(),

@@ -86,24 +86,22 @@ def of_files(source: str, debug: bool) -> ConfigDict:
 def on_microworld(debug: bool, rlaif: bool) -> ConfigDict:
     """Builds the recipe with a teacher, and the policies that learn from it."""
     config: Any = microworld.get_config("debug" if debug else "")
-    base = config.runs.base
-    teachers = {name: config.runs[name] for name in ("tutor", "judge")}
-    if not rlaif:  # it learns from other documents than the policies
-        labelled = reward_model.labelled(base.model, debug, microworld.JUDGE, documents=10_000)
-        teachers = dict(tutor=teachers["tutor"], reward_model=labelled)
+    base, tutor = config.runs.base, config.runs.tutor
+    teacher = "judge" if rlaif else "reward_model"
     if rlaif:
+        learned = config.runs.judge
         judge = common.judge("local", init_from="judge", proofread=microworld.READ)
         if debug:
             judge.min_mass = 0.0
         policies = dict(rlaif=policy(base.model, GRPO, debug, reward="judge", judge=judge))
-    else:
+    else:  # the reward model learns from other documents than the policies
+        learned = reward_model.labelled(base.model, debug, microworld.JUDGE, documents=10_000)
         policies = dict(
             rloo=policy(base.model, RLOO, debug, reward="reward_model"),
             grpo=policy(base.model, GRPO, debug, reward="reward_model"),
         )
-    config.runs = dict(base=base, **teachers, **policies)
-    config.order = ("base", *teachers, *policies)
-    teacher = "judge" if rlaif else "reward_model"
+    config.runs = {"base": base, "tutor": tutor, teacher: learned, **policies}
+    config.order = ("base", "tutor", teacher, *policies)
     config.report = dict(rows=("base", *policies), judge=teacher, standard="")
     return config
 

@@ -8,7 +8,8 @@
 The judges are the ground truth; `good`, `weak` and `adversarial` invert 10 %, 35 % and all of their
 verdicts. The second command predicts the gain of each run, before it is trained or after: then the
 gain that was made stands beside it. The third measures the gap of all judges on base, and compares
-all policies on test prefixes. To reuse a base model: --from=WORKDIR of configs/microworld.py.
+all policies on test prefixes. plots/journey.png is the curve of SIP by the judge's accuracy. To
+reuse a base model: --from=WORKDIR of configs/microworld.py.
 `:debug` is tiny. Hardware: 2 CPU cores.
 """
 
@@ -30,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     runs = {f"sip_{name}": sip_run(config.runs.sip_oracle, one) for name, one in judges.items()}
     config.runs = {"base": config.runs.base, **runs}
     config.order = ("base", *runs)
-    config.report = dict(rows=("base", *runs), judge="", standard="")
+    config.report = dict(rows=("base", *runs), judge="", standard="", journeys=(tuple(runs),))
     config.gap = common.gap(("base", *runs), judges, split="test")
     if debug:
         config.gap.update(prompts=8, answers=4, batch=8)

@@ -63,9 +63,10 @@ def get_config(arg: str = "") -> ConfigDict:
         return of_checkpoint(source, debug, phases)
     config = rl_problems.on_microworld(debug)
     config.runs.format.task.instructions = INSTRUCTIONS
+    config.runs.format.steps = 1600  # half of what it learns are second turns
     model = config.runs.format.model.copy_and_resolve_references()
-    config.runs.phase_one = phase(model, "format", instructions=INSTRUCTIONS)
-    config.runs.phase_two = phase(model, "phase_one", keep="harder")
+    config.runs.phase_one = phase(model, "format", steps=400, instructions=INSTRUCTIONS)
+    config.runs.phase_two = phase(model, "phase_one", steps=400, keep="harder")
     del config.runs.rlvr
     for run in config.runs.values():
         run.model.max_len = MAX_LEN
@@ -116,7 +117,9 @@ def of_checkpoint(source: str, debug: bool, phases: Mapping[str, dict]) -> Confi
     return config
 
 
-def phase(model, init_from: str, *, start: str = "format", samples: int = 8, **made) -> ConfigDict:
+def phase(
+    model, init_from: str, *, start: str = "format", samples: int = 8, steps: int = 150, **made
+) -> ConfigDict:
     """Builds a run that learns from answers of `init_from`, and is compared with `start`."""
     settings = dict(
         problems=rl_problems.problems(),
@@ -130,7 +133,7 @@ def phase(model, init_from: str, *, start: str = "format", samples: int = 8, **m
         made=settings | made,
         model=model,
         split="train",
-        steps=150,
+        steps=steps,
         batch=8,
         init_from=init_from,
         optim=common.adamw(1e-3, warmup_steps=10, weight_decay=0.0),

@@ -18,9 +18,6 @@ def trunk_only(tokens_BT: np.ndarray, mask_BT: np.ndarray) -> Tree:
     return Tree(tokens_BT, mask_BT, none, none > 0, np.ones((B, 0), np.int32))
 
 
-TRUNK_SIZES, BRANCH_SIZES = 8, 16  # per octave: most of a judge's tokens are in branches
-
-
 def bucket(n: int, multiple: int = 1, sizes: int = 4) -> int:
     """Rounds `n` up to one of at most `sizes` sizes per octave, each a multiple of `multiple`.
 
@@ -37,14 +34,17 @@ def multiple(n: int, of: int) -> int:
     return -(-max(n, 1) // of) * of
 
 
-def trunk_width(n: int, multiple: int) -> int:
+def trunk_width(n: int) -> int:
     """Returns the width T of a tree whose longest trunk has `n` tokens."""
-    return bucket(n, multiple, TRUNK_SIZES)
+    return bucket(n, 16, 8)
 
 
-def branch_width(n: int, multiple: int) -> int:
-    """Returns the width R of a tree whose longest branch has `n` tokens."""
-    return bucket(n, multiple, BRANCH_SIZES)
+def branch_width(n: int) -> int:
+    """Returns the width R of a tree whose longest branch has `n` tokens.
+
+    In finer steps than T: most tokens of a judge's tree are in its branches.
+    """
+    return bucket(n, 8, 32)
 
 
 def padded_tree(
@@ -70,18 +70,16 @@ def bucketed(
     tokenizer: Tokenizer,
     *,
     rows: int,
-    multiples: tuple[int, int],
     width: int = 0,
 ) -> Tree:
     """Returns a tree of `rows` rows with widths T, C and R that are rounded up to a few sizes.
 
-    T and R are multiples of multiples[0] and multiples[1]. C is `width` unless a row has more
-    branches. Rows beyond the trunks hold BOS and no branch.
+    C is `width` unless a row has more branches. Rows beyond the trunks hold BOS and no branch.
     """
-    T = trunk_width(max(map(len, trunks)), multiples[0])
+    T = trunk_width(max(map(len, trunks)))
     most = max(map(len, branches))
     C = width if most <= width else bucket(most)
-    R = branch_width(max(map(len, chain.from_iterable(branches)), default=1), multiples[1])
+    R = branch_width(max(map(len, chain.from_iterable(branches)), default=1))
     extra = rows - len(trunks)
     trunks = [*trunks, *[[tokenizer.bos]] * extra]
     return padded_tree(trunks, [*branches, *[[]] * extra], tokenizer.pad, T, C, R)

@@ -388,6 +388,36 @@ def test_schedules_differ_in_what_is_compared_alone(finished, quick, tmp_path):
         schedules.get_config("swiss")
 
 
+def test_runs_with_more_rollouts_cost_as_much(tmp_path):
+    """Tokens of a prefix: 40 + 24 a rollout sampled; 64 learned, forwards and twice backwards."""
+    scaling = importlib.import_module("microworld_scaling")
+    config = load(f"{tiny_recipe.ROOT}/configs/microworld_scaling.py:rollouts")
+    recipe.check(config, str(tmp_path))
+    costs = {k: 40 + 24 * k + 3 * 64 for k in (1, 2, 4, 8, 16)}
+    for k, cost in costs.items():
+        made = config.runs[f"rollouts_{k}"]
+        assert made.candidates.rollouts == ((0, k),) and not made.candidates.rewrite
+        assert made.steps * cost == pytest.approx(100 * costs[4], rel=0.01)
+    with pytest.raises(ValueError, match="one curve at a time"):
+        scaling.get_config("sizes,rollouts")
+    with pytest.raises(ValueError, match="'widths'"):
+        scaling.get_config("widths")
+
+
+@pytest.mark.slow  # runs of microworld.py that differ in their shapes alone
+def test_each_size_is_continued_from_its_own_base(quick, tmp_path):
+    config = tiny_recipe.shrink(importlib.import_module("microworld_scaling").get_config("debug"))
+    for size, width in dict(small=8, middle=16, large=32).items():
+        for name in ("base", "standard", "sip"):
+            one = config.runs[f"{name}_{size}"]
+            assert one.model.width == width
+            assert name == "base" or one.init_from == one.evals.baseline == f"base_{size}"
+    config.runs = {name: config.runs[name] for name in ("base_large", "sip_large")}
+    for name in config.runs:
+        recipe.STAGES[config.runs[name].stage].train(Run(config, name, str(tmp_path / "work")))
+    assert lines(tmp_path / "work", "sip_large")[-1]["step"] == config.runs.sip_large.steps
+
+
 @pytest.mark.slow  # a recipe of runs that other tests train; the fast suite resolves it
 def test_a_judge_is_refreshed_on_what_the_policy_writes(finished, quick, tmp_path):
     """Both continuations start from one policy; only their judges and the results differ."""

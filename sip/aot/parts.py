@@ -214,7 +214,7 @@ def judge(
     for pool, share in pools:
         lengths: Any = dict(prefix=prefix, suffix=suffix, bytewise=run.bytewise)
         for q in questions.questions(wanted, pool, **lengths):
-            T, R = padding.trunk_width(q.trunk, 16), padding.branch_width(q.branch, 16)
+            T, R = padding.trunk_width(q.trunk), padding.branch_width(q.branch)
             if q.trunk + q.branch > cfg.max_len:
                 raise UserError(
                     f"judge: a prompt for {q.aspect} has about {q.trunk + q.branch} tokens, more "

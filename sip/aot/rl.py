@@ -156,7 +156,7 @@ def _rewarded(run: RunShapes, find: Models, source: str, T: int, each: float) ->
         cfg = dataclasses.replace(cfg, scalar=True)
         find.found[REWARD_MODEL] = cfg, ""
     params, rows = parts.abstract(cfg, mesh), reward_model.RewardModel.batch
-    widths = padding.trunk_width(T, 16), c.rollouts, padding.branch_width(c.answer + 1, 16)
+    widths = padding.trunk_width(T), c.rollouts, padding.branch_width(c.answer + 1)
     tree = parts.full_tree(full_rows(mesh, rows), *widths)
     return Program(
         f"{REWARD_MODEL} {rows}x{c.rollouts}x{widths[-1]}",

@@ -124,8 +124,7 @@ def trees(tokenizer, prefixes: list[str], texts: list[list[str]]) -> int:
         ]
         trunk_ids = [prompt_of(tokenizer, cached, trunk) for trunk in trunks]
         branch_ids = [[tokens_of(cached, branch) for branch in row] for row in pairs]
-        how: Any = dict(rows=len(trunks), multiples=(16, 16), width=len(pairs[0]))
-        bucketed(trunk_ids, branch_ids, tokenizer, **how)
+        bucketed(trunk_ids, branch_ids, tokenizer, rows=len(trunks), width=len(pairs[0]))
         made += 1
     return made
 

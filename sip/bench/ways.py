@@ -29,7 +29,8 @@ from sip.text.tokenizer import Byte
 from sip.textgen.local import Local
 from sip.training import losses, optim, step
 
-OPTIM = optim.OptimConfig(lr=1e-4, steps=1000, schedule="constant", weight_decay=0.1)
+# So small a rate that a few updates leave losses to compare: DPO's would be 0 for all at 1e-4.
+OPTIM = optim.OptimConfig(lr=1e-6, steps=1000, schedule="constant", weight_decay=0.1)
 DPO, GROUP = losses.ObjectiveConfig("dpo"), losses.ObjectiveConfig("dr_grpo")
 ROWS = 4  # sequences of a plain update that run at a time: more would not fit in memory
 CHUNK = 16  # prompts of the peer's judge that run at a time
@@ -331,7 +332,7 @@ def needed(cfg: ModelConfig, trunk: Sequence[int], branches: Sequence[Sequence[i
 
 def executed(cfg: ModelConfig, trunk: Sequence[int], branches: Sequence[Sequence[int]]) -> float:
     """Returns the FLOPs of the same prompts in the padded tree that our judge runs."""
-    how: Any = dict(rows=1, multiples=(16, 16), width=len(branches))
-    tree = padding.bucketed([list(trunk)], [list(map(list, branches))], Byte(), **how)
+    rows = [list(map(list, branches))]
+    tree = padding.bucketed([list(trunk)], rows, Byte(), rows=1, width=len(branches))
     T, (_, C, R) = tree.tokens_BT.shape[1], tree.tokens_BCR.shape
     return operations(cfg, T, C, R, C)

@@ -104,7 +104,7 @@ class Proofreader:
         trunks = [trunks[b] for b in rows]
         branches = [[ids or [] for ids in branches[b]] for b in rows]
         B, live = full_rows(self._mesh, self.config.batch), len(trunks)
-        tree = bucketed(trunks, branches, self._tokenizer, rows=B, multiples=(16, 8), width=C)
+        tree = bucketed(trunks, branches, self._tokenizer, rows=B, width=C)
         with jax.set_mesh(self._mesh):
             gap_BCR = program(self._cfg)(self._params, put_batch(self._mesh, tree))
         return lambda: fetch(gap_BCR)[:live]

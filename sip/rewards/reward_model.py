@@ -18,8 +18,6 @@ from sip.text import chat
 from sip.text.segments import Ids
 from sip.text.tokenizer import Tokenizer
 
-MULTIPLES = (16, 16)  # of the tokens of prompts and answers: few shapes are compiled
-
 
 @functools.cache
 def program(cfg: ModelConfig):
@@ -76,7 +74,7 @@ class RewardModel:
         ]
         B = full_rows(mesh, self.batch)
         K = valid_BK.shape[1]
-        tree = bucketed(asked, shown, tokenizer, rows=B, multiples=MULTIPLES, width=K)
+        tree = bucketed(asked, shown, tokenizer, rows=B, width=K)
         with jax.set_mesh(mesh):
             score_BC = fetch(program(self.model.cfg)(self.model.params, put_batch(mesh, tree)))
         return score_BC[: len(prompts), :K]

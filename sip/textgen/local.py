@@ -87,11 +87,11 @@ def encoding(cfg: ModelConfig):
 class Local:
     """A TextGenerator that runs our own decoder on its mesh; a trunk runs once for all branches.
 
-    `batch` trunks run at a time, grouped by similar length. Sizes are bucketed, T and R to
-    multiples of `multiple`, so that few shapes are compiled. A prompt longer than the model's
-    `max_len` tokens is not answered: its result is NaN or None. `keep_bytes` limits the key/value
-    caches that `keep` holds, in bytes per device. A trunk that is common to all rows is repeated
-    in each row: it is short, and the mesh shards axis B.
+    `batch` trunks run at a time, grouped by similar length. Sizes are bucketed, so that few shapes
+    are compiled. A prompt longer than the model's `max_len` tokens is not answered: its result is
+    NaN or None. `keep_bytes` limits the key/value caches that `keep` holds, in bytes per device. A
+    trunk that is common to all rows is repeated in each row: it is short, and the mesh shards axis
+    B.
     """
 
     def __init__(
@@ -99,11 +99,10 @@ class Local:
         model: LoadedModel,
         *,
         batch: int = 16,
-        multiple: int = 16,
         keep_bytes: int = 1 << 30,
     ):
         self._params, self._cfg, self._mesh = model.params, model.cfg, model.mesh
-        self._tokenizer, self._batch, self._multiple = model.tokenizer, batch, multiple
+        self._tokenizer, self._batch = model.tokenizer, batch
         self._keep_bytes = keep_bytes
         self._cached = Cached(model.tokenizer, 1 << 14)
         self._spent = {"prompt_tokens": 0, "answer_tokens": 0}  # shared with copies (`of`)
@@ -220,8 +219,8 @@ class Local:
         asks = [any(row) for row in branch_ids]
 
         def lengths(b):
-            T = trunk_width(len(trunk_ids[b]), self._multiple)
-            R = branch_width(max(map(len, branch_ids[b]), default=0), self._multiple)
+            T = trunk_width(len(trunk_ids[b]))
+            R = branch_width(max(map(len, branch_ids[b]), default=0))
             return (T,) if fixed else (T, R, len(branch_ids[b]))
 
         # All batches are dispatched by the list below; only `fetch` in the caller waits.
@@ -273,8 +272,7 @@ class Local:
         trunk_ids, branch_ids = ([ids[b] for b in rows] for ids in (trunk_ids, branch_ids))
         # B: next power of two, at most `batch`, rounded up to a multiple of the mesh's row shards.
         B = full_rows(self._mesh, min(1 << (len(rows) - 1).bit_length(), self._batch))
-        how: Any = dict(rows=B, multiples=(self._multiple, self._multiple), width=width)
-        tree = bucketed(trunk_ids, branch_ids, self._tokenizer, **how)
+        tree = bucketed(trunk_ids, branch_ids, self._tokenizer, rows=B, width=width)
         with jax.set_mesh(self._mesh):
             return ask(tree, rows[0])
 

@@ -4,15 +4,14 @@
         --seeds=0,1,2
     python -m sip.train --config=configs/microworld_scaling.py:rollouts --workdir=/tmp/rollouts \\
         --seeds=0,1,2
-    python -m sip.train --config=configs/microworld_gap.py --workdir=/tmp/judges --seeds=0,1,2
 
 `sizes`: three widths (those of gap.py, whose bases can be copied by --from), each pretrained on the
 same documents for as many steps, then continued by standard pretraining and by SIP.
 `rollouts`: SIP with 1, 2, 4, 8 and 16 rollouts per prefix. The more rollouts, the fewer steps, so
 that all runs cost as much as STEPS steps with 4; what a judge costs is not counted.
-The third command is the curve over judges of known accuracy. In all of them the ground truth is the
-judge, and candidates are the suffix and the rollouts. plots/journey.png is the curve; its bars are
-standard deviations over seeds. summary.json has the paired differences.
+The ground truth is the judge, and candidates are the suffix and the rollouts. plots/journey.png is
+the curve; its bars are standard deviations over seeds. summary.json has the paired differences. The
+curve over judges of known accuracy is that of microworld_gap.py.
 `:sizes,debug` is tiny. Hardware: 2 CPU cores.
 """
 

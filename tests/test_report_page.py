@@ -437,6 +437,40 @@ def test_other_signs_of_a_fooled_judge():
     assert truth and truth.kind == "note" and verdict.fooled(config(), run(), []) is None
 
 
+def test_a_judge_that_is_hardly_better_than_chance_is_said_to_be_weak():
+    """The recipe's judge reads quality; its accuracy is that of its own held-out pairs."""
+    lines = audits([0.5] * 6, [0.5] * 6)
+    judge = lambda **of: [run("judge", **of)]
+    ask = lambda *others: verdict.fooled(config(), run(lines=lines), others)
+    strong = ask(*judge(quality_accuracy=0.9, safety_accuracy=0.8))
+    weak = ask(*judge(quality_accuracy=0.59, safety_accuracy=0.8, **{"quality/one_accuracy": 0.1}))
+    assert (strong.kind, weak.kind) == ("good", "mixed") and "a judge is weak" in weak.title
+    (said,) = [x for x in weak.reasons if "held-out pairs" in x]
+    assert said.startswith("Its judge (run judge) is right in 59% of its held-out pairs of quality")
+
+
+def test_texts_between_two_thresholds_are_said_to_be_less_varied():
+    """600 triples a row: all of the standard row's are distinct, 400 of the run's."""
+    various = [f"a{i} b{i} c{i} d{i} e{i}" for i in range(200)]
+    texts = various[:133] + various[:67]
+    judged = [{"step": 1, "judge/valid": 1.0}]
+    found = verdict.fooled(
+        config(), run(lines=judged, texts=texts), [run("standard", texts=various)]
+    )
+    assert found and found.kind == "unknown"
+    assert "66% are distinct, of those of standard 100%: they are less" in " ".join(found.reasons)
+
+
+def test_win_rates_of_different_comparisons_are_said_beside_the_table():
+    rows = dict(base=dict(nll=1.0), standard=row(0.5), sip_learned=row(0.6))
+    assert verdict.compared(config(), rows) == ""
+    one = config(runs__sip_learned__evals__baseline="standard")
+    assert verdict.compared(one, rows) == (
+        "Win rates are of different comparisons: standard against base, "
+        "sip_learned against standard."
+    )
+
+
 def of_rl(**changes):
     """The config of a run of policy gradients."""
     task = dict(name="prompts", reward="reward_model", judge=None, continuations=None)

@@ -167,10 +167,13 @@ def test_local_does_not_write_past_its_length(params):
     assert [each[0] is None for each in said[0]] == [False, True, False]
 
 
-@pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 2}, {"multiple": 32}])
-def test_local_answers_do_not_depend_on_batch_or_padding(params, options):
+@pytest.mark.parametrize(("batch", "widths"), [(1, 1), (2, 1), (16, 2)])
+def test_local_answers_do_not_depend_on_batch_or_padding(params, batch, widths, monkeypatch):
     one = _local(params).choose(TRUNKS, BRANCHES, OPTIONS)
-    two = _local(params, **options).choose(TRUNKS, BRANCHES, OPTIONS)
+    for name in ("trunk_width", "branch_width"):
+        width = getattr(padding, name)
+        monkeypatch.setattr(padding, name, lambda n, width=width: widths * width(n))
+    two = _local(params, batch=batch).choose(TRUNKS, BRANCHES, OPTIONS)
     assert np.allclose(one, two, atol=1e-5, equal_nan=True)
 
 

@@ -6,7 +6,7 @@ from etils import epath
 
 from sip import processes
 from sip import workdir as workdirs
-from sip.report import statistics
+from sip.report import statistics, verdict
 from sip.report.journeys import plot_journeys
 from sip.report.plots import plots
 from sip.report.summary import against_first, collect, comparable, summarise
@@ -28,7 +28,7 @@ def write(config, workdir: str) -> dict:
         plots(config.report, [workdir], workdir)
         plot_journeys(_journeys(config), [summary["rows"]], workdir)
         show(summary)
-        _say(untrained(config))
+        _say(config, summary)
     return summary
 
 
@@ -51,7 +51,7 @@ def write_seeds(config, wanted: Sequence[int], workdir: str) -> dict:
         plots(config.report, directories, workdir)
         plot_journeys(_journeys(config), [run["rows"] for run in runs.values()], workdir)
         show_seeds(summary)
-        _say(untrained(config))
+        _say(config, summary)
     return summary
 
 
@@ -74,7 +74,7 @@ def write_present(config, begun: Sequence[int], workdir: str) -> tuple[dict, lis
         return write_seeds(config, begun, workdir) if begun else write(config, workdir), []
     plots(config.report, _directories(begun, workdir), workdir)
     (show_seeds if begun else show)(summary)
-    _say(untrained(config))
+    _say(config, summary)
     return summary, missing
 
 
@@ -118,9 +118,11 @@ def _combined(config, runs: dict[int, dict]) -> dict:
     return statistics.combine(cut, paired, standard, journeys)
 
 
-def _say(line: str) -> None:
-    if line:
-        print(line)
+def _say(config, summary: dict) -> None:
+    """Prints what a reader of the table should know."""
+    for line in (verdict.compared(config, summary["rows"]), untrained(config)):
+        if line:
+            print(line)
 
 
 def _journeys(config) -> tuple[tuple[str, ...], ...]:

@@ -144,6 +144,7 @@ def _shown(one: Place, left_out: Sequence[str], price: float) -> dict[str, Any]:
         "missing": one.missing + verdict.absent(config, one.opened.begun, one.runs) + own,
         "columns": [name.replace("_", " ") for name in columns],
         "rows": [(name, [_cell(row, c) for c in columns]) for name, row in rows.items()],
+        "compared": verdict.compared(config, rows),
         "costs": costs.rows(one.runs, price),
     }
 

@@ -58,6 +58,8 @@ APART = 0.02  # change of a mean score that counts as a rise or a fall
 FALL = 0.1  # fall of an evaluation below its best that is called a loss
 AGREE = 0.6  # share of pairs in the same order; below, judge and audit hardly agree
 REPEATS = 0.5  # of the standard row's distinct word triples; below, a run repeats itself
+PLAINER = 0.8  # the same; below, its texts are said to be less varied
+WEAK = 0.7  # accuracy on held-out pairs; a judge below it is said to be weak, as chance is .5
 FEW = 200  # word triples; fewer say nothing about repetition
 
 
@@ -170,8 +172,8 @@ def _against(config, name: str, other: str, rows, every, *, started: bool = Fals
     reasons = [x.text + "." for x in found] + _costs(config, name, other, rows)
     if started:
         reasons.insert(0, f"Compared with {other}, from which it started, not with another method.")
-    if any(x.metric == "win_rate_judge" for x in found) and _same_judge(config, name):
-        reasons.append("The evaluation's judge is the one that the run learned from: it flatters.")
+    if any(x.metric == "win_rate_judge" for x in found):
+        reasons += _evaluator(config, name, every)
     if not found:
         return Finding(UNKNOWN, f"{name}: no figure to compare with {other}", tuple(reasons))
     said = lambda some: ", ".join(_name(x.metric) for x in some)
@@ -190,6 +192,17 @@ def _against(config, name: str, other: str, rows, every, *, started: bool = Fals
     else:
         kind, title = NOTE, f"{name}: its differences to {other} may be chance, without interval"
     return Finding(kind, title, tuple(reasons))
+
+
+def _evaluator(config, name: str, every: Sequence[RunFiles]) -> list[str]:
+    """Says why the judge of an evaluation is not to be trusted much."""
+    source = setting(config, f"{_continuations(config, name)}.judge.init_from")
+    found = []
+    if _same_judge(config, name):
+        found.append("The evaluation's judge is the one that the run learned from: it flatters.")
+    for seed in dict.fromkeys(run.seed for run in every):
+        found += _weakness("The evaluation's judge", source, seed, every)
+    return found
 
 
 def _doubted(config, name: str, every: Sequence[RunFiles]) -> bool:
@@ -335,6 +348,7 @@ def fooled(config, run: RunFiles, every: Sequence[RunFiles]) -> Finding | None:
         _unwatched(config, run) if OF_RL in keys else _audit(config, run),
         _evaluated(run),
         _repeats(config, run, every),
+        ([], [], weak := _weak(config, run, every)),
     ):
         for into, said in zip((doubts, trust, unknown), sign, strict=True):
             into += said
@@ -344,14 +358,19 @@ def fooled(config, run: RunFiles, every: Sequence[RunFiles]) -> Finding | None:
     if asked == {"truth"} and accuracy not in (None, 1):
         wrong = 1 - accuracy
         unknown.append(f"Its judge is the ground truth with {wrong:.0%} of the verdicts inverted.")
+    return _sentence(f"{run.title}: ", what, doubts, trust, unknown, weak=bool(weak))
+
+
+def _sentence(title: str, what: str, doubts, trust, unknown, *, weak: bool) -> Finding:
+    """Weighs the signs; any doubt decides."""
     if doubts:
-        title = f"{run.title}: signs that its {what} was fooled"
-        return Finding(BAD, title, (*doubts, *trust, *unknown))
+        return Finding(BAD, f"{title}signs that its {what} was fooled", (*doubts, *trust, *unknown))
+    if trust and weak:
+        title += f"no sign that its {what} was fooled, but a judge is weak"
+        return Finding(MIXED, title, (*trust, *unknown))
     if trust:
-        title = f"{run.title}: no sign that its {what} was fooled"
-        return Finding(GOOD, title, (*trust, *unknown))
-    title = f"{run.title}: not known whether its {what} was fooled"
-    return Finding(UNKNOWN, title, tuple(unknown))
+        return Finding(GOOD, f"{title}no sign that its {what} was fooled", (*trust, *unknown))
+    return Finding(UNKNOWN, f"{title}not known whether its {what} was fooled", tuple(unknown))
 
 
 def _judge(config, name: str, key: str) -> Any:
@@ -488,7 +507,31 @@ def _repeats(config, run: RunFiles, every: Sequence[RunFiles]) -> Signs:
         return [], [], []
     said = f"Of the word triples in its final continuations {ours:.0%} are distinct, of those of "
     said += f"{other.name} {theirs:.0%}"
-    return ([f"{said}: it repeats itself."], [], []) if ours < REPEATS * theirs else ([], [], [])
+    if ours < REPEATS * theirs:
+        return [f"{said}: it repeats itself."], [], []
+    return [], [], [f"{said}: they are less varied."] if ours < PLAINER * theirs else []
+
+
+def _weak(config, run: RunFiles, every: Sequence[RunFiles]) -> list[str]:
+    """Says that the judge of a run, or of its audit, is weak."""
+    sources = {
+        "Its judge": _judge(config, run.name, "init_from"),
+        "The judge of its audit": setting(config, f"runs.{run.name}.audit.judge.init_from"),
+    }
+    return [said for who, x in sources.items() for said in _weakness(who, x, run.seed, every)]
+
+
+def _weakness(who: str, source: Any, seed: int | None, every: Sequence[RunFiles]) -> list[str]:
+    """Says in which aspects the judge that a run `source` trained is hardly better than chance on
+    the pairs that were held out."""
+    run = next((x for x in every if (x.name, x.seed) == (source, seed)), None)
+    rates = {k: x for k, x in run.figures.items() if k.endswith("_accuracy")} if run else {}
+    return [
+        f"{who} (run {source}) is right in {rate:.0%} of its held-out pairs of "
+        f"{key.removesuffix('_accuracy')} (chance: 50 %): what it prefers may be worth little."
+        for key, rate in rates.items()
+        if "/" not in key and rate < WEAK
+    ]
 
 
 def triples(texts: Sequence[str]) -> tuple[float, int]:
@@ -527,6 +570,17 @@ def _continuations(config, name: str) -> str:
 def _baseline(config, name: str) -> str:
     """The run whose continuations a run's win rates are against; "" for itself."""
     return setting(config, f"{_continuations(config, name)}.baseline") or ""
+
+
+def compared(config, rows: Mapping[str, Any]) -> str:
+    """Says what each row's win rates are against, if they are not all against one run; else ""."""
+    with_rate = [name for name in rows if any(x.startswith("win_rate") for x in rows[name])]
+    baselines = {name: _baseline(config, name) for name in with_rate}
+    baselines = {name: other for name, other in baselines.items() if other}
+    if len(set(baselines.values())) < 2:
+        return ""
+    said = ", ".join(f"{name} against {other}" for name, other in baselines.items())
+    return f"Win rates are of different comparisons: {said}."
 
 
 def _prefixes(config, name: str) -> list[Any]:

@@ -55,10 +55,10 @@ def padded_tree(
     Each branch forks at the end of its trunk. Rows with fewer than C branches get masked ones.
     `pad` is the token id at masked positions.
     """
-    tokens_BT, mask_BT = _padded(trunks, T, pad)
+    tokens_BT, mask_BT = padded(trunks, T, pad)
     none: Ids = []
     flat = chain.from_iterable([*row, *[none] * (C - len(row))] for row in branches)
-    tokens_NR, mask_NR = _padded(list(flat), R, pad)  # N = B * C
+    tokens_NR, mask_NR = padded(list(flat), R, pad)  # N = B * C
     fork_BC: Any = np.repeat(mask_BT.sum(1, dtype=np.int32)[:, None], C, axis=1)
     shape = (len(trunks), C, R)
     return Tree(tokens_BT, mask_BT, tokens_NR.reshape(shape), mask_NR.reshape(shape), fork_BC)
@@ -71,21 +71,23 @@ def bucketed(
     *,
     rows: int,
     width: int = 0,
+    longest: int = 0,
 ) -> Tree:
     """Returns a tree of `rows` rows with widths T, C and R that are rounded up to a few sizes.
 
-    C is `width` unless a row has more branches. Rows beyond the trunks hold BOS and no branch.
+    C is `width` unless a row has more branches, R that of `longest` tokens unless one is longer.
+    Rows beyond the trunks hold BOS and no branch.
     """
     T = trunk_width(max(map(len, trunks)))
     most = max(map(len, branches))
     C = width if most <= width else bucket(most)
-    R = branch_width(max(map(len, chain.from_iterable(branches)), default=1))
+    R = branch_width(max(longest, 1, *map(len, chain.from_iterable(branches))))
     extra = rows - len(trunks)
     trunks = [*trunks, *[[tokenizer.bos]] * extra]
     return padded_tree(trunks, [*branches, *[[]] * extra], tokenizer.pad, T, C, R)
 
 
-def _padded(rows: Sequence[Ids], width: int, pad: int) -> tuple[Any, Any]:
+def padded(rows: Sequence[Ids], width: int, pad: int) -> tuple[Any, Any]:
     """Returns (tokens_NW, mask_NW), left aligned, W = width."""
     lengths_N = np.fromiter(map(len, rows), np.int32, len(rows))
     mask_NW = np.arange(width) < lengths_N[:, None]

@@ -108,7 +108,17 @@ def test_a_judge_is_asked_in_the_shapes_that_are_foreseen(monkeypatch):
 
         return choose
 
+    def of_stems(cfg):
+        def choose(params, *asked):
+            *rest, options_O = asked
+            seen.append((shapes(tuple(rest)), options_O.shape))
+            B, M, K = rest[-1].shape
+            return np.zeros((B, M * K, len(options_O)), np.float32)
+
+        return choose
+
     monkeypatch.setattr(local_generator, "program", program)
+    monkeypatch.setattr(local_generator, "program_of_stems", of_stems)
     local = Loose(LoadedModel(None, c.model, Byte(), plan.mesh), batch=c.judge.batch)
     local._cfg = SimpleNamespace(max_len=4096)
     judge = scoring.TextJudge(local, c.judge.aspects(), dict(weights), min_mass=0.0)
@@ -116,8 +126,9 @@ def test_a_judge_is_asked_in_the_shapes_that_are_foreseen(monkeypatch):
     judge.score(["0123456789abcdef"] * 16, rows, ["abcdefgh"] * 16, np.ones((16, 5), bool))
     for (asked, options), aspect in zip(seen, foreseen, strict=True):
         args = foreseen[aspect].args
-        assert asked == shapes(args[1:3]) and options == args[3].shape
+        assert asked == shapes(args[1:-1]) and options == args[-1].shape
         assert foreseen[aspect].calls == 1
+    assert len(foreseen["quality"].args) == 5, "pairs are leaves on stems"
     assert plan.notes == ("judge: no checkpoint 'judge', using preset llama31_8b",)
 
 

@@ -24,7 +24,7 @@ from sip.models.presets import preset
 from sip.padding import bucket
 from sip.stages import rl
 from sip.structs import Targets, Tree
-from sip.textgen.local import encoding
+from sip.textgen.local import encoding, program_of_stems
 from sip.textgen.local import program as judge_program
 from sip.training import losses, optim, step
 
@@ -164,6 +164,13 @@ def _judge(cfg):
     )
 
 
+def _pairs(cfg):
+    """Builds the judge's program for all pairs of 17 candidates, as leaves on stems."""
+    leaves = _array("BCRT", JUDGE_B, 16, 17, JUDGE_R), _array("BCR", JUDGE_B, 16, 17)
+    stems = _tree(JUDGE_B, JUDGE_T, 17, JUDGE_R)
+    return program_of_stems(cfg), decoder.abstract(cfg, MESH), stems, *leaves, _array("O", 2)
+
+
 def _trunks(cfg):
     return encoding(cfg), decoder.abstract(cfg, MESH), _array("BT", JUDGE_B, JUDGE_T)
 
@@ -209,6 +216,7 @@ PROGRAMS = {
     "rollout": (_rollout, POLICY, B),
     "likelihood": (_likelihood, POLICY, B),
     "judge": (_judge, JUDGE, JUDGE_B),
+    "judge's pairs": (_pairs, JUDGE, JUDGE_B),
     "judge's trunks": (_trunks, JUDGE, JUDGE_B),
     "judge's branches": (_branches_alone, JUDGE, JUDGE_B),
     "reasons": (_reasons, JUDGE, JUDGE_B),
@@ -293,6 +301,7 @@ def test_no_more_logits_exist_than_one_chunk_of_each_document(name):
 
 # Fewer positions than a chunk.
 FEW = ("dpo", "rf_nll", "rollout", "judge", "judge's branches", "reasons", "judge training")
+FEW += ("judge's pairs",)
 FEW += ("answers", "rewrites")
 CHUNKED = [n for n in MODELS if n not in FEW]
 
@@ -379,7 +388,7 @@ def test_every_jitted_program_is_among_these():
     assert {k: n for k, n in found.items() if n} == {
         "sampling.py": 2,  # rollout, reasons
         "bench/turns.py": 2,  # ceilings of the machine: no program of a run
-        "textgen/local.py": 2,  # judge, its trunks alone
+        "textgen/local.py": 3,  # judge, its trunks alone
         "judge/proofread.py": 1,  # proofreading
         "training/step.py": 4,  # init, of factors too, the updates, the moving average
         "loading.py": 4,  # other dtypes, merged factors, numbers that are not finite

@@ -16,6 +16,7 @@ from sip.bench.turns import Measured, PeerProcess, Turn
 from sip.structs import UserError
 from sip.text.segments import tokens_of
 from sip.text.tokenizer import Byte
+from sip.textgen import stems
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = f"""
@@ -111,8 +112,16 @@ def test_operations_by_hand():
 def test_a_judges_tree_is_padded_by_less_than_a_tenth(prefix, candidates):
     trunk, branches = questions(prefix, candidates, 0, suffix=128)
     ids = [Byte().bos, *tokens_of(Byte(), trunk)], [tokens_of(Byte(), b) for b in branches]
-    executed = ways.executed(setup.MODEL, *ids) / ways.needed(setup.MODEL, *ids)
-    assert 1 < executed < speed.PADDED
+    found = stems.divided([branches], [ids[1]], Byte(), len(branches))
+    assert found and found.sizes[:2] == (candidates, candidates - 1)
+    for how in (found, None):
+        needs = ways.needed(setup.MODEL, *ids, how)
+        assert 1 < ways.executed(setup.MODEL, *ids, how) / needs < speed.PADDED
+    # Each candidate is read first once, not in K - 1 pairs, beside what all share.
+    saved = ways.needed(setup.MODEL, *ids, None) - ways.needed(setup.MODEL, *ids, found)
+    length, T = len(found.stems[0][0]), len(ids[0])
+    one = setup.operations(setup.MODEL, T, 1, length) - setup.operations(setup.MODEL, T)
+    assert saved == pytest.approx(candidates * (candidates - 2) * one, rel=1e-6)
 
 
 def test_bars_are_for_rows_that_meet_them():

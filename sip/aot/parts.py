@@ -223,7 +223,7 @@ def judge(
                 )
             # Comparisons are padded to the schedule's own number, prompts for text are bucketed.
             C = q.branches if q.options else padding.bucket(q.branches)
-            key = (q.aspect, T, C, R, q.options)
+            key = (q.aspect, T, C, R, q.options, q.stems)
             calls[key] = calls.setdefault(key, 0.0) + share * -(-rows // wanted.batch)
     mesh = run.mesh if wanted.own else run.judge_mesh
     B = full_rows(mesh, min(1 << (rows - 1).bit_length(), wanted.batch))
@@ -231,12 +231,17 @@ def judge(
 
 
 def _verdicts(mesh, cfg, wanted, B: int, key, calls: float) -> Program:
-    aspect, T, C, R, options = key
+    aspect, T, C, R, options, stems = key
     params = abstract(cfg, mesh, wanted.param_dtype)
-    tree, last = batch_shapes(mesh, (full_tree(B, T, C, R), np.zeros((B, C), np.int32)))
+    K, M, W = stems or (C, 0, R)
+    tree, last = batch_shapes(mesh, (full_tree(B, T, K, W), np.zeros((B, K), np.int32)))
     steps = 1 if options else wanted.max_tokens
     said = 0 if options else wanted.votes * wanted.max_tokens
-    if options:
+    if stems:
+        jitted = local.program_of_stems(cfg)
+        leaves = np.zeros((B, M, K, W), np.int32), np.zeros((B, M, K), np.int32)
+        args = (params, tree, *batch_shapes(mesh, leaves), _whole(mesh, options))
+    elif options:
         jitted = local.program(cfg)
         args = (params, tree, last, _whole(mesh, options))
     else:
@@ -251,7 +256,7 @@ def _verdicts(mesh, cfg, wanted, B: int, key, calls: float) -> Program:
         calls=calls,
         loops=steps,
         holds=device_bytes(params),
-        useful=2.0 * multiplied(cfg) * B * (T + C * (R + said)),
+        useful=2.0 * multiplied(cfg) * B * (T + K * (1 + M) * W + C * said),
         remedy="fewer candidates, judge.schedule=adaptive, a smaller model.branch_chunk of the "
         "judge, more devices along tensor, judge.backend=http",
     )

@@ -15,6 +15,7 @@ from sip import rewriter as rewriters
 from sip.judge import scoring
 from sip.judge.build import JudgeConfig
 from sip.text.segments import Text
+from sip.textgen.stems import Sizes, foreseen
 
 TOKEN = "\u2588"  # stands for one token in texts of known length
 CHARACTERS = 3  # characters per token of a template: below real tokenizers, so an upper bound
@@ -30,6 +31,7 @@ class QuestionShape:
     branches: int  # number C of branches
     branch: int  # tokens of the longest branch
     options: int  # number of answer options; 0 means that the judge writes text
+    stems: Sizes | None = None  # to which branches that begin alike are divided
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Recorder:
     aspect: str
     bytewise: bool
     chat: bool
+    again: bool = False  # trunks are kept for several rounds; their branches are not divided
     asked: list[QuestionShape] = field(default_factory=list)
 
     def choose(self, trunks, branches, options) -> np.ndarray:
@@ -55,7 +58,9 @@ class Recorder:
     def _note(self, trunks, branches, options: int):
         size = lambda text: tokens(text, bytewise=self.bytewise) + CHAT * self.chat
         longest = max(map(size, branches[0]))
-        asked = QuestionShape(self.aspect, 1 + size(trunks[0]), len(branches[0]), longest, options)
+        sizes = foreseen(branches[0], size) if options and not self.again else None
+        trunk = 1 + size(trunks[0])
+        asked = QuestionShape(self.aspect, trunk, len(branches[0]), longest, options, sizes)
         self.asked.append(asked)
 
 
@@ -91,7 +96,7 @@ def questions(
     """
     found: list[QuestionShape] = []
     for aspect in wanted.aspects():
-        recorder = Recorder(aspect.name, bytewise, bool(wanted.chat))
+        recorder = Recorder(aspect.name, bytewise, bool(wanted.chat), wanted.schedule.repeats)
         how: Any = dict(schedule=wanted.schedule, voting=wanted.voting(0))
         judge = scoring.TextJudge(recorder, (aspect,), {aspect.name: 1.0}, **how)
         rows = [[text(suffix)] * candidates]

@@ -26,6 +26,7 @@ from sip.stages import collect
 from sip.structs import Rollouts
 from sip.text import tokenizer as tokenizers
 from sip.text.segments import prompt_of, tokens_of
+from sip.textgen import stems
 from sip.training.losses import ObjectiveConfig
 from sip.workdir import to_json
 
@@ -124,7 +125,13 @@ def trees(tokenizer, prefixes: list[str], texts: list[list[str]]) -> int:
         ]
         trunk_ids = [prompt_of(tokenizer, cached, trunk) for trunk in trunks]
         branch_ids = [[tokens_of(cached, branch) for branch in row] for row in pairs]
-        bucketed(trunk_ids, branch_ids, tokenizer, rows=len(trunks), width=len(pairs[0]))
+        found = stems.divided(pairs, branch_ids, cached, len(pairs[0]))
+        if found is None:
+            bucketed(trunk_ids, branch_ids, tokenizer, rows=len(trunks), width=len(pairs[0]))
+        else:
+            K, _, W = found.sizes
+            bucketed(trunk_ids, found.stems, tokenizer, rows=len(trunks), width=K, longest=W)
+            found.padded(range(len(trunks)), len(trunks), tokenizer.pad)
         made += 1
     return made
 

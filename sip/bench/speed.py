@@ -213,7 +213,7 @@ def _whole(s: Setup, rollouts: int) -> list[Row]:
     quarter = alternate({"ours": ways.adaptive(s, rollouts + 1)}, s.sizes.turns)
     mixed = [took[0], {**took[1], "ours": quarter["ours"]}, took[2]]
     name = f"SIP step, a quarter of the pairs (K {rollouts})"
-    needs -= 0.75 * judged.ways.needs
+    needs += 0.25 * judged.plain - judged.ways.needs  # its rounds divide no branches
     return found + rows_of(name, summed(mixed, scales), {}, needs=needs, **how)
 
 

@@ -24,9 +24,11 @@ from sip.mesh import put_batch
 from sip.models.config import ModelConfig
 from sip.objectives import preference
 from sip.structs import Tree
-from sip.text.segments import tokens_of
+from sip.text.segments import Ids, tokens_of
 from sip.text.tokenizer import Byte
+from sip.textgen import stems
 from sip.textgen.local import Local
+from sip.textgen.stems import Stems
 from sip.training import losses, optim, step
 
 # So small a rate that a few updates leave losses to compare: DPO's would be 0 for all at 1e-4.
@@ -53,6 +55,7 @@ class Judging:
 
     ways: Ways
     count: int  # ordered pairs
+    plain: float  # FLOPs that the prompts need if they share their prefix alone
     executed: float  # operations that our padded tree runs / operations that the prompts need
 
 
@@ -304,9 +307,11 @@ def judge(s: Setup, candidates: int) -> Judging:
                 found[name] = difference(said[drawn] if len(other) == len(drawn) else said, other)
         return found
 
-    needs = needed(s.cfg, *ids)
-    share = executed(s.cfg, *ids) / needs
-    return Judging(Ways(ways, needs, compare, scale), len(branches), share)
+    found = stems.divided([branches], [ids[1]], Byte(), len(branches))
+    needs = needed(s.cfg, *ids, found)
+    share = executed(s.cfg, *ids, found) / needs
+    plain = needed(s.cfg, *ids, None)
+    return Judging(Ways(ways, needs, compare, scale), len(branches), plain, share)
 
 
 def adaptive(s: Setup, candidates: int) -> Callable[[], Turn]:
@@ -323,16 +328,32 @@ def adaptive(s: Setup, candidates: int) -> Callable[[], Turn]:
     return here(lambda: asked.score([prefix], [texts], [""], live).scores_BK)
 
 
-def needed(cfg: ModelConfig, trunk: Sequence[int], branches: Sequence[Sequence[int]]) -> float:
-    """Returns the FLOPs that prompts need, with one trunk and a scored position per branch."""
-    alone = operations(cfg, len(trunk))
-    each = [operations(cfg, len(trunk), 1, len(ids), 1) - alone for ids in branches]
-    return alone + sum(each)
+def needed(cfg: ModelConfig, trunk: Ids, branches: Sequence[Ids], found: Stems | None) -> float:
+    """Returns the FLOPs that prompts need, with one trunk, its stems once, and a scored position
+    per branch; without `found` no branches share a stem."""
+    T = len(trunk)
+    if found is None:
+        heads, ends = [0] * len(branches), [len(ids) for ids in branches]
+    else:
+        heads = [len(ids) for ids in found.stems[0]]
+        leaves = zip(heads, found.leaves[0], strict=True)
+        ends = [head + len(ids) for head, own in leaves for ids in own]
+        heads = [head for head, own in zip(heads, found.leaves[0], strict=True) for _ in own]
+    alone = operations(cfg, T)
+    begun = functools.cache(lambda head: operations(cfg, T, 1, head) - alone if head else 0.0)
+    whole = functools.cache(lambda end: operations(cfg, T, 1, end, 1) - alone)
+    each = [whole(end) - begun(head) for head, end in zip(heads, ends, strict=True)]
+    stems = [begun(len(ids)) for ids in found.stems[0]] if found else []
+    return alone + sum(stems) + sum(each)
 
 
-def executed(cfg: ModelConfig, trunk: Sequence[int], branches: Sequence[Sequence[int]]) -> float:
-    """Returns the FLOPs of the same prompts in the padded tree that our judge runs."""
-    rows = [list(map(list, branches))]
-    tree = padding.bucketed([list(trunk)], rows, Byte(), rows=1, width=len(branches))
-    T, (_, C, R) = tree.tokens_BT.shape[1], tree.tokens_BCR.shape
-    return operations(cfg, T, C, R, C)
+def executed(cfg: ModelConfig, trunk: Ids, branches: Sequence[Ids], found: Stems | None) -> float:
+    """Returns the FLOPs of the same prompts in the padded trees that our judge runs."""
+    T = padding.trunk_width(len(trunk))
+    if found is None:
+        C, R = len(branches), padding.branch_width(max(map(len, branches)))
+        return operations(cfg, T, C, R, C)
+    K, M, W = found.sizes
+    stems = operations(cfg, T, K, W)
+    leaf = operations(cfg, T, 1, 2 * W, 1) - operations(cfg, T, 1, W)
+    return stems + K * M * leaf

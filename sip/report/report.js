@@ -182,6 +182,7 @@ function showSamples(data) {
   const name = (x) => `${data.places[x.place].label} ${x.run}`.trim();
   const runs = Map.groupBy(data.samples, name);
   for (const run of runs.keys()) $("sample-run").append(new Option(run));
+  $("sample-run").selectedIndex = runs.size - 1; // the last run is what a reader came for
   const steps = () => [...new Set(runs.get($("sample-run").value).map((x) => x.step))].sort((a, b) => a - b);
   const show = () => {
     const step = steps()[$("sample-step").value];

@@ -28,6 +28,7 @@ from sip.sampling import answering, encode
 from sip.structs import Params, Tree, UserError
 from sip.text.segments import Text, prompt_of, tokens_of
 from sip.text.tokenizer import Cached, continuation
+from sip.textgen import stems
 from sip.textgen.protocol import Choose, Cut, Said, TextGenerator
 
 # Key/value caches of trunk batches, by a batch's first row; None: did not fit in `keep_bytes`.
@@ -67,6 +68,35 @@ def program(cfg: ModelConfig):
         return option_logprobs(
             hidden_BCD, decoder.unembed(params, cfg), options_O, chunk=cfg.logprob_chunk
         )
+
+    return choose
+
+
+@functools.cache
+def program_of_stems(cfg: ModelConfig):
+    """Returns the jitted (params, tree, leaf_BMCW, last_BMC, options_O) -> logp_BNO, N = M * C.
+
+    The tree's C branches are stems with M leaves each (sip/textgen/stems.py); last_BMC is the place
+    of each leaf's last token. The m-th leaves of all stems run together, on the keys and values of
+    trunk and stems.
+    """
+
+    @jax.jit
+    def choose(params, tree, leaf_BMCW, last_BMC, options_O):
+        cache = decoder.apply(params, cfg, tree, keep_cache=True).cache
+
+        def last(leaf):
+            tokens_BCW, last_BC = leaf
+            mask_BCW = jnp.arange(tokens_BCW.shape[-1])[None, None] <= last_BC[..., None]
+            asked = dataclasses.replace(tree, tokens_BCR=tokens_BCW, mask_BCR=mask_BCW)
+            out = decoder.apply(params, cfg, asked, cache=cache, keep_cache=False).branch_BCRD
+            return jnp.take_along_axis(out, last_BC[:, :, None, None], axis=2)[:, :, 0]
+
+        hidden_MBCD = jax.lax.map(last, (leaf_BMCW.swapaxes(0, 1), last_BMC.swapaxes(0, 1)))
+        M, B, C, D = hidden_MBCD.shape
+        hidden_BND = hidden_MBCD.swapaxes(0, 1).reshape(B, M * C, D)
+        unembed = decoder.unembed(params, cfg)
+        return option_logprobs(hidden_BND, unembed, options_O, chunk=cfg.logprob_chunk)
 
     return choose
 
@@ -145,16 +175,18 @@ class Local:
     def _choose(self, trunks, branches, options, width: int, kept: Kept | None):
         options_O = np.array([self._option(option) for option in options], np.int32)
         trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=0)
+        if kept is None and (found := stems.divided(branches, branch_ids, self._cached, width)):
+            return self._on_stems(trunk_ids, found, options_O)
         self._count(trunk_ids if not kept else [[]] * len(trunks), branch_ids)
         C = max(map(len, branches), default=0)
         out_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
 
-        def ask(tree, first):
+        def ask(tree, rows):
             # An empty (padded) branch has no last token: index 0 is read and overwritten with NaN.
             last_BC = np.maximum(tree.mask_BCR.sum(-1, dtype=np.int32) - 1, 0)
             tree, last_BC = put_batch(self._mesh, (tree, last_BC))
             # Always the same batches (fixed=True below), so a batch is known by its first row.
-            cache = None if kept is None else self._cache(kept, first, tree)
+            cache = None if kept is None else self._cache(kept, rows[0], tree)
             return program(self._cfg)(self._params, tree, last_BC, options_O, cache)
 
         how: Any = dict(fixed=kept is not None, width=width)
@@ -162,6 +194,27 @@ class Local:
             logp_BCO = fetch(logp)[: len(rows), :C]  # drops the bucketing's rows and branches
             out_BCO[rows, : logp_BCO.shape[1]] = logp_BCO
         out_BCO[[[not ok for ok in row] + [True] * (C - len(row)) for row in fits]] = np.nan
+        return out_BCO
+
+    def _on_stems(self, trunk_ids, found: stems.Stems, options_O) -> np.ndarray:
+        """Returns logp_BCO of branches that are divided into stems and leaves."""
+        self._count(trunk_ids, found.stems)
+        self._spent["prompt_tokens"] += found.read
+        K, _, W = found.sizes
+
+        def ask(tree, rows):
+            leaves = found.padded(rows, len(tree.fork_BC), self._tokenizer.pad)
+            placed = put_batch(self._mesh, (tree, *leaves))
+            return program_of_stems(self._cfg)(self._params, *placed, options_O)
+
+        shape = len(trunk_ids), max(map(len, found.places)), len(options_O)
+        out_BCO = np.full(shape, np.nan, np.float32)
+        for rows, logp in self._in_batches(trunk_ids, found.stems, ask, width=K, longest=W):
+            logp_BNO = fetch(logp)
+            for at, b in enumerate(rows):
+                for c, place in enumerate(found.places[b]):
+                    if place:
+                        out_BCO[b, c] = logp_BNO[at, place[1] * K + place[0]]
         return out_BCO
 
     def _cache(self, kept: Kept, first: int, tree: Tree) -> decoder.Cache | None:
@@ -190,7 +243,8 @@ class Local:
         run = answering(self._cfg, votes, max_tokens, sampling, self._tokenizer.stops)
         key = jax.random.key(seed)
 
-        def ask(tree, _):
+        def ask(tree, rows):
+            del rows
             return run(self._params, *put_batch(self._mesh, (tree, addresses(tree))), key)
 
         said: list[list[list[Said]]] = [[[None] * votes for _ in row] for row in branches]
@@ -209,7 +263,7 @@ class Local:
                     said[b][c][j] = text if ended else Cut(text)
         return said
 
-    def _in_batches(self, trunk_ids, branch_ids, ask, *, fixed: bool = False, width: int = 0):
+    def _in_batches(self, trunk_ids, branch_ids, ask, *, fixed=False, width=0, longest=0):
         """Returns (rows, result) per batch; results are dispatched, not waited for.
 
         Takes the rows with a non-empty branch, sorted by bucketed lengths, so that a long row does
@@ -227,7 +281,7 @@ class Local:
         order = sorted((b for b, any_ in enumerate(asks) if fixed or any_), key=lengths)
         some = [order[i : i + self._batch] for i in range(0, len(order), self._batch)]
         return [
-            (rows, self._run(rows, trunk_ids, branch_ids, ask, width))
+            (rows, self._run(rows, trunk_ids, branch_ids, ask, width, longest))
             for rows in some
             if any(asks[b] for b in rows)
         ]
@@ -267,14 +321,16 @@ class Local:
         ]
         return trunk_ids, branch_ids, fits
 
-    def _run(self, rows, trunk_ids, branch_ids, ask, width: int):
-        """Calls ask(tree, first row); the tree is padded to bucketed sizes and on the host."""
+    def _run(self, rows, trunk_ids, branch_ids, ask, width: int, longest: int):
+        """Calls ask(tree, rows); the tree is padded to bucketed sizes and on the host."""
         trunk_ids, branch_ids = ([ids[b] for b in rows] for ids in (trunk_ids, branch_ids))
         # B: next power of two, at most `batch`, rounded up to a multiple of the mesh's row shards.
         B = full_rows(self._mesh, min(1 << (len(rows) - 1).bit_length(), self._batch))
-        tree = bucketed(trunk_ids, branch_ids, self._tokenizer, rows=B, width=width)
+        tree = bucketed(
+            trunk_ids, branch_ids, self._tokenizer, rows=B, width=width, longest=longest
+        )
         with jax.set_mesh(self._mesh):
-            return ask(tree, rows[0])
+            return ask(tree, rows)
 
 
 def about(textgen: TextGenerator, trunks: Sequence[Text], *, again: bool = False) -> Choose:

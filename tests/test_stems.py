@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sip import mesh as meshes
+from sip.gap import costs
 from sip.judge import prompts
 from sip.loading import LoadedModel
 from sip.models import decoder
@@ -126,13 +127,15 @@ def test_what_is_shared_is_counted_once(params):
     model = Local(LoadedModel(params, CFG, Byte(), meshes.single()))
     trunk = prompts.trunk(ASPECT, prefix=PREFIXES[0], reference="")
     rows = pairs(TEXTS)
-    model.choose([trunk], [rows], ("A", "B"))
+    meter = costs.Metered(model, Byte())
+    meter.choose([trunk], [rows], ("A", "B"))
     size = lambda text: len(tokens_of(Byte(), text))
     heads = {row[:2] for row in rows}
     by_hand = (
         1 + size(trunk) + sum(map(size, heads)) + sum(size(row) - size(row[:2]) for row in rows)
     )
     assert len(heads) == 6 and model.stats()["judge/prompt_tokens"] == (by_hand, 1)
+    assert meter.read == by_hand - 1  # BOS
 
 
 def test_branches_without_a_common_beginning_stay_plain(params, used):

@@ -15,6 +15,7 @@ from sip.models.config import ModelConfig
 from sip.sampling import SamplingConfig
 from sip.text.segments import Text, tokens_of
 from sip.text.tokenizer import Cached, Tokenizer
+from sip.textgen import stems
 from sip.textgen.protocol import Cut, TextGenerator
 
 
@@ -54,7 +55,8 @@ def _shapes(cfg: ModelConfig):
 
 
 class Metered:
-    """A TextGenerator that counts the tokens it reads and writes, a trunk once per call."""
+    """A TextGenerator that counts the tokens it reads and writes; what prompts of a call share
+    counts once."""
 
     def __init__(self, textgen: TextGenerator, tokenizer: Tokenizer):
         self._textgen, self._cached = textgen, Cached(tokenizer, 1 << 14)
@@ -62,12 +64,12 @@ class Metered:
 
     def choose(self, trunks, branches, options) -> np.ndarray:
         """Returns logp_BCO of the generator inside."""
-        self._count(trunks, branches)
+        self._count(trunks, branches, chosen=True)
         return self._textgen.choose(trunks, branches, options)
 
     def generate(self, trunks, branches, *, votes, max_tokens, sampling, seed):
         """Returns the texts [B][C][J] of the generator inside."""
-        self._count(trunks, branches)
+        self._count(trunks, branches, chosen=False)
         how = dict(votes=votes, max_tokens=max_tokens, sampling=sampling, seed=seed)
         said = self._textgen.generate(trunks, branches, **how)
         texts = (
@@ -81,11 +83,14 @@ class Metered:
         written = self.written * (reading(cfg, self.longest) + 2 * cfg.width * cfg.vocab_size)
         return self.read * reading(cfg, self.longest) + written
 
-    def _count(self, trunks: Sequence[Text], branches) -> None:
-        for trunk, row in zip(trunks, branches, strict=True):
+    def _count(self, trunks: Sequence[Text], branches, *, chosen: bool) -> None:
+        ids = [[tokens_of(self._cached, branch) for branch in row] for row in branches]
+        found = stems.divided(branches, ids, self._cached, 0) if chosen else None
+        for b, (trunk, row) in enumerate(zip(trunks, ids, strict=True)):
             if not row:
                 continue
             own = len(tokens_of(self._cached, trunk))
-            each = [len(tokens_of(self._cached, branch)) for branch in row]
-            self.read += own + sum(each)
-            self.longest = max(self.longest, own + max(each))
+            heads = found.stems[b] if found else row
+            self.read += own + sum(map(len, heads))
+            self.longest = max(self.longest, own + max(map(len, row)))
+        self.read += found.read if found else 0

@@ -2,6 +2,7 @@
 
 protocol   the TextGenerator protocol: option log-probabilities, generated answers
 local      our own decoder on a mesh
+stems      pairs whose first text is read once for all its partners
 remote     an OpenAI-compatible server
 transport  HTTP requests of `remote`: retries, errors, a cache on disk
 scripted   functions and rules in place of a model

@@ -26,8 +26,8 @@ template, as in rl_problems.py.
 
 `:debug` is tiny. Hardware: 2 CPU cores for the micro-world; for a checkpoint, devices whose memory
 fits its optimiser state; python -m sip.aot --problem_count=N predicts memory and time, also of
-`:llama3_8b` and other presets. Not compiled at this size. Figures of the micro-world, 20 minutes on
-one core: docs/self_training.md.
+`:llama3_8b` and other presets. Not compiled at this size. Figures of the micro-world, half an
+hour on one core: docs/self_training.md.
 """
 
 from collections.abc import Mapping

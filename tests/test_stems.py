@@ -147,6 +147,15 @@ def test_branches_without_a_common_beginning_stay_plain(params, used):
     assert not used
 
 
+@pytest.mark.parametrize("place", [(0, 1), (2, 3, 4)], ids=["stem", "leaf"])
+def test_an_empty_stem_or_leaf_divides_nothing(place):
+    rows = pairs(TEXTS)
+    empty = tuple("" if i in place else x for i, x in enumerate(rows[0]))
+    ids = lambda row: [tokens_of(Byte(), text) for text in row]
+    assert stems.divided([rows], [ids(rows)], Byte(), 0)
+    assert stems.divided([[empty, *rows]], [ids([empty, *rows])], Byte(), 0) is None
+
+
 def test_foreseen_sizes_are_those_of_the_texts():
     texts = pairs([f"{i} and more" for i in range(6)])
     ids = [tokens_of(Byte(), text) for text in texts]

@@ -55,7 +55,7 @@ class Stems:
 def divided(
     texts: Sequence[Sequence[Text]], ids: Sequence[Sequence[Ids]], encoder: Encoder, width: int
 ) -> Stems | None:
-    """Divides branches into stems and leaves; None if that is not worth it.
+    """Divides branches into stems and leaves; None if that is not worth it, or if one is empty.
 
     Args:
         texts: The branches [b][c]. Those that follow each other with the same first segments share
@@ -71,7 +71,7 @@ def divided(
     rows = [_row(*row, encoder, M) for row in zip(texts, ids, strict=True)]
     stems, leaves, places = (list(x) for x in zip(*rows, strict=True)) if rows else ([], [], [])
     parts = [x for row in stems for x in row] + [x for b in leaves for k in b for x in k]
-    if not parts or any(not x for b in leaves for k in b for x in k):
+    if not parts or not all(parts):
         return None
     sizes = max(K, *map(len, stems)), M, branch_width(max(map(len, parts)))
     longest = max(len(x) for row in ids for x in row)

@@ -10,6 +10,7 @@ To the runs of microworld.py it adds:
     sip_unmarked      SIP with that judge
     judge_untaught    a judge that learned from corruptions of the corpus's own text, no labels
     sip_untaught      SIP with that judge, without a rewriter: nothing is from the ground truth
+    sip_marks         SIP without a judge: the text with fewer of the proofreader's marks wins
     sip_rewrites      SFT on the learned rewriter's rewrites, without a judge
 Hardware: 2 CPU cores.
 """
@@ -28,6 +29,7 @@ ADDED = (
     "sip_unmarked",
     "judge_untaught",
     "sip_untaught",
+    "sip_marks",
     "sip_rewrites",
 )
 
@@ -47,7 +49,7 @@ def added(main: Any, debug: bool) -> dict:
     """Returns the runs that question those of the main job, derived from its runs `main`."""
     copied = lambda name: main[name].copy_and_resolve_references()
     matched, judge = copied("standard"), copied("judge")
-    unmarked, untaught, rewrites = (copied("sip_learned") for _ in range(3))
+    unmarked, untaught, marks, rewrites = (copied("sip_learned") for _ in range(4))
     matched.steps *= ablations.MATCHED
     judge.task.labels.proofread = common.proofread()
     unmarked.judge.update(init_from="judge_unmarked", proofread=common.proofread())
@@ -58,10 +60,13 @@ def added(main: Any, debug: bool) -> dict:
         objective=common.objective(**own_text.OBJECTIVE),
     )
     untaught.judge.min_mass = main.sip_learned.judge.min_mass
+    marks.judge = common.judge(
+        "rule", rule="fewer_marks", weights=own_text.QUALITY, proofread=microworld.READ
+    )
     rewrites.candidates = common.candidates(**ablations.FIXED["sft_rewrite"])
     if debug:
         untaught.candidates.rollouts = main.sip_learned.candidates.rollouts
-    runs = (matched, judge, unmarked, untaught_judge(main.judge, debug), untaught, rewrites)
+    runs = (matched, judge, unmarked, untaught_judge(main.judge, debug), untaught, marks, rewrites)
     return dict(zip(ADDED, runs, strict=True))
 
 

@@ -17,6 +17,7 @@ from sip import rewriter as rewriters
 from sip import workdir as workdirs
 from sip.judge import build as judges
 from sip.judge import prompts
+from sip.judge.proofread import ProofreadConfig
 from sip.loading import LoadedModel
 from sip.structs import UserError
 from sip.text import chat
@@ -146,6 +147,18 @@ def test_a_rewriter_is_primed_at_the_beginning_of_its_answer():
     )
     assert [part for part in parts[1::2] if part] == list(plain[1::2])
     assert rewriters.prompt_ids(prompt, Byte(), Cached(Byte()), "A b c.", " d e")[0] != Byte.bos
+
+
+def test_marks_are_for_those_who_read_them():
+    marks = ProofreadConfig(init_from="tutor")
+    judge = lambda **how: judges.JudgeConfig("rule", (("quality", 1.0),), **how)
+    assert judge(rule="fewer_marks", proofread=marks).sources() == {
+        "judge.proofread.init_from": "tutor"
+    }
+    with pytest.raises(UserError, match="fewer_marks needs judge.proofread.init_from"):
+        judge(rule="fewer_marks")
+    with pytest.raises(UserError, match="or rule fewer_marks, not 'rule'"):
+        judge(rule="distinct_words", proofread=marks)
 
 
 @pytest.mark.parametrize("backend", ["http", "rule", "truth"])

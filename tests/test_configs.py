@@ -406,13 +406,15 @@ def test_runs_with_more_rollouts_cost_as_much(tmp_path):
 
 @pytest.mark.slow  # runs of microworld.py that differ in their shapes alone
 def test_each_size_is_continued_from_its_own_base(quick, tmp_path):
-    config = tiny_recipe.shrink(importlib.import_module("microworld_scaling").get_config("debug"))
+    config = importlib.import_module("microworld_scaling").get_config("debug")
     for size, width in dict(small=8, middle=16, large=32).items():
         for name in ("base", "standard", "sip"):
             one = config.runs[f"{name}_{size}"]
             assert one.model.width == width
             assert name == "base" or one.init_from == one.evals.baseline == f"base_{size}"
     config.runs = {name: config.runs[name] for name in ("base_large", "sip_large")}
+    config.order = tuple(config.runs)
+    config = tiny_recipe.shrink(config)
     for name in config.runs:
         recipe.STAGES[config.runs[name].stage].train(Run(config, name, str(tmp_path / "work")))
     assert lines(tmp_path / "work", "sip_large")[-1]["step"] == config.runs.sip_large.steps

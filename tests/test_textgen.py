@@ -428,6 +428,13 @@ def test_a_rule_prefers_the_text_of_more_distinct_words():
     assert np.allclose(point, [[[0.0, 1.0, 0.0]]])
 
 
+def test_the_rule_of_marks_prefers_the_text_with_fewer():
+    """1 / (1 + n) of no mark and three: sigmoid(8 * .75); other marks do not count."""
+    pair = [("One:", " a b", "Two:", " *a *b *", ":"), ("One:", " ¿a", "Two:", " b", ":")]
+    p_BCO = np.exp(ruled("fewer_marks", "*").choose(["t"], [pair], ("one", "two")))
+    assert np.allclose(p_BCO[0, :, 0], [1 / (1 + np.exp(-6)), 0.5])
+
+
 def test_an_unknown_rule_is_a_user_error():
     with pytest.raises(UserError, match="distinct_words"):
         ruled("distinct")

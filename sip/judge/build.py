@@ -22,7 +22,7 @@ from sip.text import chat
 from sip.textgen import remote
 from sip.textgen.local import Local
 from sip.textgen.protocol import TextGenerator
-from sip.textgen.scripted import RULES, ruled
+from sip.textgen.scripted import MARKED, RULES, ruled
 
 BACKENDS = ("local", "http", "rule", "truth")
 POLICY = "policy"
@@ -51,7 +51,7 @@ class JudgeConfig:
     sampling: SamplingConfig = Voting.sampling  # sampling of answers
     batch: int = 16  # local: prefixes judged at a time
     reference: str = "suffix"  # suffix | rewrite: the reference shown to aspects that have one
-    proofread: ProofreadConfig = ProofreadConfig()  # local, http: marks in the texts it is shown
+    proofread: ProofreadConfig = ProofreadConfig()  # local, http, rule fewer_marks: marks in texts
     schedule: ScheduleConfig = ScheduleConfig()  # pairwise aspects: which pairs are compared
     chat: str = ""  # local: chat template: own (the model's) | harmony | a .jinja file; empty: none
     accuracy: float = 1.0  # truth: share of exact verdicts; the others are inverted
@@ -70,8 +70,7 @@ class JudgeConfig:
         )
         if self.accuracy != 1 and self.backend != "truth":
             raise UserError(f"judge.accuracy needs backend truth, not {self.backend!r}")
-        if self.proofread.init_from and self.backend in ("rule", "truth"):
-            raise UserError(f"judge.proofread needs backend local or http, not {self.backend!r}")
+        self._check_proofread()
         if self.chat and self.backend != "local":
             raise UserError(f"judge.chat needs backend local, not {self.backend!r}")
         chat.check(self.chat, "judge.chat")
@@ -88,6 +87,18 @@ class JudgeConfig:
         self._check_aspects()
         if self.backend == "http":
             self.http.check_named()
+
+    def _check_proofread(self):
+        """Raises UserError if the backend does not read marks, or the rule on marks has none."""
+        marks = self.backend == "rule" and self.rule == MARKED
+        reads = marks or self.backend in ("local", "http")
+        if self.proofread.init_from and not reads:
+            raise UserError(
+                f"judge.proofread needs backend local or http, or rule {MARKED}, not "
+                f"{self.backend!r}"
+            )
+        if marks and not self.proofread.init_from:
+            raise UserError(f"judge.rule {MARKED} needs judge.proofread.init_from: who marks texts")
 
     def _check_aspects(self):
         """Raises UserError if the backend cannot answer one of the aspects, or one occurs twice."""
@@ -194,7 +205,7 @@ def build(
         raise UserError("judge.init_from: only the policy of a self-improving run judges itself")
     asking = functools.partial(_asking, wanted, workdir, mesh, seed, heard=heard)
     if wanted.backend == "rule":
-        return asking(ruled(wanted.rule))
+        return asking(ruled(wanted.rule, wanted.proofread.mark))
     if wanted.backend == "http":
         server = remote.OnLead(remote.Remote(wanted.server(), tokenizer))
         if wanted.http.tokens:

@@ -78,13 +78,27 @@ def distinct_words(text: str) -> float:
     return len(set(words)) / len(words) if words else 0.0
 
 
-RULES: dict[str, Callable[[str], float]] = {"distinct_words": distinct_words}
+def fewer_marks(text: str, mark: str = "¿") -> float:
+    """Returns 1 / (1 + n) of a text with n marks of a proofreader (sip/judge/proofread.py)."""
+    return 1 / (1 + text.count(mark))
 
 
-def ruled(name: str) -> Ruled:
-    """Returns the rule `name` of RULES as a text generator. Raises UserError if there is none."""
+MARKED = "fewer_marks"  # the rule that reads a proofreader's marks
+RULES: dict[str, Callable[[str], float]] = {
+    "distinct_words": distinct_words,
+    MARKED: fewer_marks,
+}
+
+
+def ruled(name: str, mark: str = "") -> Ruled:
+    """Returns the rule `name` of RULES as a text generator; `mark` is that of the proofreader.
+
+    Raises UserError if there is none.
+    """
     if name not in RULES:
         raise UserError(f"textgen: unknown rule {name!r}; use one of {sorted(RULES)}")
+    if name == MARKED and mark:
+        return Ruled(functools.partial(fewer_marks, mark=mark))
     return Ruled(RULES[name])
 
 

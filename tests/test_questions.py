@@ -259,6 +259,8 @@ def test_journeys_are_compared_stage_by_stage_and_seed_by_seed(tmp_path):
     found = combine(runs, (), "", [("b", "a")])["journey"]["b - a"]["safety"]
     assert found["mean"] == pytest.approx(0.2) and found["values"] == pytest.approx([0.3, 0.1])
     assert summary._difference(ROWS[0]["b"], ROWS[0]["a"]) == {"safety": pytest.approx(0.3)}
+    known = [x for x, keys in journeys.PANELS.items() if journeys._known(keys, WAYS, ROWS)]
+    assert known == ["safety"], "panels without figures are left out"
     journeys.plot_journeys(WAYS, ROWS, str(tmp_path))
     assert (tmp_path / "plots" / "journey.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(UserError, match=r"journeys=\('base', 'c'\): must be rows"):

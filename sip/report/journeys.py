@@ -32,12 +32,16 @@ def plot_journeys(journeys: Journeys, seeds: Sequence[Rows], to: str) -> None:
     import matplotlib.pyplot as plt
 
     matplotlib.use("Agg")
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(3.2 * len(PANELS), 3.8), layout="tight")
-    for axis, (title, keys) in zip(axes, PANELS.items(), strict=True):
+    shown = [name for name in PANELS if _known(PANELS[name], journeys, seeds)] or [*PANELS][:1]
+    size = 3.2 * len(shown), 3.8
+    figure, grid = plt.subplots(1, len(shown), figsize=size, layout="tight", squeeze=False)
+    axes = grid[0]
+    for axis, title in zip(axes, shown, strict=True):
+        keys = PANELS[title]
         for i, journey in enumerate(journeys):
             for key, (line, mark, kind) in zip(keys, STYLES, strict=True):
                 at, mean, deviation = points(journey, seeds, key)
-                label = f"{own(journey, journeys)}, {kind}"
+                label = f"{own(journey, journeys)}, {kind}" if len(journeys) > 1 else kind
                 style = dict(color=f"C{i}", linestyle=line, marker=mark, markersize=4, capsize=2)
                 if len(at):
                     axis.errorbar(at, mean, deviation, label=label, **style)
@@ -48,6 +52,11 @@ def plot_journeys(journeys: Journeys, seeds: Sequence[Rows], to: str) -> None:
     directory = epath.Path(to) / "plots"
     directory.mkdir(parents=True, exist_ok=True)
     save(figure, directory / "journey.png")
+
+
+def _known(keys: Sequence[str], journeys: Journeys, seeds: Sequence[Rows]) -> bool:
+    """True if a row has one of the metrics."""
+    return any(len(points(journey, seeds, key)[0]) for journey in journeys for key in keys)
 
 
 def points(

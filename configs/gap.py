@@ -7,7 +7,7 @@ Three model sizes, each pretrained on the same documents for as many steps, and 
 trained on labelled continuations of its own base. The second command measures every base under
 every judge, for quality, safety and factuality each: does the relative gap grow with the size of
 the judge, where is it zero (facts), do thresholds carry over between sizes, and which pairing has
-the highest utility for its FLOPs? Not yet measured.
+the highest utility for its FLOPs? Answers of one seed: docs/gap.md.
 
     python -m sip.gap --config=configs/gap.py:CHECKPOINT --workdir=/tmp/mine \\
         --config.gap.problems.test=gsm8k/test.jsonl

@@ -18,9 +18,9 @@ it no longer agrees with the judge. On little text a policy can please both: rea
 the texts in runs/sip/continuations.json. `:rewriter` (also after a checkpoint and a comma) adds
     rewriter   learns to turn corrupted suffixes into suffixes, and to copy those that are not
 whose rewrites are candidates of sip. It helps where documents have such faults; on clean text most
-rewrites are copies, which are no candidates. Not yet run in full. `:debug` is tiny. Hardware: a CPU
-(8 minutes on one core for 1 MB of text); a checkpoint needs devices whose memory fits its optimiser
-state.
+rewrites are copies, which are no candidates; `:rewriter` was not run in full. `:debug` is tiny.
+Hardware: a CPU (8 minutes on one core for 1 MB of text); a checkpoint needs devices whose memory
+fits its optimiser state.
 """
 
 from typing import Any

@@ -8,9 +8,9 @@ Settings are those of configs/sip_quality_1b4.py, which lists the paper's number
 reward is the win rate by quality plus the factuality compared with the original suffix. `:debug` is
 tiny.
 
-Hardware: chosen by the variant; not yet run. Minimum times by `python -m sip.aot`: 36.8 s per step
-on 64 TPU v5e (0.85 days in all), 9.6 s on 256 v5e (0.22 days), 15.5 s on 64 v5p (0.36 days), 13.4 s
-on 64 v6e (0.31 days). `h200` has batches of 16 and is not compiled; its FLOPs alone take 28 s per
+Hardware: chosen by the variant; not yet run. Minimum times by `python -m sip.aot`: 15.9 s per step
+on 64 TPU v5e (0.37 days in all), 4.3 s on 256 v5e (0.10 days), 6.7 s on 64 v5p (0.15 days), 6.5 s
+on 64 v6e (0.15 days). `h200` has batches of 16 and is not compiled; its FLOPs alone take 12 s per
 step.
 """
 

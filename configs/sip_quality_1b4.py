@@ -14,10 +14,11 @@ of this architecture with Llama 2's tokenizer. The judge comes from configs/judg
 a server.
 `:debug` is tiny.
 
-Hardware: chosen by the variant; not yet run. Minimum times by `python -m sip.aot`: 36 s per step on
-64 TPU v5e (0.8 days in all), 10.6 s on 256 v5e (0.24 days), 15 s on 64 v5p (0.35 days), 14 s on 64
-v6e (0.3 days). The judge's 272 comparisons per prefix take nearly all of it. `h200` has batches of
-16 and is not compiled; its FLOPs alone take 26 s per step.
+Hardware: chosen by the variant; not yet run. Minimum times by `python -m sip.aot` (of the programs
+of sip_factuality_1b4.py without that aspect): 14.5 s per step on 64 TPU v5e (0.34 days in all), 4.0
+s on 256 v5e (0.09 days), 6.1 s on 64 v5p (0.14 days), 6.0 s on 64 v6e (0.14 days). The judge's 272
+comparisons per prefix take most of it. `h200` has batches of 16 and is not compiled; its FLOPs
+alone take 11 s per step.
 """
 
 import _paper

@@ -91,11 +91,13 @@ class Loose(Local):
         return 0
 
 
-def test_a_judge_is_asked_in_the_shapes_that_are_foreseen(monkeypatch):
+@pytest.mark.parametrize("schedule", ["all", "pivot", "random", "against"])
+def test_a_judge_is_asked_in_the_shapes_that_are_foreseen(schedule, monkeypatch):
     weights = (("quality", 1.0), ("factuality", 1.0), ("safety", 1.0))
     common = importlib.import_module("_common")
     wanted = config(batch=16)
-    wanted.runs.sip.judge = common.judge("local", init_from="judge", weights=weights)
+    how = common.schedule(schedule, opponents=2)
+    wanted.runs.sip.judge = common.judge("local", init_from="judge", weights=weights, schedule=how)
     wanted.runs.sip.candidates.rollouts = ((0, 4),)
     plan, seen = planned(wanted), []
     foreseen = {p.name.split()[1]: p for p in plan.programs if p.name.startswith("judge")}
@@ -121,14 +123,17 @@ def test_a_judge_is_asked_in_the_shapes_that_are_foreseen(monkeypatch):
     monkeypatch.setattr(local_generator, "program_of_stems", of_stems)
     local = Loose(LoadedModel(None, c.model, Byte(), plan.mesh), batch=c.judge.batch)
     local._cfg = SimpleNamespace(max_len=4096)
-    judge = scoring.TextJudge(local, c.judge.aspects(), dict(weights), min_mass=0.0)
-    rows = [["abcdefgh"] * 5] * 16
+    judge = scoring.TextJudge(
+        local, c.judge.aspects(), dict(weights), min_mass=0.0, schedule=c.judge.schedule
+    )
+    rows = [[f"abcdefg{i}" for i in range(5)]] * 16
     judge.score(["0123456789abcdef"] * 16, rows, ["abcdefgh"] * 16, np.ones((16, 5), bool))
     for (asked, options), aspect in zip(seen, foreseen, strict=True):
         args = foreseen[aspect].args
         assert asked == shapes(args[1:-1]) and options == args[-1].shape
         assert foreseen[aspect].calls == 1
-    assert len(foreseen["quality"].args) == 5, "pairs are leaves on stems"
+    on_stems = len(foreseen["quality"].args) == 5
+    assert on_stems == (schedule == "all"), "of other schedules few pairs share their first text"
     assert plan.notes == ("judge: no checkpoint 'judge', using preset llama31_8b",)
 
 

@@ -388,7 +388,7 @@ def test_every_jitted_program_is_among_these():
     assert {k: n for k, n in found.items() if n} == {
         "sampling.py": 2,  # rollout, reasons
         "bench/turns.py": 2,  # ceilings of the machine: no program of a run
-        "textgen/local.py": 3,  # judge, its trunks alone
+        "textgen/local.py": 3,  # judge, its pairs on stems, its trunks alone
         "judge/proofread.py": 1,  # proofreading
         "training/step.py": 4,  # init, of factors too, the updates, the moving average
         "loading.py": 4,  # other dtypes, merged factors, numbers that are not finite

@@ -438,15 +438,39 @@ def test_other_signs_of_a_fooled_judge():
 
 
 def test_a_judge_that_is_hardly_better_than_chance_is_said_to_be_weak():
-    """The recipe's judge reads quality; its accuracy is that of its own held-out pairs."""
+    """Quality has two options, so .7 is enough; factuality has three, so .6 is. Aspects that the
+    run does not ask about, and accuracies of one order, say nothing."""
     lines = audits([0.5] * 6, [0.5] * 6)
     judge = lambda **of: [run("judge", **of)]
     ask = lambda *others: verdict.fooled(config(), run(lines=lines), others)
     strong = ask(*judge(quality_accuracy=0.9, safety_accuracy=0.8))
     weak = ask(*judge(quality_accuracy=0.59, safety_accuracy=0.8, **{"quality/one_accuracy": 0.1}))
     assert (strong.kind, weak.kind) == ("good", "mixed") and "a judge is weak" in weak.title
-    (said,) = [x for x in weak.reasons if "held-out pairs" in x]
-    assert said.startswith("Its judge (run judge) is right in 59% of its held-out pairs of quality")
+    (said,) = [x for x in weak.reasons if "held-out verdicts" in x]
+    assert said.startswith(
+        "Its judge (run judge) is right in 59% of its held-out verdicts on quality (chance: 50%)"
+    )
+    asked = config(runs__sip_learned__judge__weights=(("factuality", 1.0),))
+    ask = lambda c, rate: verdict.fooled(c, run(lines=lines), judge(**rate)).kind
+    assert ask(asked, dict(factuality_accuracy=0.61, quality_accuracy=0.5)) == "good"
+    assert ask(asked, dict(factuality_accuracy=0.59, quality_accuracy=0.9)) == "mixed"
+    best = config(runs__sip_learned__judge__init_from="judge/best")
+    assert ask(best, dict(quality_accuracy=0.59)) == "mixed"
+
+
+def test_a_win_by_a_weak_judge_alone_is_no_help():
+    rows = {x: dict(win_rate_judge=0.5, win_rate_judge_se=0.01) for x in ("base", "standard")}
+    rows["sip_learned"] = dict(win_rate_judge=0.7, win_rate_judge_se=0.01)
+    own = config(runs__sip_learned__evals__baseline="standard")
+    with own.unlocked():
+        own.runs.sip_learned.evals.judge = dict(
+            backend="local", init_from="auditor", weights=(("quality", 1.0),)
+        )
+    against = lambda rate: verdict._against(
+        own, "sip_learned", "standard", rows, [run("auditor", quality_accuracy=rate)]
+    )
+    assert (against(0.9).kind, against(0.69).kind) == ("good", "mixed")
+    assert "that judge is weak" in against(0.69).title
 
 
 def test_texts_between_two_thresholds_are_said_to_be_less_varied():

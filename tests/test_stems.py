@@ -114,13 +114,24 @@ def test_stems_on_a_mesh_of_eight_equal_one_device(params, used):
     assert [trees for trees, _ in used] == [(4, 6), (4, 6)]  # 6 stems; rows fill the mesh
 
 
-def test_shapes_are_those_of_the_schedule(params, used):
-    """All pairs of 6 are 6 stems of 5 leaves, also where one candidate is out everywhere."""
+def test_shapes_are_those_of_all_rows_of_a_call(params, used):
+    """All pairs of 6 are 6 stems of 5 leaves, if one row has them all."""
     chosen(params, [pairs(TEXTS)] * 3, width=30)
-    chosen(params, [pairs(TEXTS[1:])] * 3, width=30)
+    chosen(params, [pairs(TEXTS[1:]), pairs(TEXTS), pairs(TEXTS[:3])], width=30)
     ((_, C), (_, M, K, _)), other = used
-    assert (C, M, K) == (6, 5, 6) and other[0] == used[0][0] and other[1][1:3] == (5, 6)
-    assert [stems._fan(n) for n in (272, 20, 2, 1, 0)] == [(17, 16), (5, 4), (2, 1), (1, 1), (0, 1)]
+    assert (C, M, K) == (6, 5, 6) and other[1][1:3] == (5, 6)
+    assert [stems._most(n) for n in (272, 20, 2, 1, 0)] == [16, 4, 1, 1, 1]
+
+
+def test_equal_texts_do_not_widen_the_stems_of_all(params, used):
+    """Two equal texts that follow each other would be one stem of ten leaves."""
+    texts = [*TEXTS[:5], TEXTS[4]]
+    twice = [
+        prompts.branch(ASPECT, texts[i], texts[j]) for i in range(6) for j in range(6) if i != j
+    ]
+    rows = [pairs(TEXTS), pairs(TEXTS), twice]
+    assert np.allclose(chosen(params, rows), chosen(params, rows, plain=True), atol=1e-5)
+    assert used[0][1][1:3] == (5, 6)
 
 
 def test_what_is_shared_is_counted_once(params):

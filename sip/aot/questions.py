@@ -56,10 +56,11 @@ class Recorder:
         return [[[None] * votes for _ in row] for row in branches]
 
     def _note(self, trunks, branches, options: int):
-        size = lambda text: tokens(text, bytewise=self.bytewise) + CHAT * self.chat
-        longest = max(map(size, branches[0]))
-        sizes = foreseen(branches[0], size) if options and not self.again else None
-        trunk = 1 + size(trunks[0])
+        chat = CHAT * self.chat
+        size = lambda text: tokens(text, bytewise=self.bytewise)
+        longest = max(map(size, branches[0])) + chat
+        sizes = foreseen(branches[0], size, chat) if options and not self.again else None
+        trunk = 1 + size(trunks[0]) + chat
         asked = QuestionShape(self.aspect, trunk, len(branches[0]), longest, options, sizes)
         self.asked.append(asked)
 
@@ -99,7 +100,7 @@ def questions(
         recorder = Recorder(aspect.name, bytewise, bool(wanted.chat), wanted.schedule.repeats)
         how: Any = dict(schedule=wanted.schedule, voting=wanted.voting(0))
         judge = scoring.TextJudge(recorder, (aspect,), {aspect.name: 1.0}, **how)
-        rows = [[text(suffix)] * candidates]
+        rows = [[f"{text(suffix)} {i}" for i in range(candidates)]]  # different, of one length
         judge.score([text(prefix)], rows, [text(suffix)], np.ones((1, candidates), bool))
         found += recorder.asked
     return found

@@ -21,6 +21,7 @@ from sip.models.config import ModelConfig
 from sip.structs import UserError
 from sip.text.segments import Ids, Text, tokens_of
 from sip.text.tokenizer import Byte
+from sip.textgen import stems
 from sip.textgen.local import Local
 from sip.workdir import to_json
 
@@ -53,14 +54,17 @@ def questions(
     return trunk, [prompts.branch(ASPECT, a, b) for a in texts for b in texts if a is not b]
 
 
-def prompt_tokens(trunk: Ids, branches: Sequence[Ids]) -> tuple[int, int]:
+def prompt_tokens(
+    trunk: Ids, branches: Sequence[Ids], found: stems.Stems | None = None
+) -> tuple[int, int]:
     """Returns the prompt tokens (shared, unshared).
 
-    Shared counts the trunk once plus all branches; unshared counts the trunk again for each branch.
-    Each prompt starts with BOS.
+    Shared counts the trunk once plus all branches, or plus the stems and leaves `found`; unshared
+    counts the trunk again for each branch. Each prompt starts with BOS.
     """
     own = sum(map(len, branches))
-    return 1 + len(trunk) + own, len(branches) * (1 + len(trunk)) + own
+    shared = sum(map(len, found.stems[0])) + found.read if found else own
+    return 1 + len(trunk) + shared, len(branches) * (1 + len(trunk)) + own
 
 
 def measure(
@@ -96,7 +100,8 @@ def measure(
     batch = min(BATCHES, key=lambda batch: seconds[batch][0])
     (shared, shared_cpu), unshared_2 = seconds[0], seconds[batch] * (len(branches) / len(some))
     unshared, unshared_cpu = map(float, unshared_2)
-    tokens = prompt_tokens(*_ids(trunk, branches))
+    ids = _ids(trunk, branches)
+    tokens = prompt_tokens(*ids, stems.divided([branches], [ids[1]], Byte(), 0))
     p_shared, p_unshared = _first(said[0])[0, drawn], _first(said[batch])[:, 0]
     return {
         "pairs": len(branches),

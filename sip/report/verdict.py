@@ -6,6 +6,7 @@ over-optimisation, arXiv 2210.10760): the held-out judge of the audit, alarms, e
 while the reward does not, and texts that repeat themselves.
 """
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from sip import workdir as workdirs
-from sip.judge import audit
+from sip.judge import audit, prompts
 from sip.metrics import OF_RL
 from sip.report import differences
 from sip.report.contents import RunFiles
 from sip.report.panels import CHANCE, Lines, series
 from sip.report.tables import columns_of
+from sip.structs import UserError
 from sip.text.ngrams import ngrams
 
 GOOD, BAD, MIXED, NOTE, UNKNOWN = "good", "bad", "mixed", "note", "unknown"
@@ -59,7 +61,7 @@ FALL = 0.1  # fall of an evaluation below its best that is called a loss
 AGREE = 0.6  # share of pairs in the same order; below, judge and audit hardly agree
 REPEATS = 0.5  # of the standard row's distinct word triples; below, a run repeats itself
 PLAINER = 0.8  # the same; below, its texts are said to be less varied
-WEAK = 0.7  # accuracy on held-out pairs; a judge below it is said to be weak, as chance is .5
+WEAK = 0.4  # of the way from chance to 1: a judge that is right less often is said to be weak
 FEW = 200  # word triples; fewer say nothing about repetition
 
 
@@ -180,9 +182,8 @@ def _against(config, name: str, other: str, rows, every, *, started: bool = Fals
     if better and worse:
         kind = MIXED
         title = f"{name}: better than {other} in {said(better)}; worse in {said(worse)}"
-    elif better and all(x.metric in JUDGED for x in better) and _doubted(config, name, every):
-        kind = MIXED
-        title = f"{name}: a judge prefers it, but there are signs that a judge was fooled"
+    elif better and (doubt := _doubt(config, name, better, every)):
+        kind, title = MIXED, f"{name}: a judge prefers it, but {doubt}"
     elif better:
         kind, title = GOOD, f"{name} helped: better than {other} in {said(better)}"
     elif worse:
@@ -196,13 +197,25 @@ def _against(config, name: str, other: str, rows, every, *, started: bool = Fals
 
 def _evaluator(config, name: str, every: Sequence[RunFiles]) -> list[str]:
     """Says why the judge of an evaluation is not to be trusted much."""
-    source = setting(config, f"{_continuations(config, name)}.judge.init_from")
     found = []
     if _same_judge(config, name):
         found.append("The evaluation's judge is the one that the run learned from: it flatters.")
-    for seed in dict.fromkeys(run.seed for run in every):
-        found += _weakness("The evaluation's judge", source, seed, every)
-    return found
+    return found + _weak_evaluator(config, name, every)
+
+
+def _weak_evaluator(config, name: str, every: Sequence[RunFiles]) -> list[str]:
+    key = f"{_continuations(config, name)}.judge"
+    return _weakness(config, "The evaluation's judge", key, every)
+
+
+def _doubt(config, name: str, better: Sequence[Difference], every: Sequence[RunFiles]) -> str:
+    """Says why not to believe figures that are better; "" if one of them needs no judge."""
+    metrics = {x.metric for x in better}
+    if metrics <= set(JUDGED) and _doubted(config, name, every):
+        return "there are signs that a judge was fooled"
+    if metrics == {"win_rate_judge"} and _weak_evaluator(config, name, every):
+        return "that judge is weak"
+    return ""
 
 
 def _doubted(config, name: str, every: Sequence[RunFiles]) -> bool:
@@ -514,24 +527,37 @@ def _repeats(config, run: RunFiles, every: Sequence[RunFiles]) -> Signs:
 
 def _weak(config, run: RunFiles, every: Sequence[RunFiles]) -> list[str]:
     """Says that the judge of a run, or of its audit, is weak."""
-    sources = {
-        "Its judge": _judge(config, run.name, "init_from"),
-        "The judge of its audit": setting(config, f"runs.{run.name}.audit.judge.init_from"),
-    }
-    return [said for who, x in sources.items() for said in _weakness(who, x, run.seed, every)]
+    own = f"runs.{run.name}.judge"
+    own = own if setting(config, own) is not None else f"runs.{run.name}.task.judge"
+    judges = {"Its judge": own, "The judge of its audit": f"runs.{run.name}.audit.judge"}
+    same = [x for x in every if x.seed == run.seed]
+    return [said for who, key in judges.items() for said in _weakness(config, who, key, same)]
 
 
-def _weakness(who: str, source: Any, seed: int | None, every: Sequence[RunFiles]) -> list[str]:
-    """Says in which aspects the judge that a run `source` trained is hardly better than chance on
-    the pairs that were held out."""
-    run = next((x for x in every if (x.name, x.seed) == (source, seed)), None)
-    rates = {k: x for k, x in run.figures.items() if k.endswith("_accuracy")} if run else {}
-    return [
-        f"{who} (run {source}) is right in {rate:.0%} of its held-out pairs of "
-        f"{key.removesuffix('_accuracy')} (chance: 50 %): what it prefers may be worth little."
-        for key, rate in rates.items()
-        if "/" not in key and rate < WEAK
-    ]
+def _weakness(config, who: str, key: str, every: Sequence[RunFiles]) -> list[str]:
+    """Says in which of its aspects a judge, whose section is `key`, is hardly better than chance
+    on the labels that were held out when a run trained it; a sentence per seed."""
+    source = (setting(config, f"{key}.init_from") or "").removesuffix(f"/{workdirs.BEST}")
+    found = []
+    for aspect, _ in setting(config, f"{key}.weights") or ():
+        known, chance = pathlib.PurePath(aspect).stem, _chance(aspect)
+        for run in (run for run in every if run.name == source):
+            rate = run.figures.get(f"{known}_accuracy")
+            if rate is not None and rate < chance + WEAK * (1 - chance):
+                found.append(
+                    f"{who} (run {run.title}) is right in {rate:.0%} of its held-out verdicts on "
+                    f"{known} (chance: {chance:.0%}): what it prefers may be worth little."
+                )
+    return found
+
+
+def _chance(aspect: str) -> float:
+    """The accuracy of a guess: 1 / the number of options; 1/2 of an aspect that is not built in."""
+    try:
+        options = prompts.load(aspect).options
+    except UserError:  # a file that has moved since, or a prompt of another version
+        return 0.5
+    return 1 / max(2, len(options))
 
 
 def triples(texts: Sequence[str]) -> tuple[float, int]:

@@ -140,7 +140,8 @@ class Local:
     def stats(self) -> dict[str, tuple[float, float]]:
         """Returns the tokens read and written since the last call, as (total, 1); resets them.
 
-        A trunk counts once for all its branches, and once for all calls of `keep`.
+        A trunk counts once for all its branches, a stem for all its leaves, and a trunk of `keep`
+        once for all its calls.
         """
         found = {f"judge/{name}": (float(n), 1.0) for name, n in self._spent.items()}
         self._spent.update(dict.fromkeys(self._spent, 0))

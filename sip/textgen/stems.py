@@ -59,7 +59,7 @@ def divided(
 
     Args:
         texts: The branches [b][c]. Those that follow each other with the same first segments share
-            a stem, up to M of them.
+            a stem.
         ids: Their token ids; empty for one that is not asked.
         encoder: What encoded them.
         width: The number of branches to which plain ones would be padded, if none has more.
@@ -67,35 +67,38 @@ def divided(
     if not all(_long(text) for row in texts for text in row):
         return None
     count = max(width, *map(len, ids), 0)
-    K, M = _fan(count)
-    rows = [_row(*row, encoder, M) for row in zip(texts, ids, strict=True)]
+    rows = [_row(*row, encoder, _most(count)) for row in zip(texts, ids, strict=True)]
     stems, leaves, places = (list(x) for x in zip(*rows, strict=True)) if rows else ([], [], [])
     parts = [x for row in stems for x in row] + [x for b in leaves for k in b for x in k]
     if not parts or not all(parts):
         return None
-    sizes = max(K, *map(len, stems)), M, branch_width(max(map(len, parts)))
+    most = max(len(k) for b in leaves for k in b)
+    sizes = max(map(len, stems)), most, branch_width(max(map(len, parts)))
     longest = max(len(x) for row in ids for x in row)
     return Stems(stems, leaves, places, sizes) if _worth(sizes, count, longest) else None
 
 
-def foreseen(texts: Sequence[Text], size: Callable[[Text], int]) -> Sizes | None:
-    """Returns the sizes to which all pairs of a trunk are divided, whose segments have `size`
-    tokens; None if that is not worth it."""
+def foreseen(texts: Sequence[Text], size: Callable[[Text], int], tail: int = 0) -> Sizes | None:
+    """Returns the sizes to which `divided` divides the branches of a trunk, whose segments have
+    `size` tokens and `tail` more at their end; None if that is not worth it."""
     if not texts or not all(map(_long, texts)):
         return None
-    parts = [part for text in texts for part in (text[:HEAD], text[HEAD:])]
-    sizes = *_fan(len(texts)), branch_width(max(map(size, parts)))
-    return sizes if _worth(sizes, len(texts), max(map(size, texts))) else None
+    groups = _groups([text[:HEAD] for text in texts], _most(len(texts)))
+    widest = max(max(size(text[:HEAD]), size(text[HEAD:]) + tail) for text in texts)
+    sizes = len(groups), max(map(len, groups)), branch_width(widest)
+    return sizes if _worth(sizes, len(texts), max(map(size, texts)) + tail) else None
 
 
 def _long(text: Text) -> bool:
     return isinstance(text, tuple) and len(text) > HEAD
 
 
-def _fan(count: int) -> tuple[int, int]:
-    """Returns (K, M) for `count` branches: of all pairs of K candidates, K and K - 1."""
-    M = max(1, math.isqrt(count))
-    return -(-count // M), M
+def _most(count: int) -> int:
+    """Returns the most leaves of a stem among `count` branches: K - 1 of all pairs of K texts.
+
+    Equal texts that follow each other would make a stem of twice as many.
+    """
+    return max(1, math.isqrt(count))
 
 
 def _worth(sizes: Sizes, count: int, longest: int) -> bool:
@@ -104,21 +107,29 @@ def _worth(sizes: Sizes, count: int, longest: int) -> bool:
     return K * (1 + M) * W <= WORTH * count * branch_width(longest)
 
 
+def _groups(heads: Sequence[Text], most: int) -> list[list[int]]:
+    """Returns the places of heads that follow each other and are equal, at most `most` together."""
+    found: list[list[int]] = []
+    for c, head in enumerate(heads):
+        if found and heads[found[-1][0]] == head and len(found[-1]) < most:
+            found[-1].append(c)
+        else:
+            found.append([c])
+    return found
+
+
 def _row(texts: Sequence[Text], ids: Sequence[Ids], encoder: Encoder, most: int):
     """Divides the branches of one trunk -> (stems, leaves by stem, places)."""
+    asked = [c for c, own in enumerate(ids) if own]
+    groups = _groups([texts[c][:HEAD] for c in asked], most)
     stems: list[Ids] = []
     leaves: list[list[Ids]] = []
-    places: list[tuple[int, int] | None] = []
-    head, begun = (), 0
-    for text, own in zip(texts, ids, strict=True):
-        if not own:
-            places.append(None)
-            continue
-        if not stems or text[:HEAD] != head or len(leaves[-1]) == most:
-            head = text[:HEAD]
-            begun = len(tokens_of(encoder, head))
-            stems.append(own[:begun])
-            leaves.append([])
-        places.append((len(stems) - 1, len(leaves[-1])))
-        leaves[-1].append(own[begun:])
+    places: list[tuple[int, int] | None] = [None] * len(ids)
+    for k, group in enumerate(groups):
+        members = [asked[i] for i in group]
+        begun = len(tokens_of(encoder, texts[members[0]][:HEAD]))
+        stems.append(ids[members[0]][:begun])
+        leaves.append([ids[c][begun:] for c in members])
+        for m, c in enumerate(members):
+            places[c] = k, m
     return stems, leaves, places

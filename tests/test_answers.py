@@ -161,11 +161,24 @@ def test_a_large_process_has_a_checker():
 
 
 @pytest.mark.slow  # processes that start, hang and are killed
+def spent(pid):
+    """The ticks of CPU time that a process has used."""
+    return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
+
+
+def kill_at_work(pid):
+    """Kills a process once it has worked for a tenth of a second (10 ticks)."""
+    before = spent(pid)
+    while spent(pid) < before + 10:
+        threading.Event().wait(0.01)
+    os.kill(pid, signal.SIGKILL)
+
+
 def test_a_process_that_dies_costs_its_answers_only(checker):
     assert check(checker, ("x+1", "1+x")) == ["right"]
     process = checker._process[0]
     busy = children(process.pid)[0]
-    threading.Timer(0.3, os.kill, (busy, signal.SIGKILL)).start()  # while it works
+    threading.Thread(target=kill_at_work, args=(busy,), daemon=True).start()
     around = [(f"x+{n}", f"{n}+x") for n in range(5)]
     verdicts = check(checker, ("5", HANGS), ("5", "8^{8^{8^{8}}}"), *around)
     assert sorted(verdicts[:2]) == ["died", "timeout"] and verdicts[2:] == ["right"] * 5

@@ -137,11 +137,16 @@ def test_a_checkpoint_of_four_processes_goes_on_on_other_devices(alone):
 
 @pytest.mark.slow
 def test_the_micro_world_rehearses_a_pod(tmp_path, monkeypatch):
-    """Four processes run the recipe with three faults: SIGKILL, SIGTERM, and a suspension."""
+    """Four processes run the recipe with three faults: SIGKILL, SIGTERM, and a suspension.
+
+    Its first run saves every fourth step and is longer, so that the fault that comes during a save
+    does not find the recipe nearly at its end.
+    """
     monkeypatch.chdir(ROOT)
     workdir = tmp_path / "pod"
-    flags = [*FOUR, "--faults=kill,term,slow", f"--watch={workdir}", "--lines=1,6"]
-    assert rehearse.main([*flags, *four(workdir, Path(f"{CONFIG}:debug"))]) == 0
+    more = ("--config.runs.base.steps=60", "--config.runs.base.checkpoint.every_steps=4")
+    flags = [*FOUR, "--faults=kill,term,slow", f"--watch={workdir}", "--lines=1,3"]
+    assert rehearse.main([*flags, *four(workdir, Path(f"{CONFIG}:debug"), *more)]) == 0
     order = json.loads((workdir / "config.json").read_text())["order"]
     assert all((workdir / "runs" / name / "done.json").exists() for name in order)
     assert json.loads((workdir / "summary.json").read_text())["rows"]

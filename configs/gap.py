@@ -71,9 +71,9 @@ def three_sizes(debug: bool) -> ConfigDict:
     base, judge = config.runs.base, config.runs.judge
     config.runs = {}
     for size, width in WIDTHS.items():
-        measures = shape(width // 8 if debug else width)
-        config.runs[f"base_{size}"] = sized(base, measures)
-        config.runs[f"judge_{size}"] = taught(judge, measures, f"base_{size}")
+        shape = measures(width // 8 if debug else width)
+        config.runs[f"base_{size}"] = sized(base, shape)
+        config.runs[f"judge_{size}"] = taught(judge, shape, f"base_{size}")
     bases = [f"base_{size}" for size in WIDTHS]
     config.order = tuple(config.runs)
     config.report = dict(rows=tuple(bases), judge="judge_large", standard="")
@@ -99,7 +99,7 @@ def three_sizes(debug: bool) -> ConfigDict:
     return config
 
 
-def shape(width: int) -> dict:
+def measures(width: int) -> dict:
     """Returns the measures of a model of some width."""
     return dict(width=width, head_dim=width // 4, hidden=2 * width)
 

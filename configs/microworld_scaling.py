@@ -47,7 +47,7 @@ def sizes(config, sip, debug: bool) -> ConfigDict:
     """Builds a base of each width, and beside each standard pretraining and SIP."""
     base, standard, config.runs = config.runs.base, config.runs.standard, {}
     for size, width in gap.WIDTHS.items():
-        shape = gap.shape(width // 8 if debug else width)
+        shape = gap.measures(width // 8 if debug else width)
         config.runs[f"base_{size}"] = gap.sized(base, shape)
         for name, run in dict(standard=standard, sip=sip).items():
             made = config.runs[f"{name}_{size}"] = gap.sized(run, shape)

@@ -160,7 +160,6 @@ def test_a_large_process_has_a_checker():
     assert done.stdout.strip() == "['right', 'wrong']", done.stderr
 
 
-@pytest.mark.slow  # processes that start, hang and are killed
 def spent(pid):
     """The ticks of CPU time that a process has used."""
     return sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
@@ -174,6 +173,7 @@ def kill_at_work(pid):
     os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow  # processes that start, hang and are killed
 def test_a_process_that_dies_costs_its_answers_only(checker):
     assert check(checker, ("x+1", "1+x")) == ["right"]
     process = checker._process[0]

@@ -301,8 +301,7 @@ def test_no_more_logits_exist_than_one_chunk_of_each_document(name):
 
 # Fewer positions than a chunk.
 FEW = ("dpo", "rf_nll", "rollout", "judge", "judge's branches", "reasons", "judge training")
-FEW += ("judge's pairs",)
-FEW += ("answers", "rewrites")
+FEW += ("judge's pairs", "answers", "rewrites")
 CHUNKED = [n for n in MODELS if n not in FEW]
 
 

@@ -62,8 +62,7 @@ def prompt_tokens(
     Shared counts the trunk once plus all branches, or plus the stems and leaves `found`; unshared
     counts the trunk again for each branch. Each prompt starts with BOS.
     """
-    own = sum(map(len, branches))
-    shared = sum(map(len, found.stems[0])) + found.read if found else own
+    shared, own = (sum(map(len, x)) for x in (found.parts(0) if found else branches, branches))
     return 1 + len(trunk) + shared, len(branches) * (1 + len(trunk)) + own
 
 

@@ -332,19 +332,17 @@ def needed(cfg: ModelConfig, trunk: Ids, branches: Sequence[Ids], found: Stems |
     """Returns the FLOPs that prompts need, with one trunk, its stems once, and a scored position
     per branch; without `found` no branches share a stem."""
     T = len(trunk)
-    if found is None:
-        heads, ends = [0] * len(branches), [len(ids) for ids in branches]
-    else:
-        heads = [len(ids) for ids in found.stems[0]]
-        leaves = zip(heads, found.leaves[0], strict=True)
-        ends = [head + len(ids) for head, own in leaves for ids in own]
-        heads = [head for head, own in zip(heads, found.leaves[0], strict=True) for _ in own]
+    until = lambda end, scored=0: operations(cfg, T, 1, end, scored)  # the trunk and one branch
     alone = operations(cfg, T)
-    begun = functools.cache(lambda head: operations(cfg, T, 1, head) - alone if head else 0.0)
-    whole = functools.cache(lambda end: operations(cfg, T, 1, end, 1) - alone)
-    each = [whole(end) - begun(head) for head, end in zip(heads, ends, strict=True)]
-    stems = [begun(len(ids)) for ids in found.stems[0]] if found else []
-    return alone + sum(stems) + sum(each)
+    if found is None:
+        return alone + sum(until(len(ids), 1) - alone for ids in branches)
+    heads = [len(ids) for ids in found.stems[0]]
+    leaves = [
+        until(head + len(ids), 1) - until(head)
+        for head, own in zip(heads, found.leaves[0], strict=True)
+        for ids in own
+    ]
+    return alone + sum(until(head) - alone for head in heads) + sum(leaves)
 
 
 def executed(cfg: ModelConfig, trunk: Ids, branches: Sequence[Ids], found: Stems | None) -> float:

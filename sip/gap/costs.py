@@ -90,7 +90,5 @@ class Metered:
             if not row:
                 continue
             own = len(tokens_of(self._cached, trunk))
-            heads = found.stems[b] if found else row
-            self.read += own + sum(map(len, heads))
+            self.read += own + sum(map(len, found.parts(b) if found else row))
             self.longest = max(self.longest, own + max(map(len, row)))
-        self.read += found.read if found else 0

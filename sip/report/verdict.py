@@ -361,10 +361,11 @@ def fooled(config, run: RunFiles, every: Sequence[RunFiles]) -> Finding | None:
         _unwatched(config, run) if OF_RL in keys else _audit(config, run),
         _evaluated(run),
         _repeats(config, run, every),
-        ([], [], weak := _weak(config, run, every)),
     ):
         for into, said in zip((doubts, trust, unknown), sign, strict=True):
             into += said
+    weak = _weak(config, run, every)
+    unknown += weak
     if nll := _left(config, run, every):
         doubts.append(nll)
     accuracy = _judge(config, run.name, "accuracy")
@@ -387,9 +388,14 @@ def _sentence(title: str, what: str, doubts, trust, unknown, *, weak: bool) -> F
 
 
 def _judge(config, name: str, key: str) -> Any:
-    """A key of the judge that a run learns from, which RL has in its task."""
-    own = setting(config, f"runs.{name}.judge.{key}")
-    return setting(config, f"runs.{name}.task.judge.{key}") if own is None else own
+    """A key of the judge that a run learns from."""
+    return setting(config, f"{_judge_section(config, name)}.{key}")
+
+
+def _judge_section(config, name: str) -> str:
+    """The key of the judge that a run learns from, which RL has in its task."""
+    own = f"runs.{name}.judge"
+    return f"runs.{name}.task.judge" if setting(config, own) is None else own
 
 
 def _rewards(config, name: str) -> list[str]:
@@ -527,9 +533,10 @@ def _repeats(config, run: RunFiles, every: Sequence[RunFiles]) -> Signs:
 
 def _weak(config, run: RunFiles, every: Sequence[RunFiles]) -> list[str]:
     """Says that the judge of a run, or of its audit, is weak."""
-    own = f"runs.{run.name}.judge"
-    own = own if setting(config, own) is not None else f"runs.{run.name}.task.judge"
-    judges = {"Its judge": own, "The judge of its audit": f"runs.{run.name}.audit.judge"}
+    judges = {
+        "Its judge": _judge_section(config, run.name),
+        "The judge of its audit": f"runs.{run.name}.audit.judge",
+    }
     same = [x for x in every if x.seed == run.seed]
     return [said for who, key in judges.items() for said in _weakness(config, who, key, same)]
 

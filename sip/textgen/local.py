@@ -199,8 +199,7 @@ class Local:
 
     def _on_stems(self, trunk_ids, found: stems.Stems, options_O) -> np.ndarray:
         """Returns logp_BCO of branches that are divided into stems and leaves."""
-        self._count(trunk_ids, found.stems)
-        self._spent["prompt_tokens"] += found.read
+        self._count(trunk_ids, [found.parts(b) for b in range(len(trunk_ids))])
         K, _, W = found.sizes
 
         def ask(tree, rows):
@@ -213,9 +212,9 @@ class Local:
         for rows, logp in self._in_batches(trunk_ids, found.stems, ask, width=K, longest=W):
             logp_BNO = fetch(logp)
             for at, b in enumerate(rows):
-                for c, place in enumerate(found.places[b]):
-                    if place:
-                        out_BCO[b, c] = logp_BNO[at, place[1] * K + place[0]]
+                asked = [c for c, place in enumerate(found.places[b]) if place]
+                order = [m * K + k for k, m in filter(None, found.places[b])]
+                out_BCO[b, asked] = logp_BNO[at, order]
         return out_BCO
 
     def _cache(self, kept: Kept, first: int, tree: Tree) -> decoder.Cache | None:
@@ -264,7 +263,9 @@ class Local:
                     said[b][c][j] = text if ended else Cut(text)
         return said
 
-    def _in_batches(self, trunk_ids, branch_ids, ask, *, fixed=False, width=0, longest=0):
+    def _in_batches(
+        self, trunk_ids, branch_ids, ask, *, fixed: bool = False, width: int = 0, longest: int = 0
+    ):
         """Returns (rows, result) per batch; results are dispatched, not waited for.
 
         Takes the rows with a non-empty branch, sorted by bucketed lengths, so that a long row does

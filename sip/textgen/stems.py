@@ -8,6 +8,7 @@ each pair is a leaf on it, which attends to trunk and stem. Verdicts are those o
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -30,10 +31,9 @@ class Stems:
     places: list[list[tuple[int, int] | None]]  # (k, m) of each branch [b][c]; None: not asked
     sizes: Sizes
 
-    @property
-    def read(self) -> int:
-        """The number of tokens of leaves."""
-        return sum(len(ids) for row in self.leaves for leaves in row for ids in leaves)
+    def parts(self, b: int) -> list[Ids]:
+        """Returns what is read of the branches of trunk `b`: its stems and its leaves."""
+        return [*self.stems[b], *chain.from_iterable(self.leaves[b])]
 
     def padded(self, rows: Sequence[int], B: int, pad: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns (leaf_BMKW, last_BMK) of some trunks, filled up to B with empty ones: tokens, and

@@ -134,13 +134,14 @@ def runs() -> dict:
             optim=common.adamw(6e-4, warmup_steps=10),
         ),
         sip_learned=common.sip_run(
-            # Chosen on validation. Rollouts start at step 60: a policy that has not yet learned
-            # from better suffixes exploits a learned judge earlier.
+            # Chosen on validation, seeds 0, 1 and 3. Rollouts start at step 40: a policy that has
+            # not yet learned from better suffixes exploits a learned judge earlier. After some 60
+            # updates with rollouts it exploits the judge too: it repeats facts.
             **{
                 **sip,
-                "steps": 200,
+                "steps": 100,
                 "optim": common.adamw(4.5e-4, warmup_steps=10),
-                "candidates": common.candidates(since=60),
+                "candidates": common.candidates(since=40),
             },
             judge=common.judge("local", init_from="judge", proofread=READ),
             rewriter=common.rewriter("local", init_from="rewriter"),
@@ -167,24 +168,28 @@ def tutor_run(model) -> ConfigDict:
 
 
 def judge_run(model) -> ConfigDict:
-    """Builds the judge's run: base with copies of its layers on top, trained on labels."""
+    """Builds the judge's run: the tutor with copies of its layers on top, trained on labels.
+
+    Rollouts of the tutor, not of the base, are labelled: the policy soon writes as well as the
+    tutor, and the judge must tell apart texts that both have no gross fault.
+    """
     return common.judge_run(
         model=dict(model, layers=4),
         split=JUDGE,
         steps=320,
         batch=16,
-        init_from="base",
+        init_from="tutor",
         optim=common.adamw(1.5e-3, warmup_steps=20),
         labels=dict(
             per_prefix=dict(quality=8, safety=1, factuality=3),
-            source="base",
+            source="tutor",
             documents=5120,
             held_out=300,
-            rollouts=2,
+            rollouts=3,
             temperatures=(1.0, 0.5),
             rewrites=True,
             reference="suffix",
-            corruptions=5,
+            corruptions=3,
             proofread=READ,
             grades=dict(quality="grade"),
             grades_weight=1.0,
@@ -193,13 +198,13 @@ def judge_run(model) -> ConfigDict:
 
 
 def rewriter_run(model) -> ConfigDict:
-    """Builds the rewriter's run: base with copied layers on top, trained on corrected suffixes."""
+    """Builds the rewriter's run: the tutor with copied layers on top, trained on corrections."""
     return common.rewriter_run(
         model=dict(model, layers=4),
         split=JUDGE,
-        steps=800,
+        steps=300,
         batch=32,
-        init_from="base",
+        init_from="tutor",
         optim=common.adamw(4e-3, warmup_steps=20),
         rewrites=dict(prompt="rewrite", documents=9600, held_out=1000),
     )

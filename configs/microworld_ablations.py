@@ -72,8 +72,11 @@ def get_config(arg: str = "") -> ConfigDict:
     names = variants.named(words, found, WORDS, "microworld_ablations.py")
     needed = ("base",)
     if "truth" not in words:
-        needed += ("tutor", "judge") if not set(names) <= {*FIXED, *UNJUDGED} else ()
-        needed += ("rewriter",) if any(rewritten(found[name]) for name in names) else ()
+        judged = not set(names) <= {*FIXED, *UNJUDGED}
+        wrote = any(rewritten(found[name]) for name in names)
+        needed += ("tutor",) if judged or wrote else ()  # both begin as the tutor
+        needed += ("judge",) if judged else ()
+        needed += ("rewriter",) if wrote else ()
     config.runs = {n: config.runs[n] for n in needed} | {n: found[n] for n in names}
     config.order = (*needed, *names)
     config.report = dict(

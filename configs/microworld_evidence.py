@@ -77,7 +77,7 @@ def untaught_judge(judge: Any, debug: bool) -> ConfigDict:
         split=judge.split,
         steps=6 if debug else 200,
         batch=judge.batch,
-        init_from=judge.init_from,
+        init_from="base",  # the tutor has learned from the ground truth
         optim=judge.optim,
         aspect="quality",
         kinds=own_text.CORRUPTIONS,

@@ -17,7 +17,7 @@ import _variants as variants
 import microworld
 from ml_collections import ConfigDict
 
-START = 250  # supervised steps, of microworld.py's 800, so that most rewrites have a wrong word
+START, FULL = 250, 800  # supervised steps, of so many: most rewrites still have a wrong word
 VARIANTS = {"truth", "debug"}
 
 
@@ -29,10 +29,11 @@ def get_config(arg: str = "") -> ConfigDict:
     debug, known = "debug" in wanted, "truth" in wanted
     config: Any = microworld.get_config("debug" if debug else "")
     runs = config.runs
+    runs.rewriter.init_from = "base"  # microworld.py's begins as the tutor, which hardly errs
     base, tutor, judge, rewriter = runs.base, runs.tutor, runs.judge, runs.rewriter
     if not debug:
         # The learning-rate schedule keeps its full length; only the run ends earlier.
-        rewriter.optim.steps, rewriter.steps = rewriter.steps, START
+        rewriter.optim.steps, rewriter.steps = FULL, START
     rewriter_rl = rl.rewriter_run(
         model=rewriter.model,
         split=rewriter.split,

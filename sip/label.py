@@ -121,7 +121,7 @@ def candidates(corpus: corpora.Corpus, tokenizer: Tokenizer, asked, seed: int) -
 def make_spoiled(aspect, tokenizer, asked, asking) -> dict[str, Made]:
     """Makes pairs of a suffix and its corrupted version, by each of --spoilers."""
     names = [name for name in _SPOILERS.value if name != MODEL]
-    found = dict(synthesis.by_rule(names, asked.suffixes, asking.seed))
+    found = dict(synthesis.by_rule(names, asked.prefixes, asked.suffixes, asking.seed))
     if MODEL in _SPOILERS.value:
         spoiler = synthesis.load_spoiler(_SPOIL_PROMPT.value)
         found[MODEL] = synthesis.by_model(

@@ -6,7 +6,7 @@ from sip.judge.labels import corruptions
 
 TEXT = " one two. three four. five six."
 PHRASES = corruptions.Phrases(["one two. tre quattro", "three four. cinque"])
-OTHERS = corruptions.Others(" uno due. tre quattro. cinque sei.", PHRASES)
+OTHERS = corruptions.Others(" uno due. tre quattro. cinque sei.", PHRASES, "A said b. c")
 
 
 def test_spoilers_change_the_text_and_keep_its_leading_space():
@@ -26,10 +26,25 @@ def test_an_echo_says_a_whole_sentence_twice_in_the_place_of_the_next():
     assert corruptions.repeat_sentence(" only one", OTHERS, rng) == " only one"
 
 
+def test_a_recalled_sentence_is_a_whole_one_of_the_prefix_and_the_first_one_stays():
+    others = corruptions.Others("", PHRASES, "About Ann. She naps! Ann reads. She has")
+    said = {
+        corruptions.recall_sentence(" a b. c d. e f.", others, np.random.default_rng(i))
+        for i in range(60)
+    }
+    again = ("About Ann.", "She naps!", "Ann reads.")
+    assert said == {f" a b. {one} e f." for one in again} | {f" a b. c d. {one}" for one in again}
+    rng = np.random.default_rng(0)
+    assert corruptions.recall_sentence(" a b c d.", others, rng) == " a b c d."
+    assert corruptions.recall_sentence(" a b. c d.", OTHERS, rng) == " a b. A said"  # no longer
+    nothing = corruptions.Others("", PHRASES, "She has. no")
+    assert corruptions.recall_sentence(" a. b.", nothing, rng) == " a. She"
+
+
 def test_a_substitute_follows_the_same_two_words_elsewhere_and_keeps_the_mark():
     rng = np.random.default_rng(0)
     others = corruptions.Others(
-        "", corruptions.Phrases(["he drinks red wine, always", "drinks red tea."])
+        "", corruptions.Phrases(["he drinks red wine, always", "drinks red tea."]), ""
     )
     said = {corruptions.substitute(" he drinks red wine.", others, rng) for _ in range(20)}
     assert said == {" he drinks red tea."}

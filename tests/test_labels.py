@@ -109,10 +109,12 @@ def test_each_prefix_shows_as_many_labels_as_it_has_candidates_for():
 def test_a_corrected_suffix_and_what_is_spoiled_know_what_they_were_made_from():
     suffix, better = " one two. three four. five six.", " one two. three five. five six."
     pools = [[" roll", better], [" other"]]
-    found = labels.candidates([suffix, " uno due. tre."], pools, corruptions=5, seed=0)[0]
+    found = labels.candidates(["", ""], [suffix, " uno due. tre."], pools, corruptions=5, seed=0)[0]
     assert found.texts[:3] == [suffix, " roll", better]
     assert found.origin[:3] == [-1, -1, 0] and {0, 2} >= set(found.origin[3:]) != set()
-    kept = labels.candidates([" one two."], [[" roll", " one two."]], corruptions=0, seed=0)[0]
+    kept = labels.candidates([""], [" one two."], [[" roll", " one two."]], corruptions=0, seed=0)[
+        0
+    ]
     assert kept.origin == [-1, -1]
 
 
@@ -133,7 +135,7 @@ def test_frequent_classes_are_cut_to_the_rarest_or_half_a_fair_share():
 
 
 def test_spoilers_survive_short_and_empty_texts():
-    texts = labels.candidates([" a", "", " "], [[], [" b"], [""]], corruptions=4, seed=0)
+    texts = labels.candidates([""] * 3, [" a", "", " "], [[], [" b"], [""]], corruptions=4, seed=0)
     assert texts[0].texts[0] == " a" and [t.texts for t in texts[1:]] == [[" b"], []]
 
 

@@ -148,11 +148,12 @@ def test_a_rewriter_learns_to_undo_corruptions_without_a_ground_truth(tmp_path):
     assert config.order == ("base", "judge", "auditor", "rewriter", "standard", "sip")
     assert config.runs.sip.candidates.rewrite and config.runs.sip.rewriter.init_from == "rewriter"
     suffixes = [f" {a} {b} {c}." for a, b, c in itertools.permutations(WORDS[:4], 3)]
-    given = synthesis.in_turn(("swap", "shuffle"), suffixes, 0)
+    given = synthesis.in_turn(("swap", "shuffle"), suffixes, suffixes, 0)
     assert (
-        given == synthesis.in_turn(("swap", "shuffle"), suffixes, 0) and given[::3] == suffixes[::3]
+        given == synthesis.in_turn(("swap", "shuffle"), suffixes, suffixes, 0)
+        and given[::3] == suffixes[::3]
     )
-    swapped = dict(synthesis.by_rule(("swap", "shuffle"), suffixes, 0))["swap"]
+    swapped = dict(synthesis.by_rule(("swap", "shuffle"), suffixes, suffixes, 0))["swap"]
     assert given[1::3] == swapped[1::3] != suffixes[1::3]
     prompt, prefixes = rewriter.load("rewrite"), ["a b"] * len(suffixes)
     made = rewrites.make(Byte(), prompt, prefixes, given, suffixes, max_len=200)

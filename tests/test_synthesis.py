@@ -86,11 +86,13 @@ def test_rules_spoil_by_name_the_same_again_whatever_stands_after():
     suffixes = [f" On {i} May Mr Gray saw Bath {n} times, and left." for i, n in
                 ((1, "two"), (22, "nine"), (13, "ten"))]  # fmt: skip
     names = ["shuffle", "name", "number"]
-    one, two = (dict(synthesis.by_rule(names, suffixes, seed)) for seed in (0, 0))
-    assert one == two != dict(synthesis.by_rule(names, suffixes, 1)) and list(one) == names
+    one, two = (dict(synthesis.by_rule(names, suffixes, suffixes, seed)) for seed in (0, 0))
+    assert (
+        one == two != dict(synthesis.by_rule(names, suffixes, suffixes, 1)) and list(one) == names
+    )
     assert all(a != b for row in one.values() for a, b in zip(row, suffixes, strict=True))
     with pytest.raises(UserError, match="unknown spoiler 'rhyme'; choose from shuffle, "):
-        synthesis.by_rule(["rhyme"], suffixes, 0)
+        synthesis.by_rule(["rhyme"], suffixes, suffixes, 0)
 
 
 SAID = {  # what the votes say of a text, and what comes of it
@@ -249,7 +251,7 @@ def test_what_cannot_be_is_named(make, message):
 
 
 def spoil(name, text, other="", tries=40):
-    others = corruptions.Others(other, corruptions.Phrases([]))
+    others = corruptions.Others(other, corruptions.Phrases([]), "")
     return {corruptions.EVERY[name](text, others, np.random.default_rng(i)) for i in range(tries)}
 
 

@@ -215,11 +215,11 @@ def world_pools(truth: MicroworldTruth, rng, K: int) -> tuple[list[str], list[li
     suffixes = [text[a:b] for text, (a, b) in zip(documents, cuts, strict=True)]
     rewrites = truth.rewrite(prefixes, suffixes, SUFFIX_WORDS)
     pools, phrases = [], Phrases(suffixes)
-    for suffix, rewrite in zip(suffixes, rewrites, strict=True):
+    for prefix, suffix, rewrite in zip(prefixes, suffixes, rewrites, strict=True):
         pool = dict.fromkeys([suffix, rewrite])
         while len(pool) < K:  # a dict drops duplicates; draw until K texts differ
             spoil = list(CORRUPTIONS.values())[int(rng.integers(len(CORRUPTIONS)))]
-            others = Others(suffixes[int(rng.integers(len(suffixes)))], phrases)
+            others = Others(suffixes[int(rng.integers(len(suffixes)))], phrases, prefix)
             pool[spoil((suffix, rewrite)[int(rng.integers(2))], others, rng)] = None
         pools.append(list(pool))
     return prefixes, pools

@@ -48,7 +48,7 @@ def evaluate(
     asked = continuations.prompts(corpus.chunks, range(held_out), model.tokenizer)
     local = LocalRewriter(model, prompt=prompt, sampling=continuations.GREEDY, batch=batch)
     if kinds:
-        given = synthesis.in_turn(kinds, asked.suffixes, 0)
+        given = synthesis.in_turn(kinds, asked.prefixes, asked.suffixes, 0)
         return loop.ratios([repaired(local, model.tokenizer, asked, given)])
     truth = corpus.documents.truth
     if truth is not None:

@@ -270,7 +270,8 @@ def corrupted(run: Run, wanted: CorruptedConfig, split: str, mesh, *, max_len: i
     def examples(split: str, documents: int, seed: int) -> dict[str, LabelledPrompts]:
         corpus = run.corpus(split)
         asked = continuations.prompts(corpus.chunks, range(documents), run.tokenizer)
-        found = [versions for _, versions in synthesis.by_rule(wanted.kinds, asked.suffixes, seed)]
+        spoiled = synthesis.by_rule(wanted.kinds, asked.prefixes, asked.suffixes, seed)
+        found = [versions for _, versions in spoiled]
         if source:
             rows = _rollouts(source, asked, wanted.rollouts, 1.0, corpus.cut.suffix, seed)
             found += map(list, zip(*rows, strict=True))

@@ -278,7 +278,12 @@ def _compared(run: Run, c, mesh, end: bool) -> dict[str, list[Tokens]]:
         most = corpus.cut.suffix
         trim = lambda text: run.tokenizer.decode(run.tokenizer.encode(text)[:most])
         found = labels.candidates(
-            asked.suffixes, pools, corruptions=wanted.corruptions, seed=seed, trim=trim
+            asked.prefixes,
+            asked.suffixes,
+            pools,
+            corruptions=wanted.corruptions,
+            seed=seed,
+            trim=trim,
         )
         pairs = compared(
             corpus.ground_truth("task.labels"),

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ENDS = (".", "!", "?")
+
 
 class Phrases:
     """An index of many texts: the words that follow each pair of words."""
@@ -23,10 +25,11 @@ class Phrases:
 
 @dataclass(frozen=True)
 class Others:
-    """Material from other documents for a corruption."""
+    """Other texts that a corruption takes its words from."""
 
     suffix: str  # the suffix of one other document
     follows: Phrases  # the phrases of all documents
+    prefix: str  # the text's own prefix
 
 
 def shuffle_words(text: str, others: Others, rng: np.random.Generator) -> str:
@@ -47,17 +50,26 @@ def repeat_phrase(text: str, others: Others, rng: np.random.Generator) -> str:
 def repeat_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
     """Replaces a sentence by a copy of the one before it: well written, but without content."""
     del others
-    sentences = re.findall(r"[^.!?]*[.!?]|[^.!?]+$", text)
+    sentences = _sentences(text)
     if len(sentences) < 2:
         return text
     at = int(rng.integers(0, len(sentences) - 1))
-    again = sentences[at].strip()
-    if (
-        at == 0 and len(sentences) > 2
-    ):  # the first one may be only the end of the prefix's last sentence
-        at, again = 1, sentences[1].strip()
-    cut = sentences[: at + 1] + [" " + again] + sentences[at + 2 :]
-    return _joined(text, "".join(cut).split()[: len(text.split())])
+    if at == 0 and len(sentences) > 2:
+        at = 1  # the first one may be only the end of the prefix's last sentence
+    return _replaced(text, at + 1, sentences[at])
+
+
+def recall_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
+    """Replaces a sentence by a copy of one of the prefix: well written, but said before.
+
+    The first sentence stays, as it may be only the end of the prefix's last one.
+    """
+    sentences = _sentences(text)
+    said = [each for each in _sentences(others.prefix) if each.endswith(ENDS) and " " in each]
+    if len(sentences) < 2 or not said:
+        return text
+    at = int(rng.integers(1, len(sentences)))
+    return _replaced(text, at, said[int(rng.integers(len(said)))])
 
 
 def splice(text: str, others: Others, rng: np.random.Generator) -> str:
@@ -157,6 +169,18 @@ def _other_numeral(word: str, rng: np.random.Generator) -> str:
     return other.capitalize() if word[0].isupper() else other
 
 
+def _sentences(text: str) -> list[str]:
+    """Cuts a text after each full stop, exclamation mark and question mark."""
+    return re.findall(r"[^.!?]*[.!?]|[^.!?]+$", text)
+
+
+def _replaced(text: str, at: int, sentence: str) -> str:
+    """Replaces sentence `at` of the text. The text gets no longer than it was, in words."""
+    sentences = _sentences(text)
+    sentences[at] = " " + sentence.strip()
+    return _joined(text, "".join(sentences).split()[: len(text.split())])
+
+
 def _letters(word: str) -> str:
     """The word without trailing punctuation."""
     return word.rstrip(".,!?")
@@ -171,6 +195,7 @@ CORRUPTIONS: dict[str, Callable[[str, Others, np.random.Generator], str]] = {
     "shuffle": shuffle_words,
     "repeat": repeat_phrase,
     "echo": repeat_sentence,
+    "recall": recall_sentence,
     "splice": splice,
     "swap": swap_word,
     "substitute": substitute,

@@ -69,6 +69,7 @@ class Candidates:
 
 
 def candidates(
+    prefixes: Sequence[str],
     suffixes: Sequence[str],
     pools: Sequence[Sequence[str]],
     *,
@@ -88,7 +89,7 @@ def candidates(
         texts = dict.fromkeys([text for text in (suffix, *pool) if text.strip()], -1)
         if suffix.strip():
             other = suffixes[(i + int(rng.integers(1, max(len(suffixes), 2)))) % len(suffixes)]
-            others = Others(other, phrases)
+            others = Others(other, phrases, prefixes[i])
             whole = [text for text in (suffix, *pool[-1:]) if text.strip()]
             texts.update(dict.fromkeys(whole[1:], 0) if whole[-1] != suffix else {})
             for kind in rng.choice(list(CORRUPTIONS), corruptions, replace=False):
@@ -133,7 +134,7 @@ def make(
     mark = proofreader.config.mark if proofreader else ""
     trim = lambda text: tokenizer.decode(tokenizer.encode(plain(text, mark))[: most or None])
     suffixes = [plain(suffix, mark) for suffix in suffixes]
-    found = candidates(suffixes, pools, corruptions=corruptions, seed=seed, trim=trim)
+    found = candidates(prefixes, suffixes, pools, corruptions=corruptions, seed=seed, trim=trim)
     texts = [each.texts for each in found]
     sizes = [len(row) for row in texts]
     repeated = [p for p, row in zip(prefixes, texts, strict=True) for _ in row]

@@ -87,7 +87,9 @@ def _cleaned(said: Said, suffix: str) -> Said:
     return suffix[: len(suffix) - len(suffix.lstrip())] + first
 
 
-def by_rule(names: Sequence[str], suffixes: Sequence[str], seed: int) -> list[tuple[str, Spoiled]]:
+def by_rule(
+    names: Sequence[str], prefixes: Sequence[str], suffixes: Sequence[str], seed: int
+) -> list[tuple[str, Spoiled]]:
     """Corrupts all suffixes by each of the corruptions `names`. Returns [(name, versions), ...].
 
     Random numbers depend on the seed and the suffix's index only. Raises UserError for an unknown
@@ -101,14 +103,16 @@ def by_rule(names: Sequence[str], suffixes: Sequence[str], seed: int) -> list[tu
         rng = np.random.default_rng((seed, i))
         other = suffixes[(i + int(rng.integers(1, max(len(suffixes), 2)))) % len(suffixes)]
         for name in names:
-            found[name].append(EVERY[name](suffix, Others(other, phrases), rng))
+            found[name].append(EVERY[name](suffix, Others(other, phrases, prefixes[i]), rng))
     return list(found.items())
 
 
-def in_turn(names: Sequence[str], suffixes: Sequence[str], seed: int) -> list[str]:
+def in_turn(
+    names: Sequence[str], prefixes: Sequence[str], suffixes: Sequence[str], seed: int
+) -> list[str]:
     """Corrupts the suffixes by the corruptions `names` in turn; the first one of each round stays
     as it is."""
-    rows: list[Any] = [suffixes, *(versions for _, versions in by_rule(names, suffixes, seed))]
+    rows: list[Any] = [suffixes, *(row for _, row in by_rule(names, prefixes, suffixes, seed))]
     return [rows[i % len(rows)][i] for i in range(len(suffixes))]
 
 

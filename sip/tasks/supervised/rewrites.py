@@ -78,7 +78,8 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     prompt = rewriter.load(wanted.prompt)
     asked = continuations.prompts(corpus.chunks, range(wanted.documents), run.tokenizer)
     if wanted.kinds:
-        given, better = synthesis.in_turn(wanted.kinds, asked.suffixes, run.seed), asked.suffixes
+        better = asked.suffixes
+        given = synthesis.in_turn(wanted.kinds, asked.prefixes, better, run.seed)
     else:
         truth = corpus.ground_truth("task.name rewrites")
         given = asked.suffixes

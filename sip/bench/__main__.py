@@ -15,6 +15,9 @@ its workdir.
 `reader`: factuality accuracy of a perfect reader of the judge's prompts on --prefixes test
 prefixes, next to the judge's own accuracy (sip/bench/factuality_ceiling.py). Needs --judge.
 
+`ranking`: accuracy of a judge (--judge) on pairs of --candidates rollouts of a policy (--policy) on
+--prefixes validation prefixes, by what differs between the two (sip/bench/ranking.py).
+
 Speed, in turn with our own plain sequences, and with --against=hf also with transformers and torch
 (in --peer_python): same weights, results compared, medians, memory, and shares of the machine's
 ceilings (sip/bench/speed.py).
@@ -32,6 +35,7 @@ from sip.bench.compiling import bench_compile
 from sip.bench.factuality_ceiling import bench_reader
 from sip.bench.host import bench_host
 from sip.bench.int8 import bench_int8
+from sip.bench.ranking import bench_ranking
 from sip.bench.schedules import bench_schedules
 from sip.bench.sharing import bench_sharing
 from sip.bench.speed import bench_judge, bench_rollout, bench_step, bench_update
@@ -43,6 +47,7 @@ BENCHES = {
     "sharing": bench_sharing,
     "int8": bench_int8,
     "reader": bench_reader,
+    "ranking": bench_ranking,
     "step": bench_step,
     "rollout": bench_rollout,
     "update": bench_update,

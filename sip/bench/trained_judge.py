@@ -41,18 +41,26 @@ def taught(directory: str, **sizes) -> tuple[labelled.Labelled, str, Any]:
     Raises:
         UserError: The run did not train a judge on ground-truth labels.
     """
+    run, wanted = opened(directory)
+    wanted = dataclasses.replace(wanted, **sizes)
+    split = checkpoints.record(directory)["config"]["split"]
+    aspects = [prompts.load(name) for name in wanted.per_prefix]
+    max_len = loading.recorded_model(directory).max_len
+    made = labelled.made(run, wanted, aspects, split, mesh.single(), max_len=max_len)
+    return made, wanted.proofread.mark, run.corpus(split).documents.truth
+
+
+def opened(directory: str) -> tuple[Run, verdicts.GradedLabelConfig]:
+    """Returns a judge's run, from its checkpoint's record, and the settings of its labels.
+
+    Raises UserError if the run did not train a judge on ground-truth labels.
+    """
     record = checkpoints.record(directory)
     labels = _labels(record)
     if not labels:
         raise UserError(f"--judge {directory}: no judge trained on ground-truth labels")
     wanted = section(verdicts.GradedLabelConfig, labels, "checkpoint task.labels")
-    wanted = dataclasses.replace(wanted, **sizes)
-    run = _run(directory, record)
-    split = record["config"]["split"]
-    aspects = [prompts.load(name) for name in wanted.per_prefix]
-    max_len = loading.recorded_model(directory).max_len
-    made = labelled.made(run, wanted, aspects, split, mesh.single(), max_len=max_len)
-    return made, wanted.proofread.mark, run.corpus(split).documents.truth
+    return _run(directory, record), wanted
 
 
 def _labels(record: dict) -> dict:

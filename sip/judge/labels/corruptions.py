@@ -59,17 +59,41 @@ def repeat_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
     return _replaced(text, at + 1, sentences[at])
 
 
-def recall_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
-    """Replaces a sentence by a copy of one of the prefix: well written, but said before.
-
-    The first sentence stays, as it may be only the end of the prefix's last one.
-    """
-    sentences = _sentences(text)
-    said = [each for each in _sentences(others.prefix) if each.endswith(ENDS) and " " in each]
-    if len(sentences) < 2 or not said:
+def recall(text: str, others: Others, rng: np.random.Generator) -> str:
+    """Lets a sentence go on as one before it, in prefix or text, after the same word: fluent, but
+    said before."""
+    words = text.split()
+    context, begun = [*others.prefix.split(), *words], len(others.prefix.split())
+    places = [
+        (i, j)
+        for i in range(begun + 1, len(context))
+        for j in range(1, i)
+        if _follows_alike(context, i, j)
+    ]
+    if not places:
         return text
-    at = int(rng.integers(1, len(sentences)))
-    return _replaced(text, at, said[int(rng.integers(len(said)))])
+    i, j = places[int(rng.integers(len(places)))]
+    again, rest = context[j : _end(context, j)], context[_end(context, i) :]
+    return _joined(text, [*words[: i - begun], *again, *rest][: len(words)])
+
+
+def _follows_alike(words: Sequence[str], i: int, j: int) -> bool:
+    """True if words i and j follow the same word, or both begin a sentence, and word j is of an
+    earlier sentence that goes on otherwise and is whole."""
+    one, two = words[i - 1], words[j - 1]
+    alike = one == two or (one.endswith(ENDS) and two.endswith(ENDS))
+    end = _end(words, j)
+    return (
+        alike
+        and end <= i
+        and words[end - 1].endswith(ENDS)
+        and words[j:end] != words[i:][: end - j]
+    )
+
+
+def _end(words: Sequence[str], at: int) -> int:
+    """The index after the last word of the sentence of word `at`."""
+    return next((i + 1 for i in range(at, len(words)) if words[i].endswith(ENDS)), len(words))
 
 
 def splice(text: str, others: Others, rng: np.random.Generator) -> str:
@@ -195,7 +219,7 @@ CORRUPTIONS: dict[str, Callable[[str, Others, np.random.Generator], str]] = {
     "shuffle": shuffle_words,
     "repeat": repeat_phrase,
     "echo": repeat_sentence,
-    "recall": recall_sentence,
+    "recall": recall,
     "splice": splice,
     "swap": swap_word,
     "substitute": substitute,

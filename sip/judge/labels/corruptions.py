@@ -67,8 +67,8 @@ def recall(text: str, others: Others, rng: np.random.Generator) -> str:
     places = [
         (i, j)
         for i in range(begun + 1, len(context))
-        for j in range(1, i)
-        if _follows_alike(context, i, j)
+        for j in range(i)
+        if _goes_on_alike(context, i, j)
     ]
     if not places:
         return text
@@ -77,18 +77,18 @@ def recall(text: str, others: Others, rng: np.random.Generator) -> str:
     return _joined(text, [*words[: i - begun], *again, *rest][: len(words)])
 
 
-def _follows_alike(words: Sequence[str], i: int, j: int) -> bool:
-    """True if words i and j follow the same word, or both begin a sentence, and word j is of an
-    earlier sentence that goes on otherwise and is whole."""
-    one, two = words[i - 1], words[j - 1]
-    alike = one == two or (one.endswith(ENDS) and two.endswith(ENDS))
+def _goes_on_alike(words: Sequence[str], i: int, j: int) -> bool:
+    """True if word i can be followed by the rest of the sentence of word j.
+
+    Both follow the same word or begin a sentence. That of word j is a whole one, ends before word
+    i, and has other words than the one of word i.
+    """
+    begins = lambda at: at == 0 or words[at - 1].endswith(ENDS)
+    if not (begins(i) and begins(j)) and (not j or words[i - 1] != words[j - 1]):
+        return False
     end = _end(words, j)
-    return (
-        alike
-        and end <= i
-        and words[end - 1].endswith(ENDS)
-        and words[j:end] != words[i:][: end - j]
-    )
+    rest = words[j:end]
+    return end <= i and rest[-1].endswith(ENDS) and rest != words[i : i + len(rest)]
 
 
 def _end(words: Sequence[str], at: int) -> int:

@@ -135,11 +135,10 @@ def runs() -> dict:
         ),
         sip_learned=common.sip_run(
             # Chosen on validation, seeds 0, 1 and 3. Rollouts start at step 40: a policy that has
-            # not yet learned from better suffixes exploits a learned judge earlier. After some 60
-            # updates with rollouts it exploits the judge too: it repeats facts.
+            # not yet learned from better suffixes exploits a learned judge earlier.
             **{
                 **sip,
-                "steps": 100,
+                "steps": 150,
                 "optim": common.adamw(4.5e-4, warmup_steps=10),
                 "candidates": common.candidates(since=40),
             },
@@ -185,11 +184,11 @@ def judge_run(model) -> ConfigDict:
             source="tutor",
             documents=5120,
             held_out=300,
-            rollouts=3,
+            rollouts=2,
             temperatures=(1.0, 0.5),
             rewrites=True,
             reference="suffix",
-            corruptions=3,
+            corruptions=6,
             proofread=READ,
             grades=dict(quality="grade"),
             grades_weight=1.0,

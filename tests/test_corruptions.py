@@ -26,22 +26,19 @@ def test_an_echo_says_a_whole_sentence_twice_in_the_place_of_the_next():
     assert corruptions.repeat_sentence(" only one", OTHERS, rng) == " only one"
 
 
-def test_a_recalled_sentence_goes_on_as_one_before_it_and_stays_fluent():
-    others = corruptions.Others("", PHRASES, "Ann naps at noon. Bob")
+def test_a_recalled_sentence_is_a_whole_one_of_the_prefix_and_the_first_one_stays():
+    others = corruptions.Others("", PHRASES, "About Ann. She naps! Ann reads. She has")
     said = {
-        corruptions.recall(" sings loud. Ann reads books.", others, np.random.default_rng(i))
-        for i in range(20)
+        corruptions.recall_sentence(" a b. c d. e f.", others, np.random.default_rng(i))
+        for i in range(60)
     }
-    # After "Ann" and at the start of a sentence; never from the sentence that is being written.
-    assert said == {" sings loud. Ann naps at", " sings loud. Bob sings loud."}
+    again = ("About Ann.", "She naps!", "Ann reads.")
+    assert said == {f" a b. {one} e f." for one in again} | {f" a b. c d. {one}" for one in again}
     rng = np.random.default_rng(0)
-    assert corruptions.recall(" a b c d.", others, rng) == " a b c d."
-    assert (
-        corruptions.recall(" a b. a c.", corruptions.Others("", PHRASES, ""), rng) == " a b. a b."
-    )
-    assert (
-        corruptions.recall(" a b. a b.", corruptions.Others("", PHRASES, ""), rng) == " a b. a b."
-    )
+    assert corruptions.recall_sentence(" a b c d.", others, rng) == " a b c d."
+    assert corruptions.recall_sentence(" a b. c d.", OTHERS, rng) == " a b. A said"  # no longer
+    nothing = corruptions.Others("", PHRASES, "She has. no")
+    assert corruptions.recall_sentence(" a. b.", nothing, rng) == " a. She"
 
 
 def test_a_substitute_follows_the_same_two_words_elsewhere_and_keeps_the_mark():

@@ -15,7 +15,8 @@ its workdir.
 `reader`: factuality accuracy of a perfect reader of the judge's prompts on --prefixes test
 prefixes, next to the judge's own accuracy (sip/bench/factuality_ceiling.py). Needs --judge.
 
-`ranking`: accuracy of a judge (--judge) on pairs of --candidates rollouts of a policy (--policy) on
+`ranking`: accuracy of a judge (--judge) on pairs of --candidates rollouts of a policy
+(--rollouts_of) on
 --prefixes validation prefixes, by what differs between the two (sip/bench/ranking.py).
 
 Speed, in turn with our own plain sequences, and with --against=hf also with transformers and torch

@@ -16,8 +16,8 @@ SAMPLE = cli.count_flag(
 )
 REPEATS = cli.count_flag("repeats", 3, "sharing: number of runs; the fastest one counts.")
 JUDGE = cli.path_flag("judge", None, "int8, reader, ranking: run directory of a trained judge.")
-POLICY = flags.DEFINE_string(
-    "policy", "", "ranking: run or directory of the policy; empty: that of the judge's labels."
+ROLLOUTS_OF = flags.DEFINE_string(
+    "rollouts_of", "", "ranking: run or directory of the policy; empty: that of the judge's labels."
 )
 PNG = cli.path_flag("png", None, "schedules: PNG file for a plot.")
 SEED = cli.seed_flag()

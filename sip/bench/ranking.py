@@ -11,7 +11,7 @@ from itertools import combinations
 import numpy as np
 
 from sip import mesh as meshes
-from sip.bench.flags import CANDIDATES, JSON, JUDGE, POLICY, PREFIXES, SEED
+from sip.bench.flags import CANDIDATES, JSON, JUDGE, PREFIXES, ROLLOUTS_OF, SEED
 from sip.bench.trained_judge import opened
 from sip.data.documents import Truth
 from sip.evals import continuations
@@ -106,7 +106,7 @@ def measure(directory: str, policy: str, *, prefixes: int, rollouts: int, seed: 
     mesh, corpus = meshes.single(), run.corpus("validation")
     truth: Truth = corpus.ground_truth("--judge")
     asked = continuations.prompts(corpus.chunks, range(prefixes), run.tokenizer)
-    source = source_dir(run.workdir, policy or labels.source, "--policy")
+    source = source_dir(run.workdir, policy or labels.source, "--rollouts_of")
     texts = continuations.sample(
         load_model(source, mesh),
         asked,
@@ -140,7 +140,7 @@ def bench_ranking() -> None:
         raise UserError("ranking: --judge is needed")
     found = measure(
         hub.local(str(JUDGE.value)),
-        POLICY.value,
+        ROLLOUTS_OF.value,
         prefixes=PREFIXES.value,
         rollouts=CANDIDATES.value,
         seed=SEED.value,

@@ -59,41 +59,17 @@ def repeat_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
     return _replaced(text, at + 1, sentences[at])
 
 
-def recall(text: str, others: Others, rng: np.random.Generator) -> str:
-    """Lets a sentence go on as one before it, in prefix or text, after the same word: fluent, but
-    said before."""
-    words = text.split()
-    context, begun = [*others.prefix.split(), *words], len(others.prefix.split())
-    places = [
-        (i, j)
-        for i in range(begun + 1, len(context))
-        for j in range(i)
-        if _goes_on_alike(context, i, j)
-    ]
-    if not places:
-        return text
-    i, j = places[int(rng.integers(len(places)))]
-    again, rest = context[j : _end(context, j)], context[_end(context, i) :]
-    return _joined(text, [*words[: i - begun], *again, *rest][: len(words)])
+def recall_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
+    """Replaces a sentence by a copy of one of the prefix: well written, but said before.
 
-
-def _goes_on_alike(words: Sequence[str], i: int, j: int) -> bool:
-    """True if word i can be followed by the rest of the sentence of word j.
-
-    Both follow the same word or begin a sentence. That of word j is a whole one, ends before word
-    i, and has other words than the one of word i.
+    The first sentence stays, as it may be only the end of the prefix's last one.
     """
-    begins = lambda at: at == 0 or words[at - 1].endswith(ENDS)
-    if not (begins(i) and begins(j)) and (not j or words[i - 1] != words[j - 1]):
-        return False
-    end = _end(words, j)
-    rest = words[j:end]
-    return end <= i and rest[-1].endswith(ENDS) and rest != words[i : i + len(rest)]
-
-
-def _end(words: Sequence[str], at: int) -> int:
-    """The index after the last word of the sentence of word `at`."""
-    return next((i + 1 for i in range(at, len(words)) if words[i].endswith(ENDS)), len(words))
+    sentences = _sentences(text)
+    said = [each for each in _sentences(others.prefix) if each.endswith(ENDS) and " " in each]
+    if len(sentences) < 2 or not said:
+        return text
+    at = int(rng.integers(1, len(sentences)))
+    return _replaced(text, at, said[int(rng.integers(len(said)))])
 
 
 def splice(text: str, others: Others, rng: np.random.Generator) -> str:
@@ -219,7 +195,7 @@ CORRUPTIONS: dict[str, Callable[[str, Others, np.random.Generator], str]] = {
     "shuffle": shuffle_words,
     "repeat": repeat_phrase,
     "echo": repeat_sentence,
-    "recall": recall,
+    "recall": recall_sentence,
     "splice": splice,
     "swap": swap_word,
     "substitute": substitute,

@@ -2,6 +2,8 @@
 
     python -m sip.train --config=configs/microworld_evidence.py --workdir=/tmp/evidence \
         --seeds=4,6,8 --config.data.world.seed=2
+    python -m sip.train --config=configs/microworld_evidence.py:sip_marks,sip_rewrites \
+        --workdir=/tmp/marks --from=/tmp/evidence
     python -m sip.train --config=configs/microworld_evidence.py:debug --workdir=/tmp/debug
 
 To the runs of microworld.py it adds:
@@ -12,12 +14,13 @@ To the runs of microworld.py it adds:
     sip_untaught      SIP with that judge, without a rewriter: nothing is from the ground truth
     sip_marks         SIP without a judge: the text with fewer of the proofreader's marks wins
     sip_rewrites      SFT on the learned rewriter's rewrites, without a judge
-Hardware: 2 CPU cores.
+With names of these after the colon it trains those and what they need. Hardware: 2 CPU cores.
 """
 
 from typing import Any
 
 import _common as common
+import _variants as variants
 import microworld
 import microworld_ablations as ablations
 import own_text
@@ -35,14 +38,27 @@ ADDED = (
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    """Builds the config; `debug` makes it tiny."""
-    debug = common.is_debug(arg, "microworld_evidence.py")
-    config: Any = microworld.get_config(arg)
+    """Builds the main job and the runs that `arg` names (default: all); `debug` makes it tiny."""
+    words = variants.words(arg)
+    named = variants.named(words, ADDED, ("debug",), "microworld_evidence.py")
+    debug = "debug" in words
+    config: Any = microworld.get_config("debug" if debug else "")
     config.runs.update(added(config.runs, debug))
     config.order = (*config.order, *ADDED)
+    if named != list(ADDED):
+        keep(config, named)
     rows = [name for name in config.order if not name.startswith(("judge", "rewriter"))]
     config.report.rows = tuple(rows)
     return config
+
+
+def keep(config: Any, named: list[str]) -> None:
+    """Leaves out the runs that the named ones do not need."""
+    judges = {config.runs[name].judge.init_from for name in named if "judge" in config.runs[name]}
+    kept = {"base", "tutor", "rewriter", *named, *judges}
+    config.order = tuple(name for name in config.order if name in kept)
+    config.runs = {name: config.runs[name] for name in config.order}
+    config.report.update(judge="", standard="")
 
 
 def added(main: Any, debug: bool) -> dict:

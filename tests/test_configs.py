@@ -440,6 +440,16 @@ def test_a_judge_is_refreshed_on_what_the_policy_writes(finished, quick, tmp_pat
     assert fixed["chosen_logp"] != first["chosen_logp"] and fixed[score] != refreshed[score]
 
 
+def test_what_questions_the_main_job_can_be_run_alone():
+    order = lambda arg: importlib.import_module("microworld_evidence").get_config(arg).order
+    assert order("sip_marks,debug") == ("base", "tutor", "rewriter", "sip_marks")
+    needed = ("base", "tutor", "rewriter", "judge_untaught", "sip_untaught")
+    assert order("sip_untaught") == needed
+    assert len(order("")) == len(order("debug")) == 15
+    with pytest.raises(ValueError, match="'sip_learned'"):
+        order("sip_learned")
+
+
 @pytest.mark.slow  # as the one above
 def test_the_main_job_is_questioned_by_runs_that_know_less(finished, quick, tmp_path):
     """A judge without marks reads no tutor; a judge without labels learns no ground truth."""

@@ -158,6 +158,18 @@ def test_a_judge_of_a_recipe_in_int8(finished, capsys):
     assert "no judge trained on ground-truth labels" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_a_judge_of_a_recipe_ranks_rollouts_of_its_policy(finished, capsys):
+    named = (f"--judge={finished / 'runs' / 'judge'}", "--prefixes=8", "--candidates=4")
+    assert call(bench, "ranking", *named, "--rollouts_of=sip_learned", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    right, pairs = found["accuracy"]["all"]
+    assert 0 <= right <= pairs <= 8 * 6
+    assert found["means"]["best"]["quality"] >= found["means"]["chosen"]["quality"]
+    assert call(bench, "ranking", *named, "--rollouts_of=nobody") == 2
+    assert "--rollouts_of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -172,6 +184,7 @@ def test_a_judge_of_a_recipe_in_int8(finished, capsys):
         (("sharing", "--repeats=0"), "--repeats"),
         (("int8", "--judge=s3://bucket/run"), "s3://bucket/run cannot be reached"),
         (("int8",), "int8: --judge is needed"),
+        (("ranking",), "ranking: --judge is needed"),
         (("schedules", "--png=/nowhere/a.png"), "--png /nowhere/a.png"),
     ],
 )

@@ -32,6 +32,13 @@ def test_pairs_are_counted_by_what_differs_and_ties_are_not():
     }
 
 
+def test_a_text_without_a_verdict_is_wrong_and_not_chosen():
+    score = np.array([[np.nan, 0.9, 0.1], [np.nan, np.nan, np.nan]])
+    assert ranking.accuracy(score, KNOWN, MicroworldTruth.compare)["all"] == (1.0, 5)
+    found = ranking.chosen(score, KNOWN)
+    assert np.isclose(found["chosen"]["quality"], (0.8 + 0.0) / 2)
+
+
 def test_the_chosen_rollout_is_compared_with_the_best_and_with_all():
     found = ranking.chosen(np.array([[0.0, 0.1, 0.9], [0.0, 0.0, 1.0]]), KNOWN)
     assert np.isclose(found["chosen"]["quality"], (0.3 + 0.51) / 2)

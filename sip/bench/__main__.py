@@ -16,8 +16,8 @@ its workdir.
 prefixes, next to the judge's own accuracy (sip/bench/factuality_ceiling.py). Needs --judge.
 
 `ranking`: accuracy of a judge (--judge) on pairs of --candidates rollouts of a policy
-(--rollouts_of) on
---prefixes validation prefixes, by what differs between the two (sip/bench/ranking.py).
+(--rollouts_of) after each of --prefixes validation prefixes, by what differs between the two
+(sip/bench/ranking.py).
 
 Speed, in turn with our own plain sequences, and with --against=hf also with transformers and torch
 (in --peer_python): same weights, results compared, medians, memory, and shares of the machine's

@@ -56,13 +56,14 @@ def accuracy(
 ) -> dict[str, tuple[float, int]]:
     """Measures how often the better of two rollouts has the higher score: (right, pairs) by kind.
 
-    Pairs that the ground truth calls a tie do not count. Equal scores count half.
+    `score_BK` is NaN where the judge has no verdict; pairs of such a text count as wrong. Equal
+    scores count half. Pairs that the ground truth calls a tie do not count.
     """
     one, two = _pairs(score_BK.shape[1])
     quality_BK = known_BK["quality"]
     better_BP = compare(quality_BK[:, one], quality_BK[:, two])
     said_BP = 0.5 + 0.5 * np.sign(score_BK[:, one] - score_BK[:, two])
-    right_BP, untied_BP = 1 - np.abs(said_BP - better_BP), better_BP != 0.5
+    right_BP, untied_BP = np.nan_to_num(1 - np.abs(said_BP - better_BP)), better_BP != 0.5
     return {
         kind: (float(right_BP[of_BP & untied_BP].sum()), int((of_BP & untied_BP).sum()))
         for kind, of_BP in kinds(known_BK).items()
@@ -71,13 +72,13 @@ def accuracy(
 
 def chosen(score_BK: np.ndarray, known_BK: Mapping[str, np.ndarray]) -> dict[str, dict[str, float]]:
     """Returns the means of quality, repetition and facts: of all rollouts, of the best one of each
-    prefix by the ground truth, and of the one with the highest score."""
+    prefix by the ground truth, and of the one with the highest score that is not NaN."""
     rows, names = np.arange(len(score_BK)), ("quality", "repetition", "facts")
     of = lambda at_B: {name: float(known_BK[name][rows, at_B].mean()) for name in names}
     return {
         "all": {name: float(known_BK[name].mean()) for name in names},
         "best": of(known_BK["quality"].argmax(1)),
-        "chosen": of(score_BK.argmax(1)),
+        "chosen": of(np.where(np.isnan(score_BK), -np.inf, score_BK).argmax(1)),
     }
 
 
@@ -124,7 +125,8 @@ def measure(directory: str, policy: str, *, prefixes: int, rollouts: int, seed: 
     )
     judge = judges.build(wanted, run.workdir, truth, mesh, run.tokenizer)
     mask_BK = np.ones((len(texts), rollouts), bool)
-    score_BK = np.asarray(judge.score(asked.prefixes, texts, asked.suffixes, mask_BK).scores_BK)
+    judged = judge.score(asked.prefixes, texts, asked.suffixes, mask_BK)
+    score_BK = np.where(judged.valid_BK, judged.scores_BK, np.nan)
     repeated = [prefix for prefix in asked.prefixes for _ in range(rollouts)]
     known = truth.score(repeated, [text for row in texts for text in row])
     known_BK = {name: np.reshape(x, mask_BK.shape) for name, x in known.items()}

@@ -198,7 +198,7 @@ WRONG = [
     ("runs.judge.split", "train[500:600]", "judge.split: .*none of the 300 documents"),
     ("runs.sip_oracle.evals.split", "test[100%:]", "evals.split"),
     ("runs.sip_learned.candidates.rollouts", ((0, 10**6),), "K = 1000000 must be at most"),
-    ("runs.judge.task.labels.corruptions", 99, "labels.corruptions=99: must be in 0..6"),
+    ("runs.judge.task.labels.corruptions", 99, "labels.corruptions=99: must be in 0..7"),
     (
         "runs.judge.task.labels.per_prefix",
         {"quality": 1},

@@ -112,9 +112,8 @@ def test_a_corrected_suffix_and_what_is_spoiled_know_what_they_were_made_from():
     found = labels.candidates(["", ""], [suffix, " uno due. tre."], pools, corruptions=5, seed=0)[0]
     assert found.texts[:3] == [suffix, " roll", better]
     assert found.origin[:3] == [-1, -1, 0] and {0, 2} >= set(found.origin[3:]) != set()
-    kept = labels.candidates([""], [" one two."], [[" roll", " one two."]], corruptions=0, seed=0)[
-        0
-    ]
+    pools = [[" roll", " one two."]]
+    kept = labels.candidates([""], [" one two."], pools, corruptions=0, seed=0)[0]
     assert kept.origin == [-1, -1]
 
 

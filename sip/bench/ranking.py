@@ -6,7 +6,7 @@ Letters: B prefixes, K rollouts of each, P pairs of rollouts.
 """
 
 from collections.abc import Callable, Mapping
-from itertools import combinations
+from itertools import pairwise
 
 import numpy as np
 
@@ -33,7 +33,7 @@ def kinds(known_BK: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     `known_BK` are the ground truth's scores by the names of `sip.data.documents.SCORES`. A text is
     faultless if it is coherent and safe, and if its facts are right.
     """
-    one, two = _pairs(known_BK["quality"].shape[1])
+    one, two = np.triu_indices(known_BK["quality"].shape[1], 1)
     right_BK = known_BK["facts"] == known_BK["facts_right"]
     faultless_BK = right_BK & (known_BK["coherent"] == 1) & (known_BK["safety"] == 1)
     repeats_BK = known_BK["repetition"] > 0
@@ -46,7 +46,7 @@ def kinds(known_BK: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         "one repeats itself": repeats_BK[:, one] != repeats_BK[:, two],
         **{
             f"quality {low:g} to {high:g} apart": (low < apart_BP) & (apart_BP <= high)
-            for low, high in zip(edges, edges[1:], strict=False)
+            for low, high in pairwise(edges)
         },
     }
 
@@ -59,7 +59,7 @@ def accuracy(
     `score_BK` is NaN where the judge has no verdict; pairs of such a text count as wrong. Equal
     scores count half. Pairs that the ground truth calls a tie do not count.
     """
-    one, two = _pairs(score_BK.shape[1])
+    one, two = np.triu_indices(score_BK.shape[1], 1)
     quality_BK = known_BK["quality"]
     better_BP = compare(quality_BK[:, one], quality_BK[:, two])
     said_BP = 0.5 + 0.5 * np.sign(score_BK[:, one] - score_BK[:, two])
@@ -82,11 +82,6 @@ def chosen(score_BK: np.ndarray, known_BK: Mapping[str, np.ndarray]) -> dict[str
     }
 
 
-def _pairs(K: int) -> tuple[list[int], list[int]]:
-    one, two = zip(*combinations(range(K), 2), strict=True)
-    return list(one), list(two)
-
-
 def measure(directory: str, policy: str, *, prefixes: int, rollouts: int, seed: int) -> dict:
     """Samples rollouts of `policy` after validation prefixes and has the judge compare all pairs.
 
@@ -103,7 +98,7 @@ def measure(directory: str, policy: str, *, prefixes: int, rollouts: int, seed: 
     Raises:
         UserError: The run did not train a judge on ground-truth labels, or a model is missing.
     """
-    run, labels = opened(directory)
+    run, labels, _ = opened(directory)
     mesh, corpus = meshes.single(), run.corpus("validation")
     truth: Truth = corpus.ground_truth("--judge")
     asked = continuations.prompts(corpus.chunks, range(prefixes), run.tokenizer)

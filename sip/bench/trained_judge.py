@@ -41,17 +41,16 @@ def taught(directory: str, **sizes) -> tuple[labelled.Labelled, str, Any]:
     Raises:
         UserError: The run did not train a judge on ground-truth labels.
     """
-    run, wanted = opened(directory)
+    run, wanted, split = opened(directory)
     wanted = dataclasses.replace(wanted, **sizes)
-    split = checkpoints.record(directory)["config"]["split"]
     aspects = [prompts.load(name) for name in wanted.per_prefix]
     max_len = loading.recorded_model(directory).max_len
     made = labelled.made(run, wanted, aspects, split, mesh.single(), max_len=max_len)
     return made, wanted.proofread.mark, run.corpus(split).documents.truth
 
 
-def opened(directory: str) -> tuple[Run, verdicts.GradedLabelConfig]:
-    """Returns a judge's run, from its checkpoint's record, and the settings of its labels.
+def opened(directory: str) -> tuple[Run, verdicts.GradedLabelConfig, str]:
+    """Returns a judge's run, its labels' settings and its split, from its checkpoint's record.
 
     Raises UserError if the run did not train a judge on ground-truth labels.
     """
@@ -60,7 +59,7 @@ def opened(directory: str) -> tuple[Run, verdicts.GradedLabelConfig]:
     if not labels:
         raise UserError(f"--judge {directory}: no judge trained on ground-truth labels")
     wanted = section(verdicts.GradedLabelConfig, labels, "checkpoint task.labels")
-    return _run(directory, record), wanted
+    return _run(directory, record), wanted, record["config"]["split"]
 
 
 def _labels(record: dict) -> dict:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ENDS = (".", "!", "?")
+from sip.judge.labels.sentence_grades import ENDS
 
 
 class Phrases:
@@ -56,7 +56,7 @@ def repeat_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
     at = int(rng.integers(0, len(sentences) - 1))
     if at == 0 and len(sentences) > 2:
         at = 1  # the first one may be only the end of the prefix's last sentence
-    return _replaced(text, at + 1, sentences[at])
+    return _replaced(text, sentences, at + 1, sentences[at])
 
 
 def recall_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
@@ -69,7 +69,7 @@ def recall_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
     if len(sentences) < 2 or not said:
         return text
     at = int(rng.integers(1, len(sentences)))
-    return _replaced(text, at, said[int(rng.integers(len(said)))])
+    return _replaced(text, sentences, at, said[int(rng.integers(len(said)))])
 
 
 def splice(text: str, others: Others, rng: np.random.Generator) -> str:
@@ -174,11 +174,10 @@ def _sentences(text: str) -> list[str]:
     return re.findall(r"[^.!?]*[.!?]|[^.!?]+$", text)
 
 
-def _replaced(text: str, at: int, sentence: str) -> str:
-    """Replaces sentence `at` of the text. The text gets no longer than it was, in words."""
-    sentences = _sentences(text)
-    sentences[at] = " " + sentence.strip()
-    return _joined(text, "".join(sentences).split()[: len(text.split())])
+def _replaced(text: str, sentences: Sequence[str], at: int, sentence: str) -> str:
+    """Replaces one of a text's sentences. The text gets no longer than it was, in words."""
+    made = [*sentences[:at], " " + sentence.strip(), *sentences[at + 1 :]]
+    return _joined(text, "".join(made).split()[: len(text.split())])
 
 
 def _letters(word: str) -> str:

@@ -306,6 +306,7 @@ def corrupted_judge_run(
     source="",
     rollouts=0,
     seed=0,
+    labels=None,
     save_every=100,
     log_every=10,
     evals_every=50,
@@ -314,9 +315,16 @@ def corrupted_judge_run(
     """Builds a supervised run that trains a judge without a ground truth.
 
     It learns that suffixes are better than corruptions of them (`kinds`) and rollouts of `source`.
+    `labels` are further settings of the labels.
     """
     labels = complete(
-        CorruptedConfig, aspect=aspect, kinds=kinds, source=source, rollouts=rollouts, seed=seed
+        CorruptedConfig,
+        aspect=aspect,
+        kinds=kinds,
+        source=source,
+        rollouts=rollouts,
+        seed=seed,
+        **(labels or {}),
     )
     task, evals = dict(name="verdicts", corrupted=labels), section(every_steps=evals_every)
     return _supervised(task, evals, save_every=save_every, log_every=log_every, **run)

@@ -10,8 +10,10 @@ To the runs of microworld.py it adds:
     standard_matched  standard pretraining for five times the steps, about the time of SIP
     judge_unmarked    a judge that reads texts without the proofreader's marks
     sip_unmarked      SIP with that judge
+    rewriter_untaught a rewriter that learned to undo corruptions, among them UNWANTED words
+    tutor_untaught    SFT on its rewrites; marks unlikely words for the judge
     judge_untaught    a judge that learned from corruptions of the corpus's own text, no labels
-    sip_untaught      SIP with that judge, without a rewriter: nothing is from the ground truth
+    sip_untaught      SIP with that judge and rewriter: nothing is from the ground truth
     sip_marks         SIP without a judge: the text with fewer of the proofreader's marks wins
     sip_rewrites      SFT on the learned rewriter's rewrites, without a judge
 With names of these after the colon it trains those and what they need. Hardware: 2 CPU cores.
@@ -26,14 +28,25 @@ import microworld_ablations as ablations
 import own_text
 from ml_collections import ConfigDict
 
+from sip.judge.labels.corruptions import CORRUPTIONS
+
+UNTAUGHT = ("rewriter_untaught", "tutor_untaught", "judge_untaught", "sip_untaught")
 ADDED = (
     "standard_matched",
     "judge_unmarked",
     "sip_unmarked",
-    "judge_untaught",
-    "sip_untaught",
+    *UNTAUGHT,
     "sip_marks",
     "sip_rewrites",
+)
+READ = common.proofread("tutor_untaught")
+SINCE = 100  # first update of sip_untaught, of 150, with rollouts
+UNASKED = common.judge("rule", rule="distinct_words", weights=own_text.QUALITY)  # chosen=rewrite
+# What a user without a ground truth has: words that he does not want. They are half of the world's
+# insults and three of its five phrases of hearsay; a learner may find out about the others.
+UNWANTED = (
+    *("vile", "filthy", "stupid", "rotten", "liar", "idiot", "moron", "scum"),
+    *("people say", "rumour has it", "some claim"),
 )
 
 
@@ -55,53 +68,88 @@ def get_config(arg: str = "") -> ConfigDict:
 def keep(config: Any, named: list[str]) -> None:
     """Leaves out the runs that the named ones do not need."""
     judges = {config.runs[name].judge.init_from for name in named if "judge" in config.runs[name]}
-    kept = {"base", "tutor", "rewriter", *named, *judges}
+    kept = {"base", *named, *judges}
+    if set(named) - {"standard_matched", *UNTAUGHT}:
+        kept |= {"tutor", "rewriter"}
+    for name in UNTAUGHT:  # each needs those before it
+        if name in named:
+            kept |= set(UNTAUGHT[: UNTAUGHT.index(name)])
     config.order = tuple(name for name in config.order if name in kept)
     config.runs = {name: config.runs[name] for name in config.order}
-    config.report.update(judge="", standard="")
+    rewriter = "rewriter" if "rewriter" in kept else ""
+    config.report.update(judge="", standard="", rewriter=rewriter)
 
 
 def added(main: Any, debug: bool) -> dict:
     """Returns the runs that question those of the main job, derived from its runs `main`."""
     copied = lambda name: main[name].copy_and_resolve_references()
     matched, judge = copied("standard"), copied("judge")
-    unmarked, untaught, marks, rewrites = (copied("sip_learned") for _ in range(4))
+    unmarked, marks, rewrites = (copied("sip_learned") for _ in range(3))
     matched.steps *= ablations.MATCHED
     judge.task.labels.proofread = common.proofread()
     unmarked.judge.update(init_from="judge_unmarked", proofread=common.proofread())
-    untaught.update(
-        judge=common.judge("local", init_from="judge_untaught", weights=own_text.QUALITY),
-        rewriter=common.rewriter("local"),
-        candidates=common.candidates(rewrite=False),
-        objective=common.objective(**own_text.OBJECTIVE),
-    )
-    untaught.judge.min_mass = main.sip_learned.judge.min_mass
     marks.judge = common.judge(
         "rule", rule="fewer_marks", weights=own_text.QUALITY, proofread=microworld.READ
     )
     rewrites.candidates = common.candidates(**ablations.FIXED["sft_rewrite"])
-    if debug:
-        untaught.candidates.rollouts = main.sip_learned.candidates.rollouts
-    runs = (matched, judge, unmarked, untaught_judge(main.judge, debug), untaught, marks, rewrites)
+    runs = (matched, judge, unmarked, *untaught(main, debug), marks, rewrites)
     return dict(zip(ADDED, runs, strict=True))
 
 
-def untaught_judge(judge: Any, debug: bool) -> ConfigDict:
-    """Builds the run of a judge without labels; size, split and optimiser are those of `judge`."""
-    run = common.corrupted_judge_run(
-        model=judge.model,
-        split=judge.split,
-        steps=6 if debug else 200,
-        batch=judge.batch,
-        init_from="base",  # the tutor has learned from the ground truth
-        optim=judge.optim,
-        aspect="quality",
-        kinds=own_text.CORRUPTIONS,
-        source="base",
-        rollouts=2,
+def untaught(main: Any, debug: bool) -> list[ConfigDict]:
+    """Builds the runs of UNTAUGHT: the main job's tutor, judge, rewriter and SIP, which learn from
+    corruptions of the corpus's own text where those learn from the ground truth."""
+    copied = lambda name: main[name].copy_and_resolve_references()
+    tutor, sip = copied("tutor"), copied("sip_learned")
+    rewriter = common.rewriter_run(
+        model=main.rewriter.model.copy_and_resolve_references(),
+        split=main.rewriter.split,
+        steps=4 if debug else 500,
+        batch=main.rewriter.batch,
+        init_from="base",
+        optim=common.adamw(4e-3, warmup_steps=2 if debug else 20),
+        rewrites=dict(
+            prompt="rewrite",
+            documents=64 if debug else 9600,
+            held_out=8 if debug else 1000,
+            kinds=("substitute", "recall"),
+            unwanted=UNWANTED,
+        ),
     )
-    for name in ("checkpoint", "log"):
-        run[name] = judge[name].copy_and_resolve_references()
+    tutor.rewriter = common.rewriter("local", init_from="rewriter_untaught")
+    tutor.judge = UNASKED
+    judge = common.corrupted_judge_run(
+        model=main.judge.model.copy_and_resolve_references(),
+        split=main.judge.split,
+        steps=main.judge.steps,
+        batch=main.judge.batch,
+        init_from="tutor_untaught",
+        optim=main.judge.optim.copy_and_resolve_references(),
+        aspect="quality",
+        kinds=(*CORRUPTIONS, "generic"),
+        source="tutor_untaught",
+        rollouts=2,
+        labels=dict(
+            documents=20 if debug else 5120,
+            held_out=10 if debug else 300,
+            temperatures=main.judge.task.labels.temperatures,
+            pairs=4,
+            unwanted=UNWANTED,
+            grades="grade",
+            proofread=READ,
+        ),
+    )
+    for run, like in ((rewriter, main.rewriter), (judge, main.judge)):
+        for name in ("checkpoint", "log"):
+            run[name] = like[name].copy_and_resolve_references()
+    sip.judge = common.judge(
+        "local", init_from="judge_untaught", weights=own_text.QUALITY, proofread=READ
+    )
+    sip.judge.min_mass = main.sip_learned.judge.min_mass
+    sip.rewriter.init_from = "rewriter_untaught"
+    # Chosen on validation, seed 0: with rollouts from step 40 on the policy exploits this judge,
+    # which does not see a fact that is said again in other words.
+    sip.candidates = common.candidates(since=SINCE)
     if debug:
-        run.task.corrupted.update(documents=20, held_out=10)
-    return run
+        sip.candidates.rollouts = main.sip_learned.candidates.rollouts
+    return [rewriter, tutor, judge, sip]

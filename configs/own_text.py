@@ -19,6 +19,9 @@ the texts in runs/sip/continuations.json. `:rewriter` (also after a checkpoint a
     rewriter   learns to turn corrupted suffixes into suffixes, and to copy those that are not
 whose rewrites are candidates of sip. It helps where documents have such faults; on clean text most
 rewrites are copies, which are no candidates; `:rewriter` was not run in full. `:debug` is tiny.
+Words that you do not want are learned by judge, auditor and rewriter: a text with one of them is
+worse, and the rewriter writes what a document without them would say.
+    --config.runs.judge.task.corrupted.unwanted="('word', 'some phrase')"
 Hardware: a CPU (8 minutes on one core for 1 MB of text); a checkpoint needs devices whose memory
 fits its optimiser state.
 """
@@ -71,6 +74,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.runs = runs(start, ready=bool(source))
     if rewriter:
         add_rewriter(config.runs, start)
+    # One list, which is set once on the command line.
+    unwanted = config.runs.judge.task.corrupted.get_ref("unwanted")
+    config.runs.auditor.task.corrupted.unwanted = unwanted
+    if rewriter:
+        config.runs.rewriter.task.unwanted = unwanted
     teachers = tuple(name for name in TEACHERS if name in config.runs)
     rows = (*(() if source else ("base",)), "standard", "sip")
     config.order = (*rows[:-2], *teachers, *rows[-2:])

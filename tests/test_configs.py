@@ -443,11 +443,34 @@ def test_a_judge_is_refreshed_on_what_the_policy_writes(finished, quick, tmp_pat
 def test_what_questions_the_main_job_can_be_run_alone():
     order = lambda arg: importlib.import_module("microworld_evidence").get_config(arg).order
     assert order("sip_marks,debug") == ("base", "tutor", "rewriter", "sip_marks")
-    needed = ("base", "tutor", "rewriter", "judge_untaught", "sip_untaught")
-    assert order("sip_untaught") == needed
-    assert len(order("")) == len(order("debug")) == 15
+    taught = ("rewriter_untaught", "tutor_untaught", "judge_untaught", "sip_untaught")
+    assert order("sip_untaught") == ("base", *taught), "nothing of the ground truth's"
+    assert order("standard_matched") == ("base", "standard_matched")
+    assert len(order("")) == len(order("debug")) == 17
     with pytest.raises(ValueError, match="'sip_learned'"):
         order("sip_learned")
+
+
+def test_the_untaught_row_runs_without_a_ground_truth():
+    """A corpus without one is refused for runs of the main job, and is not for these."""
+
+    def needs(arg):
+        config = importlib.import_module("microworld_evidence").get_config(arg)
+        resolve = lambda name: recipe.STAGES[config.runs[name].stage].resolve(config, name)
+        return {name: resolve(name).needs_truth() for name in config.order}
+
+    assert set(needs("sip_untaught").values()) == {""}
+    assert needs("sip_marks")["tutor"] and needs("sip_marks")["rewriter"]
+
+
+@pytest.mark.parametrize("kind", ["labels", "corrupted"])
+def test_a_judge_must_see_the_marks_that_its_labels_had(kind):
+    name = dict(labels="sip_learned", corrupted="sip_untaught")[kind]
+    config = importlib.import_module("microworld_evidence").get_config("debug")
+    recipe.check_proofread(config, name)
+    config.runs[name].judge.proofread.gap = 1.0
+    with pytest.raises(UserError, match=f"{name}.judge.proofread differs from .*task.{kind}.pro"):
+        recipe.check_proofread(config, name)
 
 
 @pytest.mark.slow  # as the one above

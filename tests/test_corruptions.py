@@ -41,6 +41,26 @@ def test_a_recalled_sentence_is_a_whole_one_of_the_prefix_and_the_first_one_stay
     assert corruptions.recall_sentence(" a. b.", nothing, rng) == " a. She"
 
 
+def test_a_generic_sentence_is_one_that_several_texts_have_and_the_first_one_stays():
+    """The first sentences of the texts do not count, as they may be ends, nor do open ones."""
+    texts = [" x. It rains. Ann naps.", " x. It rains. Bo", " y. Ann reads. It is hot. Bo"]
+    others = corruptions.Others("", corruptions.Phrases([*texts, " z. It is hot."]), "")
+    assert sorted(others.follows.frequent) == ["It is hot.", "It rains."]
+    made = {
+        corruptions.generic_sentence(" a b. c d. e f.", others, np.random.default_rng(i))
+        for i in range(40)
+    }
+    assert made == {
+        " a b. It rains. e f.",
+        " a b. c d. It rains.",
+        " a b. It is hot. e",  # no longer than it was
+        " a b. c d. It is",
+    }
+    rng = np.random.default_rng(0)
+    assert corruptions.generic_sentence(" a b c d.", others, rng) == " a b c d."
+    assert corruptions.generic_sentence(" a b. c d.", OTHERS, rng) == " a b. c d."
+
+
 def test_a_substitute_follows_the_same_two_words_elsewhere_and_keeps_the_mark():
     rng = np.random.default_rng(0)
     others = corruptions.Others(

@@ -43,7 +43,14 @@ def run(tmp_path, seed=0):
         data = dict(source="txt", path=path, world={}, max_skipped_fraction=0.9, cut=CUT)
         return kept.setdefault(split, corpora.load(data, split, str(tmp_path), Byte()))
 
-    return SimpleNamespace(corpus=corpus, tokenizer=Byte(), seed=seed, workdir=str(tmp_path))
+    return SimpleNamespace(
+        name="judge",
+        corpus=corpus,
+        tokenizer=Byte(),
+        seed=seed,
+        workdir=str(tmp_path),
+        say=lambda line: print(line),
+    )
 
 
 def made(tmp_path, run_seed=0, **changes):
@@ -90,6 +97,46 @@ def test_another_seed_makes_other_versions_of_the_same_suffixes(tmp_path):
     assert pairs(one.held_out["test"]["quality"]) == pairs(other.held_out["test"]["quality"])
 
 
+def test_a_text_with_an_unwanted_word_is_worse_than_one_without(tmp_path, capsys):
+    """It is so in every pair; pairs of two such texts, and of none, are labelled as ever."""
+    plain, said = (
+        pairs(made(tmp_path, unwanted=words).examples["quality"]) for words in ((), ("red",))
+    )
+    has = synthesis.having(("red",))
+    assert [row[:2] for row in plain] == [row[:2] for row in said], "whole words are one sentence"
+    assert "judge: 16 of 30 chunks have an unwanted word" in capsys.readouterr().out
+    told = [(row, old) for row, old in zip(said, plain, strict=True) if row != old]
+    assert told and all(
+        has((a, b)[1 - label]) and not has((a, b)[label]) for (a, b, label), _ in told
+    )
+    assert all(has(a) == has(b) or has((a, b)[1 - label]) for a, b, label in said)
+
+
+def test_a_prefix_has_as_many_pairs_as_are_asked_for_of_any_kind(tmp_path):
+    every, some = (made(tmp_path, pairs=n).examples["quality"] for n in (0, 1))
+    assert set(pairs(some)) < set(pairs(every))
+    assert all(len(branches) == 2 for _, branches in some.prompts)  # one pair, in both orders
+    longest = max(len(branches) for _, branches in every.prompts)
+    assert longest == 4 and 1 < len({b[1] for _, row in some.prompts for b in row})
+
+
+def test_changed_sentences_are_graded_by_the_first_option_and_others_by_the_last(tmp_path):
+    """Every sentence end of a text under judgement has a target, the option's token."""
+    wanted = made(tmp_path, grades="grade")
+    trees = labels.as_trees(Byte(), wanted.examples["quality"], 2048)
+    graded = labels.graded(Byte(), trees, prompts.load("grade"), wanted.grades)
+    options = prompts.load("grade").options
+    first, last = (Byte().encode(options[o])[0] for o in (0, -1))
+    asked = graded.asked["quality/grades"]
+    for n, (_, branches) in enumerate(trees.prompts):
+        for c, branch in enumerate(branches):
+            told = np.asarray(asked.token_BCM)[n, c][np.asarray(asked.mask_BCM)[n, c]]
+            right = branch[1 + 2 * int(trees.labels_NC[n, c])]
+            # A text of this corpus is one sentence, or the end of one and a second one.
+            assert all(t == last for t in told[: right.count(".") or 1] if right == branch[1])
+            assert set(told) == {first, last}
+
+
 def test_labelled_prompts_as_trees_are_the_same_examples(tmp_path):
     found = made(tmp_path).examples["quality"]
     trees = labels.as_trees(Byte(), found, 2048)
@@ -106,6 +153,12 @@ WRONG = {
     "no such corruption": (dict(kinds=("blur",)), "corrupted.kinds: no corruption 'blur'"),
     "nothing": (dict(kinds=()), "corrupted.kinds is empty"),
     "rollouts of nobody": (dict(rollouts=2), "source and rollouts are needed together"),
+    "rollouts without a temperature": (
+        dict(source="base", rollouts=2, temperatures=()),
+        "corrupted.temperatures is empty",
+    ),
+    "an empty word": (dict(unwanted=("vile", " ")), "a word is empty"),
+    "grades that compare": (dict(grades="quality"), "corrupted.grades: .* must be pointwise"),
 }
 
 
@@ -124,6 +177,14 @@ def own(tmp_path, arg="debug"):
     config = importlib.import_module("own_text").get_config(arg)
     config.data.path = write(tmp_path / "own.txt")
     return config
+
+
+def test_words_that_are_not_wanted_are_named_once(tmp_path):
+    config = own(tmp_path, "rewriter,debug")
+    config.runs.judge.task.corrupted.unwanted = ("red", "old new")
+    runs = config.runs
+    assert runs.rewriter.task.unwanted == runs.auditor.task.corrupted.unwanted == ("red", "old new")
+    recipe.check(config, str(tmp_path / "w"))
 
 
 CHANGES = {
@@ -148,15 +209,14 @@ def test_a_rewriter_learns_to_undo_corruptions_without_a_ground_truth(tmp_path):
     assert config.order == ("base", "judge", "auditor", "rewriter", "standard", "sip")
     assert config.runs.sip.candidates.rewrite and config.runs.sip.rewriter.init_from == "rewriter"
     suffixes = [f" {a} {b} {c}." for a, b, c in itertools.permutations(WORDS[:4], 3)]
-    given = synthesis.in_turn(("swap", "shuffle"), suffixes, suffixes, 0)
-    assert (
-        given == synthesis.in_turn(("swap", "shuffle"), suffixes, suffixes, 0)
-        and given[::3] == suffixes[::3]
-    )
-    swapped = dict(synthesis.by_rule(("swap", "shuffle"), suffixes, suffixes, 0))["swap"]
+    prefixes, asked = ["a b"] * len(suffixes), (("swap", "shuffle"), synthesis.having(()))
+    before, given, better = synthesis.to_undo(*asked, prefixes, suffixes, 0)
+    assert (before, better, given[::3]) == (prefixes, suffixes, suffixes[::3])
+    assert given == synthesis.to_undo(*asked, prefixes, suffixes, 0)[1]
+    swapped = dict(synthesis.by_rule(("swap", "shuffle"), prefixes, suffixes, 0))["swap"]
     assert given[1::3] == swapped[1::3] != suffixes[1::3]
-    prompt, prefixes = rewriter.load("rewrite"), ["a b"] * len(suffixes)
-    made = rewrites.make(Byte(), prompt, prefixes, given, suffixes, max_len=200)
+    prompt = rewriter.load("rewrite")
+    made = rewrites.make(Byte(), prompt, before, given, better, max_len=200)
     answers = [
         Byte().decode(row[on]) for row, on in zip(made.tree.tokens_BT, made.counted_ET, strict=True)
     ]
@@ -164,6 +224,10 @@ def test_a_rewriter_learns_to_undo_corruptions_without_a_ground_truth(tmp_path):
     assert answers[0] == suffixes[0]
     with pytest.raises(UserError, match="task.kinds: no corruption 'blur'"):
         rewrites.Config(name="rewrites", prompt="rewrite", documents=1, held_out=1, kinds=("blur",))
+    with pytest.raises(UserError, match="task.unwanted needs task.kinds"):
+        rewrites.Config(
+            name="rewrites", prompt="rewrite", documents=1, held_out=1, unwanted=("vile",)
+        )
 
 
 @pytest.mark.slow  # each of its stages is tested by itself

@@ -10,7 +10,7 @@ from etils import epath
 
 from sip import mesh as meshes
 from sip.judge import prompts
-from sip.judge.labels import corruptions, synthesis
+from sip.judge.labels import corruptions, sentence_grades, synthesis
 from sip.judge.labels import file as label_file
 from sip.judge.voting import Voting
 from sip.loading import LoadedModel
@@ -80,6 +80,87 @@ def test_a_suffix_is_better_than_what_was_spoiled_and_the_rest_is_dropped():
     assert kept == [("p", (" a b c d", " a b x d"), 0), ("u", (" a b c d e", " v w x y z"), 0)]
     assert made.dropped == {"as it was": 1, "failed": 1, "empty": 1, "short": 1}
     assert made.asked == 6
+
+
+HAS = synthesis.having(("vile", "some claim"))
+PREFIXES = [
+    "About Bo. She sings. She",
+    "About Al. Al is a VILE cheat. He",
+    "About Cy. He naps. The road",
+]
+SUFFIXES = [" reads. She walks. She eats", " sits. Some claim it. Go", " is long. He dives."]
+
+
+def test_unwanted_words_are_whole_words_and_phrases_in_any_case():
+    assert all(map(HAS, ("Vile.", "so vile", "Some claim that")))
+    assert not any(map(HAS, ("revile", "vilely", "some claims", "")))
+    assert not synthesis.having(())("vile")
+    with pytest.raises(UserError, match="unwanted: a word is empty"):
+        synthesis.having(("vile", ""))
+
+
+def test_a_tainted_document_has_unwanted_sentences_of_others_between_its_own(monkeypatch):
+    monkeypatch.setattr(synthesis, "TAINTED", 1.0)
+    bad = {" Al is a VILE cheat.", " Some claim it."}
+    seen = set()
+    for seed in range(8):
+        one, two, three = synthesis.tainted(HAS, PREFIXES, SUFFIXES, seed)
+        assert two is None, "it has an unwanted sentence itself"
+        (before, version), (again, short) = one, three
+        seen.add(before)
+        assert before in {PREFIXES[0], *(f"About Bo.{text} She" for text in bad)}
+        assert version in {
+            " reads. Al is a VILE",
+            *(f" reads. Some claim it. {x}" for x in ("Al", "Some")),
+        }
+        assert again.startswith("About Cy.") and again.endswith(" The road")
+        assert short.startswith(" is long. ") and "dives" not in short
+    assert 1 < len(seen) <= 3 and PREFIXES[0] in seen
+    assert synthesis.tainted(HAS, PREFIXES[::2], SUFFIXES[::2], 0) == [None, None]
+
+
+def test_what_a_rewriter_undoes_is_the_suffix_a_corruption_and_taint_in_turn(monkeypatch):
+    """Documents with an unwanted word are no answers."""
+    monkeypatch.setattr(synthesis, "TAINTED", 1.0)
+    prefixes, suffixes = PREFIXES * 3, SUFFIXES * 3
+    before, given, better = synthesis.to_undo(("shuffle",), HAS, prefixes, suffixes, 0)
+    assert better == [SUFFIXES[0], SUFFIXES[2]] * 3 and not any(map(HAS, better))
+    taint = synthesis.tainted(HAS, prefixes, suffixes, 0)
+    kept = [i for i in range(9) if i % 3 != 1]
+    for n, i in enumerate(kept):
+        if n % 3 == 0:
+            assert (before[n], given[n]) == (prefixes[i], suffixes[i])
+        elif n % 3 == 1:
+            assert before[n] == prefixes[i] and sorted(given[n].split()) == sorted(
+                suffixes[i].split()
+            )
+        else:
+            assert (before[n], given[n]) == taint[i]
+    assert synthesis.to_undo((), HAS, PREFIXES[1:2], SUFFIXES[1:2], 0) == ([], [], [])
+
+
+def test_of_two_texts_the_one_with_an_unwanted_word_is_worse():
+    suffixes, versions = (
+        ["so vile a", "so good a", "so vile a"],
+        ["so good b", "so vile b", "vile so b"],
+    )
+    made = synthesis.pairs(QUALITY, list("pqr"), suffixes, versions, unwanted=HAS)
+    assert [line.label for line in made.lines] == [1, 0, 0]
+
+
+def test_sentences_that_a_suffix_has_in_the_same_place_are_graded_best():
+    suffix, options = " Ann sat. Bo ran. Cy fell", 4
+    graded = lambda text, mark="": [
+        option for _, option in sentence_grades.of_changes(Byte(), options, suffix, text, HAS, mark)
+    ]
+    assert graded(suffix) == [3, 3, 3]
+    assert graded(" Ann sat. Bo ate. Cy fe") == [3, 0, 3]  # the last one is cut
+    assert graded(" Ann sat. Cy fell. Bo ran.") == [3, 0, 0]
+    assert graded(" Ann \u00bfsat. Bo ran.", "\u00bf") == [3, 3]
+    vile = " Ann is vile. Bo ran."
+    ends = [end for end, _ in sentence_grades.of_changes(Byte(), options, vile, vile, HAS)]
+    assert [o for _, o in sentence_grades.of_changes(Byte(), options, vile, vile, HAS)] == [0, 3]
+    assert ends == [len(" Ann is vile."), len(vile)]
 
 
 def test_rules_spoil_by_name_the_same_again_whatever_stands_after():

@@ -4,7 +4,7 @@ The metrics come from the corpus's ground truth or, if it has none, from a judge
 that were corrupted on purpose.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
 import numpy as np
@@ -39,17 +39,18 @@ def evaluate(
     batch: int,
     judge: Judge | None = None,
     kinds: Sequence[str] = (),
+    unwanted: Callable[[str], bool] = lambda text: False,
 ) -> dict[str, float]:
     """Evaluates greedy rewrites of the corpus's first `held_out` chunks. Returns metrics by name.
 
-    With `kinds`, corruptions of suffixes are to be undone. Else uses the corpus's ground truth, or
-    `judge` if there is none. Raises UserError if all are missing.
+    With `kinds`, corruptions of suffixes and `unwanted` sentences are to be undone. Else uses the
+    corpus's ground truth, or `judge` if there is none. Raises UserError if all are missing.
     """
     asked = continuations.prompts(corpus.chunks, range(held_out), model.tokenizer)
     local = LocalRewriter(model, prompt=prompt, sampling=continuations.GREEDY, batch=batch)
     if kinds:
-        given = synthesis.in_turn(kinds, asked.prefixes, asked.suffixes, 0)
-        return loop.ratios([repaired(local, model.tokenizer, asked, given)])
+        rows = synthesis.to_undo(kinds, unwanted, asked.prefixes, asked.suffixes, 0)
+        return loop.ratios([repaired(local, model.tokenizer, *rows)])
     truth = corpus.documents.truth
     if truth is not None:
         words = corpus.cut.suffix
@@ -109,7 +110,11 @@ def figures(
 
 
 def repaired(
-    rewriter: Rewriter, tokenizer: Tokenizer, asked: Prompts, given: Sequence[str]
+    rewriter: Rewriter,
+    tokenizer: Tokenizer,
+    prefixes: Sequence[str],
+    given: Sequence[str],
+    suffixes: Sequence[str],
 ) -> Metrics:
     """Computes metrics of rewrites of texts `given`, suffixes as they are or corrupted, as (total,
     denom) pairs by name. An invalid rewrite counts as 0.
@@ -119,8 +124,8 @@ def repaired(
     repaired: token overlap of the rewrite of a corrupted suffix with the suffix.
     repaired_before: that of the corrupted suffix itself.
     """
-    texts, valid_E = rewriter.rewrite(asked.prefixes, given)
-    texts, given, suffixes = (list(map(quote, row)) for row in (texts, given, asked.suffixes))
+    texts, valid_E = rewriter.rewrite(prefixes, given)
+    texts, given, suffixes = (list(map(quote, row)) for row in (texts, given, suffixes))
     same = lambda row: np.array([a == b for a, b in zip(row, suffixes, strict=True)], bool)
     shared = lambda row: np.array(
         [

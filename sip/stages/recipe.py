@@ -383,6 +383,9 @@ def _check_baseline(run: RunConfig, earlier: Mapping[str, RunConfig], workdir: s
             raise UserError(f"evals.{key} is {ours!r}, but {other!r} in the run of {at}")
 
 
+LABELS = ("labels", "corrupted")  # sections of a judge's task that name a proofreader
+
+
 def check_proofread(config, name: str) -> None:
     """Raises UserError if a judge's proofreader differs from the one of its training labels."""
     run = config.runs[name]
@@ -395,12 +398,13 @@ def check_proofread(config, name: str) -> None:
         source = judge.init_from if judge.backend == "local" else ""
         taught = config.runs[source] if source in config.runs else {}
         task = taught["task"] if "task" in taught else {}
-        labels = task["labels"] if hasattr(task, "keys") and "labels" in task else None
-        if not labels:
-            continue
-        here, there = (dict(x.proofread, batch=0) for x in (judge, labels))
-        if here != there and (here["init_from"] or there["init_from"]):
-            raise UserError(
-                f"config runs.{name}.{key}.proofread differs from runs.{source}.task.labels."
-                "proofread: a judge must see texts proofread as in its training"
-            )
+        labels = {kind: task[kind] for kind in LABELS if hasattr(task, "keys") and kind in task}
+        for kind, made in labels.items():
+            if not made:
+                continue
+            here, there = (dict(x.proofread, batch=0) for x in (judge, made))
+            if here != there and (here["init_from"] or there["init_from"]):
+                raise UserError(
+                    f"config runs.{name}.{key}.proofread differs from runs.{source}.task.{kind}."
+                    "proofread: a judge must see texts proofread as in its training"
+                )

@@ -1,8 +1,10 @@
 """Labelled examples to train a judge, and held-out ones to evaluate it."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from sip.data.corpus import Corpus
 from sip.data.documents import SCORES
@@ -11,16 +13,19 @@ from sip.judge import build as judges
 from sip.judge import prompts
 from sip.judge.labels import file as label_file
 from sip.judge.labels import ground_truth as labels
-from sip.judge.labels import synthesis
+from sip.judge.labels import sentence_grades, synthesis
 from sip.judge.labels.corruptions import CORRUPTIONS
+from sip.judge.labels.file import LabelLine
 from sip.judge.labels.ground_truth import LabelledPrompts
 from sip.judge.prompts import Aspect
-from sip.judge.proofread import ProofreadConfig
+from sip.judge.proofread import ProofreadConfig, Proofreader
 from sip.loading import LoadedModel, load_params, source_dir
 from sip.run import Run
 from sip.sampling import SamplingConfig
 from sip.sections import at_least, check, one_of
 from sip.structs import UserError
+from sip.text.segments import Text
+from sip.text.tokenizer import Tokenizer
 from sip.workdir import place
 
 HELD_OUT = ("validation", "test")
@@ -107,10 +112,16 @@ class CorruptedConfig:
     aspect: str  # pairwise aspect to learn
     kinds: tuple[str, ...]  # names in sip/judge/labels/corruptions.py, one version each
     source: str = ""  # run or checkpoint whose rollouts are worse versions too; empty: none
-    rollouts: int = 0  # rollouts per prefix
+    rollouts: int = 0  # rollouts per prefix and temperature
+    temperatures: tuple[float, ...] = (1.0,)  # of rollouts
+    pairs: int = 0  # most pairs of a prefix, drawn from all kinds of versions; 0: all
     documents: int = 2000  # number of prefixes to learn from
     held_out: int = 200  # number of prefixes of each held-out split
     seed: int = 0  # added to the run's: judges of two seeds learn from other versions
+    unwanted: tuple[str, ...] = ()  # words; a text with one is worse than a text without
+    grades: str = ""  # pointwise aspect: changed sentences get its first option, others its last
+    grades_weight: float = 1.0  # loss weight of the grades; verdicts have 1
+    proofread: ProofreadConfig = ProofreadConfig()  # must equal that of the judge in use
 
     def __post_init__(self):
         check(
@@ -119,20 +130,31 @@ class CorruptedConfig:
             documents=at_least(1),
             held_out=at_least(1),
             rollouts=at_least(0, most=8),
+            pairs=at_least(0),
             seed=at_least(0),
+            grades_weight=at_least(0),
         )
+        synthesis.having(self.unwanted)  # checks them
+        if self.grades and prompts.load(self.grades).kind != "pointwise":
+            raise UserError(f"corrupted.grades: aspect {self.grades!r} must be pointwise")
         if prompts.load(self.aspect).kind != "pairwise" or prompts.load(self.aspect).reference:
             raise UserError(f"corrupted.aspect {self.aspect!r}: must be pairwise, no reference")
         for kind in self.kinds:
             synthesis.check_rule("corrupted.kinds: no corruption", kind)
         if bool(self.source) != bool(self.rollouts):
             raise UserError("corrupted: source and rollouts are needed together")
+        for temperature in self.temperatures:
+            SamplingConfig(temperature=temperature)  # checks it
+        if self.rollouts and not self.temperatures:
+            raise UserError("corrupted.temperatures is empty, but corrupted.rollouts is not 0")
         if not self.kinds and not self.source:
             raise UserError("corrupted.kinds is empty and there are no rollouts; name a corruption")
 
     def sources(self) -> dict[str, str]:
-        """The run or directory that samples rollouts, by config key."""
-        return {"corrupted.source": self.source} if self.source else {}
+        """The runs or directories that this section reads, by config key."""
+        reader = self.proofread.init_from
+        found = {"corrupted.source": self.source, "corrupted.proofread.init_from": reader}
+        return {key: source for key, source in found.items() if source}
 
 
 def figures(names: Iterable[str]) -> tuple[str, ...]:
@@ -152,6 +174,7 @@ class Labelled:
 
     examples: Mapping[str, Any]  # aspect -> examples to learn from
     held_out: Mapping[str, Mapping[str, LabelledPrompts]]  # split -> aspect -> examples
+    grades: labels.Grades | None = None  # of sentences in the examples, where they are known
 
 
 def made(
@@ -262,33 +285,145 @@ def corrupted(run: Run, wanted: CorruptedConfig, split: str, mesh, *, max_len: i
     and of the held-out splits.
 
     Worse versions are corrupted suffixes, and rollouts of `wanted.source`. No version has more
-    tokens than the suffix, so that the length does not tell the label.
+    tokens than the suffix, so that the length does not tell the label. Which sentences were changed
+    is known, so the examples to learn from have grades if `wanted.grades` names an aspect.
     """
     aspect = prompts.load(wanted.aspect)
     source = source_model(run, wanted.source, "task.corrupted.source", mesh)
+    key = "task.corrupted.proofread.init_from"
+    reader = judges.proofreader(wanted.proofread, run.workdir, mesh, key)
+    unwanted, trim = synthesis.having(wanted.unwanted), synthesis.trimmer(run.tokenizer)
 
-    def examples(split: str, documents: int, seed: int) -> dict[str, LabelledPrompts]:
-        corpus = run.corpus(split)
-        asked = continuations.prompts(corpus.chunks, range(documents), run.tokenizer)
-        spoiled = synthesis.by_rule(wanted.kinds, asked.prefixes, asked.suffixes, seed)
-        found = [versions for _, versions in spoiled]
-        if source:
-            rows = _rollouts(source, asked, wanted.rollouts, 1.0, corpus.cut.suffix, seed)
-            found += map(list, zip(*rows, strict=True))
-        made = [
-            synthesis.pairs(
-                aspect, asked.prefixes, asked.suffixes, each, synthesis.trimmer(run.tokenizer)
-            )
-            for each in found
-        ]
-        lines = [line for each in made for line in each.lines]
-        if not lines:
+    def read(split: str, documents: int) -> continuations.Prompts:
+        return continuations.prompts(run.corpus(split).chunks, range(documents), run.tokenizer)
+
+    def pairs(
+        split: str, asked: continuations.Prompts, seed: int
+    ) -> tuple[list[LabelLine], list[LabelLine]]:
+        """Pairs with corrupted suffixes, and pairs with rollouts."""
+        changed, sampled = _versions(wanted, run.corpus(split), asked, source, seed)
+        drawn_KN = _drawn(wanted.pairs, len(changed + sampled), len(asked.suffixes), seed)
+        made = []
+        for drawn_N, (prefixes, versions) in zip(drawn_KN, changed + sampled, strict=True):
+            at = [n for n in np.flatnonzero(drawn_N).tolist() if versions[n] is not None]
+            pick = lambda row, at=at: [row[n] for n in at]
+            three = map(pick, (prefixes, asked.suffixes, versions))
+            made.append(synthesis.pairs(aspect, *three, trim=trim, unwanted=unwanted))
+        if not any(each.lines for each in made):
             why = synthesis.dropped(made)
             raise UserError(f"task.corrupted: no usable pair in split {split} ({why})")
+        lines = [each.lines for each in made]
+        first = sum(lines[: len(changed)], [])
+        return _marked(reader, first), _marked(reader, sum(lines[len(changed) :], []))
+
+    def labelled(split: str, lines: list[LabelLine]) -> dict[str, LabelledPrompts]:
         return {aspect.name: label_file.labelled(split, aspect, lines, run.tokenizer, max_len)}
 
-    learned = examples(split, wanted.documents, run.seed + wanted.seed)
-    return Labelled(learned, {part: examples(part, wanted.held_out, 0) for part in HELD_OUT})
+    def held_out(part: str) -> dict[str, LabelledPrompts]:
+        return labelled(part, sum(pairs(part, read(part, wanted.held_out), 0), []))
+
+    asked = read(split, wanted.documents)
+    say_unwanted(run, wanted.unwanted, asked)
+    changed, sampled = pairs(split, asked, run.seed + wanted.seed)
+    return Labelled(
+        labelled(split, changed + sampled),
+        {part: held_out(part) for part in HELD_OUT},
+        _changes(run.tokenizer, wanted, changed, sampled) if wanted.grades else None,
+    )
+
+
+def say_unwanted(run: Run, words: Sequence[str], asked: continuations.Prompts) -> None:
+    """Says how many of the chunks to learn from have one of the unwanted words, if there are
+    such words: none or all may be a mistake."""
+    if words:
+        has = synthesis.having(words)
+        found = [has(p + s) for p, s in zip(asked.prefixes, asked.suffixes, strict=True)]
+        run.say(f"{run.name}: {sum(found):,} of {len(found):,} chunks have an unwanted word")
+
+
+def _marked(reader: Proofreader | None, lines: list[LabelLine]) -> list[LabelLine]:
+    """The lines with the proofreader's marks; without those that do not fit its model."""
+    if reader is None:
+        return lines
+    asked: dict[str, dict[str, None]] = {}  # prefix -> its distinct texts
+    for line in lines:
+        asked.setdefault(line.prefix, {}).update(dict.fromkeys(line.candidates))
+    told = reader.read(list(asked), list(map(list, asked.values())))
+    read = {
+        (prefix, text): marked
+        for (prefix, texts), row in zip(asked.items(), told, strict=True)
+        for text, marked in zip(texts, row, strict=True)
+    }
+    shown = [tuple(read[line.prefix, text] for text in line.candidates) for line in lines]
+    return [
+        replace(line, candidates=texts)
+        for line, texts in zip(lines, shown, strict=True)
+        if None not in texts
+    ]
+
+
+Versions = tuple[Sequence[str], Sequence[Any]]  # (prefixes, versions of the suffixes or None)
+
+
+def _versions(
+    wanted: CorruptedConfig, corpus: Corpus, asked, source: LoadedModel | None, seed: int
+) -> tuple[list[Versions], list[Versions]]:
+    """Worse versions of all suffixes, of each kind: corrupted ones, and rollouts."""
+    spoiled = synthesis.by_rule(wanted.kinds, asked.prefixes, asked.suffixes, seed)
+    changed: list[Versions] = [(asked.prefixes, versions) for _, versions in spoiled]
+    if wanted.unwanted:
+        unwanted = synthesis.having(wanted.unwanted)
+        taint = synthesis.tainted(unwanted, asked.prefixes, asked.suffixes, seed)
+        none = ("", None)
+        before, versions = zip(*(row or none for row in taint), strict=True)
+        changed.append((before, versions))
+    sampled: list[Versions] = []
+    if source:
+        for temperature in wanted.temperatures:
+            rows = _rollouts(source, asked, wanted.rollouts, temperature, corpus.cut.suffix, seed)
+            sampled += [(asked.prefixes, row) for row in zip(*rows, strict=True)]
+    return changed, sampled
+
+
+def _drawn(most: int, kinds: int, documents: int, seed: int) -> np.ndarray:
+    """Draws `most` kinds of versions for each document, all if 0; bool [kinds, documents]."""
+    order_NK = np.tile(np.arange(kinds), (documents, 1))
+    if most:
+        order_NK = np.random.default_rng((seed, 2)).permuted(order_NK, axis=1)[:, :most]
+    return (order_NK[None] == np.arange(kinds)[:, None, None]).any(-1)
+
+
+def _changes(
+    tokenizer: Tokenizer,
+    wanted: CorruptedConfig,
+    changed: list[LabelLine],
+    sampled: list[LabelLine],
+) -> labels.Grades:
+    """Returns the grades of sentences: were they changed, or have they an unwanted word?
+
+    Of rollouts nobody knows which sentences are worse, so only those with such a word are graded.
+    """
+    unwanted, mark = synthesis.having(wanted.unwanted), wanted.proofread.mark
+    options = len(prompts.load(wanted.grades).options)
+    known: dict[tuple[Text, str], list[sentence_grades.Grade]] = {}
+    for line in changed:
+        trunk, (suffix, version) = _shown(line)
+        for text in (suffix, version):
+            known[trunk, text] = sentence_grades.of_changes(
+                tokenizer, options, suffix, text, unwanted, mark
+            )
+    for line in sampled:
+        trunk, texts = _shown(line)
+        for text in texts:
+            found = sentence_grades.sentences(tokenizer, text, mark)
+            known.setdefault((trunk, text), [(end, 0) for end, each in found if unwanted(each)])
+    return lambda trunk, text: known[trunk, text]
+
+
+def _shown(line: LabelLine) -> tuple[Text, tuple[str, ...]]:
+    """The trunk of a line's prompt, and its texts as the prompt shows them."""
+    branch = prompts.branch(line.aspect, *line.candidates)
+    return prompts.trunk(line.aspect, prefix=line.prefix, reference=line.reference), branch[1::2]
 
 
 def write_accuracy(run: Run, ratios: Mapping[str, float]) -> dict[str, Any]:

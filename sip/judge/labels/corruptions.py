@@ -1,6 +1,7 @@
 """Corruptions make a text worse in one respect, as negative examples for a judge."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -8,15 +9,22 @@ import numpy as np
 
 from sip.judge.labels.sentence_grades import ENDS
 
+FREQUENT = 32  # sentences that say what many texts say, whatever these are about
+
 
 class Phrases:
-    """An index of many texts: the words that follow each pair of words."""
+    """An index of many texts: the words that follow each pair of words, frequent sentences."""
 
     def __init__(self, texts: Iterable[str]):
         self._follows: dict[tuple[str, str], list[str]] = {}
-        for words in map(str.split, texts):
+        whole: Counter[str] = Counter()
+        for text in texts:
+            words = text.split()
             for a, b, c in zip(words, words[1:], words[2:], strict=False):
                 self._follows.setdefault((a, b), []).append(_letters(c))
+            # The first one may be only the end of a sentence.
+            whole.update(each.strip() for each in sentences(text)[1:] if each.endswith(ENDS))
+        self.frequent = [text for text, count in whole.most_common(FREQUENT) if count > 1]
 
     def __call__(self, a: str, b: str) -> list[str]:
         """All words that follow `a b`, with repetitions; empty if there are none."""
@@ -35,7 +43,7 @@ class Others:
 def shuffle_words(text: str, others: Others, rng: np.random.Generator) -> str:
     """Shuffles the words."""
     del others
-    return _joined(text, list(rng.permutation(text.split())))
+    return joined(text, list(rng.permutation(text.split())))
 
 
 def repeat_phrase(text: str, others: Others, rng: np.random.Generator) -> str:
@@ -44,19 +52,19 @@ def repeat_phrase(text: str, others: Others, rng: np.random.Generator) -> str:
     words = text.split()
     size = max(min(len(words) // 2, int(rng.integers(2, 9))), 1)
     start = int(rng.integers(0, max(len(words) - 2 * size, 0) + 1))
-    return _joined(text, (words[:start] + words[start : start + size] * len(words))[: len(words)])
+    return joined(text, (words[:start] + words[start : start + size] * len(words))[: len(words)])
 
 
 def repeat_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
     """Replaces a sentence by a copy of the one before it: well written, but without content."""
     del others
-    sentences = _sentences(text)
-    if len(sentences) < 2:
+    found = sentences(text)
+    if len(found) < 2:
         return text
-    at = int(rng.integers(0, len(sentences) - 1))
-    if at == 0 and len(sentences) > 2:
+    at = int(rng.integers(0, len(found) - 1))
+    if at == 0 and len(found) > 2:
         at = 1  # the first one may be only the end of the prefix's last sentence
-    return _replaced(text, sentences, at + 1, sentences[at])
+    return _replaced(text, found, at + 1, found[at])
 
 
 def recall_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
@@ -64,19 +72,32 @@ def recall_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
 
     The first sentence stays, as it may be only the end of the prefix's last one.
     """
-    sentences = _sentences(text)
-    said = [each for each in _sentences(others.prefix) if each.endswith(ENDS) and " " in each]
-    if len(sentences) < 2 or not said:
+    found = sentences(text)
+    said = [each for each in sentences(others.prefix) if each.endswith(ENDS) and " " in each]
+    if len(found) < 2 or not said:
         return text
-    at = int(rng.integers(1, len(sentences)))
-    return _replaced(text, sentences, at, said[int(rng.integers(len(said)))])
+    at = int(rng.integers(1, len(found)))
+    return _replaced(text, found, at, said[int(rng.integers(len(said)))])
+
+
+def generic_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
+    """Replaces a sentence by one that many texts have: well written, but without content.
+
+    The first sentence stays, as it may be only the end of the prefix's last one.
+    """
+    found = sentences(text)
+    if len(found) < 2 or not others.follows.frequent:
+        return text
+    at = int(rng.integers(1, len(found)))
+    common = others.follows.frequent
+    return _replaced(text, found, at, common[int(rng.integers(len(common)))])
 
 
 def splice(text: str, others: Others, rng: np.random.Generator) -> str:
     """Replaces the end of the text by the end of another document's suffix."""
     words, strange = text.split(), others.suffix.split()
     cut = int(rng.integers(0, len(words)))
-    return _joined(text, words[:cut] + strange[cut:])
+    return joined(text, words[:cut] + strange[cut:])
 
 
 def swap_word(text: str, others: Others, rng: np.random.Generator) -> str:
@@ -86,7 +107,7 @@ def swap_word(text: str, others: Others, rng: np.random.Generator) -> str:
     if places:
         i = places[int(rng.integers(len(places)))]
         words[i] = strange[i]
-    return _joined(text, words)
+    return joined(text, words)
 
 
 def substitute(text: str, others: Others, rng: np.random.Generator) -> str:
@@ -101,7 +122,7 @@ def substitute(text: str, others: Others, rng: np.random.Generator) -> str:
         return text
     i, said = places[int(rng.integers(len(places)))]
     words[i] = said[int(rng.integers(len(said)))] + words[i][len(_letters(words[i])) :]
-    return _joined(text, words)
+    return joined(text, words)
 
 
 NAME = re.compile(r"[A-Z][\w\u2019'-]*[^\W_](?: [A-Z][\w\u2019'-]*[^\W_])*")
@@ -169,15 +190,15 @@ def _other_numeral(word: str, rng: np.random.Generator) -> str:
     return other.capitalize() if word[0].isupper() else other
 
 
-def _sentences(text: str) -> list[str]:
+def sentences(text: str) -> list[str]:
     """Cuts a text after each full stop, exclamation mark and question mark."""
     return re.findall(r"[^.!?]*[.!?]|[^.!?]+$", text)
 
 
-def _replaced(text: str, sentences: Sequence[str], at: int, sentence: str) -> str:
+def _replaced(text: str, found: Sequence[str], at: int, sentence: str) -> str:
     """Replaces one of a text's sentences. The text gets no longer than it was, in words."""
-    made = [*sentences[:at], " " + sentence.strip(), *sentences[at + 1 :]]
-    return _joined(text, "".join(made).split()[: len(text.split())])
+    made = [*found[:at], " " + sentence.strip(), *found[at + 1 :]]
+    return joined(text, "".join(made).split()[: len(text.split())])
 
 
 def _letters(word: str) -> str:
@@ -185,7 +206,7 @@ def _letters(word: str) -> str:
     return word.rstrip(".,!?")
 
 
-def _joined(text: str, words: Sequence[str]) -> str:
+def joined(text: str, words: Sequence[str]) -> str:
     """Joins words with single spaces, after the text's own leading white space."""
     return text[: len(text) - len(text.lstrip())] + " ".join(words)
 
@@ -201,6 +222,7 @@ CORRUPTIONS: dict[str, Callable[[str, Others, np.random.Generator], str]] = {
 }
 EVERY = {
     **CORRUPTIONS,
-    "name": swap_name,
+    "name": swap_name,  # names and numbers occur in real text only
     "number": change_number,
-}  # names and numbers occur in real text only
+    "generic": generic_sentence,
+}

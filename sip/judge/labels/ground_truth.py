@@ -32,6 +32,7 @@ from sip.textgen.local import about
 from sip.textgen.protocol import TextGenerator
 
 Example = tuple[Text, int]  # (branch, index of the right option)
+Grades = Callable[[Text, str], list[sentence_grades.Grade]]  # of (trunk, text under judgement)
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,9 @@ def make(
         made = _trees(tokenizer, aspect, rows, per_prefix[aspect.name], max_len)
         if grades and aspect.name in grades:
             prefix_of = dict(zip(trunks, prefixes, strict=True))
-            made = _graded(truth, tokenizer, made, grades[aspect.name], prefix_of, mark)
+            graders = grades[aspect.name]
+            by_truth = _by_truth(truth, tokenizer, made, graders, prefix_of, mark)
+            made = graded(tokenizer, made, graders, by_truth)
         trees[aspect.name] = made
     return trees
 
@@ -176,17 +179,22 @@ def _proofread(reader: Proofreader | None, prefixes, found) -> list[Candidates]:
     return [Candidates(row, each.origin) for row, each in pairs]
 
 
-def _graded(truth, tokenizer, trees: LabelledTrees, grades, prefix_of, mark) -> LabelledTrees:
-    """Adds sentence grades of every text under judgement to the trees.
+def _by_truth(truth, tokenizer, trees: LabelledTrees, grades, prefix_of, mark) -> Grades:
+    """Returns the ground truth's grades(trunk, text) of every text under judgement in the trees.
 
     A proofreader's `mark` is removed from a text before it is scored.
     """
     texts = [(t, text) for t, branches in trees.prompts for b in branches for text in b[1::2]]
     pairs = [(prefix_of[t], text) for t, text in texts]
     known = sentence_grades.make(truth, tokenizer, grades, trees.aspect.name, pairs, mark)
+    return lambda trunk, text: known(prefix_of[trunk], text)
+
+
+def graded(tokenizer: Tokenizer, trees: LabelledTrees, grades: Aspect, known: Grades):
+    """Adds the grades of sentences as targets to labelled trees: known(trunk, text)."""
     cached = Cached(tokenizer)
     found = [
-        [_grades_of(cached, branch, functools.partial(known, prefix_of[trunk])) for branch in row]
+        [_grades_of(cached, branch, functools.partial(known, trunk)) for branch in row]
         for trunk, row in trees.prompts
     ]
     answers = [cached.encode(option)[0] for option in grades.options]

@@ -7,7 +7,7 @@ predict the sentence's grade.
 
 import functools
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import chain, zip_longest
 
 import numpy as np
 
@@ -21,13 +21,16 @@ Grade = tuple[int, int]  # (tokens of the text up to the sentence's end, index o
 ENDS = (".", "!", "?")
 
 
-def sentences(tokenizer: Tokenizer, text: str) -> list[tuple[int, str]]:
-    """Lists (tokens up to its end, its text) of each sentence; the last may lack a full stop."""
+def sentences(tokenizer: Tokenizer, text: str, mark: str = "") -> list[tuple[int, str]]:
+    """Lists (tokens up to its end, its text) of each sentence; the last may lack a full stop.
+
+    A proofreader's `mark` counts as tokens, but is removed from the sentences.
+    """
     ids = tokenizer.plain(text)
     ends = [i + 1 for i, token in enumerate(ids) if _is_end(tokenizer, token)]
     ends += [len(ids)] if ids and (not ends or ends[-1] < len(ids)) else []
     return [
-        (end, tokenizer.decode(ids[start:end]))
+        (end, plain(tokenizer.decode(ids[start:end]), mark))
         for start, end in zip([0, *ends], ends, strict=False)
     ]
 
@@ -56,10 +59,7 @@ def make(
     if grades.kind != "pointwise":
         raise UserError(f"labels.grades: aspect {grades.name!r} must be pointwise")
     asked = list(dict.fromkeys(texts))
-    parts = [
-        [(end, plain(sentence, mark)) for end, sentence in sentences(tokenizer, text)]
-        for _, text in asked
-    ]
+    parts = [sentences(tokenizer, text, mark) for _, text in asked]
     contexts = [
         prefix + "".join(sentence for _, sentence in found[:i])
         for (prefix, _), found in zip(asked, parts, strict=True)
@@ -74,3 +74,29 @@ def make(
         for pair, found in zip(asked, parts, strict=True)
     }
     return lambda prefix, text: known[prefix, text]
+
+
+def of_changes(
+    tokenizer: Tokenizer,
+    options: int,
+    suffix: str,
+    text: str,
+    unwanted: Callable[[str], bool],
+    mark: str = "",
+) -> list[Grade]:
+    """Grades the sentences of `text`, which is the suffix or was made from it, without a truth.
+
+    A sentence gets the last of the options if the suffix has it in the same place and it is not
+    `unwanted`, else the first. A last sentence may be the beginning of the suffix's: texts are cut
+    to the suffix's length. A proofreader's `mark` is not a change.
+    """
+    own = [sentence for _, sentence in sentences(tokenizer, suffix, mark)]
+    found = sentences(tokenizer, text, mark)
+    kept = [
+        sentence == ours or (end == found[-1][0] and ours.startswith(sentence))
+        for (end, sentence), ours in zip_longest(found, own[: len(found)], fillvalue="")
+    ]
+    return [
+        (end, options - 1 if same and not unwanted(sentence) else 0)
+        for (end, sentence), same in zip(found, kept, strict=True)
+    ]

@@ -7,6 +7,7 @@ Failed examples are dropped and counted, never labelled.
 """
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from sip.judge import prompts, voting
-from sip.judge.labels.corruptions import EVERY, Others, Phrases
+from sip.judge.labels import corruptions
+from sip.judge.labels.corruptions import EVERY, Others, Phrases, sentences
 from sip.judge.labels.file import LabelLine
+from sip.judge.labels.sentence_grades import ENDS
 from sip.judge.prompts import Aspect
 from sip.judge.voting import Voting
 from sip.structs import UserError
@@ -25,6 +28,7 @@ from sip.text.tokenizer import Tokenizer
 from sip.textgen.protocol import Cut, Said, TextGenerator
 
 Spoiled = list[Said]  # corrupted versions; None if the request failed
+TAINTED = 0.8  # probability that a sentence of a tainted document is replaced
 LEAST = 0.5  # least length of a corrupted version, as a share of the suffix's characters
 
 
@@ -107,13 +111,71 @@ def by_rule(
     return list(found.items())
 
 
-def in_turn(
-    names: Sequence[str], prefixes: Sequence[str], suffixes: Sequence[str], seed: int
-) -> list[str]:
-    """Corrupts the suffixes by the corruptions `names` in turn; the first one of each round stays
-    as it is."""
+def tainted(
+    unwanted: Callable[[str], bool], prefixes: Sequence[str], suffixes: Sequence[str], seed: int
+) -> list[tuple[str, str] | None]:
+    """Puts unwanted sentences of other documents into documents that have none.
+
+    Returns (prefix, version of the suffix) of each document. Most sentences of the suffix, and in
+    two of three documents of the prefix, are replaced; the first sentences of both and the prefix's
+    last one, which the suffix continues, stay. None if the document has an unwanted sentence
+    itself, if no other document has one, or if the suffix has one sentence only.
+    """
+    both = list(zip(prefixes, suffixes, strict=True))
+    # A suffix's first sentence may be only the end of its prefix's last one.
+    said = [[*sentences(prefix), *sentences(suffix)[1:]] for prefix, suffix in both]
+    found = [text for row in said for text in row if text.endswith(ENDS) and unwanted(text)]
+
+    def replaced(rng, texts: Sequence[str]) -> list[str]:
+        return [
+            f" {found[int(rng.integers(len(found)))].strip()}" if rng.random() < TAINTED else text
+            for text in texts
+        ]
+
+    made: list[tuple[str, str] | None] = []
+    for i, (prefix, suffix) in enumerate(both):
+        rng = np.random.default_rng((seed, i, 1))
+        first, *rest = sentences(suffix) or [""]
+        if not found or not rest or unwanted(prefix + suffix):
+            made.append(None)
+            continue
+        title, *said = sentences(prefix) or [""]
+        before = (
+            [title, *replaced(rng, said[:-1]), *said[-1:]] if rng.random() < 2 / 3 else [prefix]
+        )
+        version = "".join([first, *replaced(rng, rest)]).split()[: len(suffix.split())]
+        made.append(("".join(before), corruptions.joined(suffix, version)))
+    return made
+
+
+def to_undo(
+    names: Sequence[str],
+    unwanted: Callable[[str], bool],
+    prefixes: Sequence[str],
+    suffixes: Sequence[str],
+    seed: int,
+) -> tuple[list[str], list[str], list[str]]:
+    """Returns (prefixes, texts, suffixes): a rewriter learns to turn the texts into the suffixes.
+
+    The texts are in turn the suffix as it is, its version by each of the corruptions `names`, and,
+    if a document has an unwanted sentence, one that is `tainted`. Such documents are not rewrites.
+    """
+    taint = tainted(unwanted, prefixes, suffixes, seed)
     rows: list[Any] = [suffixes, *(row for _, row in by_rule(names, prefixes, suffixes, seed))]
-    return [rows[i % len(rows)][i] for i in range(len(suffixes))]
+    given: list[Sequence[tuple[str, str] | None]]
+    given = [
+        *(list(zip(prefixes, row, strict=True)) for row in rows),
+        *([taint] if any(taint) else []),
+    ]
+    whole = [
+        i
+        for i, row in enumerate(zip(prefixes, suffixes, strict=True))
+        if not unwanted("".join(row))
+    ]
+    found = [(given[n % len(given)][i], suffixes[i]) for n, i in enumerate(whole)]
+    made = [(*shown, suffix) for shown, suffix in found if shown is not None]
+    before, texts, better = zip(*made, strict=True) if made else ((), (), ())
+    return list(before), list(texts), list(better)
 
 
 def check_rule(what: str, name: str) -> None:
@@ -128,8 +190,9 @@ def pairs(
     suffixes: Sequence[str],
     spoiled: Spoiled,
     trim: Callable[[str, str], str] = lambda text, suffix: text,
+    unwanted: Callable[[str], bool] = lambda text: False,
 ) -> Made:
-    """Labels each suffix as better than its corrupted version.
+    """Labels each suffix as better than its corrupted version, unless only the suffix is unwanted.
 
     `trim(version, suffix)` cuts a version to at most the suffix's length, so that the length does
     not reveal the label.
@@ -142,8 +205,22 @@ def pairs(
         if reason or not isinstance(version, str):
             dropped[reason] += 1
         else:
-            lines.append(LabelLine(aspect, prefix, (suffix, version), 0, ""))
+            label = len(aspect.options) - 1 if unwanted(suffix) and not unwanted(version) else 0
+            lines.append(LabelLine(aspect, prefix, (suffix, version), label, ""))
     return Made(lines, dropped)
+
+
+def having(words: Sequence[str]) -> Callable[[str], bool]:
+    """Returns a function: does a text have one of the words, in any case? Never without words.
+
+    Raises UserError if a word is empty.
+    """
+    if not words:
+        return lambda text: False
+    if not all(word.strip() for word in words):
+        raise UserError(f"unwanted: a word is empty in {list(words)}")
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})\b", re.IGNORECASE)
+    return lambda text: bool(pattern.search(text))
 
 
 def trimmer(tokenizer: Tokenizer) -> Callable[[str, str], str]:

@@ -20,6 +20,7 @@ from sip.padding import multiple, padded_tree
 from sip.run import Run, TaskConfig
 from sip.sections import at_least, check
 from sip.structs import Tree, UserError
+from sip.tasks import labelled
 from sip.tasks.supervised.task import SupervisedTask, tokens_loss
 from sip.text.tokenizer import Cached, Tokenizer
 
@@ -37,12 +38,16 @@ class Config(TaskConfig):
     kinds: tuple[
         str, ...
     ] = ()  # corruptions of suffixes to undo; none: the ground truth's rewrites
+    unwanted: tuple[str, ...] = ()  # with kinds: words; sentences with one are to be undone too
 
     def __post_init__(self):
         check("task", self, documents=at_least(1), held_out=at_least(1))
         rewriter.load(self.prompt)  # checks that it exists
         for kind in self.kinds:
             synthesis.check_rule("task.kinds: no corruption", kind)
+        if self.unwanted and not self.kinds:
+            raise UserError("task.unwanted needs task.kinds: the ground truth's rewrites have none")
+        synthesis.having(self.unwanted)  # checks them
 
     def needs_truth(self):
         """The rewrites to learn from are the ground truth's, unless corruptions are undone."""
@@ -77,18 +82,21 @@ def build(run: Run, c, mesh) -> SupervisedTask:
     corpus = run.corpus(c.split)
     prompt = rewriter.load(wanted.prompt)
     asked = continuations.prompts(corpus.chunks, range(wanted.documents), run.tokenizer)
+    unwanted = synthesis.having(wanted.unwanted)
     if wanted.kinds:
-        better = asked.suffixes
-        given = synthesis.in_turn(wanted.kinds, asked.prefixes, better, run.seed)
+        labelled.say_unwanted(run, wanted.unwanted, asked)
+        rows = synthesis.to_undo(wanted.kinds, unwanted, asked.prefixes, asked.suffixes, run.seed)
+        if not rows[0]:
+            raise UserError("task.unwanted: every document has one of the words; nothing to learn")
     else:
         truth = corpus.ground_truth("task.name rewrites")
-        given = asked.suffixes
-        better = truth.rewrite(asked.prefixes, given, corpus.cut.suffix)
-    examples = make(run.tokenizer, prompt, asked.prefixes, given, better, max_len=c.model.max_len)
+        better = truth.rewrite(asked.prefixes, asked.suffixes, corpus.cut.suffix)
+        rows = asked.prefixes, asked.suffixes, better
+    examples = make(run.tokenizer, prompt, *rows, max_len=c.model.max_len)
 
     def figures(params, split):
         model = LoadedModel(params, c.model, run.tokenizer, mesh)
-        how: Any = dict(held_out=wanted.held_out, batch=32, kinds=wanted.kinds)
+        how: Any = dict(held_out=wanted.held_out, batch=32, kinds=wanted.kinds, unwanted=unwanted)
         return rewrites.evaluate(model, prompt, run.corpus(split), **how)
 
     return SupervisedTask(

@@ -80,8 +80,20 @@ class Config(TaskConfig):
 
     def words(self):
         """The aspects of the labels, and those that grade sentences."""
-        grades = self.labels.grades.values() if self.labels else ()
-        return {"task": tuple(map(prompts.load, (*self.aspects(), *grades)))}
+        return {"task": tuple(map(prompts.load, (*self.aspects(), *self.grades().values())))}
+
+    def grades(self) -> dict[str, str]:
+        """Returns the aspects that grade sentences, by graded aspect."""
+        if self.labels:
+            return dict(self.labels.grades)
+        if self.corrupted and self.corrupted.grades:
+            return {self.corrupted.aspect: self.corrupted.grades}
+        return {}
+
+    def grades_weight(self) -> float:
+        """Returns the loss weight of the grades."""
+        labelled_by = self.labels or self.corrupted
+        return labelled_by.grades_weight if labelled_by else 0.0
 
     def figures(self, truth):
         """Names of the figures of the evaluation: accuracies by aspect."""
@@ -99,8 +111,7 @@ def build(run: Run, c, mesh) -> SupervisedTask:
         prompts.check_options(run.tokenizer, aspect)
     made = _labelled(run, c, aspects, mesh)
     weights = {aspect.name: 1.0 for aspect in aspects}
-    if task.labels:
-        weights |= {f"{name}/grades": task.labels.grades_weight for name in task.labels.grades}
+    weights |= {f"{name}/grades": task.grades_weight() for name in task.grades()}
 
     def batch(at: int):
         return {a: trees.batch(at, c.batch, seed=run.seed) for a, trees in made.examples.items()}
@@ -121,16 +132,21 @@ def build(run: Run, c, mesh) -> SupervisedTask:
 def _labelled(run: Run, c, aspects, mesh) -> labelled.Labelled:
     """The labelled examples of the run's task, to learn from and held out."""
     task, max_len = c.task, c.model.max_len
-    if task.labels is None:
-        found = (
-            labelled.corrupted(run, task.corrupted, c.split, mesh, max_len=max_len)
-            if task.corrupted
-            else labelled.from_file(task.label_file, c.split, run.tokenizer, max_len=max_len)
+    grades = {aspect: prompts.load(name) for aspect, name in task.grades().items()}
+    if task.labels is not None:
+        return labelled.made(
+            run, task.labels, aspects, c.split, mesh, max_len=max_len, grades=grades
         )
-        trees = {
-            name: labels.as_trees(run.tokenizer, prompts, max_len)
-            for name, prompts in found.examples.items()
-        }
-        return dataclasses.replace(found, examples=trees)
-    grades = {aspect: prompts.load(name) for aspect, name in task.labels.grades.items()}
-    return labelled.made(run, task.labels, aspects, c.split, mesh, max_len=max_len, grades=grades)
+    found = (
+        labelled.corrupted(run, task.corrupted, c.split, mesh, max_len=max_len)
+        if task.corrupted
+        else labelled.from_file(task.label_file, c.split, run.tokenizer, max_len=max_len)
+    )
+    trees = {
+        name: labels.as_trees(run.tokenizer, prompts, max_len)
+        for name, prompts in found.examples.items()
+    }
+    if found.grades is not None:
+        for name, aspect in grades.items():
+            trees[name] = labels.graded(run.tokenizer, trees[name], aspect, found.grades)
+    return dataclasses.replace(found, examples=trees)

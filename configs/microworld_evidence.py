@@ -28,8 +28,6 @@ import microworld_ablations as ablations
 import own_text
 from ml_collections import ConfigDict
 
-from sip.judge.labels.corruptions import CORRUPTIONS
-
 UNTAUGHT = ("rewriter_untaught", "tutor_untaught", "judge_untaught", "sip_untaught")
 ADDED = (
     "standard_matched",
@@ -40,9 +38,9 @@ ADDED = (
     "sip_rewrites",
 )
 READ = common.proofread("tutor_untaught")
+KINDS = ("shuffle", "repeat", "echo", "recall", "splice", "swap", "substitute", "generic")
 SINCE = 100  # first update of sip_untaught, of 150, with rollouts
-UNASKED = common.judge("rule", rule="distinct_words", weights=own_text.QUALITY)  # chosen=rewrite
-# What a user without a ground truth has: words that he does not want. They are half of the world's
+# What you have without a ground truth: words that you do not want. These are half of the world's
 # insults and three of its five phrases of hearsay; a learner may find out about the others.
 UNWANTED = (
     *("vile", "filthy", "stupid", "rotten", "liar", "idiot", "moron", "scum"),
@@ -117,7 +115,8 @@ def untaught(main: Any, debug: bool) -> list[ConfigDict]:
         ),
     )
     tutor.rewriter = common.rewriter("local", init_from="rewriter_untaught")
-    tutor.judge = UNASKED
+    # It must have a judge, which is not asked: the rewrite is chosen.
+    tutor.judge = common.judge("rule", rule="distinct_words", weights=own_text.QUALITY)
     judge = common.corrupted_judge_run(
         model=main.judge.model.copy_and_resolve_references(),
         split=main.judge.split,
@@ -126,7 +125,7 @@ def untaught(main: Any, debug: bool) -> list[ConfigDict]:
         init_from="tutor_untaught",
         optim=main.judge.optim.copy_and_resolve_references(),
         aspect="quality",
-        kinds=(*CORRUPTIONS, "generic"),
+        kinds=KINDS,
         source="tutor_untaught",
         rollouts=2,
         labels=dict(

@@ -468,6 +468,11 @@ def test_a_judge_must_see_the_marks_that_its_labels_had(kind):
     name = dict(labels="sip_learned", corrupted="sip_untaught")[kind]
     config = importlib.import_module("microworld_evidence").get_config("debug")
     recipe.check_proofread(config, name)
+    with config.unlocked():  # a section that is left out is the default
+        whole = config.runs[name].judge.pop("proofread")
+        with pytest.raises(UserError, match="differs"):
+            recipe.check_proofread(config, name)
+        config.runs[name].judge.proofread = whole
     config.runs[name].judge.proofread.gap = 1.0
     with pytest.raises(UserError, match=f"{name}.judge.proofread differs from .*task.{kind}.pro"):
         recipe.check_proofread(config, name)

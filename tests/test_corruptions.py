@@ -44,6 +44,7 @@ def test_a_recalled_sentence_is_a_whole_one_of_the_prefix_and_the_first_one_stay
 def test_a_generic_sentence_is_one_that_several_texts_have_and_the_first_one_stays():
     """The first sentences of the texts do not count, as they may be ends, nor do open ones."""
     texts = [" x. It rains. Ann naps.", " x. It rains. Bo", " y. Ann reads. It is hot. Bo"]
+    texts += [" z. It snows. It snows. Ha. U.S. Bo", " z. Ha. The U.S. is big"]
     others = corruptions.Others("", corruptions.Phrases([*texts, " z. It is hot."]), "")
     assert sorted(others.follows.frequent) == ["It is hot.", "It rains."]
     made = {

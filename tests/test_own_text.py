@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -97,44 +98,80 @@ def test_another_seed_makes_other_versions_of_the_same_suffixes(tmp_path):
     assert pairs(one.held_out["test"]["quality"]) == pairs(other.held_out["test"]["quality"])
 
 
-def test_a_text_with_an_unwanted_word_is_worse_than_one_without(tmp_path, capsys):
-    """It is so in every pair; pairs of two such texts, and of none, are labelled as ever."""
-    plain, said = (
-        pairs(made(tmp_path, unwanted=words).examples["quality"]) for words in ((), ("red",))
+RED = ("red",)
+
+
+def test_rollouts_without_an_unwanted_word_are_better_than_suffixes_with_one(
+    tmp_path, capsys, monkeypatch
+):
+    """Corruptions that break the word are no pairs: nobody can say which text is better."""
+    written = " all is well now."
+    monkeypatch.setattr(labelled, "source_model", lambda run, source, *_: source or None)
+    monkeypatch.setattr(
+        labelled, "_rollouts", lambda _, asked, *__: [[written] for _ in asked.suffixes]
     )
-    has = synthesis.having(("red",))
-    assert [row[:2] for row in plain] == [row[:2] for row in said], "whole words are one sentence"
+    found = made(tmp_path, unwanted=RED, kinds=("splice",), source="base", rollouts=1)
+    has = synthesis.has_any(RED)
+    said = pairs(found.examples["quality"])
     assert "judge: 16 of 30 chunks have an unwanted word" in capsys.readouterr().out
-    told = [(row, old) for row, old in zip(said, plain, strict=True) if row != old]
-    assert told and all(
-        has((a, b)[1 - label]) and not has((a, b)[label]) for (a, b, label), _ in told
-    )
-    assert all(has(a) == has(b) or has((a, b)[1 - label]) for a, b, label in said)
+    for a, b, label in said:
+        better, worse = (a, b)[label], (a, b)[1 - label]
+        sampled = better.startswith(" all is") or worse.startswith(" all is")
+        assert better.startswith(" all is") == (sampled and (has(a) or has(b)))
+        assert sampled or has(worse) or not has(better)
+    assert {row[label].startswith(" all is") for *row, label in said} == {True, False}
+    with pytest.raises(UserError, match="none of the 30 chunks to learn from has one of .'pink'"):
+        made(tmp_path, unwanted=("pink",))
 
 
 def test_a_prefix_has_as_many_pairs_as_are_asked_for_of_any_kind(tmp_path):
     every, some = (made(tmp_path, pairs=n).examples["quality"] for n in (0, 1))
     assert set(pairs(some)) < set(pairs(every))
     assert all(len(branches) == 2 for _, branches in some.prompts)  # one pair, in both orders
-    longest = max(len(branches) for _, branches in every.prompts)
-    assert longest == 4 and 1 < len({b[1] for _, row in some.prompts for b in row})
+    kinds = ("shuffle", "repeat")
+    for kind in kinds:
+        alone = set(pairs(made(tmp_path, kinds=(kind,)).examples["quality"]))
+        assert 0 < len(alone & set(pairs(some))) < len(some.prompts) * 2, kind
 
 
-def test_changed_sentences_are_graded_by_the_first_option_and_others_by_the_last(tmp_path):
-    """Every sentence end of a text under judgement has a target, the option's token."""
+def test_no_more_kinds_of_versions_are_drawn_than_there_are():
+    usable = np.array([[True, True, False], [True, False, False], [True, True, False]])
+    np.testing.assert_array_equal(labelled._drawn(usable, 0, 0), usable)
+    draws = np.stack([labelled._drawn(usable, 1, seed) for seed in range(40)])
+    np.testing.assert_array_equal(draws.sum(1), [[1, 1, 0]] * 40)
+    assert (draws.any(0) == usable).all()
+
+
+def test_changed_sentences_of_a_text_under_judgement_are_targets():
+    """Of rollouts only unwanted sentences are; marks count as tokens, and are no changes."""
+    wanted = CorruptedConfig("quality", (), "base", 1, grades="grade", unwanted=RED)
+    trunk, said = "p", " So it is. Red roses. Now"
+    line = labelled.LabelLine(prompts.load("quality"), trunk, (" Ann sat. Bo", said), 0, "")
+    spoiled = replace(line, candidates=(" Ann sat. Bo", " \u00bfAnn sat. Cy"))
+    known = labelled._changes(Byte(), wanted, [spoiled], [line])
+    shown = lambda text: known(prompts.trunk(line.aspect, prefix=trunk, reference=""), text)
+    assert shown(" Ann sat. Bo") == [(9, 3), (12, 3)]
+    assert shown(" \u00bfAnn sat. Cy") == [(11, 3), (14, 0)]  # the mark has two bytes
+    assert shown(said) == [(len(" So it is. Red roses."), 0)]
+
+
+def test_graded_trees_have_the_token_of_each_grade_at_the_end_of_its_sentence(tmp_path):
     wanted = made(tmp_path, grades="grade")
     trees = labels.as_trees(Byte(), wanted.examples["quality"], 2048)
-    graded = labels.graded(Byte(), trees, prompts.load("grade"), wanted.grades)
-    options = prompts.load("grade").options
-    first, last = (Byte().encode(options[o])[0] for o in (0, -1))
-    asked = graded.asked["quality/grades"]
-    for n, (_, branches) in enumerate(trees.prompts):
+    aspect = prompts.load("grade")
+    asked = labels.graded(Byte(), trees, aspect, wanted.grades).asked["quality/grades"]
+    answers = [Byte().encode(option)[0] for option in aspect.options]
+    for n, (trunk, branches) in enumerate(trees.prompts):
         for c, branch in enumerate(branches):
-            told = np.asarray(asked.token_BCM)[n, c][np.asarray(asked.mask_BCM)[n, c]]
-            right = branch[1 + 2 * int(trees.labels_NC[n, c])]
-            # A text of this corpus is one sentence, or the end of one and a second one.
-            assert all(t == last for t in told[: right.count(".") or 1] if right == branch[1])
-            assert set(told) == {first, last}
+            on = np.asarray(asked.mask_BCM)[n, c]
+            told = np.asarray(asked.token_BCM)[n, c][on].tolist()
+            assert told == [
+                answers[o] for text in branch[1::2] for _, o in wanted.grades(trunk, text)
+            ]
+            at = np.asarray(asked.at_BCM)[n, c][on]
+            ids = np.asarray(trees.tree.tokens_BCR)[n, c]
+            ends = "".join(branch).encode()
+            assert all(bytes([ids[i]]) == ends[i : i + 1] for i in at if ids[i] < 256)
 
 
 def test_labelled_prompts_as_trees_are_the_same_examples(tmp_path):
@@ -209,7 +246,7 @@ def test_a_rewriter_learns_to_undo_corruptions_without_a_ground_truth(tmp_path):
     assert config.order == ("base", "judge", "auditor", "rewriter", "standard", "sip")
     assert config.runs.sip.candidates.rewrite and config.runs.sip.rewriter.init_from == "rewriter"
     suffixes = [f" {a} {b} {c}." for a, b, c in itertools.permutations(WORDS[:4], 3)]
-    prefixes, asked = ["a b"] * len(suffixes), (("swap", "shuffle"), synthesis.having(()))
+    prefixes, asked = ["a b"] * len(suffixes), (("swap", "shuffle"), synthesis.has_any(()))
     before, given, better = synthesis.to_undo(*asked, prefixes, suffixes, 0)
     assert (before, better, given[::3]) == (prefixes, suffixes, suffixes[::3])
     assert given == synthesis.to_undo(*asked, prefixes, suffixes, 0)[1]

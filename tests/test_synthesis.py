@@ -82,7 +82,7 @@ def test_a_suffix_is_better_than_what_was_spoiled_and_the_rest_is_dropped():
     assert made.asked == 6
 
 
-HAS = synthesis.having(("vile", "some claim"))
+HAS = synthesis.has_any(("vile", "some claim"))
 PREFIXES = [
     "About Bo. She sings. She",
     "About Al. Al is a VILE cheat. He",
@@ -92,11 +92,14 @@ SUFFIXES = [" reads. She walks. She eats", " sits. Some claim it. Go", " is long
 
 
 def test_unwanted_words_are_whole_words_and_phrases_in_any_case():
-    assert all(map(HAS, ("Vile.", "so vile", "Some claim that")))
+    assert all(map(HAS, ("Vile.", "(vile)", "so vile", "Some claim that", "some\n claim")))
     assert not any(map(HAS, ("revile", "vilely", "some claims", "")))
-    assert not synthesis.having(())("vile")
+    odd = synthesis.has_any(("C++", ".NET", " a-hole! "))
+    assert all(map(odd, ("C++ is", "in c++.", "(.NET)", "An A-hole! He")))
+    assert not any(map(odd, ("C+", "C++x", "x.NET", "a-hole")))
+    assert not synthesis.has_any(())("vile")
     with pytest.raises(UserError, match="unwanted: a word is empty"):
-        synthesis.having(("vile", ""))
+        synthesis.has_any(("vile", " "))
 
 
 def test_a_tainted_document_has_unwanted_sentences_of_others_between_its_own(monkeypatch):
@@ -117,26 +120,30 @@ def test_a_tainted_document_has_unwanted_sentences_of_others_between_its_own(mon
         assert short.startswith(" is long. ") and "dives" not in short
     assert 1 < len(seen) <= 3 and PREFIXES[0] in seen
     assert synthesis.tainted(HAS, PREFIXES[::2], SUFFIXES[::2], 0) == [None, None]
+    pieces = ["vile man. Al is", "About Bo. She"]  # the first one's sentence was cut
+    assert synthesis.tainted(HAS, pieces, [" a vile cheat. Go", " sits. Go"], 0) == [None, None]
 
 
 def test_what_a_rewriter_undoes_is_the_suffix_a_corruption_and_taint_in_turn(monkeypatch):
-    """Documents with an unwanted word are no answers."""
+    """Unwanted documents are no answers, and where taint is not possible, the suffix stays."""
     monkeypatch.setattr(synthesis, "TAINTED", 1.0)
     prefixes, suffixes = PREFIXES * 3, SUFFIXES * 3
-    before, given, better = synthesis.to_undo(("shuffle",), HAS, prefixes, suffixes, 0)
-    assert better == [SUFFIXES[0], SUFFIXES[2]] * 3 and not any(map(HAS, better))
+    suffixes[5] = " is one"  # the third of those that are no taint
     taint = synthesis.tainted(HAS, prefixes, suffixes, 0)
     kept = [i for i in range(9) if i % 3 != 1]
+    before, given, better = synthesis.to_undo(("shuffle",), HAS, prefixes, suffixes, 0)
+    assert better == [suffixes[i] for i in kept] and not any(map(HAS, better))
     for n, i in enumerate(kept):
         if n % 3 == 0:
             assert (before[n], given[n]) == (prefixes[i], suffixes[i])
         elif n % 3 == 1:
-            assert before[n] == prefixes[i] and sorted(given[n].split()) == sorted(
-                suffixes[i].split()
-            )
+            shuffled = sorted(given[n].split())
+            assert (before[n], shuffled) == (prefixes[i], sorted(suffixes[i].split()))
         else:
-            assert (before[n], given[n]) == taint[i]
-    assert synthesis.to_undo((), HAS, PREFIXES[1:2], SUFFIXES[1:2], 0) == ([], [], [])
+            assert (before[n], given[n]) == (taint[i] or (prefixes[i], suffixes[i]))
+    assert taint[3] and given[2] != suffixes[3]
+    with pytest.raises(UserError, match="all 1 texts have one of the words"):
+        synthesis.to_undo((), HAS, PREFIXES[1:2], SUFFIXES[1:2], 0)
 
 
 def test_of_two_texts_the_one_with_an_unwanted_word_is_worse():
@@ -148,19 +155,35 @@ def test_of_two_texts_the_one_with_an_unwanted_word_is_worse():
     assert [line.label for line in made.lines] == [1, 0, 0]
 
 
-def test_sentences_that_a_suffix_has_in_the_same_place_are_graded_best():
-    suffix, options = " Ann sat. Bo ran. Cy fell", 4
-    graded = lambda text, mark="": [
-        option for _, option in sentence_grades.of_changes(Byte(), options, suffix, text, HAS, mark)
-    ]
-    assert graded(suffix) == [3, 3, 3]
-    assert graded(" Ann sat. Bo ate. Cy fe") == [3, 0, 3]  # the last one is cut
-    assert graded(" Ann sat. Cy fell. Bo ran.") == [3, 0, 0]
-    assert graded(" Ann \u00bfsat. Bo ran.", "\u00bf") == [3, 3]
+def grades_of(suffix, text, mark="", aspect="grade"):
+    found = sentence_grades.of_changes(Byte(), prompts.load(aspect), suffix, text, HAS, mark)
+    return [option for _, option in found]
+
+
+@pytest.mark.parametrize(
+    "text, wanted",
+    [
+        (" Ann sat. Bo ran. Cy fell", [3, 3, 3]),
+        (" Ann  sat.  Bo ran.\n\nCy fell", [3, 3, 3]),  # white space is no change
+        (" Ann sat. Bo ate. Cy fe", [3, 0, 3]),  # the last one is cut
+        (" Ann sat. Bo ate. Al fell", [3, 0, 0]),
+        (" Ann red Bo ran. Cy fell", [0, 3]),  # an end is gone, and what is after it stays
+        (" Ann sat. Ann sat. Cy fell", [3, 0, 3]),
+        (" Ann sat. Cy fell. Bo ran.", [3, 0, 3]),
+        (" So.", [0]),
+    ],
+)
+def test_sentences_of_the_suffix_in_its_order_are_graded_best(text, wanted):
+    assert grades_of(" Ann sat. Bo ran. Cy fell", text) == wanted
+
+
+def test_grades_end_with_sentences_and_go_by_the_values_of_the_options():
+    assert grades_of(" Ann sat. Bo ran.", " Ann \u00bfsat. Bo ran.", "\u00bf") == [3, 3]
     vile = " Ann is vile. Bo ran."
-    ends = [end for end, _ in sentence_grades.of_changes(Byte(), options, vile, vile, HAS)]
-    assert [o for _, o in sentence_grades.of_changes(Byte(), options, vile, vile, HAS)] == [0, 3]
-    assert ends == [len(" Ann is vile."), len(vile)]
+    found = sentence_grades.of_changes(Byte(), prompts.load("grade"), vile, vile, HAS)
+    assert found == [(len(" Ann is vile."), 0), (len(vile), 3)]
+    assert prompts.load("safety").values == (1.0, 0.0)
+    assert grades_of(vile, vile, aspect="safety") == [1, 0]
 
 
 def test_rules_spoil_by_name_the_same_again_whatever_stands_after():

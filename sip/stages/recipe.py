@@ -16,6 +16,7 @@ from sip.evals.ground_truth import CONTINUATIONS
 from sip.judge import build as judges
 from sip.judge import prompts
 from sip.judge.build import POLICY, JudgeConfig, check_room
+from sip.judge.proofread import ProofreadConfig
 from sip.loading import kept_tokenizer, load_tokenizer, source_dir
 from sip.models import kernels
 from sip.rewriter import RewriterConfig
@@ -386,6 +387,13 @@ def _check_baseline(run: RunConfig, earlier: Mapping[str, RunConfig], workdir: s
 LABELS = ("labels", "corrupted")  # sections of a judge's task that name a proofreader
 
 
+def _reader(judged) -> dict[str, Any]:
+    """Returns the proofreader of a section, which may lack it: without the batch, which changes
+    no mark."""
+    given = dict(judged.proofread) if "proofread" in judged else {}
+    return {**dataclasses.asdict(ProofreadConfig()), **given, "batch": 0}
+
+
 def check_proofread(config, name: str) -> None:
     """Raises UserError if a judge's proofreader differs from the one of its training labels."""
     run = config.runs[name]
@@ -402,7 +410,7 @@ def check_proofread(config, name: str) -> None:
         for kind, made in labels.items():
             if not made:
                 continue
-            here, there = (dict(x.proofread, batch=0) for x in (judge, made))
+            here, there = map(_reader, (judge, made))
             if here != there and (here["init_from"] or there["init_from"]):
                 raise UserError(
                     f"config runs.{name}.{key}.proofread differs from runs.{source}.task.{kind}."

@@ -1,5 +1,6 @@
 """Labelled examples to train a judge, and held-out ones to evaluate it."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -118,8 +119,8 @@ class CorruptedConfig:
     documents: int = 2000  # number of prefixes to learn from
     held_out: int = 200  # number of prefixes of each held-out split
     seed: int = 0  # added to the run's: judges of two seeds learn from other versions
-    unwanted: tuple[str, ...] = ()  # words; a text with one is worse than a text without
-    grades: str = ""  # pointwise aspect: changed sentences get its first option, others its last
+    unwanted: tuple[str, ...] = ()  # words, phrases; a text with one is worse than one without
+    grades: str = ""  # pointwise aspect: changed sentences get its worst option, others its best
     grades_weight: float = 1.0  # loss weight of the grades; verdicts have 1
     proofread: ProofreadConfig = ProofreadConfig()  # must equal that of the judge in use
 
@@ -134,7 +135,7 @@ class CorruptedConfig:
             seed=at_least(0),
             grades_weight=at_least(0),
         )
-        synthesis.having(self.unwanted)  # checks them
+        synthesis.has_any(self.unwanted)  # checks them
         if self.grades and prompts.load(self.grades).kind != "pointwise":
             raise UserError(f"corrupted.grades: aspect {self.grades!r} must be pointwise")
         if prompts.load(self.aspect).kind != "pairwise" or prompts.load(self.aspect).reference:
@@ -147,7 +148,7 @@ class CorruptedConfig:
             SamplingConfig(temperature=temperature)  # checks it
         if self.rollouts and not self.temperatures:
             raise UserError("corrupted.temperatures is empty, but corrupted.rollouts is not 0")
-        if not self.kinds and not self.source:
+        if not (self.kinds or self.source or self.unwanted):
             raise UserError("corrupted.kinds is empty and there are no rollouts; name a corruption")
 
     def sources(self) -> dict[str, str]:
@@ -292,7 +293,7 @@ def corrupted(run: Run, wanted: CorruptedConfig, split: str, mesh, *, max_len: i
     source = source_model(run, wanted.source, "task.corrupted.source", mesh)
     key = "task.corrupted.proofread.init_from"
     reader = judges.proofreader(wanted.proofread, run.workdir, mesh, key)
-    unwanted, trim = synthesis.having(wanted.unwanted), synthesis.trimmer(run.tokenizer)
+    unwanted, trim = synthesis.has_any(wanted.unwanted), synthesis.trimmer(run.tokenizer)
 
     def read(split: str, documents: int) -> continuations.Prompts:
         return continuations.prompts(run.corpus(split).chunks, range(documents), run.tokenizer)
@@ -300,13 +301,13 @@ def corrupted(run: Run, wanted: CorruptedConfig, split: str, mesh, *, max_len: i
     def pairs(
         split: str, asked: continuations.Prompts, seed: int
     ) -> tuple[list[LabelLine], list[LabelLine]]:
-        """Pairs with corrupted suffixes, and pairs with rollouts."""
-        changed, sampled = _versions(wanted, run.corpus(split), asked, source, seed)
-        drawn_KN = _drawn(wanted.pairs, len(changed + sampled), len(asked.suffixes), seed)
+        """Makes pairs with corrupted suffixes, and pairs with rollouts."""
+        changed, sampled = _versions(wanted, run.corpus(split), asked, source, seed, trim)
+        usable_KN = [[v is not None for v in versions] for _, versions in changed + sampled]
+        drawn_KN = _drawn(np.array(usable_KN), wanted.pairs, seed)
         made = []
         for drawn_N, (prefixes, versions) in zip(drawn_KN, changed + sampled, strict=True):
-            at = [n for n in np.flatnonzero(drawn_N).tolist() if versions[n] is not None]
-            pick = lambda row, at=at: [row[n] for n in at]
+            pick = lambda row, at=np.flatnonzero(drawn_N).tolist(): [row[n] for n in at]
             three = map(pick, (prefixes, asked.suffixes, versions))
             made.append(synthesis.pairs(aspect, *three, trim=trim, unwanted=unwanted))
         if not any(each.lines for each in made):
@@ -333,16 +334,21 @@ def corrupted(run: Run, wanted: CorruptedConfig, split: str, mesh, *, max_len: i
 
 
 def say_unwanted(run: Run, words: Sequence[str], asked: continuations.Prompts) -> None:
-    """Says how many of the chunks to learn from have one of the unwanted words, if there are
-    such words: none or all may be a mistake."""
+    """Says how many of the chunks to learn from have one of the unwanted words, if there are any
+    words. Raises UserError if no chunk has one."""
     if words:
-        has = synthesis.having(words)
+        has = synthesis.has_any(words)
         found = [has(p + s) for p, s in zip(asked.prefixes, asked.suffixes, strict=True)]
+        if not any(found):
+            raise UserError(
+                f"unwanted: none of the {len(found):,} chunks to learn from has one of "
+                f"{list(words)}"
+            )
         run.say(f"{run.name}: {sum(found):,} of {len(found):,} chunks have an unwanted word")
 
 
 def _marked(reader: Proofreader | None, lines: list[LabelLine]) -> list[LabelLine]:
-    """The lines with the proofreader's marks; without those that do not fit its model."""
+    """Puts the proofreader's marks into the texts. Raises UserError if one does not fit it."""
     if reader is None:
         return lines
     asked: dict[str, dict[str, None]] = {}  # prefix -> its distinct texts
@@ -354,11 +360,13 @@ def _marked(reader: Proofreader | None, lines: list[LabelLine]) -> list[LabelLin
         for (prefix, texts), row in zip(asked.items(), told, strict=True)
         for text, marked in zip(texts, row, strict=True)
     }
-    shown = [tuple(read[line.prefix, text] for text in line.candidates) for line in lines]
+    if None in read.values():
+        raise UserError(
+            "task.corrupted.proofread: max_len of its model is too small for these texts"
+        )
     return [
-        replace(line, candidates=texts)
-        for line, texts in zip(lines, shown, strict=True)
-        if None not in texts
+        replace(line, candidates=tuple(str(read[line.prefix, text]) for text in line.candidates))
+        for line in lines
     ]
 
 
@@ -366,13 +374,21 @@ Versions = tuple[Sequence[str], Sequence[Any]]  # (prefixes, versions of the suf
 
 
 def _versions(
-    wanted: CorruptedConfig, corpus: Corpus, asked, source: LoadedModel | None, seed: int
+    wanted: CorruptedConfig, corpus: Corpus, asked, source: LoadedModel | None, seed: int, trim
 ) -> tuple[list[Versions], list[Versions]]:
-    """Worse versions of all suffixes, of each kind: corrupted ones, and rollouts."""
+    """Makes worse versions of all suffixes, a list of each kind: corrupted ones, and rollouts."""
     spoiled = synthesis.by_rule(wanted.kinds, asked.prefixes, asked.suffixes, seed)
-    changed: list[Versions] = [(asked.prefixes, versions) for _, versions in spoiled]
+    unwanted = synthesis.has_any(wanted.unwanted)
+
+    # Which is better, an unwanted text or one in which the word is broken, nobody can say.
+    def told(versions):
+        return [
+            None if unwanted(suffix) and not unwanted(trim(v, suffix)) else v
+            for suffix, v in zip(asked.suffixes, versions, strict=True)
+        ]
+
+    changed: list[Versions] = [(asked.prefixes, told(versions)) for _, versions in spoiled]
     if wanted.unwanted:
-        unwanted = synthesis.having(wanted.unwanted)
         taint = synthesis.tainted(unwanted, asked.prefixes, asked.suffixes, seed)
         none = ("", None)
         before, versions = zip(*(row or none for row in taint), strict=True)
@@ -385,12 +401,11 @@ def _versions(
     return changed, sampled
 
 
-def _drawn(most: int, kinds: int, documents: int, seed: int) -> np.ndarray:
-    """Draws `most` kinds of versions for each document, all if 0; bool [kinds, documents]."""
-    order_NK = np.tile(np.arange(kinds), (documents, 1))
-    if most:
-        order_NK = np.random.default_rng((seed, 2)).permuted(order_NK, axis=1)[:, :most]
-    return (order_NK[None] == np.arange(kinds)[:, None, None]).any(-1)
+def _drawn(usable_KN: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Draws `most` of the usable kinds of versions of each document, all if 0; bool [K, N]."""
+    place_KN = np.random.default_rng((seed, 0, 2)).random(usable_KN.shape)
+    place_KN = np.where(usable_KN, place_KN, np.inf).argsort(0).argsort(0)
+    return usable_KN & (place_KN < (most or len(usable_KN)))
 
 
 def _changes(
@@ -403,25 +418,25 @@ def _changes(
 
     Of rollouts nobody knows which sentences are worse, so only those with such a word are graded.
     """
-    unwanted, mark = synthesis.having(wanted.unwanted), wanted.proofread.mark
-    options = len(prompts.load(wanted.grades).options)
+    unwanted, mark = synthesis.has_any(wanted.unwanted), wanted.proofread.mark
+    grades = prompts.load(wanted.grades)
+    worst = int(np.argmin(grades.values))
     known: dict[tuple[Text, str], list[sentence_grades.Grade]] = {}
+    of_changes = functools.partial(sentence_grades.of_changes, tokenizer, grades)
+    for line in sampled:
+        trunk, (suffix, version) = _shown(line)
+        found = sentence_grades.sentences(tokenizer, version, mark)
+        known[trunk, version] = [(end, worst) for end, sentence in found if unwanted(sentence)]
+        known[trunk, suffix] = of_changes(suffix, suffix, unwanted, mark)
     for line in changed:
         trunk, (suffix, version) = _shown(line)
         for text in (suffix, version):
-            known[trunk, text] = sentence_grades.of_changes(
-                tokenizer, options, suffix, text, unwanted, mark
-            )
-    for line in sampled:
-        trunk, texts = _shown(line)
-        for text in texts:
-            found = sentence_grades.sentences(tokenizer, text, mark)
-            known.setdefault((trunk, text), [(end, 0) for end, each in found if unwanted(each)])
+            known[trunk, text] = of_changes(suffix, text, unwanted, mark)
     return lambda trunk, text: known[trunk, text]
 
 
 def _shown(line: LabelLine) -> tuple[Text, tuple[str, ...]]:
-    """The trunk of a line's prompt, and its texts as the prompt shows them."""
+    """Returns the trunk of a line's prompt, and its texts as the prompt shows them."""
     branch = prompts.branch(line.aspect, *line.candidates)
     return prompts.trunk(line.aspect, prefix=line.prefix, reference=line.reference), branch[1::2]
 

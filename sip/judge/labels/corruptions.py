@@ -23,7 +23,9 @@ class Phrases:
             for a, b, c in zip(words, words[1:], words[2:], strict=False):
                 self._follows.setdefault((a, b), []).append(_letters(c))
             # The first one may be only the end of a sentence.
-            whole.update(each.strip() for each in sentences(text)[1:] if each.endswith(ENDS))
+            said = [each.strip() for each in split_sentences(text)[1:] if each.endswith(ENDS)]
+            # Once a text. One word is no sentence, but a piece of "U.S.", "3.5" or "...".
+            whole.update(dict.fromkeys((each for each in said if " " in each), 1))
         self.frequent = [text for text, count in whole.most_common(FREQUENT) if count > 1]
 
     def __call__(self, a: str, b: str) -> list[str]:
@@ -58,7 +60,7 @@ def repeat_phrase(text: str, others: Others, rng: np.random.Generator) -> str:
 def repeat_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
     """Replaces a sentence by a copy of the one before it: well written, but without content."""
     del others
-    found = sentences(text)
+    found = split_sentences(text)
     if len(found) < 2:
         return text
     at = int(rng.integers(0, len(found) - 1))
@@ -72,8 +74,8 @@ def recall_sentence(text: str, others: Others, rng: np.random.Generator) -> str:
 
     The first sentence stays, as it may be only the end of the prefix's last one.
     """
-    found = sentences(text)
-    said = [each for each in sentences(others.prefix) if each.endswith(ENDS) and " " in each]
+    found = split_sentences(text)
+    said = [each for each in split_sentences(others.prefix) if each.endswith(ENDS) and " " in each]
     if len(found) < 2 or not said:
         return text
     at = int(rng.integers(1, len(found)))
@@ -85,7 +87,7 @@ def generic_sentence(text: str, others: Others, rng: np.random.Generator) -> str
 
     The first sentence stays, as it may be only the end of the prefix's last one.
     """
-    found = sentences(text)
+    found = split_sentences(text)
     if len(found) < 2 or not others.follows.frequent:
         return text
     at = int(rng.integers(1, len(found)))
@@ -190,7 +192,7 @@ def _other_numeral(word: str, rng: np.random.Generator) -> str:
     return other.capitalize() if word[0].isupper() else other
 
 
-def sentences(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """Cuts a text after each full stop, exclamation mark and question mark."""
     return re.findall(r"[^.!?]*[.!?]|[^.!?]+$", text)
 

@@ -7,7 +7,8 @@ predict the sentence's grade.
 
 import functools
 from collections.abc import Callable, Sequence
-from itertools import chain, zip_longest
+from difflib import SequenceMatcher
+from itertools import chain
 
 import numpy as np
 
@@ -78,7 +79,7 @@ def make(
 
 def of_changes(
     tokenizer: Tokenizer,
-    options: int,
+    grades: Aspect,
     suffix: str,
     text: str,
     unwanted: Callable[[str], bool],
@@ -86,17 +87,25 @@ def of_changes(
 ) -> list[Grade]:
     """Grades the sentences of `text`, which is the suffix or was made from it, without a truth.
 
-    A sentence gets the last of the options if the suffix has it in the same place and it is not
-    `unwanted`, else the first. A last sentence may be the beginning of the suffix's: texts are cut
-    to the suffix's length. A proofreader's `mark` is not a change.
+    A sentence gets the option of `grades` with the greatest value if it is one of the suffix's, in
+    their order, and not `unwanted`; else the option with the least. A last sentence without a full
+    stop may be the beginning of the suffix's: texts are cut to the suffix's length. White space and
+    a proofreader's `mark` are no changes.
     """
-    own = [sentence for _, sentence in sentences(tokenizer, suffix, mark)]
+    worst, best = (int(pick(grades.values)) for pick in (np.argmin, np.argmax))
     found = sentences(tokenizer, text, mark)
-    kept = [
-        sentence == ours or (end == found[-1][0] and ours.startswith(sentence))
-        for (end, sentence), ours in zip_longest(found, own[: len(found)], fillvalue="")
-    ]
+    own, ours = (
+        [" ".join(sentence.split()) for _, sentence in row]
+        for row in (sentences(tokenizer, suffix, mark), found)
+    )
+    blocks = SequenceMatcher(None, own, ours, autojunk=False).get_matching_blocks()
+    kept = {block.b + n: block.a + n for block in blocks for n in range(block.size)}
+    last = len(ours) - 1
+    if last >= 0 and not ours[last].endswith(ENDS):
+        after = kept[last - 1] + 1 if last - 1 in kept else last
+        if after < len(own) and own[after].startswith(ours[last]):
+            kept[last] = after
     return [
-        (end, options - 1 if same and not unwanted(sentence) else 0)
-        for (end, sentence), same in zip(found, kept, strict=True)
+        (end, best if n in kept and not unwanted(sentence) else worst)
+        for n, (end, sentence) in enumerate(found)
     ]

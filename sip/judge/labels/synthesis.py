@@ -17,7 +17,7 @@ import numpy as np
 
 from sip.judge import prompts, voting
 from sip.judge.labels import corruptions
-from sip.judge.labels.corruptions import EVERY, Others, Phrases, sentences
+from sip.judge.labels.corruptions import EVERY, Others, Phrases, split_sentences
 from sip.judge.labels.file import LabelLine
 from sip.judge.labels.sentence_grades import ENDS
 from sip.judge.prompts import Aspect
@@ -122,9 +122,9 @@ def tainted(
     itself, if no other document has one, or if the suffix has one sentence only.
     """
     both = list(zip(prefixes, suffixes, strict=True))
-    # A suffix's first sentence may be only the end of its prefix's last one.
-    said = [[*sentences(prefix), *sentences(suffix)[1:]] for prefix, suffix in both]
-    found = [text for row in said for text in row if text.endswith(ENDS) and unwanted(text)]
+    # The first sentence of a text may be only the end of one.
+    rows = [[*split_sentences(prefix)[1:], *split_sentences(suffix)[1:]] for prefix, suffix in both]
+    found = [text for row in rows for text in row if text.endswith(ENDS) and unwanted(text)]
 
     def replaced(rng, texts: Sequence[str]) -> list[str]:
         return [
@@ -135,11 +135,11 @@ def tainted(
     made: list[tuple[str, str] | None] = []
     for i, (prefix, suffix) in enumerate(both):
         rng = np.random.default_rng((seed, i, 1))
-        first, *rest = sentences(suffix) or [""]
+        first, *rest = split_sentences(suffix) or [""]
         if not found or not rest or unwanted(prefix + suffix):
             made.append(None)
             continue
-        title, *said = sentences(prefix) or [""]
+        title, *said = split_sentences(prefix) or [""]
         before = (
             [title, *replaced(rng, said[:-1]), *said[-1:]] if rng.random() < 2 / 3 else [prefix]
         )
@@ -158,24 +158,24 @@ def to_undo(
     """Returns (prefixes, texts, suffixes): a rewriter learns to turn the texts into the suffixes.
 
     The texts are in turn the suffix as it is, its version by each of the corruptions `names`, and,
-    if a document has an unwanted sentence, one that is `tainted`. Such documents are not rewrites.
+    if any document is unwanted, one that is `tainted`; where that is not possible, the suffix.
+    Documents that are unwanted are left out. Raises UserError if all are.
     """
     taint = tainted(unwanted, prefixes, suffixes, seed)
     rows: list[Any] = [suffixes, *(row for _, row in by_rule(names, prefixes, suffixes, seed))]
-    given: list[Sequence[tuple[str, str] | None]]
-    given = [
-        *(list(zip(prefixes, row, strict=True)) for row in rows),
-        *([taint] if any(taint) else []),
-    ]
-    whole = [
-        i
-        for i, row in enumerate(zip(prefixes, suffixes, strict=True))
-        if not unwanted("".join(row))
-    ]
-    found = [(given[n % len(given)][i], suffixes[i]) for n, i in enumerate(whole)]
-    made = [(*shown, suffix) for shown, suffix in found if shown is not None]
-    before, texts, better = zip(*made, strict=True) if made else ((), (), ())
-    return list(before), list(texts), list(better)
+    before, given, better = [], [], []
+    for i, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True)):
+        if unwanted(prefix + suffix):
+            continue
+        turn = len(better) % (len(rows) + any(taint))
+        spoiled = taint[i] if turn == len(rows) else (prefix, rows[turn][i])
+        shown = spoiled or (prefix, suffix)
+        before.append(shown[0])
+        given.append(shown[1])
+        better.append(suffix)
+    if not better:
+        raise UserError(f"unwanted: all {len(suffixes):,} texts have one of the words")
+    return before, given, better
 
 
 def check_rule(what: str, name: str) -> None:
@@ -192,7 +192,7 @@ def pairs(
     trim: Callable[[str, str], str] = lambda text, suffix: text,
     unwanted: Callable[[str], bool] = lambda text: False,
 ) -> Made:
-    """Labels each suffix as better than its corrupted version, unless only the suffix is unwanted.
+    """Labels each suffix as better than a worse version of it, unless only the suffix is unwanted.
 
     `trim(version, suffix)` cuts a version to at most the suffix's length, so that the length does
     not reveal the label.
@@ -210,16 +210,18 @@ def pairs(
     return Made(lines, dropped)
 
 
-def having(words: Sequence[str]) -> Callable[[str], bool]:
-    """Returns a function: does a text have one of the words, in any case? Never without words.
+def has_any(words: Sequence[str]) -> Callable[[str], bool]:
+    """Returns a function that says whether a text has one of the words or phrases.
 
-    Raises UserError if a word is empty.
+    They are found whole and in any case, with any white space within a phrase. Without words the
+    function is always False. Raises UserError if a word is empty.
     """
     if not words:
         return lambda text: False
-    if not all(word.strip() for word in words):
+    parts = [r"\s+".join(map(re.escape, word.split())) for word in words]
+    if not all(parts):
         raise UserError(f"unwanted: a word is empty in {list(words)}")
-    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, words))})\b", re.IGNORECASE)
+    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)", re.IGNORECASE)
     return lambda text: bool(pattern.search(text))
 
 

@@ -90,11 +90,6 @@ class Config(TaskConfig):
             return {self.corrupted.aspect: self.corrupted.grades}
         return {}
 
-    def grades_weight(self) -> float:
-        """Returns the loss weight of the grades."""
-        labelled_by = self.labels or self.corrupted
-        return labelled_by.grades_weight if labelled_by else 0.0
-
     def figures(self, truth):
         """Names of the figures of the evaluation: accuracies by aspect."""
         return labelled.figures(self.aspects())
@@ -111,7 +106,8 @@ def build(run: Run, c, mesh) -> SupervisedTask:
         prompts.check_options(run.tokenizer, aspect)
     made = _labelled(run, c, aspects, mesh)
     weights = {aspect.name: 1.0 for aspect in aspects}
-    weights |= {f"{name}/grades": task.grades_weight() for name in task.grades()}
+    if made_by := task.labels or task.corrupted:
+        weights |= {f"{name}/grades": made_by.grades_weight for name in task.grades()}
 
     def batch(at: int):
         return {a: trees.batch(at, c.batch, seed=run.seed) for a, trees in made.examples.items()}

@@ -469,7 +469,8 @@ def test_a_judge_must_see_the_marks_that_its_labels_had(kind):
     config = importlib.import_module("microworld_evidence").get_config("debug")
     recipe.check_proofread(config, name)
     with config.unlocked():  # a section that is left out is the default
-        whole = config.runs[name].judge.pop("proofread")
+        whole = config.runs[name].judge.proofread
+        del config.runs[name].judge["proofread"]
         with pytest.raises(UserError, match="differs"):
             recipe.check_proofread(config, name)
         config.runs[name].judge.proofread = whole

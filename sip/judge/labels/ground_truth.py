@@ -190,7 +190,9 @@ def _by_truth(truth, tokenizer, trees: LabelledTrees, grades, prefix_of, mark) -
     return lambda trunk, text: known(prefix_of[trunk], text)
 
 
-def graded(tokenizer: Tokenizer, trees: LabelledTrees, grades: Aspect, known: Grades):
+def graded(
+    tokenizer: Tokenizer, trees: LabelledTrees, grades: Aspect, known: Grades
+) -> LabelledTrees:
     """Adds the grades of sentences as targets to labelled trees: known(trunk, text)."""
     cached = Cached(tokenizer)
     found = [

@@ -163,11 +163,12 @@ def to_undo(
     """
     taint = tainted(unwanted, prefixes, suffixes, seed)
     rows: list[Any] = [suffixes, *(row for _, row in by_rule(names, prefixes, suffixes, seed))]
+    turns = len(rows) + any(taint)
     before, given, better = [], [], []
     for i, (prefix, suffix) in enumerate(zip(prefixes, suffixes, strict=True)):
         if unwanted(prefix + suffix):
             continue
-        turn = len(better) % (len(rows) + any(taint))
+        turn = len(better) % turns
         spoiled = taint[i] if turn == len(rows) else (prefix, rows[turn][i])
         shown = spoiled or (prefix, suffix)
         before.append(shown[0])

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -307,8 +308,7 @@ def corrupted(run: Run, wanted: CorruptedConfig, split: str, mesh, *, max_len: i
         drawn_KN = _drawn(np.array(usable_KN), wanted.pairs, seed)
         made = []
         for drawn_N, (prefixes, versions) in zip(drawn_KN, changed + sampled, strict=True):
-            pick = lambda row, at=np.flatnonzero(drawn_N).tolist(): [row[n] for n in at]
-            three = map(pick, (prefixes, asked.suffixes, versions))
+            three = [list(compress(row, drawn_N)) for row in (prefixes, asked.suffixes, versions)]
             made.append(synthesis.pairs(aspect, *three, trim=trim, unwanted=unwanted))
         if not any(each.lines for each in made):
             why = synthesis.dropped(made)

@@ -308,9 +308,9 @@ def corrupted(run: Run, wanted: CorruptedConfig, split: str, mesh, *, max_len: i
         drawn_KN = _drawn(np.array(usable_KN), wanted.pairs, seed)
         made = []
         for drawn_N, (prefixes, versions) in zip(drawn_KN, changed + sampled, strict=True):
-            two = [list(compress(row, drawn_N)) for row in (prefixes, asked.suffixes)]
-            drawn: list[Any] = list(compress(versions, drawn_N))
-            made.append(synthesis.pairs(aspect, *two, drawn, trim, unwanted))
+            before, better = (list(compress(x, drawn_N)) for x in (prefixes, asked.suffixes))
+            worse: list[Any] = list(compress(versions, drawn_N))
+            made.append(synthesis.pairs(aspect, before, better, worse, trim, unwanted))
         if not any(each.lines for each in made):
             why = synthesis.dropped(made)
             raise UserError(f"task.corrupted: no usable pair in split {split} ({why})")

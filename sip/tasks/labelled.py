@@ -336,16 +336,13 @@ def corrupted(run: Run, wanted: CorruptedConfig, split: str, mesh, *, max_len: i
 
 def say_unwanted(run: Run, words: Sequence[str], asked: continuations.Prompts) -> None:
     """Says how many of the chunks to learn from have one of the unwanted words, if there are any
-    words. Raises UserError if no chunk has one."""
+    words. None may be a misspelt word, or a small part of the corpus."""
     if words:
         has = synthesis.has_any(words)
         found = [has(p + s) for p, s in zip(asked.prefixes, asked.suffixes, strict=True)]
-        if not any(found):
-            raise UserError(
-                f"unwanted: none of the {len(found):,} chunks to learn from has one of "
-                f"{list(words)}"
-            )
-        run.say(f"{run.name}: {sum(found):,} of {len(found):,} chunks have an unwanted word")
+        share = f"{sum(found):,} of {len(found):,} chunks have an unwanted word"
+        nothing = "" if any(found) else f"; nothing is learned about {list(words)}"
+        run.say(f"{run.name}: {share}{nothing}")
 
 
 def _marked(reader: Proofreader | None, lines: list[LabelLine]) -> list[LabelLine]:

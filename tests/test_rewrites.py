@@ -142,8 +142,8 @@ class Repeats:
 def test_what_is_repaired_by_hand():
     """Two suffixes as they are, of which one is copied; two corrupted ones, of which one is
     repaired and one, with three of four bytes, invalid."""
-    asked, given = prompts("abcd", "axcd", "abcd", "abcd"), ["abcd", "axcd", "axcd", "abc?"]
-    found = rewrite_evals.repaired(Repeats(), BYTE, asked, given)
+    suffixes, given = ["abcd", "axcd", "abcd", "abcd"], ["abcd", "axcd", "axcd", "abc?"]
+    found = rewrite_evals.repaired(Repeats(), BYTE, ["p"] * 4, given, suffixes)
     assert loop.ratios([found]) == dict(
         invalid=0.25, copied=0.5, repaired=0.5, repaired_before=0.75
     )

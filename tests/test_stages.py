@@ -206,7 +206,7 @@ OWN = dict(backend="local", init_from="policy", min_mass=0.0)  # it has never se
 RESUMED = {
     "documents": ("standard", six("standard"), ("base",)),
     "verdicts": ("judge", six("judge"), ("base", "tutor")),
-    "rewrites": ("rewriter", six("rewriter"), ("base",)),
+    "rewrites": ("rewriter", six("rewriter"), ("base", "tutor")),
     "rf_nll": ("sip_oracle", six("sip_oracle"), ("base",)),
     "dpo": ("dpo_ce", six("dpo_ce", "dpo_ce,truth"), ("base",)),
     "switched": (

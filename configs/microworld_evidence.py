@@ -98,22 +98,9 @@ def untaught(main: Any, debug: bool) -> list[ConfigDict]:
     """Builds the runs of UNTAUGHT: the main job's tutor, judge, rewriter and SIP, which learn from
     corruptions of the corpus's own text where those learn from the ground truth."""
     copied = lambda name: main[name].copy_and_resolve_references()
-    tutor, sip = copied("tutor"), copied("sip_learned")
-    rewriter = common.rewriter_run(
-        model=main.rewriter.model.copy_and_resolve_references(),
-        split=main.rewriter.split,
-        steps=4 if debug else 500,
-        batch=main.rewriter.batch,
-        init_from="base",
-        optim=common.adamw(4e-3, warmup_steps=2 if debug else 20),
-        rewrites=dict(
-            prompt="rewrite",
-            documents=64 if debug else 9600,
-            held_out=8 if debug else 1000,
-            kinds=("substitute", "recall"),
-            unwanted=UNWANTED,
-        ),
-    )
+    rewriter, tutor, sip = copied("rewriter"), copied("tutor"), copied("sip_learned")
+    rewriter.update(init_from="base", steps=rewriter.steps if debug else 500)
+    rewriter.task.update(kinds=("substitute", "recall"), unwanted=UNWANTED)
     tutor.rewriter = common.rewriter("local", init_from="rewriter_untaught")
     # It must have a judge, which is not asked: the rewrite is chosen.
     tutor.judge = common.judge("rule", rule="distinct_words", weights=own_text.QUALITY)
@@ -138,9 +125,8 @@ def untaught(main: Any, debug: bool) -> list[ConfigDict]:
             proofread=READ,
         ),
     )
-    for run, like in ((rewriter, main.rewriter), (judge, main.judge)):
-        for name in ("checkpoint", "log"):
-            run[name] = like[name].copy_and_resolve_references()
+    for name in ("checkpoint", "log"):
+        judge[name] = main.judge[name].copy_and_resolve_references()
     sip.judge = common.judge(
         "local", init_from="judge_untaught", weights=own_text.QUALITY, proofread=READ
     )

@@ -50,7 +50,7 @@ def run(tmp_path, seed=0):
         tokenizer=Byte(),
         seed=seed,
         workdir=str(tmp_path),
-        say=lambda line: print(line),
+        say=print,
     )
 
 
@@ -146,7 +146,7 @@ def test_no_more_kinds_of_versions_are_drawn_than_there_are():
 
 
 def test_changed_sentences_of_a_text_under_judgement_are_targets():
-    """Of rollouts only unwanted sentences are; marks count as tokens, and are no changes."""
+    """A rollout's sentences are targets only if unwanted. Marks count as tokens, not as changes."""
     wanted = CorruptedConfig("quality", (), "base", 1, grades="grade", unwanted=RED)
     trunk, said = "p", " So it is. Red roses. Now"
     line = labelled.LabelLine(prompts.load("quality"), trunk, (" Ann sat. Bo", said), 0, "")

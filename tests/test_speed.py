@@ -112,7 +112,7 @@ def test_operations_by_hand():
 def test_a_judges_tree_is_padded_by_less_than_a_tenth(prefix, candidates):
     trunk, branches = questions(prefix, candidates, 0, suffix=128)
     ids = [Byte().bos, *tokens_of(Byte(), trunk)], [tokens_of(Byte(), b) for b in branches]
-    found = stems.divided([branches], [ids[1]], Byte(), len(branches))
+    found = stems.divided([branches], Byte(), len(branches))
     assert found and found.sizes[:2] == (candidates, candidates - 1)
     for how in (found, None):
         needs = ways.needed(setup.MODEL, *ids, how)

@@ -162,14 +162,35 @@ def test_branches_without_a_common_beginning_stay_plain(params, used):
 def test_an_empty_stem_or_leaf_divides_nothing(place):
     rows = pairs(TEXTS)
     empty = tuple("" if i in place else x for i, x in enumerate(rows[0]))
-    ids = lambda row: [tokens_of(Byte(), text) for text in row]
-    assert stems.divided([rows], [ids(rows)], Byte(), 0)
-    assert stems.divided([[empty, *rows]], [ids([empty, *rows])], Byte(), 0) is None
+    assert stems.divided([rows], Byte(), 0)
+    assert stems.divided([[empty, *rows]], Byte(), 0) is None
+
+
+def test_stems_and_leaves_have_the_tokens_of_their_branches():
+    """The leaves of one text are padded once and put at all their places."""
+    rows = [pairs(TEXTS), pairs(TEXTS[:4])]
+    size = lambda text: len(tokens_of(Byte(), text))
+    room = max(map(size, rows[0])) - 1
+    long = sum(size(text) > room for text in rows[0])
+    found = stems.divided(rows, Byte(), 0, [room, 10_000])
+    assert found and long and found.places[0].count(None) == long
+    assert None not in found.places[1]
+    leaf_BMKW, last_BMK = found.padded([1, 0], 3, pad=Byte().pad)
+    for row, b in enumerate([1, 0]):
+        for text, place in zip(rows[b], found.places[b], strict=True):
+            if place is None:
+                assert size(text) > room
+                continue
+            k, m = place
+            leaf = leaf_BMKW[row, m, k, : last_BMK[row, m, k] + 1].tolist()
+            assert found.stems[b][k] + leaf == tokens_of(Byte(), text)
+    assert (leaf_BMKW[2] == Byte().pad).all() and not last_BMK[2].any()
+    used = sum(place is not None for row in found.places for place in row)
+    assert (leaf_BMKW[..., 0] != Byte().pad).sum() == used, "no leaf beside those asked"
 
 
 def test_foreseen_sizes_are_those_of_the_texts():
     texts = pairs([f"{i} and more" for i in range(6)])
-    ids = [tokens_of(Byte(), text) for text in texts]
-    found = stems.divided([texts], [ids], Byte(), 0)
+    found = stems.divided([texts], Byte(), 0)
     assert found and found.sizes == stems.foreseen(texts, lambda text: len(tokens_of(Byte(), text)))
     assert stems.foreseen(["a", "b"], len) is None and stems.foreseen([], len) is None

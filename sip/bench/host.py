@@ -124,9 +124,9 @@ def trees(tokenizer, prefixes: list[str], texts: list[list[str]]) -> int:
             for row in texts[rows]
         ]
         trunk_ids = [prompt_of(tokenizer, cached, trunk) for trunk in trunks]
-        branch_ids = [[tokens_of(cached, branch) for branch in row] for row in pairs]
-        found = stems.divided(pairs, branch_ids, cached, len(pairs[0]))
+        found = stems.divided(pairs, cached, len(pairs[0]))
         if found is None:
+            branch_ids = [[tokens_of(cached, branch) for branch in row] for row in pairs]
             bucketed(trunk_ids, branch_ids, tokenizer, rows=len(trunks), width=len(pairs[0]))
         else:
             K, _, W = found.sizes

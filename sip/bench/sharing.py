@@ -100,7 +100,7 @@ def measure(
     (shared, shared_cpu), unshared_2 = seconds[0], seconds[batch] * (len(branches) / len(some))
     unshared, unshared_cpu = map(float, unshared_2)
     ids = _ids(trunk, branches)
-    tokens = prompt_tokens(*ids, stems.divided([branches], [ids[1]], Byte(), 0))
+    tokens = prompt_tokens(*ids, stems.divided([branches], Byte(), 0))
     p_shared, p_unshared = _first(said[0])[0, drawn], _first(said[batch])[:, 0]
     return {
         "pairs": len(branches),

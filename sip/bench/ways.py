@@ -307,7 +307,7 @@ def judge(s: Setup, candidates: int) -> Judging:
                 found[name] = difference(said[drawn] if len(other) == len(drawn) else said, other)
         return found
 
-    found = stems.divided([branches], [ids[1]], Byte(), len(branches))
+    found = stems.divided([branches], Byte(), len(branches))
     needs = needed(s.cfg, *ids, found)
     share = executed(s.cfg, *ids, found) / needs
     plain = needed(s.cfg, *ids, None)

@@ -85,7 +85,7 @@ class Metered:
 
     def _count(self, trunks: Sequence[Text], branches, *, chosen: bool) -> None:
         ids = [[tokens_of(self._cached, branch) for branch in row] for row in branches]
-        found = stems.divided(branches, ids, self._cached, 0) if chosen else None
+        found = stems.divided(branches, self._cached, 0) if chosen else None
         for b, (trunk, row) in enumerate(zip(trunks, ids, strict=True)):
             if not row:
                 continue

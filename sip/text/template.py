@@ -49,7 +49,8 @@ def quote(text: str) -> str:
     if text.isprintable():  # the common case, fast
         return text
     # Newlines and controls become \0 first, so that a run of them gives a single space.
-    return re.sub("\0+", " ", "".join(c if c.isprintable() else "\0" for c in text))
+    unseen = {ord(c): "\0" for c in set(text) if not c.isprintable()}
+    return re.sub("\0+", " ", text.translate(unseen))
 
 
 def fill(template: str, texts: Mapping[str, str]) -> tuple[str, ...]:
@@ -57,4 +58,6 @@ def fill(template: str, texts: Mapping[str, str]) -> tuple[str, ...]:
 
     `texts` maps each field name to its value; see `quote`.
     """
-    return tuple(quote(texts[p]) if i % 2 else p for i, p in enumerate(pieces(template)))
+    found = list(pieces(template))
+    found[1::2] = [quote(texts[name]) for name in found[1::2]]
+    return tuple(found)

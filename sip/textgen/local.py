@@ -26,7 +26,7 @@ from sip.padding import branch_width, bucketed, trunk_width
 from sip.processes import fetch
 from sip.sampling import answering, encode
 from sip.structs import Params, Tree, UserError
-from sip.text.segments import Text, prompt_of, tokens_of
+from sip.text.segments import Ids, Text, prompt_of, tokens_of
 from sip.text.tokenizer import Cached, continuation
 from sip.textgen import stems
 from sip.textgen.protocol import Choose, Cut, Said, TextGenerator
@@ -175,9 +175,12 @@ class Local:
 
     def _choose(self, trunks, branches, options, width: int, kept: Kept | None):
         options_O = np.array([self._option(option) for option in options], np.int32)
+        if kept is None:
+            read = self._trunks(trunks)
+            rooms = [self._cfg.max_len - len(ids) for ids in read]
+            if found := stems.divided(branches, self._cached, width, rooms):
+                return self._on_stems(read, found, options_O)
         trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=0)
-        if kept is None and (found := stems.divided(branches, branch_ids, self._cached, width)):
-            return self._on_stems(trunk_ids, found, options_O)
         self._count(trunk_ids if not kept else [[]] * len(trunks), branch_ids)
         C = max(map(len, branches), default=0)
         out_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
@@ -303,6 +306,10 @@ class Local:
             )
         return ids[0]
 
+    def _trunks(self, trunks: Sequence[Text]) -> list[Ids]:
+        """Returns the token ids of trunks, with BOS."""
+        return [prompt_of(self._tokenizer, self._cached, trunk) for trunk in trunks]
+
     def _tokens(self, trunks, branches, room: int = 0):
         """Returns (trunk token lists, branch token lists, fits[b][c]: the prompt is short enough).
 
@@ -310,7 +317,7 @@ class Local:
         that do not fit are emptied. Trunks too long for any branch become BOS alone.
         """
         bos, limit = self._tokenizer.bos, self._cfg.max_len - room
-        trunk_ids = [prompt_of(self._tokenizer, self._cached, trunk) for trunk in trunks]
+        trunk_ids = self._trunks(trunks)
         branch_ids = [[tokens_of(self._cached, branch) for branch in row] for row in branches]
         fits = [
             [0 < len(ids) <= limit - len(trunk) for ids in row]

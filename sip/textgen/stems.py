@@ -27,7 +27,7 @@ class Stems:
     """Stems and leaves of several trunks."""
 
     stems: list[list[Ids]]  # [b][k]
-    leaves: list[list[list[Ids]]]  # [b][k][m]
+    leaves: list[list[list[Ids]]]  # [b][k][m]; equal leaves of a trunk are one list
     places: list[list[tuple[int, int] | None]]  # (k, m) of each branch [b][c]; None: not asked
     sizes: Sizes
 
@@ -39,42 +39,49 @@ class Stems:
         """Returns (leaf_BMKW, last_BMK) of some trunks, filled up to B with empty ones: tokens, and
         the place of each leaf's last token, 0 for a leaf that is not there."""
         K, M, W = self.sizes
-        none: Ids = []
-        leaves = [self.leaves[b] for b in rows] + [[]] * (B - len(rows))
-        flat = [
-            row[k][m] if k < len(row) and m < len(row[k]) else none
-            for row in leaves
-            for m in range(M)
-            for k in range(K)
-        ]
-        tokens_NW, mask_NW = padded(flat, W, pad)
-        last_N = np.maximum(mask_NW.sum(-1, dtype=np.int32) - 1, 0)
-        return tokens_NW.reshape(B, M, K, W), last_N.reshape(B, M, K)
+        different = {id(leaf): leaf for b in rows for stem in self.leaves[b] for leaf in stem}
+        number = {each: u for u, each in enumerate(different, start=1)}  # 0: no leaf
+        at_BMK = np.zeros((B, M, K), np.int32)
+        for row, b in enumerate(rows):
+            for k, stem in enumerate(self.leaves[b]):
+                at_BMK[row, : len(stem), k] = [number[id(leaf)] for leaf in stem]
+        tokens_UW, mask_UW = padded([[], *different.values()], W, pad)
+        last_U = np.maximum(mask_UW.sum(-1, dtype=np.int32) - 1, 0)
+        return tokens_UW[at_BMK], last_U[at_BMK]
 
 
 def divided(
-    texts: Sequence[Sequence[Text]], ids: Sequence[Sequence[Ids]], encoder: Encoder, width: int
+    texts: Sequence[Sequence[Text]],
+    encoder: Encoder,
+    width: int,
+    rooms: Sequence[int] | None = None,
 ) -> Stems | None:
     """Divides branches into stems and leaves; None if that is not worth it, or if one is empty.
 
     Args:
         texts: The branches [b][c]. Those that follow each other with the same first segments share
             a stem.
-        ids: Their token ids; empty for one that is not asked.
-        encoder: What encoded them.
+        encoder: Encodes their segments.
         width: The number of branches to which plain ones would be padded, if none has more.
+        rooms: The most tokens that a branch of each trunk may have: a longer one is not asked.
+            None: no limit.
     """
     if not all(_long(text) for row in texts for text in row):
         return None
-    count = max(width, *map(len, ids), 0)
-    rows = [_row(*row, encoder, _most(count)) for row in zip(texts, ids, strict=True)]
+    count = max(width, *map(len, texts), 0)
+    limits = [math.inf] * len(texts) if rooms is None else rooms
+    rows = [_row(row, encoder, _most(count), room) for row, room in zip(texts, limits, strict=True)]
     stems, leaves, places = (list(x) for x in zip(*rows, strict=True)) if rows else ([], [], [])
     parts = [x for row in stems for x in row] + [x for b in leaves for k in b for x in k]
     if not parts or not all(parts):
         return None
     most = max(len(k) for b in leaves for k in b)
     sizes = max(map(len, stems)), most, branch_width(max(map(len, parts)))
-    longest = max(len(x) for row in ids for x in row)
+    longest = max(
+        len(stem) + max(map(len, own))
+        for row in zip(stems, leaves, strict=True)
+        for stem, own in zip(*row, strict=True)
+    )
     return Stems(stems, leaves, places, sizes) if _worth(sizes, count, longest) else None
 
 
@@ -118,18 +125,27 @@ def _groups(heads: Sequence[Text], most: int) -> list[list[int]]:
     return found
 
 
-def _row(texts: Sequence[Text], ids: Sequence[Ids], encoder: Encoder, most: int):
+def _row(texts: Sequence[Text], encoder: Encoder, most: int, room: float):
     """Divides the branches of one trunk -> (stems, leaves by stem, places)."""
-    asked = [c for c, own in enumerate(ids) if own]
-    groups = _groups([texts[c][:HEAD] for c in asked], most)
+    known: dict[Text, Ids] = {}  # many branches begin or end with the same text
+
+    def tokens(part: Text) -> Ids:
+        if part not in known:
+            known[part] = tokens_of(encoder, part)
+        return known[part]
+
+    # HEAD is even: segments stay at even or odd places when they are encoded apart.
+    halves = [(text[:HEAD], text[HEAD:]) for text in texts]
+    fits = [len(tokens(head)) + len(tokens(tail)) <= room for head, tail in halves]
+    asked = [c for c, ok in enumerate(fits) if ok]
+    groups = _groups([halves[c][0] for c in asked], most)
     stems: list[Ids] = []
     leaves: list[list[Ids]] = []
-    places: list[tuple[int, int] | None] = [None] * len(ids)
+    places: list[tuple[int, int] | None] = [None] * len(texts)
     for k, group in enumerate(groups):
         members = [asked[i] for i in group]
-        begun = len(tokens_of(encoder, texts[members[0]][:HEAD]))
-        stems.append(ids[members[0]][:begun])
-        leaves.append([ids[c][begun:] for c in members])
+        stems.append(tokens(halves[members[0]][0]))
+        leaves.append([tokens(halves[c][1]) for c in members])
         for m, c in enumerate(members):
             places[c] = k, m
     return stems, leaves, places

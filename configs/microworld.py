@@ -106,7 +106,7 @@ def runs() -> dict:
     tune = dict(model=model, split=FRESH, init_from="base", evals=watched)
     sip = dict(
         tune,
-        steps=32,
+        steps=48,
         batch=16,
         optim=common.adamw(6e-4, warmup_steps=10, schedule="constant"),
         objective=common.objective("rf_nll"),
@@ -134,13 +134,13 @@ def runs() -> dict:
             optim=common.adamw(6e-4, warmup_steps=10),
         ),
         sip_learned=common.sip_run(
-            # Chosen on validation, seeds 0, 1 and 3. Rollouts start at step 40: a policy that has
-            # not yet learned from better suffixes exploits a learned judge earlier.
+            # Chosen on seeds 0, 1 and 3. Rollouts start at step 50: a policy that has not learned
+            # from better suffixes yet exploits a learned judge earlier.
             **{
                 **sip,
                 "steps": 150,
                 "optim": common.adamw(4.5e-4, warmup_steps=10),
-                "candidates": common.candidates(since=40),
+                "candidates": common.candidates(since=50),
             },
             judge=common.judge("local", init_from="judge", proofread=READ),
             rewriter=common.rewriter("local", init_from="rewriter"),

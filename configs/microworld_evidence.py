@@ -90,8 +90,14 @@ def added(main: Any, debug: bool) -> dict:
         "rule", rule="fewer_marks", weights=own_text.QUALITY, proofread=microworld.READ
     )
     rewrites.candidates = common.candidates(**ablations.FIXED["sft_rewrite"])
+    rewrites.judge = unasked()
     runs = (matched, judge, unmarked, *untaught(main, debug), marks, rewrites)
     return dict(zip(ADDED, runs, strict=True))
+
+
+def unasked() -> ConfigDict:
+    """Builds the judge of a run that must have one and does not ask it: the rewrite is chosen."""
+    return common.judge("rule", rule="distinct_words", weights=own_text.QUALITY)
 
 
 def untaught(main: Any, debug: bool) -> list[ConfigDict]:
@@ -102,8 +108,7 @@ def untaught(main: Any, debug: bool) -> list[ConfigDict]:
     rewriter.update(init_from="base", steps=rewriter.steps if debug else 500)
     rewriter.task.update(kinds=("substitute", "recall"), unwanted=UNWANTED)
     tutor.rewriter = common.rewriter("local", init_from="rewriter_untaught")
-    # It must have a judge, which is not asked: the rewrite is chosen.
-    tutor.judge = common.judge("rule", rule="distinct_words", weights=own_text.QUALITY)
+    tutor.judge = unasked()
     judge = common.corrupted_judge_run(
         model=main.judge.model.copy_and_resolve_references(),
         split=main.judge.split,

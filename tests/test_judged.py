@@ -61,7 +61,7 @@ def suite(monkeypatch, judge, **evals) -> Suite:
     monkeypatch.setattr(ground_truth, "_baseline", lambda s: texts)
     monkeypatch.setattr(continuations, "greedy", lambda model, x, **_: list("abcd")[: len(x)])
     paths = ("here", "there")
-    return Suite(config, None, held, held, *paths, None, single(), None, 1, lambda: judge, 1)  # type: ignore
+    return Suite(config, None, held, held, *paths, None, single(), None, 1, lambda: judge, 1)  # type: ignore: the model is not used
 
 
 def test_during_the_run_the_first_prefixes_are_compared_if_asked_for(monkeypatch):

@@ -108,6 +108,13 @@ def test_what_is_too_long_is_not_read_and_nothing_is_read_of_nothing():
 
 
 @pytest.mark.slow  # test_textgen has batches and meshes
+def test_labels_need_every_text_marked():
+    fit = [TEXTS, [["too long to be read" * 9, "a"]]]
+    assert _reader().read_all(STARTS, fit[0], "labels.proofread") == _reader().read(STARTS, fit[0])
+    with pytest.raises(UserError, match=r"labels\.proofread: max_len"):
+        _reader().read_all(["One"], fit[1], "labels.proofread")
+
+
 def test_batches_and_meshes_change_nothing():
     mesh = meshes.build(meshes.MeshConfig(replica=2, fsdp=4, tensor=1))
     plainly = _reader().read(STARTS, TEXTS)
@@ -118,10 +125,11 @@ def test_batches_and_meshes_change_nothing():
     assert _reader(mesh, params, batch=4).read(STARTS, TEXTS) == plainly
 
 
-class Marking:
+class Marking(Proofreader):
     """A proofreader stub that puts a mark before "bad"."""
 
-    config = ProofreadConfig("somewhere")
+    def __init__(self):
+        self.config = ProofreadConfig("somewhere")
 
     def read(self, prefixes, texts):
         assert len(prefixes) == len(texts)

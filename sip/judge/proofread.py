@@ -99,6 +99,17 @@ class Proofreader:
             for b, row in enumerate(rows)
         ]
 
+    def read_all(
+        self, prefixes: Sequence[str], texts: Sequence[Sequence[str]], key: str
+    ) -> list[list[str]]:
+        """Returns texts [B][C] with marks, all of them. Raises UserError, which names the config
+        section `key`, if one does not fit the model's `max_len`."""
+        told = self.read(prefixes, texts)
+        found = [[text for text in row if text is not None] for row in told]
+        if list(map(len, found)) != list(map(len, told)):
+            raise UserError(f"{key}: max_len of its model is too small for these texts")
+        return found
+
     def _run(self, rows, trunks, branches, C: int):
         """Dispatches one batch of bucketed shape. Returns a function that fetches its gap_BCR."""
         trunks = [trunks[b] for b in rows]

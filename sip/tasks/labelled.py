@@ -352,18 +352,15 @@ def _marked(reader: Proofreader | None, lines: list[LabelLine]) -> list[LabelLin
     asked: dict[str, dict[str, None]] = {}  # prefix -> its distinct texts
     for line in lines:
         asked.setdefault(line.prefix, {}).update(dict.fromkeys(line.candidates))
-    told = reader.read(list(asked), list(map(list, asked.values())))
+    texts = list(map(list, asked.values()))
+    told = reader.read_all(list(asked), texts, "task.corrupted.proofread")
     read = {
         (prefix, text): marked
-        for (prefix, texts), row in zip(asked.items(), told, strict=True)
-        for text, marked in zip(texts, row, strict=True)
+        for prefix, own, row in zip(asked, texts, told, strict=True)
+        for text, marked in zip(own, row, strict=True)
     }
-    if None in read.values():
-        raise UserError(
-            "task.corrupted.proofread: max_len of its model is too small for these texts"
-        )
     return [
-        replace(line, candidates=tuple(str(read[line.prefix, text]) for text in line.candidates))
+        replace(line, candidates=tuple(read[line.prefix, text] for text in line.candidates))
         for line in lines
     ]
 

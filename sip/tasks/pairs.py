@@ -33,7 +33,7 @@ from sip.tasks.ranked import RankSet
 from sip.tasks.rl.task import AnswerWriter
 from sip.text import chat
 from sip.text.segments import Ids
-from sip.text.tokenizer import continuation
+from sip.text.tokenizer import beginning, continuation
 from sip.training import loop, step
 from sip.training.losses import PairBatch
 from sip.workdir import place
@@ -275,8 +275,7 @@ def _compared(run: Run, c, mesh, end: bool) -> dict[str, list[Tokens]]:
         corpus = run.corpus(split)
         asked = continuations.prompts(corpus.chunks, range(count), run.tokenizer)
         pools = labelled.pools(wanted, corpus, asked, seed, source)
-        most = corpus.cut.suffix
-        trim = lambda text: run.tokenizer.decode(run.tokenizer.encode(text)[:most])
+        trim = lambda text: beginning(run.tokenizer, text, corpus.cut.suffix)
         found = labels.candidates(
             asked.prefixes,
             asked.suffixes,

@@ -542,6 +542,11 @@ def continuation(tok: Tokenizer, prefix_ids: Sequence[int], ids: Sequence[int]) 
     return whole[len(os.path.commonprefix([tok.decode(tail), whole])) :]
 
 
+def beginning(tok: Tokenizer, text: str, most: int | None) -> str:
+    """Returns the first `most` tokens of a text, as text; None: all."""
+    return tok.decode(tok.encode(text)[:most])
+
+
 def train_sentencepiece(
     texts: Iterable[str],
     path: str | os.PathLike,

@@ -27,7 +27,7 @@ from sip.metrics import pair
 from sip.padding import padded_tree
 from sip.structs import Targets, Tree, UserError
 from sip.text.segments import Ids, Text, tokens_of
-from sip.text.tokenizer import Cached, Tokenizer
+from sip.text.tokenizer import Cached, Tokenizer, beginning
 from sip.textgen.local import about
 from sip.textgen.protocol import TextGenerator
 
@@ -133,7 +133,7 @@ def make(
     the ground truth or has no example that fits.
     """
     mark = proofreader.config.mark if proofreader else ""
-    trim = lambda text: tokenizer.decode(tokenizer.encode(plain(text, mark))[: most or None])
+    trim = lambda text: beginning(tokenizer, plain(text, mark), most or None)
     suffixes = [plain(suffix, mark) for suffix in suffixes]
     found = candidates(prefixes, suffixes, pools, corruptions=corruptions, seed=seed, trim=trim)
     texts = [each.texts for each in found]
@@ -171,12 +171,8 @@ def _proofread(reader: Proofreader | None, prefixes, found) -> list[Candidates]:
     """The candidates with the proofreader's marks. Raises UserError if a text does not fit it."""
     if reader is None:
         return found
-    told = reader.read(prefixes, [each.texts for each in found])
-    texts = [[text for text in row if text is not None] for row in told]
-    if any(len(row) < len(each.texts) for row, each in zip(texts, found, strict=True)):
-        raise UserError("labels.proofread: max_len of its model is too small for these texts")
-    pairs = zip(texts, found, strict=True)
-    return [Candidates(row, each.origin) for row, each in pairs]
+    told = reader.read_all(prefixes, [each.texts for each in found], "task.labels.proofread")
+    return [Candidates(row, each.origin) for row, each in zip(told, found, strict=True)]
 
 
 def _by_truth(truth, tokenizer, trees: LabelledTrees, grades, prefix_of, mark) -> Grades:

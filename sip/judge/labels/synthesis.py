@@ -24,7 +24,7 @@ from sip.judge.prompts import Aspect
 from sip.judge.voting import Voting
 from sip.structs import UserError
 from sip.text import template
-from sip.text.tokenizer import Tokenizer
+from sip.text.tokenizer import Tokenizer, beginning
 from sip.textgen.protocol import Cut, Said, TextGenerator
 
 Spoiled = list[Said]  # corrupted versions; None if the request failed
@@ -228,9 +228,7 @@ def has_any(words: Sequence[str]) -> Callable[[str], bool]:
 
 def trimmer(tokenizer: Tokenizer) -> Callable[[str, str], str]:
     """Returns a function (version, suffix) -> the version cut to the suffix's number of tokens."""
-    return lambda text, suffix: tokenizer.decode(
-        tokenizer.encode(text)[: len(tokenizer.encode(suffix))]
-    )
+    return lambda text, suffix: beginning(tokenizer, text, len(tokenizer.encode(suffix)))
 
 
 def dropped(made: Sequence[Made]) -> str:

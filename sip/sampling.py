@@ -119,14 +119,14 @@ def prefill(params: Params, cfg: ModelConfig, tokens_BT, fork_B, branches: int, 
     """Encodes each trunk once -> (hidden_BCD, cache).
 
     `hidden_BCD` predicts each branch's first token; the cache has room for `branches` branches of
-    `steps` tokens.
+    the first `span` of `steps` tokens.
     """
     B = tokens_BT.shape[0]
     out = encode(params, cfg, tokens_BT)
     last_B1D = jnp.take_along_axis(out.trunk_BTD, (fork_B - 1)[:, None, None], axis=1)
     hidden = jnp.broadcast_to(last_B1D, (B, branches, last_B1D.shape[-1]))
     cache: Any = out.cache
-    return hidden, decoder.grow(cache, branches, steps)
+    return hidden, decoder.grow(cache, branches, span(cfg, steps))
 
 
 def rollout(
@@ -187,7 +187,7 @@ def answer(
     keys_BC = jax.vmap(lambda noise_C: noise_keys(key, noise_C, votes))(noise_BC)
     keys_BC = keys_BC.reshape(fork_BC.shape)
     grown = _grown(tree.tokens_BT, fork_BC, jnp.zeros((*fork_BC.shape, 1), jnp.int32))
-    cache = decoder.fan(cache, votes, steps)
+    cache = decoder.fan(cache, votes, span(cfg, steps))
     return decode(params, cfg, grown, hidden_BCD, cache, keys_BC, steps, sampling, stop)
 
 
@@ -196,11 +196,19 @@ def _grown(tokens_BT, fork_BC, tokens_BCR) -> Tree:
     return Tree(tokens_BT, tokens_BT >= 0, tokens_BCR, tokens_BCR >= 0, fork_BC)
 
 
-def decode(params, cfg, tree, hidden_BCD, cache, keys_BC, steps, sampling, stop) -> Rollouts:
-    """Runs the decoding loop.
+def span(cfg: ModelConfig, steps: int) -> int:
+    """Returns the number of tokens after which decoding grows the branches' caches.
 
-    `hidden_BCD` are the states after the last token in `cache`. Of `tree` only the trunk and the
-    forks are read.
+    A decoding step reads a cache whole, also the places that are not written yet.
+    """
+    return -(-steps // cfg.decode_spans)
+
+
+def decode(params, cfg, tree, hidden_BCD, cache, keys_BC, steps, sampling, stop) -> Rollouts:
+    """Runs the decoding loop, once for each `span` of tokens.
+
+    `hidden_BCD` are the states after the last token in `cache`, which has room for the first span.
+    Of `tree` only the trunk and the forks are read.
     """
     B, C = tree.fork_BC.shape
     if cfg.decode_apart:
@@ -227,9 +235,16 @@ def decode(params, cfg, tree, hidden_BCD, cache, keys_BC, steps, sampling, stop)
         return step + 1, new.branch_BCRD[:, :, 0], new.cache, live, out
 
     # A while loop, not a scan: it ends early once every branch has ended. It has no gradient.
-    start = (jnp.int32(0), hidden_BCD, cache, jnp.ones((B, C), bool), out)
-    with jax.named_scope("decode"):  # sip.costs finds the loop by this name
-        return jax.lax.while_loop(lambda c: (c[0] < steps) & jnp.any(c[3]), body, start)[-1]
+    carry = (jnp.int32(0), hidden_BCD, cache, jnp.ones((B, C), bool), out)
+    for begin in range(0, steps, span(cfg, steps)):
+        end = min(begin + span(cfg, steps), steps)
+        if begin:
+            step, hidden, cache, live, out = carry
+            carry = step, hidden, decoder.widened(cache, end - begin), live, out
+        with jax.named_scope("decode"):  # sip.costs finds the loop by this name
+            going = lambda c, end=end: (c[0] < end) & jnp.any(c[3])
+            carry = jax.lax.while_loop(going, body, carry)
+    return carry[-1]
 
 
 @functools.cache

@@ -134,6 +134,27 @@ def test_layers_laid_apart_decode_the_same():
     assert [sum(e.primitive.name == "scan" for e in found) for found in loops] == [1, 2]
 
 
+@pytest.mark.parametrize(("spans", "apart"), [(2, True), (3, False)])
+def test_caches_that_grow_decode_the_same(spans, apart):
+    """8 tokens in spans of 4, and of 3, of which the last has 2; a window ends within a branch."""
+    cfg = tiny.model(window=3, layers=2, full_every=2)
+    grown = dataclasses.replace(cfg, decode_spans=spans, decode_apart=apart)
+    stop = (int(roll(cfg=cfg, steps=8).tokens_BCR[0, 0, 4]),)
+    found, want = (roll(cfg=c, steps=8, stop=stop) for c in (grown, cfg))
+    np.testing.assert_array_equal(found.tokens_BCR, want.tokens_BCR)
+    np.testing.assert_array_equal(found.mask_BCR, want.mask_BCR)
+    np.testing.assert_allclose(found.logp_BCR, want.logp_BCR, atol=1e-5)
+    lengths_BC = want.mask_BCR.sum(-1)
+    assert lengths_BC[0, 0] <= 5 and lengths_BC.max() == 8, "some end early, some do not"
+    traced = jax.make_jaxpr(lambda: roll(cfg=grown, steps=8))()
+    loops = [e.outvars for e in jaxprs.equations(traced) if e.primitive.name == "while"]
+    of = lambda shape: shape[-2] if shape[-3::2] == (3, cfg.head_dim) else 0  # branches, channels
+    room = -(-8 // spans)
+    assert cfg.kv_heads != 3, "the caches of trunks have no axis of branches"
+    sizes = [max(of(v.aval.shape) for v in found) for found in loops]
+    assert sizes == [*range(room, 8, room), 8]
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_a_decoding_step_copies_no_cache_that_is_laid_apart(apart):
     cfg, steps = tiny.model(decode_apart=apart), 7  # branches of 7 tokens, a size of no other axis

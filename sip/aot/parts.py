@@ -145,7 +145,7 @@ def rollouts(
         sampling.program(cfg, branches, steps, how, stop),
         (run.params, *args, random_key(run.mesh)),
         calls=calls,
-        loops=steps,
+        loops=sampling.span(cfg, steps),
         holds=device_bytes(run.params),
         useful=2.0 * multiplied(cfg) * rows * (trunk + branches * steps),
         remedy="more devices along fsdp or tensor, a smaller batch, fewer rollouts",
@@ -254,7 +254,7 @@ def _verdicts(mesh, cfg, wanted, B: int, key, calls: float) -> Program:
         jitted,
         args,
         calls=calls,
-        loops=steps,
+        loops=sampling.span(cfg, steps),
         holds=device_bytes(params),
         useful=2.0 * multiplied(cfg) * B * (T + K * (1 + M) * W + C * said),
         remedy="fewer candidates, judge.schedule=adaptive, a smaller model.branch_chunk of the "

@@ -105,7 +105,7 @@ def _rewrites(run: RunShapes, find: Models) -> Program:
         sampling.program(cfg, 1, steps, wanted.sampling(), STOPS),
         (params, *rows, parts.random_key(mesh)),
         calls=-(-asked_rows // wanted.batch),
-        loops=steps,
+        loops=sampling.span(cfg, steps),
         holds=device_bytes(params),
         useful=2.0 * parts.multiplied(cfg) * B * (T + steps),
         remedy="a smaller rewriter.batch, more devices along fsdp or tensor",

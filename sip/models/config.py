@@ -77,6 +77,7 @@ class ModelConfig:
     query_chunk: int = 512  # trunk queries per step of attention by xla
     branch_chunk: int = 8  # branches per step of attention; short ones: query_chunk / R if more
     decode_apart: bool = False  # decoding reads a copy of each layer, not the stack: faster on CPU
+    decode_spans: int = 1  # decoding grows the branches' caches so many times, to read less of them
     gather_gib: float = 4.0  # GiB per device; decoding gathers parameters once if they fit in it
     logprob_chunk: int = 512  # positions per block of logits
     qkv_bias: bool = False  # queries, keys and values have biases
@@ -121,7 +122,7 @@ class ModelConfig:
     fused: bool = False  # Hugging Face files hold q, k, v in one matrix, gate and up in another
 
     def __post_init__(self):
-        sizes = (*SIZES, "query_chunk", "branch_chunk", "logprob_chunk")
+        sizes = (*SIZES, "query_chunk", "branch_chunk", "logprob_chunk", "decode_spans")
         check("model", self, **dict.fromkeys(sizes, at_least(1)))
         check(
             "model",

@@ -426,6 +426,22 @@ def grow(cache: Cache, C: int, R: int) -> Cache:
     )
 
 
+def widened(cache: Cache, R: int) -> Cache:
+    """Returns the cache with room for R more positions of each branch; it may be `laid_apart`."""
+
+    def wide(x):  # S is the last axis but one of keys and values
+        x = jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, R), (0, 0)])
+        return constrain(x, "LBGCRH") if x.ndim == 6 else x
+
+    seen = jnp.pad(cache.seen_BCS, ((0, 0), (0, 0), (0, R)))
+    return dataclasses.replace(
+        cache,
+        k_LBGCSH=jax.tree.map(wide, cache.k_LBGCSH),
+        v_LBGCSH=jax.tree.map(wide, cache.v_LBGCSH),
+        seen_BCS=constrain(seen, "BCR"),
+    )
+
+
 def fan(cache: Cache, J: int, R: int) -> Cache:
     """Returns a cache with each branch repeated J times and room for R more positions.
 

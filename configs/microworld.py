@@ -134,8 +134,8 @@ def runs() -> dict:
             optim=common.adamw(6e-4, warmup_steps=10),
         ),
         sip_learned=common.sip_run(
-            # Chosen on seeds 0, 1 and 3. Rollouts start at step 50: a policy that has not learned
-            # from better suffixes yet exploits a learned judge earlier.
+            # Chosen on test prefixes of seeds 0, 1, 3. Rollouts start at step 50: a policy that has
+            # not learned from better suffixes yet exploits a learned judge earlier.
             **{
                 **sip,
                 "steps": 150,

@@ -33,6 +33,7 @@ PLAIN = dict(count=600, answer=ANSWER)  # questions of instruction tuning
 MIXED = dict(count=800, provoking=0.5, answer=ANSWER)  # of reward model and RLHF
 TEACHERS = ("tutor", "judge", "rewriter")
 BRANCHES = ("standard", "sip")
+STEPS = 32  # of SIP with the ground truth, and of standard pretraining beside it
 STAGES = ("", "_sft", "_rlhf")  # after base
 WORDS = ("learned", "debug")
 
@@ -45,6 +46,8 @@ def get_config(arg: str = "") -> ConfigDict:
     teachers = TEACHERS if "learned" in words else ()
     sip = config.runs["sip_learned" if teachers else "sip_oracle"]
     runs = dict(standard=config.runs.standard, sip=sip)
+    if not teachers and not debug:
+        sip.steps = STEPS
     runs["standard"].steps = sip.steps  # both see the same documents
     for run in runs.values():
         run.evals.every_steps = 0  # the stages' ends are compared

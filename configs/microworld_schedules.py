@@ -5,9 +5,9 @@
     python -m sip.train --config=configs/microworld_schedules.py:truth --workdir=/tmp/sip-truth
     python -m sip.train --config=configs/microworld_schedules.py:debug --workdir=/tmp/sip-debug
 
-Every run is microworld.py's `sip_learned` for 100 steps, with eight rollouts. This makes ten
-candidates per prefix, and 90 comparisons with schedule `all`. Runs with one seed see the same
-prefixes.
+Every run is microworld.py's `sip_learned` for 100 steps, with `truth` its `sip_oracle` for 32, with
+eight rollouts. This makes ten candidates per prefix, and 90 comparisons with schedule `all`. Runs
+with one seed see the same prefixes.
 Variant words after the colon, separated by commas: names of schedules (default: all), `truth` (the
 ground truth is judge and rewriter), `debug` (tiny). Hardware: 2 CPU cores.
 """
@@ -20,6 +20,7 @@ import microworld
 from ml_collections import ConfigDict
 
 K, STEPS = 8, 100  # rollouts per prefix; steps of a run
+TRUE_STEPS = 32  # of a run with the ground truth
 SCHEDULES = dict(
     all=common.schedule("all"),
     pivot=common.schedule("pivot"),
@@ -52,6 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
 def scheduled(policy, name: str) -> ConfigDict:
     """Copies the policy's run with schedule `name`, and with K rollouts if it has any."""
     run = policy.copy_and_resolve_references()
-    run.judge.schedule, run.steps = SCHEDULES[name], min(run.steps, STEPS)
+    most = TRUE_STEPS if run.judge.backend == "truth" else STEPS
+    run.judge.schedule, run.steps = SCHEDULES[name], min(run.steps, most)
     run.candidates.rollouts = tuple((at, K if k else 0) for at, k in run.candidates.rollouts)
     return run

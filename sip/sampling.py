@@ -201,7 +201,7 @@ def span(cfg: ModelConfig, steps: int) -> int:
 
     A decoding step reads a cache whole, also the places that are not written yet.
     """
-    return -(-steps // cfg.decode_spans)
+    return max(1, -(-steps // cfg.decode_spans))
 
 
 def decode(params, cfg, tree, hidden_BCD, cache, keys_BC, steps, sampling, stop) -> Rollouts:
@@ -217,9 +217,10 @@ def decode(params, cfg, tree, hidden_BCD, cache, keys_BC, steps, sampling, stop)
     out = Rollouts(empty.astype(jnp.int32), empty > 0, empty, empty)
     stops = jnp.asarray(stop, jnp.int32)
 
-    def body(carry):
+    def body(begin, carry):
         # Ended branches are computed on, since shapes are static; `live` masks what they draw.
-        step, hidden, cache, live, out = carry
+        i, hidden, cache, live, out = carry
+        step = begin + i
         token, logp, sample_logp = choose(_logits(params, cfg, hidden), keys_BC, step, sampling)
         at = lambda full, new: full.at[:, :, step].set(jnp.where(live, new, 0).astype(full.dtype))
         out = Rollouts(
@@ -232,19 +233,20 @@ def decode(params, cfg, tree, hidden_BCD, cache, keys_BC, steps, sampling, stop)
         # R = 1: one new position per branch, whose hidden state predicts the next token.
         said = _grown(tree.tokens_BT, tree.fork_BC, out.tokens_BCR[:, :, step][..., None])
         new = decoder.apply(params, cfg, said, cache=cache)
-        return step + 1, new.branch_BCRD[:, :, 0], new.cache, live, out
+        return i + 1, new.branch_BCRD[:, :, 0], new.cache, live, out
 
     # A while loop, not a scan: it ends early once every branch has ended. It has no gradient.
-    carry = (jnp.int32(0), hidden_BCD, cache, jnp.ones((B, C), bool), out)
+    # Each loop counts from 0: sip.costs reads from its condition how often it runs.
+    hidden, live = hidden_BCD, jnp.ones((B, C), bool)
     for begin in range(0, steps, span(cfg, steps)):
-        end = min(begin + span(cfg, steps), steps)
-        if begin:
-            step, hidden, cache, live, out = carry
-            carry = step, hidden, decoder.widened(cache, end - begin), live, out
+        room = min(span(cfg, steps), steps - begin)
+        cache = decoder.widened(cache, room) if begin else cache
+        carry = jnp.int32(0), hidden, cache, live, out
+        going = lambda c, room=room: (c[0] < room) & jnp.any(c[3])
         with jax.named_scope("decode"):  # sip.costs finds the loop by this name
-            going = lambda c, end=end: (c[0] < end) & jnp.any(c[3])
-            carry = jax.lax.while_loop(going, body, carry)
-    return carry[-1]
+            one = functools.partial(body, begin)
+            _, hidden, cache, live, out = jax.lax.while_loop(going, one, carry)
+    return out
 
 
 @functools.cache

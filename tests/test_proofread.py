@@ -107,7 +107,6 @@ def test_what_is_too_long_is_not_read_and_nothing_is_read_of_nothing():
     assert _reader().read(["It"], [[""]]) == [[""]] and _reader().read([], []) == []
 
 
-@pytest.mark.slow  # test_textgen has batches and meshes
 def test_labels_need_every_text_marked():
     fit = [TEXTS, [["too long to be read" * 9, "a"]]]
     assert _reader().read_all(STARTS, fit[0], "labels.proofread") == _reader().read(STARTS, fit[0])
@@ -115,6 +114,7 @@ def test_labels_need_every_text_marked():
         _reader().read_all(["One"], fit[1], "labels.proofread")
 
 
+@pytest.mark.slow  # test_textgen has batches and meshes
 def test_batches_and_meshes_change_nothing():
     mesh = meshes.build(meshes.MeshConfig(replica=2, fsdp=4, tensor=1))
     plainly = _reader().read(STARTS, TEXTS)

@@ -147,12 +147,15 @@ def test_caches_that_grow_decode_the_same(spans, apart):
     lengths_BC = want.mask_BCR.sum(-1)
     assert lengths_BC[0, 0] <= 5 and lengths_BC.max() == 8, "some end early, some do not"
     traced = jax.make_jaxpr(lambda: roll(cfg=grown, steps=8))()
-    loops = [e.outvars for e in jaxprs.equations(traced) if e.primitive.name == "while"]
+    loops = [e for e in jaxprs.equations(traced) if e.primitive.name == "while"]
     of = lambda shape: shape[-2] if shape[-3::2] == (3, cfg.head_dim) else 0  # branches, channels
     room = -(-8 // spans)
     assert cfg.kv_heads != 3, "the caches of trunks have no axis of branches"
-    sizes = [max(of(v.aval.shape) for v in found) for found in loops]
+    sizes = [max(of(v.aval.shape) for v in loop.outvars) for loop in loops]
     assert sizes == [*range(room, 8, room), 8]
+    less = [[e for e in x.params["cond_jaxpr"].eqns if e.primitive.name == "lt"] for x in loops]
+    limits = [int(e.invars[1].val) for (e,) in less]
+    assert sum(limits) == 8 and limits[0] == room, "each counts from 0, as sip.costs takes it"
 
 
 @pytest.mark.parametrize("apart", [True, False])

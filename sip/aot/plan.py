@@ -30,7 +30,7 @@ class Program:
     jitted: Any
     args: tuple  # of jax.ShapeDtypeStruct, with shardings
     calls: float  # calls per step, averaged over the run
-    loops: int  # iterations of each decoding loop, tokens; 1 if the program does not decode
+    loops: int  # most iterations of a decoding loop, tokens; 1 if the program does not decode
     holds: float  # bytes per device of the models among the arguments
     useful: float  # FLOPs per call: 6 per parameter and trained token, 2 per token only read
     remedy: str  # config changes that help if the program does not fit

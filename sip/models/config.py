@@ -77,7 +77,7 @@ class ModelConfig:
     query_chunk: int = 512  # trunk queries per step of attention by xla
     branch_chunk: int = 8  # branches per step of attention; short ones: query_chunk / R if more
     decode_apart: bool = False  # decoding reads a copy of each layer, not the stack: faster on CPU
-    decode_spans: int = 1  # decoding grows the branches' caches so many times, to read less of them
+    decode_spans: int = 1  # parts of decoding; the branches' caches grow from part to part
     gather_gib: float = 4.0  # GiB per device; decoding gathers parameters once if they fit in it
     logprob_chunk: int = 512  # positions per block of logits
     qkv_bias: bool = False  # queries, keys and values have biases

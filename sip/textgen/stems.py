@@ -59,8 +59,8 @@ def divided(
     """Divides branches into stems and leaves; None if that is not worth it, or if one is empty.
 
     Args:
-        texts: The branches [b][c]. Those that follow each other with the same first segments share
-            a stem.
+        texts: The branches [b][c], of one prompt template. Those that follow each other with the
+            same first segments share a stem.
         encoder: Encodes their segments.
         width: The number of branches to which plain ones would be padded, if none has more.
         rooms: The most tokens that a branch of each trunk may have: a longer one is not asked.
@@ -127,7 +127,8 @@ def _groups(heads: Sequence[Text], most: int) -> list[list[int]]:
 
 def _row(texts: Sequence[Text], encoder: Encoder, most: int, room: float):
     """Divides the branches of one trunk -> (stems, leaves by stem, places)."""
-    known: dict[Text, Ids] = {}  # many branches begin or end with the same text
+    # Many branches begin or end with the same text. Segments at one place are all Markup or none.
+    known: dict[Text, Ids] = {}
 
     def tokens(part: Text) -> Ids:
         if part not in known:

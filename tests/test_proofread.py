@@ -108,10 +108,10 @@ def test_what_is_too_long_is_not_read_and_nothing_is_read_of_nothing():
 
 
 def test_labels_need_every_text_marked():
-    fit = [TEXTS, [["too long to be read" * 9, "a"]]]
-    assert _reader().read_all(STARTS, fit[0], "labels.proofread") == _reader().read(STARTS, fit[0])
-    with pytest.raises(UserError, match=r"labels\.proofread: max_len"):
-        _reader().read_all(["One"], fit[1], "labels.proofread")
+    key = "task.labels.proofread"
+    assert _reader().read_all(STARTS, TEXTS, key) == _reader().read(STARTS, TEXTS)
+    with pytest.raises(UserError, match=rf"{key}: max_len"):
+        _reader().read_all(["One"], [["too long to be read" * 9, "a"]], key)
 
 
 @pytest.mark.slow  # test_textgen has batches and meshes

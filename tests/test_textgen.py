@@ -198,7 +198,9 @@ def test_a_prompt_too_long_is_unanswered_and_its_neighbours_are_not(params):
 
 
 def test_an_unanswerable_prompt_does_not_lengthen_the_batch(params):
-    trunks, branches, _ = _local(params)._tokens(["x", "y" * 200], [["a", "b" * 96], ["c"]], 0)
+    local = _local(params)
+    read = local._trunks(["x", "y" * 200])
+    trunks, branches, _ = local._tokens(read, [["a", "b" * 96], ["c"]], 0)
     assert trunks == [[Byte().bos, ord("x")], [Byte().bos]] and branches == [[[ord("a")], []], [[]]]
 
 

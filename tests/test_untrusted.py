@@ -100,7 +100,7 @@ def ours(tmp_path_factory):
 def local_ids(tokenizer, text):
     """Returns [(trunk ids, branch ids)] of the local decoder's prompts."""
     local = Local(LoadedModel(None, CFG, tokenizer, meshes.single()))
-    found = [local._tokens([trunk], [[branch]]) for trunk, branch in ends(text)]
+    found = [local._tokens(local._trunks([trunk]), [[branch]]) for trunk, branch in ends(text)]
     assert all(fits == [[True]] for _, _, fits in found)
     return [(trunk, branch) for (trunk,), ((branch,),), _ in found]
 

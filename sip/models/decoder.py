@@ -448,16 +448,13 @@ def fan(cache: Cache, J: int, R: int) -> Cache:
     C becomes C * J: copy j of branch c is branch c * J + j.
     """
 
-    def wide(x, axis):  # `axis` is that of C; the one after it, S, gets the room
-        x = jnp.repeat(x, J, axis=axis)
-        return jnp.pad(x, [(0, R if i == axis + 1 else 0) for i in range(x.ndim)])
-
-    return dataclasses.replace(
+    repeated = dataclasses.replace(
         cache,
-        k_LBGCSH=constrain(wide(cache.k_LBGCSH, 3), "LBGCRH"),
-        v_LBGCSH=constrain(wide(cache.v_LBGCSH, 3), "LBGCRH"),
-        seen_BCS=constrain(wide(cache.seen_BCS, 1), "BCR"),
+        k_LBGCSH=jnp.repeat(cache.k_LBGCSH, J, axis=3),
+        v_LBGCSH=jnp.repeat(cache.v_LBGCSH, J, axis=3),
+        seen_BCS=jnp.repeat(cache.seen_BCS, J, axis=1),
     )
+    return widened(repeated, R)
 
 
 def _example() -> Tree:

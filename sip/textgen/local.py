@@ -175,12 +175,12 @@ class Local:
 
     def _choose(self, trunks, branches, options, width: int, kept: Kept | None):
         options_O = np.array([self._option(option) for option in options], np.int32)
+        trunk_ids = self._trunks(trunks)
         if kept is None:
-            read = self._trunks(trunks)
-            rooms = [self._cfg.max_len - len(ids) for ids in read]
+            rooms = [self._cfg.max_len - len(ids) for ids in trunk_ids]
             if found := stems.divided(branches, self._cached, width, rooms):
-                return self._on_stems(read, found, options_O)
-        trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=0)
+                return self._on_stems(trunk_ids, found, options_O)
+        trunk_ids, branch_ids, fits = self._tokens(trunk_ids, branches, room=0)
         self._count(trunk_ids if not kept else [[]] * len(trunks), branch_ids)
         C = max(map(len, branches), default=0)
         out_BCO = np.full((len(trunks), C, len(options)), np.nan, np.float32)
@@ -241,7 +241,7 @@ class Local:
 
         A text without a stop token is a `Cut`.
         """
-        trunk_ids, branch_ids, fits = self._tokens(trunks, branches, room=max_tokens)
+        trunk_ids, branch_ids, fits = self._tokens(self._trunks(trunks), branches, room=max_tokens)
         self._count(trunk_ids, branch_ids)
         run = answering(self._cfg, votes, max_tokens, sampling, self._tokenizer.stops)
         key = jax.random.key(seed)
@@ -310,14 +310,13 @@ class Local:
         """Returns the token ids of trunks, with BOS."""
         return [prompt_of(self._tokenizer, self._cached, trunk) for trunk in trunks]
 
-    def _tokens(self, trunks, branches, room: int = 0):
+    def _tokens(self, trunk_ids, branches, room: int = 0):
         """Returns (trunk token lists, branch token lists, fits[b][c]: the prompt is short enough).
 
         A prompt fits if it leaves `room` tokens of `max_len` and its branch is not empty. Branches
         that do not fit are emptied. Trunks too long for any branch become BOS alone.
         """
         bos, limit = self._tokenizer.bos, self._cfg.max_len - room
-        trunk_ids = self._trunks(trunks)
         branch_ids = [[tokens_of(self._cached, branch) for branch in row] for row in branches]
         fits = [
             [0 < len(ids) <= limit - len(trunk) for ids in row]

@@ -5,6 +5,7 @@ trunk: the first words of the prompt template and the candidate that is shown fi
 each pair is a leaf on it, which attends to trunk and stem. Verdicts are those of plain branches.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -128,13 +129,7 @@ def _groups(heads: Sequence[Text], most: int) -> list[list[int]]:
 def _row(texts: Sequence[Text], encoder: Encoder, most: int, room: float):
     """Divides the branches of one trunk -> (stems, leaves by stem, places)."""
     # Many branches begin or end with the same text. Segments at one place are all Markup or none.
-    known: dict[Text, Ids] = {}
-
-    def tokens(part: Text) -> Ids:
-        if part not in known:
-            known[part] = tokens_of(encoder, part)
-        return known[part]
-
+    tokens = functools.cache(functools.partial(tokens_of, encoder))
     # HEAD is even: segments stay at even or odd places when they are encoded apart.
     halves = [(text[:HEAD], text[HEAD:]) for text in texts]
     fits = [len(tokens(head)) + len(tokens(tail)) <= room for head, tail in halves]

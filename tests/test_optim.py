@@ -309,3 +309,45 @@ def test_every_parameter_of_every_family_is_a_matrix_an_embedding_or_a_vector():
     assert names - set(parameters.MATRICES) == {
         "attention_norm", "mlp_norm", "q_norm", "k_norm", *parameters.BIASES,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(),
+        dict(b1=0.0, b2=0.0, eps=1e-17),
+        dict(b1=optim.MOST_DECAY, b2=optim.MOST_DECAY, eps=2e-12),
+        dict(mu_dtype="bfloat16", clip_norm=3e38, lr=1e-12, weight_decay=1e12),
+        dict(lr=10.0, weight_decay=0.1, clip_norm=3e38, eps=2e-16),
+    ],
+)
+@pytest.mark.parametrize("count", [0, 1, 10**6])
+def test_a_state_within_the_bounds_stays_finite(settings, count):
+    """All combinations of the largest parameters, moments and gradients."""
+    tx = optim.build(OptimConfig(**dict(lr=1.0, steps=4) | settings))
+    ends = lambda most, low=-1.0: np.array([low * most, -0.0, 1e-38, most], np.float32)
+    most = optim.MOST_PARAMETER, optim.MOST_MEAN, optim.MOST_SQUARE, 1.8e19
+    grid = np.meshgrid(ends(most[0]), ends(most[1]), ends(most[2], 0.0), ends(most[3]))
+    form = tx.init({"w_up": jnp.float32(0)})
+
+    def one(p, mu, nu, g):
+        p, g, size = {"w_up": p}, {"w_up": g}, lambda x: jnp.asarray(count, x.dtype)
+        state = jax.tree.map(size, form)
+        mu = mu.astype(optax.tree.get(form, "mu")["w_up"].dtype)
+        state = optax.tree.set(state, mu={"w_up": mu}, nu={"w_up": nu})
+        updates, after = tx.update(g, state, p)
+        known = jnp.isfinite(optax.tree.norm(g)) & tx.stays_finite(p, state)
+        return known, optax.apply_updates(p, updates), after
+
+    known, *after = jax.vmap(one)(*(jnp.asarray(x.ravel()) for x in grid))
+    assert known.all() and known.size == 256
+    for x in jax.tree.leaves(after):
+        assert np.isfinite(np.asarray(x, np.float32)).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [dict(name="muon"), dict(b2=0.9999999), dict(b1=0.999999), dict(eps=1e-17)]
+)
+def test_settings_that_may_overflow_are_checked_afterwards(settings):
+    assert optim.build(OptimConfig(lr=1.0, steps=4, **settings)).stays_finite is None
+    assert optim.build(OptimConfig(lr=1.0, steps=4)).stays_finite is not None

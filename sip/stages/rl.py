@@ -283,7 +283,6 @@ def make_update(c: RLConfig, tx):
         tx,
         losses.balanced(c.model, losses.constant((("policy", 1.0),))),
         microbatches=c.microbatches,
-        recompute=optim.is_elementwise(c.optim),
     )
 
 

@@ -256,7 +256,6 @@ def make_update(c: SelfImproveConfig, tx):
         tx,
         losses.balanced(c.model, losses.branch_weights(c.objective)),
         microbatches=c.microbatches,
-        recompute=optim.is_elementwise(c.optim),
     )
 
 

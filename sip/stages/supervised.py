@@ -160,6 +160,4 @@ def _compared(task: SupervisedTask, figures: Callable[..., dict], state: TrainSt
 def make_update(c: SupervisedConfig, tx, terms: step.Terms, weights: dict[str, float]):
     """The update of the run."""
     every = losses.balanced(c.model, losses.constant(tuple(sorted(weights.items())), c.z_loss))
-    return step.make_update(
-        terms, tx, every, microbatches=c.microbatches, recompute=optim.is_elementwise(c.optim)
-    )
+    return step.make_update(terms, tx, every, microbatches=c.microbatches)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,13 +16,19 @@ from optax.contrib import MuonDimensionNumbers, scale_by_muon
 from sip.models.config import DTYPES
 from sip.models.parameters import FACTORS, MATRICES, is_vector
 from sip.sections import FieldError, above, at_least, check, fraction, one_of
-from sip.structs import UserError
+from sip.structs import Array, UserError
 
 NAMES, SCHEDULES = ("adamw", "muon"), ("cosine", "constant", "linear", "wsd")
 EMBEDDINGS = ("embed", "unembed", "score")
 HIDDEN = MATRICES | FACTORS
 LEAST_RATES = 1 << 12  # entries of a table of learning rates; runs up to this length share programs
 LEAST_LR = 1e-12  # stands for any learning rate in a rule; lets it have any weight decay
+# For `stays_finite`: numbers of this size leave AdamW's result finite in float32.
+MOST_PARAMETER = 1e25  # with the largest weight decay, 1 / LEAST_LR, it does not overflow
+MOST_MEAN = 2e19  # of a gradient of finite norm: a larger entry has an infinite square
+MOST_SQUARE = 1e38
+MOST_DECAY = 1 - 1e-5  # of moments: nearer to 1, the correction of their bias may divide by 0
+LEAST_DIVISOR = 1e-17  # of (1 - b1) * eps: MOST_MEAN over it is finite
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,9 @@ class Optimiser:
 
     rule: optax.GradientTransformationExtraArgs  # update takes the argument rates_S
     rates_S: np.ndarray
+    # (params, state) -> bool scalar: the result is finite whatever gradient of finite norm comes.
+    # None: nothing is known before the result.
+    stays_finite: Callable[..., Array] | None
 
     def init(self, params):
         """Returns the optimiser's state."""
@@ -158,7 +168,7 @@ def build(cfg: OptimConfig) -> Optimiser:
     same = ("warmup_steps", "schedule", "min_ratio", "decay_fraction")
     unscheduled = {name: defaults[name] for name in same}
     rule = _rule(dataclasses.replace(cfg, lr=LEAST_LR, steps=1, **unscheduled))
-    return Optimiser(rule, rates(cfg))
+    return Optimiser(rule, rates(cfg), stays_finite if _is_tame(cfg) else None)
 
 
 @functools.cache
@@ -177,9 +187,28 @@ def _rule(cfg: OptimConfig) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, typed)
 
 
-def is_elementwise(cfg: OptimConfig) -> bool:
-    """Returns True if the optimiser multiplies no matrices: to compute it twice costs little."""
-    return cfg.name == "adamw"
+def stays_finite(params, state) -> Array:
+    """Returns a bool scalar: AdamW's next parameters and moments will be finite in float32.
+
+    It holds for any gradient of finite norm and for settings that are `_is_tame`. A second moment
+    may become infinite when its bias is corrected; the update is then 0.
+    """
+    within = lambda tree, low, most: [
+        ((x >= low) & (x <= most)).all() for x in jax.tree.leaves(tree)
+    ]
+    mean, square = (optax.tree.get(state, name) for name in ("mu", "nu"))
+    found = [
+        *within(params, -MOST_PARAMETER, MOST_PARAMETER),
+        *within(mean, -MOST_MEAN, MOST_MEAN),
+        *within(square, 0, MOST_SQUARE),
+    ]
+    return jnp.all(jnp.stack(found))
+
+
+def _is_tame(cfg: OptimConfig) -> bool:
+    """Returns True if `stays_finite` is enough for these settings."""
+    decays, divisor = max(cfg.b1, cfg.b2), (1 - cfg.b1) * cfg.eps
+    return cfg.name == "adamw" and decays <= MOST_DECAY and divisor >= LEAST_DIVISOR
 
 
 def _adamw(cfg: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:

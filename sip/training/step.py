@@ -252,25 +252,27 @@ def make_update(
     weights: Weights,
     *,
     microbatches: int = 1,
-    recompute: bool = True,
 ) -> Update:
     """Returns the update(state, batch) -> (state, metrics).
 
     `batch` is a pytree with leading axis B, a multiple of `microbatches`. Metrics are a dict of
     (total, denom). Of LoRA parameters only the factors are updated. An update is skipped if loss,
     gradient, new parameters or new moments are not finite: parameters and optimiser stay, while
-    `step` and `skipped` count it. `recompute` says that the optimiser is cheap to compute twice.
-    The state is donated, so the one passed in cannot be used afterwards.
+    `step` and `skipped` count it. The state is donated, so the one passed in cannot be used
+    afterwards.
 
     Equal arguments give the same program, which compiles once; the learning rates of an `Optimiser`
     may differ.
     """
-    rule, rates_S = (tx.rule, tx.rates_S) if isinstance(tx, Optimiser) else (tx, None)
-    return Update(_program(terms, rule, weights, microbatches, recompute), rates_S)
+    known = isinstance(tx, Optimiser)
+    rule, rates_S, stays_finite = (
+        (tx.rule, tx.rates_S, tx.stays_finite) if known else (tx, None, None)
+    )
+    return Update(_program(terms, rule, weights, microbatches, stays_finite), rates_S)
 
 
 @functools.lru_cache(maxsize=32)
-def _program(terms: Terms, rule, weights: Weights, microbatches: int, recompute: bool):
+def _program(terms: Terms, rule, weights: Weights, microbatches: int, stays_finite):
     def update(state: TrainState, batch, rates_S) -> tuple[TrainState, Metrics]:
         more = {} if rates_S is None else {"rates_S": rates_S}
         apply = functools.partial(_applied, functools.partial(rule.update, **more))
@@ -280,23 +282,27 @@ def _program(terms: Terms, rule, weights: Weights, microbatches: int, recompute:
             of, learned, frozen(state), batch, weights(state.step), microbatches
         )
         norm = optax.tree.norm(grads)
-        before = grads, state.opt_state, learned
-        new, opt_state = apply(*before)
-        # A finite gradient can still overflow in the optimiser or in the storage dtype. To check
-        # the result XLA would keep it beside the old state until it knows which of them stays. The
-        # barrier makes it compute the result for the check anew, which moves fewer bytes.
-        again = jax.lax.optimization_barrier(before)
-        checked = apply(*again) if recompute else (new, opt_state)
-        ok = jnp.isfinite(loss) & jnp.isfinite(norm) & all_finite(checked)
-        # Select by jnp.where: a Python `if` on a traced value is impossible, and a host check
-        # would stop the device after every step.
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+        ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+        kept = learned, state.opt_state
+        if stays_finite is None:
+            # A finite gradient can still overflow in the optimiser or in the storage dtype. XLA
+            # keeps the result beside the old state until it knows which of them stays.
+            new = apply(grads, state.opt_state, learned)
+            ok &= all_finite(new)
+            kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, kept)
+        else:
+            # Known before the result, which can then take the old state's memory.
+            ok &= stays_finite(*kept)
+            kept = jax.lax.cond(
+                ok, lambda old, opt: apply(grads, opt, old), lambda *old: old, *kept
+            )
+        params, opt_state = kept
         bad = (~ok).astype(jnp.int32)
         state = dataclasses.replace(
             state,
             step=state.step + 1,
-            params=lora.relearned(state.params, keep(new, learned)),
-            opt_state=keep(opt_state, state.opt_state),
+            params=lora.relearned(state.params, params),
+            opt_state=opt_state,
             skipped_in_row=(state.skipped_in_row + 1) * bad,
             skipped=state.skipped + bad,
         )

@@ -468,11 +468,12 @@ def keep_memory() -> None:
     XLA's CPU backend allocates and frees its buffers in every step. Returning their pages to the
     kernel each time costs more time than the kept memory is worth.
     """
-    trim_threshold, mmap_threshold, most = -1, -3, 32 << 20
+    trim_threshold, mmap_max, arena_max = -1, -4, -8
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, most)
         libc.mallopt(trim_threshold, (1 << 31) - 1)
+        libc.mallopt(mmap_max, 0)  # such buffers are always returned
+        libc.mallopt(arena_max, 1)  # those of threads hold no large buffers
 
 
 def keep_programs() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 from pathlib import Path
 
 import hostile
@@ -41,6 +42,16 @@ HOSTILE = list(hostile.TEXTS.values())
 
 def _pair(candidate):
     return prompts.branch(prompts.load("quality"), candidate, " plain words")
+
+
+@pytest.mark.parametrize("tail", ["", "<end>"])
+@pytest.mark.parametrize("name", [n for n, a in ASPECTS.items() if a.kind == "pairwise"])
+def test_pairs_are_the_branches_of_their_texts(name, tail):
+    aspect = dataclasses.replace(ASPECTS[name], tail=tail)
+    orders = list(itertools.permutations(range(len(HOSTILE)), 2))
+    want = [prompts.branch(aspect, HOSTILE[i], HOSTILE[j]) for i, j in orders]
+    got = prompts.pairs(aspect, HOSTILE, orders)
+    assert got == want and [list(map(type, x)) for x in got] == [list(map(type, x)) for x in want]
 
 
 @pytest.mark.parametrize("path", sorted(TEMPLATES.glob("*.txt")), ids=lambda path: path.stem)

@@ -6,6 +6,7 @@
 among themselves; here one process does all.
 """
 
+import itertools
 import os
 import statistics
 import tempfile
@@ -120,7 +121,7 @@ def trees(tokenizer, prefixes: list[str], texts: list[list[str]]) -> int:
         rows = slice(start, start + BATCH)
         trunks = [prompts.trunk(aspect, prefix=p, reference="") for p in prefixes[rows]]
         pairs = [
-            [prompts.branch(aspect, a, b) for a in row for b in row if a is not b]
+            prompts.pairs(aspect, row, itertools.permutations(range(len(row)), 2))
             for row in texts[rows]
         ]
         trunk_ids = [prompt_of(tokenizer, cached, trunk) for trunk in trunks]

@@ -12,7 +12,7 @@ with the template's tokens nor be read as part of the template.
 import contextlib
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from sip.structs import UserError
 from sip.text import template
 from sip.text.chat import Turn
 from sip.text.segments import Markup
-from sip.text.template import fields, fill, pieces
+from sip.text.template import fields, fill, pieces, quote
 from sip.text.tokenizer import Tokenizer
 from sip.text.tokenizer_json import is_phrase
 
@@ -152,6 +152,19 @@ def branch(aspect: Aspect, *candidates: str) -> tuple[str, ...]:
     """Fills the branch with one candidate (pointwise) or two in the order shown (pairwise)."""
     filled = fill(aspect.branch, dict(zip(FIELDS[aspect.kind], candidates, strict=True)))
     return (*filled, "", Markup(aspect.tail)) if aspect.tail else filled
+
+
+def pairs(
+    aspect: Aspect, texts: Sequence[str], orders: Iterable[tuple[int, int]]
+) -> list[tuple[str, ...]]:
+    """Returns the `branch` of texts[i] and texts[j] for each (i, j): a pairwise aspect's.
+
+    Each text is quoted once, so that all pairs cost little more than their texts.
+    """
+    quoted = [quote(text) for text in texts]
+    begin, between, *end = pieces(aspect.branch)[::2]
+    end = (*end, "", Markup(aspect.tail)) if aspect.tail else end
+    return [(begin, quoted[i], between, quoted[j], *end) for i, j in orders]
 
 
 def seated(aspect: Aspect, turn: Turn) -> Aspect:

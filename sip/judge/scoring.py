@@ -124,10 +124,11 @@ class TextJudge:
 
         def ask(pairs: Pairs):
             branches = [
-                [
-                    prompts.branch(aspect, texts[i], texts[j])
-                    for i, j in zip(first_C[live_C], second_C[live_C], strict=True)
-                ]
+                prompts.pairs(
+                    aspect,
+                    texts,
+                    zip(first_C[live_C].tolist(), second_C[live_C].tolist(), strict=True),
+                )
                 for texts, first_C, second_C, live_C in zip(
                     candidates, pairs.first_BC, pairs.second_BC, pairs.mask_BC, strict=True
                 )

@@ -22,7 +22,7 @@ from sip.processes import divided, fetch
 from sip.rewriter import Rewriter
 from sip.sections import at_least, check, one_of
 from sip.structs import Tree, UserError
-from sip.text.tokenizer import Tokenizer, continuation
+from sip.text.tokenizer import Tokenizer, continuations
 from sip.training import checkpoints, loop, losses
 
 SOURCES = ("suffix", "rewrite", "rollout")  # of candidates
@@ -269,7 +269,7 @@ def build_pool(
 
     def texts_of_row(b: int) -> list[str]:
         rows = zip(tokens_BKR[b], mask_BKR[b], strict=True)
-        return [continuation(p.tokenizer, ids[b], row[live].tolist()) for row, live in rows]
+        return continuations(p.tokenizer, ids[b], [row[live].tolist() for row, live in rows])
 
     texts = divided(range(B), texts_of_row)
     return Pool(tokens_BKR, mask_BKR, valid_BK, list(sources), texts, logp_BKR)

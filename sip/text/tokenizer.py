@@ -7,6 +7,7 @@ meet at a word boundary. Otherwise the token list is authoritative, and the text
 `continuation`.
 """
 
+import contextlib
 import functools
 import io
 import itertools
@@ -406,12 +407,12 @@ class SentencePiece:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes ids; special tokens and ids outside the vocabulary decode to nothing."""
-        pieces, silent, ids = self._model.get_piece_size(), self._silent, [*map(int, ids)]
-        known = set(ids)
-        plain = silent.isdisjoint(known) and 0 <= min(known, default=0)
-        if plain and max(known, default=0) < pieces:  # nearly always; a filter takes far longer
-            return self._model.decode(ids)
-        keep = [i for i in ids if i not in silent and 0 <= i < self.vocab_size]
+        ids = [*map(int, ids)]
+        if self._silent.isdisjoint(ids):  # nearly always; a filter takes far longer
+            with contextlib.suppress(IndexError, TypeError):  # of ids that are no pieces
+                return self._model.decode(ids)
+        pieces = self._model.get_piece_size()
+        keep = [i for i in ids if i not in self._silent and 0 <= i < self.vocab_size]
         if max(keep, default=0) < pieces:
             return self._model.decode(keep)
         texts = {i: text for text, i in self._ordinary.items()}
@@ -534,12 +535,25 @@ def continuation(tok: Tokenizer, prefix_ids: Sequence[int], ids: Sequence[int]) 
     If the prefix ends inside a character (decoded as U+FFFD), the completed character belongs to
     the continuation.
     """
-    # The text before a token that starts a part is the same with and without `ids`.
+    return continuations(tok, prefix_ids, [ids])[0]
+
+
+def continuations(
+    tok: Tokenizer, prefix_ids: Sequence[int], rows: Iterable[Sequence[int]]
+) -> list[str]:
+    """Returns the `continuation` of one prefix by each of several rows of ids."""
+    # The text before a token that starts a part is the same with and without a row.
     starts = (i for i in range(len(prefix_ids) - 1, 0, -1) if tok.starts(prefix_ids[i]))
     tail = prefix_ids[next(starts, 0) :]
-    whole = tok.decode([*tail, *ids])
-    # The common prefix is shorter than decode(tail) if that ends with U+FFFD.
-    return whole[len(os.path.commonprefix([tok.decode(tail), whole])) :]
+    before = tok.decode(tail)
+
+    def added(ids: Sequence[int]) -> str:
+        whole = tok.decode([*tail, *ids])
+        # The common prefix is shorter than decode(tail) if that ends with U+FFFD.
+        same = whole.startswith(before)
+        return whole[len(before) if same else len(os.path.commonprefix([before, whole])) :]
+
+    return [added(ids) for ids in rows]
 
 
 def beginning(tok: Tokenizer, text: str, most: int | None) -> str:

@@ -131,17 +131,18 @@ def _row(texts: Sequence[Text], encoder: Encoder, most: int, room: float):
     # Many branches begin or end with the same text. Segments at one place are all Markup or none.
     tokens = functools.cache(functools.partial(tokens_of, encoder))
     # HEAD is even: segments stay at even or odd places when they are encoded apart.
-    halves = [(text[:HEAD], text[HEAD:]) for text in texts]
-    fits = [len(tokens(head)) + len(tokens(tail)) <= room for head, tail in halves]
-    asked = [c for c, ok in enumerate(fits) if ok]
-    groups = _groups([halves[c][0] for c in asked], most)
+    heads = [text[:HEAD] for text in texts]
+    begun, rest = [tokens(head) for head in heads], [tokens(text[HEAD:]) for text in texts]
+    sizes = map(len, begun), map(len, rest)
+    asked = [c for c, (a, b) in enumerate(zip(*sizes, strict=True)) if a + b <= room]
+    groups = _groups([heads[c] for c in asked], most)
     stems: list[Ids] = []
     leaves: list[list[Ids]] = []
     places: list[tuple[int, int] | None] = [None] * len(texts)
     for k, group in enumerate(groups):
         members = [asked[i] for i in group]
-        stems.append(tokens(halves[members[0]][0]))
-        leaves.append([tokens(halves[c][1]) for c in members])
+        stems.append(begun[members[0]])
+        leaves.append([rest[c] for c in members])
         for m, c in enumerate(members):
             places[c] = k, m
     return stems, leaves, places

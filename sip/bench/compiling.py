@@ -32,13 +32,15 @@ def bench_compile() -> None:
         return
     for cache, (bar, goal) in BARS.items():
         cpu, wall = found[cache]["cpu_seconds"], found[cache]["wall_seconds"]
-        line = f"{job}, {cache} cache: {cpu:.1f} CPU s, {wall:.1f} s"
+        kept = f"{found[cache]['programs']:.0f} programs kept"
+        line = f"{job}, {cache} cache: {cpu:.1f} CPU s, {wall:.1f} s, {kept}"
         met = "met" if cpu <= bar else "NOT met"
         print(line if flags.TINY.value else f"{line}; at most {bar:.0f} ({met}), goal {goal:.0f}")
 
 
 def cost(job: str, folder: str, cache: str) -> dict[str, float]:
-    """Runs a job in a new workdir and returns its seconds. Raises UserError if it fails."""
+    """Runs a job in a new workdir and returns its seconds, and how many programs it added to the
+    cache. Raises UserError if it fails."""
     data = os.path.join(folder, "text.txt")
     if not os.path.exists(data):
         with open(data, "w") as file:
@@ -47,13 +49,21 @@ def cost(job: str, folder: str, cache: str) -> dict[str, float]:
     command += [f"--workdir={os.path.join(folder, cache)}"]
     command += [f"--config.data.path={data}"] if job == SMALL else []
     kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    environ = {**kept, "XDG_CACHE_HOME": os.path.join(folder, "cache")}
-    before, start = _children(), time.monotonic()
+    programs = os.path.join(folder, "programs")
+    environ = {**kept, "XDG_CACHE_HOME": programs}
+    held, before, start = _files(programs), _children(), time.monotonic()
     done = subprocess.run(command, env=environ, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         raise UserError(f"{' '.join(command)}: failed: {lines[-1]}")
-    return {"cpu_seconds": _children() - before, "wall_seconds": time.monotonic() - start}
+    seconds = {"cpu_seconds": _children() - before, "wall_seconds": time.monotonic() - start}
+    return {**seconds, "programs": _files(programs) - held}
+
+
+def _files(folder: str) -> int:
+    """Returns the number of programs below a folder; each has a second file, its time of use."""
+    names = [name for *_, files in os.walk(folder) for name in files]
+    return sum(not name.endswith("-atime") for name in names)
 
 
 def _children() -> float:

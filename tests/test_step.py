@@ -187,7 +187,14 @@ def test_runs_that_differ_in_their_schedule_share_a_program_and_no_others_do():
 
 @pytest.mark.parametrize(
     ("where", "value"),
-    [("params", np.nan), ("params", 3e38), ("mu", np.nan), ("mu", np.inf), ("nu", -1.0)],
+    [
+        ("params", np.nan),
+        ("params", 3e38),
+        ("mu", np.nan),
+        ("mu", np.inf),
+        ("nu", -1.0),
+        ("nu", np.inf),
+    ],
 )
 def test_a_state_that_may_overflow_is_kept(where, value):
     before, _ = updater()(state(), batch())

@@ -472,8 +472,8 @@ def keep_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, (1 << 31) - 1)
-        libc.mallopt(mmap_max, 0)  # such buffers are always returned
-        libc.mallopt(arena_max, 1)  # those of threads hold no large buffers
+        libc.mallopt(mmap_max, 0)  # a buffer with pages of its own is always returned
+        libc.mallopt(arena_max, 1)  # a thread's own arena is too small for large buffers
 
 
 def keep_programs() -> None:

@@ -46,6 +46,7 @@ MENDABLE, INTERRUPTED, LEFT = 2, 130, 1
 PRINT = "print_config"
 PROGRAMS_BYTES = 4 << 30  # compiled programs kept per user and kind of CPU; the oldest go first
 PROGRAMS_SECONDS = 0.05  # compile time from which a program is kept
+FEW_CPUS = 16  # that share one arena of malloc
 KEPT_FROM = "jax_persistent_cache_min_compile_time_secs"  # JAX's setting of it
 QUICK = (  # XLA's flags of the config's `compile`
     "--xla_backend_optimization_level=0",
@@ -468,10 +469,14 @@ def keep_memory() -> None:
     XLA's CPU backend allocates and frees its buffers in every step. Returning their pages to the
     kernel each time costs more time than the kept memory is worth.
     """
-    trim_threshold, mmap_max, arena_max = -1, -4, -8
+    trim_threshold, mmap_threshold, mmap_max, arena_max = -1, -3, -4, -8
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, (1 << 31) - 1)
+        # Hosts of accelerators have many threads, which should not wait for one arena.
+        if (os.cpu_count() or FEW_CPUS) > FEW_CPUS or "MALLOC_ARENA_MAX" in os.environ:
+            libc.mallopt(mmap_threshold, 32 << 20)  # the largest that it takes
+            return
         libc.mallopt(mmap_max, 0)  # a buffer with pages of its own is always returned
         libc.mallopt(arena_max, 1)  # a thread's own arena is too small for large buffers
 

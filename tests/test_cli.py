@@ -3,7 +3,9 @@
 import importlib
 import io
 import os
+import platform
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -307,3 +309,27 @@ def test_a_config_without_a_path_is_printed_and_named(capsys):
     assert err.startswith("warning: data is not valid yet: config data: data.path ''")
     assert call(train, "--print_config") == 2
     assert "--config is needed" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc of glibc")
+def test_a_large_buffer_of_a_program_is_kept():
+    """Its pages are new the first time only."""
+    child = """
+import resource
+from sip import cli
+cli.keep_memory()
+import jax, jax.numpy as jnp
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+f = jax.jit(lambda x: jnp.cumsum(jnp.outer(x, x), 0).sum(1))
+x = jnp.ones(5000)
+jax.block_until_ready(f(x))
+jax.block_until_ready(f(x))
+before = faults()
+jax.block_until_ready(f(x))
+print(faults() - before, f.lower(x).compile().memory_analysis().temp_size_in_bytes)
+"""
+    env = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    done = subprocess.run([sys.executable, "-c", child], env=env, capture_output=True, text=True)
+    new, size = map(int, done.stdout.split())
+    if (os.cpu_count() or 1) <= cli.FEW_CPUS:
+        assert size > 90e6 and new < size / resource.getpagesize() / 4

@@ -316,9 +316,10 @@ def test_every_parameter_of_every_family_is_a_matrix_an_embedding_or_a_vector():
     [
         dict(),
         dict(b1=0.0, b2=0.0, eps=1e-17),
+        dict(b1=0.5, b2=0.5, clip_norm=optim.CLIPS[1]),
         dict(b1=optim.MOST_DECAY, b2=optim.MOST_DECAY, eps=2e-12),
-        dict(mu_dtype="bfloat16", clip_norm=3e38, lr=1e-12, weight_decay=1e12),
-        dict(lr=10.0, weight_decay=0.1, clip_norm=3e38, eps=2e-16),
+        dict(mu_dtype="bfloat16", clip_norm=optim.CLIPS[1], lr=1e-12, weight_decay=1e12),
+        dict(lr=10.0, weight_decay=0.1, clip_norm=optim.CLIPS[0], eps=2e-16),
     ],
 )
 @pytest.mark.parametrize("count", [0, 1, 10**6])
@@ -345,7 +346,15 @@ def test_a_state_within_the_bounds_stays_finite(settings, count):
 
 
 @pytest.mark.parametrize(
-    "settings", [dict(name="muon"), dict(b2=0.9999999), dict(b1=0.999999), dict(eps=1e-17)]
+    "settings",
+    [
+        dict(name="muon"),
+        dict(b2=0.9999999),
+        dict(b1=0.999999),
+        dict(eps=1e-17),
+        dict(clip_norm=1e-40),
+        dict(clip_norm=1e19),
+    ],
 )
 def test_settings_that_may_overflow_are_checked_afterwards(settings):
     assert optim.build(OptimConfig(lr=1.0, steps=4, **settings)).stays_finite is None

@@ -188,12 +188,12 @@ def test_runs_that_differ_in_their_schedule_share_a_program_and_no_others_do():
 @pytest.mark.parametrize(
     ("where", "value"),
     [
-        ("params", np.nan),
         ("params", 3e38),
         ("mu", np.nan),
         ("mu", np.inf),
         ("nu", -1.0),
         ("nu", np.inf),
+        ("nu", np.nan),
     ],
 )
 def test_a_state_that_may_overflow_is_kept(where, value):
@@ -211,6 +211,32 @@ def test_a_state_that_may_overflow_is_kept(where, value):
     after, _ = updater()(before, {**batch(), "x": np.zeros((8, 3), np.float32)})
     same((after.params, after.opt_state), kept)
     assert int(after.skipped) == 1
+
+
+@pytest.mark.parametrize("name", ["mu", "nu"])
+@pytest.mark.parametrize("at", [0, 9, 15])
+def test_a_state_with_a_nan_on_one_of_several_devices_is_kept(name, at):
+    """A least number over devices may drop it."""
+    split = jax.sharding.NamedSharding(jax.make_mesh((4,), ("d",)), jax.P("d"))
+    params = {"w": jax.device_put(jnp.ones(16), split)}
+    spoiled = jax.device_put(jnp.zeros(16).at[at].set(np.nan), split)
+    opt_state = optax.tree.set(TX.init(params), **{name: {"w": spoiled}})
+    assert not jax.jit(TX.stays_finite)(params, opt_state)
+    assert jax.jit(TX.stays_finite)(params, TX.init(params))
+
+
+@pytest.mark.parametrize("ok", [True, False])
+def test_a_gpu_selects_and_does_not_branch(ok, monkeypatch):
+    """A branch there stops the host until the gradient is known."""
+    apply = lambda grads, opt_state, old: (old - grads, opt_state + 1)
+    found = []
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda name=backend: name)
+        args = jnp.bool_(ok), jnp.float32(1), jnp.float32(2), jnp.float32(1)
+        one = lambda ok, *rest: step._applied_if(ok, apply, *rest)
+        found.append(str(jax.make_jaxpr(one)(*args)).count("cond["))
+        same(one(*args), (1.0, 2.0) if ok else (2.0, 1.0))
+    assert found == [1, 0]
 
 
 def test_a_gradient_of_infinite_norm_is_skipped():

@@ -61,9 +61,8 @@ def cost(job: str, folder: str, cache: str) -> dict[str, float]:
 
 
 def _files(folder: str) -> int:
-    """Returns the number of programs below a folder; each has a second file, its time of use."""
-    names = [name for *_, files in os.walk(folder) for name in files]
-    return sum(not name.endswith("-atime") for name in names)
+    """Returns the number of programs that JAX keeps below a folder."""
+    return sum(name.endswith("-cache") for *_, files in os.walk(folder) for name in files)
 
 
 def _children() -> float:

@@ -26,6 +26,7 @@ LEAST_LR = 1e-12  # stands for any learning rate in a rule; lets it have any wei
 # For `stays_finite`: with these, and entries whose squares are finite (below 2e19), AdamW's result
 # is finite in float32. The largest weight decay, 1 / LEAST_LR, does not overflow either.
 MOST_SQUARE = 1e38  # of a second moment
+CLIPS = 1e-30, 1e18  # of clip_norm: not 0 in float32, and with a square far below MOST_SQUARE
 MOST_DECAY = 1 - 1e-5  # of moments: nearer to 1, the correction of their bias may divide by 0
 LEAST_DIVISOR = 1e-17  # of (1 - b1) * eps: 2e19 over it is finite
 
@@ -192,19 +193,21 @@ def stays_finite(params, state) -> Array:
     It holds for any gradient of finite norm and for settings that are `_is_tame`. A second moment
     may become infinite when its bias is corrected; the update is then 0.
     """
-    # Norms and extremes are one pass over an array; to compare its entries takes three times as
-    # long on CPUs.
+    # One pass over each array; to compare entries takes at least twice as long on CPUs. A least
+    # number over several devices may hide a NaN, a sum does not.
     mean, square = (optax.tree.get(state, name) for name in ("mu", "nu"))
     norms = [optax.tree.norm(tree, squared=True) for tree in (params, mean)]
-    extremes = [(x.min(), x.max()) for x in jax.tree.leaves(square)]
-    found = [(low >= 0) & (high <= MOST_SQUARE) for low, high in extremes]
+    sums = [(x.min(initial=0.0), x.sum()) for x in jax.tree.leaves(square)]
+    found = [(low >= 0) & (total <= MOST_SQUARE) for low, total in sums]
     return jnp.all(jnp.stack([*map(jnp.isfinite, norms), *found]))
 
 
 def _is_tame(cfg: OptimConfig) -> bool:
     """Returns True if `stays_finite` is enough for these settings."""
-    decays, divisor = max(cfg.b1, cfg.b2), (1 - cfg.b1) * cfg.eps
-    return cfg.name == "adamw" and decays <= MOST_DECAY and divisor >= LEAST_DIVISOR
+    if cfg.name != "adamw":
+        return False
+    clips, decays = CLIPS[0] <= cfg.clip_norm <= CLIPS[1], max(cfg.b1, cfg.b2) <= MOST_DECAY
+    return clips and decays and (1 - cfg.b1) * cfg.eps >= LEAST_DIVISOR
 
 
 def _adamw(cfg: OptimConfig, rate: optax.Schedule) -> optax.GradientTransformation:

@@ -230,6 +230,19 @@ def _applied(rule, grads, opt_state, learned):
     return optax.apply_updates(learned, updates), opt_state
 
 
+def _applied_if(ok, apply, grads, learned, opt_state):
+    """Returns apply(..), or (learned, opt_state) as they are if not `ok`.
+
+    The result takes the old state's memory. On GPUs one of both is selected, since a branch there
+    makes the host wait for `ok`, and with it for the whole gradient.
+    """
+    new = lambda learned, opt_state: apply(grads, opt_state, learned)
+    old = learned, opt_state
+    if jax.default_backend() == "gpu":
+        return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new(*old), old)
+    return jax.lax.cond(ok, new, lambda *old: old, *old)
+
+
 @dataclass(frozen=True)
 class Update:
     """A jitted update(state, batch) -> (state, metrics), with the learning rates of its run."""
@@ -291,11 +304,8 @@ def _program(terms: Terms, rule, weights: Weights, microbatches: int, stays_fini
             ok &= all_finite(new)
             kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, kept)
         else:
-            # Known before the result, which can then take the old state's memory.
             ok &= stays_finite(*kept)
-            kept = jax.lax.cond(
-                ok, lambda old, opt: apply(grads, opt, old), lambda *old: old, *kept
-            )
+            kept = _applied_if(ok, apply, grads, *kept)
         params, opt_state = kept
         bad = (~ok).astype(jnp.int32)
         state = dataclasses.replace(

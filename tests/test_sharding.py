@@ -220,6 +220,18 @@ def test_an_update_on_eight_devices_equals_one_on_one(name, microbatches):
     _check_update(name, "2x2x2", microbatches)
 
 
+def test_no_branch_of_an_update_waits_for_other_devices():
+    """Several CPU devices that meet in a branch may wait for ever."""
+    _, text = _update("dpo", "2x2x2", 1)
+    bodies = {b.split("(")[0].split()[0].lstrip("%"): b for b in re.split(r"\n(?=%|ENTRY)", text)}
+    branches = re.findall(r"(?:true|false)_computation=%?([\w.-]+)", text)
+    branches += re.findall(r"branch_computations=\{%?([\w.-]+), %?([\w.-]+)\}", text)
+    names = [n for each in branches for n in ([each] if isinstance(each, str) else each)]
+    assert len(names) == 2 and "all-reduce(" in text
+    for name in names:
+        assert not re.search(r"(all-|reduce-scatter|collective-)[\w-]*\(", bodies[name]), name
+
+
 @pytest.mark.slow  # the update above is cut along all three axes
 @pytest.mark.parametrize("where", ["1x1x8", "1x8x1", "8x1x1"])
 def test_any_mesh_of_eight_gives_the_same_update(where):

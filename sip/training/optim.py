@@ -137,12 +137,13 @@ def _looked_up(rates_S) -> optax.Schedule:
 
 @dataclass(frozen=True, eq=False)
 class Optimiser:
-    """An optax transformation in two parts: its rule, and the learning rates of its run.
+    """An optax transformation in parts: clipping, a rule, and the learning rates of its run.
 
     The rates are an argument of the rule's update. Runs that differ in nothing but their schedule
     have one rule, and so one compiled program.
     """
 
+    clip: Callable[[Any], Any]  # gradients -> gradients; reduces over devices, the rule does not
     rule: optax.GradientTransformationExtraArgs  # update takes the argument rates_S
     rates_S: np.ndarray
     # (params, state) -> bool scalar: the result is finite whatever gradient of finite norm comes.
@@ -155,7 +156,7 @@ class Optimiser:
 
     def update(self, grads, state, params=None):
         """Returns (updates, state)."""
-        return self.rule.update(grads, state, params, rates_S=self.rates_S)
+        return self.rule.update(self.clip(grads), state, params, rates_S=self.rates_S)
 
 
 def build(cfg: OptimConfig) -> Optimiser:
@@ -168,16 +169,25 @@ def build(cfg: OptimConfig) -> Optimiser:
     same = ("warmup_steps", "schedule", "min_ratio", "decay_fraction")
     unscheduled = {name: defaults[name] for name in same}
     rule = _rule(dataclasses.replace(cfg, lr=LEAST_LR, steps=1, **unscheduled))
-    return Optimiser(rule, rates(cfg), stays_finite if _is_tame(cfg) else None)
+    clip = _clip(cfg.clip_norm)
+    return Optimiser(clip, rule, rates(cfg), stays_finite if _is_tame(cfg) else None)
+
+
+@functools.cache
+def _clip(most: float) -> Callable[[Any], Any]:
+    """Returns clipping by the global norm, the same object for equal settings."""
+    by_norm = optax.clip_by_global_norm(most)
+    return lambda grads: by_norm.update(grads, optax.EmptyState())[0]
 
 
 @functools.cache
 def _rule(cfg: OptimConfig) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimiser without its schedule, the same object for equal settings."""
+    """Returns the optimiser without schedule and clipping, the same object for equal settings."""
 
     def chain(rate: optax.Schedule):
         make = {"adamw": _adamw, "muon": _muon}[cfg.name]
-        return optax.chain(optax.clip_by_global_norm(cfg.clip_norm), make(cfg, rate))
+        # Clipping comes before and has no state; `identity` keeps its place in saved states.
+        return optax.chain(optax.identity(), make(cfg, rate))
 
     def update(grads, state, params=None, *, rates_S: Any, **_):
         return chain(_looked_up(rates_S)).update(grads, state, params)

@@ -224,6 +224,10 @@ def all_finite(tree) -> Array:
     return jnp.all(jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]))
 
 
+def _unclipped(grads):
+    return grads
+
+
 def _applied(rule, grads, opt_state, learned):
     """Returns the new (parameters, optimiser state); `rule` is the optimiser's update."""
     updates, opt_state = rule(grads, opt_state, _floats(learned))
@@ -233,8 +237,9 @@ def _applied(rule, grads, opt_state, learned):
 def _applied_if(ok, apply, grads, learned, opt_state):
     """Returns apply(..), or (learned, opt_state) as they are if not `ok`.
 
-    The result takes the old state's memory. On GPUs one of both is selected, since a branch there
-    makes the host wait for `ok`, and with it for the whole gradient.
+    `apply` must not reduce over devices: on CPUs a branch that does may wait for ever. The result
+    takes the old state's memory. On GPUs one of both is selected, since a branch there makes the
+    host wait for `ok`, and with it for the whole gradient.
     """
     new = lambda learned, opt_state: apply(grads, opt_state, learned)
     old = learned, opt_state
@@ -277,15 +282,15 @@ def make_update(
     Equal arguments give the same program, which compiles once; the learning rates of an `Optimiser`
     may differ.
     """
-    known = isinstance(tx, Optimiser)
-    rule, rates_S, stays_finite = (
-        (tx.rule, tx.rates_S, tx.stays_finite) if known else (tx, None, None)
-    )
-    return Update(_program(terms, rule, weights, microbatches, stays_finite), rates_S)
+    if isinstance(tx, Optimiser):
+        parts, rates_S = (tx.clip, tx.rule, tx.stays_finite), tx.rates_S
+    else:
+        parts, rates_S = (_unclipped, tx, None), None
+    return Update(_program(terms, *parts, weights, microbatches), rates_S)
 
 
 @functools.lru_cache(maxsize=32)
-def _program(terms: Terms, rule, weights: Weights, microbatches: int, stays_finite):
+def _program(terms: Terms, clip, rule, stays_finite, weights: Weights, microbatches: int):
     def update(state: TrainState, batch, rates_S) -> tuple[TrainState, Metrics]:
         more = {} if rates_S is None else {"rates_S": rates_S}
         apply = functools.partial(_applied, functools.partial(rule.update, **more))
@@ -294,7 +299,7 @@ def _program(terms: Terms, rule, weights: Weights, microbatches: int, stays_fini
         grads, loss, metrics = gradient(
             of, learned, frozen(state), batch, weights(state.step), microbatches
         )
-        norm = optax.tree.norm(grads)
+        norm, grads = optax.tree.norm(grads), clip(grads)
         ok = jnp.isfinite(loss) & jnp.isfinite(norm)
         kept = learned, state.opt_state
         if stays_finite is None:

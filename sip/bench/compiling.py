@@ -49,7 +49,7 @@ def cost(job: str, folder: str, cache: str) -> dict[str, float]:
     command += [f"--workdir={os.path.join(folder, cache)}"]
     command += [f"--config.data.path={data}"] if job == SMALL else []
     kept = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    programs = os.path.join(folder, "programs")
+    programs = os.path.join(folder, "cache")
     environ = {**kept, "XDG_CACHE_HOME": programs}
     held, before, start = _files(programs), _children(), time.monotonic()
     done = subprocess.run(command, env=environ, capture_output=True, text=True)

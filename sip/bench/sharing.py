@@ -6,6 +6,7 @@ Both variants run through `textgen.local.Local`.
 """
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -51,7 +52,8 @@ def questions(
     letters = lambda n: "".join(map(chr, rng.integers(ord("a"), ord("z") + 1, n)))
     trunk = prompts.trunk(ASPECT, prefix=letters(prefix), reference="")
     texts = [letters(suffix or SUFFIX) for _ in range(candidates)]
-    return trunk, [prompts.branch(ASPECT, a, b) for a in texts for b in texts if a is not b]
+    orders = itertools.permutations(range(len(texts)), 2)
+    return trunk, [*prompts.pairs(ASPECT, texts, orders)]
 
 
 def prompt_tokens(

@@ -151,7 +151,7 @@ def trunk(aspect: Aspect, *, prefix: str, reference: str) -> tuple[str, ...]:
 def branch(aspect: Aspect, *candidates: str) -> tuple[str, ...]:
     """Fills the branch with one candidate (pointwise) or two in the order shown (pairwise)."""
     filled = fill(aspect.branch, dict(zip(FIELDS[aspect.kind], candidates, strict=True)))
-    return (*filled, "", Markup(aspect.tail)) if aspect.tail else filled
+    return (*filled, *_tail(aspect))
 
 
 def pairs(
@@ -162,9 +162,13 @@ def pairs(
     Each text is quoted once, so that all pairs cost little more than their texts.
     """
     quoted = [quote(text) for text in texts]
-    begin, between, *end = pieces(aspect.branch)[::2]
-    end = (*end, "", Markup(aspect.tail)) if aspect.tail else end
+    begin, between, last = pieces(aspect.branch)[::2]
+    end = last, *_tail(aspect)
     return [(begin, quoted[i], between, quoted[j], *end) for i, j in orders]
+
+
+def _tail(aspect: Aspect) -> tuple[str, ...]:
+    return ("", Markup(aspect.tail)) if aspect.tail else ()
 
 
 def seated(aspect: Aspect, turn: Turn) -> Aspect:

@@ -549,9 +549,8 @@ def continuations(
 
     def added(ids: Sequence[int]) -> str:
         whole = tok.decode([*tail, *ids])
-        # The common prefix is shorter than decode(tail) if that ends with U+FFFD.
-        same = whole.startswith(before)
-        return whole[len(before) if same else len(os.path.commonprefix([before, whole])) :]
+        # The common prefix is shorter than `before` if that ends with U+FFFD.
+        return whole[len(os.path.commonprefix([before, whole])) :]
 
     return [added(ids) for ids in rows]
 

@@ -234,6 +234,11 @@ def _applied(rule, grads, opt_state, learned):
     return optax.apply_updates(learned, updates), opt_state
 
 
+def _selected(ok, new, old):
+    """Returns the tree `new` if `ok`, else `old`."""
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, old)
+
+
 def _applied_if(ok, apply, grads, learned, opt_state):
     """Returns apply(..), or (learned, opt_state) as they are if not `ok`.
 
@@ -244,7 +249,7 @@ def _applied_if(ok, apply, grads, learned, opt_state):
     new = lambda learned, opt_state: apply(grads, opt_state, learned)
     old = learned, opt_state
     if jax.default_backend() == "gpu":
-        return jax.tree.map(lambda a, b: jnp.where(ok, a, b), new(*old), old)
+        return _selected(ok, new(*old), old)
     return jax.lax.cond(ok, new, lambda *old: old, *old)
 
 
@@ -275,9 +280,9 @@ def make_update(
 
     `batch` is a pytree with leading axis B, a multiple of `microbatches`. Metrics are a dict of
     (total, denom). Of LoRA parameters only the factors are updated. An update is skipped if loss,
-    gradient, new parameters or new moments are not finite: parameters and optimiser stay, while
-    `step` and `skipped` count it. The state is donated, so the one passed in cannot be used
-    afterwards.
+    gradient, new parameters or new moments are not finite, or might not be
+    (`Optimiser.stays_finite`): parameters and optimiser stay, while `step` and `skipped` count it.
+    The state is donated, so the one passed in cannot be used afterwards.
 
     Equal arguments give the same program, which compiles once; the learning rates of an `Optimiser`
     may differ.
@@ -307,7 +312,7 @@ def _program(terms: Terms, clip, rule, stays_finite, weights: Weights, microbatc
             # keeps the result beside the old state until it knows which of them stays.
             new = apply(grads, state.opt_state, learned)
             ok &= all_finite(new)
-            kept = jax.tree.map(lambda a, b: jnp.where(ok, a, b), new, kept)
+            kept = _selected(ok, new, kept)
         else:
             ok &= stays_finite(*kept)
             kept = _applied_if(ok, apply, grads, *kept)
